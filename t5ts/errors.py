@@ -1,0 +1,25 @@
+"""Errors that are the user's to mend: one message, no traceback."""
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done.
+
+    The message says what is wrong, where, which values are allowed and what to do.
+    Command lines print it without a traceback and exit with status 2.
+    """
+
+
+class ConfigError(UserError):
+    """A configuration value, or a pair of values, is impossible."""
+
+
+class DataError(UserError):
+    """The data is not there or is not what it seems."""
+
+
+class WeightsError(UserError):
+    """The encoder's weights are not there or are not what they seem."""
+
+
+class ResumeError(UserError):
+    """A checkpoint is corrupted or belongs to another run."""

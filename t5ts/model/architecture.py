@@ -1,0 +1,22 @@
+"""What shape a T5 encoder has: the one description shared by encoders and weights."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Architecture:
+    """Shape of a T5 encoder stack, in the words of T5's own `config.json`.
+
+    Source: Raffel et al. 2020 (v1.0) and Shazeer 2020 (v1.1's gated feed-forward).
+    """
+
+    d_model: int
+    d_ff: int
+    d_kv: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int = 32128
+    feed_forward_proj: str = "relu"
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
