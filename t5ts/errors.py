@@ -23,3 +23,11 @@ class WeightsError(UserError):
 
 class ResumeError(UserError):
     """A checkpoint is corrupted or belongs to another run."""
+
+
+class TrainingError(UserError):
+    """A loss or a gradient is no longer finite; says where, and what is left to go on from."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, has written its checkpoint, and can be resumed."""

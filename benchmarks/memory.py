@@ -1,0 +1,101 @@
+"""Peak memory of a long series: python benchmarks/memory.py [--rows 10000000] [--channels 8].
+
+Question: does a 10-million-row, 8-channel float32 Parquet file load, scale and yield batches with a
+peak RSS of at most 2× its raw bytes (rows · channels · 4) above the import baseline?
+
+The file is made in a temporary folder by one process and measured in another, which imports all it
+needs, notes its RSS, loads the file, builds the windows, gathers an epoch's worth of batches, and
+reads its own VmHWM. Exit code 1 if the limit is passed. Expected (2 cores): ratio 1.6, 10 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LIMIT = 2.0
+ROOT = str(Path(__file__).parents[1])
+MAKE = "import benchmarks.memory as m, sys; m.make(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))"
+MEASURE = "import benchmarks.memory as m, sys; m.measure(sys.argv[1])"
+
+
+def make(path: str, rows: int, channels: int) -> None:
+    """Writes a minute-bar Parquet file of noise, which does not compress."""
+    import numpy as np
+    import polars as pl
+
+    rng = np.random.default_rng(0)
+    start = datetime.datetime(2000, 1, 1)
+    end = start + datetime.timedelta(minutes=rows - 1)
+    columns = {f"x{c}": rng.standard_normal(rows, dtype=np.float32) for c in range(channels)}
+    times = pl.datetime_range(start, end, "1m", eager=True)
+    pl.DataFrame({"time": times, **columns}).write_parquet(path)
+
+
+def measure(path: str) -> None:
+    """Loads, scales and gathers; prints the figures as one JSON line."""
+    import torch
+
+    from t5ts.data import tables  # noqa: F401 (imported by load_csv; part of the import baseline)
+    from t5ts.data.sources import load_csv
+    from t5ts.data.windows import build_windows, epoch_order
+
+    baseline = _status("VmRSS")
+    began = time.perf_counter()
+    series = load_csv(path=path)
+    loaded = time.perf_counter()
+    after_load = _status("VmHWM")
+    splits = build_windows(series, context_len=128, target_len=24)
+    scaled = time.perf_counter()
+    order = epoch_order(len(splits.train), seed=0, epoch=0, limit=64_000)
+    for index_B in order.split(64):
+        batch_BCW = splits.train.gather(index_B)
+    assert torch.isfinite(batch_BCW).all()
+    figures = {
+        "baseline_bytes": baseline,
+        "load_peak_bytes": after_load - baseline,
+        "peak_bytes": _status("VmHWM") - baseline,
+        "load_s": round(loaded - began, 2),
+        "scale_s": round(scaled - loaded, 2),
+        "gather_windows_per_s": round(len(order) / (time.perf_counter() - scaled)),
+    }
+    print(json.dumps(figures))
+
+
+def _status(key: str) -> int:
+    """A figure of /proc/self/status in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("needs Linux: /proc/self/status")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--channels", type=int, default=8)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "long.parquet")
+        size = (str(args.rows), str(args.channels))
+        subprocess.run([sys.executable, "-c", MAKE, path, *size], check=True, cwd=ROOT)
+        answer = subprocess.run(
+            [sys.executable, "-c", MEASURE, path], check=True, cwd=ROOT, stdout=subprocess.PIPE
+        )
+    figures = json.loads(answer.stdout)
+    raw = args.rows * args.channels * 4
+    ratio = figures["peak_bytes"] / raw
+    figures |= {"raw_bytes": raw, "ratio": round(ratio, 2), "limit": LIMIT}
+    for key, figure in figures.items():
+        print(f"{key:>22}  {figure:>15,}")
+    return int(ratio > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

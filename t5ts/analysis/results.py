@@ -1,0 +1,50 @@
+"""Reading run directories: the only source of everything that is reported."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from t5ts.errors import DataError
+
+
+def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """The rows of one kind from `metrics.jsonl`.
+
+    Args:
+        run_dir: A run directory.
+        kind: eval (a row per evaluation), step (per logged step) or probe (update ratios).
+
+    Raises:
+        DataError: if the file is missing, or a line other than an unfinished last one is not JSON.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: {run_dir} is not a run directory.")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break  # a run that is still writing, or was killed while it did
+            raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
+        if row.get("kind") == kind:
+            rows.append(row)
+    return rows
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One of a run directory's JSON files.
+
+    Raises:
+        DataError: if it is missing or not JSON.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON ({error}).") from error
+    assert isinstance(value, dict)
+    return value

@@ -1,0 +1,342 @@
+"""From a checked config to the objects of a run; nothing here trains or writes."""
+
+import hashlib
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from hydra.utils import get_method
+from torch import Tensor
+
+from t5ts.config import (
+    Config,
+    DataConfig,
+    LinearBackbone,
+    SharedBackbone,
+    T5Backbone,
+)
+from t5ts.data.series import Series
+from t5ts.data.windows import Windows, WindowSplits, build_windows, mase_denominator
+from t5ts.errors import ConfigError
+from t5ts.model.architecture import T5Architecture
+from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, T5Encoder, component_of
+from t5ts.model.forecaster import Forecaster, build_forecaster
+from t5ts.model.weights import LoadReport, encoder_state, read_architecture, state_digest
+from t5ts.optim import OptimSettings, PlannedOptimizer
+from t5ts.schedule import forecaster_plan, start_step
+from t5ts.task import Forecast
+
+#: Windows of a dry run's epoch and evaluation, in batches.
+DRY_RUN_BATCHES = 2
+
+
+@dataclass(kw_only=True, eq=False)
+class Setup:
+    """Everything that a run is made of.
+
+    Attributes:
+        train, val, test: The windows in use (`debug=overfit` puts one set in all three places).
+        report: Where the encoder's weights came from; None without a T5 encoder.
+        denominator_C: Seasonal-naive MAE of the train rows, for MASE.
+        baseline_season: The season that the naive baselines repeat.
+        autocast: Precision of the forward pass; None for float32.
+    """
+
+    device: torch.device
+    autocast: torch.dtype | None
+    task: Forecast
+    series: Series
+    splits: WindowSplits
+    train: Windows
+    val: Windows
+    test: Windows
+    model: Forecaster
+    report: LoadReport | None
+    optimizer: PlannedOptimizer
+    epochs: int
+    windows_per_epoch: int
+    steps_per_epoch: int
+    eval_limit: int | None
+    denominator_C: Tensor
+    baseline_season: int
+
+
+def build(config: Config) -> Setup:
+    """Load the data and the weights, and build model and optimizer.
+
+    Raises:
+        UserError: for data or weights that cannot be had or are not what they should be.
+    """
+    device, autocast = device_and_precision(config)
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    task = Forecast(seq_len=config.seq_len, horizon=config.horizon)
+    series = load_series(config.data)
+    splits = build_windows(
+        series,
+        context_len=task.context_len,
+        target_len=task.target_len,
+        fraction=config.data.fraction,
+        device=device,
+    )
+    train, val, test = _windows_in_use(config, splits)
+    model, report = build_model(config, num_channels=len(series.channels))
+    model.to(device)
+    dry = config.debug.fast_dev_run
+    limit = DRY_RUN_BATCHES * config.train.batch_size if dry else config.data.windows_per_epoch
+    windows_per_epoch = min(len(train), limit or len(train))
+    steps_per_epoch = -(-windows_per_epoch // config.train.batch_size)
+    epochs = 1 if dry else config.train.epochs
+    return Setup(
+        device=device,
+        autocast=autocast,
+        task=task,
+        series=series,
+        splits=splits,
+        train=train,
+        val=val,
+        test=test,
+        model=model,
+        report=report,
+        optimizer=build_optimizer(
+            config, model, steps_per_epoch=steps_per_epoch, total_steps=epochs * steps_per_epoch
+        ),
+        epochs=epochs,
+        windows_per_epoch=windows_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        eval_limit=config.train.eval_batch_size if dry else None,
+        denominator_C=mase_denominator(
+            train.series_TC[slice(*splits.scaler_rows)], season=series.season
+        ),
+        baseline_season=task.baseline_season(series.season),
+    )
+
+
+def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | None]:
+    """The device, and the autocast type (None: float32 without autocast).
+
+    Raises:
+        ConfigError: if a GPU, or a precision that needs one, is asked for and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if config.train.device == "cuda" and not has_gpu:
+        raise ConfigError(
+            "train.device=cuda, but torch sees no GPU: use train.device=cpu, or mend the driver"
+            " (python -c 'import torch; print(torch.version.cuda)')."
+        )
+    device = torch.device("cuda" if has_gpu and config.train.device != "cpu" else "cpu")
+    if config.train.precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "train.precision=fp16, but there is no GPU: fp16 trains on a GPU only;"
+            " use train.precision=fp32 (or auto)."
+        )
+    chosen = config.train.precision
+    if chosen == "auto":
+        # T5 was trained in bf16; its feed-forward overflows fp16, so that is never chosen here.
+        chosen = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[chosen]
+
+
+def load_series(data: DataConfig) -> Series:
+    """Call the data's loader with every field that its schema adds to the common ones."""
+    common = {field.name for field in fields(DataConfig)}
+    arguments = {f.name: getattr(data, f.name) for f in fields(data) if f.name not in common}
+    series = get_method(data._target_)(**arguments)
+    assert isinstance(series, Series)
+    return series
+
+
+def _windows_in_use(config: Config, splits: WindowSplits) -> tuple[Windows, Windows, Windows]:
+    count = config.debug.overfit_windows
+    if count is None:
+        return splits.train, splits.val, splits.test
+    full = splits.train
+    few = Windows(
+        full.series_TC,
+        name="train",
+        window_len=full.window_len,
+        first_row=full.first_row,
+        num_windows=min(count, len(full)),
+    )
+    return few, few, few
+
+
+def component_seed(seed: int, component: str) -> int:
+    """A seed of its own for each component, so that none consumes another's randomness."""
+    digest = hashlib.sha256(f"{seed}/{component}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def component_generator(seed: int, component: str) -> torch.Generator:
+    """A CPU generator of a component's own."""
+    return torch.Generator().manual_seed(component_seed(seed, component))
+
+
+def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadReport | None]:
+    """The forecaster of any arm, and where its encoder's weights came from.
+
+    All init arms of a backbone go through this one constructor and differ only by the state dict
+    that is loaded into the encoder.
+
+    Raises:
+        WeightsError: if the weights cannot be had or do not verify.
+    """
+    encoder, report = _build_encoder(config)
+    # Without an encoder there are no tokens: one linear map, whatever the patch group says.
+    has_tokens = not isinstance(encoder, NoEncoder)
+    embedding_rms = None
+    if isinstance(config.backbone, T5Backbone) and report is not None:
+        embedding_rms = config.backbone.embedding_rms or report.embedding_rms
+    model = build_forecaster(
+        encoder=encoder,
+        num_channels=num_channels,
+        seq_len=config.seq_len,
+        output_len=config.horizon,
+        patch_len=config.patch.patch_len,
+        stride=config.patch.stride,
+        channels=config.patch.channels,
+        norm=config.patch.norm and has_tokens,
+        scale=config.patch.scale if has_tokens else "none",
+        embedding_rms=embedding_rms,
+        normalize=config.normalize.name,
+        patch_generator=component_generator(config.seed, "patch"),
+        head_generator=component_generator(config.seed, "head"),
+    )
+    return model, report
+
+
+def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
+    backbone = config.backbone
+    generator = component_generator(config.seed, "encoder")
+    if isinstance(backbone, LinearBackbone):
+        return NoEncoder(), None
+    if isinstance(backbone, SharedBackbone):
+        shared = SharedEncoder(
+            d_model=backbone.d_model,
+            num_layers=backbone.num_layers,
+            num_heads=backbone.num_heads,
+            d_ff=backbone.d_ff,
+            dropout=backbone.dropout,
+        )
+        shared.init_parameters(generator)
+        return shared, None
+    assert isinstance(backbone, T5Backbone)
+    arch = t5_architecture(backbone)
+    full = backbone.full_params
+    state, report = encoder_state(
+        init=config.init.name,
+        arch=arch,
+        generator=generator,
+        factor=config.init.factor,
+        scale_norms=config.init.scale_norms,
+        hub_id=None if backbone.path else backbone.hub_id,
+        path=backbone.path,
+        revision=backbone.revision,
+        expected_full_params=None if full is None else (full[0], full[1]),
+    )
+    encoder = T5Encoder(arch, dropout=backbone.dropout)
+    encoder.load_state_dict(state)
+    return encoder, report
+
+
+def t5_architecture(backbone: T5Backbone) -> T5Architecture:
+    """The backbone's shape: its own values, or those of the config.json in its directory."""
+    if backbone.d_model is None:
+        assert backbone.path is not None
+        return read_architecture(backbone.path)
+    sizes = {
+        key: getattr(backbone, key)
+        for key in ("d_model", "d_ff", "d_kv", "num_layers", "num_heads")
+    }
+    absent = [f"backbone.{key}" for key, value in sizes.items() if value is None]
+    if absent:
+        raise ConfigError(
+            f"{', '.join(absent)} must be given beside backbone.d_model={backbone.d_model}."
+        )
+    return T5Architecture(
+        vocab_size=backbone.vocab_size, feed_forward_proj=backbone.feed_forward_proj, **sizes
+    )
+
+
+def build_optimizer(
+    config: Config, model: Forecaster, *, steps_per_epoch: int, total_steps: int
+) -> PlannedOptimizer:
+    """The optimizer that follows the freezing plan."""
+    optim, freeze = config.optim, config.freeze
+    rules = forecaster_plan(
+        num_blocks=model.encoder.num_blocks,
+        unfreeze_epoch=freeze.unfreeze_epoch,
+        order=freeze.order,
+        blocks_per_stage=freeze.blocks_per_stage,
+        epochs_per_stage=freeze.epochs_per_stage,
+        always=freeze.always,
+        encoder_lr_scale=optim.encoder_lr_scale,
+        layer_decay=optim.layer_decay,
+    )
+    return PlannedOptimizer(
+        model.named_parameters(),
+        rules=rules,
+        settings=OptimSettings(
+            algorithm=optim.algorithm,
+            lr=optim.lr,
+            warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
+            rewarmup_steps=round(freeze.rewarmup_epochs * steps_per_epoch),
+            schedule=optim.schedule,
+            min_lr_ratio=optim.min_lr_ratio,
+            weight_decay=optim.weight_decay,
+            clip_norm=optim.clip_norm,
+            beta1=optim.beta1,
+            beta2=optim.beta2,
+            eps=optim.eps,
+        ),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+
+
+def plan_table(setup: Setup, *, lr: float) -> list[dict[str, Any]]:
+    """What trains when and how fast: a line per component and rule, in the model's order.
+
+    Args:
+        setup: The run's objects.
+        lr: Base learning rate.
+    """
+    lines: dict[tuple[str, float | None, float], dict[str, Any]] = {}
+    for name, rule in setup.optimizer.plan.items():
+        key = (component_of(name), rule.start_epoch, rule.lr_scale)
+        line = lines.setdefault(
+            key,
+            {
+                "component": key[0],
+                "start_epoch": rule.start_epoch,
+                "start_step": start_step(rule.start_epoch, setup.steps_per_epoch),
+                "peak_lr": lr * rule.lr_scale,
+                "parameters": 0,
+            },
+        )
+        line["parameters"] += setup.optimizer.parameters[name].numel()
+    return list(lines.values())
+
+
+def initial_digests(model: Forecaster) -> dict[str, str]:
+    """SHA-256 of each part's tensors before training: arms are paired if patch and head agree."""
+    return {
+        part: state_digest(module.state_dict())
+        for part, module in (
+            ("patch", model.patch),
+            ("encoder", model.encoder),
+            ("head", model.head),
+        )
+    }
+
+
+def setup_summary(setup: Setup) -> dict[str, Any]:
+    """The part of `provenance.json` that comes from data and weights."""
+    counts = {w.name: len(w) for w in (setup.train, setup.val, setup.test)}
+    return {
+        "data": setup.series.fingerprint(),
+        "windows": counts,
+        "weights": None if setup.report is None else asdict(setup.report),
+        "initial_sha256": initial_digests(setup.model),
+        "steps_per_epoch": setup.steps_per_epoch,
+    }

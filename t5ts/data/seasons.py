@@ -1,0 +1,97 @@
+"""Which season a series has, read off its autocorrelation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from t5ts.errors import DataError
+
+# Calendar periods in seconds: minute, hour, day, week, year.
+PERIODS_S = {
+    "minute": 60.0,
+    "hour": 3600.0,
+    "day": 86_400.0,
+    "week": 604_800.0,
+    "year": 31_557_600.0,
+}
+# Rows (the last ones) and channels (the first ones) that are looked at.
+MAX_ROWS = 200_000
+MAX_CHANNELS = 32
+MIN_PROMINENCE = 0.1
+
+
+def choose_season(train_TC: np.ndarray, *, step_s: float, season: int | None) -> tuple[int, str]:
+    """The season to use and a sentence saying where it comes from.
+
+    Args:
+        train_TC: Train rows in any units; NaN allowed.
+        step_s: Seconds between rows.
+        season: Rows in one season if the user gave it, else None: it is inferred.
+
+    Returns:
+        (season, note); season 1 means none.
+
+    Raises:
+        DataError: if a given season is below 1.
+    """
+    if season is not None:
+        if isinstance(season, bool) or not isinstance(season, int) or season < 1:
+            raise DataError(
+                f"data.season={season!r} must be a whole number of rows ≥ 1 (1: no season), or "
+                "null to infer it."
+            )
+        return season, f"season {season}: given"
+    candidates = candidate_seasons(step_s, num_rows=min(len(train_TC), MAX_ROWS))
+    if not candidates:
+        return 1, f"season 1: no calendar period fits a step of {step_s:g} s and the train rows"
+    sample_TC = train_TC[-MAX_ROWS:, :MAX_CHANNELS]
+    scores = {lag: _prominence(sample_TC, lag) for lag in candidates}
+    best = max(scores.values())
+    if best < MIN_PROMINENCE:
+        tried = ", ".join(str(lag) for lag in candidates)
+        return 1, f"season 1: no autocorrelation peak at {tried} rows"
+    # The day's multiple, the week, scores like the day itself: prefer the shortest that does.
+    chosen = min(lag for lag, score in scores.items() if score >= 0.9 * best)
+    return chosen, (
+        f"season {chosen}: inferred ({candidates[chosen]}; autocorrelation peak "
+        f"{scores[chosen]:.2f}); set data.season to overrule"
+    )
+
+
+def candidate_seasons(step_s: float, *, num_rows: int) -> dict[int, str]:
+    """Calendar periods that are whole numbers of rows and recur three times in the rows.
+
+    Returns:
+        {rows: name of the period}, shortest first.
+    """
+    candidates: dict[int, str] = {}
+    for name, period_s in PERIODS_S.items():
+        rows = round(period_s / step_s)
+        whole = abs(rows * step_s - period_s) <= 0.01 * period_s
+        if rows >= 2 and whole and 3 * rows <= num_rows:
+            candidates.setdefault(rows, name)
+    return candidates
+
+
+def _prominence(rows_TC: np.ndarray, lag: int) -> float:
+    """Autocorrelation at `lag` above its mean at half a period to either side, over channels.
+
+    Trend and slow drift raise the autocorrelation at all lags alike, and cancel.
+    """
+    half = max(1, lag // 2)
+    values = []
+    for channel_T in rows_TC.T:
+        x = channel_T.astype(np.float64)
+        known = ~np.isnan(x)
+        if not known.any():
+            continue
+        x = np.where(known, x - x[known].mean(), 0.0)
+        power = float(x @ x)
+        if power <= 0.0:
+            continue
+        at, below, above = (
+            float(x[:-k] @ x[k:]) / power * len(x) / (len(x) - k)
+            for k in (lag, lag - half, lag + half)
+        )
+        values.append(at - (below + above) / 2)
+    return float(np.mean(values)) if values else 0.0

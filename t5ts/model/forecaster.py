@@ -1,0 +1,201 @@
+"""The whole model: normalise, patch, encode, forecast; and a look at its scales at step 0."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from t5ts.errors import ConfigError
+from t5ts.model.encoders import Encoder, NoEncoder
+from t5ts.model.normalize import InstanceNorm, NoNorm, build_normalize
+from t5ts.model.patching import PatchEmbedding, WholeContext
+
+HEAD_INIT_GAIN = 0.1
+"""RMS of the head's first output when its input has RMS 1: near the window's mean, and not zero,
+so that the encoder has a gradient from the first step."""
+
+
+class Forecaster(nn.Module):
+    """Context in, forecast out: `patch`, `encoder`, `head` inside a normalisation.
+
+    `build_forecaster` makes one; the arms of a comparison differ by the encoder's weights alone.
+
+    Args:
+        normalize: Applied to the context and undone on the forecast.
+        patch: From (B, C, L) to tokens (M, N, D).
+        encoder: From tokens to hidden states of the same shape.
+        head: From N·D to H (channels independent) or to C·H (mixing).
+    """
+
+    def __init__(
+        self,
+        *,
+        normalize: InstanceNorm | NoNorm,
+        patch: PatchEmbedding | WholeContext,
+        encoder: Encoder,
+        head: nn.Linear,
+    ) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.patch = patch
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, x_BCL: Tensor) -> Tensor:
+        """Forecast.
+
+        Args:
+            x_BCL: Context in train-standardised units; no NaN.
+
+        Returns:
+            (B, C, H) in the same units and dtype.
+        """
+        normed_BCL, mean_BC1, divisor_BC1 = self.normalize(x_BCL)
+        hidden_MND = self.encoder(self.patch(normed_BCL))
+        forecast = self.head(hidden_MND.flatten(1))
+        y_BCH = forecast.reshape(x_BCL.shape[0], x_BCL.shape[1], -1)
+        return self.normalize.invert(y_BCH, mean_BC1, divisor_BC1)
+
+
+def build_forecaster(
+    *,
+    encoder: Encoder,
+    num_channels: int,
+    seq_len: int,
+    output_len: int,
+    patch_len: int,
+    stride: int | None,
+    channels: str,
+    norm: bool,
+    scale: str,
+    embedding_rms: float | None,
+    normalize: str,
+    patch_generator: torch.Generator,
+    head_generator: torch.Generator,
+) -> Forecaster:
+    """Build a forecaster around an encoder.
+
+    Patch and head draw from their own generators and nothing else does, so the same seeds give
+    bit-identical patch and head weights around every encoder of one width. The head's weight is
+    normal with std `HEAD_INIT_GAIN`/√fan_in, its bias zero.
+
+    With `NoEncoder` there is no patch embedding either: the head maps the L steps of a channel
+    (or the C·L of all, mixing) to the forecast, and `patch_len` and `stride` do not matter.
+
+    Args:
+        encoder: What stands between patch embedding and head.
+        num_channels: Channels C.
+        seq_len: Context length L in steps.
+        output_len: Steps H that the head puts out per channel.
+        patch_len: Patch length in steps.
+        stride: Steps from patch to patch; None for `patch_len`.
+        channels: "independent" or "mixing".
+        norm: LayerNorm on the tokens.
+        scale: Scale of the tokens; see `PatchEmbedding`.
+        embedding_rms: For `scale="match_embedding"`.
+        normalize: "instance" or "none".
+        patch_generator: Draws the patch embedding, on the CPU.
+        head_generator: Draws the head, on the CPU.
+
+    Raises:
+        ConfigError: for a value that is impossible, or impossible beside another.
+
+    Source: flattened head, Nie et al. 2023 (PatchTST), section 3.1.
+    """
+    if num_channels < 1 or output_len < 1:
+        raise ConfigError(
+            f"num_channels={num_channels} and output_len={output_len} must be at least 1."
+        )
+    patch: PatchEmbedding | WholeContext
+    if isinstance(encoder, NoEncoder):
+        if norm or scale != "none":
+            raise ConfigError(
+                f"norm={norm} and scale={scale!r} act on tokens, and a forecaster without encoder "
+                "has none: use norm=false and scale=none (patch=plain) with it."
+            )
+        patch = WholeContext(seq_len=seq_len, num_channels=num_channels, channels=channels)
+    else:
+        patch = PatchEmbedding(
+            seq_len=seq_len,
+            num_channels=num_channels,
+            d_model=encoder.d_model,
+            patch_len=patch_len,
+            stride=stride,
+            channels=channels,
+            norm=norm,
+            scale=scale,
+            embedding_rms=embedding_rms,
+            generator=patch_generator,
+        )
+    fan_in = patch.num_patches * patch.d_model
+    head = torch.nn.utils.skip_init(
+        nn.Linear, fan_in, output_len * num_channels if patch.mixing else output_len
+    )
+    with torch.no_grad():
+        head.weight.normal_(0.0, HEAD_INIT_GAIN * fan_in**-0.5, generator=head_generator)
+        head.bias.zero_()
+    return Forecaster(normalize=build_normalize(normalize), patch=patch, encoder=encoder, head=head)
+
+
+@torch.no_grad()
+def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
+    """How large the signal is along the encoder, and how much each block changes it.
+
+    Evaluated without dropout and without gradients; the model's training modes are restored. A
+    ratio far above 1 in the first blocks says that they drown the tokens: the scale of the
+    tokens, not what the weights know, then decides the arm.
+
+    Args:
+        model: A forecaster, not compiled.
+        x_BCL: Contexts, as for `forward`; one batch is enough.
+
+    Returns:
+        RMS over all entries, in order: `input` (the tokens), `block_<i>` (each block's output),
+        `output` (after the final norm, where there is one), and for each block
+        `residual_ratio/block_<i>`, RMS(output - input) / RMS(input) of the block (not finite when
+        the input is all zeros, as constant contexts make it).
+
+    Source: own.
+    """
+    rms: dict[str, Tensor] = {}
+    ratio: dict[str, Tensor] = {}
+
+    def record_block(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        rms[name] = _rms(output)
+        ratio[f"residual_ratio/{name}"] = _rms(output - inputs[0]) / _rms(inputs[0])
+
+    def record_patch(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        rms["input"] = _rms(output)
+
+    def record_encoder(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+        rms["output"] = _rms(output)
+
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        for module, hook in ((model.patch, record_patch), (model.encoder, record_encoder)):
+            stack.callback(module.register_forward_hook(hook).remove)
+        blocks = () if isinstance(model.encoder, NoEncoder) else model.encoder.block
+        for i, block in enumerate(blocks):
+            handle = block.register_forward_hook(
+                lambda _, inputs, output, name=f"block_{i}": record_block(name, inputs, output)
+            )
+            stack.callback(handle.remove)
+        model(x_BCL)
+    return {name: value.item() for name, value in (rms | ratio).items()}
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.double().square().mean().sqrt()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; each module's own mode restored, since frozen blocks may differ."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training

@@ -1,0 +1,154 @@
+"""From a context to tokens: which steps make a patch, and how a patch becomes a vector."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t5ts.errors import ConfigError
+
+CHANNEL_MODES = ("independent", "mixing")
+SCALES = ("none", "div_sqrt_d", "mul_sqrt_d", "match_embedding")
+
+
+class PatchEmbedding(nn.Module):
+    """Cut a context into patches and project each to a token.
+
+    A patch starts every `stride` steps. Where L - P is no multiple of the stride, the front is
+    padded by repeating the first value, so that the last patch ends at the last observation and
+    no observation is dropped.
+
+    Channels are `independent` (each channel of each window is a row of its own, all sharing one
+    projection: M = B·C, row b·C + c) or `mixing` (a token embeds the same patch of all channels:
+    M = B). Positions are the encoder's business.
+
+    A token is scale · norm(W patch + b), the norm being LayerNorm over D when asked for. Weights
+    are drawn in the constructor, from the generator alone: W normal with std 1/√fan_in, b zero,
+    so that a token's RMS is about its patch's; norm 1 and 0.
+
+    Args:
+        seq_len: Context length L in steps.
+        num_channels: Channels C.
+        d_model: Token width D.
+        patch_len: Patch length P in steps.
+        stride: Steps from one patch to the next; None for `patch_len`. At most `patch_len`.
+        channels: "independent" or "mixing".
+        norm: LayerNorm after the projection.
+        scale: "none", "div_sqrt_d", "mul_sqrt_d", or "match_embedding", which multiplies by
+            `embedding_rms`.
+        embedding_rms: RMS of the checkpoint's token embedding.
+        generator: Source of the initial weights, on the CPU.
+
+    Raises:
+        ConfigError: for a value that is impossible, or impossible beside another.
+
+    Source: Nie et al. 2023 (PatchTST), section 3.1; norm, scale and padding own.
+    """
+
+    def __init__(
+        self,
+        *,
+        seq_len: int,
+        num_channels: int,
+        d_model: int,
+        patch_len: int,
+        stride: int | None,
+        channels: str,
+        norm: bool,
+        scale: str,
+        embedding_rms: float | None,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        _check_channels(channels)
+        stride = patch_len if stride is None else stride
+        if not 1 <= patch_len <= seq_len:
+            raise ConfigError(
+                f"patch_len={patch_len} must be from 1 to seq_len={seq_len}: "
+                "lower patch.patch_len or raise seq_len."
+            )
+        if not 1 <= stride <= patch_len:
+            raise ConfigError(
+                f"stride={stride} must be from 1 to patch_len={patch_len}: "
+                "a longer stride would skip observations."
+            )
+        self.d_model = d_model
+        self.patch_len = patch_len
+        self.stride = stride
+        self.mixing = channels == "mixing"
+        self.pad = -(seq_len - patch_len) % stride
+        self.num_patches = (seq_len + self.pad - patch_len) // stride + 1
+        self.scale = _scale_factor(scale, d_model=d_model, norm=norm, embedding_rms=embedding_rms)
+
+        fan_in = patch_len * num_channels if self.mixing else patch_len
+        self.projection = torch.nn.utils.skip_init(nn.Linear, fan_in, d_model)
+        self.norm = nn.LayerNorm(d_model) if norm else nn.Identity()
+        with torch.no_grad():
+            self.projection.weight.normal_(0.0, fan_in**-0.5, generator=generator)
+            self.projection.bias.zero_()
+
+    def forward(self, x_BCL: Tensor) -> Tensor:
+        """Embed a context, (B, C, L), as tokens, (M, N, D)."""
+        tokens_MND = self.norm(self.projection(self.patches(x_BCL)))
+        return tokens_MND if self.scale == 1.0 else tokens_MND * self.scale
+
+    def patches(self, x_BCL: Tensor) -> Tensor:
+        """The patches before projection: (B·C, N, P), or (B, N, C·P) when channels mix."""
+        if self.pad:
+            x_BCL = F.pad(x_BCL, (self.pad, 0), mode="replicate")
+        patches_BCNP = x_BCL.unfold(-1, self.patch_len, self.stride)
+        if self.mixing:
+            return patches_BCNP.transpose(1, 2).flatten(2)
+        return patches_BCNP.flatten(0, 1)
+
+
+class WholeContext(nn.Module):
+    """The context as one token without projection, for a forecaster without encoder.
+
+    M, N, D are B·C, 1, L, or B, 1, C·L when channels mix. There are no parameters.
+
+    Args:
+        seq_len: Context length L in steps.
+        num_channels: Channels C.
+        channels: "independent" or "mixing".
+
+    Raises:
+        ConfigError: if `channels` is neither.
+    """
+
+    def __init__(self, *, seq_len: int, num_channels: int, channels: str) -> None:
+        super().__init__()
+        _check_channels(channels)
+        self.mixing = channels == "mixing"
+        self.num_patches = 1
+        self.d_model = seq_len * num_channels if self.mixing else seq_len
+
+    def forward(self, x_BCL: Tensor) -> Tensor:
+        """Reshape a context, (B, C, L), to one token a row, (M, 1, D)."""
+        return x_BCL.flatten(1)[:, None] if self.mixing else x_BCL.flatten(0, 1)[:, None]
+
+
+def _check_channels(channels: str) -> None:
+    if channels not in CHANNEL_MODES:
+        raise ConfigError(f"channels={channels!r} is unknown: use {' or '.join(CHANNEL_MODES)}.")
+
+
+def _scale_factor(scale: str, *, d_model: int, norm: bool, embedding_rms: float | None) -> float:
+    if scale not in SCALES:
+        raise ConfigError(f"scale={scale!r} is unknown: use one of {', '.join(SCALES)}.")
+    if scale == "match_embedding":
+        if embedding_rms is None:
+            raise ConfigError(
+                "scale=match_embedding needs embedding_rms, the RMS of a checkpoint's token "
+                "embedding: choose a backbone that has a checkpoint, or another scale."
+            )
+        if not (math.isfinite(embedding_rms) and embedding_rms > 0):
+            raise ConfigError(f"embedding_rms={embedding_rms} must be finite and positive.")
+        if not norm:
+            raise ConfigError(
+                "scale=match_embedding with norm=false matches nothing, since tokens then have "
+                "their patch's RMS: set norm=true or another scale."
+            )
+        return embedding_rms
+    return {"none": 1.0, "div_sqrt_d": d_model**-0.5, "mul_sqrt_d": d_model**0.5}[scale]

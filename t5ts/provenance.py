@@ -1,0 +1,97 @@
+"""What a run was made of: code, versions, machine. Weights and data add their own checksums."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import t5ts
+
+PACKAGES = (
+    "t5ts",
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "safetensors",
+    "huggingface_hub",
+    "polars",
+    "wandb",
+)
+
+
+def code_and_machine() -> dict[str, Any]:
+    """Git revision of the code, versions, platform and command, JSON-able."""
+    return {
+        "git": git_revision(Path(t5ts.__file__).resolve().parent),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions; None for what is not installed (a checkout run without installing)."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def git_revision(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether tracked files differ from it; None outside a checkout or without git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return done.stdout.strip()
+
+    try:
+        # A wheel installed into some other project's checkout must not claim its commit.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        changed = bool(git("status", "--porcelain", "-uno"))
+        return {"commit": git("rev-parse", "HEAD"), "changed": changed}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is whole or not there at all; NaN and inf become null."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(json_ready(value), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def json_ready(value: Any) -> Any:
+    """The value with every NaN and infinity as None, at any depth: JSON has neither."""
+    if isinstance(value, dict):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,56 @@
+"""`python -m t5ts.run`: one run, or with `--multirun` several.
+
+Only Hydra is imported before the configuration has been composed, so that `--help`,
+`--cfg job` and a typo answer at once.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from t5ts.config import from_hydra, register
+from t5ts.errors import Interrupted, UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+#: Beside the package in a checkout, inside it in an installed wheel.
+CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float:
+    """Run one composed configuration and return the objective to Hydra."""
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.runtime.output_dir)
+    group = None
+    if hydra_config.mode == RunMode.MULTIRUN:
+        group = Path(hydra_config.sweep.dir).name
+    try:
+        config = from_hydra(cfg)
+        from t5ts.experiment import run  # torch: seconds, so only now
+
+        return run(config, run_dir=run_dir, group=group).objective
+    except UserError as error:
+        print(f"t5ts: {error}", file=sys.stderr)
+        _remove_if_empty(run_dir)
+        sys.exit(2)
+    except Interrupted as stop:
+        print(f"t5ts: {stop}; the same command goes on from there ({run_dir})", file=sys.stderr)
+        sys.exit(130)
+
+
+def _remove_if_empty(run_dir: Path) -> None:
+    """Leave no directory behind for a run that was refused before it began."""
+    before_work = {".hydra", "run.log", ".lock"}
+    if {path.name for path in run_dir.iterdir()} <= before_work:
+        shutil.rmtree(run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What trains when, and how fast: a plan is data, the learning rate a pure function of the step.
+
+A plan is an ordered list of rules. Each rule names the parameters it speaks of by a regular
+expression, the epoch from which they train (None: never) and their learning-rate multiplier.
+The first rule that matches a parameter holds, and every parameter must be matched.
+
+Source: big_vision's (pattern, multiplier-or-None) schedules; gradual unfreezing after Howard &
+Ruder 2018 (ULMFiT, top-down) and Lee et al. 2022 (surgical fine-tuning, bottom-up).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One line of a plan.
+
+    Attributes:
+        pattern: Regular expression, searched for in the parameter's name.
+        start_epoch: Epoch (fractions allowed) from which it trains; 0 from the first step, None
+            never.
+        lr_scale: Multiplier of the base learning rate.
+    """
+
+    pattern: str
+    start_epoch: float | None
+    lr_scale: float
+
+
+def forecaster_plan(
+    *,
+    num_blocks: int,
+    unfreeze_epoch: float | None,
+    order: str,
+    blocks_per_stage: int,
+    epochs_per_stage: float,
+    always: Sequence[str],
+    encoder_lr_scale: float,
+    layer_decay: float,
+) -> list[Rule]:
+    """The rules for a forecaster: head and patch always train, the encoder by its stages.
+
+    Stages count from the top (`top_down`, the final norm goes with the first stage) or from the
+    bottom (`bottom_up`, an input stem goes with the first stage); stage k starts at
+    `unfreeze_epoch + k · epochs_per_stage`. Block i of n has the multiplier
+    `encoder_lr_scale · layer_decay^(n − 1 − i)`, the final norm that of the top block, a stem
+    one more decay than block 0.
+
+    Args:
+        num_blocks: Encoder blocks; 0 for no encoder.
+        unfreeze_epoch: 0 from the first step, None never.
+        order: all_at_once, top_down or bottom_up.
+        blocks_per_stage: Blocks that a stage unfreezes.
+        epochs_per_stage: Epochs between two stages.
+        always: Patterns of encoder parameters that train from the first step.
+        encoder_lr_scale: Encoder's rate over the head's.
+        layer_decay: A block's rate over that of the block above it.
+
+    Returns:
+        Rules in order of precedence.
+    """
+    last = num_blocks - 1
+
+    def decay(block: int) -> float:
+        return encoder_lr_scale * layer_decay ** (last - block)
+
+    def start(block: int) -> float | None:
+        if unfreeze_epoch is None:
+            return None
+        place = {"all_at_once": 0, "top_down": last - block, "bottom_up": block}[order]
+        return unfreeze_epoch + place // blocks_per_stage * epochs_per_stage
+
+    rules = [Rule(pattern=r"^(head|patch)\.", start_epoch=0.0, lr_scale=1.0)]
+    if num_blocks == 0:
+        return rules
+    for pattern in always:
+        # One rule a block, so that layer decay holds for these parameters too.
+        rules += [
+            Rule(
+                pattern=rf"^encoder\.block\.{i}\..*(?:{pattern})",
+                start_epoch=0.0,
+                lr_scale=decay(i),
+            )
+            for i in reversed(range(num_blocks))
+        ]
+        rules.append(
+            Rule(pattern=rf"^encoder\..*(?:{pattern})", start_epoch=0.0, lr_scale=decay(last))
+        )
+    rules.append(
+        Rule(pattern=r"^encoder\.final_layer_norm\.", start_epoch=start(last), lr_scale=decay(last))
+    )
+    rules += [
+        Rule(pattern=rf"^encoder\.block\.{i}\.", start_epoch=start(i), lr_scale=decay(i))
+        for i in reversed(range(num_blocks))
+    ]
+    rules.append(Rule(pattern=r"^encoder\.stem\.", start_epoch=start(0), lr_scale=decay(-1)))
+    return rules
+
+
+def assign(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Rule]:
+    """The first matching rule of each parameter.
+
+    Raises:
+        ValueError: if a parameter is matched by no rule, naming it.
+    """
+    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    assigned: dict[str, Rule] = {}
+    for name in names:
+        rule = next((rule for regex, rule in compiled if regex.search(name)), None)
+        if rule is None:
+            raise ValueError(f"no rule of the plan covers the parameter {name}")
+        assigned[name] = rule
+    return assigned
+
+
+def start_step(start_epoch: float | None, steps_per_epoch: int) -> int | None:
+    """The first step at which a rule's parameters train; None if never."""
+    return None if start_epoch is None else round(start_epoch * steps_per_epoch)
+
+
+def lr_factor(
+    step: int, *, total_steps: int, warmup_steps: int, shape: str, min_ratio: float
+) -> float:
+    """Multiplier of the base learning rate at a step, in [0, 1].
+
+    Linear warm-up over `warmup_steps` (step 0 already moves: 1/warmup), then constant, or a cosine
+    from 1 down to `min_ratio` at the last step (Loshchilov & Hutter 2017, eq. 5).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if shape == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
+    return min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def rewarmup_factor(step: int, *, start: int, rewarmup_steps: int) -> float:
+    """Multiplier for parameters unfrozen at step `start`: linear from there, 1 afterwards.
+
+    Parameters that train from step 0 have the common warm-up and no second one.
+    """
+    if start == 0 or rewarmup_steps == 0:
+        return 1.0
+    return min(1.0, (step - start + 1) / rewarmup_steps)

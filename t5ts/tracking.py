@@ -1,0 +1,220 @@
+"""Where metrics go: always `metrics.jsonl`, and a tracker beside it that may never cost a run."""
+
+import json
+import logging
+import netrc
+import os
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from t5ts.provenance import json_ready
+
+log = logging.getLogger("t5ts")
+
+#: Seconds after which a W&B server that does not answer counts as out of reach.
+REACH_TIMEOUT_S = 2.0
+#: Seconds that an online start may take before the run goes on offline.
+INIT_TIMEOUT_S = 20.0
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a row per evaluation and per logged step; NaN and inf are null."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row and hand it to the operating system."""
+        self._file.write(json.dumps(json_ready(dict(row))) + "\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Force the rows to the disk; returns the file's length, for a checkpoint to remember."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self.path.stat().st_size
+
+    def cut(self, length: int) -> None:
+        """Drop the rows after `length` bytes: those that a resumed run writes again."""
+        self._file.truncate(length)
+        self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Tracker(Protocol):
+    """What a run tells the world while it goes."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Hand on one row of metrics."""
+
+    def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
+        """Hand on the result and its pictures, and end."""
+
+
+class NullTracker:
+    """No tracker."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Do nothing: the row stands in metrics.jsonl."""
+
+    def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
+        """Do nothing: the result stands in result.json."""
+
+
+class WandbTracker:
+    """The real W&B client, online or offline; after a failure it falls silent and says so once."""
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        project: str,
+        entity: str | None,
+        group: str | None,
+        job_type: str,
+        name: str,
+        tags: Sequence[str],
+        mode: str,
+        run_id: str,
+    ) -> None:
+        self._run: Any = None
+        chosen, why = choose_mode(mode)
+        if chosen == "disabled":
+            log.info("W&B: off (%s)", why)
+            return
+        try:
+            import wandb
+
+            def start(as_mode: Any) -> Any:
+                return wandb.init(
+                    dir=str(run_dir),
+                    project=project,
+                    entity=entity,
+                    group=group,
+                    job_type=job_type,
+                    name=name,
+                    tags=list(tags),
+                    config=dict(config),
+                    id=run_id,
+                    resume="allow" if as_mode == "online" else None,
+                    mode=as_mode,
+                    settings=wandb.Settings(
+                        init_timeout=INIT_TIMEOUT_S, silent=True, console="off"
+                    ),
+                )
+
+            try:
+                self._run = start(chosen)
+            except wandb.errors.Error as error:
+                if chosen == "offline":
+                    raise
+                chosen, why = "offline", f"online failed: {_first_line(error)}"
+                self._run = start(chosen)
+            self._run.define_metric("step")
+            self._run.define_metric("epoch")
+            for pattern in ("train_loss", "grad_norm/*", "update_ratio/*", "lr/*", "amp/*"):
+                self._run.define_metric(pattern, step_metric="step")
+            self._run.define_metric("val_*", step_metric="epoch")
+            self._run.define_metric("val_loss", step_metric="epoch", summary="min")
+            self._run.define_metric("val_corr", step_metric="epoch", summary="max")
+            if chosen == "online":
+                log.info("W&B: online (%s): %s", why, self._run.url)
+            else:
+                folder = Path(self._run.dir).parent
+                log.info("W&B: offline (%s); to upload later: wandb sync %s", why, folder)
+        except Exception as error:  # a tracker may fail in any way, and never costs a run
+            self._fail(error)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Send one row."""
+        if self._run is None:
+            return
+        try:
+            self._run.log(dict(row))
+        except Exception as error:  # see __init__
+            self._fail(error)
+
+    def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
+        """Send the result and the pictures, and end W&B's run."""
+        if self._run is None:
+            return
+        try:
+            import wandb
+
+            self._run.log({f"plots/{p.stem}": wandb.Image(str(p)) for p in images})
+            self._run.summary.update(dict(summary))
+            self._run.finish()
+        except Exception as error:  # see __init__
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._run = None
+        log.warning(
+            "W&B failed and is left out of this run; metrics.jsonl has everything: %s: %s",
+            type(error).__name__,
+            _first_line(error),
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def choose_mode(asked: str) -> tuple[str, str]:
+    """Online, offline or disabled, and why; decided at once, without W&B's own long waits.
+
+    Args:
+        asked: online and offline are obeyed; auto looks at WANDB_MODE, then for a login and at
+            whether the server (or the proxy before it) takes a connection.
+    """
+    if asked != "auto":
+        return asked, f"tracker.mode={asked}"
+    environment = os.environ.get("WANDB_MODE", "")
+    if environment in ("online", "offline", "disabled"):
+        return environment, f"WANDB_MODE={environment}"
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host = server.hostname or "api.wandb.ai"
+    if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
+        return "offline", "not logged in"
+    port = server.port or (443 if server.scheme == "https" else 80)
+    variable = f"{server.scheme}_proxy"
+    proxy = os.environ.get(variable) or os.environ.get(variable.upper())
+    if proxy:
+        gate = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+        host, port = gate.hostname or host, gate.port or 80
+    if not _takes_connection(host, port):
+        return "offline", f"{host}:{port} is out of reach"
+    return "online", "logged in"
+
+
+def _in_netrc(host: str) -> bool:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _takes_connection(host: str, port: int) -> bool:
+    """Whether a TCP connection stands within the time; name look-up counts into it."""
+    reached = threading.Event()
+
+    def knock() -> None:
+        try:
+            with socket.create_connection((host, port), timeout=REACH_TIMEOUT_S):
+                reached.set()
+        except OSError:
+            pass  # out of reach: the event stays unset
+
+    # A look-up without a network can hang longer than any timeout given to it.
+    threading.Thread(target=knock, daemon=True).start()
+    return reached.wait(REACH_TIMEOUT_S)

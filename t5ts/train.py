@@ -1,0 +1,452 @@
+"""The training loop: `fit` is all of it, `evaluate` is what it calls at each epoch's end."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t5ts.checkpoint import load_checkpoint, save_checkpoint
+from t5ts.data.windows import Windows, epoch_order
+from t5ts.errors import Interrupted, ResumeError, TrainingError
+from t5ts.metrics import RegressionSums
+from t5ts.optim import PlannedOptimizer
+from t5ts.probes import GradientNorms, UpdateRatios, distance_from_init
+from t5ts.progress import ProgressBar
+from t5ts.task import Forecast
+from t5ts.tracking import MetricsFile, Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What the loop needs to know; see `conf/train` for the words."""
+
+    seed: int
+    dropout_seed: int
+    epochs: int
+    batch_size: int
+    grad_accumulation: int
+    steps_per_epoch: int
+    windows_per_epoch: int
+    autocast: torch.dtype | None  # None: no autocast
+    compile: bool
+    eval_every_epochs: int
+    log_every: int
+    probe_every: int
+    checkpoint_every_s: float
+    objective: str
+    maximize: bool
+    frozen_eval_mode: bool
+    identity: str
+
+
+@dataclass
+class FitState:
+    """Everything about a run's past, besides the tensors, that its future depends on."""
+
+    step: int = 0
+    best_epoch: int = -1
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    skipped_steps: int = 0
+    train_s: float = 0.0
+    metrics_bytes: int = 0
+    #: Steps since the last logged row: (loss, gradient norms …) each.
+    pending: list[list[float]] = field(default_factory=list)
+    #: Of the epoch so far: finite steps, and per column the sum and the largest value.
+    epoch_count: int = 0
+    epoch_sum: list[float] = field(default_factory=list)
+    epoch_max: list[float] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    optimizer: PlannedOptimizer,
+    task: Forecast,
+    train: Windows,
+    validate: Callable[[], dict[str, float]],
+    *,
+    settings: FitSettings,
+    component_of: Callable[[str], str],
+    initial: Mapping[str, Tensor],
+    metrics: MetricsFile,
+    tracker: Tracker,
+    progress: ProgressBar,
+    checkpoints: Path,
+    resume_from: Path | None,
+    should_stop: Callable[[], bool],
+) -> FitState:
+    """Train, evaluate, log and checkpoint, from the start or from a checkpoint to the end.
+
+    Step s of epoch e sees the windows `epoch_order(e)[s·B : (s+1)·B]`; the last batch of an epoch
+    may be smaller and none is dropped. Learning rates and what is frozen follow from the step.
+
+    Args:
+        model: A forecaster; its parameters are `optimizer`'s.
+        optimizer: The plan's optimizer, as new.
+        task: Cuts windows into inputs and targets.
+        train: Windows to train on.
+        validate: Evaluates the model on the validation windows: `val_*` metrics.
+        settings: The loop's values.
+        component_of: Component of a parameter name.
+        initial: Copy of every parameter before training, for the distance from it.
+        metrics: Rows go here first.
+        tracker: … and then here.
+        progress: Shows how it goes.
+        checkpoints: Folder of last.safetensors and best.safetensors.
+        resume_from: A checkpoint of this run to go on from; None starts anew.
+        should_stop: Asked after each step; True ends with a checkpoint and `Interrupted`.
+
+    Returns:
+        The state at the end; best.safetensors holds the best epoch's weights.
+
+    Raises:
+        TrainingError: if a loss or gradient is not finite, naming step, group and last checkpoint.
+        ResumeError: if the checkpoint is unreadable or another run's.
+        Interrupted: after `should_stop`, with the checkpoint written.
+    """
+    device = next(model.parameters()).device
+    norms = GradientNorms(component_of, list(optimizer.parameters))
+    columns = [
+        "train_loss",
+        *(f"grad_norm/{component}" for component in norms.components),
+        "grad_norm/total",
+    ]
+    # fp16 alone needs a scaler; for the rest it is switched off and passes everything through.
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.autocast == torch.float16)
+    forward = torch.compile(model) if settings.compile else model
+    torch.manual_seed(settings.dropout_seed)  # from here on, dropout alone draws from it
+    state = FitState()
+    if resume_from is not None:
+        state = _restore(resume_from, model, optimizer, scaler, device, settings)
+    metrics.cut(state.metrics_bytes)
+    held: list[Tensor] = []  # the pending rows' device tensors: read back only when logged
+    last_saved = shown_at = time.perf_counter()
+    started = last_saved - state.train_s
+    seen_windows, order_epoch = 0, -1
+
+    def write(row: dict[str, Any]) -> None:
+        metrics.append(row)
+        tracker.log({key: value for key, value in row.items() if value is not None})
+
+    def save_last() -> None:
+        state.train_s = time.perf_counter() - started
+        state.metrics_bytes = metrics.sync()
+        _save(checkpoints / "last.safetensors", model, optimizer, scaler, device, state, settings)
+
+    def read_back() -> None:
+        """Bring the held rows to the host, and stop if one of them is not finite."""
+        if not held:
+            return
+        rows = torch.stack(held).tolist()
+        first_step = state.step - len(rows)
+        held.clear()
+        for offset, row in enumerate(rows):
+            bad = [name for name, v in zip(columns, row, strict=True) if not math.isfinite(v)]
+            # A GradScaler skips steps whose gradients overflow: they are counted, not fatal.
+            if bad and (not scaler.is_enabled() or not math.isfinite(row[0])):
+                raise TrainingError(
+                    f"step {first_step + offset + 1}: {', '.join(bad)} is not finite."
+                    f" {_last_good(checkpoints)} Lower optim.lr or optim.encoder_lr_scale,"
+                    " lengthen optim.warmup_epochs, or use train.precision=fp32."
+                )
+            if not bad:
+                _add_to_epoch(state, row)
+            state.pending.append(row)
+
+    def end_epoch(epoch: int) -> None:
+        """Evaluate, log, and keep the checkpoints."""
+        nonlocal last_saved
+        begun = time.perf_counter()
+        row: dict[str, Any] = {"kind": "eval", "epoch": epoch, "step": state.step}
+        row |= _epoch_row(state, columns)
+        is_due = epoch % settings.eval_every_epochs == 0 or epoch == settings.epochs
+        if is_due:
+            values = validate()
+            if not math.isfinite(values["val_loss"]):
+                raise TrainingError(
+                    f"epoch {epoch}: val_loss is not finite. {_last_good(checkpoints)}"
+                    " Lower optim.lr or optim.encoder_lr_scale, or use train.precision=fp32."
+                )
+            row |= values
+            distances = distance_from_init(component_of, initial, optimizer.parameters)
+            row |= {f"distance_from_init/{name}": value for name, value in distances.items()}
+        if scaler.is_enabled():
+            row |= {"amp/scale": scaler.get_scale(), "amp/skipped_steps": state.skipped_steps}
+        now = time.perf_counter()
+        row |= {"perf/elapsed_s": now - started, "perf/eval_s": now - begun}
+        write(row)
+        if is_due:
+            progress.update(step=state.step, epoch=epoch, val_corr=row["val_corr"])
+            progress.say(_epoch_line(row, settings.epochs))
+            if _is_better(row[settings.objective], state, settings):
+                state.best_epoch = epoch
+                state.best_metrics = {k: v for k, v in row.items() if k.startswith("val_")}
+                weights = {f"model/{name}": p for name, p in model.state_dict().items()}
+                about = {"identity": settings.identity, "epoch": epoch, **state.best_metrics}
+                save_checkpoint(checkpoints / "best.safetensors", weights, about)
+        save_last()
+        last_saved = time.perf_counter()
+
+    if state.step == 0 and state.best_epoch < 0:
+        end_epoch(0)  # before the first step: the early advantage is one of the questions
+
+    while state.step < settings.epochs * settings.steps_per_epoch:
+        epoch, batch_number = divmod(state.step, settings.steps_per_epoch)
+        if epoch != order_epoch:
+            order = epoch_order(
+                len(train), seed=settings.seed, epoch=epoch, limit=settings.windows_per_epoch
+            )
+        if optimizer.unfreeze(state.step) or epoch != order_epoch:
+            _set_modes(model, frozen_eval_mode=settings.frozen_eval_mode)
+        order_epoch = epoch
+        optimizer.set_learning_rates(state.step)
+        index_B = order[batch_number * settings.batch_size :][: settings.batch_size]
+
+        loss = torch.zeros((), device=device)
+        for part_B in index_B.tensor_split(min(settings.grad_accumulation, len(index_B))):
+            batch = task.batch(train.gather(part_B))
+            with _autocast(device, settings.autocast):
+                prediction_BCH = forward(batch.inputs_BCL)
+            # A part weighs as many windows as it has, so that any split gives the same gradient.
+            part_loss = task.loss(prediction_BCH, batch) * (len(part_B) / len(index_B))
+            scaler.scale(part_loss).backward()
+            loss += part_loss.detach()
+
+        scaler.unscale_(optimizer.inner)
+        trainable = optimizer.trainable()
+        norm_K = norms.measure(trainable)
+        optimizer.clip(norm_K[-1])
+        is_probed = state.step % settings.probe_every == 0
+        ratios = UpdateRatios(component_of, trainable) if is_probed else None
+        scale_before = scaler.get_scale()
+        scaler.step(optimizer.inner)
+        scaler.update()
+        state.skipped_steps += scaler.get_scale() < scale_before
+        optimizer.inner.zero_grad(set_to_none=True)
+
+        held.append(torch.cat([loss[None], norm_K]))
+        state.step += 1
+        seen_windows += len(index_B)
+        if ratios is not None:
+            values = {f"update_ratio/{name}": value for name, value in ratios.measure().items()}
+            write({"kind": "probe", "step": state.step, "epoch": epoch, **values})
+        if state.step % settings.log_every == 0:
+            read_back()
+            row = _step_row(state, columns, component_of, optimizer)
+            if scaler.is_enabled():
+                row |= {"amp/scale": scaler.get_scale(), "amp/skipped_steps": state.skipped_steps}
+            now = time.perf_counter()
+            row |= {"epoch": epoch, "perf/windows_per_s": seen_windows / (now - shown_at)}
+            seen_windows, shown_at = 0, now
+            write(row)
+            progress.update(
+                step=state.step,
+                epoch=epoch,
+                loss=row["train_loss"],
+                **{"windows/s": row["perf/windows_per_s"]},
+            )
+        is_last_of_epoch = state.step % settings.steps_per_epoch == 0
+        if is_last_of_epoch:
+            read_back()
+            end_epoch(epoch + 1)
+            shown_at = time.perf_counter()
+        stops = should_stop()
+        is_old = time.perf_counter() - last_saved > settings.checkpoint_every_s
+        if not is_last_of_epoch and (stops or is_old):
+            read_back()
+            save_last()
+            last_saved = time.perf_counter()
+        if stops and state.step < settings.epochs * settings.steps_per_epoch:
+            raise Interrupted(f"stopped after step {state.step}, checkpoint written")
+
+    state.train_s = time.perf_counter() - started
+    return state
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    windows: Windows,
+    task: Forecast,
+    *,
+    batch_size: int,
+    autocast: torch.dtype | None,
+    mase_denominator_C: Tensor,
+    naive_mse: float,
+    limit: int | None = None,
+) -> dict[str, float]:
+    """Metrics of a model on all windows of a split, whatever the batch size.
+
+    Args:
+        model: A forecaster; left in evaluation mode.
+        windows: The split.
+        task: Cuts windows.
+        batch_size: Windows at a time.
+        autocast: As in training.
+        mase_denominator_C: See `RegressionSums.compute`.
+        naive_mse: See `RegressionSums.compute`.
+        limit: Only the first so many windows (a dry run).
+    """
+    model.eval()
+    device = windows.series_TC.device
+    sums = RegressionSums(windows.series_TC.shape[1], device=device)
+    for index_B in torch.arange(limit or len(windows))[: len(windows)].split(batch_size):
+        batch = task.batch(windows.gather(index_B))
+        with _autocast(device, autocast):
+            prediction_BCH = model(batch.inputs_BCL)
+        sums.update(prediction_BCH, batch.target_BCH, batch.last_BC)
+    return sums.compute(mase_denominator_C=mase_denominator_C, naive_mse=naive_mse)
+
+
+@torch.no_grad()
+def evaluate_baselines(
+    windows: Windows, task: Forecast, *, season: int, batch_size: int, mase_denominator_C: Tensor
+) -> dict[str, dict[str, float]]:
+    """The same metrics for the forecasts that need no training, on all windows of a split."""
+    sums: dict[str, RegressionSums] = {}
+    for index_B in torch.arange(len(windows)).split(batch_size):
+        batch = task.batch(windows.gather(index_B))
+        for name, prediction_BCH in task.baselines(batch, season=season).items():
+            if name not in sums:
+                channels, device = windows.series_TC.shape[1], windows.series_TC.device
+                sums[name] = RegressionSums(channels, device=device)
+            sums[name].update(prediction_BCH, batch.target_BCH, batch.last_BC)
+    return {name: its.compute(mase_denominator_C=mase_denominator_C) for name, its in sums.items()}
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _set_modes(model: nn.Module, *, frozen_eval_mode: bool) -> None:
+    """Training mode; with `frozen_eval_mode`, no dropout in modules that are wholly frozen."""
+    model.train()
+    if not frozen_eval_mode:
+        return
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
+
+
+def _is_better(value: float, state: FitState, settings: FitSettings) -> bool:
+    """Whether this epoch is the best so far; the first counts, an undefined value never does."""
+    if state.best_epoch < 0:
+        return True
+    best = state.best_metrics[settings.objective]
+    if math.isnan(value) or math.isnan(best):
+        return math.isnan(best) and not math.isnan(value)
+    return value > best if settings.maximize else value < best
+
+
+def _add_to_epoch(state: FitState, row: list[float]) -> None:
+    if state.epoch_count == 0:
+        state.epoch_sum, state.epoch_max = [0.0] * len(row), [-math.inf] * len(row)
+    state.epoch_count += 1
+    state.epoch_sum = [total + value for total, value in zip(state.epoch_sum, row, strict=True)]
+    state.epoch_max = [max(most, value) for most, value in zip(state.epoch_max, row, strict=True)]
+
+
+def _epoch_row(state: FitState, columns: list[str]) -> dict[str, float]:
+    """Means over the epoch's finite steps, and the largest gradient norms; then starts anew."""
+    row: dict[str, float] = {}
+    if state.epoch_count:
+        for name, total, most in zip(columns, state.epoch_sum, state.epoch_max, strict=True):
+            row[name] = total / state.epoch_count
+            if name != "train_loss":
+                row[name.replace("grad_norm", "grad_norm_max")] = most
+    state.epoch_count = 0
+    return row
+
+
+def _step_row(
+    state: FitState,
+    columns: list[str],
+    component_of: Callable[[str], str],
+    optimizer: PlannedOptimizer,
+) -> dict[str, Any]:
+    """A logged step: mean loss since the last one, this step's gradient norms and rates."""
+    rows, state.pending = state.pending, []
+    row: dict[str, Any] = {"kind": "step", "step": state.step}
+    row["train_loss"] = sum(r[0] for r in rows) / len(rows)
+    row |= dict(zip(columns[1:], rows[-1][1:], strict=True))
+    nonfinite = sum(not all(math.isfinite(v) for v in r) for r in rows)
+    row["nonfinite_steps"] = nonfinite
+    for name, lr in optimizer.learning_rates().items():
+        row[f"lr/{component_of(name)}"] = lr
+    return row
+
+
+def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    trained = f"train_loss {row['train_loss']:.4f}  " if "train_loss" in row else ""
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  {trained}val_loss {row['val_loss']:.4f}"
+        f"  val_corr {row['val_corr']:.4f}  val_skill {row['val_skill']:+.3f}"
+    )
+
+
+def _last_good(checkpoints: Path) -> str:
+    last = checkpoints / "last.safetensors"
+    return f"The last good checkpoint is {last}." if last.is_file() else "No checkpoint yet."
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: PlannedOptimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    state: FitState,
+    settings: FitSettings,
+) -> None:
+    optimizer_tensors, steps = optimizer.state()
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"optim/{name}": tensor for name, tensor in optimizer_tensors.items()}
+    tensors["rng/cpu"] = torch.get_rng_state()
+    if device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    save_checkpoint(
+        path,
+        tensors,
+        {
+            "identity": settings.identity,
+            "fit": asdict(state),
+            "optimizer_steps": steps,
+            "scaler": scaler.state_dict(),
+        },
+    )
+
+
+def _restore(
+    path: Path,
+    model: nn.Module,
+    optimizer: PlannedOptimizer,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    settings: FitSettings,
+) -> FitState:
+    """Put model, optimizer, scaler and generators back to where a checkpoint was written."""
+    tensors, saved = load_checkpoint(path)
+    if saved.get("identity") != settings.identity or "fit" not in saved:
+        raise ResumeError(
+            f"the checkpoint {path} belongs to another configuration (identity"
+            f" {saved.get('identity')}, this run's is {settings.identity}): resume with the command"
+            " that made it, or start anew with train.resume=never."
+        )
+    state = FitState(**saved["fit"])
+
+    def of(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    model.load_state_dict(of("model/"))
+    optimizer.load_state(of("optim/"), saved["optimizer_steps"], step=state.step)
+    scaler.load_state_dict(saved["scaler"])
+    torch.set_rng_state(tensors["rng/cpu"])
+    if device.type == "cuda" and "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+    return state

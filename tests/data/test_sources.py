@@ -1,0 +1,94 @@
+"""The packaged weather and the ETT files: what they hold, state and refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from ett_files import write_ett
+
+from t5ts.data.fetch import KNOWN_SHA256
+from t5ts.data.sources import NYC_FILE, NYC_RANGES, load_ett, load_nyc_weather
+from t5ts.errors import DataError
+
+
+def test_weather_is_the_file_that_its_provenance_describes():
+    provenance = json.loads(NYC_FILE.with_suffix(".json").read_text())
+    assert hashlib.sha256(NYC_FILE.read_bytes()).hexdigest() == provenance["parquet_sha256"]
+    table = pl.read_parquet(NYC_FILE)
+    assert table.height == provenance["rows"] == 8730
+    assert sum(table.null_count().row(0)) == provenance["nulls"]
+    assert table["time"].diff().drop_nulls().n_unique() == 1
+    assert NYC_FILE.stat().st_size < 300_000
+
+
+def test_weather_is_complete_after_repair_and_says_what_was_repaired():
+    series = load_nyc_weather()
+    assert series.values_TC.shape == (8730, 18)
+    assert np.isfinite(series.values_TC).all()
+    assert series.channels[0] == "EWR.temp"
+    assert dict(zip(series.channels, series.units, strict=True))["JFK.pressure"] == "mbar"
+    assert series.licence == "CC0-1.0"
+    assert (series.season, series.step_s) == (24, 3600)
+    assert series.borders == (6111, 6984, 8730)
+    assert series.gap_share == pytest.approx(3187 / (8730 * 18))
+    notes = " ".join(series.notes)
+    assert "EWR.wind_speed outside 0 … 150" in notes
+    assert "3187 missing values" in notes
+    for name, column in zip(series.channels, series.values_TC.T, strict=True):
+        low, high = NYC_RANGES[name.split(".")[1]]
+        assert low <= column.min() < column.max() <= high
+
+
+def test_weather_channels_are_chosen_and_keep_their_values():
+    table = pl.read_parquet(NYC_FILE)
+    series = load_nyc_weather(stations=["LGA", "JFK"], channels=["visib", "temp"])
+    assert series.channels == ["LGA.visib", "LGA.temp", "JFK.visib", "JFK.temp"]
+    raw = table["JFK.temp"].to_numpy()
+    known = np.isfinite(raw)
+    np.testing.assert_array_equal(series.values_TC[known, 3], raw[known])
+    with pytest.raises(DataError, match=r"data\.stations.*EWR, JFK, LGA"):
+        load_nyc_weather(stations=["SFO"])
+    with pytest.raises(DataError, match=r"data\.channels.*visib"):
+        load_nyc_weather(channels=["snow"])
+    with pytest.raises(DataError, match=r"data\.stations"):
+        load_nyc_weather(stations=[])
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [("etth1", 1), ("etth2", 1), ("ettm1", 4), ("ettm2", 4)]
+)
+def test_ett_from_a_folder_has_the_standard_borders(tmp_path, name, scale):
+    values = write_ett(tmp_path, name)
+    digest = hashlib.sha256(next(tmp_path.iterdir()).read_bytes()).hexdigest()
+    series = load_ett(name=name, dir=str(tmp_path), sha256=digest if scale == 1 else None)
+    np.testing.assert_array_equal(series.values_TC, values)
+    assert series.channels == ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"]
+    assert series.borders == (8640 * scale, 11_520 * scale, 14_400 * scale)
+    assert (series.season, series.step_s) == (24 * scale, 3600 / scale)
+    assert series.start == "2016-07-01T00:00:00"
+    assert series.licence == "CC BY-ND 4.0"
+    assert digest in series.source
+
+
+def test_an_ett_file_that_is_not_the_published_one_is_refused(tmp_path):
+    write_ett(tmp_path, "etth1")
+    with pytest.raises(DataError, match=f"expected {KNOWN_SHA256['etth1']}.*data=csv"):
+        load_ett(name="etth1", dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["rows", "columns", "start", "step"])
+def test_an_ett_file_of_another_shape_is_refused(tmp_path, damage):
+    write_ett(tmp_path, "ettm1", damage=damage)
+    with pytest.raises(DataError, match=r"is not ETTm1\.csv.*expected"):
+        load_ett(name="ettm1", dir=str(tmp_path))
+
+
+def test_ett_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"ETTh2\.csv does not exist.*data\.dir.*t5ts\.download"):
+        load_ett(name="etth2", dir=str(tmp_path))
+    with pytest.raises(DataError, match="etth1, etth2, ettm1, ettm2"):
+        load_ett(name="etth3", dir=str(tmp_path))

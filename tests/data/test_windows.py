@@ -1,0 +1,288 @@
+"""Windows against plain numpy slicing; the scaler against numpy; order as a pure function."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t5ts.data import windows as module
+from t5ts.data.series import Series
+from t5ts.data.windows import build_windows, epoch_order, mase_denominator
+from t5ts.errors import DataError
+
+
+def make_series(values_TC, borders, season=1) -> Series:
+    values_TC = np.array(values_TC, dtype=np.float32, order="C")
+    num_channels = values_TC.shape[1]
+    return Series(
+        name="made",
+        values_TC=values_TC,
+        channels=[f"c{c}" for c in range(num_channels)],
+        units=[""] * num_channels,
+        start="2020-01-01T00:00:00",
+        step_s=3600.0,
+        season=season,
+        season_note="",
+        borders=borders,
+        source="test",
+        licence="none",
+    )
+
+
+def random_series(num_rows=120, num_channels=3, borders=(70, 90, 110), seed=0) -> Series:
+    rng = np.random.default_rng(seed)
+    scale = 10.0 ** rng.uniform(-2, 3, num_channels)
+    values = rng.normal(size=(num_rows, num_channels)) * scale + 100 * rng.normal(size=num_channels)
+    return make_series(values, borders)
+
+
+def numpy_scaled(values_TC, train_end):
+    train = values_TC[:train_end].astype(np.float64)
+    return ((values_TC.astype(np.float64) - train.mean(0)) / train.std(0)).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.tuples(*[st.integers(1, 40)] * 3),
+    tail=st.integers(0, 5),
+    num_channels=st.integers(1, 4),
+    context_len=st.integers(0, 12),
+    target_len=st.integers(1, 12),
+    fraction=st.sampled_from([1.0, 0.5, 0.3]),
+    seed=st.integers(0, 10),
+)
+def test_every_window_is_the_numpy_slice_and_none_is_dropped(
+    lengths, tail, num_channels, context_len, target_len, fraction, seed
+):
+    ends = np.cumsum(lengths)
+    borders = tuple(int(end) for end in ends)
+    values = np.random.default_rng(seed).normal(size=(borders[2] + tail, num_channels))
+    series = make_series(values, borders)
+    expected_TC = series.values_TC.copy()
+    train_rows = max(1, math.floor(fraction * borders[0] + 0.5))
+    window_len = context_len + target_len
+    enough = train_rows >= window_len and lengths[1] >= target_len and lengths[2] >= target_len
+    arguments = {"context_len": context_len, "target_len": target_len, "fraction": fraction}
+    if not enough:
+        with pytest.raises(DataError, match="Too few rows"):
+            build_windows(series, **arguments)
+        return
+    splits = build_windows(series, **arguments)
+    if not splits.constant_channels:
+        expected_TC = numpy_scaled(expected_TC, borders[0])
+        np.testing.assert_allclose(series.values_TC, expected_TC, rtol=1e-5, atol=1e-5)
+    assert splits.train_rows == (borders[0] - train_rows, borders[0])
+    first_rows = {
+        "train": range(borders[0] - train_rows, borders[0] - window_len + 1),
+        "val": range(borders[0] - context_len, borders[1] - window_len + 1),
+        "test": range(borders[1] - context_len, borders[2] - window_len + 1),
+    }
+    assert len(splits.val) == lengths[1] - target_len + 1
+    assert len(splits.test) == lengths[2] - target_len + 1
+    for name, rows in first_rows.items():
+        part = getattr(splits, name)
+        assert len(part) == len(rows)
+        batch_BCW = part.gather(torch.arange(len(part)))
+        assert batch_BCW.shape == (len(rows), num_channels, window_len)
+        assert batch_BCW.is_contiguous()
+        for window_CW, row in zip(batch_BCW.numpy(), rows, strict=True):
+            np.testing.assert_array_equal(window_CW, series.values_TC[row : row + window_len].T)
+
+
+def test_targets_lie_inside_their_split_and_cover_it():
+    series = make_series(np.arange(120)[:, None], (70, 90, 110))
+    splits = build_windows(series, context_len=16, target_len=4)
+    rows = np.arange(120, dtype=np.float64)
+    mean, std = rows[:70].mean(), rows[:70].std()
+    for part, (start, end) in [(splits.val, (70, 90)), (splits.test, (90, 110))]:
+        windows = part.gather(torch.arange(len(part)))[:, 0].double() * std + mean
+        targets = windows[:, 16:].round().int()
+        assert set(targets.flatten().tolist()) == set(range(start, end))
+        assert windows[0, 0].round() == start - 16
+
+
+def test_gather_takes_any_order_and_repeats_and_refuses_what_is_out_of_range():
+    splits = build_windows(random_series(), context_len=8, target_len=4)
+    index = torch.tensor([5, 0, 5, len(splits.train) - 1])
+    batch = splits.train.gather(index)
+    for window, number in zip(batch, index, strict=True):
+        assert torch.equal(window, splits.train.gather(number[None])[0])
+    for bad in (-1, len(splits.train)):
+        with pytest.raises((IndexError, RuntimeError)):
+            splits.train.gather(torch.tensor([bad]))
+
+
+def test_scaler_equals_numpy_on_all_train_rows_whatever_the_fraction(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ROWS", 7)  # many chunks, the last one short
+    raw = random_series().values_TC.astype(np.float64)
+    for fraction in (1.0, 0.4):
+        splits = build_windows(random_series(), context_len=8, target_len=4, fraction=fraction)
+        np.testing.assert_allclose(splits.mean_C, raw[:70].mean(0), rtol=1e-13)
+        np.testing.assert_allclose(splits.std_C, raw[:70].std(0), rtol=1e-12)
+        assert splits.mean_C.dtype == torch.float64
+        assert splits.scaler_rows == (0, 70)
+
+
+def test_scaler_sees_train_rows_only():
+    changed = random_series()
+    changed.values_TC[70:] = 1e6
+    one = build_windows(random_series(), context_len=8, target_len=4)
+    two = build_windows(changed, context_len=8, target_len=4)
+    assert torch.equal(one.mean_C, two.mean_C)
+    assert torch.equal(one.std_C, two.std_C)
+    index = torch.arange(len(one.train))
+    assert torch.equal(one.train.gather(index), two.train.gather(index))
+
+
+def test_splits_share_the_storage_that_was_scaled_in_place():
+    series = random_series()
+    address = series.values_TC.ctypes.data
+    sha256 = series.sha256
+    splits = build_windows(series, context_len=8, target_len=4)
+    for part in (splits.train, splits.val, splits.test):
+        assert part.series_TC.data_ptr() == address
+    assert series.sha256 == sha256
+
+
+def test_a_second_call_reuses_the_scaler_instead_of_scaling_twice():
+    series = random_series()
+    one = build_windows(series, context_len=8, target_len=4)
+    scaled = series.values_TC.copy()
+    two = build_windows(series, context_len=8, target_len=4, fraction=0.5)
+    np.testing.assert_array_equal(series.values_TC, scaled)
+    assert torch.equal(one.mean_C, two.mean_C)
+    assert torch.equal(one.std_C, two.std_C)
+
+
+def test_last_fraction_trains_on_the_windows_at_the_end_of_train():
+    full = build_windows(random_series(), context_len=8, target_len=4)
+    tenth = build_windows(random_series(), context_len=8, target_len=4, fraction=0.3)
+    assert tenth.train_rows == (49, 70)
+    assert len(tenth.train) == 21 - 12 + 1
+    last = full.train.gather(torch.arange(len(full.train) - len(tenth.train), len(full.train)))
+    assert torch.equal(tenth.train.gather(torch.arange(len(tenth.train))), last)
+    assert len(full.val) == len(tenth.val)
+
+
+@pytest.mark.parametrize("value", [3.0, 0.1, 1e9])
+def test_constant_channel_is_scaled_by_one_and_listed(value):
+    values = np.random.default_rng(0).normal(size=(120, 2))
+    values[:70, 1] = value
+    values[70:, 1] = value + 64
+    splits = build_windows(make_series(values, (70, 90, 110)), context_len=8, target_len=4)
+    assert splits.constant_channels == [1]
+    assert splits.std_C[1] == 1
+    assert torch.allclose(splits.train.gather(torch.tensor([0]))[:, 1], torch.tensor(0.0))
+    # 64 is representable next to 1e9 in float32
+    assert splits.test.series_TC[100, 1] == pytest.approx(64, abs=0.01)
+
+
+def test_nan_is_ignored_by_the_scaler_and_stays():
+    series = random_series()
+    series.values_TC[[3, 40, 95], 1] = np.nan
+    expected = series.values_TC[:70].astype(np.float64)
+    splits = build_windows(series, context_len=8, target_len=4)
+    np.testing.assert_allclose(splits.mean_C, np.nanmean(expected, 0), rtol=1e-13)
+    np.testing.assert_allclose(splits.std_C, np.nanstd(expected, 0), rtol=1e-12)
+    assert torch.isnan(splits.train.gather(torch.tensor([0]))).sum() == 1
+    assert torch.isnan(splits.test.series_TC).sum() == 3
+
+
+def test_a_channel_without_train_values_is_named():
+    series = random_series()
+    series.values_TC[:70, 2] = np.nan
+    with pytest.raises(DataError, match=r"'c2'.*no value in the train rows"):
+        build_windows(series, context_len=8, target_len=4)
+
+
+def test_a_channel_that_overflows_when_scaled_is_named():
+    series = random_series()
+    series.values_TC[:70, 0] = np.linspace(0, 1e-30, 70)
+    series.values_TC[80:, 0] = 1e30
+    with pytest.raises(DataError, match="'c0'.*overflows"):
+        build_windows(series, context_len=8, target_len=4)
+
+
+@pytest.mark.parametrize(
+    ("context_len", "target_len", "fraction", "words"),
+    [
+        (60, 20, 1.0, ["train split", "70 rows", "needs 80", "seq_len", "horizon", "data.splits"]),
+        (8, 4, 0.1, ["train split", "7 rows", "needs 12", "data.fraction=0.1 of 70"]),
+        (8, 21, 1.0, ["validation split", "20 rows", "needs 21", "seq_len", "data.splits"]),
+        (0, 30, 1.0, ["validation split", "Lower seq_len,"]),
+    ],
+)
+def test_too_few_rows_names_split_rows_and_keys(context_len, target_len, fraction, words):
+    with pytest.raises(DataError) as error:
+        build_windows(
+            random_series(), context_len=context_len, target_len=target_len, fraction=fraction
+        )
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.5, float("nan")])
+def test_fraction_out_of_range(fraction):
+    with pytest.raises(DataError, match=r"data\.fraction"):
+        build_windows(random_series(), context_len=8, target_len=4, fraction=fraction)
+
+
+@given(
+    num=st.integers(1, 500),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 1000),
+    limit=st.integers(1, 600) | st.none(),
+)
+@settings(max_examples=80, deadline=None)
+def test_epoch_order_is_the_head_of_a_permutation(num, seed, epoch, limit):
+    order = epoch_order(num, seed=seed, epoch=epoch)
+    assert order.dtype == torch.int64
+    assert sorted(order.tolist()) == list(range(num))
+    assert torch.equal(epoch_order(num, seed=seed, epoch=epoch, limit=limit), order[:limit])
+
+
+def test_epoch_order_is_pure_and_differs_between_epochs_and_seeds():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    order = epoch_order(100, seed=0, epoch=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(epoch_order(100, seed=0, epoch=0), order)
+    others = [epoch_order(100, seed=s, epoch=e) for s, e in [(0, 1), (1, 0), (0, 2), (-1, 0)]]
+    assert all(not torch.equal(other, order) for other in others)
+
+
+def test_epoch_order_does_not_change_between_releases():
+    """A checkpoint of an older release must resume with the same order."""
+    assert epoch_order(8, seed=0, epoch=0).tolist() == [4, 1, 3, 5, 0, 2, 6, 7]
+
+
+@pytest.mark.parametrize("season", [1, 5, 69])
+def test_mase_denominator_equals_numpy(season, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ROWS", 13)
+    values = random_series().values_TC
+    expected = np.abs(values[season:].astype(np.float64) - values[:-season]).mean(0)
+    found = mase_denominator(torch.from_numpy(values), season=season)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_mase_denominator_of_scaled_rows_is_the_ratio():
+    series = random_series()
+    raw = torch.from_numpy(series.values_TC.copy())
+    splits = build_windows(series, context_len=8, target_len=4)
+    scaled = mase_denominator(splits.train.series_TC[:70], season=5)
+    torch.testing.assert_close(
+        scaled * splits.std_C, mase_denominator(raw[:70], season=5), rtol=1e-5, atol=0
+    )
+
+
+def test_mase_denominator_leaves_nan_out_and_is_zero_for_a_constant():
+    values = torch.tensor([[1.0, 5.0], [float("nan"), 5.0], [4.0, 5.0], [6.0, 5.0]])
+    assert mase_denominator(values, season=1).tolist() == [2.0, 0.0]
+    with pytest.raises(DataError, match=r"data\.season"):
+        mase_denominator(values, season=4)

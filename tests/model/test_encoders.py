@@ -1,0 +1,376 @@
+"""T5Encoder against transformers' own; the light baseline; parameter names and components."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from t5ts.errors import ConfigError
+from t5ts.model import encoders
+from t5ts.model.architecture import T5Architecture
+from t5ts.model.encoders import (
+    NoEncoder,
+    SharedEncoder,
+    T5Encoder,
+    _relative_position_bucket,
+    component_of,
+)
+
+TINY = T5Architecture(d_model=24, d_ff=40, d_kv=6, num_layers=3, num_heads=2, vocab_size=11)
+
+
+def build_oracle(arch: T5Architecture, *, dropout: float = 0.1) -> nn.Module:
+    config = T5Config(
+        d_model=arch.d_model,
+        d_ff=arch.d_ff,
+        d_kv=arch.d_kv,
+        num_layers=arch.num_layers,
+        num_heads=arch.num_heads,
+        vocab_size=arch.vocab_size,
+        feed_forward_proj=arch.feed_forward_proj,
+        relative_attention_num_buckets=arch.relative_attention_num_buckets,
+        relative_attention_max_distance=arch.relative_attention_max_distance,
+        layer_norm_epsilon=arch.layer_norm_epsilon,
+        dropout_rate=dropout,
+        attn_implementation="eager",
+    )
+    model = T5EncoderModel(config).double()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms away from 1, biases that matter
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def encoder_state(oracle: nn.Module) -> dict[str, Tensor]:
+    """The oracle's tensors under our names: no leading `encoder.`, no token embedding."""
+    state = oracle.encoder.state_dict()
+    return {name: tensor for name, tensor in state.items() if name != "embed_tokens.weight"}
+
+
+def build_pair(arch: T5Architecture, *, dropout: float = 0.1) -> tuple[T5Encoder, nn.Module]:
+    oracle = build_oracle(arch, dropout=dropout)
+    encoder = T5Encoder(arch, dropout=dropout).double()
+    encoder.load_state_dict(encoder_state(oracle), strict=True)
+    return encoder, oracle
+
+
+@pytest.mark.parametrize("feed_forward_proj", ["relu", "gated-gelu"])
+def test_names_and_shapes_are_transformers(feed_forward_proj: str) -> None:
+    arch = replace(TINY, feed_forward_proj=feed_forward_proj)
+    ours = T5Encoder(arch, dropout=0.1).state_dict()
+    theirs = encoder_state(build_oracle(arch))
+    assert [(n, t.shape) for n, t in ours.items()] == [(n, t.shape) for n, t in theirs.items()]
+
+
+@pytest.mark.parametrize("feed_forward_proj", ["relu", "gated-gelu"])
+@pytest.mark.parametrize("num_tokens", [1, 4, 17, 256])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_forward_and_gradients_equal_transformers(
+    feed_forward_proj: str, num_tokens: int, training: bool
+) -> None:
+    arch = replace(TINY, feed_forward_proj=feed_forward_proj)
+    # In training mode with dropout 0; in evaluation mode with a dropout that must be off.
+    encoder, oracle = build_pair(arch, dropout=0.0 if training else 0.5)
+    encoder.train(training)
+    oracle.train(training)
+    generator = torch.Generator().manual_seed(num_tokens)
+    tokens = torch.randn(3, num_tokens, arch.d_model, dtype=torch.float64, generator=generator)
+    weight = torch.randn(tokens.shape, dtype=torch.float64, generator=generator)
+
+    ours_in = tokens.clone().requires_grad_()
+    ours = encoder(ours_in)
+    (ours * weight).sum().backward()
+    theirs_in = tokens.clone().requires_grad_()
+    theirs = oracle(inputs_embeds=theirs_in).last_hidden_state
+    (theirs * weight).sum().backward()
+
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ours_in.grad, theirs_in.grad, rtol=1e-9, atol=1e-9)
+    expected = {name: p.grad for name, p in oracle.encoder.named_parameters()}
+    assert set(expected) - {"embed_tokens.weight"} == {n for n, _ in encoder.named_parameters()}
+    for name, parameter in encoder.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, expected[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (64, 100)])
+def test_buckets_equal_transformers_beyond_max_distance(
+    num_buckets: int, max_distance: int
+) -> None:
+    distance = torch.arange(-5 * max_distance, 5 * max_distance + 1)
+    ours = _relative_position_bucket(distance, num_buckets, max_distance)
+    theirs = T5Attention._relative_position_bucket(distance, True, num_buckets, max_distance)
+    assert torch.equal(ours, theirs)
+    # The table that forward uses ends at max_distance: all beyond share its bucket.
+    assert torch.equal(
+        ours,
+        _relative_position_bucket(
+            distance.clamp(-max_distance, max_distance), num_buckets, max_distance
+        ),
+    )
+
+
+def test_t5_small_has_the_known_parameter_count() -> None:
+    t5_small = T5Architecture(d_model=512, d_ff=2048, d_kv=64, num_layers=6, num_heads=8)
+    encoder = T5Encoder(t5_small, dropout=0.1)
+    assert sum(p.numel() for p in encoder.parameters()) == 18_881_280
+
+
+def test_dropout_stands_where_transformers_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same places, shapes, probabilities and order: the same random stream gives the same output.
+
+    The explicit attention that training on a CPU takes draws as transformers' eager one does;
+    only the faster drawing itself is put aside here.
+    """
+    monkeypatch.setattr(encoders, "_dropout", F.dropout)
+    encoder, oracle = build_pair(replace(TINY, feed_forward_proj="gated-gelu"), dropout=0.3)
+    encoder.train()
+    oracle.train()
+    tokens = torch.randn(2, 5, TINY.d_model, dtype=torch.float64)
+    torch.manual_seed(11)
+    ours = encoder(tokens)
+    torch.manual_seed(11)
+    theirs = oracle(inputs_embeds=tokens).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert (ours == 0).double().mean() == pytest.approx(0.3, abs=0.15)  # the last dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 1e-3, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dropout_drops_that_share_and_keeps_the_mean(p: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    num = 400_003  # no multiple of four
+    x = torch.ones(num, dtype=dtype, requires_grad=True)
+    y = encoders._dropout(x, p)
+    kept = y != 0
+    noise = (p * (1 - p) / num) ** 0.5
+    assert (~kept).double().mean().item() == pytest.approx(p, abs=4 * noise + 2**-16)
+    assert y.double().mean().item() == pytest.approx(
+        1.0, abs=4 * noise / (1 - p) + 2**-8 * (dtype is torch.bfloat16)
+    )
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, y.detach())  # what was dropped has no gradient, the rest the scale
+    # Neighbours share a draw: all lags inside one must be uncorrelated.
+    centred = kept.double() - kept.double().mean()
+    for lag in (1, 2, 3, 4):
+        correlation = (centred[lag:] * centred[:-lag]).mean() / (p * (1 - p))
+        assert abs(correlation.item()) < 5 / num**0.5
+
+
+def test_dropout_follows_the_global_seed() -> None:
+    x = torch.ones(7, 9)
+    torch.manual_seed(4)
+    first, second = encoders._dropout(x, 0.5), encoders._dropout(x, 0.5)
+    torch.manual_seed(4)
+    assert torch.equal(encoders._dropout(x, 0.5), first)
+    assert not torch.equal(first, second)
+
+
+def test_position_bias_is_shared_by_blocks_and_can_be_frozen() -> None:
+    encoder, _ = build_pair(TINY, dropout=0.0)
+    name = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    parameter = dict(encoder.named_parameters())[name]
+    tokens = torch.randn(2, 6, TINY.d_model, dtype=torch.float64)
+    for p in encoder.block[0].parameters():
+        p.requires_grad_(False)
+    parameter.requires_grad_(True)
+    encoder(tokens).sum().backward()
+    assert parameter.grad is not None
+    assert parameter.grad.abs().sum() > 0
+    parameter.grad = None
+    parameter.requires_grad_(False)
+    encoder(tokens).sum().backward()
+    assert parameter.grad is None
+    assert encoder.block[1].layer[1].layer_norm.weight.grad is not None
+
+
+@pytest.mark.parametrize("feed_forward_proj", ["relu", "gated-gelu"])
+def test_float16_autocast_survives_a_feed_forward_above_65504(feed_forward_proj: str) -> None:
+    arch = replace(TINY, feed_forward_proj=feed_forward_proj)
+    encoder, _ = build_pair(arch, dropout=0.0)
+    encoder.float()
+    with torch.no_grad():
+        for block in encoder.block:
+            block.layer[1].DenseReluDense.wo.weight.mul_(1e5)
+    tokens = torch.randn(4, 6, arch.d_model)
+    exact = encoder(tokens)
+    updates: list[Tensor] = []
+    for block in encoder.block:
+        block.layer[1].DenseReluDense.register_forward_hook(
+            lambda _, __, output: updates.append(output)
+        )
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert encoder.block[0].layer[0].SelfAttention.q(tokens).dtype is torch.float16
+        half = encoder(tokens.half())
+    assert max(update.abs().max().item() for update in updates) > 65504
+    assert {update.dtype for update in updates} == {torch.float32}
+    assert half.isfinite().all()
+    assert half.dtype is torch.float32
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0.05)
+    half.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
+
+
+def test_bfloat16_autocast_keeps_the_residual_stream_in_float32() -> None:
+    encoder, _ = build_pair(TINY, dropout=0.0)
+    encoder.float()
+    tokens = torch.randn(4, 6, TINY.d_model)
+    streams: list[Tensor] = []
+    for block in encoder.block:
+        block.register_forward_hook(lambda _, __, output: streams.append(output))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoder(tokens.bfloat16())
+    assert {stream.dtype for stream in streams} == {torch.float32}
+
+
+@pytest.mark.parametrize("build", [lambda: T5Encoder(TINY, dropout=0.1), SharedEncoder, NoEncoder])
+def test_building_draws_no_randomness_and_marks_weights_as_unset(build: type) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    encoder = build()
+    assert torch.equal(before, torch.random.get_rng_state())
+    unset = {name for name, p in encoder.named_parameters() if p.isnan().all()}
+    set_from_start = {name for name, _ in encoder.named_parameters()} - unset
+    # nn.LayerNorm starts at 1 and 0, which needs no randomness; everything else waits for a load.
+    assert all("layer_norm" in name for name in set_from_start)
+    assert not set_from_start or isinstance(encoder, SharedEncoder)
+
+
+def test_shared_encoder_is_a_light_baseline() -> None:
+    encoder = SharedEncoder()
+    encoder.init_parameters(torch.Generator().manual_seed(0))
+    assert 0.75e6 < sum(p.numel() for p in encoder.parameters()) < 1.25e6
+    assert (encoder.d_model, encoder.num_blocks, len(encoder.block)) == (128, 4, 4)
+    for num_tokens in (1, 2, 4, 50):
+        hidden = encoder(torch.randn(3, num_tokens, 128))
+        assert hidden.shape == (3, num_tokens, 128)
+        assert hidden.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.15)
+    hidden.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_shared_encoder_weights_come_from_the_generator_alone() -> None:
+    states = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        encoder = SharedEncoder()
+        encoder.init_parameters(torch.Generator().manual_seed(7))
+        states.append(encoder.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    other = SharedEncoder()
+    other.init_parameters(torch.Generator().manual_seed(8))
+    assert not torch.equal(other.stem.depthwise.weight, states[0]["stem.depthwise.weight"])
+    wi = states[0]["block.0.layer.1.wi.weight"]
+    assert wi.std().item() == pytest.approx(128**-0.5, rel=0.03)
+
+
+def test_shared_encoder_blocks_equal_torch_post_norm_layers() -> None:
+    """Oracle: `nn.TransformerEncoderLayer`, which is post-norm by default."""
+    encoder = SharedEncoder(d_model=16, num_layers=1, num_heads=2, d_ff=24, dropout=0.0).double()
+    encoder.init_parameters(torch.Generator().manual_seed(0))
+    oracle = nn.TransformerEncoderLayer(
+        16, 2, 24, dropout=0.0, activation="gelu", batch_first=True, dtype=torch.float64
+    )
+    block = encoder.block[0]
+    attention = block.layer[0].SelfAttention
+    state = {
+        "self_attn.in_proj_weight": torch.cat(
+            [m.weight for m in (attention.q, attention.k, attention.v)]
+        ),
+        "self_attn.in_proj_bias": torch.cat(
+            [m.bias for m in (attention.q, attention.k, attention.v)]
+        ),
+        "self_attn.out_proj.weight": attention.o.weight,
+        "self_attn.out_proj.bias": attention.o.bias,
+        "linear1.weight": block.layer[1].wi.weight,
+        "linear1.bias": block.layer[1].wi.bias,
+        "linear2.weight": block.layer[1].wo.weight,
+        "linear2.bias": block.layer[1].wo.bias,
+        "norm1.weight": block.layer[0].layer_norm.weight,
+        "norm1.bias": block.layer[0].layer_norm.bias,
+        "norm2.weight": block.layer[1].layer_norm.weight,
+        "norm2.bias": block.layer[1].layer_norm.bias,
+    }
+    oracle.load_state_dict(state)
+    hidden = torch.randn(3, 5, 16, dtype=torch.float64)
+    torch.testing.assert_close(block(hidden), oracle(hidden), rtol=1e-12, atol=1e-12)
+
+
+def test_shared_encoder_sees_the_order_of_tokens() -> None:
+    encoder = SharedEncoder(dropout=0.0)
+    encoder.init_parameters(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        encoder.stem.depthwise.weight[:, :, [0, 2]] = 0.0  # a stem blind to neighbours
+    tokens = torch.randn(2, 6, 128)
+    flipped = encoder(tokens.flip(1)).flip(1)
+    assert not torch.allclose(flipped, encoder(tokens), atol=1e-2)
+
+
+def test_eval_mode_turns_every_dropout_off() -> None:
+    shared = SharedEncoder(dropout=0.5)
+    shared.init_parameters(torch.Generator().manual_seed(0))
+    t5, _ = build_pair(TINY, dropout=0.5)
+    for encoder, tokens in (
+        (shared, torch.randn(2, 4, 128)),
+        (t5, torch.randn(2, 4, TINY.d_model, dtype=torch.float64)),
+    ):
+        assert not torch.equal(encoder.train()(tokens), encoder(tokens))
+        assert torch.equal(encoder.eval()(tokens), encoder(tokens))
+
+
+def test_no_encoder_is_the_identity() -> None:
+    encoder = NoEncoder()
+    tokens = torch.randn(2, 3, 4)
+    assert encoder(tokens) is tokens
+    assert encoder.num_blocks == 0
+    assert not list(encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [
+        ("patch.projection.weight", "patch"),
+        ("encoder.block.3.layer.0.SelfAttention.q.weight", "block_3"),
+        ("encoder.block.11.layer.1.layer_norm.weight", "block_11"),
+        ("encoder.stem.depthwise.weight", "stem"),
+        ("encoder.final_layer_norm.weight", "final_norm"),
+        ("head.bias", "head"),
+    ],
+)
+def test_component_of(name: str, component: str) -> None:
+    assert component_of(name) == component
+
+
+@pytest.mark.parametrize(
+    "name", ["", "encoder.embed_tokens.weight", "encoder.block.x.y", "block.0.layer", "heads.w"]
+)
+def test_component_of_refuses_strangers(name: str) -> None:
+    with pytest.raises(ValueError, match="no forecaster parameter"):
+        component_of(name)
+
+
+def test_impossible_values_are_refused() -> None:
+    with pytest.raises(ConfigError, match="feed_forward_proj='gelu'"):
+        T5Encoder(replace(TINY, feed_forward_proj="gelu"), dropout=0.1)
+    for dropout in (-0.1, 1.0, math.nan):
+        with pytest.raises(ConfigError, match="dropout"):
+            T5Encoder(TINY, dropout=dropout)
+    with pytest.raises(ConfigError, match="num_heads=3"):
+        SharedEncoder(num_heads=3)
+
+
+def test_t5_compiles_without_graph_breaks() -> None:
+    encoder, _ = build_pair(TINY, dropout=0.1)
+    tokens = torch.randn(2, 4, TINY.d_model, dtype=torch.float64)
+    compiled = torch.compile(encoder.eval(), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(tokens), encoder(tokens))
+    compiled.train()
+    compiled(tokens).sum().backward()

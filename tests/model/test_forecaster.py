@@ -1,0 +1,285 @@
+"""The whole forecaster: shapes, pairing of arms, equivariance, linearity, the scale audit."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from t5ts.errors import ConfigError
+from t5ts.model.architecture import T5Architecture
+from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, T5Encoder, component_of
+from t5ts.model.forecaster import HEAD_INIT_GAIN, Forecaster, build_forecaster, scale_audit
+from t5ts.model.patching import PatchEmbedding
+
+TINY = T5Architecture(d_model=24, d_ff=40, d_kv=6, num_layers=3, num_heads=2)
+PLAIN = {"norm": False, "scale": "none", "embedding_rms": None}
+
+
+@torch.no_grad()
+def build_t5(arch: T5Architecture = TINY, *, seed: int = 0, dropout: float = 0.1) -> T5Encoder:
+    """HF's law at initializer_factor 1.0 (transformers' T5PreTrainedModel._init_weights)."""
+    encoder = T5Encoder(arch, dropout=dropout)
+    generator = torch.Generator().manual_seed(seed)
+    inner = arch.num_heads * arch.d_kv
+    std_of = {
+        "q": (arch.d_model * arch.d_kv) ** -0.5,
+        "o": inner**-0.5,
+        "wo": arch.d_ff**-0.5,
+    }
+    for name, parameter in encoder.named_parameters():
+        if "layer_norm" in name:
+            parameter.fill_(1.0)
+        else:
+            std = std_of.get(name.split(".")[-2], arch.d_model**-0.5)
+            parameter.normal_(0.0, std, generator=generator)
+    return encoder
+
+
+def build_shared(d_model: int = 24) -> SharedEncoder:
+    encoder = SharedEncoder(d_model=d_model, num_layers=2, num_heads=2, d_ff=32)
+    encoder.init_parameters(torch.Generator().manual_seed(0))
+    return encoder
+
+
+def build_model(encoder: Encoder, *, seed: int = 0, **changes: Any) -> Forecaster:
+    arguments = {
+        "num_channels": 3,
+        "seq_len": 16,
+        "output_len": 5,
+        "patch_len": 4,
+        "stride": None,
+        "channels": "independent",
+        "normalize": "instance",
+        "patch_generator": torch.Generator().manual_seed(seed),
+        "head_generator": torch.Generator().manual_seed(seed + 1),
+    }
+    return build_forecaster(encoder=encoder, **(arguments | PLAIN | changes))
+
+
+@pytest.mark.parametrize("channels", ["independent", "mixing"])
+@pytest.mark.parametrize("stride", [None, 3])
+@pytest.mark.parametrize("build", [build_t5, build_shared, NoEncoder])
+def test_every_encoder_forecasts_each_channel(
+    build: Any, stride: int | None, channels: str
+) -> None:
+    model = build_model(build(), channels=channels, stride=stride)
+    y = model(torch.randn(2, 3, 16))
+    assert y.shape == (2, 3, 5)
+    y.square().sum().backward()
+    components = {component_of(name) for name, _ in model.named_parameters()}
+    assert "head" in components
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_independent_channels_do_not_see_each_other_and_mixed_ones_do() -> None:
+    x = torch.randn(2, 3, 16)
+    changed = x.clone()
+    changed[:, 0] += torch.randn(16)
+    for channels, sees in (("independent", False), ("mixing", True)):
+        model = build_model(build_t5(), channels=channels).eval()
+        difference = (model(changed) - model(x)).abs().amax((0, 2))
+        assert difference[0] > 1e-4
+        assert (
+            (difference[1:] > 1e-6).all() if sees else torch.equal(difference[1:], torch.zeros(2))
+        )
+
+
+def test_independent_channels_share_one_map() -> None:
+    model = build_model(build_t5()).eval()
+    x = torch.randn(2, 3, 16)
+    torch.testing.assert_close(model(x[:, [2, 0, 1]]), model(x)[:, [2, 0, 1]])
+
+
+def test_same_seed_pairs_patch_and_head_across_encoders() -> None:
+    """Invariant 3, whatever the global random state was and whatever the encoder drew."""
+    torch.manual_seed(1)
+    text = build_model(build_t5(seed=1), norm=True)
+    torch.manual_seed(2)
+    others = [
+        build_model(build_t5(seed=2), norm=True),
+        build_model(build_shared(d_model=24), norm=True),
+    ]
+    for other in others:
+        for part in ("patch", "head"):
+            ours, theirs = getattr(text, part).state_dict(), getattr(other, part).state_dict()
+            assert list(ours) == list(theirs)
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not torch.equal(
+        build_model(build_t5(), seed=3).head.weight, build_model(build_t5(), seed=4).head.weight
+    )
+
+
+def test_building_and_auditing_leave_the_global_random_state() -> None:
+    encoders = [build_t5(), build_shared(), NoEncoder()]
+    torch.manual_seed(9)
+    before = torch.random.get_rng_state()
+    for encoder in encoders:
+        model = build_model(encoder)
+        scale_audit(model, torch.ones(1, 3, 16))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("build", [build_t5, build_shared, NoEncoder])
+def test_forecast_follows_shift_and_scale_of_the_context(build: Any) -> None:
+    model = build_model(build()).double().eval()
+    x = torch.randn(4, 3, 16, dtype=torch.float64)
+    scale = torch.tensor([0.5, 3.0, 40.0], dtype=torch.float64)[:, None]
+    shift = torch.tensor([-7.0, 0.0, 1e3], dtype=torch.float64)[:, None]
+    # T5's norm takes its statistics in float32, hence 1e-5 and not 1e-9.
+    torch.testing.assert_close(
+        model(x * scale + shift), model(x) * scale + shift, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("channels", ["independent", "mixing"])
+def test_linear_backbone_is_one_linear_map(channels: str) -> None:
+    model = build_model(NoEncoder(), channels=channels, normalize="none").double()
+    assert [name for name, _ in model.named_parameters()] == ["head.weight", "head.bias"]
+    mixing = channels == "mixing"
+    assert model.head.weight.shape == ((15, 48) if mixing else (5, 16))
+    with torch.no_grad():
+        model.head.bias.normal_()
+    x, z = torch.randn(2, 2, 3, 16, dtype=torch.float64)
+    torch.testing.assert_close(
+        model(2 * x - 3 * z), 2 * model(x) - 3 * model(z) + 2 * model(torch.zeros_like(x))
+    )
+    if not mixing:
+        torch.testing.assert_close(model(x), x @ model.head.weight.T + model.head.bias)
+
+
+def test_linear_backbone_does_not_depend_on_patching() -> None:
+    x = torch.randn(2, 3, 16)
+    forecasts = [build_model(NoEncoder(), patch_len=p, stride=s)(x) for p, s in ((4, None), (5, 2))]
+    assert torch.equal(*forecasts)
+
+
+def test_first_forecast_is_near_the_windows_mean() -> None:
+    model = build_model(build_t5()).eval()
+    x = torch.randn(256, 3, 16, generator=torch.Generator().manual_seed(0))
+    update = (model(x) - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0)
+    assert 0.3 * HEAD_INIT_GAIN < update.square().mean().sqrt() < 3 * HEAD_INIT_GAIN
+    fan_in = model.patch.num_patches * model.patch.d_model
+    assert model.head.weight.std().item() == pytest.approx(HEAD_INIT_GAIN * fan_in**-0.5, rel=0.06)
+
+
+@pytest.mark.parametrize("normalize", ["instance", "none"])
+def test_autocast_forecasts_in_the_contexts_dtype(normalize: str) -> None:
+    model = build_model(build_t5(), normalize=normalize, norm=True).eval()
+    x = torch.randn(2, 3, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(x)
+    assert y.dtype is torch.float32
+    torch.testing.assert_close(y, model(x), rtol=0.1, atol=0.05)
+
+
+def test_nan_in_a_context_reaches_the_forecast() -> None:
+    x = torch.randn(2, 3, 16)
+    x[1, 2, 0] = torch.nan
+    isnan = build_model(build_t5()).eval()(x).isnan()
+    assert isnan[1, 2].all()
+    assert isnan.sum() == 5
+
+
+@pytest.mark.parametrize(
+    ("encoder", "changes", "message"),
+    [
+        (NoEncoder(), {"norm": True}, "patch=plain"),
+        (NoEncoder(), {"scale": "div_sqrt_d"}, "patch=plain"),
+        (NoEncoder(), {"channels": "both"}, "independent or mixing"),
+        (NoEncoder(), {"normalize": "revin"}, "instance"),
+        (NoEncoder(), {"output_len": 0}, "output_len=0"),
+        (NoEncoder(), {"num_channels": 0}, "num_channels=0"),
+        (build_shared(), {"patch_len": 32}, "patch_len=32"),
+    ],
+)
+def test_impossible_values_are_refused(
+    encoder: Encoder, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model(encoder, **changes)
+
+
+# ------------------------------------------------------------------------------ scale audit
+
+
+class _Doubling(nn.Module):
+    def forward(self, hidden: Tensor, _: Tensor) -> Tensor:
+        return 2.0 * hidden
+
+
+class _Shifting(nn.Module):
+    def forward(self, hidden: Tensor, _: Tensor) -> Tensor:
+        return hidden + 3.0
+
+
+def test_scale_audit_equals_hand_computed_values() -> None:
+    encoder = build_t5(dropout=0.5)
+    encoder.block[1], encoder.block[2] = _Doubling(), _Shifting()
+    model = build_model(encoder, normalize="none")
+    model.train()
+    model.encoder.block[0].eval()  # a frozen block's own mode must survive
+    modes = [module.training for module in model.modules()]
+    x = torch.randn(2, 3, 16)
+    audit = scale_audit(model, x)
+
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_hooks for module in model.modules())
+    model.eval()
+    tokens = model.patch(x)
+    position = encoder.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")
+    first = encoder.block[0](tokens, position.bias(4))
+    expected = {
+        "input": rms(tokens),
+        "block_0": rms(first),
+        "block_1": 2 * rms(first),
+        "block_2": rms(2 * first + 3),
+        "output": rms(encoder.final_layer_norm(2 * first + 3)),
+        "residual_ratio/block_0": rms(first - tokens) / rms(tokens),
+        "residual_ratio/block_1": 1.0,
+        "residual_ratio/block_2": 3 / (2 * rms(first)),
+    }
+    assert list(audit) == list(expected)
+    assert audit == pytest.approx(expected, rel=1e-5)
+
+
+def test_scale_audit_of_the_other_encoders() -> None:
+    x = torch.randn(2, 3, 16)
+    assert list(scale_audit(build_model(NoEncoder()), x)) == ["input", "output"]
+    audit = scale_audit(build_model(build_shared()), x)
+    assert audit["block_1"] == pytest.approx(1.0, abs=1e-3)  # post-norm
+    assert audit["output"] == audit["block_1"]
+
+
+def test_scale_audit_restores_the_model_after_an_error() -> None:
+    model = build_model(build_t5()).train()
+    with pytest.raises(RuntimeError):
+        scale_audit(model, torch.randn(2, 3, 3))
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        # Measured on transformers' own stack: HF's law at factor 1.0, 6 layers, width 512, input
+        # N(0, 1) · s. Each block adds about 1, whatever it is given.
+        (1.0, {"input": 1.0, "block_0": 1.40, "block_5": 2.80, "output": 1.0}),
+        (512**-0.5, {"input": 0.044, "block_0": 0.95, "block_5": 2.78, "output": 1.0}),
+    ],
+)
+def test_scale_audit_shows_the_init_scale_confound(
+    scale: float, expected: dict[str, float]
+) -> None:
+    arch = T5Architecture(d_model=512, d_ff=2048, d_kv=64, num_layers=6, num_heads=8)
+    model = build_model(build_t5(arch), patch_len=4, normalize="none")
+    assert isinstance(model.patch, PatchEmbedding)
+    model.patch.scale = scale
+    audit = scale_audit(model, torch.randn(32, 3, 16, generator=torch.Generator().manual_seed(0)))
+    assert {name: audit[name] for name in expected} == pytest.approx(expected, rel=0.06)
+    ratio = audit["residual_ratio/block_0"]
+    assert ratio > 20 if scale < 1 else ratio < 2
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()

@@ -1,0 +1,93 @@
+"""Instance normalisation: inverse, invariance, the floor, and NaN."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t5ts.errors import ConfigError
+from t5ts.model.normalize import MIN_STD, InstanceNorm, NoNorm, build_normalize
+
+
+def test_statistics_are_each_windows_and_channels_own() -> None:
+    x = torch.randn(4, 3, 20, dtype=torch.float64) * 5 + 2
+    normed, mean, divisor = InstanceNorm()(x)
+    torch.testing.assert_close(mean, x.mean(-1, keepdim=True))
+    torch.testing.assert_close(divisor, x.std(-1, keepdim=True, correction=0))
+    torch.testing.assert_close(normed, (x - mean) / divisor)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20),
+    st.floats(-1e3, 1e3),
+)
+def test_inverse_returns_any_context(values: list[float], level: float) -> None:
+    x = torch.tensor(values, dtype=torch.float64)[None, None] + level
+    norm = InstanceNorm()
+    normed, mean, divisor = norm(x)
+    assert normed.isfinite().all()
+    torch.testing.assert_close(norm.invert(normed, mean, divisor), x, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-1e3, 1e3), st.floats(1.0, 1e3))
+def test_normed_context_ignores_shift_and_scale(shift: float, scale: float) -> None:
+    x = torch.randn(2, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    norm = InstanceNorm()
+    torch.testing.assert_close(norm(x * scale + shift)[0], norm(x)[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1, -1e6, 123456.789])
+def test_constant_window_becomes_zeros_and_returns_to_its_level(level: float) -> None:
+    x = torch.full((1, 1, 96), level)  # float32, where a naive mean would be off by its rounding
+    norm = InstanceNorm()
+    normed, mean, divisor = norm(x)
+    assert torch.equal(normed, torch.zeros_like(x))
+    assert divisor.item() == pytest.approx(MIN_STD)
+    forecast = norm.invert(torch.full((1, 1, 4), 1.0), mean, divisor)
+    torch.testing.assert_close(forecast, torch.full((1, 1, 4), level), rtol=1e-6, atol=2 * MIN_STD)
+
+
+def test_floor_meets_the_plain_rule() -> None:
+    wave = torch.tensor([1.0, -1.0] * 8)[None, None]  # std 1
+    for std in (0.5 * MIN_STD, 2.0 * MIN_STD):
+        _, _, divisor = InstanceNorm()(wave * std)
+        assert divisor.item() == pytest.approx(max(std, MIN_STD), rel=1e-5)
+
+
+def test_nan_spreads_to_its_own_window_and_channel_only() -> None:
+    x = torch.randn(2, 2, 8)
+    x[0, 1, 3] = math.nan
+    norm = InstanceNorm()
+    normed, mean, divisor = norm(x)
+    forecast = norm.invert(torch.zeros(2, 2, 3), mean, divisor)
+    for result in (normed, forecast):
+        expected = torch.zeros(result.shape, dtype=torch.bool)
+        expected[0, 1] = True
+        assert torch.equal(result.isnan(), expected)
+
+
+def test_half_precision_context_is_normalised_in_float32() -> None:
+    normed, mean, divisor = InstanceNorm()(torch.randn(1, 1, 8).half() + 1000)
+    assert {normed.dtype, mean.dtype, divisor.dtype} == {torch.float32}
+    assert InstanceNorm().invert(torch.zeros(1, 1, 2).half(), mean, divisor).dtype == torch.float32
+
+
+def test_none_leaves_everything_but_returns_the_contexts_dtype() -> None:
+    x = torch.randn(2, 3, 4)
+    norm = NoNorm()
+    normed, mean, divisor = norm(x)
+    assert normed is x
+    y = torch.randn(2, 3, 5)
+    assert torch.equal(norm.invert(y, mean, divisor), y)
+    assert norm.invert(y.half(), mean, divisor).dtype == torch.float32
+
+
+def test_build_normalize_knows_two_names() -> None:
+    assert isinstance(build_normalize("instance"), InstanceNorm)
+    assert isinstance(build_normalize("none"), NoNorm)
+    with pytest.raises(ConfigError, match="'instance' or 'none'"):
+        build_normalize("revin")

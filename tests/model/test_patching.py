@@ -1,0 +1,152 @@
+"""Patches against numpy slicing, the padding rule, token scales, and refusals."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t5ts.errors import ConfigError
+from t5ts.model.patching import PatchEmbedding, WholeContext
+
+
+def build_patch(seed: int = 0, **changes: Any) -> PatchEmbedding:
+    arguments = {
+        "seq_len": 16,
+        "num_channels": 3,
+        "d_model": 8,
+        "patch_len": 4,
+        "stride": None,
+        "channels": "independent",
+        "norm": False,
+        "scale": "none",
+        "embedding_rms": None,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    return PatchEmbedding(**(arguments | changes))
+
+
+@st.composite
+def patchings(draw: st.DrawFn) -> tuple[int, int, int]:
+    seq_len = draw(st.integers(1, 40))
+    patch_len = draw(st.integers(1, seq_len))
+    return seq_len, patch_len, draw(st.integers(1, patch_len))
+
+
+@settings(max_examples=60, deadline=None)
+@given(patchings(), st.integers(1, 3), st.integers(1, 3))
+def test_patches_equal_numpy_slices(
+    patching: tuple[int, int, int], num_windows: int, num_channels: int
+) -> None:
+    seq_len, patch_len, stride = patching
+    x = np.random.default_rng(0).normal(size=(num_windows, num_channels, seq_len))
+    expected: list[list[list[float]]] = []
+    for row in x.reshape(-1, seq_len):
+        # Backwards from the last observation; what is missing in front repeats the first value.
+        ends = list(range(seq_len, 0, -stride))
+        padded = np.concatenate([np.full(patch_len, row[0]), row])
+        patches = [padded[patch_len + end - patch_len : patch_len + end] for end in ends]
+        # The first patch is the one that reaches back to the first observation.
+        first = next(i for i, end in enumerate(ends) if end - patch_len <= 0)
+        expected.append(patches[: first + 1][::-1])
+    rows = np.array(expected)  # (B·C, N, P)
+
+    for channels in ("independent", "mixing"):
+        patch = build_patch(
+            seq_len=seq_len,
+            num_channels=num_channels,
+            patch_len=patch_len,
+            stride=stride,
+            channels=channels,
+        )
+        ours = patch.patches(torch.from_numpy(x)).numpy()
+        if channels == "mixing":
+            by_window = rows.reshape(num_windows, num_channels, *rows.shape[1:])
+            wanted = np.stack(
+                [np.concatenate(list(window), axis=-1) for window in by_window]
+            )  # (B, N, C·P)
+        else:
+            wanted = rows
+        np.testing.assert_array_equal(ours, wanted)
+        assert patch.num_patches == rows.shape[1]
+        tokens = patch(torch.from_numpy(x).float())
+        assert tokens.shape == (wanted.shape[0], patch.num_patches, 8)
+
+
+def test_front_is_padded_with_the_first_value() -> None:
+    patch = build_patch(seq_len=10, num_channels=1, patch_len=4, stride=4)
+    patches = patch.patches(torch.arange(1.0, 11.0)[None, None])
+    assert patches.tolist() == [[[1, 1, 1, 2], [3, 4, 5, 6], [7, 8, 9, 10]]]
+
+
+def test_token_is_the_projection_of_its_patch() -> None:
+    patch = build_patch(channels="mixing")
+    x = torch.randn(2, 3, 16)
+    by_hand = torch.cat([x[1, c, 4:8] for c in range(3)]) @ patch.projection.weight.T
+    torch.testing.assert_close(patch(x)[1, 1], by_hand + patch.projection.bias)
+
+
+@pytest.mark.parametrize("channels", ["independent", "mixing"])
+def test_plain_tokens_have_about_their_patch_rms(channels: str) -> None:
+    patch = build_patch(d_model=512, channels=channels)
+    x = 3.0 * torch.randn(64, 3, 16, generator=torch.Generator().manual_seed(1))
+    assert patch(x).square().mean().sqrt().item() == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("scale", "rms"),
+    [("none", 1.0), ("div_sqrt_d", 64**-0.5), ("mul_sqrt_d", 8.0), ("match_embedding", 20.5)],
+)
+def test_normed_tokens_have_the_scale_asked_for(scale: str, rms: float) -> None:
+    patch = build_patch(d_model=64, norm=True, scale=scale, embedding_rms=20.5)
+    tokens = patch(100.0 * torch.randn(4, 3, 16))
+    torch.testing.assert_close(
+        tokens.square().mean(-1).sqrt(), torch.full(tokens.shape[:2], rms), rtol=1e-4, atol=0.0
+    )
+
+
+def test_weights_come_from_the_generator_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = build_patch(seed=5, norm=True)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    again, other = build_patch(seed=5, norm=True), build_patch(seed=6, norm=True)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+    assert not torch.equal(first.projection.weight, other.projection.weight)
+    assert torch.equal(first.projection.bias, torch.zeros(8))
+
+
+@pytest.mark.parametrize("channels", ["independent", "mixing"])
+def test_whole_context_reshapes_and_learns_nothing(channels: str) -> None:
+    patch = WholeContext(seq_len=5, num_channels=3, channels=channels)
+    x = torch.randn(2, 3, 5)
+    tokens = patch(x)
+    assert tokens.shape == ((2, 1, 15) if channels == "mixing" else (6, 1, 5))
+    assert tokens.shape[1:] == (patch.num_patches, patch.d_model)
+    assert torch.equal(tokens.reshape(x.shape), x)
+    assert not list(patch.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_len": 17}, "patch_len=17 .* seq_len=16"),
+        ({"patch_len": 0}, "patch_len=0"),
+        ({"stride": 0}, "stride=0"),
+        ({"stride": 5}, "stride=5 .* patch_len=4"),
+        ({"channels": "mixed"}, "independent or mixing"),
+        ({"scale": "sqrt"}, "mul_sqrt_d"),
+        ({"scale": "match_embedding", "norm": True}, "needs embedding_rms"),
+        ({"scale": "match_embedding", "norm": True, "embedding_rms": 0.0}, "positive"),
+        ({"scale": "match_embedding", "norm": True, "embedding_rms": float("nan")}, "finite"),
+        ({"scale": "match_embedding", "embedding_rms": 20.0}, "norm=false"),
+    ],
+)
+def test_impossible_values_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_patch(**changes)
+    assert issubclass(ConfigError, ValueError)

@@ -1,0 +1,196 @@
+"""Encoder tensors by name, T5's init law, the control arms, and the one entry point for all arms."""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, write_checkpoint
+
+from t5ts.errors import WeightsError
+from t5ts.model import hub
+from t5ts.model.architecture import T5Architecture
+from t5ts.model.tensors import count
+from t5ts.model.weights import (
+    INITS,
+    describe,
+    encoder_shapes,
+    encoder_state,
+    init_law,
+    load_checkpoint,
+    matched_state,
+    random_state,
+    shuffled_state,
+    state_digest,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "tiny", TINY, full_model(TINY))
+
+
+def test_t5_small_has_the_published_counts() -> None:
+    shapes = encoder_shapes(T5_SMALL)
+    assert count(shapes) == 18_881_280
+    assert count(shapes) + T5_SMALL.vocab_size * T5_SMALL.d_model == 35_330_816
+    assert len(shapes) == 50
+    assert shapes["block.0.layer.0.SelfAttention.relative_attention_bias.weight"] == (32, 8)
+
+
+def test_t5_base_has_the_published_count() -> None:
+    base = T5Architecture(d_model=768, d_ff=3072, d_kv=64, num_layers=12, num_heads=12)
+    assert count(encoder_shapes(base)) == 84_954_240
+
+
+def test_gated_feed_forward_has_two_input_matrices() -> None:
+    shapes = encoder_shapes(replace(TINY, feed_forward_proj="gated-gelu"))
+    names = {name.split(".")[-2] for name in shapes if "DenseReluDense" in name}
+    assert names == {"wi_0", "wi_1", "wo"}
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.05])
+def test_random_state_follows_the_law(factor: float) -> None:
+    state = random_state(T5_SMALL, generator=generator(), factor=factor)
+    assert {name: tuple(t.shape) for name, t in state.items()} == encoder_shapes(T5_SMALL)
+    for name, sigma in init_law(T5_SMALL).items():
+        tolerance = 5 / math.sqrt(2 * state[name].numel())
+        assert state[name].std().item() == pytest.approx(factor * sigma, rel=tolerance), name
+        assert abs(state[name].mean().item()) < 5 * factor * sigma / math.sqrt(state[name].numel())
+        assert state[name].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("scale_norms", "value"), [(False, 1.0), (True, 0.05)])
+def test_norms_are_scaled_only_on_request(scale_norms: bool, value: float) -> None:
+    state = random_state(TINY, generator=generator(), factor=0.05, scale_norms=scale_norms)
+    norms = [t for name, t in state.items() if name.endswith("layer_norm.weight")]
+    assert len(norms) == 5
+    assert all(bool((t == torch.tensor(value)).all()) for t in norms)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
+def test_impossible_factor_is_refused(factor: float) -> None:
+    with pytest.raises(WeightsError, match=r"init\.factor.*positive"):
+        random_state(TINY, generator=generator(), factor=factor)
+
+
+def test_matched_keeps_each_tensors_mean_and_std() -> None:
+    state = trained_looking_encoder(T5_SMALL)
+    control = matched_state(state, generator=generator())
+    for name, tensor in state.items():
+        mean, std, root = tensor.mean().item(), tensor.std().item(), math.sqrt(tensor.numel())
+        assert abs(control[name].mean().item() - mean) < 5 * std / root, name
+        assert control[name].std().item() == pytest.approx(std, rel=5 / root), name
+        assert not torch.equal(control[name], tensor)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=1, max_size=2),
+    seed=st.integers(0, 2**31),
+)
+def test_shuffled_keeps_entries_and_nothing_else(shape: list[int], seed: int) -> None:
+    tensor = torch.randn(shape, generator=generator(seed))
+    (control,) = shuffled_state({"x": tensor}, generator=generator(seed + 1)).values()
+    assert control.shape == tensor.shape
+    assert torch.equal(control.flatten().sort().values, tensor.flatten().sort().values)
+
+
+def test_shuffled_moves_entries() -> None:
+    state = trained_looking_encoder(TINY)
+    control = shuffled_state(state, generator=generator())
+    assert all(not torch.equal(control[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("make", [matched_state, shuffled_state])
+def test_controls_depend_on_the_generator_only(make: Callable[..., dict[str, Tensor]]) -> None:
+    state = trained_looking_encoder(TINY)
+    digests = [state_digest(make(state, generator=generator(seed))) for seed in (1, 1, 2)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_digest_sees_name_shape_dtype_and_value() -> None:
+    x = torch.arange(6.0)
+    digests = {
+        state_digest({"a": x}),
+        state_digest({"b": x}),
+        state_digest({"a": x.reshape(2, 3)}),
+        state_digest({"a": x.to(torch.int32)}),
+        state_digest({"a": x + torch.tensor([0, 0, 0, 0, 0, 1e-6])}),
+    }
+    assert len(digests) == 5
+    assert state_digest({"a": x, "b": x}) == state_digest({"b": x, "a": x.clone()})
+
+
+def test_every_arm_is_what_it_says_and_proves_it(tiny_folder: Path) -> None:
+    arms: dict[str, Any] = {
+        init: encoder_state(init=init, arch=TINY, generator=generator(), path=tiny_folder)
+        for init in ("t5", "matched", "shuffled")
+    }
+    arms["random"] = encoder_state(init="random", arch=TINY, generator=generator())
+    assert set(arms) == set(INITS)
+    for init, (state, report) in arms.items():
+        assert report.init == init
+        assert report.tensors_sha256 == state_digest(state)
+        assert {name: tuple(t.shape) for name, t in state.items()} == encoder_shapes(TINY)
+        assert all(t.dtype == torch.float32 and t.is_contiguous() for t in state.values())
+        assert report.num_params_trained == count(encoder_shapes(TINY))
+        assert report.num_params_encoder == report.num_params_trained + 100 * 64
+        json.dumps(asdict(report))
+        lines = describe(report)
+        assert len(lines) == 5
+        assert f"{report.num_params_encoder:,}" in lines[3]
+        assert ("verified" in lines[4]) == (init != "random")
+    assert len({report.tensors_sha256 for _, report in arms.values()}) == 4
+    loaded = arms["t5"][1].tensors_sha256
+    assert arms["matched"][1].checkpoint_sha256 == arms["shuffled"][1].checkpoint_sha256 == loaded
+
+
+def test_random_reads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("init=random asked for a file")
+
+    monkeypatch.setattr(hub, "fetch_snapshot", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    state, report = encoder_state(
+        init="random", arch=TINY, generator=generator(), hub_id="t5-small", path=tmp_path / "none"
+    )
+    assert report.files == {}
+    assert report.source == "random"
+    assert report.embedding_rms == 1.0
+    assert len(state) == report.tensors
+
+
+def test_unknown_init_names_the_allowed_ones() -> None:
+    with pytest.raises(WeightsError, match=r"'pretrained'.*random, t5, matched, shuffled"):
+        encoder_state(init="pretrained", arch=TINY, generator=generator())
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_exactly_one_source(both: bool, tiny_folder: Path) -> None:
+    kwargs: dict[str, Any] = {"hub_id": "t5-small", "path": tiny_folder} if both else {}
+    with pytest.raises(WeightsError, match=r"hub id or from a folder.*backbone\.path"):
+        load_checkpoint(**kwargs)
+
+
+def test_loading_draws_nothing_from_any_generator(tiny_folder: Path) -> None:
+    own = generator()
+    before, state_before = torch.get_rng_state(), own.get_state()
+    encoder_state(init="t5", arch=TINY, generator=own, path=tiny_folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(own.get_state(), state_before)
