@@ -215,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
                 method, 401, b"", {"X-Error-Message": "Invalid username or password."}
             )
         if path.startswith("/api/models/"):
-            return self._send_info(method, path.removeprefix("/api/models/"))
+            return self._send_info(method, path.removeprefix("/api/models/"), fault)
         hub_id, _, rest = path.removeprefix("/").partition("/resolve/")
         revision, _, name = rest.partition("/")
         if hub_id not in self.hub.repos:
@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(method, 404, b"", missing)
         return self._send_entry(method, hub_id, name, fault)
 
-    def _send_info(self, method: str, rest: str) -> None:
+    def _send_info(self, method: str, rest: str, fault: Fault) -> None:
         hub_id, _, revision = rest.partition("/revision/")
         if hub_id not in self.hub.repos:
             return self._send(method, 404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -239,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
             "sha": COMMIT,
             "siblings": [{"rfilename": name} for name in sorted(self.hub.repos[hub_id])],
         }
-        return self._send(method, 200, json.dumps(info).encode())
+        return self._send(method, 200, json.dumps(info).encode(), {}, fault.drop_after)
 
     def _send_entry(self, method: str, hub_id: str, name: str, fault: Fault) -> None:
         etag = self.hub.etag(hub_id, name)

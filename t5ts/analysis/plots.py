@@ -133,7 +133,9 @@ def _gradient_norms(run_dir: Path) -> Any:
             linestyle="-" if name in blocks else "--",
             color=color,
             label=name.removeprefix("grad_norm/"),
-            linewidth=1,
+            marker=".",
+            linewidth=4 if name.endswith("/total") else 1,
+            alpha=0.3 if name.endswith("/total") else 1.0,
         )
     if names:
         ax.set_yscale("log")

@@ -185,7 +185,8 @@ def _open(url: str) -> HTTPResponse:
 
     def work() -> None:
         try:
-            answer.put(urllib.request.urlopen(url, timeout=STALL_S))
+            # A fresh opener: urlopen's keeps the proxies that it saw first.
+            answer.put(urllib.request.build_opener().open(url, timeout=STALL_S))
         except BaseException as error:
             answer.put(error)
 

@@ -17,7 +17,6 @@ PERIODS_S = {
 # Rows (the last ones) and channels (the first ones) that are looked at.
 MAX_ROWS = 200_000
 MAX_CHANNELS = 32
-MIN_PROMINENCE = 0.1
 
 
 def choose_season(train_TC: np.ndarray, *, step_s: float, season: int | None) -> tuple[int, str]:
@@ -46,12 +45,12 @@ def choose_season(train_TC: np.ndarray, *, step_s: float, season: int | None) ->
         return 1, f"season 1: no calendar period fits a step of {step_s:g} s and the train rows"
     sample_TC = train_TC[-MAX_ROWS:, :MAX_CHANNELS]
     scores = {lag: _prominence(sample_TC, lag) for lag in candidates}
-    best = max(scores.values())
-    if best < MIN_PROMINENCE:
+    peaks = {lag: score for lag, score in scores.items() if score > _chance(len(sample_TC) / lag)}
+    if not peaks:
         tried = ", ".join(str(lag) for lag in candidates)
         return 1, f"season 1: no autocorrelation peak at {tried} rows"
     # The day's multiple, the week, scores like the day itself: prefer the shortest that does.
-    chosen = min(lag for lag, score in scores.items() if score >= 0.9 * best)
+    chosen = min(lag for lag, score in peaks.items() if score >= 0.9 * max(peaks.values()))
     return chosen, (
         f"season {chosen}: inferred ({candidates[chosen]}; autocorrelation peak "
         f"{scores[chosen]:.2f}); set data.season to overrule"
@@ -73,24 +72,38 @@ def candidate_seasons(step_s: float, *, num_rows: int) -> dict[int, str]:
     return candidates
 
 
+def _chance(num_periods: float) -> float:
+    """Prominence that a series without a season hardly passes.
+
+    Random walks and near-unit-root autoregressions scored 0.13 on average here, with a spread that
+    falls as 1/√periods; this bound lay at or above the largest of 60 draws in each of 40 settings.
+    """
+    return 0.15 + 1.5 / num_periods**0.5
+
+
 def _prominence(rows_TC: np.ndarray, lag: int) -> float:
     """Autocorrelation at `lag` above its mean at half a period to either side, over channels.
 
-    Trend and slow drift raise the autocorrelation at all lags alike, and cancel.
+    A moving mean over one period is taken off first: it takes trend and drift with it and leaves
+    a season of that period whole.
     """
     half = max(1, lag // 2)
     values = []
     for channel_T in rows_TC.T:
         x = channel_T.astype(np.float64)
-        known = ~np.isnan(x)
-        if not known.any():
+        known = np.flatnonzero(~np.isnan(x))
+        if not known.size:
             continue
-        x = np.where(known, x - x[known].mean(), 0.0)
+        if known.size < x.size:
+            x = np.interp(np.arange(x.size), known, x[known])
+        x = x - x[0]  # so that the running sum below keeps its digits
+        running = np.concatenate([[0.0], np.cumsum(x)])
+        x = x[half : half + x.size - lag + 1] - (running[lag:] - running[:-lag]) / lag
         power = float(x @ x)
-        if power <= 0.0:
+        if power <= 1e-12:
             continue
         at, below, above = (
-            float(x[:-k] @ x[k:]) / power * len(x) / (len(x) - k)
+            float(x[:-k] @ x[k:]) / power * x.size / (x.size - k)
             for k in (lag, lag - half, lag + half)
         )
         values.append(at - (below + above) / 2)

@@ -6,6 +6,7 @@ file resumes where it stopped, and a file enters the cache only after its conten
 hub's. `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the proxy variables work as usual.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -18,10 +19,11 @@ from typing import Any, TypeVar
 
 from t5ts.errors import WeightsError
 from t5ts.model.checkpoint_file import choose_weight_file, file_sha256, weight_files_of
-from t5ts.model.hub_errors import Request, explain, is_network_failure, wrong_id
+from t5ts.model.hub_errors import Request, explain, is_network_failure, is_timeout, wrong_id
 
 ANSWER_TIMEOUT_S = 3.0  # for the hub to answer one small request
 DEADLINE_S = 4.0  # for all small requests: a resolver's own timeouts are not the client's to bound
+STALL_TIMEOUT_S = 4.0  # without a byte of a file, unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise
 MAX_ATTEMPTS = 4  # connections per file before the rest is left to the next run
 
 # The hub names large files by SHA-256. Small ones carry git's SHA-1, mirrors' anything: those are
@@ -191,25 +193,30 @@ def _download_all(
         for shard in shards:
             _fetch_blob(request, token, commit, shard)
         wanted += shards
-    # Linked only now: a snapshot whose config stands there always has its weights beside it.
+    # Linked only now: a snapshot whose config stands there always has its weights beside it. The
+    # time limit is for the client's own retries, should the hub fail between two requests.
     for name in wanted:
-        linked = Path(
-            hf_hub_download(
+        linked = _within(
+            DEADLINE_S,
+            lambda name=name: hf_hub_download(
                 request.hub_id,
                 name,
-                revision=request.revision,
+                revision=commit,
                 endpoint=request.endpoint,
                 cache_dir=request.cache_dir,
                 token=token,
                 etag_timeout=ANSWER_TIMEOUT_S,
-            )
+            ),
+            request,
         )
-    if linked.parent.name != commit:
-        raise WeightsError(
-            f"{request.hub_id}'s revision {request.revision} moved while it was downloaded. "
-            "Run again, or name a commit as the revision."
-        )
-    return Snapshot(linked.parent, commit, downloaded=True)
+    folder = Path(linked).parent
+    if request.revision != folder.name:
+        reference = folder.parents[1] / "refs" / request.revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        fresh = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")
+        fresh.write_text(folder.name)
+        fresh.replace(reference)
+    return Snapshot(folder, folder.name, downloaded=True)
 
 
 def _fetch_blob(request: Request, token: str | bool | None, commit: str, name: str) -> Path:
@@ -263,12 +270,14 @@ def _download(
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm
 
-    timeout = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, 10)
+    chosen = "HF_HUB_DOWNLOAD_TIMEOUT" in os.environ
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT if chosen else STALL_TIMEOUT_S
     # Signed CDN addresses of a redirect never see the token: the client drops it with the host.
     headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
     if size is None:
         partial.unlink(missing_ok=True)  # without a length there is no telling what is missing
     last: Exception | None = None
+    fruitless = 0
     bar: Any = (
         tqdm(total=size, unit="B", unit_scale=True, desc=f"{request.hub_id} {name}")
         if sys.stderr.isatty() and (size or 0) > 1e6
@@ -299,11 +308,17 @@ def _download(
                 if size is None:
                     return
             except Exception as error:
-                if not is_network_failure(error):
+                # 416: the server's file ends where ours does, short of the promised size.
+                range_refused = (
+                    getattr(error, "response", None) and error.response.status_code == 416
+                )
+                if not (range_refused or is_network_failure(error)):
                     raise
                 last = error
-            if (partial.stat().st_size if partial.exists() else 0) <= have and have:
-                break  # no progress: the next run may fare better
+            if (partial.stat().st_size if partial.exists() else 0) <= have:
+                fruitless += 1
+                if fruitless == 2 or have or is_timeout(last):
+                    break
     have = partial.stat().st_size if partial.exists() else 0
     if have == size:
         return

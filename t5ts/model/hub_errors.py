@@ -95,6 +95,11 @@ def is_network_failure(error: BaseException) -> bool:
     )
 
 
+def is_timeout(error: BaseException | None) -> bool:
+    """Whether nothing came in time."""
+    return error is not None and bool(_class_names(error) & {"TimeoutException", "TimeoutError"})
+
+
 def explain(error: BaseException, request: Request) -> WeightsError:
     """Turn whatever the hub client raised into one message with its remedy.
 
@@ -157,10 +162,14 @@ def explain(error: BaseException, request: Request) -> WeightsError:
         )
     if status in (401, 403):
         via = f" (answered through the proxy {request.proxy})" if request.proxy else ""
-        why = "Your token was not accepted" if status == 401 else "Access is forbidden"
+        why = "Access needs a valid token" if status == 401 else "Access is forbidden"
+        meant = [] if hub_id in KNOWN_IDS else suggestions(hub_id)
+        # Ids that do not exist get a 401 too.
+        hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
         return WeightsError(
-            f"{why}: {endpoint} answered {status} for {hub_id}{via}. Set HF_TOKEN to a valid token "
-            "with read access, or run `hf auth login`; if the model needs no token, unset HF_TOKEN."
+            f"{why}: {endpoint} answered {status} for {hub_id}{via}.{hint} Set HF_TOKEN to a valid "
+            "token with read access, or run `hf auth login`; if the model needs none, unset "
+            "HF_TOKEN."
         )
     if status == 429:
         return WeightsError(

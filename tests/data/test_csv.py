@@ -124,8 +124,17 @@ def test_long_table_with_ragged_ids_has_gaps(tmp_path):
 
 @pytest.mark.parametrize(
     "form",
-    ["%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y/%m/%d %H:%M", "%Y%m%d %H%M%S"]
-    + ["%Y.%m.%d %H:%M", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S+00:00", "%Y-%m-%dT%H:%M:%S.%f"],
+    [
+        "%Y-%m-%d %H:%M:%S",
+        "%Y-%m-%dT%H:%M:%S",
+        "%Y-%m-%dT%H:%M:%S.%f",
+        "%Y-%m-%d %H:%M",
+        "%Y/%m/%d %H:%M",
+        "%Y.%m.%d %H:%M",
+        "%Y%m%d %H%M%S",
+        "%Y-%m-%dT%H:%M:%SZ",
+        "%Y-%m-%d %H:%M:%S+00:00",
+    ],
 )
 def test_iso_like_times(tmp_path, form):
     series = load_csv(path=write(tmp_path, rows_text(hours(20, form))))
@@ -351,10 +360,9 @@ def test_whatever_the_file_nothing_but_a_data_error_comes_out(
     path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass") + tail)
     try:
         series = load_csv(path=str(path), missing=missing)
-    except DataError as error:
-        assert str(error)
-    else:
-        assert series.values_TC.dtype == np.float32
-        assert not np.isinf(series.values_TC).any()
-        assert missing == "mask" or np.isfinite(series.values_TC).all()
-        assert 0 < series.borders[0] < series.borders[1] < series.borders[2]
+    except DataError:
+        return
+    assert series.values_TC.dtype == np.float32
+    assert not np.isinf(series.values_TC).any()
+    assert missing == "mask" or np.isfinite(series.values_TC).all()
+    assert 0 < series.borders[0] < series.borders[1] < series.borders[2]

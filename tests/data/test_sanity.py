@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_windows import make_series
 
 from t5ts.data.sanity import check_sanity
 from t5ts.data.windows import build_windows
+from tests.data.test_windows import make_series
 
 BORDERS = (200, 260, 320)
 

@@ -8,11 +8,11 @@ import json
 import numpy as np
 import polars as pl
 import pytest
-from ett_files import write_ett
 
 from t5ts.data.fetch import KNOWN_SHA256
 from t5ts.data.sources import NYC_FILE, NYC_RANGES, load_ett, load_nyc_weather
 from t5ts.errors import DataError
+from tests.data.ett_files import write_ett
 
 
 def test_weather_is_the_file_that_its_provenance_describes():

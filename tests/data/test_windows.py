@@ -204,7 +204,7 @@ def test_a_channel_that_overflows_when_scaled_is_named():
     series = random_series()
     series.values_TC[:70, 0] = np.linspace(0, 1e-30, 70)
     series.values_TC[80:, 0] = 1e30
-    with pytest.raises(DataError, match="'c0'.*overflows"):
+    with pytest.raises(DataError, match=r"'c0'.*overflows"):
         build_windows(series, context_len=8, target_len=4)
 
 

@@ -149,9 +149,7 @@ def test_legacy_pickle_through_the_weights_only_loader(folder: Path, zipped: boo
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
     (folder / "model.safetensors").unlink()
-    torch.save(
-        tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped
-    )
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
     _, report = load(folder)
     assert report.format == "pytorch"
     assert report.tensors_sha256 == whole.tensors_sha256
@@ -234,7 +232,9 @@ def test_broken_config(folder: Path, text: str, part: str) -> None:
         ({"layer_norm_epsilon": "x"}, ["layer_norm_epsilon"]),
     ],
 )
-def test_config_that_is_no_usable_t5(folder: Path, change: dict[str, Any], parts: list[str]) -> None:
+def test_config_that_is_no_usable_t5(
+    folder: Path, change: dict[str, Any], parts: list[str]
+) -> None:
     edit(folder, **change)
     refused(folder, *parts)
 
@@ -269,7 +269,9 @@ def test_truncated_safetensors(folder: Path, keep: int) -> None:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_no_damage_to_the_header_escapes_as_another_error(folder: Path, data: st.DataObject) -> None:
+def test_no_damage_to_the_header_escapes_as_another_error(
+    folder: Path, data: st.DataObject
+) -> None:
     path = folder / "model.safetensors"
     raw = bytearray(path.read_bytes())
     (length,) = struct.unpack("<Q", raw[:8])

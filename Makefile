@@ -1,0 +1,47 @@
+# Everything that a checkout needs; `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo run test check format bench wheel-check clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+install: $(STAMP)  ## install t5ts and its development tools into .venv
+
+demo: $(STAMP)  ## install, then one whole run offline on packaged data (under 2 minutes)
+	$(BIN)/python -m t5ts.run experiment=demo
+
+run: $(STAMP)  ## a run of your own: make run ARGS="init=t5 freeze=staged"
+	$(BIN)/python -m t5ts.run $(ARGS)
+
+test: $(STAMP)  ## the tests, offline on the CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff format everything
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## speed as ratios against named peers (installs the bench extra)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.startup
+
+wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder
+	$(BIN)/python scripts/check_wheel.py
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) dist build

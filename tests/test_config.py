@@ -1,0 +1,159 @@
+"""Every composition is possible or refused by name, before any work starts."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from t5ts.config import Config, identity, register
+from t5ts.errors import ConfigError
+from t5ts.run import CONF
+
+GROUPS = {
+    folder.name: sorted(p.stem for p in folder.glob("*.yaml"))
+    for folder in CONF.iterdir()
+    if folder.is_dir() and folder.name not in ("hydra", "experiment")
+}
+#: What options cannot do without.
+NEEDS = {
+    ("backbone", "local"): "backbone.path=some/dir",
+    ("data", "csv"): "data.path=some.csv",
+}
+
+
+def covering_rows() -> list[dict[str, str]]:
+    """Compositions in which every pair of options of two groups stands at least once (greedy)."""
+    names = sorted(GROUPS)
+    missing = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x in GROUPS[a]
+        for y in GROUPS[b]
+    }
+    rows = []
+    while missing:
+        row = dict(min(missing))
+        for name in names:
+            if name not in row:
+                row[name] = max(
+                    GROUPS[name],
+                    key=lambda option, name=name, row=row: sum(
+                        tuple(sorted([(name, option), other])) in missing for other in row.items()
+                    ),
+                )
+        covered = set(itertools.combinations(sorted(row.items()), 2))
+        assert covered & missing
+        missing -= covered
+        rows.append(row)
+    return rows
+
+
+def is_possible(row: dict[str, str]) -> bool:
+    has_encoder = row["backbone"] != "linear"
+    has_t5 = row["backbone"] not in ("linear", "shared")
+    return (has_t5 or row["init"] == "random") and (has_encoder or row["freeze"] == "none")
+
+
+def test_every_pair_of_options_composes_or_is_refused_by_name(
+    composed: Callable[..., Config],
+) -> None:
+    rows = covering_rows()
+    assert {is_possible(row) for row in rows} == {True, False}
+    for row in rows:
+        overrides = [f"{k}={v}" for k, v in row.items()]
+        overrides += [NEEDS[item] for item in row.items() if item in NEEDS]
+        if is_possible(row):
+            config = composed(*overrides)
+            assert {config.backbone.name, config.init.name} == {row["backbone"], row["init"]}
+        else:
+            with pytest.raises(ConfigError, match=f"backbone={row['backbone']}"):
+                composed(*overrides)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_composes_and_states_its_question(path, composed) -> None:
+    assert isinstance(composed(f"experiment={path.stem}"), Config)
+    head = path.read_text().split("\n\n")[0]
+    for word in ("Question:", "Command:", "Minutes:", "Expected:"):
+        assert word in head, f"{path} does not state its {word}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["backbone=shared", "init=t5"], ["backbone=shared", "init=t5", "init=random"]),
+        (["backbone=linear", "freeze=all"], ["backbone=linear", "freeze=all"]),
+        (["patch.patch_len=200"], ["patch.patch_len=200", "seq_len=128"]),
+        (["patch.stride=40"], ["patch.stride=40", "patch.patch_len=32"]),
+        (["freeze=staged", "freeze.unfreeze_epoch=10"], ["unfreeze_epoch=10", "train.epochs=10"]),
+        (["freeze=none", "freeze.unfreeze_epoch=2"], ["freeze=none", "freeze.unfreeze_epoch"]),
+        (["freeze=all", "freeze.unfreeze_epoch=2"], ["freeze=all", "freeze=staged"]),
+        (["freeze=staged", "freeze.unfreeze_epoch=null"], ["freeze=staged", "freeze=all"]),
+        (["train.precision=fp16", "train.device=cpu"], ["train.precision=fp16", "train.device"]),
+        (["patch=plain", "patch.scale=mul_sqrt_d"], ["patch.scale", "patch.norm"]),
+        (["patch.scale=match_embedding"], ["patch.scale", "init=random", "embedding_rms"]),
+        (["backbone=local", "backbone.path=null"], ["backbone=local", "backbone.path=DIR"]),
+        (["train.batch_size=4", "train.grad_accumulation=8"], ["accumulation=8", "batch_size=4"]),
+        (["optim.lr=0"], ["optim.lr=0", "above 0"]),
+        (["data.fraction=1.5"], ["data.fraction=1.5", "at most 1"]),
+        (["objective=loss"], ["objective=loss", "val_corr"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["data=csv"], ["data.path"]),
+    ],
+)
+def test_impossible_values_name_their_keys_and_a_way_out(overrides, named, composed) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed(*overrides)
+    for word in named:
+        assert word in str(error.value)
+
+
+def test_all_problems_come_in_one_message(composed) -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("optim.lr=0", "train.epochs=0", "backbone=shared", "init=t5")
+    for key in ("optim.lr", "train.epochs", "backbone=shared"):
+        assert key in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["optim.lrr=1", "optim.lr=abc", "init=t6", "seed=1.5"])
+def test_typos_and_wrong_types_are_refused_by_hydra(override, composed) -> None:
+    key = override.split("=")[0]
+    with pytest.raises(ConfigCompositionException, match=key.split(".")[-1]):
+        composed(override)
+
+
+def test_zero_is_a_value(composed) -> None:
+    config = composed(
+        "seed=0", "optim.weight_decay=0", "optim.warmup_epochs=0", "backbone.dropout=0"
+    )
+    assert (config.seed, config.optim.weight_decay, config.backbone.dropout) == (0, 0.0, 0.0)
+
+
+def test_identity_is_the_same_from_hydra_and_from_objects_and_ignores_the_tracker(composed) -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        node = compose("config", overrides=["seed=3"])
+    assert identity(node) == identity(composed("seed=3"))
+    assert identity(composed()) == identity(composed("tracker=none", "train.resume=never"))
+    assert OmegaConf.is_config(node)
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "optim.lr=0.002", "init=t5", "data.fraction=0.5", "train.precision=bf16"]
+)
+def test_identity_changes_with_whatever_changes_numbers(override, composed) -> None:
+    assert identity(composed()) != identity(composed(override))
+
+
+def test_mission_spelling(composed) -> None:
+    config = composed("init=t5", "freeze=staged")
+    assert (config.backbone.name, config.init.name, config.freeze.name) == (
+        "t5_small",
+        "t5",
+        "staged",
+    )
+    assert (config.seq_len, config.horizon, config.patch.patch_len) == (128, 24, 32)
+    assert config.backbone.hub_id == "t5-small"

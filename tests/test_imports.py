@@ -1,0 +1,99 @@
+"""Imports point one way, and heavy libraries stay in their rooms."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import t5ts
+
+PACKAGE = Path(t5ts.__file__).parent
+#: A module may import what has a lower number, and nothing of its own level but its own package.
+LEVELS = {
+    "errors": 0,
+    "config": 1,
+    "schedule": 1,
+    "metrics": 1,
+    "task": 1,
+    "provenance": 1,
+    "progress": 1,
+    "data": 2,
+    "model": 2,
+    "analysis": 2,
+    "optim": 3,
+    "probes": 3,
+    "checkpoint": 3,
+    "tracking": 3,
+    "train": 4,
+    "build": 5,
+    "experiment": 6,
+    "run": 7,
+    "download": 7,
+}
+#: Who alone may import a library, since it is slow or a matter of one room.
+ROOMS = {
+    "transformers": (),
+    "huggingface_hub": ("model",),
+    "wandb": ("tracking",),
+    "optuna": ("sweep",),
+    "matplotlib": ("analysis",),
+    "polars": ("data",),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def files() -> list[Path]:
+    return [p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py"]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    here = room(path)
+    for name in imported(path):
+        if not name.startswith("t5ts."):
+            continue
+        there = name.split(".")[1]
+        assert there == here or LEVELS[there] < LEVELS[here], f"{here} imports {there}"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
+    for name in imported(path):
+        library = name.split(".")[0]
+        assert room(path) in ROOMS.get(library, (room(path),)), f"{room(path)} imports {library}"
+
+
+def test_command_line_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, t5ts.run;"
+        "print([m for m in ('torch', 'transformers', 'wandb', 'matplotlib', 'polars', 'optuna')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_analysis_works_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None;"
+        "import t5ts.analysis.plots, t5ts.analysis.results; print('fine')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "fine"
