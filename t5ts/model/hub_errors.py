@@ -100,6 +100,15 @@ def is_timeout(error: BaseException | None) -> bool:
     return error is not None and bool(_class_names(error) & {"TimeoutException", "TimeoutError"})
 
 
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error carries, if one does."""
+    for link in _chain(error):
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
 def explain(error: BaseException, request: Request) -> WeightsError:
     """Turn whatever the hub client raised into one message with its remedy.
 
@@ -113,7 +122,7 @@ def explain(error: BaseException, request: Request) -> WeightsError:
     """
     names = _class_names(error)
     hub_id, endpoint = request.hub_id, request.endpoint
-    status = _status(error)
+    status = status_of(error)
     # The client's errors are OSErrors too, and a connection that a firewall forbids carries EPERM.
     if (
         isinstance(error, OSError)
@@ -214,7 +223,8 @@ def _no_network(error: BaseException, request: Request) -> WeightsError:
             f"otherwise {request.remedy}"
         )
     via = f" through the proxy {request.proxy}" if request.proxy else ""
-    check = "Check the network, HF_ENDPOINT and the proxy variables, or "
+    check = "Check the network, HF_ENDPOINT and the proxy variables"
+    check += " (HF_HUB_ETAG_TIMEOUT=30 waits longer), or " if is_timeout(error) else ", or "
     return WeightsError(
         f"No network: {request.endpoint} cannot be reached{via} ({_first_line(error)}), and "
         f"{request.hub_id} is not in the cache {request.cache_dir}. {check}{request.remedy}"
@@ -232,14 +242,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _class_names(error: BaseException) -> set[str]:
     return {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
-
-
-def _status(error: BaseException) -> int | None:
-    for link in _chain(error):
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
 
 
 def _first_line(error: BaseException) -> str:
