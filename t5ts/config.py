@@ -152,6 +152,7 @@ class EttData(DataConfig):
 
     dataset: str = MISSING
     dir: str | None = None
+    sha256: str | None = None  # of a copy of your own, instead of the published checksum
 
 
 @dataclass(kw_only=True)

@@ -21,6 +21,7 @@ from t5ts.analysis.results import read_json, read_metrics
 from t5ts.build import Setup, build, component_seed, plan_table, setup_summary
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import OBJECTIVES, Config, identity
+from t5ts.data.sanity import check_sanity
 from t5ts.data.windows import Windows
 from t5ts.errors import ResumeError
 from t5ts.model.encoders import component_of
@@ -135,7 +136,7 @@ def _run(
     first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
     audit = scale_audit(setup.model, task.batch(setup.train.gather(first_B)).inputs_BCL)
     plan = plan_table(setup, lr=config.optim.lr)
-    _announce(config, setup, baselines["val"], audit, plan)
+    _announce(config, setup, audit, plan)
     _write_beginning(config, setup, run_dir, audit, plan, resume_from)
     tracker = _build_tracker(config, run_dir, group)
     metrics = MetricsFile(run_dir / "metrics.jsonl")
@@ -328,39 +329,19 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
 def _announce(
     config: Config,
     setup: Setup,
-    baselines: dict[str, dict[str, float]],
     audit: dict[str, float],
     plan: list[dict[str, Any]],
 ) -> None:
     """Say before the first step what will be trained on what."""
     series = setup.series
-    rows, channels = series.values_TC.shape
-    first, last = series.span
     log.info("run        %s, seed %s", config.arm, config.seed)
-    log.info(
-        "data       %s: %s rows × %s channels, %s to %s, step %g s, %.2f %% gaps, season %s (%s)",
-        series.name,
-        f"{rows:,}",
-        channels,
-        first or "0",
-        last or rows - 1,
-        series.step_s,
-        100 * series.gap_share,
-        series.season,
-        series.season_note,
-    )
+    sanity = check_sanity(series, setup.splits)
+    log.info("data       %s", sanity.line)
     for note in series.notes:
         log.info("           %s", note)
-    log.info(
-        "windows    train %s, val %s, test %s; %s steps an epoch; val variance %.3f of train's",
-        f"{len(setup.train):,}",
-        f"{len(setup.val):,}",
-        f"{len(setup.test):,}",
-        setup.steps_per_epoch,
-        baselines["mean"]["loss"],
-    )
-    for channel in setup.splits.constant_channels:
-        log.warning("           channel %s is constant in the train rows", series.channels[channel])
+    for warning in sanity.warnings:
+        log.warning("           WARNING: %s", warning)
+    log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
     if setup.baseline_season != series.season:
         log.info("           the season exceeds seq_len: seasonal naive repeats the last value")
     if setup.report is None:

@@ -105,7 +105,9 @@ def test_pooled_correlation_on_levels_flatters() -> None:
     generator = torch.Generator().manual_seed(0)
     last = 10 * torch.randn(200, 1, generator=generator)
     truth = last[..., None] + torch.randn(200, 1, 5, generator=generator)
-    persistence = last[..., None].expand_as(truth) + 1e-3 * torch.randn(200, 1, 5, generator=generator)
+    persistence = last[..., None].expand_as(truth) + 1e-3 * torch.randn(
+        200, 1, 5, generator=generator
+    )
     got = computed(persistence, truth, last)
     assert got["corr"] > 0.98
     assert abs(got["corr_delta"]) < 0.1

@@ -27,7 +27,9 @@ def test_gradient_norms_equal_the_definition() -> None:
     probe = GradientNorms(component, list(parameters))
     got = probe.measure(parameters)
     assert probe.components == ["a", "b"]
-    flat = {c: torch.cat([p.grad.flatten() for n, p in parameters.items() if n[0] == c]) for c in "ab"}
+    flat = {
+        c: torch.cat([p.grad.flatten() for n, p in parameters.items() if n[0] == c]) for c in "ab"
+    }
     torch.testing.assert_close(
         got, torch.stack([flat["a"].norm(), flat["b"].norm(), torch.cat([*flat.values()]).norm()])
     )

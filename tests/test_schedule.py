@@ -14,7 +14,11 @@ NAMES = [
     *(
         f"encoder.block.{i}.layer.{part}"
         for i in range(4)
-        for part in ("0.SelfAttention.q.weight", "0.layer_norm.weight", "1.DenseReluDense.wi.weight")
+        for part in (
+            "0.SelfAttention.q.weight",
+            "0.layer_norm.weight",
+            "1.DenseReluDense.wi.weight",
+        )
     ),
     "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
     "encoder.final_layer_norm.weight",
@@ -38,7 +42,9 @@ def plan(**changes) -> dict[str, Rule]:
 
 
 def starts(assigned: dict[str, Rule]) -> list[float | None]:
-    return [assigned[f"encoder.block.{i}.layer.0.SelfAttention.q.weight"].start_epoch for i in range(4)]
+    return [
+        assigned[f"encoder.block.{i}.layer.0.SelfAttention.q.weight"].start_epoch for i in range(4)
+    ]
 
 
 def test_head_and_patch_train_from_the_start_whatever_the_encoder_does() -> None:

@@ -30,7 +30,7 @@ from t5ts.model.hub_errors import (
 )
 
 ANSWER_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT says otherwise
-STALL_TIMEOUT_S = 4.0  # without a byte of a file, unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise
+STALL_TIMEOUT_S = 3.5  # without a byte of a file, unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise
 MAX_ATTEMPTS = 4  # connections per file before the rest is left to the next run
 
 # The hub names large files by SHA-256. Small ones carry git's SHA-1, mirrors' anything: those are

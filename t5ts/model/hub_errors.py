@@ -70,18 +70,20 @@ def suggestions(hub_id: str) -> list[str]:
     """Known ids that the user may have meant, best first, at most three."""
     base = hub_id.split("/")[-1].lower()
     same = [known for known in KNOWN_IDS if known.split("/")[-1] == base]
+    if same:
+        return [known for known in same if known != hub_id]
     near = difflib.get_close_matches(hub_id.lower(), KNOWN_IDS, n=3, cutoff=0.6)
     bases = {known.split("/")[-1]: known for known in reversed(KNOWN_IDS)}
     near += [bases[b] for b in difflib.get_close_matches(base, list(bases), n=3, cutoff=0.7)]
-    return [known for known in dict.fromkeys([*same, *near]) if known != hub_id][:3]
+    return [known for known in dict.fromkeys(near) if known != hub_id][:3]
 
 
 def wrong_id(hub_id: str) -> WeightsError:
     """The error for an id that names no repository, with the likely ones."""
     meant = suggestions(hub_id)
-    hint = f"Did you mean {' or '.join(meant)}?" if meant else ""
+    hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
     return WeightsError(
-        f"The hub has no model {hub_id!r}. {hint} Allowed are ids of T5 checkpoints such as "
+        f"The hub has no model {hub_id!r}.{hint} Allowed are ids of T5 checkpoints such as "
         "t5-small or google/flan-t5-small; if the model is private, set HF_TOKEN or run "
         "`hf auth login`."
     )

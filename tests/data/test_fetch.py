@@ -85,7 +85,7 @@ def leftovers(tmp_path: Path) -> list[Path]:
 def test_ett_is_downloaded_once_and_loaded(server, ettm1, tmp_path):
     server.files["ETTm1.csv"], values = ettm1
     for _ in range(2):
-        series = load_ett(name="ettm1", dir=None)
+        series = load_ett(dataset="ettm1", dir=None)
         np.testing.assert_array_equal(series.values_TC, values)
     assert server.asked == ["/ETT-small/ETTm1.csv"]
     assert fetch.ett_path("ettm1") == tmp_path / "cache" / "ett" / "ETTm1.csv"

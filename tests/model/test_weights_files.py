@@ -167,6 +167,7 @@ class Malicious:
         return Path.touch, (Path(__file__).with_name("pwned"),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pickled_code_is_refused_and_not_run(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({"shared.weight": Malicious()}, folder / "pytorch_model.bin")

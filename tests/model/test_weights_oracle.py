@@ -94,12 +94,13 @@ def test_t5_small_counts_are_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "lr", "steps"), [("AdamW", 1e-3, 40), ("Adafactor", 1e-2, 40), ("SGD", 0.3, 100)]
+    ("optimizer", "lr", "steps", "barely"),
+    [("AdamW", 1e-3, 40, True), ("SGD", 0.3, 60, True), ("AdamW", 1e-2, 40, False)],
 )
 def test_a_briefly_but_really_trained_t5_passes(
-    optimizer: str, lr: float, steps: int, tmp_path: Path
+    optimizer: str, lr: float, steps: int, barely: bool, tmp_path: Path
 ) -> None:
-    """Copying random tokens, from HF's own initialisation, for some dozens of steps."""
+    """Copying random tokens, from HF's own initialisation; what barely moved is noted."""
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(t5_config(TINY, decoder_start_token_id=0))
     optimize = getattr(torch.optim, optimizer)(model.parameters(), lr=lr)
@@ -115,6 +116,5 @@ def test_a_briefly_but_really_trained_t5_passes(
     assert losses[-1] < losses[0]
     model.save_pretrained(tmp_path)
     _, report = load_checkpoint(path=tmp_path, arch=TINY)
-    (found,) = (check for check in report.checks if check.startswith("not a random"))
-    print(optimizer, losses[0], losses[-1], found)
+    assert any("note: barely trained" in check for check in report.checks) == barely
     assert report.num_params_full == model.num_parameters()
