@@ -101,7 +101,7 @@ def test_channels_without_a_mase_denominator_are_left_out() -> None:
 
 
 def test_pooled_correlation_on_levels_flatters() -> None:
-    """Why val_corr_delta stands beside val_corr: persistence has a high r on levels and none here."""
+    """Why val_corr_delta stands beside val_corr: persistence has a high r on levels alone."""
     generator = torch.Generator().manual_seed(0)
     last = 10 * torch.randn(200, 1, generator=generator)
     truth = last[..., None] + torch.randn(200, 1, 5, generator=generator)

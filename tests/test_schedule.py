@@ -1,5 +1,6 @@
 """A plan covers every parameter, and the learning rate is a function of the step."""
 
+import itertools
 import math
 
 import pytest
@@ -117,7 +118,7 @@ def test_lr_factor_stays_in_its_range_and_falls_after_warm_up(total, warmup, lea
     ]
     assert all(0 < f <= 1 + 1e-12 for f in factors) or least == 0
     after = factors[warmup:]
-    assert all(a >= b - 1e-12 for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(after))
     if shape == "cosine" and total - 1 > warmup:
         assert factors[-1] == pytest.approx(least)
 

@@ -123,7 +123,8 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
         if not path.is_file():
             raise DataError(
                 f"{path} does not exist: data.dir must be a folder with {ETT_FILES[dataset]}. "
-                f"`python -m t5ts.download data={dataset}` fetches it into the cache (data.dir=null)."
+                f"`python -m t5ts.download data={dataset}` fetches it into the cache, for "
+                "data.dir=null."
             )
     digest = check_sha256(
         path,
