@@ -8,8 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from t5ts.checks import check
-from t5ts.config import Config, from_hydra, register
-from t5ts.run import CONF
+from t5ts.config import CONF, Config, from_hydra, register
 
 #: A short synthetic series and short training, for any backbone.
 SMALL = [

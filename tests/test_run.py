@@ -12,8 +12,8 @@ from conftest import SMALL, TINY_T5
 from data.ett_files import write_ett
 from runs import local_t5, read, rows
 
+from t5ts.config import CONF
 from t5ts.model.checkpoint_file import file_sha256
-from t5ts.run import CONF
 
 
 def command(*arguments: str) -> list[str]:
