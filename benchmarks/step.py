@@ -156,8 +156,8 @@ def make_config(spec: Spec) -> Config:
         f"train.batch_size={spec.batch}",
         f"train.log_every={LOG_EVERY}",
         f"optim.clip_norm={CLIP_NORM}",
-        # One constant rate for all parameters: any contender can have that, and how fast weights
-        # move decides how many activations and moments are denormal, which is slow on a CPU.
+        # One constant rate for all parameters, since every contender can have that: with rates of
+        # their own the weights take different paths, and a step's time was seen to differ by it.
         "optim.lr=1e-4",
         "optim.encoder_lr_scale=1.0",
         "optim.warmup_epochs=0",

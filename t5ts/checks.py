@@ -1,8 +1,9 @@
 """Impossible configurations: ranges, choices and pairs, refused before any work starts."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from t5ts.config import OBJECTIVES, Config, LinearBackbone, T5Backbone
+from t5ts.config import CONF, OBJECTIVES, Config, LinearBackbone, T5Backbone
 from t5ts.errors import ConfigError
 
 INITS = ("random", "t5", "matched", "shuffled")
@@ -16,6 +17,32 @@ ALGORITHMS = ("adamw", "adamw_rms")
 TRACKERS = ("wandb", "none")
 TRACKER_MODES = ("auto", "online", "offline")
 NORMALIZERS = ("instance", "none")
+
+
+def check_overrides(arguments: Sequence[str]) -> None:
+    """Refuse a group's option that does not exist, before Hydra meets it.
+
+    Hydra's own message is a traceback where the option looks like a number (`backbone=0`).
+
+    Args:
+        arguments: The command line; flags and keys that are no group are left to Hydra.
+
+    Raises:
+        ConfigError: naming group, option and the allowed options.
+    """
+    groups = {folder.name: folder for folder in CONF.iterdir() if folder.name != "hydra"}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in groups or not groups[key].is_dir():
+            continue
+        options = sorted(path.stem for path in groups[key].glob("*.yaml"))
+        asked = [option.strip(" '\"[]") for option in value.split(",")]
+        is_plain = "(" not in value and "$" not in value  # choice(…), glob(…), ${…}: Hydra's own
+        unknown = [option for option in asked if option not in options]
+        if is_plain and unknown:
+            raise ConfigError(
+                f"{key}={','.join(unknown)} does not exist; allowed: {', '.join(options)}."
+            )
 
 
 def check(config: Config) -> None:

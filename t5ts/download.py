@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from t5ts.checks import check_overrides
 from t5ts.config import CONF, Config, T5Backbone, from_hydra, register
 from t5ts.errors import UserError
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _set_environment(options)
     register()
     try:
+        check_overrides(options.overrides)
         with initialize_config_dir(str(CONF), version_base="1.3"):
             if options.list:
                 _list(options.cache_dir)

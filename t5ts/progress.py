@@ -66,4 +66,4 @@ class ProgressBar:
         if self._bar is None:
             log.info(line)
         else:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)

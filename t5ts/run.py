@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from t5ts.checks import check
+from t5ts.checks import check, check_overrides
 from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 
@@ -50,5 +50,15 @@ def _remove_if_empty(run_dir: Path) -> None:
         shutil.rmtree(run_dir)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """The process: what Hydra would meet with a traceback is refused before it."""
+    try:
+        check_overrides(sys.argv[1:])
+    except UserError as error:
+        print(f"t5ts: {error}", file=sys.stderr)
+        sys.exit(2)
     main()
+
+
+if __name__ == "__main__":
+    cli()

@@ -253,7 +253,7 @@ def fit(
         if is_last_of_epoch:
             read_back()
             end_epoch(epoch + 1)
-            shown_at = time.perf_counter()
+            seen_windows, shown_at = 0, time.perf_counter()
         stops = should_stop()
         is_old = time.perf_counter() - last_saved > settings.checkpoint_every_s
         if not is_last_of_epoch and (stops or is_old):

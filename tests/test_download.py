@@ -82,7 +82,7 @@ def test_data_is_fetched_or_read_by_name(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "word"),
     [
-        (["backbone=t5_tiny"], 1, "backbone"),
+        (["backbone=t5_tiny"], 2, "t5_efficient_tiny"),
         (["backbone=shared"], 2, "no checkpoint"),
         (["optim=adamw"], 2, "nothing to fetch"),
         (["data=etth1", "data.dir=nowhere"], 2, "nowhere"),
