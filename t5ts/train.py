@@ -1,5 +1,6 @@
 """The training loop: `fit` is all of it."""
 
+import ctypes
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -109,6 +110,8 @@ def fit(
         Interrupted: after `should_stop`, with the checkpoint written.
     """
     device = next(model.parameters()).device
+    if device.type == "cpu":
+        _keep_freed_memory()
     norms = GradientNorms(component_of, list(optimizer.parameters))
     columns = [
         "train_loss",
@@ -265,6 +268,20 @@ def fit(
 
     state.train_s = time.perf_counter() - started
     return state
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep what is freed, since every step allocates the same sizes again.
+
+    By default large blocks go back to the system and are faulted in anew: 2000 to 3000 page
+    faults and 4 ms of a 46 ms step (t5-small, batch 8, two threads). Elsewhere than on glibc there
+    is no such function and nothing to do.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # names and values of <malloc.h>
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)
 
 
 def _set_modes(model: nn.Module, *, frozen_eval_mode: bool) -> None:
