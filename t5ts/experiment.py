@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from t5ts.analysis.results import read_json, read_metrics
+from t5ts.analysis.results import Result, read_json, read_metrics
 from t5ts.build import Setup, build, component_seed, plan_table, setup_summary
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import OBJECTIVES, Config, identity
+from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
 from t5ts.errors import ResumeError
+from t5ts.evaluation import evaluate, evaluate_baselines
 from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import scale_audit
-from t5ts.model.weights import describe
 from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, write_json
 from t5ts.tracking import MetricsFile, NullTracker, Tracker, WandbTracker
-from t5ts.train import FitSettings, FitState, evaluate, evaluate_baselines, fit
+from t5ts.train import FitSettings, FitState, fit
 
 log = logging.getLogger("t5ts")
 
@@ -37,40 +38,6 @@ log = logging.getLogger("t5ts")
 SAMPLE_WINDOWS = 3
 #: Windows of the step-0 scale audit.
 AUDIT_WINDOWS = 64
-
-
-@dataclass(kw_only=True)
-class Result:
-    """What `result.json` says of a run.
-
-    Attributes:
-        objective: The configured objective at the best epoch, on the validation windows.
-        metrics: Every val_ metric at the best epoch, every test_ metric of the same weights.
-        initial: Every val_ metric before the first step.
-        baselines: By split and forecast: the metrics of seasonal naive, last value and mean.
-        baseline_season: The season that seasonal naive repeats.
-        best_achievable_loss: Of synthetic data, else None.
-        seconds: Training and evaluation, over all processes of a resumed run.
-        peak_memory_bytes: Of the GPU's allocator, or of the process on a CPU.
-    """
-
-    identity: str
-    arm: str
-    data: str
-    seed: int
-    objective_name: str
-    objective: float
-    best_epoch: int
-    metrics: dict[str, float]
-    initial: dict[str, float]
-    baselines: dict[str, dict[str, dict[str, float]]]
-    baseline_season: int
-    best_achievable_loss: float | None
-    scale_audit: dict[str, float]
-    seconds: float
-    peak_memory_bytes: int
-    skipped_steps: int
-    debug: str
 
 
 def run(config: Config, *, run_dir: Path, group: str | None = None) -> Result:
@@ -93,7 +60,7 @@ def run(config: Config, *, run_dir: Path, group: str | None = None) -> Result:
         elif (run_dir / "result.json").is_file():
             done = _finished(config, run_dir)
             log.info("This run is finished already; train.resume=never trains it anew.")
-            _report(done, run_dir)
+            report(done, run_dir)
             return done
         return _run(config, run_dir, group, _checkpoint_to_resume(resume, run_dir), stop)
 
@@ -135,7 +102,7 @@ def _run(
     first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
     audit = scale_audit(setup.model, task.batch(setup.train.gather(first_B)).inputs_BCL)
     plan = plan_table(setup, lr=config.optim.lr)
-    _announce(config, setup, baselines["val"], audit, plan)
+    announce(config, setup, audit, plan)
     _write_beginning(config, setup, run_dir, audit, plan, resume_from)
     tracker = _build_tracker(config, run_dir, group)
     metrics = MetricsFile(run_dir / "metrics.jsonl")
@@ -198,7 +165,7 @@ def _finish(result: Result, state: FitState, run_dir: Path, tracker: Tracker) ->
         {"objective": result.objective, "best_epoch": state.best_epoch, **result.metrics}, pictures
     )
     unfinished.replace(run_dir / "result.json")
-    _report(result, run_dir)
+    report(result, run_dir)
     return result
 
 
@@ -279,7 +246,7 @@ def _write_beginning(
             "arm": config.arm,
             "seed": config.seed,
             **code_and_machine(),
-            "device": _device_name(setup.device),
+            "device": device_name(setup.device),
             "precision": str(setup.autocast or torch.float32),
             "threads": torch.get_num_threads(),
             **summary,
@@ -323,121 +290,6 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
             for i in range(count)
         ],
     }
-
-
-def _announce(
-    config: Config,
-    setup: Setup,
-    baselines: dict[str, dict[str, float]],
-    audit: dict[str, float],
-    plan: list[dict[str, Any]],
-) -> None:
-    """Say before the first step what will be trained on what."""
-    series = setup.series
-    rows, channels = series.values_TC.shape
-    first, last = series.span
-    log.info("run        %s, seed %s", config.arm, config.seed)
-    log.info(
-        "data       %s: %s rows × %s channels, %s to %s, step %g s, %.2f %% gaps, season %s (%s)",
-        series.name,
-        f"{rows:,}",
-        channels,
-        first or "0",
-        last or rows - 1,
-        series.step_s,
-        100 * series.gap_share,
-        series.season,
-        series.season_note,
-    )
-    for note in series.notes:
-        log.info("           %s", note)
-    log.info(
-        "windows    train %s, val %s, test %s; %s steps an epoch; val variance %.3f of train's",
-        f"{len(setup.train):,}",
-        f"{len(setup.val):,}",
-        f"{len(setup.test):,}",
-        setup.steps_per_epoch,
-        baselines["mean"]["loss"],
-    )
-    for channel in setup.splits.constant_channels:
-        log.warning("           channel %s is constant in the train rows", series.channels[channel])
-    if setup.baseline_season != series.season:
-        log.info("           the season exceeds seq_len: seasonal naive repeats the last value")
-    if setup.report is None:
-        log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
-    else:
-        for line in describe(setup.report):
-            log.info(line)
-    log.info(
-        "scale      RMS at step 0: %s",
-        "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
-    )
-    precision = {None: "fp32", torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast"}
-    log.info("device     %s, %s", _device_name(setup.device), precision[setup.autocast])
-    log.info("plan       component     from epoch   peak lr     parameters")
-    for entry in plan:
-        start = entry["start_epoch"]
-        log.info(
-            "           %-12s  %10s   %-9.3g  %11s",
-            entry["component"],
-            "never" if start is None else f"{start:g}",
-            0.0 if start is None else entry["peak_lr"],
-            f"{entry['parameters']:,}",
-        )
-
-
-def _report(result: Result, run_dir: Path) -> None:
-    """Print the result table and where the pictures are."""
-    lines = [
-        "",
-        f"{'':<16}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
-    ]
-
-    def row(name: str, val: dict[str, float], test: dict[str, float]) -> str:
-        corrs = [
-            f"{corr:.4f}" if corr is not None and corr == corr else "–"
-            for corr in (val["corr"], test["corr"])
-        ]
-        return (
-            f"{name:<16}{val['loss']:>9.4f}{corrs[0]:>10}"
-            f"{test['loss']:>10.4f}{test['mae']:>10.4f}{corrs[1]:>11}"
-        )
-
-    def split(prefix: str) -> dict[str, float]:
-        return {
-            k.removeprefix(prefix): v for k, v in result.metrics.items() if k.startswith(prefix)
-        }
-
-    lines.append(row("model", split("val_"), split("test_")))
-    lines += [
-        row(name.replace("_", " "), result.baselines["val"][name], result.baselines["test"][name])
-        for name in result.baselines["val"]
-    ]
-    if result.best_achievable_loss is not None:
-        lines.append(f"{'best achievable':<16}{result.best_achievable_loss:>9.4f}")
-    lines.append(
-        f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
-        f" {result.seconds:.0f} s; peak memory {result.peak_memory_bytes / 2**20:.0f} MiB"
-    )
-    if result.skipped_steps:
-        lines.append(f"fp16: {result.skipped_steps} steps skipped for overflow")
-    lines += [f"{path.stem:<16}{path}" for path in sorted((run_dir / "plots").glob("*.png"))]
-    lines.append(f"run directory   {run_dir}")
-    log.info("\n".join(lines))
-    mean = result.baselines["val"]["mean"]["loss"]
-    if result.metrics["val_loss"] > mean:
-        log.warning(
-            "val_loss %.4g is worse than predicting the train mean (%.4g): look for an error of"
-            " scale in the data or a learning rate that is too high.",
-            result.metrics["val_loss"],
-            mean,
-        )
-    if result.debug != "none":
-        log.warning("debug=%s: these numbers are no result.", result.debug)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from t5ts.checks import check
 from t5ts.config import from_hydra, register
 from t5ts.errors import Interrupted, UserError
 
@@ -33,6 +34,7 @@ def main(cfg: DictConfig) -> float:
         group = Path(hydra_config.sweep.dir).name
     try:
         config = from_hydra(cfg)
+        check(config)
         from t5ts.experiment import run  # torch: seconds, so only now
 
         return run(config, run_dir=run_dir, group=group).objective

@@ -1,9 +1,8 @@
-"""The training loop: `fit` is all of it, `evaluate` is what it calls at each epoch's end."""
+"""The training loop: `fit` is all of it."""
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from t5ts.checkpoint import load_checkpoint, save_checkpoint
 from t5ts.data.windows import Windows, epoch_order
 from t5ts.errors import Interrupted, ResumeError, TrainingError
-from t5ts.metrics import RegressionSums
+from t5ts.evaluation import autocast_to
 from t5ts.optim import PlannedOptimizer
 from t5ts.probes import GradientNorms, UpdateRatios, distance_from_init
 from t5ts.progress import ProgressBar
@@ -210,7 +209,7 @@ def fit(
         loss = torch.zeros((), device=device)
         for part_B in index_B.tensor_split(min(settings.grad_accumulation, len(index_B))):
             batch = task.batch(train.gather(part_B))
-            with _autocast(device, settings.autocast):
+            with autocast_to(device, settings.autocast):
                 prediction_BCH = forward(batch.inputs_BCL)
             # A part weighs as many windows as it has, so that any split gives the same gradient.
             part_loss = task.loss(prediction_BCH, batch) * (len(part_B) / len(index_B))
@@ -266,61 +265,6 @@ def fit(
 
     state.train_s = time.perf_counter() - started
     return state
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    windows: Windows,
-    task: Forecast,
-    *,
-    batch_size: int,
-    autocast: torch.dtype | None,
-    mase_denominator_C: Tensor,
-    naive_mse: float,
-    limit: int | None = None,
-) -> dict[str, float]:
-    """Metrics of a model on all windows of a split, whatever the batch size.
-
-    Args:
-        model: A forecaster; left in evaluation mode.
-        windows: The split.
-        task: Cuts windows.
-        batch_size: Windows at a time.
-        autocast: As in training.
-        mase_denominator_C: See `RegressionSums.compute`.
-        naive_mse: See `RegressionSums.compute`.
-        limit: Only the first so many windows (a dry run).
-    """
-    model.eval()
-    device = windows.series_TC.device
-    sums = RegressionSums(windows.series_TC.shape[1], device=device)
-    for index_B in torch.arange(limit or len(windows))[: len(windows)].split(batch_size):
-        batch = task.batch(windows.gather(index_B))
-        with _autocast(device, autocast):
-            prediction_BCH = model(batch.inputs_BCL)
-        sums.update(prediction_BCH, batch.target_BCH, batch.last_BC)
-    return sums.compute(mase_denominator_C=mase_denominator_C, naive_mse=naive_mse)
-
-
-@torch.no_grad()
-def evaluate_baselines(
-    windows: Windows, task: Forecast, *, season: int, batch_size: int, mase_denominator_C: Tensor
-) -> dict[str, dict[str, float]]:
-    """The same metrics for the forecasts that need no training, on all windows of a split."""
-    sums: dict[str, RegressionSums] = {}
-    for index_B in torch.arange(len(windows)).split(batch_size):
-        batch = task.batch(windows.gather(index_B))
-        for name, prediction_BCH in task.baselines(batch, season=season).items():
-            if name not in sums:
-                channels, device = windows.series_TC.shape[1], windows.series_TC.device
-                sums[name] = RegressionSums(channels, device=device)
-            sums[name].update(prediction_BCH, batch.target_BCH, batch.last_BC)
-    return {name: its.compute(mase_denominator_C=mase_denominator_C) for name, its in sums.items()}
-
-
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _set_modes(model: nn.Module, *, frozen_eval_mode: bool) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from t5ts.checks import check
 from t5ts.config import Config, from_hydra, register
 from t5ts.run import CONF
 
@@ -46,7 +47,9 @@ def composed() -> Callable[..., Config]:
 
     def make(*overrides: str) -> Config:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return from_hydra(compose("config", overrides=list(overrides)))
+            config = from_hydra(compose("config", overrides=list(overrides)))
+        check(config)
+        return config
 
     return make
 

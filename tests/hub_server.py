@@ -258,8 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         data = self.hub.read(hub_id, name)
         if fault.flip is not None:
-            data = bytearray(data)
-            data[fault.flip] ^= 1
+            flipped = bytes([data[fault.flip] ^ 1])
+            data = data[: fault.flip] + flipped + data[fault.flip + 1 :]
         if fault.short is not None:
             data = data[: fault.short]
         start, status = 0, 200
@@ -270,7 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(method, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
             status = 206
             headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-        return self._send(method, status, bytes(data[start:]), headers, fault.drop_after)
+        return self._send(method, status, data[start:], headers, fault.drop_after)
 
     def _send(
         self,

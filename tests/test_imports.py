@@ -14,6 +14,7 @@ PACKAGE = Path(t5ts.__file__).parent
 LEVELS = {
     "errors": 0,
     "config": 1,
+    "checks": 2,
     "schedule": 1,
     "metrics": 1,
     "task": 1,
@@ -26,11 +27,13 @@ LEVELS = {
     "probes": 3,
     "checkpoint": 3,
     "tracking": 3,
+    "evaluation": 3,
     "train": 4,
     "build": 5,
-    "experiment": 6,
-    "run": 7,
-    "download": 7,
+    "console": 6,
+    "experiment": 7,
+    "run": 8,
+    "download": 8,
 }
 #: Who alone may import a library, since it is slow or a matter of one room.
 ROOMS = {

@@ -1,10 +1,45 @@
 """Reading run directories: the only source of everything that is reported."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from t5ts.errors import DataError
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What `result.json` says of a run.
+
+    Attributes:
+        objective: The configured objective at the best epoch, on the validation windows.
+        metrics: Every val_ metric at the best epoch, every test_ metric of the same weights.
+        initial: Every val_ metric before the first step.
+        baselines: By split and forecast: the metrics of seasonal naive, last value and mean.
+        baseline_season: The season that seasonal naive repeats.
+        best_achievable_loss: Of synthetic data, else None.
+        seconds: Training and evaluation, over all processes of a resumed run.
+        peak_memory_bytes: Of the GPU's allocator, or of the process on a CPU.
+    """
+
+    identity: str
+    arm: str
+    data: str
+    seed: int
+    objective_name: str
+    objective: float
+    best_epoch: int
+    metrics: dict[str, float]
+    initial: dict[str, float]
+    baselines: dict[str, dict[str, dict[str, float]]]
+    baseline_season: int
+    best_achievable_loss: float | None
+    scale_audit: dict[str, float]
+    seconds: float
+    peak_memory_bytes: int
+    skipped_steps: int
+    debug: str
 
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ KNOWN_SHA256 = {
 CONNECT_S = 4.0
 STALL_S = 20.0
 CHUNK = 1 << 16
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_dir() -> Path:
@@ -133,9 +134,9 @@ def download(url: str, path: Path, *, sha256: str | None) -> str:
             f"{url}: the download was cut short ({error!r}). Run again, {offline}"
         ) from None
     except OSError as error:
-        full = " The disk is full: make room," if error.errno == errno.ENOSPC else ""
+        make_room = "Make room there, choose" if error.errno in NO_ROOM else "Choose"
         raise DataError(
-            f"{path.parent} cannot be written ({error.strerror}).{full} choose another cache "
+            f"{path.parent} cannot be written ({error.strerror}). {make_room} another cache "
             f"(T5TS_CACHE=FOLDER), {offline}"
         ) from None
     finally:

@@ -7,6 +7,7 @@ import numpy as np
 from t5ts.errors import DataError
 
 POLICIES = ("error", "interpolate", "mask")
+MAX_NAMED = 6
 
 
 def check_policy(missing: str) -> None:
@@ -67,7 +68,10 @@ def repair(
     total = sum(counts.values())
     share = total / values_TC.size
     how = {"interpolate": "repaired by linear interpolation (nearest value at the ends)"}
-    per_channel = ", ".join(f"{channel} {count}" for channel, count in counts.items())
+    worst = sorted(counts.items(), key=lambda item: -item[1])
+    per_channel = ", ".join(f"{channel} {count}" for channel, count in worst[:MAX_NAMED])
+    if len(worst) > MAX_NAMED:
+        per_channel += f", … ({len(worst)} channels)"
     note = (
         f"{total} missing values ({share:.2%}) {how.get(missing, 'kept as NaN and masked')}; "
         f"longest gap {longest[0]} rows in {longest[1]}; by channel: {per_channel}"

@@ -94,63 +94,64 @@ def load_nyc_weather(
     )
 
 
-def load_ett(*, name: str, dir: str | None = None, sha256: str | None = None) -> Series:
+def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None) -> Series:
     """An Electricity Transformer series: six loads and the oil temperature, two years.
 
     Borders are the standard 12/4/4 months of 30 days (8640/2880/2880 hours, four times that for
     the quarter-hourly files); rows after month 20 are unused.
 
     Args:
-        name: etth1, etth2 (hourly), ettm1 or ettm2 (15 minutes).
+        dataset: etth1, etth2 (hourly), ettm1 or ettm2 (15 minutes).
         dir: Folder with the file (ETTh1.csv, …); None takes it from the cache or downloads it.
         sha256: Checksum that the file must have, instead of the published one (a copy of your
             own). Columns, rows and times are checked whatever it is.
 
     Raises:
-        DataError: for an unknown name, a file that is not there or not the published one, and
+        DataError: for an unknown dataset, a file that is not there or not the published one, and
             every way in which a download fails.
 
     Source: Zhou et al. 2021 (Informer), https://github.com/zhouhaoyi/ETDataset.
     """
     from t5ts.data.tables import read_table
 
-    if name not in ETT_FILES:
-        raise DataError(f"No ETT series is called {name!r}; allowed: {', '.join(ETT_FILES)}.")
+    if dataset not in ETT_FILES:
+        raise DataError(f"No ETT series is called {dataset!r}; allowed: {', '.join(ETT_FILES)}.")
     if dir is None:
-        path = fetch_ett(name, sha256=sha256)
+        path = fetch_ett(dataset, sha256=sha256)
     else:
-        path = Path(dir).expanduser() / ETT_FILES[name]
+        path = Path(dir).expanduser() / ETT_FILES[dataset]
         if not path.is_file():
             raise DataError(
-                f"{path} does not exist: data.dir must be a folder with {ETT_FILES[name]}. "
-                f"`python -m t5ts.download data={name}` fetches it into the cache (data.dir=null)."
+                f"{path} does not exist: data.dir must be a folder with {ETT_FILES[dataset]}. "
+                f"`python -m t5ts.download data={dataset}` fetches it into the cache, for "
+                "data.dir=null."
             )
     digest = check_sha256(
         path,
-        sha256 or KNOWN_SHA256.get(name),
+        sha256 or KNOWN_SHA256.get(dataset),
         remedy="It is not the published file: fetch it again, set data.sha256 if the copy is "
         "meant, or read it with data=csv.",
     )
     table = read_table(path, time="date")
-    scale = 4 if name.startswith("ettm") else 1
+    scale = 4 if dataset.startswith("ettm") else 1
     grid = table.grid
     found = (table.channels, len(table.values_TC), grid.start, grid.step_us / 1e6)
     expected = (ETT_COLUMNS, ETT_HOURLY_ROWS * scale, ETT_START, 3600 / scale)
     if found != expected:
         raise DataError(
-            f"{path} is not {ETT_FILES[name]}: it has columns, rows, first time and step (s) "
+            f"{path} is not {ETT_FILES[dataset]}: it has columns, rows, first time and step (s) "
             f"{found}, expected {expected}. Fetch it again, or read it with data=csv."
         )
     train_end, val_end, test_end = (scale * border for border in ETT_HOURLY_BORDERS)
     return _series(
         table,
-        name=name,
+        name=dataset,
         units=[""] * 6 + ["°C"],
         borders=(train_end, val_end, test_end),
         missing="error",
         season=24 * scale,
         season_note=f"season {24 * scale}: known (a day)",
-        source=f"{ETT_FILES[name]} of https://github.com/zhouhaoyi/ETDataset, sha256 {digest}",
+        source=f"{ETT_FILES[dataset]} of https://github.com/zhouhaoyi/ETDataset, sha256 {digest}",
         licence="CC BY-ND 4.0",
         notes=["units of the six loads are not stated by the source"],
     )

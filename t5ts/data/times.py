@@ -217,7 +217,8 @@ def regular_grid(times_us: np.ndarray, *, missing: str, where: str) -> Grid:
         raise DataError(
             f"{where}: {int(np.count_nonzero(steps == 0))} duplicate times, the first {twice}. "
             "Keep one row for each time; if rows belong to several series, name the column that "
-            "tells them apart (data.id and data.value)."
+            "tells them apart (data.id and data.value); local times repeat an hour in autumn, so "
+            "write UTC."
         )
     start, step = int(times_us[0]), int(np.partition(steps, len(steps) // 2)[len(steps) // 2])
     if (steps == step).all() and order is None:

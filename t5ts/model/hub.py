@@ -14,16 +14,23 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from t5ts.errors import WeightsError
 from t5ts.model.checkpoint_file import choose_weight_file, file_sha256, weight_files_of
-from t5ts.model.hub_errors import Request, explain, is_network_failure, is_timeout, wrong_id
+from t5ts.model.hub_errors import (
+    Request,
+    explain,
+    is_network_failure,
+    is_timeout,
+    status_of,
+    wrong_id,
+)
 
-ANSWER_TIMEOUT_S = 3.0  # for the hub to answer one small request
-DEADLINE_S = 4.0  # for all small requests: a resolver's own timeouts are not the client's to bound
-STALL_TIMEOUT_S = 4.0  # without a byte of a file, unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise
+ANSWER_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT says otherwise
+STALL_TIMEOUT_S = 3.5  # without a byte of a file, unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise
 MAX_ATTEMPTS = 4  # connections per file before the rest is left to the next run
 
 # The hub names large files by SHA-256. Small ones carry git's SHA-1, mirrors' anything: those are
@@ -133,7 +140,7 @@ def fetch_snapshot(
             f"offline mode forbids asking the hub. Unset HF_HUB_OFFLINE, or {request.remedy}"
         )
     try:
-        commit, names = _within(DEADLINE_S, lambda: _ask_for_files(request, token), request)
+        commit, names = _within(partial(_ask_for_files, request, token), request)
         return _download_all(request, token, commit, names)
     except WeightsError:
         raise
@@ -165,7 +172,7 @@ def _ask_for_files(request: Request, token: str | bool | None) -> tuple[str, lis
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=request.endpoint, token=token)
-    info = api.model_info(request.hub_id, revision=request.revision, timeout=ANSWER_TIMEOUT_S)
+    info = api.model_info(request.hub_id, revision=request.revision, timeout=_answer_timeout_s())
     names = [sibling.rfilename for sibling in info.siblings or []]
     if not info.sha:
         raise ValueError("the answer names no commit")
@@ -196,19 +203,17 @@ def _download_all(
     # Linked only now: a snapshot whose config stands there always has its weights beside it. The
     # time limit is for the client's own retries, should the hub fail between two requests.
     for name in wanted:
-        linked = _within(
-            DEADLINE_S,
-            lambda name=name: hf_hub_download(
-                request.hub_id,
-                name,
-                revision=commit,
-                endpoint=request.endpoint,
-                cache_dir=request.cache_dir,
-                token=token,
-                etag_timeout=ANSWER_TIMEOUT_S,
-            ),
-            request,
+        link = partial(
+            hf_hub_download,
+            request.hub_id,
+            name,
+            revision=commit,
+            endpoint=request.endpoint,
+            cache_dir=request.cache_dir,
+            token=token,
+            etag_timeout=_answer_timeout_s(),
         )
+        linked = _within(link, request)
     folder = Path(linked).parent
     if request.revision != folder.name:
         reference = folder.parents[1] / "refs" / request.revision
@@ -225,13 +230,14 @@ def _fetch_blob(request: Request, token: str | bool | None, commit: str, name: s
     from huggingface_hub.utils import WeakFileLock
 
     url = hf_hub_url(request.hub_id, name, revision=commit, endpoint=request.endpoint)
-    meta = _within(
-        DEADLINE_S,
-        lambda: get_hf_file_metadata(
-            url, token=token, timeout=ANSWER_TIMEOUT_S, endpoint=request.endpoint
-        ),
-        request,
+    ask = partial(
+        get_hf_file_metadata,
+        url,
+        token=token,
+        timeout=_answer_timeout_s(),
+        endpoint=request.endpoint,
     )
+    meta = _within(ask, request)
     if not meta.etag or "/" in meta.etag:
         raise ValueError(f"the answer for {name} has no ETag")
     storage = request.cache_dir / ("models--" + request.hub_id.replace("/", "--"))
@@ -244,17 +250,17 @@ def _fetch_blob(request: Request, token: str | bool | None, commit: str, name: s
     with WeakFileLock(locks / f"{meta.etag}.lock"):
         if blob.exists():
             return blob
-        partial = blob.with_name(f"{meta.etag}.t5ts-partial")
-        _check_space(request, partial, name, meta.size)
-        _download(request, token, url, partial, name, meta.size)
-        if _SHA256.fullmatch(meta.etag) and file_sha256(partial) != meta.etag:
-            partial.unlink()
+        part = blob.with_name(f"{meta.etag}.t5ts-partial")
+        _check_space(request, part, name, meta.size)
+        _download(request, token, url, part, name, meta.size)
+        if _SHA256.fullmatch(meta.etag) and file_sha256(part) != meta.etag:
+            part.unlink()
             raise WeightsError(
                 f"{name} of {request.hub_id} arrived corrupted: its content hash is not the hub's "
                 f"({meta.etag}). Nothing was kept. Run again; if it happens twice, a proxy or "
                 "mirror (HF_ENDPOINT) is altering the file."
             )
-        partial.replace(blob)
+        part.replace(blob)
     return blob
 
 
@@ -262,11 +268,11 @@ def _download(
     request: Request,
     token: str | bool | None,
     url: str,
-    partial: Path,
+    part: Path,
     name: str,
     size: int | None,
 ) -> None:
-    """Append to `partial` until it has `size` bytes, taking up dropped connections by Range."""
+    """Append to `part` until it has `size` bytes, taking up dropped connections by Range."""
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm
 
@@ -275,7 +281,7 @@ def _download(
     # Signed CDN addresses of a redirect never see the token: the client drops it with the host.
     headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
     if size is None:
-        partial.unlink(missing_ok=True)  # without a length there is no telling what is missing
+        part.unlink(missing_ok=True)  # without a length there is no telling what is missing
     last: Exception | None = None
     fruitless = 0
     bar: Any = (
@@ -285,11 +291,11 @@ def _download(
     )
     with bar as progress:
         for _ in range(MAX_ATTEMPTS):
-            have = partial.stat().st_size if partial.exists() else 0
+            have = part.stat().st_size if part.exists() else 0
             if size is not None and have > size:
-                partial.unlink()
+                part.unlink()
                 have = 0
-            if size is not None and have == size and partial.exists():
+            if size is not None and have == size and part.exists():
                 return
             if progress is not None:
                 progress.n = have
@@ -300,7 +306,7 @@ def _download(
                 ) as response:
                     hf_raise_for_status(response)
                     # 200 in answer to a range is the whole file from its start.
-                    with partial.open("ab" if response.status_code == 206 else "wb") as file:
+                    with part.open("ab" if response.status_code == 206 else "wb") as file:
                         for chunk in response.iter_bytes():
                             file.write(chunk)
                             if progress is not None:
@@ -309,17 +315,14 @@ def _download(
                     return
             except Exception as error:
                 # 416: the server's file ends where ours does, short of the promised size.
-                range_refused = (
-                    getattr(error, "response", None) and error.response.status_code == 416
-                )
-                if not (range_refused or is_network_failure(error)):
+                if status_of(error) != 416 and not is_network_failure(error):
                     raise
                 last = error
-            if (partial.stat().st_size if partial.exists() else 0) <= have:
+            if (part.stat().st_size if part.exists() else 0) <= have:
                 fruitless += 1
                 if fruitless == 2 or have or is_timeout(last):
                     break
-    have = partial.stat().st_size if partial.exists() else 0
+    have = part.stat().st_size if part.exists() else 0
     if have == size:
         return
     raise WeightsError(
@@ -329,9 +332,9 @@ def _download(
     ) from last
 
 
-def _check_space(request: Request, partial: Path, name: str, size: int | None) -> None:
-    have = partial.stat().st_size if partial.exists() else 0
-    free = shutil.disk_usage(partial.parent).free
+def _check_space(request: Request, part: Path, name: str, size: int | None) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    free = shutil.disk_usage(part.parent).free
     if size is not None and size - have > free:
         raise WeightsError(
             f"No disk space for {name} of {request.hub_id}: {size - have:,} bytes are needed, "
@@ -339,14 +342,26 @@ def _check_space(request: Request, partial: Path, name: str, size: int | None) -
         )
 
 
-def _within(seconds: float, work: Callable[[], T], request: Request) -> T:
-    """Run `work` in a daemon thread and give up after `seconds`: name look-ups have no timeout."""
-    box: list[T] = []
+def _answer_timeout_s() -> float:
+    from huggingface_hub import constants
+
+    chosen = "HF_HUB_ETAG_TIMEOUT" in os.environ
+    return constants.HF_HUB_ETAG_TIMEOUT if chosen else ANSWER_TIMEOUT_S
+
+
+def _within(work: Callable[[], T], request: Request) -> T:
+    """Run `work` in a daemon thread and stop waiting soon after its own timeouts should have come.
+
+    A name look-up has no timeout that a client could set, and a host with several addresses is
+    tried with the full timeout on each.
+    """
+    seconds = _answer_timeout_s() + 0.5
+    results: list[T] = []
     errors: list[BaseException] = []
 
     def target() -> None:
         try:
-            box.append(work())
+            results.append(work())
         except BaseException as error:
             errors.append(error)
 
@@ -355,6 +370,6 @@ def _within(seconds: float, work: Callable[[], T], request: Request) -> T:
     thread.join(seconds)
     if errors:
         raise errors[0]
-    if not box:
+    if not results:
         raise explain(TimeoutError(f"no answer within {seconds:g} s"), request)
-    return box[0]
+    return results[0]

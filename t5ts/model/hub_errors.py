@@ -70,18 +70,20 @@ def suggestions(hub_id: str) -> list[str]:
     """Known ids that the user may have meant, best first, at most three."""
     base = hub_id.split("/")[-1].lower()
     same = [known for known in KNOWN_IDS if known.split("/")[-1] == base]
+    if same:
+        return [known for known in same if known != hub_id]
     near = difflib.get_close_matches(hub_id.lower(), KNOWN_IDS, n=3, cutoff=0.6)
     bases = {known.split("/")[-1]: known for known in reversed(KNOWN_IDS)}
     near += [bases[b] for b in difflib.get_close_matches(base, list(bases), n=3, cutoff=0.7)]
-    return [known for known in dict.fromkeys([*same, *near]) if known != hub_id][:3]
+    return [known for known in dict.fromkeys(near) if known != hub_id][:3]
 
 
 def wrong_id(hub_id: str) -> WeightsError:
     """The error for an id that names no repository, with the likely ones."""
     meant = suggestions(hub_id)
-    hint = f"Did you mean {' or '.join(meant)}?" if meant else ""
+    hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
     return WeightsError(
-        f"The hub has no model {hub_id!r}. {hint} Allowed are ids of T5 checkpoints such as "
+        f"The hub has no model {hub_id!r}.{hint} Allowed are ids of T5 checkpoints such as "
         "t5-small or google/flan-t5-small; if the model is private, set HF_TOKEN or run "
         "`hf auth login`."
     )
@@ -100,6 +102,15 @@ def is_timeout(error: BaseException | None) -> bool:
     return error is not None and bool(_class_names(error) & {"TimeoutException", "TimeoutError"})
 
 
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error carries, if one does."""
+    for link in _chain(error):
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
 def explain(error: BaseException, request: Request) -> WeightsError:
     """Turn whatever the hub client raised into one message with its remedy.
 
@@ -113,7 +124,7 @@ def explain(error: BaseException, request: Request) -> WeightsError:
     """
     names = _class_names(error)
     hub_id, endpoint = request.hub_id, request.endpoint
-    status = _status(error)
+    status = status_of(error)
     # The client's errors are OSErrors too, and a connection that a firewall forbids carries EPERM.
     if (
         isinstance(error, OSError)
@@ -214,7 +225,8 @@ def _no_network(error: BaseException, request: Request) -> WeightsError:
             f"otherwise {request.remedy}"
         )
     via = f" through the proxy {request.proxy}" if request.proxy else ""
-    check = "Check the network, HF_ENDPOINT and the proxy variables, or "
+    check = "Check the network, HF_ENDPOINT and the proxy variables"
+    check += " (HF_HUB_ETAG_TIMEOUT=30 waits longer), or " if is_timeout(error) else ", or "
     return WeightsError(
         f"No network: {request.endpoint} cannot be reached{via} ({_first_line(error)}), and "
         f"{request.hub_id} is not in the cache {request.cache_dir}. {check}{request.remedy}"
@@ -232,14 +244,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _class_names(error: BaseException) -> set[str]:
     return {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
-
-
-def _status(error: BaseException) -> int | None:
-    for link in _chain(error):
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
 
 
 def _first_line(error: BaseException) -> str:

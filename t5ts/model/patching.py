@@ -24,8 +24,12 @@ class PatchEmbedding(nn.Module):
     M = B). Positions are the encoder's business.
 
     A token is scale · norm(W patch + b), the norm being LayerNorm over D when asked for. Weights
-    are drawn in the constructor, from the generator alone: W normal with std 1/√fan_in, b zero,
-    so that a token's RMS is about its patch's; norm 1 and 0.
+    are drawn in the constructor, from the generator alone: W normal with std 1/√fan_in, so that a
+    token's RMS is about its patch's; b uniform within ±1/√fan_in; norm 1 and 0.
+
+    b must not start at zero: a constant window is all zeros after instance normalisation, its
+    tokens would be exactly zero, and each of T5's norms multiplies the gradient of a zero vector
+    by 1/√ε = 1000. Through 4 blocks that made gradient norms of 3e12 on real data (LOG.md).
 
     Args:
         seq_len: Context length L in steps.
@@ -85,8 +89,9 @@ class PatchEmbedding(nn.Module):
         self.projection = torch.nn.utils.skip_init(nn.Linear, fan_in, d_model)
         self.norm = nn.LayerNorm(d_model) if norm else nn.Identity()
         with torch.no_grad():
-            self.projection.weight.normal_(0.0, fan_in**-0.5, generator=generator)
-            self.projection.bias.zero_()
+            bound = fan_in**-0.5
+            self.projection.weight.normal_(0.0, bound, generator=generator)
+            self.projection.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         """Embed a context, (B, C, L), as tokens, (M, N, D)."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from t5ts.errors import WeightsError
 from t5ts.model import freshness
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import FLOAT_DTYPES, CheckpointFiles, architecture_of
+from t5ts.model.checkpoint_file import FLOAT_DTYPES, CheckpointFiles
+from t5ts.model.config_file import architecture_of
 from t5ts.model.tensors import POSITION_BIAS, encoder_shapes, init_law
 
 # Published T5 v1.0 files carry this bias of the decoder's cross-attention, which no T5 has used
@@ -162,16 +163,8 @@ def check_trained(state: Mapping[str, Tensor], arch: T5Architecture, folder: Pat
             f"{folder} looks freshly initialised, not pretrained: {seen.verdict}. Use a trained "
             "checkpoint; if random weights are what you want, say init=random."
         )
-    notes = [
+    return [
         f"not a random initialisation: distance {seen.law_distance:.3g} from T5's init law (fresh: "
-        f"below {freshness.LAW_LIMIT:g}), LayerNorm weights "
-        + ("constant" if seen.norms_constant else "vary")
+        f"below {freshness.LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}",
+        *seen.notes,
     ]
-    if seen.norms_constant:
-        notes.append("note: all LayerNorm weights are constant, as before any training")
-    if seen.num_exchangeable == seen.num_matrices:
-        notes.append(
-            "note: rows and columns scatter like independent draws in every matrix, as in a "
-            "shuffled or synthetic checkpoint"
-        )
-    return notes

@@ -15,7 +15,8 @@ from torch import Tensor
 from t5ts.errors import WeightsError
 from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import file_sha256, open_checkpoint, read_architecture
+from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
+from t5ts.model.config_file import read_architecture
 from t5ts.model.tensors import (
     count,
     encoder_shapes,
@@ -250,7 +251,7 @@ def load_checkpoint(
         tensors=len(state),
         checks=[
             "config.json is a T5's" + ("" if arch is None else " and equals the backbone's values"),
-            f"{files.format} only, no pickled code, not quantised",
+            f"{files.format}, read without running code from it, not quantised",
             f"all {len(state)} encoder tensors present with their shapes, none unexpected",
             "all values finite",
             *notes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 from pathlib import Path
@@ -366,3 +367,36 @@ def test_whatever_the_file_nothing_but_a_data_error_comes_out(
     assert not np.isinf(series.values_TC).any()
     assert missing == "mask" or np.isfinite(series.values_TC).all()
     assert 0 < series.borders[0] < series.borders[1] < series.borders[2]
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 2**31), where=st.sampled_from(["anywhere", "footer"]), cut=st.booleans())
+def test_a_damaged_parquet_is_a_data_error_or_a_series(tmp_path, capfd, seed, where, cut):
+    whole = io.BytesIO()
+    frame(200).write_parquet(whole)
+    damaged = bytearray(whole.getvalue())
+    rng = np.random.default_rng(seed)
+    first = 0 if where == "anywhere" else max(0, len(damaged) - 600)
+    for position in rng.integers(first, len(damaged), 4):
+        damaged[position] = rng.integers(256)
+    path = tmp_path / "damaged.parquet"
+    path.write_bytes(damaged[: rng.integers(1, len(damaged))] if cut else damaged)
+    with contextlib.suppress(DataError):
+        assert load_csv(path=str(path), missing="mask").values_TC.dtype == np.float32
+    capfd.readouterr()  # polars announces its panics on stderr
+
+
+def test_spelling_of_the_file_does_not_matter(tmp_path):
+    expected = load_csv(path=write(tmp_path, rows_text(hours(20)))).sha256
+    plain = rows_text(hours(20))
+    for name, text in {
+        "bom.csv": "\ufeff" + plain,
+        "crlf.csv": plain.replace("\n", "\r\n"),
+        "quoted.csv": plain.replace("time,a", '"time","a"'),
+        "tabs.tsv": plain.replace(",", "\t"),
+        "capital.csv": plain.replace("time", " Time "),
+    }.items():
+        (tmp_path / name).write_bytes(text.encode())
+        assert load_csv(path=str(tmp_path / name)).sha256 == expected

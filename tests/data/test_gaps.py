@@ -36,7 +36,7 @@ def test_mask_keeps_the_gaps_and_counts_them():
     assert np.isnan(values_TC).sum() == 3
     assert share == 0.5
     assert "longest gap 2 rows in b" in notes[0]
-    assert "a 1, b 2" in notes[0]
+    assert "b 2, a 1" in notes[0]
 
 
 def test_error_names_channel_and_row():

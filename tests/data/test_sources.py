@@ -64,7 +64,7 @@ def test_weather_channels_are_chosen_and_keep_their_values():
 def test_ett_from_a_folder_has_the_standard_borders(tmp_path, name, scale):
     values = write_ett(tmp_path, name)
     digest = hashlib.sha256(next(tmp_path.iterdir()).read_bytes()).hexdigest()
-    series = load_ett(name=name, dir=str(tmp_path), sha256=digest if scale == 1 else None)
+    series = load_ett(dataset=name, dir=str(tmp_path), sha256=digest if scale == 1 else None)
     np.testing.assert_array_equal(series.values_TC, values)
     assert series.channels == ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"]
     assert series.borders == (8640 * scale, 11_520 * scale, 14_400 * scale)
@@ -77,18 +77,18 @@ def test_ett_from_a_folder_has_the_standard_borders(tmp_path, name, scale):
 def test_an_ett_file_that_is_not_the_published_one_is_refused(tmp_path):
     write_ett(tmp_path, "etth1")
     with pytest.raises(DataError, match=f"expected {KNOWN_SHA256['etth1']}.*data=csv"):
-        load_ett(name="etth1", dir=str(tmp_path))
+        load_ett(dataset="etth1", dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["rows", "columns", "start", "step"])
 def test_an_ett_file_of_another_shape_is_refused(tmp_path, damage):
     write_ett(tmp_path, "ettm1", damage=damage)
     with pytest.raises(DataError, match=r"is not ETTm1\.csv.*expected"):
-        load_ett(name="ettm1", dir=str(tmp_path))
+        load_ett(dataset="ettm1", dir=str(tmp_path))
 
 
 def test_ett_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"ETTh2\.csv does not exist.*data\.dir.*t5ts\.download"):
-        load_ett(name="etth2", dir=str(tmp_path))
+        load_ett(dataset="etth2", dir=str(tmp_path))
     with pytest.raises(DataError, match="etth1, etth2, ettm1, ettm2"):
-        load_ett(name="etth3", dir=str(tmp_path))
+        load_ett(dataset="etth3", dir=str(tmp_path))

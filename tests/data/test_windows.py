@@ -286,3 +286,11 @@ def test_mase_denominator_leaves_nan_out_and_is_zero_for_a_constant():
     assert mase_denominator(values, season=1).tolist() == [2.0, 0.0]
     with pytest.raises(DataError, match=r"data\.season"):
         mase_denominator(values, season=4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gathers_what_the_cpu_gathers():
+    on_cpu = build_windows(random_series(), context_len=8, target_len=4)
+    on_gpu = build_windows(random_series(), context_len=8, target_len=4, device="cuda")
+    index = epoch_order(len(on_cpu.train), seed=0, epoch=0)
+    assert torch.equal(on_gpu.train.gather(index).cpu(), on_cpu.train.gather(index))

@@ -173,6 +173,23 @@ def test_autocast_forecasts_in_the_contexts_dtype(normalize: str) -> None:
     torch.testing.assert_close(y, model(x), rtol=0.1, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    "patch", [{}, {"norm": True, "scale": "mul_sqrt_d"}], ids=["plain", "norm"]
+)
+def test_a_constant_window_does_not_blow_up_the_gradients(patch: dict[str, Any]) -> None:
+    """Zero tokens would: each of T5's norms scales the gradient at zero by 1000 (LOG.md)."""
+    model = build_model(build_t5(), **patch)
+    x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(0))
+    norms = []
+    for constant in (False, True):
+        if constant:
+            x[1, 2] = 7.0
+        model.zero_grad()
+        model(x).square().mean().backward()
+        norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
+    assert norms[1] < 10 * norms[0]
+
+
 def test_nan_in_a_context_reaches_the_forecast() -> None:
     x = torch.randn(2, 3, 16)
     x[1, 2, 0] = torch.nan
@@ -275,6 +292,7 @@ def test_scale_audit_shows_the_init_scale_confound(
     model = build_model(build_t5(arch), patch_len=4, normalize="none")
     assert isinstance(model.patch, PatchEmbedding)
     model.patch.scale = scale
+    nn.init.zeros_(model.patch.projection.bias)  # tokens are then N(0, 1) as the oracle's were
     audit = scale_audit(model, torch.randn(32, 3, 16, generator=torch.Generator().manual_seed(0)))
     assert {name: audit[name] for name in expected} == pytest.approx(expected, rel=0.06)
     ratio = audit["residual_ratio/block_0"]

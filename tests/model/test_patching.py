@@ -117,7 +117,7 @@ def test_weights_come_from_the_generator_alone() -> None:
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
     assert not torch.equal(first.projection.weight, other.projection.weight)
-    assert torch.equal(first.projection.bias, torch.zeros(8))
+    assert bool((first.projection.bias != 0).all())  # zero tokens blow up T5's gradients
 
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])

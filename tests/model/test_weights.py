@@ -1,4 +1,4 @@
-"""Encoder tensors by name, T5's init law, the control arms, and the one entry point for all arms."""
+"""Encoder tensors by name, T5's init law, the control arms, and their one entry point."""
 
 import json
 import math

@@ -1,0 +1,226 @@
+"""Impossible configurations: ranges, choices and pairs, refused before any work starts."""
+
+from typing import Any
+
+from t5ts.config import OBJECTIVES, Config, LinearBackbone, T5Backbone
+from t5ts.errors import ConfigError
+
+INITS = ("random", "t5", "matched", "shuffled")
+ORDERS = ("all_at_once", "top_down", "bottom_up")
+CHANNELS = ("independent", "mixing")
+SCALES = ("none", "div_sqrt_d", "mul_sqrt_d", "match_embedding")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
+SCHEDULES = ("cosine", "constant")
+ALGORITHMS = ("adamw", "adamw_rms")
+TRACKERS = ("wandb", "none")
+TRACKER_MODES = ("auto", "online", "offline")
+NORMALIZERS = ("instance", "none")
+
+
+def check(config: Config) -> None:
+    """Refuse impossible values and pairs, all of them in one message.
+
+    Raises:
+        ConfigError: one line for each problem, naming the keys and the way out.
+    """
+    problems = [
+        *_range_problems(config),
+        *_choice_problems(config),
+        *_pair_problems(config),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _range_problems(config: Config) -> list[str]:
+    """Numbers out of their range: (key, value, holds, what is allowed)."""
+    train, optim, patch, freeze, data = (
+        config.train,
+        config.optim,
+        config.patch,
+        config.freeze,
+        config.data,
+    )
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("seed", config.seed, config.seed >= 0, "a whole number, 0 or more"),
+        ("seq_len", config.seq_len, config.seq_len >= 1, "1 or more"),
+        ("horizon", config.horizon, config.horizon >= 1, "1 or more"),
+        ("patch.patch_len", patch.patch_len, patch.patch_len >= 1, "1 or more"),
+        ("patch.stride", patch.stride, patch.stride is None or patch.stride >= 1, "1 or more"),
+        ("data.fraction", data.fraction, 0 < data.fraction <= 1, "above 0, at most 1"),
+        (
+            "data.windows_per_epoch",
+            data.windows_per_epoch,
+            data.windows_per_epoch is None or data.windows_per_epoch >= 1,
+            "null or 1 or more",
+        ),
+        ("backbone.dropout", config.backbone.dropout, 0 <= config.backbone.dropout < 1, "[0, 1)"),
+        ("init.factor", config.init.factor, config.init.factor > 0, "above 0"),
+        (
+            "freeze.unfreeze_epoch",
+            freeze.unfreeze_epoch,
+            freeze.unfreeze_epoch is None or freeze.unfreeze_epoch >= 0,
+            "null (never) or 0 or more",
+        ),
+        ("freeze.blocks_per_stage", freeze.blocks_per_stage, freeze.blocks_per_stage >= 1, "1…"),
+        ("freeze.epochs_per_stage", freeze.epochs_per_stage, freeze.epochs_per_stage > 0, "> 0"),
+        ("freeze.rewarmup_epochs", freeze.rewarmup_epochs, freeze.rewarmup_epochs >= 0, "0…"),
+        ("optim.lr", optim.lr, optim.lr > 0, "above 0"),
+        ("optim.encoder_lr_scale", optim.encoder_lr_scale, optim.encoder_lr_scale > 0, "above 0"),
+        ("optim.layer_decay", optim.layer_decay, 0 < optim.layer_decay <= 1, "above 0, at most 1"),
+        ("optim.warmup_epochs", optim.warmup_epochs, optim.warmup_epochs >= 0, "0 or more"),
+        ("optim.min_lr_ratio", optim.min_lr_ratio, 0 <= optim.min_lr_ratio <= 1, "0 to 1"),
+        ("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
+        (
+            "optim.clip_norm",
+            optim.clip_norm,
+            optim.clip_norm is None or optim.clip_norm > 0,
+            "null (no clipping) or above 0",
+        ),
+        ("optim.beta1", optim.beta1, 0 <= optim.beta1 < 1, "[0, 1)"),
+        ("optim.beta2", optim.beta2, 0 <= optim.beta2 < 1, "[0, 1)"),
+        ("optim.eps", optim.eps, optim.eps > 0, "above 0"),
+        *(
+            (f"train.{key}", getattr(train, key), getattr(train, key) >= 1, "1 or more")
+            for key in (
+                "epochs",
+                "batch_size",
+                "eval_batch_size",
+                "grad_accumulation",
+                "eval_every_epochs",
+                "log_every",
+                "probe_every",
+            )
+        ),
+        ("train.threads", train.threads, train.threads is None or train.threads >= 1, "null or 1…"),
+        (
+            "train.checkpoint_every_s",
+            train.checkpoint_every_s,
+            train.checkpoint_every_s > 0,
+            "above 0 (seconds)",
+        ),
+        (
+            "debug.overfit_windows",
+            config.debug.overfit_windows,
+            config.debug.overfit_windows is None or config.debug.overfit_windows >= 1,
+            "null or 1 or more",
+        ),
+    ]
+    return [
+        f"{key}={value} is out of range; allowed: {allowed}."
+        for key, value, holds, allowed in rules
+        if not holds
+    ]
+
+
+def _choice_problems(config: Config) -> list[str]:
+    choices = (
+        ("objective", config.objective, tuple(OBJECTIVES)),
+        ("init.name", config.init.name, INITS),
+        ("freeze.order", config.freeze.order, ORDERS),
+        ("patch.channels", config.patch.channels, CHANNELS),
+        ("patch.scale", config.patch.scale, SCALES),
+        ("normalize.name", config.normalize.name, NORMALIZERS),
+        ("optim.algorithm", config.optim.algorithm, ALGORITHMS),
+        ("optim.schedule", config.optim.schedule, SCHEDULES),
+        ("train.precision", config.train.precision, PRECISIONS),
+        ("train.device", config.train.device, DEVICES),
+        ("tracker.name", config.tracker.name, TRACKERS),
+        ("tracker.mode", config.tracker.mode, TRACKER_MODES),
+    )
+    return [
+        f"{key}={value} is not known; allowed: {', '.join(allowed)}."
+        for key, value, allowed in choices
+        if value not in allowed
+    ]
+
+
+def _pair_problems(config: Config) -> list[str]:
+    """Pairs of settings that cannot both be meant."""
+    backbone, freeze, patch, train = config.backbone, config.freeze, config.patch, config.train
+    t5 = backbone if isinstance(backbone, T5Backbone) else None
+    has_checkpoint = t5 is not None and bool(t5.hub_id or t5.path)
+    stride = patch.patch_len if patch.stride is None else patch.stride
+    unfreezes_late = freeze.unfreeze_epoch is not None and freeze.unfreeze_epoch > 0
+    rules: list[tuple[bool, str]] = [
+        (
+            config.init.name != "random" and t5 is None,
+            f"init={config.init.name} needs a T5 checkpoint, and backbone={backbone.name} has none:"
+            " use init=random, or a T5 backbone such as backbone=t5_small.",
+        ),
+        (
+            config.init.name != "random" and t5 is not None and not has_checkpoint,
+            f"init={config.init.name} with backbone={backbone.name} needs a checkpoint:"
+            " give backbone.path=DIR (a T5 checkpoint's directory).",
+        ),
+        (
+            t5 is not None and t5.d_model is None and t5.path is None,
+            f"backbone={backbone.name} does not say its size:"
+            " give backbone.path=DIR (a directory with T5's config.json).",
+        ),
+        (
+            patch.patch_len > config.seq_len,
+            f"patch.patch_len={patch.patch_len} is above seq_len={config.seq_len}:"
+            " shorten the patch or lengthen the window.",
+        ),
+        (
+            stride > patch.patch_len,
+            f"patch.stride={patch.stride} is above patch.patch_len={patch.patch_len} and would"
+            " skip observations: use a stride of at most the patch length.",
+        ),
+        (
+            not patch.norm and patch.scale != "none",
+            f"patch.scale={patch.scale} needs patch.norm=true (the scale is set after the"
+            " LayerNorm): use patch=norm, or patch.scale=none.",
+        ),
+        (
+            patch.scale == "match_embedding" and t5 is None,
+            f"patch.scale=match_embedding needs token embeddings, and backbone={backbone.name} has"
+            " none: use patch.scale=none, div_sqrt_d or mul_sqrt_d.",
+        ),
+        (
+            patch.scale == "match_embedding"
+            and t5 is not None
+            and config.init.name == "random"
+            and t5.embedding_rms is None,
+            "patch.scale=match_embedding with init=random needs backbone.embedding_rms=VALUE, so"
+            " that every arm has the same scale (a run with init=t5 reports the value in its"
+            " provenance.json).",
+        ),
+        (
+            isinstance(backbone, LinearBackbone) and freeze.name != "none",
+            f"freeze={freeze.name} with backbone=linear: there is no encoder to freeze;"
+            " use freeze=none.",
+        ),
+        (
+            freeze.name == "none" and freeze.unfreeze_epoch != 0,
+            f"freeze=none means trained from the start, but freeze.unfreeze_epoch="
+            f"{freeze.unfreeze_epoch}: use freeze=staged for a later epoch, freeze=all for never.",
+        ),
+        (
+            freeze.name in ("all", "norms") and freeze.unfreeze_epoch is not None,
+            f"freeze={freeze.name} never unfreezes, but freeze.unfreeze_epoch="
+            f"{freeze.unfreeze_epoch}: use freeze=staged.",
+        ),
+        (
+            freeze.name == "staged" and freeze.unfreeze_epoch is None,
+            "freeze=staged needs freeze.unfreeze_epoch=NUMBER; for never use freeze=all.",
+        ),
+        (
+            unfreezes_late and (freeze.unfreeze_epoch or 0) >= train.epochs,
+            f"freeze.unfreeze_epoch={freeze.unfreeze_epoch} is beyond the last epoch"
+            f" (train.epochs={train.epochs}): unfreeze earlier, train longer, or use freeze=all.",
+        ),
+        (
+            train.precision == "fp16" and train.device == "cpu",
+            "train.precision=fp16 with train.device=cpu: fp16 trains on a GPU only;"
+            " use train.precision=fp32 (or bf16).",
+        ),
+        (
+            train.grad_accumulation > train.batch_size,
+            f"train.grad_accumulation={train.grad_accumulation} is above"
+            f" train.batch_size={train.batch_size}: a part would be empty.",
+        ),
+    ]
+    return [message for broken, message in rules if broken]

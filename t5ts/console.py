@@ -1,0 +1,111 @@
+"""What a run says to the person before it: its beginning and its result."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t5ts.analysis.results import Result
+from t5ts.build import Setup
+from t5ts.config import Config
+from t5ts.data.sanity import check_sanity
+from t5ts.model.weights import describe
+
+log = logging.getLogger("t5ts")
+
+
+def announce(
+    config: Config,
+    setup: Setup,
+    audit: dict[str, float],
+    plan: list[dict[str, Any]],
+) -> None:
+    """Say before the first step what will be trained on what."""
+    series = setup.series
+    log.info("run        %s, seed %s", config.arm, config.seed)
+    sanity = check_sanity(series, setup.splits)
+    log.info("data       %s", sanity.line)
+    for note in series.notes:
+        log.info("           %s", note)
+    for warning in sanity.warnings:
+        log.warning("           WARNING: %s", warning)
+    log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
+    if setup.baseline_season != series.season:
+        log.info("           the season exceeds seq_len: seasonal naive repeats the last value")
+    if setup.report is None:
+        log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
+    else:
+        for line in describe(setup.report):
+            log.info(line)
+    log.info(
+        "scale      RMS at step 0: %s",
+        "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
+    )
+    precision = {None: "fp32", torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast"}
+    log.info("device     %s, %s", device_name(setup.device), precision[setup.autocast])
+    log.info("plan       component     from epoch   peak lr     parameters")
+    for entry in plan:
+        start = entry["start_epoch"]
+        log.info(
+            "           %-12s  %10s   %-9.3g  %11s",
+            entry["component"],
+            "never" if start is None else f"{start:g}",
+            0.0 if start is None else entry["peak_lr"],
+            f"{entry['parameters']:,}",
+        )
+
+
+def report(result: Result, run_dir: Path) -> None:
+    """Print the result table and where the pictures are."""
+    lines = [
+        "",
+        f"{'':<16}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
+    ]
+
+    def row(name: str, val: dict[str, float], test: dict[str, float]) -> str:
+        corrs = [
+            f"{corr:.4f}" if corr is not None and corr == corr else "–"
+            for corr in (val["corr"], test["corr"])
+        ]
+        return (
+            f"{name:<16}{val['loss']:>9.4f}{corrs[0]:>10}"
+            f"{test['loss']:>10.4f}{test['mae']:>10.4f}{corrs[1]:>11}"
+        )
+
+    def split(prefix: str) -> dict[str, float]:
+        return {
+            k.removeprefix(prefix): v for k, v in result.metrics.items() if k.startswith(prefix)
+        }
+
+    lines.append(row("model", split("val_"), split("test_")))
+    lines += [
+        row(name.replace("_", " "), result.baselines["val"][name], result.baselines["test"][name])
+        for name in result.baselines["val"]
+    ]
+    if result.best_achievable_loss is not None:
+        lines.append(f"{'best achievable':<16}{result.best_achievable_loss:>9.4f}")
+    lines.append(
+        f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
+        f" {result.seconds:.0f} s; peak memory {result.peak_memory_bytes / 2**20:.0f} MiB"
+    )
+    if result.skipped_steps:
+        lines.append(f"fp16: {result.skipped_steps} steps skipped for overflow")
+    lines += [f"{path.stem:<16}{path}" for path in sorted((run_dir / "plots").glob("*.png"))]
+    lines.append(f"run directory   {run_dir}")
+    log.info("\n".join(lines))
+    mean = result.baselines["val"]["mean"]["loss"]
+    if result.metrics["val_loss"] > mean:
+        log.warning(
+            "val_loss %.4g is worse than predicting the train mean (%.4g): look for an error of"
+            " scale in the data or a learning rate that is too high.",
+            result.metrics["val_loss"],
+            mean,
+        )
+    if result.debug != "none":
+        log.warning("debug=%s: these numbers are no result.", result.debug)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

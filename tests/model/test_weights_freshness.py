@@ -1,0 +1,121 @@
+"""What looks freshly initialised is refused, what was trained passes."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, write_checkpoint
+
+from t5ts.errors import WeightsError
+from t5ts.model.architecture import T5Architecture
+from t5ts.model.freshness import LAW_LIMIT, Freshness, examine
+from t5ts.model.tensors import init_law, matched_state, random_state, shuffled_state
+from t5ts.model.weights import load_checkpoint
+
+
+def look(state: dict[str, Tensor], arch: T5Architecture = TINY) -> Freshness:
+    law = init_law(arch)
+    return examine(state, law, {name: t for name, t in state.items() if name not in law})
+
+
+def draw(seed: int = 0, arch: T5Architecture = TINY, factor: float = 1.0) -> dict[str, Tensor]:
+    return random_state(arch, generator=torch.Generator().manual_seed(seed), factor=factor)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    factor=st.floats(1e-8, 1e8),
+    scale_norms=st.booleans(),
+    others=st.booleans(),
+    gated=st.booleans(),
+)
+def test_a_fresh_draw_is_never_taken_for_trained(
+    seed: int, factor: float, scale_norms: bool, others: bool, gated: bool
+) -> None:
+    """At any common factor, with norms at 1, at the factor, or as another model's were."""
+    arch = replace(TINY, feed_forward_proj="gated-gelu" if gated else "relu")
+    generator = torch.Generator().manual_seed(seed)
+    state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
+    if others:
+        for name in state.keys() - init_law(arch).keys():
+            state[name] = torch.rand(state[name].shape, generator=generator)
+    seen = look(state, arch)
+    assert seen.verdict is not None
+    assert seen.factor == pytest.approx(factor, rel=0.1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_trained_looking_weights_are_never_refused(seed: int) -> None:
+    seen = look(trained_looking_encoder(TINY, seed=seed))
+    assert seen.verdict is None
+    assert seen.law_distance > 10 * LAW_LIMIT
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1.0, 0.05])
+def test_rounding_does_not_hide_a_fresh_draw(dtype: torch.dtype, factor: float) -> None:
+    state = {name: t.to(dtype) for name, t in draw(arch=T5_SMALL, factor=factor).items()}
+    assert look(state, T5_SMALL).verdict is not None
+
+
+def test_other_initialisers_are_refused() -> None:
+    def refill(fill: str) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        state = draw()
+        for name in init_law(TINY):
+            if fill == "bert":
+                state[name].normal_(0.0, 0.02, generator=generator)
+            elif fill == "linear":
+                torch.nn.init.kaiming_uniform_(state[name], a=5**0.5, generator=generator)
+            elif fill == "xavier":
+                torch.nn.init.xavier_normal_(state[name], generator=generator)
+            else:
+                torch.nn.init.orthogonal_(state[name], generator=generator)
+        return state
+
+    for fill in ("bert", "linear", "xavier", "orthogonal"):
+        assert look(refill(fill)).verdict is not None, fill
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_constant_matrix_is_refused(value: float) -> None:
+    state = trained_looking_encoder(TINY)
+    name = "block.1.layer.1.DenseReluDense.wo.weight"
+    state[name].fill_(value)
+    assert f"{name} is constant" in str(look(state).verdict)
+
+
+def test_controls_are_told_from_trained_weights() -> None:
+    """A shuffled or redrawn checkpoint keeps its spreads; its evenness is what gives it away."""
+    state = trained_looking_encoder(T5_SMALL)
+    assert look(state, T5_SMALL).num_exchangeable <= 1  # the small position bias may pass
+    for make in (matched_state, shuffled_state):
+        control = make(state, generator=torch.Generator().manual_seed(0))
+        seen = look(control, T5_SMALL)
+        assert seen.num_exchangeable == seen.num_matrices
+
+
+def test_fresh_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> None:
+    fresh = {f"encoder.{name}": t for name, t in draw(factor=0.3).items()}
+    folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY) | fresh)
+    with pytest.raises(WeightsError) as caught:
+        load_checkpoint(path=folder)
+    for part in (str(folder), "freshly initialised", "times 0.3", "constant", "init=random"):
+        assert part in str(caught.value)
+
+
+def test_shuffled_checkpoint_is_noted(tmp_path: Path) -> None:
+    state = trained_looking_encoder(TINY)
+    control = shuffled_state(state, generator=torch.Generator().manual_seed(0))
+    tensors = full_model(TINY) | {f"encoder.{name}": t for name, t in control.items()}
+    report = load_checkpoint(path=write_checkpoint(tmp_path / "t5", TINY, tensors))[1]
+    assert any(check.startswith("note:") and "shuffled" in check for check in report.checks)

@@ -1,0 +1,113 @@
+"""Metrics against numpy and scipy, and their invariances."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr
+
+from t5ts.metrics import RegressionSums
+
+
+def sample(seed: int = 0, windows: int = 37, channels: int = 3, horizon: int = 5):
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randn(windows, channels, horizon, generator=generator)
+    prediction = 0.4 * truth + torch.randn(windows, channels, horizon, generator=generator)
+    last = torch.randn(windows, channels, generator=generator)
+    return prediction, truth, last
+
+
+def computed(prediction, truth, last, size=1000, **given_):
+    sums = RegressionSums(truth.shape[1])
+    for part in torch.arange(len(truth)).split(size):
+        sums.update(prediction[part], truth[part], last[part])
+    return sums.compute(**given_)
+
+
+def test_against_numpy_and_scipy() -> None:
+    prediction, truth, last = sample()
+    got = computed(
+        prediction,
+        truth,
+        last,
+        mase_denominator_C=torch.tensor([0.5, 2.0, 1.0]),
+        naive_mse=3.0,
+    )
+    p, y, x = prediction.double().numpy(), truth.double().numpy(), last.double().numpy()
+    assert got["loss"] == pytest.approx(((p - y) ** 2).mean(), rel=1e-12)
+    assert got["mae"] == pytest.approx(np.abs(p - y).mean(), rel=1e-12)
+    r = np.mean([pearsonr(p[:, c].ravel(), y[:, c].ravel())[0] for c in range(3)])
+    assert got["corr"] == pytest.approx(r, rel=1e-10)
+    dp, dy = p - x[..., None], y - x[..., None]
+    r = np.mean([pearsonr(dp[:, c].ravel(), dy[:, c].ravel())[0] for c in range(3)])
+    assert got["corr_delta"] == pytest.approx(r, rel=1e-10)
+    mae_c = np.abs(p - y).mean(axis=(0, 2))
+    assert got["mase"] == pytest.approx((mae_c / [0.5, 2.0, 1.0]).mean(), rel=1e-12)
+    assert got["skill"] == pytest.approx(1 - ((p - y) ** 2).mean() / 3.0, rel=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(1, 40), seed=st.integers(0, 5))
+def test_batch_size_does_not_matter(size, seed) -> None:
+    data = sample(seed)
+    whole, parts = computed(*data), computed(*data, size=size)
+    assert parts == pytest.approx(whole, rel=1e-10)
+
+
+def test_order_does_not_matter() -> None:
+    data = sample()
+    backwards = [t.flip(0) for t in data]
+    assert computed(*backwards, size=4) == pytest.approx(computed(*data), rel=1e-10)
+
+
+def test_constant_channels_are_left_out_and_counted() -> None:
+    prediction, truth, last = sample()
+    truth[:, 1] = 0.1
+    got = computed(prediction, truth, last)
+    p, y = prediction.numpy(), truth.numpy()
+    r = np.mean([pearsonr(p[:, c].ravel(), y[:, c].ravel())[0] for c in (0, 2)])
+    assert got["corr"] == pytest.approx(r, rel=1e-5)
+    assert (got["corr_constant_channels"], got["corr_delta_constant_channels"]) == (1, 0)
+
+
+def test_constant_prediction_has_no_correlation() -> None:
+    _, truth, last = sample()
+    got = computed(torch.full_like(truth, 0.3), truth, last)
+    assert math.isnan(got["corr"])
+    assert got["corr_constant_channels"] == 3
+
+
+def test_perfect_and_inverted_predictions() -> None:
+    _, truth, last = sample()
+    perfect = computed(truth, truth, last)
+    assert (perfect["loss"], perfect["corr"]) == (0.0, pytest.approx(1.0))
+    assert computed(-truth, truth, last)["corr"] == pytest.approx(-1.0)
+
+
+def test_a_nan_prediction_is_not_hidden() -> None:
+    prediction, truth, last = sample()
+    prediction[3, 1, 2] = math.nan
+    assert math.isnan(computed(prediction, truth, last)["loss"])
+
+
+def test_channels_without_a_mase_denominator_are_left_out() -> None:
+    prediction, truth, last = sample()
+    got = computed(prediction, truth, last, mase_denominator_C=torch.tensor([0.0, 2.0, math.nan]))
+    mae = (prediction - truth)[:, 1].double().abs().mean()
+    assert got["mase"] == pytest.approx(float(mae) / 2)
+
+
+def test_pooled_correlation_on_levels_flatters() -> None:
+    """Why val_corr_delta stands beside val_corr: persistence has a high r on levels alone."""
+    generator = torch.Generator().manual_seed(0)
+    last = 10 * torch.randn(200, 1, generator=generator)
+    truth = last[..., None] + torch.randn(200, 1, 5, generator=generator)
+    persistence = last[..., None].expand_as(truth) + 1e-3 * torch.randn(
+        200, 1, 5, generator=generator
+    )
+    got = computed(persistence, truth, last)
+    assert got["corr"] > 0.98
+    assert abs(got["corr_delta"]) < 0.1

@@ -1,0 +1,141 @@
+"""A plan covers every parameter, and the learning rate is a function of the step."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from t5ts.schedule import Rule, assign, forecaster_plan, lr_factor, rewarmup_factor, start_step
+
+NAMES = [
+    "patch.projection.weight",
+    "patch.norm.weight",
+    *(
+        f"encoder.block.{i}.layer.{part}"
+        for i in range(4)
+        for part in (
+            "0.SelfAttention.q.weight",
+            "0.layer_norm.weight",
+            "1.DenseReluDense.wi.weight",
+        )
+    ),
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    "encoder.final_layer_norm.weight",
+    "head.weight",
+    "head.bias",
+]
+
+
+def plan(**changes) -> dict[str, Rule]:
+    values = {
+        "num_blocks": 4,
+        "unfreeze_epoch": 3.0,
+        "order": "all_at_once",
+        "blocks_per_stage": 1,
+        "epochs_per_stage": 1.0,
+        "always": [],
+        "encoder_lr_scale": 0.1,
+        "layer_decay": 1.0,
+    }
+    return assign(forecaster_plan(**(values | changes)), NAMES)
+
+
+def starts(assigned: dict[str, Rule]) -> list[float | None]:
+    return [
+        assigned[f"encoder.block.{i}.layer.0.SelfAttention.q.weight"].start_epoch for i in range(4)
+    ]
+
+
+def test_head_and_patch_train_from_the_start_whatever_the_encoder_does() -> None:
+    for unfreeze in (None, 0.0, 3.0):
+        assigned = plan(unfreeze_epoch=unfreeze)
+        for name in NAMES:
+            if name.startswith(("head", "patch")):
+                assert (assigned[name].start_epoch, assigned[name].lr_scale) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("order", "per_stage", "expected", "final"),
+    [
+        ("all_at_once", 1, [3, 3, 3, 3], 3),
+        ("top_down", 1, [6, 5, 4, 3], 3),
+        ("bottom_up", 1, [3, 4, 5, 6], 6),
+        ("top_down", 2, [4, 4, 3, 3], 3),
+        ("bottom_up", 3, [3, 3, 3, 4], 4),
+    ],
+)
+def test_stages(order, per_stage, expected, final) -> None:
+    assigned = plan(order=order, blocks_per_stage=per_stage)
+    assert starts(assigned) == expected
+    assert assigned["encoder.final_layer_norm.weight"].start_epoch == final
+
+
+def test_never_means_never() -> None:
+    assert starts(plan(unfreeze_epoch=None)) == [None] * 4
+
+
+def test_norms_only() -> None:
+    assigned = plan(unfreeze_epoch=None, always=["layer_norm", "relative_attention_bias"])
+    for name, rule in assigned.items():
+        trains = not name.startswith("encoder") or "norm" in name or "relative" in name
+        assert (rule.start_epoch == 0.0) == trains, name
+
+
+def test_layer_decay_falls_from_the_top() -> None:
+    assigned = plan(layer_decay=0.5, always=["layer_norm"])
+    for part in ("0.SelfAttention.q.weight", "0.layer_norm.weight"):
+        scales = [assigned[f"encoder.block.{i}.layer.{part}"].lr_scale for i in range(4)]
+        assert scales == pytest.approx([0.1 / 8, 0.1 / 4, 0.1 / 2, 0.1])
+    assert assigned["encoder.final_layer_norm.weight"].lr_scale == pytest.approx(0.1)
+
+
+def test_an_uncovered_parameter_is_an_error_naming_it() -> None:
+    with pytest.raises(ValueError, match=r"surprise\.weight"):
+        assign(forecaster_plan(
+            num_blocks=0, unfreeze_epoch=0, order="all_at_once", blocks_per_stage=1,
+            epochs_per_stage=1, always=[], encoder_lr_scale=1, layer_decay=1,
+        ), ["surprise.weight"])  # fmt: skip
+
+
+def test_fractional_epochs() -> None:
+    assert start_step(2.5, 10) == 25
+    assert start_step(0.0, 10) == 0
+    assert start_step(None, 10) is None
+
+
+@given(
+    total=st.integers(2, 500),
+    warmup=st.integers(0, 50),
+    least=st.floats(0, 1),
+    shape=st.sampled_from(["cosine", "constant"]),
+)
+def test_lr_factor_stays_in_its_range_and_falls_after_warm_up(total, warmup, least, shape) -> None:
+    factors = [
+        lr_factor(s, total_steps=total, warmup_steps=warmup, shape=shape, min_ratio=least)
+        for s in range(total)
+    ]
+    assert all(0 < f <= 1 + 1e-12 for f in factors) or least == 0
+    after = factors[warmup:]
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(after))
+    if shape == "cosine" and total - 1 > warmup:
+        assert factors[-1] == pytest.approx(least)
+
+
+def test_lr_factor_against_the_formula() -> None:
+    for step in range(10, 100):
+        expected = 0.5 * (1 + math.cos(math.pi * (step - 10) / 89))
+        got = lr_factor(step, total_steps=100, warmup_steps=10, shape="cosine", min_ratio=0)
+        assert got == pytest.approx(expected)
+
+
+def test_rewarmup_begins_at_the_stage_and_leaves_the_first_groups_alone() -> None:
+    assert [rewarmup_factor(s, start=5, rewarmup_steps=4) for s in range(5, 10)] == [
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+        1.0,
+    ]
+    assert rewarmup_factor(0, start=0, rewarmup_steps=4) == 1.0
