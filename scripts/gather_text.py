@@ -39,15 +39,17 @@ class Package:
     read: Callable[[Path], Documents]
 
 
+def _tags(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
 class _Prose(html.parser.HTMLParser):
     """The text of a page's block elements; code, tables of contents and navigation left out."""
 
-    SKIP = frozenset(
-        "script style pre nav header footer head form button select svg table title aside".split()
-    )
-    BLOCK = frozenset(
+    SKIP = _tags("script style pre nav header footer head form button select svg table title aside")
+    BLOCK = _tags(
         "p div li dt dd h1 h2 h3 h4 h5 h6 section article blockquote ul ol dl br hr main body "
-        "item note info desc synopsis".split()
+        "item note info desc synopsis"
     )
     CODE_CLASSES = ("highlight", "toctree", "sphinxsidebar", "related", "navigation", "toc")
 
@@ -125,7 +127,9 @@ def pod_text(page: str) -> str:
         if paragraph[:1] not in ("=", " ", "\t", ""):
             for _ in range(3):  # codes nest
                 paragraph = re.sub(r"[BCFIX]<(?:<+ )?([^<>]*)(?: >+)?>", r"\1", paragraph)
-                paragraph = re.sub(r"L<(?:([^<>|]*)\|)?([^<>]*)>", lambda m: m[1] or m[2], paragraph)
+                paragraph = re.sub(
+                    r"L<(?:([^<>|]*)\|)?([^<>]*)>", lambda m: m[1] or m[2], paragraph
+                )
             paragraph = paragraph.replace("E<gt>", ">").replace("E<lt>", "<")
             kept.append(paragraph)
     return "\n\n".join(kept)
@@ -186,7 +190,9 @@ def dictionary(pattern: str, clean: Callable[[str], str]) -> Callable:
 def gcide_entry(entry: str) -> str:
     """A definition of Webster's dictionary without pronunciation, sources and cross-marks."""
     entry = re.sub(r"\\[^\\\n]*\\", "", entry, count=1)
-    entry = re.sub(r"\[(?:1913 Webster|PJC|WordNet 1\.5|Webster[^\]]*|RP|Century[^\]]*)[^\]]*\]", "", entry)
+    entry = re.sub(
+        r"\[(?:1913 Webster|PJC|WordNet 1\.5|Webster[^\]]*|RP|Century[^\]]*)[^\]]*\]", "", entry
+    )
     entry = re.sub(r"[{}]", "", re.sub(r"\[\d\]", "", entry))
     parts = re.split(r"\n\s*\n", entry)
     return "\n\n".join(" ".join(part.split()) for part in parts)
@@ -231,6 +237,7 @@ def _dict(clean: Callable[[str], str] = plain_entry) -> Callable:
 
 
 DOC = "usr/share/doc"
+_MANUAL = pages("usr/share/man/man*/*.gz", to_text=roff_text)
 #: Books first: where a paragraph occurs twice, the corpus keeps the first.
 PACKAGES: dict[str, Package] = {
     "dict-gcide": Package("GPL-2+ (Webster 1913 public domain)", _dict(gcide_entry)),
@@ -272,17 +279,25 @@ PACKAGES: dict[str, Package] = {
     "rust-doc": Package(
         "MIT or Apache-2.0",
         _html(
-            *(f"{DOC}/rust-doc/html/{book}/**/*.html" for book in (
-                "book", "reference", "nomicon", "rust-by-example", "edition-guide",
-                "embedded-book", "rustc", "rustdoc", "unstable-book",
-            )),
+            *(
+                f"{DOC}/rust-doc/html/{book}/**/*.html"
+                for book in (
+                    "book",
+                    "reference",
+                    "nomicon",
+                    "rust-by-example",
+                    "edition-guide",
+                    "embedded-book",
+                    "rustc",
+                    "rustdoc",
+                    "unstable-book",
+                )
+            ),
             f"{DOC}/rust-doc/html/std/**/*.html",
             without=r"print\.html|first-edition|second-edition|2018-edition|std/(arch|simd)",
         ),
     ),
-    "perl-doc": Package(
-        "GPL-1+ or Artistic", pages("usr/share/perl/**/*.pod", to_text=pod_text)
-    ),
+    "perl-doc": Package("GPL-1+ or Artistic", pages("usr/share/perl/**/*.pod", to_text=pod_text)),
     "linux-doc-6.1": Package(
         "GPL-2",
         pages(
@@ -292,8 +307,12 @@ PACKAGES: dict[str, Package] = {
             without="translations|devicetree|/ABI/",
         ),
     ),
-    "manpages": Package("free (various, see the package)", pages("usr/share/man/man*/*.gz", to_text=roff_text)),
-    "manpages-dev": Package("free (various, see the package)", pages("usr/share/man/man*/*.gz", to_text=roff_text)),
+    "manpages": Package(
+        "free (various, see the package)", pages("usr/share/man/man*/*.gz", to_text=roff_text)
+    ),
+    "manpages-dev": Package(
+        "free (various, see the package)", pages("usr/share/man/man*/*.gz", to_text=roff_text)
+    ),
     "octave-doc": Package("GPL-3+", _html(f"{DOC}/octave/**/*.html", without="doxygen|liboctave")),
     "maxima-doc": Package("GPL-2+", _html(f"{DOC}/**/*.html", without=r"/(de|es|pt|ja)/")),
     "racket-doc": Package("MIT or Apache-2.0", _html(f"{DOC}/racket/**/*.html")),

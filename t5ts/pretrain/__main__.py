@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--held-out", type=Path, nargs="*", default=[], help="foreign texts to evaluate on as well"
     )
-    evaluate.add_argument("--max-rows", type=int, default=2000, help="rows of a text at most")
+    evaluate.add_argument("--max-rows", type=int, help="rows of a text at most")
     evaluate.add_argument("--threads", type=int, help="CPU threads")
 
     export = command("export", "write the encoder with its token embedding and the tokenizer")

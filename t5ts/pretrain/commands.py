@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from t5ts.checkpoint import load_checkpoint
 from t5ts.errors import ConfigError
-from t5ts.pretrain.corpus import build_corpus
-from t5ts.pretrain.loop import LoopSettings, fit, precision
-from t5ts.pretrain.model import Shape, build_t5
-from t5ts.pretrain.rows import Rows, load_rows
+from t5ts.pretrain.corpus import build_corpus, clean
+from t5ts.pretrain.evaluate import as_dict, score, table
+from t5ts.pretrain.export import export_encoder
+from t5ts.pretrain.loop import LAST, LoopSettings, fit, precision
+from t5ts.pretrain.model import Shape, build_t5, t5_config
+from t5ts.pretrain.rows import Rows, cut_rows, load_rows
 from t5ts.pretrain.spans import raw_length
-from t5ts.pretrain.vocabulary import EOS, Vocabulary, load_vocabulary, train_vocabulary
+from t5ts.pretrain.vocabulary import (
+    EOS,
+    NUM_SENTINELS,
+    SPECIALS,
+    Vocabulary,
+    load_vocabulary,
+    train_vocabulary,
+)
 from t5ts.provenance import write_json
 
 log = logging.getLogger("t5ts")
@@ -86,11 +96,85 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    raise NotImplementedError
+    """Held-out losses of the last checkpoint, to the terminal and to `evaluation.json`."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = _device("auto")
+    vocabulary = load_vocabulary(options.work / TOKENIZER)
+    fresh, trained = (
+        build_t5(_shape(options), vocab_size=vocabulary.size, dropout=0.0, seed=options.seed)
+        for _ in range(2)
+    )
+    tensors, state = _read_run(options)
+    trained.load_state_dict(tensors, strict=False)
+    rows = {"corpus, held-out part": _rows(options, vocabulary, "held_out")}
+    for path in options.held_out:
+        text = "\n".join(map(clean, path.read_text(encoding="utf-8").splitlines()))
+        rows[path.name] = cut_rows(
+            vocabulary.stream([text]),
+            length=raw_length(options.input_length),
+            first_sentinel=vocabulary.first_sentinel,
+            eos=EOS,
+            seed=options.seed,
+        )
+    is_text = torch.ones(vocabulary.size, dtype=torch.bool)
+    is_text[: len(SPECIALS)] = is_text[-NUM_SENTINELS:] = False
+    scores = {
+        name: score(
+            {"model": trained, "random_init": fresh},
+            part.fixed_batches(batch_size=64, limit=options.max_rows),
+            is_text=is_text,
+            device=device,
+        )
+        for name, part in rows.items()
+    }
+    log.info("%s", table(scores))
+    result = {
+        "step": state["step"],
+        "input_tokens": state["input_tokens"],
+        "seconds": state["seconds"],
+        "legs": state["legs"],
+        "scores": {
+            name: {part: as_dict(s) for part, s in parts.items()} for name, parts in scores.items()
+        },
+    }
+    write_json(options.work / options.run / "evaluation.json", result)
+    return result
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
-    raise NotImplementedError
+    """The last checkpoint's encoder as a folder for `T5EncoderModel.from_pretrained`."""
+    vocabulary = load_vocabulary(options.work / TOKENIZER)
+    tensors, state = _read_run(options)
+    files = export_encoder(
+        options.out,
+        tensors,
+        t5_config(_shape(options), vocab_size=vocabulary.size, dropout=0.1),
+        vocabulary,
+        dtype=torch.bfloat16 if options.dtype == "bf16" else torch.float32,
+    )
+    return {
+        "step": state["step"],
+        "bytes": {path.name: path.stat().st_size for path in files},
+        "sha256": {path.name: _sha256(path) for path in files},
+    }
+
+
+def _read_run(options: argparse.Namespace) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The last checkpoint's parameters by transformers' names, and its state."""
+    path = options.work / options.run / LAST
+    tensors, state = load_checkpoint(path)
+    if state["identity"] != _identity(options):
+        raise ConfigError(
+            f"{path} was trained with another shape, seed, vocabulary or row length than these "
+            "options say; give those that `train` was given."
+        )
+    prefix = "model/"
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }, state
 
 
 def _shape(options: argparse.Namespace) -> Shape:

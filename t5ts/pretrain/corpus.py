@@ -181,8 +181,7 @@ def _add(
 
 def _lines(path: Path) -> Iterator[str]:
     """Paragraphs and lines of a file: foreign texts often have a paragraph a line."""
-    for paragraph in read_paragraphs(path):
-        yield paragraph
+    yield from read_paragraphs(path)
     for line in path.read_text(encoding="utf-8").splitlines():
         if cleaned := clean(line):
             yield cleaned

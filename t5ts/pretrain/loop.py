@@ -243,10 +243,8 @@ def _dropout_seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % 2**63
 
 
-def _save(
-    path: Path, model: nn.Module, optimizer: PlannedOptimizer, state: dict[str, Any]
-) -> None:
-    tensors = {f"model/{name}": p for name, p in model.named_parameters()}
+def _save(path: Path, model: nn.Module, optimizer: PlannedOptimizer, state: dict[str, Any]) -> None:
+    tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters()}
     moments, counts = optimizer.state()
     tensors |= {f"optimizer/{name}": tensor for name, tensor in moments.items()}
     save_checkpoint(path, tensors, {**state, "optimizer_steps": counts})

@@ -1,6 +1,7 @@
 """The network that is pretrained: transformers' own T5 v1.0, so that what is shipped is a T5."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
@@ -21,6 +22,8 @@ class Shape:
 
 def t5_config(shape: Shape, *, vocab_size: int, dropout: float) -> T5Config:
     """A T5 v1.0 configuration (ReLU, tied embeddings) of this shape."""
+    # Fields of every configuration, which a type checker does not find among T5Config's own.
+    inherited: dict[str, Any] = {"tie_word_embeddings": True, "decoder_start_token_id": PAD}
     return T5Config(
         vocab_size=vocab_size,
         d_model=shape.d_model,
@@ -31,11 +34,10 @@ def t5_config(shape: Shape, *, vocab_size: int, dropout: float) -> T5Config:
         num_heads=shape.num_heads,
         dropout_rate=dropout,
         feed_forward_proj="relu",
-        tie_word_embeddings=True,
         pad_token_id=PAD,
         eos_token_id=EOS,
-        decoder_start_token_id=PAD,
         initializer_factor=1.0,
+        **inherited,
     )
 
 

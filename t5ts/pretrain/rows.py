@@ -53,9 +53,7 @@ class Rows:
         count = len(self.rows) if limit is None else min(limit, len(self.rows))
         chosen = np.linspace(0, len(self.rows) - 1, count).astype(np.int64)
         pairs = [
-            self._corrupt(
-                self.rows[row : row + 1], np.random.default_rng([self.seed, 2, int(row)])
-            )
+            self._corrupt(self.rows[row : row + 1], np.random.default_rng([self.seed, 2, int(row)]))
             for row in chosen
         ]
         return [
@@ -82,9 +80,7 @@ def load_rows(path: Path, *, length: int, first_sentinel: int, eos: int, seed: i
     return cut_rows(stream, length=length, first_sentinel=first_sentinel, eos=eos, seed=seed)
 
 
-def cut_rows(
-    stream: np.ndarray, *, length: int, first_sentinel: int, eos: int, seed: int
-) -> Rows:
+def cut_rows(stream: np.ndarray, *, length: int, first_sentinel: int, eos: int, seed: int) -> Rows:
     """Cut a token stream into rows.
 
     Raises:

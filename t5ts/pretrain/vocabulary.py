@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from t5ts.errors import DataError
 
@@ -25,6 +25,10 @@ class Vocabulary:
     """A trained tokenizer and its layout."""
 
     tokenizer: Tokenizer
+
+    def __post_init__(self) -> None:
+        # "<unk>" or "</s>" written in a text is text, and must not become a special id.
+        self.tokenizer.encode_special_tokens = True
 
     @property
     def size(self) -> int:
@@ -83,6 +87,10 @@ def train_vocabulary(texts: Iterable[str], *, size: int = 8192) -> Vocabulary:
             f"{size - NUM_SENTINELS} asked for: use a smaller --vocab-size or more text."
         )
     tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(NUM_SENTINELS))])
+    # For those who use the shipped tokenizer: an end mark after each text, as T5's own adds it.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
+    )
     return Vocabulary(tokenizer)
 
 
