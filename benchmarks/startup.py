@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -205,11 +206,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     for flags in (["--help"], ["--cfg", "job"]):
-        answers = repeat(lambda flags=flags: time_answer(flags), runs)
+        answers = repeat(partial(time_answer, flags), runs)
         show(" ".join(flags), answers, TARGET_ANSWER_S)
-    to_batch = repeat(lambda: time_run("batch"), runs)
+    to_batch = repeat(partial(time_run, "batch"), runs)
     show("first batch", [run["total"] for run in to_batch], TARGET_BATCH_S)
-    to_step = repeat(lambda: time_run("step"), runs)
+    to_step = repeat(partial(time_run, "step"), runs)
     show("first step (dry run)", [run["total"] for run in to_step], None)
     show_parts("to the first batch", to_batch)
     show_parts("to the first step", to_step)

@@ -8,6 +8,7 @@ Below `t5ts.build` nothing sees a config: functions take plain values.
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -15,6 +16,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from t5ts.errors import ConfigError
 
+_PACKAGE = Path(__file__).resolve().parent
+#: The YAML tree: beside the package in a checkout, inside it in an installed wheel.
+CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
 #: What a run may be selected by and return to Hydra, and whether more is better.
 OBJECTIVES = {
     "val_loss": "min",

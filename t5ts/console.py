@@ -1,6 +1,7 @@
 """What a run says to the person before it: its beginning and its result."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,7 @@ def report(result: Result, run_dir: Path) -> None:
     ]
 
     def row(name: str, val: dict[str, float], test: dict[str, float]) -> str:
-        corrs = [
-            f"{corr:.4f}" if corr is not None and corr == corr else "–"
-            for corr in (val["corr"], test["corr"])
-        ]
+        corrs = ["–" if math.isnan(r) else f"{r:.4f}" for r in (val["corr"], test["corr"])]
         return (
             f"{name:<16}{val['loss']:>9.4f}{corrs[0]:>10}"
             f"{test['loss']:>10.4f}{test['mae']:>10.4f}{corrs[1]:>11}"

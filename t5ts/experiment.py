@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from t5ts.analysis.results import Result, read_json, read_metrics
+from t5ts.analysis.results import Result, read_metrics, read_result
 from t5ts.build import Setup, build, component_seed, plan_table, setup_summary
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import OBJECTIVES, Config, identity
@@ -336,14 +336,14 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 
 def _finished(config: Config, run_dir: Path) -> Result:
-    values = read_json(run_dir / "result.json")
-    if values["identity"] != identity(config):
+    result = read_result(run_dir / "result.json")
+    if result.identity != identity(config):
         raise ResumeError(
             f"{run_dir} holds the finished run of another configuration (identity"
-            f" {values['identity']}, this one's is {identity(config)}): give this run a directory"
+            f" {result.identity}, this one's is {identity(config)}): give this run a directory"
             " of its own with hydra.run.dir=DIR, or put that one aside with train.resume=never."
         )
-    return Result(**values)
+    return result
 
 
 def _put_aside(run_dir: Path) -> None:

@@ -14,12 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from t5ts.checks import check
-from t5ts.config import from_hydra, register
+from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import Interrupted, UserError
-
-_PACKAGE = Path(__file__).resolve().parent
-#: Beside the package in a checkout, inside it in an installed wheel.
-CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
 
 register()
 

@@ -8,18 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from t5ts.checks import check
-from t5ts.config import Config, from_hydra, register
-from t5ts.run import CONF
+from t5ts.config import CONF, Config, from_hydra, register
 
-#: A T5 of 2 blocks and width 16 on a short synthetic series: a whole run in a second.
-TINY = [
-    "backbone=t5_efficient_tiny",
-    "backbone.d_model=16",
-    "backbone.d_ff=32",
-    "backbone.d_kv=8",
-    "backbone.num_layers=2",
-    "backbone.num_heads=2",
-    "backbone.vocab_size=100",
+#: A short synthetic series and short training, for any backbone.
+SMALL = [
     "data=synthetic",
     "data.num_rows=600",
     "seq_len=32",
@@ -31,6 +23,16 @@ TINY = [
     "train.probe_every=3",
     "optim.lr=3e-3",
     "tracker=none",
+]
+#: A T5 of 2 blocks and width 16: a whole run in a second.
+TINY_T5 = [
+    "backbone=t5_efficient_tiny",
+    "backbone.d_model=16",
+    "backbone.d_ff=32",
+    "backbone.d_kv=8",
+    "backbone.num_layers=2",
+    "backbone.num_heads=2",
+    "backbone.vocab_size=100",
 ]
 
 
@@ -55,9 +57,15 @@ def composed() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def tiny(composed: Callable[..., Config]) -> Callable[..., Config]:
-    """Compose the tiny setting with more overrides."""
-    return lambda *overrides: composed(*TINY, *overrides)
+def small(composed: Callable[..., Config]) -> Callable[..., Config]:
+    """Compose the small setting with more overrides (a backbone among them)."""
+    return lambda *overrides: composed(*SMALL, *overrides)
+
+
+@pytest.fixture
+def tiny(small: Callable[..., Config]) -> Callable[..., Config]:
+    """Compose the small setting with a tiny T5 and more overrides."""
+    return lambda *overrides: small(*TINY_T5, *overrides)
 
 
 @pytest.fixture

@@ -8,9 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from t5ts.config import Config, identity, register
+from t5ts.config import CONF, Config, identity, register
 from t5ts.errors import ConfigError
-from t5ts.run import CONF
 
 GROUPS = {
     folder.name: sorted(p.stem for p in folder.glob("*.yaml"))

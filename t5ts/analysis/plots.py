@@ -80,7 +80,7 @@ def _learning_curve(run_dir: Path, result_file: Path) -> Any:
             label = "unfreezing" if i == 0 else None
             axes.axvline(start, color=GREY, linewidth=0.8, label=label)
         axes.set_xlabel("epoch")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper right" if axes is loss else "lower right")
     figure.suptitle(f"{result['arm']}, seed {result['seed']}, on {result['data']}", fontsize=11)
     return figure
 
@@ -108,7 +108,7 @@ def _forecast(run_dir: Path) -> Any:
         ax.set_xlabel("steps from the forecast's start")
     unit = f" ({sample['unit']})" if sample["unit"] else ""
     axes[0][0].set_ylabel(f"{sample['channel']}{unit}")
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -139,7 +139,7 @@ def _gradient_norms(run_dir: Path) -> Any:
         )
     if names:
         ax.set_yscale("log")
-        ax.legend(fontsize=7, ncol=2)
+        ax.legend(fontsize=7, ncol=2, loc="upper right")
     ax.set_xlabel("step")
     ax.set_ylabel("L2 gradient norm, before clipping")
     return figure

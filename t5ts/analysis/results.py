@@ -1,6 +1,7 @@
 """Reading run directories: the only source of everything that is reported."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,24 @@ def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
         if row.get("kind") == kind:
             rows.append(row)
     return rows
+
+
+def read_result(path: Path) -> Result:
+    """A run's `result.json`; what is not defined there (null) is NaN here.
+
+    Raises:
+        DataError: if it is missing or not JSON.
+    """
+    values = read_json(path)
+    for key in ("metrics", "initial", "scale_audit", "baselines"):
+        values[key] = _nan_for_null(values[key])
+    return Result(**values)
+
+
+def _nan_for_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_for_null(item) for key, item in value.items()}
+    return math.nan if value is None else value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -305,7 +305,11 @@ def describe(report: LoadReport) -> list[str]:
     """A load report as five lines for the terminal, from where it came to the verdict."""
     arch = report.architecture
     revision = f" at {report.revision[:12]}" if report.revision else ""
-    full = "none read" if report.num_params_full is None else f"{report.num_params_full:,}"
+    full = (
+        "nothing was read"
+        if report.num_params_full is None
+        else f"{report.num_params_full:,} parameters"
+    )
     notes = [check for check in report.checks if check.startswith("note:")]
     verdict = {
         "random": "random initialisation, nothing pretrained",
@@ -316,7 +320,7 @@ def describe(report: LoadReport) -> list[str]:
         f"in {report.path or 'memory'}",
         f"d_model    {arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads, "
         f"d_ff {arch['d_ff']}, {arch['feed_forward_proj']})",
-        f"full       {full} parameters",
+        f"full       {full}",
         f"encoder    {report.num_params_encoder:,} parameters with its token embedding "
         f"(RMS {report.embedding_rms:.3g}), {report.num_params_trained:,} without",
         f"verdict    {verdict}" + "".join(f"; {note}" for note in notes),

@@ -1,0 +1,179 @@
+"""`python -m t5ts.download`: fetch and verify a checkpoint or a data set, or show what is there."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from t5ts.config import CONF, Config, T5Backbone, from_hydra, register
+from t5ts.errors import UserError
+
+EPILOG = """examples:
+  python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict
+  python -m t5ts.download backbone=local backbone.path=DIR    verify a directory
+  python -m t5ts.download data=etth1                 fetch a data set into the cache
+  python -m t5ts.download --list                     every backbone: id, size, licence, cached?
+  python -m t5ts.download --verify                   check every cached checkpoint, no network
+
+HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HTTP(S)_PROXY and T5TS_CACHE are honoured."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m t5ts.download",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", help="backbone=…, data=…, and keys of theirs")
+    parser.add_argument("--list", action="store_true", help="show every backbone and leave")
+    parser.add_argument("--verify", action="store_true", help="check the cache without a network")
+    parser.add_argument("--token", help="hub token (it is not stored)")
+    parser.add_argument("--endpoint", help="hub address, as a mirror's")
+    parser.add_argument("--proxy", help="proxy for http and https, http://HOST:PORT")
+    parser.add_argument("--cache-dir", help="hub cache directory")
+    parser.add_argument("--offline", action="store_true", help="use the cache alone")
+    options = parser.parse_args(arguments)
+    if not (options.overrides or options.list or options.verify):
+        parser.print_help()
+        return 2
+    _set_environment(options)
+    register()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            if options.list:
+                _list(options.cache_dir)
+            elif options.verify:
+                _verify(options.overrides, options.cache_dir)
+            else:
+                _fetch(options.overrides, options)
+    except UserError as error:
+        print(f"t5ts: {error}", file=sys.stderr)
+        return 2
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"t5ts: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _set_environment(options: argparse.Namespace) -> None:
+    """What the libraries read from the environment; before huggingface_hub is imported."""
+    if options.proxy:
+        os.environ |= dict.fromkeys(
+            ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), options.proxy
+        )
+    if options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _config(overrides: Sequence[str]) -> Config:
+    return from_hydra(compose("config", overrides=list(overrides)))
+
+
+def _hub_backbones() -> list[T5Backbone]:
+    """Every configured backbone that the hub has."""
+    names = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
+    nodes = [compose("config", overrides=[f"backbone={name}"]).backbone for name in names]
+    hub = [node.name for node in nodes if node.get("hub_id")]
+    backbones = [_config([f"backbone={name}"]).backbone for name in hub]
+    return [backbone for backbone in backbones if isinstance(backbone, T5Backbone)]
+
+
+def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
+    config = _config(overrides)
+    asked = {override.split("=")[0].split(".")[0] for override in overrides}
+    if not asked & {"backbone", "data"}:
+        raise UserError(f"nothing to fetch in {' '.join(overrides)}: say backbone=… or data=….")
+    if "backbone" in asked:
+        _fetch_backbone(config, options)
+    if "data" in asked:
+        from t5ts.build import load_series
+
+        series = load_series(config.data)
+        for key, value in series.fingerprint().items():
+            print(f"{key:<12} {value}")
+
+
+def _fetch_backbone(config: Config, options: argparse.Namespace) -> None:
+    from t5ts.build import t5_architecture
+    from t5ts.model.weights import describe, load_checkpoint
+
+    backbone = config.backbone
+    if not isinstance(backbone, T5Backbone) or not (backbone.hub_id or backbone.path):
+        raise UserError(f"backbone={backbone.name} has no checkpoint to fetch.")
+    _, report = load_checkpoint(
+        hub_id=None if backbone.path else backbone.hub_id,
+        path=backbone.path,
+        arch=t5_architecture(backbone),
+        revision=backbone.revision,
+        token=options.token,
+        endpoint=options.endpoint,
+        cache_dir=options.cache_dir,
+        offline=options.offline or None,
+        refresh=not options.offline,
+        expected_full_params=_range(backbone),
+    )
+    print("\n".join(describe(report)))
+    print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
+
+
+def _range(backbone: T5Backbone) -> tuple[int, int] | None:
+    full = backbone.full_params
+    return None if full is None else (full[0], full[1])
+
+
+def _list(cache_dir: str | None) -> None:
+    from t5ts.model.hub import cache_status
+
+    print(f"{'backbone':<21}{'id':<28}{'parameters':>12}  {'licence':<11} cached")
+    for backbone in _hub_backbones():
+        assert backbone.hub_id is not None
+        path, size = cache_status(backbone.hub_id, revision=backbone.revision, cache_dir=cache_dir)
+        least, most = backbone.full_params or [0, 0]
+        cached = "no" if path is None else f"{size / 1e6:.0f} MB in {path}"
+        parameters = f"{(least + most) / 2e6:.0f} M"
+        print(
+            f"{backbone.name:<21}{backbone.hub_id:<28}{parameters:>12}"
+            f"  {backbone.licence:<11} {cached}"
+        )
+
+
+def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
+    """Verify the named backbone, or every one that is cached."""
+    from t5ts.build import t5_architecture
+    from t5ts.model.hub import cache_status
+    from t5ts.model.weights import describe, verify_cached
+
+    if overrides:
+        named = _config(overrides).backbone
+        if not isinstance(named, T5Backbone) or not named.hub_id:
+            raise UserError(f"backbone={named.name} has no checkpoint on the hub to verify.")
+        backbones = [named]
+    else:
+        backbones = [
+            backbone
+            for backbone in _hub_backbones()
+            if cache_status(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)[
+                0
+            ]
+        ]
+    if not backbones:
+        print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
+    for backbone in backbones:
+        report = verify_cached(
+            str(backbone.hub_id),
+            arch=t5_architecture(backbone),
+            revision=backbone.revision,
+            cache_dir=cache_dir,
+            expected_full_params=_range(backbone),
+        )
+        print("\n".join(describe(report)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
