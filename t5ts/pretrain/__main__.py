@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, default=5000, help="length of the cosine schedule")
     train.add_argument("--stop-step", type=int, help="leave off here, to be resumed")
     train.add_argument("--batch-size", type=int, default=32, help="rows in a step")
-    train.add_argument("--lr", type=float, default=1e-2, help="of a matrix of RMS 1")
+    train.add_argument("--lr", type=float, default=2e-2, help="step of a matrix over its RMS")
     train.add_argument("--warmup", type=int, default=200, help="steps")
     train.add_argument("--min-lr-ratio", type=float, default=0.01)
     train.add_argument("--weight-decay", type=float, default=0.0)
