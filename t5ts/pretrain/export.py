@@ -41,6 +41,7 @@ def export_encoder(
         if name == "shared.weight" or name.startswith("encoder.")
     }
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors leaves it to its owner alone
     values = config.to_diff_dict() | {
         "architectures": ["T5EncoderModel"],
         "dtype": str(dtype).removeprefix("torch."),
