@@ -242,7 +242,7 @@ _MANUAL = pages("usr/share/man/man*/*.gz", to_text=roff_text)
 PACKAGES: dict[str, Package] = {
     "dict-gcide": Package("GPL-2+ (Webster 1913 public domain)", _dict(gcide_entry)),
     "wordnet-base": Package("WordNet 3.0 (permissive)", wordnet),
-    "dict-foldoc": Package("GFDL-1.2+, no invariant sections", _dict()),
+    "dict-foldoc": Package("GFDL-1.1+", _dict()),
     "dict-jargon": Package("public domain", _dict()),
     "dict-devil": Package("public domain", _dict()),
     "anarchism": Package("GPL-2", _html(f"{DOC}/anarchism/html/**/*.html")),
@@ -252,12 +252,14 @@ PACKAGES: dict[str, Package] = {
     ),
     "debian-reference-en": Package("GPL-2+", _html("usr/share/debian-reference/*.html")),
     "debian-history": Package("GPL-2+", _html(f"{DOC}/debian-history/docs/*.en.html")),
-    "debian-faq": Package("GPL-2+", _html(f"{DOC}/**/*.en.html", f"{DOC}/**/*.html")),
+    "debian-faq": Package(
+        "copyleft (its own notice)", _html(f"{DOC}/**/*.en.html", f"{DOC}/**/*.html")
+    ),
     "debian-policy": Package("GPL-2+", _html(f"{DOC}/**/*.html")),
     "developers-reference": Package("GPL-2+", _html("usr/share/developers-reference/**/*.html")),
     "debian-kernel-handbook": Package("GPL-2+", _html(f"{DOC}/**/*.html")),
     "maint-guide": Package("GPL-2+", _html(f"{DOC}/**/*.html")),
-    "installation-guide-amd64": Package("GPL-2+", _html(f"{DOC}/**/en/*.html")),
+    "installation-guide-amd64": Package("GPL-2", _html(f"{DOC}/**/en/*.html")),
     "aptitude-doc-en": Package("GPL-2+", _html(f"{DOC}/**/*.html")),
     "apt-doc": Package(
         "GPL-2+", _html(f"{DOC}/apt-doc/**/*.html", without=r"\.(de|fr|es|it|ja|pl|pt|nl)[./]")
