@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format bench wheel-check clean
+.PHONY: help install demo run test check format bench wheel-check pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,14 @@ bench: $(STAMP)  ## speed as ratios against named peers (installs the bench extr
 
 wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder
 	$(BIN)/python scripts/check_wheel.py
+
+PRETRAIN := outputs/pretrain
+pretrain: $(STAMP)  ## gather text (needs Debian's apt) and pretrain the packaged T5 anew; resumable
+	$(BIN)/python scripts/gather_text.py --out $(PRETRAIN)/text
+	$(BIN)/python -m t5ts.pretrain prepare --work $(PRETRAIN) --text $(PRETRAIN)/text
+	$(BIN)/python -m t5ts.pretrain train --work $(PRETRAIN) $(ARGS)
+	$(BIN)/python -m t5ts.pretrain evaluate --work $(PRETRAIN)
+	$(BIN)/python -m t5ts.pretrain export --work $(PRETRAIN) --out $(PRETRAIN)/t5_tiny_en
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) dist build

@@ -233,6 +233,7 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         path=backbone.path,
         revision=backbone.revision,
         expected_full_params=None if full is None else (full[0], full[1]),
+        expected_sha256=backbone.sha256,
     )
     encoder = T5Encoder(arch, dropout=backbone.dropout)
     encoder.load_state_dict(state)

@@ -51,7 +51,8 @@ class T5Backbone(BackboneConfig):
 
     hub_id: str | None = None
     revision: str = "main"
-    path: str | None = None
+    path: str | None = None  # a folder, or packaged:NAME for a checkpoint that comes with t5ts
+    sha256: str | None = None  # of the weight file, where it is fixed
     licence: str = ""
     full_params: list[int] | None = None  # [least, most] parameters of the full checkpoint
     embedding_rms: float | None = None  # RMS of the checkpoint's token embeddings, when known

@@ -77,12 +77,12 @@ def _config(overrides: Sequence[str]) -> Config:
     return from_hydra(compose("config", overrides=list(overrides)))
 
 
-def _hub_backbones() -> list[T5Backbone]:
-    """Every configured backbone that the hub has."""
+def _checkpoint_backbones() -> list[T5Backbone]:
+    """Every configured backbone that the hub has or that comes with t5ts."""
     names = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
     nodes = [compose("config", overrides=[f"backbone={name}"]).backbone for name in names]
-    hub = [node.name for node in nodes if node.get("hub_id")]
-    backbones = [_config([f"backbone={name}"]).backbone for name in hub]
+    known = [node.name for node in nodes if node.get("hub_id") or node.get("sha256")]
+    backbones = [_config([f"backbone={name}"]).backbone for name in known]
     return [backbone for backbone in backbones if isinstance(backbone, T5Backbone)]
 
 
@@ -119,6 +119,7 @@ def _fetch_backbone(config: Config, options: argparse.Namespace) -> None:
         offline=options.offline or None,
         refresh=not options.offline,
         expected_full_params=_range(backbone),
+        expected_sha256=backbone.sha256,
     )
     print("\n".join(describe(report)))
     print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
@@ -133,47 +134,60 @@ def _list(cache_dir: str | None) -> None:
     from t5ts.model.hub import cache_status
 
     print(f"{'backbone':<21}{'id':<28}{'parameters':>12}  {'licence':<11} cached")
-    for backbone in _hub_backbones():
-        assert backbone.hub_id is not None
-        path, size = cache_status(backbone.hub_id, revision=backbone.revision, cache_dir=cache_dir)
+    for backbone in _checkpoint_backbones():
         least, most = backbone.full_params or [0, 0]
-        cached = "no" if path is None else f"{size / 1e6:.0f} MB in {path}"
+        if backbone.path:
+            cached = "comes with t5ts"
+        else:
+            path, size = cache_status(
+                str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir
+            )
+            cached = "no" if path is None else f"{size / 1e6:.0f} MB in {path}"
         parameters = f"{(least + most) / 2e6:.0f} M"
         print(
-            f"{backbone.name:<21}{backbone.hub_id:<28}{parameters:>12}"
+            f"{backbone.name:<21}{backbone.path or backbone.hub_id:<28}{parameters:>12}"
             f"  {backbone.licence:<11} {cached}"
         )
 
 
 def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
-    """Verify the named backbone, or every one that is cached."""
+    """Verify the named backbone, or every one that is cached or comes with t5ts."""
     from t5ts.build import t5_architecture
     from t5ts.model.hub import cache_status
-    from t5ts.model.weights import describe, verify_cached
+    from t5ts.model.weights import describe, load_checkpoint, verify_cached
 
     if overrides:
         named = _config(overrides).backbone
-        if not isinstance(named, T5Backbone) or not named.hub_id:
-            raise UserError(f"backbone={named.name} has no checkpoint on the hub to verify.")
+        if not isinstance(named, T5Backbone) or not (named.hub_id or named.path):
+            raise UserError(f"backbone={named.name} has no checkpoint to verify.")
         backbones = [named]
     else:
         backbones = [
             backbone
-            for backbone in _hub_backbones()
-            if cache_status(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)[
+            for backbone in _checkpoint_backbones()
+            if backbone.path
+            or cache_status(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)[
                 0
             ]
         ]
-    if not backbones:
+    if not overrides and all(backbone.path for backbone in backbones):
         print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
     for backbone in backbones:
-        report = verify_cached(
-            str(backbone.hub_id),
-            arch=t5_architecture(backbone),
-            revision=backbone.revision,
-            cache_dir=cache_dir,
-            expected_full_params=_range(backbone),
-        )
+        if backbone.path:
+            _, report = load_checkpoint(
+                path=backbone.path,
+                arch=t5_architecture(backbone),
+                expected_full_params=_range(backbone),
+                expected_sha256=backbone.sha256,
+            )
+        else:
+            report = verify_cached(
+                str(backbone.hub_id),
+                arch=t5_architecture(backbone),
+                revision=backbone.revision,
+                cache_dir=cache_dir,
+                expected_full_params=_range(backbone),
+            )
         print("\n".join(describe(report)))
 
 

@@ -32,12 +32,17 @@ LEVELS = {
     "build": 5,
     "console": 6,
     "experiment": 7,
+    # A program of its own: it borrows the optimizer, the schedule and the checkpoints, and nothing
+    # imports it.
+    "pretrain": 4,
     "run": 8,
     "download": 8,
 }
 #: Who alone may import a library, since it is slow or a matter of one room.
 ROOMS = {
-    "transformers": (),
+    # The encoder is t5ts's own; only pretraining needs the decoder, and that is transformers'.
+    "transformers": ("pretrain",),
+    "tokenizers": ("pretrain",),
     "huggingface_hub": ("model",),
     "wandb": ("tracking",),
     "optuna": ("sweep",),

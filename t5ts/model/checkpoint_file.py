@@ -18,6 +18,7 @@ from torch import Tensor
 
 from t5ts.errors import WeightsError
 from t5ts.model.config_file import LFS_POINTER, read_config
+from t5ts.model.packaged import checkpoint_folder
 
 # Best first. An index names the shards of a checkpoint that is split over several files.
 WEIGHT_FILES = (
@@ -136,7 +137,7 @@ def open_checkpoint(folder: str | Path) -> CheckpointFiles:
     Raises:
         WeightsError: if anything is missing, truncated, corrupted or not to be trusted.
     """
-    folder = Path(folder).expanduser()
+    folder = checkpoint_folder(folder)
     config = read_config(folder)
     main = choose_weight_file((path.name for path in folder.iterdir()), where=str(folder))
     is_index = main.endswith(".index.json")

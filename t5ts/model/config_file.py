@@ -7,6 +7,7 @@ from typing import Any
 
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
+from t5ts.model.packaged import checkpoint_folder
 
 FEED_FORWARDS = ("relu", "gated-gelu")
 LFS_POINTER = b"version https://git-lfs"
@@ -19,7 +20,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         WeightsError: if the folder or the file is missing or unreadable, the model is not a T5,
             or it is quantised.
     """
-    folder = Path(folder).expanduser()
+    folder = checkpoint_folder(folder)
     help_text = (
         "Give a folder that holds config.json and model.safetensors, as T5's save_pretrained "
         "writes it: backbone=local backbone.path=DIR."
@@ -78,7 +79,7 @@ def read_architecture(path: str | Path) -> T5Architecture:
     Raises:
         WeightsError: as `read_config`, or if a key is missing or has an impossible value.
     """
-    return architecture_of(read_config(path), where=str(Path(path).expanduser() / "config.json"))
+    return architecture_of(read_config(path), where=str(checkpoint_folder(path) / "config.json"))
 
 
 def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:

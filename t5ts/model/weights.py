@@ -17,6 +17,7 @@ from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
 from t5ts.model.config_file import read_architecture
+from t5ts.model.packaged import checkpoint_folder
 from t5ts.model.tensors import (
     count,
     encoder_shapes,
@@ -101,6 +102,7 @@ def encoder_state(
     cache_dir: str | Path | None = None,
     offline: bool | None = None,
     expected_full_params: tuple[int, int] | None = None,
+    expected_sha256: str | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """The encoder's tensors for any init arm: the one place that arms come from.
 
@@ -119,6 +121,7 @@ def encoder_state(
         cache_dir: The hub's cache.
         offline: Use the cache only.
         expected_full_params: Least and most parameters that the whole checkpoint may have.
+        expected_sha256: SHA-256 that the weight file must have.
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and the report that proves the arm.
@@ -156,6 +159,7 @@ def encoder_state(
         cache_dir=cache_dir,
         offline=offline,
         expected_full_params=expected_full_params,
+        expected_sha256=expected_sha256,
     )
     if init == "t5":
         return state, report
@@ -185,12 +189,13 @@ def load_checkpoint(
     offline: bool | None = None,
     refresh: bool = False,
     expected_full_params: tuple[int, int] | None = None,
+    expected_sha256: str | None = None,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a T5 checkpoint's encoder from the hub (or its cache) or from a folder.
 
     Args:
         hub_id: Repository on the hub, for instance "t5-small"; or
-        path: A folder with config.json and weights. Exactly one of the two.
+        path: A folder with config.json and weights, or "packaged:NAME". Exactly one of the two.
         arch: The shape that the config must have; None takes the config's.
         revision: Branch, tag or commit on the hub.
         token: Access token; None is `HF_TOKEN` or the stored login.
@@ -199,6 +204,7 @@ def load_checkpoint(
         offline: Use the cache only; None is `HF_HUB_OFFLINE`.
         refresh: Ask the hub for the revision's newest commit even if one is cached.
         expected_full_params: Least and most parameters that the whole checkpoint may have.
+        expected_sha256: SHA-256 that the weight file must have.
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and what was verified.
@@ -225,12 +231,14 @@ def load_checkpoint(
         )
         folder, commit = snapshot.folder, snapshot.commit
     else:
-        folder = Path(str(path)).expanduser()
+        folder = checkpoint_folder(str(path))
     files = open_checkpoint(folder)
     hashes = {file.name: file_sha256(file) for file in files.files}
     if hub_id is not None:
         for file in files.files:
             hub.check_content(file, hashes[file.name])
+    if expected_sha256 is not None:
+        _check_sha256(files.files[-1], hashes, expected_sha256)
     found = check_config(files, arch)
     num_full, notes = check_header(files, found, expected_full_params)
     state, embedding_rms = read_encoder(files, found)
@@ -238,7 +246,7 @@ def load_checkpoint(
     trained = count(encoder_shapes(found))
     return state, LoadReport(
         init="t5",
-        source=hub_id if hub_id is not None else str(folder),
+        source=hub_id if hub_id is not None else str(path),
         path=str(folder),
         revision=commit,
         files=hashes,
@@ -254,10 +262,20 @@ def load_checkpoint(
             f"{files.format}, read without running code from it, not quantised",
             f"all {len(state)} encoder tensors present with their shapes, none unexpected",
             "all values finite",
+            *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
             *notes,
         ],
         tensors_sha256=state_digest(state),
     )
+
+
+def _check_sha256(file: Path, hashes: dict[str, str], expected: str) -> None:
+    if hashes[file.name] != expected:
+        raise WeightsError(
+            f"{file} is not the file that this backbone names: its SHA-256 is {hashes[file.name]}, "
+            f"backbone.sha256 is {expected}. It was altered or cut short; restore it (reinstall "
+            "t5ts or check it out again), or use backbone=local for a checkpoint of your own."
+        )
 
 
 def verify_cached(
