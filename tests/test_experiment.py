@@ -24,6 +24,7 @@ from t5ts.experiment import run
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.weights import state_digest
 from t5ts.provenance import json_ready
+from t5ts.task import Batch, Forecast
 
 Compose = Callable[..., Config]
 STAGED = ["freeze=staged", "freeze.unfreeze_epoch=1", "freeze.blocks_per_stage=1"]
@@ -387,6 +388,33 @@ def test_fp16_and_cuda_without_a_gpu_are_refused(tiny: Compose, run_dir: Path) -
 
 def test_bf16_autocast_trains_on_the_cpu(tiny: Compose, run_dir: Path) -> None:
     result = run(tiny("train.precision=bf16"), run_dir=run_dir)
+    assert result.objective < result.initial["val_loss"]
+
+
+def test_fp16_skips_and_counts_the_steps_that_overflow(
+    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GradScaler's path, on the CPU: only there can it run here; users are refused it."""
+    monkeypatch.setattr(
+        "t5ts.build.device_and_precision", lambda _: (torch.device("cpu"), torch.float16)
+    )
+    config = tiny("train.epochs=3", "train.log_every=1")
+    # Losses of this size overflow fp16 at the scaler's first scale, 65536.
+    real = experiment.fit
+
+    class Loud(Forecast):
+        def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
+            return 100 * super().loss(prediction_BCH, batch)
+
+    def fit(model, optimizer, task, *args, **kwargs):
+        return real(model, optimizer, Loud(task.seq_len, task.horizon), *args, **kwargs)
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    result = run(config, run_dir=run_dir)
+    steps = [row for row in rows(run_dir) if row["kind"] == "step"]
+    assert result.skipped_steps == steps[-1]["amp/skipped_steps"] > 0
+    assert sum(row["nonfinite_steps"] for row in steps) == result.skipped_steps
+    assert steps[-1]["amp/scale"] == 65536 / 2**result.skipped_steps
     assert result.objective < result.initial["val_loss"]
 
 
