@@ -186,7 +186,8 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
     has_tokens = not isinstance(encoder, NoEncoder)
     embedding_rms = None
     if isinstance(config.backbone, T5Backbone) and report is not None:
-        embedding_rms = config.backbone.embedding_rms or report.embedding_rms
+        given = config.backbone.embedding_rms
+        embedding_rms = report.embedding_rms if given is None else given
     model = build_forecaster(
         encoder=encoder,
         num_channels=num_channels,

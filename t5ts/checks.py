@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from t5ts.config import CONF, OBJECTIVES, Config, LinearBackbone, T5Backbone
+from t5ts.config import CONF, OBJECTIVES, Config, CsvData, LinearBackbone, T5Backbone
 from t5ts.errors import ConfigError
 
 INITS = ("random", "t5", "matched", "shuffled")
@@ -229,6 +229,21 @@ def _pair_problems(config: Config) -> list[str]:
             freeze.name in ("all", "norms") and freeze.unfreeze_epoch is not None,
             f"freeze={freeze.name} never unfreezes, but freeze.unfreeze_epoch="
             f"{freeze.unfreeze_epoch}: use freeze=staged.",
+        ),
+        (
+            freeze.name in ("all", "none") and bool(freeze.always),
+            f"freeze={freeze.name} with freeze.always={freeze.always} would be another freezing"
+            " under that name: use freeze=norms or freeze=staged.",
+        ),
+        (
+            freeze.name == "norms" and not freeze.always,
+            "freeze=norms with an empty freeze.always would train nothing of the encoder:"
+            " use freeze=all.",
+        ),
+        (
+            isinstance(config.data, CsvData) and config.data.missing == "mask",
+            f"data.missing=mask leaves gaps in the windows, and task={config.task.name} cannot"
+            " train on them: use data.missing=interpolate.",
         ),
         (
             freeze.name == "staged" and freeze.unfreeze_epoch is None,
