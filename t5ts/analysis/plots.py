@@ -139,7 +139,7 @@ def _gradient_norms(run_dir: Path) -> Any:
         )
     if names:
         ax.set_yscale("log")
-        ax.legend(fontsize=7, ncol=2, loc="upper right")
+        figure.legend(fontsize=8, loc="outside right upper")
     ax.set_xlabel("step")
     ax.set_ylabel("L2 gradient norm, before clipping")
     return figure
