@@ -372,6 +372,7 @@ def _fit(
         checkpoints=folder / "checkpoint",
         resume_from=None,
         should_stop=should_stop,
+        after_epoch=lambda _row: None,
     )
 
 

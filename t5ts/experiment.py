@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,13 +40,20 @@ SAMPLE_WINDOWS = 3
 AUDIT_WINDOWS = 64
 
 
-def run(config: Config, *, run_dir: Path, group: str | None = None) -> Result:
+def run(
+    config: Config,
+    *,
+    run_dir: Path,
+    group: str | None = None,
+    after_epoch: Callable[[Mapping[str, Any]], None] = lambda _row: None,
+) -> Result:
     """Run one configuration in its directory, or go on with it, or find it done.
 
     Args:
         config: Checked.
         run_dir: Its directory; made if missing.
         group: Name of the sweep that it belongs to.
+        after_epoch: Called with each epoch's row of metrics.jsonl; it may raise to end the run.
 
     Raises:
         UserError: for whatever the user can mend, before anything is trained wherever possible.
@@ -62,7 +69,9 @@ def run(config: Config, *, run_dir: Path, group: str | None = None) -> Result:
             log.info("This run is finished already; train.resume=never trains it anew.")
             report(done, run_dir)
             return done
-        return _run(config, run_dir, group, _checkpoint_to_resume(resume, run_dir), stop)
+        return _run(
+            config, run_dir, group, _checkpoint_to_resume(resume, run_dir), stop, after_epoch
+        )
 
 
 def _run(
@@ -71,6 +80,7 @@ def _run(
     group: str | None,
     resume_from: Path | None,
     stop: threading.Event,
+    after_epoch: Callable[[Mapping[str, Any]], None],
 ) -> Result:
     setup = build(config)
     task, device = setup.task, setup.device
@@ -124,6 +134,7 @@ def _run(
             checkpoints=run_dir / "checkpoint",
             resume_from=resume_from,
             should_stop=stop.is_set,
+            after_epoch=after_epoch,
         )
     metrics.close()
 

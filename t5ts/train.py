@@ -79,6 +79,7 @@ def fit(
     checkpoints: Path,
     resume_from: Path | None,
     should_stop: Callable[[], bool],
+    after_epoch: Callable[[Mapping[str, Any]], None],
 ) -> FitState:
     """Train, evaluate, log and checkpoint, from the start or from a checkpoint to the end.
 
@@ -100,6 +101,8 @@ def fit(
         checkpoints: Folder of last.safetensors and best.safetensors.
         resume_from: A checkpoint of this run to go on from; None starts anew.
         should_stop: Asked after each step; True ends with a checkpoint and `Interrupted`.
+        after_epoch: Called with each epoch's row once it and the checkpoint are written; what it
+            raises ends the run (a sweep prunes so).
 
     Returns:
         The state at the end; best.safetensors holds the best epoch's weights.
@@ -193,6 +196,7 @@ def fit(
                 save_checkpoint(checkpoints / "best.safetensors", weights, about)
         save_last()
         last_saved = time.perf_counter()
+        after_epoch(row)
 
     if state.step == 0 and state.best_epoch < 0:
         end_epoch(0)  # before the first step: the early advantage is one of the questions
