@@ -289,6 +289,9 @@ def register() -> None:
         for name, node in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=node)
     OmegaConf.register_new_resolver("t5ts_identity", lambda _root_: identity(_root_), replace=True)
+    OmegaConf.register_new_resolver(
+        "t5ts_sweep", lambda now, _root_: sweep_name(now, _root_), replace=True
+    )
 
 
 def identity(config: DictConfig | Config) -> str:
@@ -305,6 +308,20 @@ def identity(config: DictConfig | Config) -> str:
             node = node[key]
         node.pop(last, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def sweep_name(now: str, root: DictConfig) -> str:
+    """Name of a multirun's directory: the time, or for a study one that its command finds again.
+
+    Args:
+        now: The time, as text.
+        root: Hydra's composition.
+    """
+    if "T5tsSweeper" not in str(root.hydra.sweeper.get("_target_")):
+        return now
+    overrides = json.dumps(sorted(root.hydra.overrides.task))
+    name = root.hydra.sweeper.study_name or root.hydra.runtime.choices.get("experiment") or "sweep"
+    return f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
 def from_hydra(cfg: DictConfig) -> Config:

@@ -35,8 +35,9 @@ LEVELS = {
     # A program of its own: it borrows the optimizer, the schedule and the checkpoints, and nothing
     # imports it.
     "pretrain": 4,
-    "run": 8,
-    "download": 8,
+    "sweep": 8,
+    "run": 9,
+    "download": 9,
 }
 #: Who alone may import a library, since it is slow or a matter of one room.
 ROOMS = {

@@ -1,0 +1,231 @@
+"""One sweep from its command line to its table."""
+
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from t5ts.checks import check
+from t5ts.config import CONF, from_hydra
+from t5ts.errors import ConfigError, Interrupted
+from t5ts.sweep.display import Display, announce, best_table, best_trials, epochs_of
+from t5ts.sweep.ledger import Ledger
+from t5ts.sweep.pool import Pool
+from t5ts.sweep.settings import SweepSettings, read_settings
+from t5ts.sweep.space import Space, arm_name, parse_space
+from t5ts.sweep.storage import open_storage
+from t5ts.sweep.studies import made_for, open_studies
+from t5ts.sweep.worker import POLL_S, Work, open_arms
+
+log = logging.getLogger("t5ts.sweep")
+
+
+def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraContext) -> None:
+    """Run the sweep, or go on with it.
+
+    Args:
+        config: Hydra's composition for the multirun, its `hydra` node included.
+        arguments: The command line's task overrides, sweeps among them.
+        hydra_context: Hydra's.
+
+    Raises:
+        UserError: before any trial for whatever is wrong with space, settings, storage or study;
+            later if too many trials fail or none can be done.
+        Interrupted: after SIGINT or SIGTERM; the same command goes on.
+    """
+    choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
+    groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+    experiment = choices.get("experiment")
+    settings = read_settings(
+        config.hydra.sweeper,
+        objective=config.objective,
+        experiment=None if experiment in (None, "None", "null") else experiment,
+    )
+    space = parse_space(
+        settings.params,
+        arguments,
+        arms=settings.arms,
+        conditions=settings.conditions,
+        config=config,
+        groups=groups,
+    )
+    sweep_dir = Path(config.hydra.sweep.dir)
+    epochs = _check_space(space, config, choices, hydra_context)
+    storage = open_storage(settings.storage, sweep_dir)
+    studies = open_studies(storage, space, settings, made_for(space, settings, config))
+    work = Work(
+        config=config,
+        hydra_context=hydra_context,
+        settings=settings,
+        space=space,
+        studies=tuple(study.study_name for study in studies),
+        sweep_dir=sweep_dir,
+    )
+    ledgers = [arm.ledger for arm in open_arms(work)]
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    announce(console, space, settings, ledgers, epochs)
+    names = [arm_name(arm) for arm in space.arms]
+    if all(ledger.is_finished() for ledger in ledgers):
+        console.print(
+            "All of them are done; hydra.sweeper.n_trials=N with a larger N adds trials.",
+            markup=False,
+        )
+    else:
+        _until_done(work, Display(ledgers, names, settings), ledgers, config)
+    _finish(console, space, settings, ledgers, sweep_dir)
+
+
+def _check_space(
+    space: Space, config: DictConfig, choices: Mapping[str, str], hydra_context: HydraContext
+) -> int:
+    """Compose the corners of the space, so that what could never run is said now.
+
+    Returns:
+        The most epochs that a trial may train.
+
+    Raises:
+        ConfigError: naming the point.
+    """
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    epochs = 0
+    for arm in space.arms:
+        for corner in space.corners(arm=arm, choices=choices):
+            options = {k: v for k, v in corner.items() if k in choices}
+            key = tuple(space.overrides(options, arm))
+            try:
+                if key not in composed:
+                    composed[key] = hydra_context.config_loader.load_sweep_config(config, list(key))
+                point = composed[key].copy()
+                with open_dict(point):
+                    del point["hydra"]
+                for name, value in corner.items():
+                    if name not in options:
+                        OmegaConf.update(point, name, value)
+                checked = from_hydra(point)
+                check(checked)
+            except (HydraException, ConfigError) as error:
+                named = " ".join(f"{k}={v}" for k, v in {**arm, **corner}.items())
+                raise ConfigError(
+                    f"the space holds a point that cannot run ({named}):\n{error}"
+                ) from error
+            epochs = max(epochs, checked.train.epochs)
+    return epochs
+
+
+def _until_done(
+    work: Work, display: Display, ledgers: Sequence[Ledger], config: DictConfig
+) -> None:
+    """Start the workers and show how they go, until every slot has its result."""
+    launcher = config.hydra.launcher._target_
+    try:
+        with display.shown():
+            if launcher.endswith("BasicLauncher"):
+                _with_pool(work, display)
+            else:
+                _with_launcher(work, display, config)
+    except KeyboardInterrupt:
+        done = sum(ledger.progress().finished for ledger in ledgers)
+        raise Interrupted(
+            f"sweep stopped with {done} trials done; the same command goes on"
+            f" (or hydra.sweep.dir={work.sweep_dir})"
+        ) from None
+    unfinished = [ledger for ledger in ledgers if not ledger.is_finished()]
+    if unfinished:
+        raise Interrupted(
+            "the workers ended before the sweep did; the same command goes on"
+            f" (or hydra.sweep.dir={work.sweep_dir})"
+        )
+
+
+def _with_pool(work: Work, display: Display) -> None:
+    pool = Pool(work, work.sweep_dir / ".workers")
+    try:
+        while pool.watch():
+            display.update()
+            time.sleep(POLL_S)
+    finally:
+        pool.stop()
+        display.update()
+
+
+def _with_launcher(work: Work, display: Display, config: DictConfig) -> None:
+    """One job of Hydra's launcher for each worker; it returns when all have ended."""
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=work.hydra_context, task_function=work, config=config
+    )
+    # Any point of the space composes; the worker's job only carries it to the other machine.
+    corner = next(work.space.corners(arm=work.space.arms[0], choices=work.choices()))
+    overrides = [
+        *work.space.overrides(corner, work.space.arms[0]),
+        "hydra.sweep.subdir=.workers/job-${hydra.job.num}",
+    ]
+    ended = threading.Event()
+
+    def show() -> None:
+        while not ended.wait(2 * POLL_S):
+            display.update()
+
+    watcher = threading.Thread(target=show, daemon=True)
+    watcher.start()
+    try:
+        jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+    finally:
+        ended.set()
+        watcher.join()
+        display.update()
+    for job in jobs:
+        _ = job.return_value  # raises what ended the worker
+
+
+def _finish(
+    console: Console,
+    space: Space,
+    settings: SweepSettings,
+    ledgers: Sequence[Ledger],
+    sweep_dir: Path,
+) -> None:
+    """The table, `optimization_results.yaml` and the pictures."""
+    console.print(best_table(space, settings, ledgers))
+    counts = epochs_of([trial for ledger in ledgers for trial in ledger.trials()])
+    pruned = counts["asked"] - counts["trained"] - counts["reused"]
+    console.print(
+        f"epochs     {counts['trained']} trained of {counts['asked']} asked for"
+        f" ({pruned} saved by pruning, {counts['reused']} by reuse)",
+        markup=False,
+    )
+    results = {
+        arm_name(arm): _results(settings, ledger)
+        for arm, ledger in zip(space.arms, ledgers, strict=True)
+    }
+    path = sweep_dir / "optimization_results.yaml"
+    # One study looks as hydra-optuna-sweeper's file does; several stand under their arms.
+    single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
+    OmegaConf.save(OmegaConf.create(single), path)
+    console.print(f"results    {path}", markup=False)
+
+
+def _results(settings: SweepSettings, ledger: Ledger) -> dict[str, Any]:
+    best = best_trials(ledger, settings)
+    if len(settings.objectives) > 1:
+        return {
+            "name": "t5ts",
+            "solutions": [{"params": dict(t.params), "values": list(t.values)} for t in best],
+        }
+    if not best:
+        return {"name": "t5ts", "best_params": {}, "best_value": math.nan}
+    return {
+        "name": "t5ts",
+        "best_params": dict(best[0].params),
+        "best_value": best[0].values[0],
+        "trial": best[0].user_attrs["slot"],
+    }

@@ -1,0 +1,226 @@
+"""How a sweep shows itself: what it will do, how it goes, what came out."""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from t5ts.sweep.ledger import Ledger, is_void
+from t5ts.sweep.settings import SweepSettings
+from t5ts.sweep.space import Space, arm_name
+
+#: Rows of the table of the best trials.
+BEST = 10
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+def epochs_of(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """Sums over finished trials: epochs asked for, trained and reused."""
+    counts = {"asked": 0, "trained": 0, "reused": 0}
+    for trial in trials:
+        for key, value in trial.user_attrs.get("epochs", {}).items():
+            counts[key] += value
+    return counts
+
+
+class Display:
+    """The live lines of a sweep on a terminal; a line per finished trial elsewhere.
+
+    Args:
+        ledgers: One for each arm.
+        names: Of the arms.
+        settings: The sweeper's.
+    """
+
+    def __init__(
+        self, ledgers: Sequence[Ledger], names: Sequence[str], settings: SweepSettings
+    ) -> None:
+        self._ledgers, self._names, self._settings = ledgers, names, settings
+        self._console = Console(file=sys.stdout, highlight=False)
+        self._live: Live | None = None
+        self._started = time.monotonic()
+        self._already = {
+            (name, trial.number)
+            for name, ledger in zip(names, ledgers, strict=True)
+            for trial in ledger.trials()
+            if trial.state.is_finished()
+        }
+        self._finished_before = sum(ledger.progress().finished for ledger in ledgers)
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """While the sweep runs."""
+        if not self._console.is_terminal:
+            yield
+            return
+        with Live(console=self._console, refresh_per_second=4, transient=True) as self._live:
+            yield
+        self._live = None
+
+    def say(self, line: str) -> None:
+        """One line, above the live ones."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def update(self) -> None:
+        """Look at the studies, say what has ended, redraw the live lines."""
+        lines: list[str] = []
+        running: list[str] = []
+        for name, ledger in zip(self._names, self._ledgers, strict=True):
+            for trial in ledger.trials():
+                if trial.state == TrialState.RUNNING:
+                    running.append(self._worker_line(name, trial))
+                if trial.state.is_finished() and (name, trial.number) not in self._already:
+                    self._already.add((name, trial.number))
+                    lines += [] if is_void(trial) else [self._end_line(name, ledger, trial)]
+        for line in lines:
+            self.say(line)
+        if self._live is not None:
+            self._live.update(Group(*(Text(line) for line in [*running, *self._study_lines()])))
+
+    def _worker_line(self, name: str, trial: FrozenTrial) -> str:
+        live: dict[str, Any] = trial.user_attrs.get("live", {})
+        if not live:
+            return f"worker –  {name}: starting"
+        value = "–" if live["value"] is None else f"{live['value']:.4f}"
+        return (
+            f"worker {live['worker']}  {name} #{trial.user_attrs.get('slot', '?')}"
+            f"  epoch {live['epoch']}/{live['epochs']}"
+            f"  {self._settings.objectives[0]} {value}  {_params(trial)}"
+        )
+
+    def _study_lines(self) -> list[str]:
+        lines = []
+        total = finished = 0
+        for name, ledger in zip(self._names, self._ledgers, strict=True):
+            progress = ledger.progress()
+            total, finished = total + ledger.n_trials, finished + progress.finished
+            best = best_trials(ledger, self._settings)
+            value = f"{best[0].values[0]:.4f}" if best else "–"
+            epochs = epochs_of(ledger.trials())
+            saved = epochs["asked"] - epochs["trained"] - epochs["reused"]
+            lines.append(
+                f"study {name}: {progress.finished}/{ledger.n_trials} done"
+                f" ({progress.pruned} pruned, {progress.failed} failed), best"
+                f" {self._settings.objectives[0]} {value}; epochs saved: {saved} by pruning,"
+                f" {epochs['reused']} by reuse"
+            )
+        new = finished - self._finished_before
+        if new:
+            left = (time.monotonic() - self._started) / new * (total - finished)
+            lines.append(f"about {duration(left)} left")
+        return lines
+
+    def _end_line(self, name: str, ledger: Ledger, trial: FrozenTrial) -> str:
+        progress = ledger.progress()
+        head = (
+            f"{name} {progress.finished}/{ledger.n_trials}  #{trial.user_attrs.get('slot', '?')}"
+            f" {STATES[trial.state]}"
+        )
+        if trial.state == TrialState.COMPLETE:
+            numbers = zip(self._settings.objectives, trial.values, strict=True)
+            head += "  " + "  ".join(f"{key} {value:.4f}" for key, value in numbers)
+        elif "reason" in trial.user_attrs:
+            head += f" {str(trial.user_attrs['reason']).splitlines()[0]}"
+        return f"{head}  {_params(trial)}"
+
+
+def best_trials(ledger: Ledger, settings: SweepSettings) -> list[FrozenTrial]:
+    """Complete trials, the best first; the Pareto front for several objectives."""
+    complete = [t for t in ledger.trials() if t.state == TrialState.COMPLETE]
+    if len(settings.objectives) > 1:
+        return list(ledger.study.best_trials) if complete else []
+    sign = -1 if settings.directions[0] == "maximize" else 1
+    return sorted(complete, key=lambda trial: sign * trial.values[0])
+
+
+def announce(
+    console: Console,
+    space: Space,
+    settings: SweepSettings,
+    ledgers: Sequence[Ledger],
+    epochs: int,
+) -> None:
+    """Before anything is trained: the space, the budget, and what is done already."""
+    console.print(f"sweep      {settings.study_name}", markup=False)
+    for line in space.describe():
+        console.print(f"  searched {line}", markup=False)
+    for key, groups in space.conditions.items():
+        if key in space.distributions:
+            only = ", ".join(f"{group}={'|'.join(options)}" for group, options in groups.items())
+            console.print(f"           … {key} only with {only}", markup=False)
+    for line in space.fixed:
+        console.print(f"  fixed    {line}", markup=False)
+    trials = [ledger.n_trials for ledger in ledgers]
+    console.print(
+        f"budget     {sum(trials)} trials"
+        + (f" ({trials[0]} for each of {len(trials)} arms)" if len(trials) > 1 else "")
+        + f", at most {sum(trials) * epochs:,} epochs; {settings.n_jobs} workers",
+        markup=False,
+    )
+    pruner = str(settings.pruner["_target_"]).rpartition(".")[2] if settings.prunes else "none"
+    sampler = str(settings.sampler["_target_"]).rpartition(".")[2]
+    console.print(
+        f"           sampler {sampler}; pruner {pruner}"
+        + (f", from {settings.grace_epochs:g} epochs after unfreezing" if settings.prunes else "")
+        + f"; frozen phases are {'reused' if settings.reuse else 'trained by each trial'}",
+        markup=False,
+    )
+    for arm, ledger in zip(space.arms, ledgers, strict=True):
+        progress = ledger.progress()
+        console.print(
+            f"study      {arm_name(arm)}: {progress.finished} of {ledger.n_trials} done"
+            f" ({progress.complete} complete, {progress.pruned} pruned, {progress.failed} failed)",
+            markup=False,
+        )
+
+
+def best_table(space: Space, settings: SweepSettings, ledgers: Sequence[Ledger]) -> Table:
+    """The best trials of each arm, and how each arm's budget was spent."""
+    keys = list(space.distributions)
+    table = Table(title="best trials", title_justify="left")
+    for heading in ("arm", "trial", *settings.objectives, *keys):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for arm, ledger in zip(space.arms, ledgers, strict=True):
+        for trial in best_trials(ledger, settings)[:BEST]:
+            table.add_row(
+                arm_name(arm),
+                str(trial.user_attrs["slot"]),
+                *(f"{value:.4f}" for value in trial.values),
+                *(_number(trial.params.get(key)) for key in keys),
+            )
+        table.add_section()
+    return table
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min, 2 h 05 min."""
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _params(trial: FrozenTrial) -> str:
+    return " ".join(f"{key}={_number(value)}" for key, value in trial.params.items())
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

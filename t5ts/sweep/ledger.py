@@ -1,0 +1,301 @@
+"""Who does which trial: slots, claims, heartbeats and second attempts, on any Optuna storage.
+
+A study has `n_trials` slots, numbered from 0. An *original* trial's slot is its rank among the
+study's originals, so two workers that ask at the same moment never get the same one, and the
+later of two that took the last one knows that it is surplus. A trial whose worker died or was
+stopped is *lost*: it ends as failed, and a *second attempt* at the same point, which inherits
+slot, parameters and directory, waits for whoever asks next. The rules that decide are read from
+the trials' own records, so that no worker needs another's consent:
+
+- of several second attempts at one lost trial, the one with the smallest number counts;
+- an owner is dead if its process is gone from this machine, or if its heartbeat, watched by this
+  process's clock, has not moved for a time.
+"""
+
+import os
+import socket
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna import Study, Trial
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+#: Ways in which an attempt ends without being the slot's result: its worker died, it was stopped,
+#: or another attempt has the slot.
+DIED, STOPPED, SURPLUS = "died", "stopped", "surplus"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A trial that is this worker's to do.
+
+    Attributes:
+        trial: Optuna's handle, with the sampler of this slot.
+        slot: Its place in the study.
+        deaths: Workers that died in it before.
+    """
+
+    trial: Trial
+    slot: int
+    deaths: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a study is, in slots."""
+
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    waiting: int
+
+    @property
+    def finished(self) -> int:
+        """Slots that have their result."""
+        return self.complete + self.pruned + self.failed
+
+
+class Owner:
+    """This process, so named that another can tell whether it still lives."""
+
+    def __init__(self) -> None:
+        self.name = f"{_place()}/{os.getpid()}/{_birth(os.getpid())}/{uuid.uuid4().hex[:8]}"
+
+    @staticmethod
+    def is_dead(name: str) -> bool | None:
+        """Whether a process of this machine is gone; None for another machine's."""
+        place, pid, birth, _ = name.rsplit("/", 3)
+        if place != _place():
+            return None
+        return _birth(int(pid)) != birth
+
+
+def _place() -> str:
+    """This machine and process namespace: containers on one machine do not see each other."""
+    namespace = Path("/proc/self/ns/pid")
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    parts = [socket.gethostname()]
+    if namespace.exists():
+        parts.append(str(namespace.readlink()))
+    if boot.exists():
+        parts.append(boot.read_text().strip())
+    return " ".join(parts)
+
+
+def _birth(pid: int) -> str:
+    """When a process started, so that a new one under an old number is not taken for it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if Path("/proc/self").exists():
+            return "gone"
+        try:
+            os.kill(pid, 0)  # no /proc on this system: alive is all that can be known
+        except ProcessLookupError:
+            return "gone"
+        return "alive"
+    return "gone" if fields[0] == "Z" else fields[19]
+
+
+class Ledger:
+    """One study's slots.
+
+    Args:
+        study: On any storage.
+        n_trials: Slots.
+        lost_after_s: A heartbeat that has not moved for so long belongs to a dead worker.
+    """
+
+    def __init__(self, study: Study, *, n_trials: int, lost_after_s: float) -> None:
+        self.study = study
+        self.n_trials = n_trials
+        self._lost_after_s = lost_after_s
+        self._seen: dict[int, tuple[Any, float]] = {}
+
+    def trials(self) -> list[FrozenTrial]:
+        """All attempts, by number."""
+        return self.study.get_trials(deepcopy=False)
+
+    def progress(self) -> Progress:
+        """Counts over slots."""
+        trials = self.trials()
+        states = Counter(trial.state for trial in trials if not is_void(trial))
+        # A lost trial whose second attempt is not enqueued yet is still to be done.
+        return Progress(
+            complete=states[TrialState.COMPLETE],
+            pruned=states[TrialState.PRUNED],
+            failed=states[TrialState.FAIL],
+            running=states[TrialState.RUNNING],
+            waiting=states[TrialState.WAITING] + len(_without_successor(trials)),
+        )
+
+    def started(self) -> int:
+        """Slots that someone has taken or finished."""
+        progress = self.progress()
+        return progress.finished + progress.running
+
+    def is_finished(self) -> bool:
+        """Whether every slot has its result."""
+        return self.progress().finished >= self.n_trials
+
+    def claim(
+        self,
+        owner: Owner,
+        *,
+        sampler_of: Callable[[int], BaseSampler],
+        point_of: Callable[[int], dict[str, Any] | None],
+    ) -> Claim | None:
+        """Take the next trial; None if there is none to take now.
+
+        Args:
+            owner: This process.
+            sampler_of: The sampler of a slot.
+            point_of: A slot's parameters where they are fixed (a grid), else None.
+        """
+        while True:
+            trials = self.trials()
+            has_waiting = any(trial.state == TrialState.WAITING for trial in trials)
+            if not has_waiting and len(_originals(trials)) >= self.n_trials:
+                return None
+            self.study.sampler = RandomSampler()  # only until the slot, and so the seed, is known
+            asked = self.study.ask()
+            asked.set_user_attr("owner", owner.name)
+            trials = self.trials()
+            mine = trials[asked.number]
+            slot = _slot(trials, mine)
+            if slot >= self.n_trials or _is_doubled(trials, mine):
+                self._end(mine, SURPLUS, "another worker has this slot")
+                continue
+            asked.set_user_attr("slot", slot)
+            self.study.sampler = sampler_of(slot)
+            point = point_of(slot)
+            if point is not None:
+                self.study._storage.set_trial_system_attr(asked._trial_id, "fixed_params", point)
+            trial = Trial(self.study, asked._trial_id)
+            return Claim(trial=trial, slot=slot, deaths=_deaths(trials, mine))
+
+    def beat(self, trial: Trial) -> None:
+        """Say that this trial's worker lives."""
+        trial.set_user_attr("heartbeat", time.time())
+
+    def is_mine(self, trial: Trial) -> bool:
+        """Whether the trial still runs, that is, was not taken for lost."""
+        state = self.study._storage.get_trial(trial._trial_id).state
+        return state == TrialState.RUNNING
+
+    def hand_back(self, trial_id: int, how: str, reason: str) -> None:
+        """End an attempt and let someone make another.
+
+        Args:
+            trial_id: Optuna's, not the number.
+            how: DIED or STOPPED.
+            reason: For the record.
+        """
+        trial = self.study._storage.get_trial(trial_id)
+        if self._end(trial, how, reason):
+            self._enqueue_again(trial)
+
+    def reclaim(self) -> list[str]:
+        """Hand back the trials of dead workers; returns a line for each."""
+        lines = []
+        trials = self.trials()
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and (reason := self._is_lost(trial)):
+                self.hand_back(trial._trial_id, DIED, reason)
+                lines.append(f"trial {trial.user_attrs.get('slot', trial.number)}: {reason}")
+        # Whoever ended these died before they could enqueue the next attempt.
+        for trial in _without_successor(trials):
+            self._enqueue_again(trial)
+        return lines
+
+    def _is_lost(self, trial: FrozenTrial) -> str | None:
+        owner = trial.user_attrs.get("owner")
+        if owner is not None:
+            dead = Owner.is_dead(owner)
+            if dead:
+                return "its worker died"
+            if dead is False:
+                return None
+        beat = trial.user_attrs.get("heartbeat")
+        last, since = self._seen.get(trial.number, (None, None))
+        now = time.monotonic()
+        if since is None or last != beat:
+            self._seen[trial.number] = (beat, now)
+            return None
+        if now - since > self._lost_after_s:
+            return f"no sign of life from its worker for {self._lost_after_s:g} s"
+        return None
+
+    def _end(self, trial: FrozenTrial, how: str, reason: str) -> bool:
+        """Fail an attempt; False if it ended otherwise in the meantime."""
+        storage = self.study._storage
+        try:
+            storage.set_trial_user_attr(trial._trial_id, "void", how)
+            storage.set_trial_user_attr(trial._trial_id, "reason", reason)
+            return storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return False
+
+    def _enqueue_again(self, trial: FrozenTrial) -> None:
+        trials = self.trials()
+        trial = trials[trial.number]
+        slot = _slot(trials, trial)
+        self.study.enqueue_trial(
+            dict(trial.params),
+            user_attrs={"attempt_after": trial.number, "slot": slot},
+        )
+
+
+def is_void(trial: FrozenTrial) -> bool:
+    """Whether an attempt ended without being its slot's result."""
+    return trial.state == TrialState.FAIL and "void" in trial.user_attrs
+
+
+def _originals(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [
+        trial
+        for trial in trials
+        if "attempt_after" not in trial.user_attrs
+        and not (is_void(trial) and trial.user_attrs["void"] == SURPLUS)
+    ]
+
+
+def _slot(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
+    """An original's rank; a later attempt's is the original's."""
+    while (before := trial.user_attrs.get("attempt_after")) is not None:
+        trial = trials[before]
+    return sum(1 for other in _originals(trials) if other.number < trial.number)
+
+
+def _deaths(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
+    count = 0
+    while (before := trial.user_attrs.get("attempt_after")) is not None:
+        trial = trials[before]
+        count += trial.user_attrs.get("void") == DIED
+    return count
+
+
+def _is_doubled(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
+    """Whether an earlier trial is the second attempt at the same lost one."""
+    before = trial.user_attrs.get("attempt_after")
+    return before is not None and any(
+        other.user_attrs.get("attempt_after") == before for other in trials[: trial.number]
+    )
+
+
+def _without_successor(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Lost trials at which nobody makes another attempt."""
+    followed = {trial.user_attrs.get("attempt_after") for trial in trials}
+    return [
+        trial
+        for trial in trials
+        if is_void(trial) and trial.user_attrs["void"] != SURPLUS and trial.number not in followed
+    ]

@@ -1,0 +1,139 @@
+"""Worker processes on this machine: started, watched, replaced when they die, stopped together."""
+
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from t5ts.errors import UserError
+from t5ts.sweep.worker import Work
+
+log = logging.getLogger("t5ts.sweep")
+
+#: Deaths of one worker in a row, without a sign of work in between, before it is given up.
+MAX_STARTS = 5
+#: How long workers have to write their checkpoints when the sweep is stopped.
+STOP_S = 60.0
+
+
+@dataclass(kw_only=True)
+class _Process:
+    number: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    starts: int = 1
+
+
+class Pool:
+    """`n_jobs` workers, each a long-lived process: imports cost seconds, once.
+
+    Args:
+        job: What each of them does.
+        folder: Their logs go here.
+    """
+
+    def __init__(self, job: Work, folder: Path) -> None:
+        self._job = job
+        self._pickled = pickle.dumps(job)
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        count = job.settings.n_jobs
+        self._environments = [_environment(number, count) for number in range(count)]
+        self._workers = [self._start(number) for number in range(count)]
+
+    def _start(self, number: int) -> _Process:
+        path = self._folder / f"worker-{number}.log"
+        with path.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "t5ts.sweep"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environments[number],
+                # Ctrl-C reaches the coordinator alone, which then stops them in order.
+                start_new_session=True,
+            )
+        assert process.stdin is not None
+        try:
+            process.stdin.write(self._pickled)
+            process.stdin.flush()
+        except BrokenPipeError:
+            log.warning("worker %s died at once: see %s", number, path)
+        return _Process(number=number, process=process, log=path)
+
+    def watch(self) -> bool:
+        """Replace workers that died; True while any is at work.
+
+        Raises:
+            UserError: if a worker found that nothing can be done, or they die at every start.
+        """
+        for index, worker in enumerate(self._workers):
+            status = worker.process.poll()
+            if status is None or status == 0:
+                continue
+            if status == 2:
+                raise UserError(_last_words(worker.log))
+            if worker.starts >= MAX_STARTS:
+                raise UserError(
+                    f"worker {worker.number} died {worker.starts} times (status {status}); its last"
+                    f" lines, from {worker.log}:\n{_last_words(worker.log)}"
+                )
+            log.warning("worker %s died (status %s): starting another", worker.number, status)
+            started = self._start(worker.number)
+            started.starts = worker.starts + 1
+            self._workers[index] = started
+        return any(worker.process.poll() is None for worker in self._workers)
+
+    def stop(self) -> None:
+        """Ask all to write their checkpoints and end; kill what does not end in time."""
+        alive = [w.process for w in self._workers if w.process.poll() is None]
+        for process in alive:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_S
+        for process in alive:
+            try:
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _environment(number: int, count: int) -> dict[str, str]:
+    """A worker's share of the machine: threads fairly, GPUs in turn."""
+    environment = {**os.environ, "T5TS_WORKER": str(number)}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
+    gpus = visible_gpus()
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    return environment
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,  # a driver that does not answer: no GPU, as torch will find
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def _last_words(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    ours = [index for index, line in enumerate(lines) if line.startswith("t5ts: ")]
+    if ours:
+        return "\n".join(lines[ours[-1] :]).removeprefix("t5ts: ")
+    return "\n".join(lines[-15:])

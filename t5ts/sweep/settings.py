@@ -1,0 +1,194 @@
+"""The sweeper's settings; `conf/hydra/sweeper/t5ts.yaml` explains each word."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler
+
+from t5ts.config import OBJECTIVES
+from t5ts.errors import ConfigError
+
+DIRECTIONS = ("minimize", "maximize")
+#: Whole-run figures that can be objectives beside the metrics, all of them better when smaller.
+COSTS = ("seconds", "peak_memory_bytes")
+#: Samplers whose draws belong together over the study, so that one seed must serve all slots.
+ONE_SEED = ("QMCSampler", "BruteForceSampler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings:
+    """`hydra.sweeper`, checked.
+
+    Attributes:
+        objectives: Names; the first is what pruning looks at.
+        directions: One for each objective.
+        sampler, pruner: `_target_` and arguments.
+    """
+
+    objectives: tuple[str, ...]
+    directions: tuple[str, ...]
+    params: dict[str, Any]
+    n_trials: int
+    n_jobs: int
+    storage: str | None
+    study_name: str
+    max_failure_rate: float
+    custom_search_space: str | None
+    arms: tuple[str, ...]
+    seed: int
+    grace_epochs: float
+    reuse: bool
+    reuse_max_gb: float
+    heartbeat_s: float
+    lost_after_s: float
+    on_change: str
+    conditions: dict[str, dict[str, list[str]]]
+    sampler: dict[str, Any]
+    pruner: dict[str, Any]
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether every point is tried once."""
+        return str(self.sampler["_target_"]).endswith("GridSampler")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether trials may be stopped early: by one objective that each evaluation measures."""
+        return not str(self.pruner["_target_"]).endswith("NopPruner")
+
+    def make_sampler(self, slot: int) -> BaseSampler:
+        """The sampler of a slot: a function of the seed and the slot, not of who asks when."""
+        target = str(self.sampler["_target_"]).rpartition(".")[2]
+        seed = self.sampler.get("seed")
+        seed = self.seed if seed is None else seed
+        if target not in ONE_SEED:
+            digest = hashlib.sha256(f"{seed}/{slot}".encode()).digest()
+            seed = int.from_bytes(digest[:4], "big")
+        sampler = instantiate({**self.sampler, "seed": seed})
+        assert isinstance(sampler, BaseSampler)
+        return sampler
+
+    def make_pruner(self) -> BasePruner:
+        """Optuna's pruner; none for several objectives."""
+        pruner = instantiate(self.pruner) if self.prunes else NopPruner()
+        assert isinstance(pruner, BasePruner)
+        return pruner
+
+
+def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None) -> SweepSettings:
+    """Check `hydra.sweeper`.
+
+    Args:
+        sweeper: The composed node.
+        objective: The run's.
+        experiment: Option of the experiment group, names the study by default.
+
+    Raises:
+        ConfigError: all problems in one message.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(sweeper, resolve=True)  # type: ignore[assignment]
+    values.pop("_target_"), values.pop("_recursive_", None), values.pop("_convert_", None)
+    named = values.pop("objective")
+    objectives = _as_list(objective if named is None else named)
+    given = values.pop("direction")
+    directions = [_direction(name) for name in objectives] if given is None else _as_list(given)
+    problems = _problems(values, objectives, directions)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if len(objectives) > 1 and not str(values["pruner"]["_target_"]).endswith("NopPruner"):
+        # Optuna has no rule for several; one of them alone would not be what was asked for.
+        values["pruner"] = {"_target_": "optuna.pruners.NopPruner"}
+    values["arms"] = tuple(values["arms"] or ())
+    values["params"] = values["params"] or {}
+    values["conditions"] = values["conditions"] or {}
+    values["study_name"] = values["study_name"] or experiment or "sweep"
+    known = {field.name for field in fields(SweepSettings)}
+    return SweepSettings(
+        objectives=tuple(objectives),
+        directions=tuple(str(direction) for direction in directions),
+        **{key: value for key, value in values.items() if key in known},
+    )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _direction(objective: str) -> str:
+    return "maximize" if OBJECTIVES.get(objective) == "max" else "minimize"
+
+
+def _problems(
+    values: dict[str, Any], objectives: Sequence[str], directions: Sequence[str]
+) -> list[str]:
+    allowed = (*OBJECTIVES, *COSTS)
+    rules: list[tuple[str, bool, str]] = [
+        *((f"objective={name}", name in allowed, ", ".join(allowed)) for name in objectives),
+        *((f"direction={name}", name in DIRECTIONS, ", ".join(DIRECTIONS)) for name in directions),
+        *(
+            (
+                f"direction={direction} for {name}",
+                direction not in DIRECTIONS or name not in allowed or direction == _direction(name),
+                f"{_direction(name)} (a smaller loss and a larger correlation are better)",
+            )
+            for name, direction in zip(objectives, directions, strict=False)
+        ),
+        (
+            f"direction={list(directions)} beside objective={list(objectives)}",
+            len(directions) == len(objectives),
+            "one direction for each objective",
+        ),
+        _at_least(values, "n_trials", 1, whole=True),
+        _at_least(values, "n_jobs", 1, whole=True),
+        _at_least(values, "seed", 0, whole=True),
+        _at_least(values, "grace_epochs", 0),
+        _at_least(values, "reuse_max_gb", 0),
+        (
+            f"max_failure_rate={values['max_failure_rate']}",
+            _is_number(values["max_failure_rate"]) and 0 <= values["max_failure_rate"] <= 1,
+            "0 to 1",
+        ),
+        (
+            f"heartbeat_s={values['heartbeat_s']}, lost_after_s={values['lost_after_s']}",
+            _is_number(values["heartbeat_s"])
+            and _is_number(values["lost_after_s"])
+            and 0 < 2 * values["heartbeat_s"] <= values["lost_after_s"],
+            "seconds above 0, lost_after_s at least twice heartbeat_s",
+        ),
+        (
+            f"on_change={values['on_change']}",
+            values["on_change"] in ("refuse", "record"),
+            "refuse, record",
+        ),
+        *(
+            (
+                f"{key}={values[key]}",
+                isinstance(values[key], dict) and "_target_" in values[key],
+                f"an option of hydra/sweeper/{key}, or any Optuna class by {key}._target_",
+            )
+            for key in ("sampler", "pruner")
+        ),
+    ]
+    return [
+        f"hydra.sweeper.{what} is not allowed; allowed: {allowed_values}."
+        for what, holds, allowed_values in rules
+        if not holds
+    ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _at_least(
+    values: dict[str, Any], key: str, least: int, *, whole: bool = False
+) -> tuple[str, bool, str]:
+    value = values[key]
+    holds = _is_number(value) and value >= least and (isinstance(value, int) or not whole)
+    kind = "a whole number" if whole else "a number"
+    return f"{key}={value}", holds, f"{kind}, {least} or more"
