@@ -160,7 +160,7 @@ def is_pure(late: dict[str, Any], steps_per_epoch: int) -> bool:
 
 
 @given(common=COMMON, one=LATE, other=LATE)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 def test_reused_equals_cold_bit_for_bit(
     common: dict[str, Any], one: dict[str, Any], other: dict[str, Any], base: Config
 ) -> None:
@@ -323,16 +323,19 @@ def test_reuse_is_no_part_of_the_identity(base: Config) -> None:
 
 def test_what_acts_later_is_read_by_the_plan_alone() -> None:
     """A new reader of such a setting could make it act earlier: it must be looked at here."""
-    words = {key.split(".")[1] for key in ACTS_LATER} - {"name"}
     package = Path(t5ts.__file__).parent
-    readers = set()
+    readers: dict[str, set[str]] = {key: set() for key in ACTS_LATER}
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            is_read = isinstance(node, ast.Attribute) and node.attr in words
-            if is_read and ast.unparse(node.value).split(".")[-1] in ("freeze", "optim"):
-                readers.add(path.relative_to(package).as_posix())
+            if isinstance(node, ast.Attribute):
+                key = ".".join(ast.unparse(node).split(".")[-2:])
+                readers.get(key, set()).add(path.relative_to(package).as_posix())
     # `build` makes the plan of them, `checks` refuses impossible ones.
-    assert readers == {"build.py", "checks.py"}
+    for key, its in readers.items():
+        assert its <= {"build.py", "checks.py"} or key == "freeze.name", key
+        assert "build.py" in its or key == "freeze.name", key
+    # Only a label: a part of the arm's name.
+    assert readers["freeze.name"] == {"config.py", "checks.py"}
 
 
 def test_code_data_weights_and_machine_are_in_the_key(
