@@ -89,7 +89,7 @@ def report(result: Result, run_dir: Path) -> None:
     )
     if result.reused_epochs:
         lines.append(
-            f"epochs 1 to {result.reused_epochs} were taken from another run, see provenance"
+            f"{result.reused_epochs} epochs were taken from another run (reuse in provenance.json)"
         )
     if result.skipped_steps:
         lines.append(f"fp16: {result.skipped_steps} steps skipped for overflow")
