@@ -8,7 +8,7 @@ header, since a flipped bit leaves the format intact.
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,20 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if metadata.get("crc32") != str(_crc32(tensors)):
         raise ResumeError(f"the checkpoint {path} is corrupted: its checksum differs. {remedy}")
     return tensors, json.loads(metadata["state"])
+
+
+def load_part(
+    path: Path, wanted: Callable[[str], bool]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Some tensors of a checkpoint that this process has written, and its state, unverified.
+
+    Args:
+        path: The checkpoint.
+        wanted: Whether a tensor of that name is read.
+    """
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["state"])
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:

@@ -127,6 +127,13 @@ def _range_problems(config: Config) -> list[str]:
             train.checkpoint_every_s > 0,
             "above 0 (seconds)",
         ),
+        ("train.reuse_max_gb", train.reuse_max_gb, train.reuse_max_gb > 0, "above 0 (GiB)"),
+        (
+            "train.reuse_dir",
+            repr(train.reuse_dir),
+            train.reuse_dir != "",
+            "a folder, or null (off)",
+        ),
         (
             "debug.overfit_windows",
             config.debug.overfit_windows,

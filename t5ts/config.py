@@ -7,6 +7,7 @@ Below `t5ts.build` nothing sees a config: functions take plain values.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ NOT_IDENTITY = (
     "train.resume",
     "train.checkpoint_every_s",
     "train.progress",
+    "train.reuse_dir",
+    "train.reuse_max_gb",
 )
 
 
@@ -217,6 +220,8 @@ class TrainConfig:
     checkpoint_every_s: float = 600.0
     resume: str = "auto"
     progress: bool = True
+    reuse_dir: str | None = None  # frozen epochs are shared there (see t5ts.reuse); null = off
+    reuse_max_gb: float = 4.0  # bound of that folder in GiB; the least recently used goes first
 
 
 @dataclass(kw_only=True)
@@ -296,18 +301,24 @@ def register() -> None:
 
 def identity(config: DictConfig | Config) -> str:
     """Ten hex digits of a SHA-256 over the resolved config, less what cannot change a number."""
+    values = values_without(config, NOT_IDENTITY)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str, Any]:
+    """The resolved config as nested dicts, less some dotted keys."""
     if isinstance(config, Config):
         values: Any = asdict(config)
     else:
         root = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         values = OmegaConf.to_container(root, resolve=True)
-    for dotted in NOT_IDENTITY:
+    for dotted in keys:
         *parents, last = dotted.split(".")
         node = values
         for key in parents:
             node = node[key]
         node.pop(last, None)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+    return values
 
 
 def sweep_name(now: str, root: DictConfig) -> str:

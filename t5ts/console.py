@@ -87,6 +87,10 @@ def report(result: Result, run_dir: Path) -> None:
         f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
         f" {result.seconds:.0f} s; peak memory {result.peak_memory_bytes / 2**20:.0f} MiB"
     )
+    if result.reused_epochs:
+        lines.append(
+            f"{result.reused_epochs} epochs were taken from another run (reuse in provenance.json)"
+        )
     if result.skipped_steps:
         lines.append(f"fp16: {result.skipped_steps} steps skipped for overflow")
     lines += [f"{path.stem:<16}{path}" for path in sorted((run_dir / "plots").glob("*.png"))]

@@ -29,6 +29,7 @@ from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import scale_audit
 from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, write_json
+from t5ts.reuse import Reuse
 from t5ts.tracking import MetricsFile, NullTracker, Tracker, WandbTracker
 from t5ts.train import FitSettings, FitState, fit
 
@@ -113,8 +114,18 @@ def _run(
     audit = scale_audit(setup.model, task.batch(setup.train.gather(first_B)).inputs_BCL)
     plan = plan_table(setup, lr=config.optim.lr)
     announce(config, setup, audit, plan)
-    _write_beginning(config, setup, run_dir, audit, plan, resume_from)
+    reuse = Reuse(config, setup, run_dir, resume_from)
+    _write_beginning(config, setup, run_dir, audit, plan, resume_from, reuse.about)
     tracker = _build_tracker(config, run_dir, group)
+    for row in reuse.install():  # tracker and sweep hear of reused epochs as of trained ones
+        tracker.log({key: value for key, value in row.items() if value is not None})
+        if row["kind"] == "eval":
+            after_epoch(row)
+
+    def end_epoch(row: Mapping[str, Any]) -> None:
+        reuse.publish(row["epoch"])
+        after_epoch(row)
+
     metrics = MetricsFile(run_dir / "metrics.jsonl")
     with ProgressBar(
         total_steps=setup.epochs * setup.steps_per_epoch, enabled=config.train.progress
@@ -132,9 +143,9 @@ def _run(
             tracker=tracker,
             progress=progress,
             checkpoints=run_dir / "checkpoint",
-            resume_from=resume_from,
+            resume_from=reuse.resume_from,
             should_stop=stop.is_set,
-            after_epoch=after_epoch,
+            after_epoch=end_epoch,
         )
     metrics.close()
 
@@ -159,6 +170,7 @@ def _run(
         peak_memory_bytes=_peak_memory(device),
         skipped_steps=state.skipped_steps,
         debug=config.debug.name,
+        reused_epochs=reuse.reused_epochs,
     )
     write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
     return _finish(result, state, run_dir, tracker)
@@ -243,6 +255,7 @@ def _write_beginning(
     audit: dict[str, float],
     plan: list[dict[str, Any]],
     resume_from: Path | None,
+    reuse: dict[str, Any] | None,
 ) -> None:
     """`config.yaml` and `provenance.json`: written before the first step, whatever comes."""
     OmegaConf.save(OmegaConf.create(asdict(config)), run_dir / "config.yaml")
@@ -264,6 +277,7 @@ def _write_beginning(
             "scale_audit": audit,
             "plan": plan,
             "resumed_from": None if resume_from is None else str(resume_from),
+            "reuse": reuse,
         },
     )
 

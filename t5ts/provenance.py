@@ -31,7 +31,7 @@ def code_and_machine() -> dict[str, Any]:
         "git": git_revision(Path(t5ts.__file__).resolve().parent),
         "versions": {"python": platform.python_version(), **package_versions()},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_count": os.cpu_count(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
@@ -70,7 +70,8 @@ def git_revision(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

@@ -20,6 +20,7 @@ LEVELS = {
     "task": 1,
     "provenance": 1,
     "progress": 1,
+    "prefix_store": 1,
     "data": 2,
     "model": 2,
     "analysis": 2,
@@ -30,6 +31,7 @@ LEVELS = {
     "evaluation": 3,
     "train": 4,
     "build": 5,
+    "reuse": 6,
     "console": 6,
     "experiment": 7,
     # A program of its own: it borrows the optimizer, the schedule and the checkpoints, and nothing

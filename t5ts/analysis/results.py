@@ -20,8 +20,10 @@ class Result:
         baselines: By split and forecast: the metrics of seasonal naive, last value and mean.
         baseline_season: The season that seasonal naive repeats.
         best_achievable_loss: Of synthetic data, else None.
-        seconds: Training and evaluation, over all processes of a resumed run.
+        seconds: Training and evaluation, over all processes of a resumed run; what another run
+            trained (`reused_epochs`) is not in it.
         peak_memory_bytes: Of the GPU's allocator, or of the process on a CPU.
+        reused_epochs: Epochs that this run took from another one instead of training them.
     """
 
     identity: str
@@ -41,6 +43,7 @@ class Result:
     peak_memory_bytes: int
     skipped_steps: int
     debug: str
+    reused_epochs: int = 0
 
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:

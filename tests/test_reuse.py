@@ -1,0 +1,582 @@
+"""A run that starts from another's frozen epochs equals one that trained them, bit for bit."""
+
+import ast
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, TINY_T5
+from hypothesis import Phase, event, given, settings
+from hypothesis import strategies as st
+from runs import read, rows
+from test_experiment import Killed, die_after
+
+import t5ts
+from t5ts import reuse
+from t5ts.analysis import plots
+from t5ts.analysis.results import Result, read_metrics, read_result
+from t5ts.build import build
+from t5ts.checkpoint import load_checkpoint
+from t5ts.checks import check
+from t5ts.config import NOT_IDENTITY, Config, TrainConfig, identity
+from t5ts.errors import ConfigError, Interrupted
+from t5ts.experiment import run
+from t5ts.provenance import json_ready
+from t5ts.reuse import ACTS_LATER, Reuse, lasting_settings
+
+Compose = Callable[..., Config]
+EPOCHS, BLOCKS = 4, 2  # of the small setting
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures() -> Iterator[None]:
+    """Drawing takes longer than these runs."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "draw_run", lambda *_, **__: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(composed: Compose) -> Config:
+    """The small setting, composed once for all examples."""
+    return composed(*SMALL, *TINY_T5)
+
+
+@pytest.fixture
+def staged(tiny: Compose, tmp_path: Path) -> Compose:
+    """A staged run with the store of this test."""
+    store = f"train.reuse_dir={tmp_path / 'store'}"
+    return lambda *overrides: tiny("freeze=staged", "freeze.blocks_per_stage=1", store, *overrides)
+
+
+def changed(config: Config, values: dict[str, Any]) -> Config:
+    """A copy with some dotted keys set: composing again takes as long as a run."""
+    copy = deepcopy(config)
+    for dotted, value in values.items():
+        *parents, last = dotted.split(".")
+        node: Any = copy
+        for key in parents:
+            node = getattr(node, key)
+        assert hasattr(node, last), dotted
+        setattr(node, last, value)
+    return copy
+
+
+def cold(config: Config) -> Config:
+    return changed(config, {"train.reuse_dir": None})
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Every row, tensor and result, less what a clock says."""
+    assert rows(one) == rows(other)
+    for name in ("last", "best"):
+        tensors, state = load_checkpoint(one / "checkpoint" / f"{name}.safetensors")
+        others, its_state = load_checkpoint(other / "checkpoint" / f"{name}.safetensors")
+        assert tensors.keys() == others.keys()
+        for key, tensor in tensors.items():
+            same = (
+                tensor.reshape(-1)
+                .view(torch.uint8)
+                .equal(others[key].reshape(-1).view(torch.uint8))
+            )
+            assert same, key
+        for its in (state, its_state):
+            for clock in ("train_s", "metrics_bytes"):
+                its.get("fit", {}).pop(clock, None)
+        assert repr(state) == repr(its_state)  # repr, since NaN is not itself
+    results = [asdict(read_result(path / "result.json")) for path in (one, other)]
+    for result in results:
+        for clock in ("seconds", "peak_memory_bytes", "reused_epochs"):
+            result.pop(clock)
+    assert json_ready(results[0]) == json_ready(results[1])
+
+
+# --- bitwise ---
+
+#: What trains when and how fast: all that trials of a sweep over unfreezing differ in.
+LATE = st.fixed_dictionaries(
+    {
+        "freeze.name": st.sampled_from(["staged", "staged", "staged", "none", "all", "norms"]),
+        "freeze.unfreeze_epoch": st.sampled_from([0.05, 0.5, 1.0, 1.5, 2.0, 2.9, 3.0, 3.25]),
+        "freeze.order": st.sampled_from(["all_at_once", "top_down", "bottom_up"]),
+        "freeze.blocks_per_stage": st.sampled_from([1, 2]),
+        "freeze.epochs_per_stage": st.sampled_from([0.4, 1.0]),
+        "freeze.rewarmup_epochs": st.sampled_from([0.0, 0.5]),
+        "optim.encoder_lr_scale": st.sampled_from([0.1, 1.0]),
+        "optim.layer_decay": st.sampled_from([1.0, 0.8]),
+    }
+)
+#: What acts from the start, in both runs alike.
+COMMON = st.fixed_dictionaries(
+    {
+        "freeze.eval_mode": st.booleans(),
+        "backbone.dropout": st.sampled_from([0.0, 0.1]),
+        "optim.schedule": st.sampled_from(["cosine", "constant"]),
+        "optim.algorithm": st.sampled_from(["adamw", "adamw_rms"]),
+        "optim.clip_norm": st.sampled_from([None, 0.3]),
+        "train.log_every": st.sampled_from([2, 4]),
+        "train.eval_every_epochs": st.sampled_from([1, 1, 3]),
+        "objective": st.sampled_from(["val_loss", "val_corr"]),
+    }
+)
+
+
+def possible(late: dict[str, Any]) -> dict[str, Any]:
+    """The nearest settings that are not refused."""
+    name = late["freeze.name"]
+    if name != "staged":
+        late = late | {"freeze.unfreeze_epoch": 0.0 if name == "none" else None}
+    always = ["layer_norm", "relative_attention_bias"] if name == "norms" else []
+    return late | {"freeze.always": always}
+
+
+def first_wait(late: dict[str, Any], steps_per_epoch: int) -> int:
+    """Oracle: whole epochs before something that was frozen begins to train."""
+    name, first = late["freeze.name"], late["freeze.unfreeze_epoch"]
+    if name != "staged":
+        return 0 if name == "none" else EPOCHS
+    stages = math.ceil(BLOCKS / late["freeze.blocks_per_stage"])
+    stages = 1 if late["freeze.order"] == "all_at_once" else stages
+    starts = [
+        round((first + k * late["freeze.epochs_per_stage"]) * steps_per_epoch)
+        for k in range(stages)
+    ]
+    return min([start // steps_per_epoch for start in starts if start > 0], default=0)
+
+
+def is_pure(late: dict[str, Any], steps_per_epoch: int) -> bool:
+    """Whether nothing of the encoder trains in the first step."""
+    first = late["freeze.unfreeze_epoch"]
+    return not late["freeze.always"] and (first is None or round(first * steps_per_epoch) > 0)
+
+
+@given(common=COMMON, one=LATE, other=LATE)
+# Not shrunk: an example is three runs.
+@settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.generate])
+def test_reused_equals_cold_bit_for_bit(
+    common: dict[str, Any], one: dict[str, Any], other: dict[str, Any], base: Config
+) -> None:
+    one, other = possible(one), possible(other)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        both = changed(base, common | {"train.reuse_dir": str(root / "store")})
+        first, second = changed(both, one), changed(both, other)
+        check(first)
+        check(second)
+        run(first, run_dir=root / "first")
+        warm = run(second, run_dir=root / "warm")
+        run(cold(second), run_dir=root / "cold")
+        assert_same_run(root / "warm", root / "cold")
+        about = read(root / "warm" / "provenance.json")
+        per_epoch = about["steps_per_epoch"]
+        shared = min(first_wait(one, per_epoch), first_wait(other, per_epoch))
+        if is_pure(one, per_epoch) and is_pure(other, per_epoch):
+            assert warm.reused_epochs == shared
+        else:
+            assert warm.reused_epochs <= shared
+        assert about["reuse"]["epochs"] == warm.reused_epochs
+        # Epoch 0 at least: before the first step all plans are one.
+        assert about["reuse"]["trained_by"]["run_dir"] == str((root / "first").resolve())
+        event(f"reused {warm.reused_epochs}")
+
+
+def test_staged_shares_with_all_for_its_whole_length(staged: Compose, tmp_path: Path) -> None:
+    run(staged("freeze.unfreeze_epoch=3"), run_dir=tmp_path / "staged")
+    never = staged("freeze=all")
+    warm = run(never, run_dir=tmp_path / "all")
+    assert warm.reused_epochs == 3
+    again = run(changed(never, {"optim.layer_decay": 0.5}), run_dir=tmp_path / "again")
+    assert again.reused_epochs == EPOCHS  # nothing is left to train: only the test is read
+    run(cold(never), run_dir=tmp_path / "cold")
+    assert_same_run(tmp_path / "all", tmp_path / "cold")
+    assert rows(tmp_path / "again") == rows(tmp_path / "cold")
+    assert again.metrics == warm.metrics
+
+
+def test_a_prefix_grows_from_run_to_run(staged: Compose, tmp_path: Path) -> None:
+    reused = [
+        run(staged(f"freeze.unfreeze_epoch={epoch}"), run_dir=tmp_path / epoch).reused_epochs
+        for epoch in ("1", "3", "2", "2.5")
+    ]
+    assert reused == [0, 1, 2, 2]
+    for epoch in ("1", "2", "3", "2.5"):
+        config = cold(staged(f"freeze.unfreeze_epoch={epoch}"))
+        run(config, run_dir=tmp_path / "cold" / epoch)
+        assert_same_run(tmp_path / epoch, tmp_path / "cold" / epoch)
+
+
+def test_other_seeds_and_rates_share_nothing(staged: Compose, tmp_path: Path) -> None:
+    run(staged("freeze.unfreeze_epoch=3"), run_dir=tmp_path / "first")
+    for number, override in enumerate(("seed=1", "optim.lr=1e-3", "train.epochs=5")):
+        run(staged("freeze.unfreeze_epoch=3", override), run_dir=tmp_path / str(number))
+        about = read(tmp_path / str(number) / "provenance.json")["reuse"]
+        assert about["epochs"] == 0
+        assert about["trained_by"] is None
+
+
+def test_what_trains_from_the_start_is_in_the_key(staged: Compose, tmp_path: Path) -> None:
+    """With norms that train at once, the encoder's rate acts at once too."""
+    norms = staged("freeze=norms")
+    run(norms, run_dir=tmp_path / "first")
+    for key, value, shared in (
+        ("freeze.rewarmup_epochs", 1.0, EPOCHS),
+        ("optim.encoder_lr_scale", 0.5, 0),
+        ("freeze.always", ["relative_attention_bias"], 0),
+    ):
+        assert run(changed(norms, {key: value}), run_dir=tmp_path / key).reused_epochs == shared
+
+
+@pytest.mark.parametrize("backbone", ["shared", "linear"])
+def test_every_backbone_may_reuse(backbone: str, small: Compose, tmp_path: Path) -> None:
+    freeze = ["freeze=staged", "freeze.unfreeze_epoch=2"] if backbone == "shared" else []
+    sizes = ["backbone.d_model=16", "backbone.num_layers=2"] if backbone == "shared" else []
+    config = small(f"backbone={backbone}", *freeze, *sizes, f"train.reuse_dir={tmp_path / 's'}")
+    for name in ("first", "warm"):
+        result = run(config, run_dir=tmp_path / name)
+    assert result.reused_epochs == (2 if backbone == "shared" else 0)
+    run(cold(config), run_dir=tmp_path / "cold")
+    assert_same_run(tmp_path / "warm", tmp_path / "cold")
+
+
+# --- the key ---
+
+OTHER_CHOICE = {
+    "objective": "val_corr", "init.name": "t5", "freeze.order": "bottom_up",
+    "patch.channels": "mixing", "patch.scale": "none", "normalize.name": "none",
+    "optim.algorithm": "adamw_rms", "optim.schedule": "constant", "train.precision": "bf16",
+    "train.device": "cpu", "tracker.name": "wandb", "tracker.mode": "offline",
+}  # fmt: skip
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from leaves(value, f"{prefix}.{key}" if prefix else key)
+
+
+def another(key: str, value: Any) -> Any:
+    """A legal value besides the one that stands there."""
+    if key in OTHER_CHOICE:
+        assert value != OTHER_CHOICE[key]
+        return OTHER_CHOICE[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return value / 2 if value else 0.5
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, list):
+        return [*value, "x"]
+    return f"{value}x" if isinstance(value, str) else 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [*TINY_T5, "freeze=staged"],
+        ["backbone=shared", "data=nyc_weather"],
+        ["backbone=linear", "data=etth1"],
+        ["backbone=local", "backbone.path=DIR", "data=csv", "data.path=a.csv", "debug=overfit"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_every_setting_is_in_the_key_or_on_the_list(
+    overrides: list[str], composed: Compose
+) -> None:
+    config = composed(*SMALL[2:], *overrides)
+    listed = (*ACTS_LATER, *NOT_IDENTITY)
+    found = set()
+    for key, value in leaves(asdict(config)):
+        other = changed(config, {key: another(key, value)})
+        acts = lasting_settings(other) != lasting_settings(config)
+        on_list = next((name for name in listed if f"{key}.".startswith(f"{name}.")), None)
+        assert acts == (on_list is None), key
+        found.add(on_list)
+    assert found - {None} == set(listed)  # no stale name on the lists
+
+
+def test_a_new_setting_is_in_the_key(base: Config) -> None:
+    @dataclass(kw_only=True)
+    class Newer(TrainConfig):
+        surprise: int = 0
+
+    old = {f.name: getattr(base.train, f.name) for f in fields(base.train)}
+    newer = [replace(base, train=Newer(**old, surprise=value)) for value in (0, 1)]
+    seen = [lasting_settings(config) for config in (base, *newer)]
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_reuse_is_no_part_of_the_identity(base: Config) -> None:
+    off = changed(base, {"train.reuse_dir": "somewhere", "train.reuse_max_gb": 1.0})
+    assert identity(off) == identity(base)
+
+
+def test_what_acts_later_is_read_by_the_plan_alone() -> None:
+    """A new reader of such a setting could make it act earlier: it must be looked at here."""
+    package = Path(t5ts.__file__).parent
+    readers: dict[str, set[str]] = {key: set() for key in ACTS_LATER}
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                key = ".".join(ast.unparse(node).split(".")[-2:])
+                readers.get(key, set()).add(path.relative_to(package).as_posix())
+    # `build` makes the plan of them, `checks` refuses impossible ones.
+    for key, its in readers.items():
+        assert its <= {"build.py", "checks.py"} or key == "freeze.name", key
+        assert "build.py" in its or key == "freeze.name", key
+    # Only a label: a part of the arm's name.
+    assert readers["freeze.name"] == {"config.py", "checks.py"}
+
+
+def test_code_data_weights_and_machine_are_in_the_key(
+    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(base, {"train.reuse_dir": str(tmp_path / "store")})
+
+    def key() -> str:
+        about = Reuse(config, setup, tmp_path / "run", None).about
+        assert about is not None
+        return about["key"]
+
+    setup = build(config)
+    keys = [key()]
+    assert key() == keys[0]
+    with monkeypatch.context() as patched:
+        patched.setattr(reuse, "_LOADED_CODE", "other")
+        keys.append(key())
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "__version__", "0.0")
+        keys.append(key())
+    with monkeypatch.context() as patched:
+        patched.setattr(reuse, "processor", lambda: "another")
+        keys.append(key())
+    with monkeypatch.context() as patched:
+        patched.setenv("MKL_CBWR", "COMPATIBLE")
+        keys.append(key())
+    torch.set_num_threads(2)
+    keys.append(key())
+    torch.set_num_threads(1)
+    setup.autocast = torch.bfloat16
+    keys.append(key())
+    setup.autocast = None
+    assert key() == keys[0]
+    setup.series.sha256 = "other"
+    keys.append(key())
+    setup = build(config)
+    with torch.no_grad():
+        next(setup.model.encoder.parameters()).view(-1)[0] += 1e-6
+    keys.append(key())
+    assert len(set(keys)) == len(keys) == 9
+
+
+def test_source_files_that_changed_since_the_start_are_not_what_ran(
+    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    config = staged("freeze.unfreeze_epoch=2")
+    run(config, run_dir=tmp_path / "first")
+    with monkeypatch.context() as patched:
+        patched.setattr(reuse, "_code_digest", lambda: "edited")
+        assert run(config, run_dir=tmp_path / "edited").reused_epochs == 0
+    assert caplog.text.count("source files have changed") == 1
+    assert run(config, run_dir=tmp_path / "second").reused_epochs == 2
+
+
+# --- stopping, resuming, failing ---
+
+
+@pytest.mark.parametrize("politely", [True, False], ids=["SIGTERM", "kill -9"])
+@pytest.mark.parametrize("step", [1, 6, 8])
+def test_a_run_that_began_from_a_prefix_resumes_bit_for_bit(
+    step: int, politely: bool, staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = staged("freeze.unfreeze_epoch=2")
+    run(changed(config, {"freeze.order": "bottom_up"}), run_dir=tmp_path / "first")
+    with monkeypatch.context() as patched:
+        die_after(patched, step, politely=politely)
+        with pytest.raises(Interrupted if politely else Killed):
+            run(config, run_dir=tmp_path / "warm")
+    # Neither the store nor the switch matters any more: the run has its own checkpoint.
+    result = run(cold(config) if step == 6 else config, run_dir=tmp_path / "warm")
+    assert result.reused_epochs == 2
+    assert read(tmp_path / "warm" / "provenance.json")["reuse"]["trained_by"]["run_dir"] == str(
+        tmp_path / "first"
+    )
+    run(cold(config), run_dir=tmp_path / "cold")
+    assert_same_run(tmp_path / "warm", tmp_path / "cold")
+
+
+def test_killed_before_the_prefix_stands_it_is_taken_again(
+    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = staged("freeze.unfreeze_epoch=2")
+    run(config, run_dir=tmp_path / "first")
+    real = reuse.save_checkpoint
+
+    def die_at_last(path: Path, *rest: Any) -> None:
+        if path.name == "last.safetensors":
+            raise Killed
+        real(path, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reuse, "save_checkpoint", die_at_last)
+        with pytest.raises(Killed):
+            run(config, run_dir=tmp_path / "warm")
+    assert run(config, run_dir=tmp_path / "warm").reused_epochs == 2
+    assert rows(tmp_path / "warm") == rows(tmp_path / "first")
+
+
+def test_a_resumed_run_shares_its_epochs_unless_other_code_began_it(
+    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = staged("freeze.unfreeze_epoch=3")
+    for name, edits in (("same", False), ("other", True)):
+        here = changed(config, {"train.reuse_dir": str(tmp_path / f"{name}-store")})
+        with monkeypatch.context() as patched:
+            if edits:
+                patched.setattr(reuse, "_LOADED_CODE", "before")
+                patched.setattr(reuse, "_code_digest", lambda: "before")
+            die_after(patched, 8, politely=True)
+            with pytest.raises(Interrupted):
+                run(here, run_dir=tmp_path / name)
+        run(here, run_dir=tmp_path / name)
+        later = run(changed(here, {"freeze.order": "bottom_up"}), run_dir=tmp_path / f"{name}-2")
+        # What the edited code began is shared by neither: of its second part nothing is known.
+        assert later.reused_epochs == (0 if edits else 3)
+
+
+def test_starting_anew_and_elsewhere(
+    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = staged("freeze.unfreeze_epoch=2")
+    first = run(config, run_dir=tmp_path / "a")
+    anew = run(changed(config, {"train.resume": "never"}), run_dir=tmp_path / "a")
+    assert (first.reused_epochs, anew.reused_epochs) == (0, 2)
+    assert anew.metrics == first.metrics
+    with monkeypatch.context() as patched:
+        die_after(patched, 3, politely=True)
+        with pytest.raises(Interrupted):
+            run(config, run_dir=tmp_path / "b")
+    moved = run(changed(config, {"train.resume": str(tmp_path / "b")}), run_dir=tmp_path / "c")
+    assert moved.reused_epochs == 2
+    assert rows(tmp_path / "c") == rows(tmp_path / "a")
+
+
+def test_a_damaged_entry_costs_an_epoch_and_no_more(
+    staged: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = staged("freeze.unfreeze_epoch=3")
+    run(config, run_dir=tmp_path / "first")
+    (path,) = (tmp_path / "store").glob("*.00003.*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert run(config, run_dir=tmp_path / "warm").reused_epochs == 2
+    assert f"{path} is damaged" in caplog.text
+    assert rows(tmp_path / "warm") == rows(tmp_path / "first")
+    assert run(config, run_dir=tmp_path / "again").reused_epochs == 3  # it was shared anew
+
+
+def test_a_store_that_fails_later_costs_the_run_nothing(
+    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    def full(*_: Any) -> bool:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("t5ts.prefix_store.PrefixStore.publish", full)
+    result = run(staged("freeze.unfreeze_epoch=2"), run_dir=tmp_path / "run")
+    assert isinstance(result, Result)
+    assert caplog.text.count("No space left on device") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    staged: Compose, tmp_path: Path
+) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(ConfigError, match=r"train\.reuse_dir=.*store cannot be written"):
+        run(staged(), run_dir=tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+    with pytest.raises(ConfigError, match=r"train\.reuse_max_gb"):
+        staged("train.reuse_max_gb=0")
+
+
+def test_a_sweep_hears_of_reused_epochs_as_of_trained_ones(staged: Compose, tmp_path: Path) -> None:
+    config = staged("freeze.unfreeze_epoch=2")
+    heard: dict[str, list[tuple[int, float]]] = {"first": [], "warm": []}
+    for name, its in heard.items():
+        result = run(
+            config,
+            run_dir=tmp_path / name,
+            after_epoch=lambda row, its=its: its.append((row["epoch"], row["val_loss"])),
+        )
+    assert result.reused_epochs == 2
+    assert heard["first"] == heard["warm"]
+    assert len(heard["warm"]) == EPOCHS + 1
+
+    class Pruned(Exception):
+        pass
+
+    def prune(_row: Any) -> None:
+        raise Pruned
+
+    with pytest.raises(Pruned):
+        run(config, run_dir=tmp_path / "pruned", after_epoch=prune)
+
+
+def test_the_clock_of_a_reusing_run_is_its_own(staged: Compose, tmp_path: Path) -> None:
+    config = staged("freeze.unfreeze_epoch=3")
+    pause_s = 0.4
+    run(config, run_dir=tmp_path / "first", after_epoch=lambda _row: time.sleep(pause_s))
+    warm = run(config, run_dir=tmp_path / "warm")
+    assert warm.reused_epochs == 3
+    assert warm.seconds < 3 * pause_s  # the other's pauses before the end of epoch 3
+    lines = read_metrics(tmp_path / "warm", "eval")
+    assert ["perf/elapsed_s" in row for row in lines] == [False] * 4 + [True]
+    assert lines[-1]["perf/elapsed_s"] <= warm.seconds
+
+
+def test_the_best_epoch_may_lie_within_the_prefix(staged: Compose, tmp_path: Path) -> None:
+    config = staged("freeze.unfreeze_epoch=3", "optim.lr=3", "optim.schedule=constant")
+    first = run(config, run_dir=tmp_path / "first")
+    assert first.best_epoch == 0  # at such a rate the first step ruins the model
+    warm = run(config, run_dir=tmp_path / "warm")
+    assert (warm.reused_epochs, warm.best_epoch) == (3, first.best_epoch)
+    assert_same_run(tmp_path / "warm", tmp_path / "first")
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_share_what_they_can(base: Config, tmp_path: Path) -> None:
+    common = [*SMALL, *TINY_T5, "freeze=staged", f"train.reuse_dir={tmp_path / 'store'}"]
+    root = Path(t5ts.__file__).parents[1]
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "t5ts.run", *common, f"freeze.unfreeze_epoch={epoch}",
+                "train.threads=1", f"hydra.run.dir={tmp_path / str(epoch)}",
+            ],
+            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for epoch in (2, 3)
+    ]  # fmt: skip
+    for process in processes:
+        out, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, out
+    late = {"freeze.name": "staged", "freeze.order": "top_down", "freeze.blocks_per_stage": 2}
+    for epoch in (2, 3):
+        config = changed(base, late | {"freeze.unfreeze_epoch": epoch, "train.threads": 1})
+        run(config, run_dir=tmp_path / "cold" / str(epoch))
+        assert rows(tmp_path / "cold" / str(epoch)) == rows(tmp_path / str(epoch))
+    entries = {path.name.split(".")[1] for path in (tmp_path / "store").glob("*.prefix")}
+    assert entries == {"00000", "00001", "00002", "00003"}
