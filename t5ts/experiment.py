@@ -117,36 +117,40 @@ def _run(
     reuse = Reuse(config, setup, run_dir, resume_from)
     _write_beginning(config, setup, run_dir, audit, plan, resume_from, reuse.about)
     tracker = _build_tracker(config, run_dir, group)
-    for row in reuse.install():  # tracker and sweep hear of reused epochs as of trained ones
-        tracker.log({key: value for key, value in row.items() if value is not None})
-        if row["kind"] == "eval":
+    try:
+        for row in reuse.install():  # tracker and sweep hear of reused epochs as of trained ones
+            tracker.log({key: value for key, value in row.items() if value is not None})
+            if row["kind"] == "eval":
+                after_epoch(row)
+
+        def end_epoch(row: Mapping[str, Any]) -> None:
+            reuse.publish(row["epoch"])
             after_epoch(row)
 
-    def end_epoch(row: Mapping[str, Any]) -> None:
-        reuse.publish(row["epoch"])
-        after_epoch(row)
-
-    metrics = MetricsFile(run_dir / "metrics.jsonl")
-    with ProgressBar(
-        total_steps=setup.epochs * setup.steps_per_epoch, enabled=config.train.progress
-    ) as progress:
-        state = fit(
-            setup.model,
-            setup.optimizer,
-            task,
-            setup.train,
-            lambda: measure("val", setup.val),
-            settings=_fit_settings(config, setup),
-            component_of=component_of,
-            initial={n: p.detach().clone() for n, p in setup.model.named_parameters()},
-            metrics=metrics,
-            tracker=tracker,
-            progress=progress,
-            checkpoints=run_dir / "checkpoint",
-            resume_from=reuse.resume_from,
-            should_stop=stop.is_set,
-            after_epoch=end_epoch,
-        )
+        metrics = MetricsFile(run_dir / "metrics.jsonl")
+        with ProgressBar(
+            total_steps=setup.epochs * setup.steps_per_epoch, enabled=config.train.progress
+        ) as progress:
+            state = fit(
+                setup.model,
+                setup.optimizer,
+                task,
+                setup.train,
+                lambda: measure("val", setup.val),
+                settings=_fit_settings(config, setup),
+                component_of=component_of,
+                initial={n: p.detach().clone() for n, p in setup.model.named_parameters()},
+                metrics=metrics,
+                tracker=tracker,
+                progress=progress,
+                checkpoints=run_dir / "checkpoint",
+                resume_from=reuse.resume_from,
+                should_stop=stop.is_set,
+                after_epoch=end_epoch,
+            )
+    except BaseException:
+        tracker.abandon()
+        raise
     metrics.close()
 
     # The test windows are read once, here, for the checkpoint that validation selected.

@@ -1,5 +1,6 @@
 """What a run was made of: code, versions, machine. Weights and data add their own checksums."""
 
+import hashlib
 import json
 import math
 import os
@@ -46,6 +47,17 @@ def package_versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def code_digest() -> str:
+    """SHA-256 over the package's source files: a checkout with changes has a digest of its own."""
+    package = Path(t5ts.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(package)} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def git_revision(folder: Path) -> dict[str, Any] | None:

@@ -25,7 +25,6 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-import t5ts
 from t5ts.build import Setup
 from t5ts.checkpoint import load_part, save_checkpoint
 from t5ts.config import NOT_IDENTITY, Config, identity, values_without
@@ -33,7 +32,7 @@ from t5ts.errors import ConfigError
 from t5ts.model.tensors import state_digest
 from t5ts.optim import PlannedOptimizer
 from t5ts.prefix_store import PrefixStore
-from t5ts.provenance import package_versions, processor
+from t5ts.provenance import code_digest, package_versions, processor
 from t5ts.schedule import start_step
 
 log = logging.getLogger("t5ts")
@@ -55,19 +54,8 @@ ACTS_LATER = (
 _KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_")
 
 
-def _code_digest() -> str:
-    """SHA-256 over the package's source files: a checkout with changes has a digest of its own."""
-    package = Path(t5ts.__file__).resolve().parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(package)} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
 #: Taken when the code is loaded: files that are edited later are not what runs here.
-_LOADED_CODE = _code_digest()
+_LOADED_CODE = code_digest()
 
 
 class Reuse:
@@ -189,7 +177,7 @@ class Reuse:
         try:
             if self._store.has(key, epoch):
                 return
-            if _code_digest() != _LOADED_CODE:
+            if code_digest() != _LOADED_CODE:
                 self._stop_publishing("t5ts's source files have changed since this process began")
             elif not self._store.publish(key, epoch, self._entry(epoch)):
                 self._stop_publishing("an entry exceeds train.reuse_max_gb")
@@ -213,7 +201,7 @@ class Reuse:
 
     def _longest(self) -> "_Prefix | None":
         assert self._store is not None
-        if _code_digest() != _LOADED_CODE:
+        if code_digest() != _LOADED_CODE:
             self._stop_publishing("t5ts's source files have changed since this process began")
             return None
         for epoch in range(self._frozen_epochs, -1, -1):

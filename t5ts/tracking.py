@@ -58,6 +58,9 @@ class Tracker(Protocol):
     def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
         """Hand on the result and its pictures, and end."""
 
+    def abandon(self) -> None:
+        """End without a result: the run failed, was stopped, or was pruned."""
+
 
 class NullTracker:
     """No tracker."""
@@ -67,6 +70,9 @@ class NullTracker:
 
     def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
         """Do nothing: the result stands in result.json."""
+
+    def abandon(self) -> None:
+        """Do nothing."""
 
 
 class WandbTracker:
@@ -153,6 +159,15 @@ class WandbTracker:
             self._run.log({f"plots/{p.stem}": wandb.Image(str(p)) for p in images})
             self._run.summary.update(dict(summary))
             self._run.finish()
+        except Exception as error:  # see __init__
+            self._fail(error)
+
+    def abandon(self) -> None:
+        """End W&B's run as failed; in a sweep the next trial begins in this process."""
+        if self._run is None:
+            return
+        try:
+            self._run.finish(exit_code=1)
         except Exception as error:  # see __init__
             self._fail(error)
 

@@ -387,7 +387,7 @@ def test_source_files_that_changed_since_the_start_are_not_what_ran(
     config = staged("freeze.unfreeze_epoch=2")
     run(config, run_dir=tmp_path / "first")
     with monkeypatch.context() as patched:
-        patched.setattr(reuse, "_code_digest", lambda: "edited")
+        patched.setattr(reuse, "code_digest", lambda: "edited")
         assert run(config, run_dir=tmp_path / "edited").reused_epochs == 0
     assert caplog.text.count("source files have changed") == 1
     assert run(config, run_dir=tmp_path / "second").reused_epochs == 2
@@ -446,7 +446,7 @@ def test_a_resumed_run_shares_its_epochs_unless_other_code_began_it(
         with monkeypatch.context() as patched:
             if edits:
                 patched.setattr(reuse, "_LOADED_CODE", "before")
-                patched.setattr(reuse, "_code_digest", lambda: "before")
+                patched.setattr(reuse, "code_digest", lambda: "before")
             die_after(patched, 8, politely=True)
             with pytest.raises(Interrupted):
                 run(here, run_dir=tmp_path / name)

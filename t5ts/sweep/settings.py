@@ -44,6 +44,7 @@ class SweepSettings:
     grace_epochs: float
     reuse: bool
     reuse_max_gb: float
+    keep_last: bool
     heartbeat_s: float
     lost_after_s: float
     on_change: str

@@ -1,9 +1,7 @@
 """A sweep's studies: made, found again, and refused where they are another sweep's."""
 
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,6 +12,7 @@ from optuna.study import StudyDirection
 import t5ts
 from t5ts.config import NOT_IDENTITY
 from t5ts.errors import ConfigError
+from t5ts.provenance import code_digest
 from t5ts.sweep.settings import SweepSettings
 from t5ts.sweep.space import Space, Value, arm_name
 
@@ -44,17 +43,8 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
         "space": space.as_json()["distributions"],
         "objectives": dict(zip(settings.objectives, settings.directions, strict=True)),
         "settings": settled,
-        "code": code_version(),
+        "code": f"{t5ts.__version__} ({code_digest()[:12]})",
     }
-
-
-def code_version() -> str:
-    """Version and a digest of the package's source files: a changed checkout is another code."""
-    root = Path(t5ts.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return f"{t5ts.__version__} ({digest.hexdigest()[:12]})"
 
 
 def open_studies(

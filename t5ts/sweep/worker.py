@@ -24,7 +24,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 from optuna.trial import TrialState
 
-from t5ts.analysis.results import Result, read_metrics
+from t5ts.analysis.results import Result, read_json, read_metrics
 from t5ts.checks import check
 from t5ts.config import OBJECTIVES, Config, from_hydra, register
 from t5ts.errors import DataError, Interrupted, UserError, WeightsError
@@ -217,6 +217,9 @@ def _point(job: Work, arm: _Arm, claim: Claim) -> DictConfig:
     with open_dict(config):
         config.hydra.job.num = claim.slot
         config.hydra.job.id = f"{arm_name(arm.values)}-{claim.slot}"
+        if job.settings.reuse and config.train.reuse_dir is None:
+            config.train.reuse_dir = str(job.sweep_dir / ".frozen")
+            config.train.reuse_max_gb = job.settings.reuse_max_gb
         if arm.values:
             config.hydra.sweep.subdir = f"{arm_name(arm.values)}/{config.hydra.sweep.subdir}"
     return config
@@ -346,13 +349,20 @@ class _Task:
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, state=TrialState.FAIL)
+        if state in ("complete", "pruned") and not self.job.settings.keep_last:
+            # Nobody goes on from here, and the optimizer's state is twice the weights.
+            assert self.run_dir is not None
+            (self.run_dir / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
 
     def _epochs(self) -> dict[str, int]:
         """Epochs that the point asks for, that were trained, and that were reused."""
         if self.config is None or self.run_dir is None:
             return {"asked": 0, "trained": 0, "reused": 0}
         reached = int(self._last_row.get("epoch", 0))
-        return {"asked": self.config.train.epochs, "trained": reached, "reused": 0}
+        about = read_json(self.run_dir / "provenance.json")["reuse"] if self._last_row else None
+        reused = 0 if about is None else about["epochs"]
+        asked = self.config.train.epochs
+        return {"asked": asked, "trained": reached - reused, "reused": reused}
 
     def write(self, state: str, reason: str | None, values: list[float] | None) -> None:
         """`trial.json`: what the study knows of this run, for those who read directories only."""
