@@ -33,23 +33,10 @@ from t5ts.model.tensors import state_digest
 from t5ts.optim import PlannedOptimizer
 from t5ts.prefix_store import PrefixStore
 from t5ts.provenance import code_digest, package_versions, processor
-from t5ts.schedule import start_step
+from t5ts.schedule import ACTS_LATER, start_step
 
 log = logging.getLogger("t5ts")
 
-#: Settings without effect while the encoder is frozen, except through what trains from step 0
-#: and how fast: that stands in the key as the optimizer's own groups.
-ACTS_LATER = (
-    "freeze.name",
-    "freeze.unfreeze_epoch",
-    "freeze.order",
-    "freeze.blocks_per_stage",
-    "freeze.epochs_per_stage",
-    "freeze.rewarmup_epochs",
-    "freeze.always",
-    "optim.encoder_lr_scale",
-    "optim.layer_decay",
-)
 #: Environment variables that choose among kernels.
 _KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_")
 

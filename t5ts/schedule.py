@@ -13,6 +13,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+#: Settings without effect while the encoder is frozen, except through what trains from step 0
+#: and how fast: that stands in the key as the optimizer's own groups.
+ACTS_LATER = (
+    "freeze.name",
+    "freeze.unfreeze_epoch",
+    "freeze.order",
+    "freeze.blocks_per_stage",
+    "freeze.epochs_per_stage",
+    "freeze.rewarmup_epochs",
+    "freeze.always",
+    "optim.encoder_lr_scale",
+    "optim.layer_decay",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:

@@ -8,7 +8,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 
 from t5ts.config import OBJECTIVES
 from t5ts.errors import ConfigError
@@ -64,6 +64,8 @@ class SweepSettings:
 
     def make_sampler(self, slot: int) -> BaseSampler:
         """The sampler of a slot: a function of the seed and the slot, not of who asks when."""
+        if self.is_grid:
+            return RandomSampler()  # a grid's points are given, nothing is drawn
         target = str(self.sampler["_target_"]).rpartition(".")[2]
         seed = self.sampler.get("seed")
         seed = self.seed if seed is None else seed

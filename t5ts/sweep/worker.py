@@ -5,6 +5,7 @@ Hydra launcher (joblib, submitit, Ray), on this machine or another.
 """
 
 import contextlib
+import json
 import logging
 import signal
 import threading
@@ -29,6 +30,7 @@ from t5ts.checks import check
 from t5ts.config import OBJECTIVES, Config, from_hydra, register
 from t5ts.errors import DataError, Interrupted, UserError, WeightsError
 from t5ts.provenance import write_json
+from t5ts.schedule import ACTS_LATER
 from t5ts.sweep.ledger import STOPPED, Claim, Ledger, Owner
 from t5ts.sweep.settings import COSTS, SweepSettings
 from t5ts.sweep.space import Space, Value, arm_name
@@ -79,8 +81,11 @@ class Work:
         return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
     def grid(self, arm: Mapping[str, Value]) -> list[dict[str, Any]] | None:
-        """The grid's points, if it is one."""
-        return self.space.grid(arm=arm, choices=self.choices()) if self.settings.is_grid else None
+        """The grid's points by slot, if it is one."""
+        if not self.settings.is_grid:
+            return None
+        points = self.space.grid(arm=arm, choices=self.choices())
+        return sharing_order(points) if self.settings.reuse else points
 
 
 @dataclass(kw_only=True)
@@ -90,6 +95,24 @@ class _Arm:
     values: dict[str, Value]
     ledger: Ledger
     grid: list[dict[str, Any]] | None
+
+
+def sharing_order(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A grid's points, so ordered that a frozen phase is there before others ask for it.
+
+    Of the points that share a frozen phase the one with the longest comes first, and the others
+    from the shortest up: while the first trains the phase, a second worker does those that need
+    none of it.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for point in points:
+        shared = json.dumps({k: v for k, v in point.items() if k not in ACTS_LATER})
+        groups.setdefault(shared, []).append(point)
+    ordered = []
+    for group in groups.values():
+        rising = sorted(group, key=lambda point: point.get("freeze.unfreeze_epoch") or 0)
+        ordered += [rising[-1], *rising[:-1]]
+    return ordered
 
 
 def open_arms(work: Work) -> list[_Arm]:
