@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import re
 import time
 from pathlib import Path
 from typing import IO
@@ -92,7 +93,7 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
         return _database(url)
     except Exception as error:  # whatever the driver raises: all of it is about this URL
         raise ConfigError(
-            f"hydra.sweeper.storage={_without_password(url)} cannot be opened:"
+            f"hydra.sweeper.storage={without_password(url)} cannot be opened:"
             f" {_first_line(error)}. Is the database running and the URL right? Allowed: null (a"
             " journal file), postgresql+psycopg://USER:PASSWORD@HOST/NAME, mysql+pymysql://…,"
             " sqlite:///FILE; the driver must be installed (pip install 't5ts[sweep]')."
@@ -113,10 +114,10 @@ def _database(url: str) -> RDBStorage:
     raise AssertionError
 
 
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    scheme, slashes, user = head.partition("://")
-    return f"{scheme}{slashes}{user.split(':')[0]}:***{at}{tail}" if at else url
+def without_password(text: str) -> str:
+    """A URL, or an override with one, as it may be shown and written down."""
+    text = re.sub(r"([?&]password=)[^&]*", r"\1***", text)
+    return re.sub(r"^(.*?://|)([^:@/]*):.*@", r"\1\2:***@", text)
 
 
 def _first_line(error: Exception) -> str:
