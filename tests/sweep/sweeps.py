@@ -60,7 +60,7 @@ def wait_for(process: subprocess.Popen[str], holds: Callable[[], Any]) -> Any:
     while not (found := holds()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
+        time.sleep(0.1)
     return found
 
 
