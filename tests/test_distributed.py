@@ -14,13 +14,14 @@ import pytest
 import torch
 from conftest import SMALL, TINY_T5
 from runs import read, rows
-from two_processes import EQUAL, STOP_AFTER, WITHOUT_DROPOUT
+from two_processes import EQUAL, STOP_AFTER, WITHOUT_DROPOUT, forecasts
 
 from t5ts import distributed
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import CONF, Config
 from t5ts.errors import ConfigError
 from t5ts.experiment import run
+from t5ts.metrics import RegressionSums
 
 Compose = Callable[..., Config]
 PROGRAM = Path(__file__).parent / "two_processes.py"
@@ -115,8 +116,19 @@ def test_interrupted_and_resumed_is_bitwise_with_dropout(two: Path) -> None:
 
 
 def test_each_process_drops_out_other_units(two: Path) -> None:
-    tensors, _ = load_checkpoint(two / "whole" / "checkpoint" / "last.safetensors")
-    assert not torch.equal(tensors["rng/cpu"], tensors["rng/cpu/1"])
+    first, second = (read(two / f"about-{number}.json")["dropout"] for number in (0, 1))
+    assert len(first) == len(second) > 5
+    assert not set(first) & set(second)
+
+
+def test_metrics_are_those_of_all_windows(two: Path) -> None:
+    whole = RegressionSums(3)
+    whole.update(*forecasts())
+    expected = whole.compute(mase_denominator_C=torch.ones(3), naive_mse=1.0)
+    assert expected["corr_constant_channels"] == 1
+    for number in (0, 1):
+        got = read(two / f"about-{number}.json")["metrics"]
+        assert got == pytest.approx(expected, rel=1e-12)
 
 
 def test_fp16_overflow_in_one_process_is_skipped_in_both(two: Path) -> None:

@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node=2 tests/two_processes.py FOLDER
 
-Each run leaves its directory in FOLDER; `outcomes.json` says how each of them ended, and
-`ends-R.json` with which weights process R came out of it. All runs share one start, since that is
-most of the time.
+Each run leaves its directory in FOLDER; `outcomes.json` says how each of them ended, `ends-R.json`
+with which weights process R came out of it, `about-R.json` what else it saw. All runs share one
+start, since that is most of the time.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from t5ts import distributed, experiment
 from t5ts.checks import check
 from t5ts.config import CONF, Config, from_hydra, register
 from t5ts.errors import Interrupted, UserError
+from t5ts.metrics import RegressionSums
 from t5ts.task import Batch, Forecast
 
 #: Overrides of the runs that must give the numbers of one process (without dropout).
@@ -134,26 +135,53 @@ def lead(folder: Path) -> None:
     (folder / "outcomes.json").write_text(json.dumps(outcomes, indent=1))
 
 
+def forecasts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """5 windows of 3 channels: predictions, truth and last values.
+
+    The second channel's truth does not vary within a process's share and does over all; the
+    third's never varies, though a sum of its squares would not say so.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prediction_BCH, target_BCH = torch.randn(2, 5, 3, 4, generator=generator).unbind()
+    target_BCH[:3, 1], target_BCH[3:, 1] = 0.1, 0.7
+    target_BCH[:, 2] = 0.3
+    return prediction_BCH, target_BCH, torch.zeros(5, 3)
+
+
+def sum_of_shares() -> dict[str, float]:
+    """Metrics of the forecasts, of which each process adds its share."""
+    sums = RegressionSums(3)
+    mine_B = distributed.share(torch.arange(5))
+    sums.update(*(tensor[mine_B] for tensor in forecasts()))
+    sums.add_other_processes()
+    return sums.compute(mase_denominator_C=torch.ones(3), naive_mse=1.0)
+
+
 def main(folder: Path) -> None:
     """Every process."""
     torch.set_num_threads(1)
     register()
     ends: dict[str, Any] = {}
+    dropout: list[int] = []
     real_run = experiment._run
 
     def run_and_meddle(config, run_dir, group, resume_from, *args):
         with pytest.MonkeyPatch.context() as patch:
             meddle(run_dir.name, ends, patch, resumes=resume_from is not None)
-            return real_run(config, run_dir, group, resume_from, *args)
+            result = real_run(config, run_dir, group, resume_from, *args)
+            dropout.append(torch.initial_seed())
+            return result
 
     experiment._run = run_and_meddle
     with distributed.setup():
         number = distributed.rank()
+        about = {"metrics": sum_of_shares()}
         if distributed.is_main():
             lead(folder)
         else:
             experiment.follow()
     (folder / f"ends-{number}.json").write_text(json.dumps(ends))
+    (folder / f"about-{number}.json").write_text(json.dumps(about | {"dropout": dropout}))
 
 
 if __name__ == "__main__":
