@@ -14,8 +14,9 @@ the sizes of the shares. The price: communication does not overlap with the back
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -123,9 +124,10 @@ def setup() -> Iterator[None]:
         raise
     finally:
         if ended_well and not _group.broken:
-            if here == 0:
-                broadcast_object(None, patient=True)
-            dist.destroy_process_group()
+            with suppress(PeersLost):  # what was to be done is done
+                if here == 0:
+                    broadcast_object(None, patient=True)
+                dist.destroy_process_group()
         _group = None
 
 
@@ -249,7 +251,9 @@ def _contact() -> Iterator[Any]:
         yield dist
     except RuntimeError as error:  # gloo's errors have no class of their own
         _group.broken = True
-        raise PeersLost(f"{lost} ({(str(error).splitlines() or [''])[0]})") from error
+        # "[place in its source] What happened. Advice …"
+        reason = re.sub(r"^\[[^]]*\]\s*", "", str(error)).split(". ")[0]
+        raise PeersLost(f"{lost} ({reason})") from error
 
 
 def barrier() -> None:

@@ -83,8 +83,10 @@ def test_two_processes_give_the_numbers_of_one(
     one, both = rows(tmp_path / "one"), rows(two / name)
     assert len(one) == len(both) > 8
     for expected, got in zip(one, both, strict=True):
-        # Losses, metrics, rates; and norms, ratios and distances, which gradients and weights make.
-        assert numbers(got) == pytest.approx(numbers(expected), rel=1e-6, abs=1e-9, nan_ok=True)
+        # Losses, metrics, rates, gradient norms, distances. Adam's update of a gradient near 0
+        # depends on its last bits: its ratio is 1e-5's.
+        rel = 1e-5 if expected["kind"] == "probe" else 1e-6
+        assert numbers(got) == pytest.approx(numbers(expected), rel=rel, abs=1e-9, nan_ok=True)
     result, of_two = read(tmp_path / "one" / "result.json"), read(two / name / "result.json")
     for part in ("metrics", "initial"):
         assert numbers(of_two[part]) == pytest.approx(numbers(result[part]), rel=1e-6, abs=1e-9)
