@@ -8,6 +8,7 @@ import torch
 from hydra.utils import get_method
 from torch import Tensor
 
+from t5ts import distributed
 from t5ts.config import (
     Config,
     DataConfig,
@@ -85,6 +86,7 @@ def build(config: Config) -> Setup:
     dry = config.debug.fast_dev_run
     limit = DRY_RUN_BATCHES * config.train.batch_size if dry else config.data.windows_per_epoch
     windows_per_epoch = min(len(train), limit or len(train))
+    _check_share(min(windows_per_epoch, config.train.batch_size))
     steps_per_epoch = -(-windows_per_epoch // config.train.batch_size)
     epochs = 1 if dry else config.train.epochs
     return Setup(
@@ -112,6 +114,21 @@ def build(config: Config) -> Setup:
     )
 
 
+def _check_share(windows_per_step: int) -> None:
+    """Refuse more processes than windows in a batch: some would never train.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    processes = distributed.world_size()
+    if processes > windows_per_step:
+        raise ConfigError(
+            f"{processes} processes share a batch of {windows_per_step} windows: train.batch_size"
+            " is that of all processes together; raise it (and data.windows_per_epoch), or use"
+            f" torchrun --nproc-per-node with at most {windows_per_step} processes in all."
+        )
+
+
 def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | None]:
     """The device, and the autocast type (None: float32 without autocast).
 
@@ -125,6 +142,14 @@ def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | No
             " (python -c 'import torch; print(torch.version.cuda)')."
         )
     device = torch.device("cuda" if has_gpu and config.train.device != "cpu" else "cpu")
+    if device.type == "cuda" and distributed.world_size() > 1:
+        if distributed.local_rank() >= torch.cuda.device_count():
+            raise ConfigError(
+                f"more processes than GPUs: this machine has {torch.cuda.device_count()}; use"
+                f" torchrun --nproc-per-node={torch.cuda.device_count()}, or train.device=cpu."
+            )
+        device = torch.device("cuda", distributed.local_rank())
+        torch.cuda.set_device(device)
     if config.train.precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "train.precision=fp16, but there is no GPU: fp16 trains on a GPU only;"

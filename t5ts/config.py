@@ -207,13 +207,13 @@ class TrainConfig:
     """The loop."""
 
     epochs: int = 10
-    batch_size: int = 64  # windows; each has C channels
+    batch_size: int = 64  # windows of a step, over all processes; each has C channels
     eval_batch_size: int = 256
     grad_accumulation: int = 1
     precision: str = "auto"
     device: str = "auto"
     compile: bool = False
-    threads: int | None = None
+    threads: int | None = None  # of each process
     eval_every_epochs: int = 1
     log_every: int = 10
     probe_every: int = 100

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from t5ts import distributed
 from t5ts.analysis.results import Result
 from t5ts.build import Setup
 from t5ts.config import Config
@@ -44,7 +45,13 @@ def announce(
         "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
     )
     precision = {None: "fp32", torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast"}
-    log.info("device     %s, %s", device_name(setup.device), precision[setup.autocast])
+    processes = distributed.world_size()
+    log.info(
+        "device     %s%s, %s",
+        device_name(setup.device),
+        f", {processes} processes share each batch" if processes > 1 else "",
+        precision[setup.autocast],
+    )
     log.info("plan       component     from epoch   peak lr     parameters")
     for entry in plan:
         start = entry["start_epoch"]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t5ts import distributed
 from t5ts.data.windows import Windows
 from t5ts.metrics import RegressionSums
 from t5ts.task import Forecast
@@ -30,6 +31,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a model on all windows of a split, whatever the batch size.
 
+    Of several processes each measures its share of the windows; the sums are then those of all.
+
     Args:
         model: A forecaster; left in evaluation mode.
         windows: The split.
@@ -43,11 +46,13 @@ def evaluate(
     model.eval()
     device = windows.series_TC.device
     sums = RegressionSums(windows.series_TC.shape[1], device=device)
-    for index_B in torch.arange(limit or len(windows))[: len(windows)].split(batch_size):
+    share_B = distributed.share(torch.arange(limit or len(windows))[: len(windows)])
+    for index_B in share_B.split(batch_size) if len(share_B) else ():
         batch = task.batch(windows.gather(index_B))
         with autocast_to(device, autocast):
             prediction_BCH = model(batch.inputs_BCL)
         sums.update(prediction_BCH, batch.target_BCH, batch.last_BC)
+    sums.add_other_processes()
     return sums.compute(mase_denominator_C=mase_denominator_C, naive_mse=naive_mse)
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,20 +18,21 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from t5ts import distributed
 from t5ts.analysis.results import Result, read_metrics, read_result
 from t5ts.build import Setup, build, component_seed, plan_table, setup_summary
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import OBJECTIVES, Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
-from t5ts.errors import ResumeError
+from t5ts.errors import Interrupted, ResumeError, UserError
 from t5ts.evaluation import evaluate, evaluate_baselines
 from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import scale_audit
 from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, write_json
 from t5ts.reuse import Reuse
-from t5ts.tracking import MetricsFile, NullTracker, Tracker, WandbTracker
+from t5ts.tracking import MetricsFile, NoMetricsFile, NullTracker, Tracker, WandbTracker
 from t5ts.train import FitSettings, FitState, fit
 
 log = logging.getLogger("t5ts")
@@ -50,6 +52,8 @@ def run(
 ) -> Result:
     """Run one configuration in its directory, or go on with it, or find it done.
 
+    Below torchrun, process 0 calls this and the others `follow`.
+
     Args:
         config: Checked.
         run_dir: Its directory; made if missing.
@@ -60,6 +64,7 @@ def run(
         UserError: for whatever the user can mend, before anything is trained wherever possible.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
+    distributed.require_setup()
     run_dir.mkdir(parents=True, exist_ok=True)
     with _locked(run_dir), _stop_on_signals() as stop:
         resume = config.train.resume
@@ -70,9 +75,24 @@ def run(
             log.info("This run is finished already; train.resume=never trains it anew.")
             report(done, run_dir)
             return done
-        return _run(
-            config, run_dir, group, _checkpoint_to_resume(resume, run_dir), stop, after_epoch
-        )
+        resume_from = _checkpoint_to_resume(resume, run_dir)
+        with distributed.handing_out((config, run_dir.absolute(), resume_from)):
+            result = _run(config, run_dir, group, resume_from, stop, after_epoch)
+        assert result is not None
+        return result
+
+
+def follow() -> None:
+    """In the processes beside process 0: take part in each of its runs until it ends."""
+    for config, run_dir, resume_from in distributed.runs():
+        try:
+            with _stop_on_signals() as stop:
+                _run(config, run_dir, None, resume_from, stop, lambda _row: None)
+        except Exception as error:
+            if not distributed.is_common(error):
+                raise
+            if not isinstance(error, UserError | Interrupted):
+                traceback.print_exc()  # process 0 has the message alone
 
 
 def _run(
@@ -82,8 +102,10 @@ def _run(
     resume_from: Path | None,
     stop: threading.Event,
     after_epoch: Callable[[Mapping[str, Any]], None],
-) -> Result:
-    setup = build(config)
+) -> Result | None:
+    """Build, train, measure; what came out is process 0's, which alone writes, to return."""
+    with distributed.main_first():
+        setup = build(config)
     task, device = setup.task, setup.device
     batch_size = config.train.eval_batch_size
     baselines = {
@@ -113,23 +135,29 @@ def _run(
     first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
     audit = scale_audit(setup.model, task.batch(setup.train.gather(first_B)).inputs_BCL)
     plan = plan_table(setup, lr=config.optim.lr)
-    announce(config, setup, audit, plan)
-    reuse = Reuse(config, setup, run_dir, resume_from)
-    _write_beginning(config, setup, run_dir, audit, plan, resume_from, reuse.about)
-    tracker = _build_tracker(config, run_dir, group)
+    tracker: Tracker = NullTracker()
+    metrics: MetricsFile = NoMetricsFile()
     try:
-        for row in reuse.install():  # tracker and sweep hear of reused epochs as of trained ones
-            tracker.log({key: value for key, value in row.items() if value is not None})
-            if row["kind"] == "eval":
-                after_epoch(row)
+        with distributed.shared_fate():
+            reuse = Reuse(config, setup, run_dir, resume_from)
+            if distributed.is_main():
+                announce(config, setup, audit, plan)
+                _write_beginning(config, setup, run_dir, audit, plan, resume_from, reuse.about)
+                tracker = _build_tracker(config, run_dir, group)
+                # Tracker and sweep hear of reused epochs as of trained ones.
+                for row in reuse.install():
+                    tracker.log({key: value for key, value in row.items() if value is not None})
+                    if row["kind"] == "eval":
+                        after_epoch(row)
+                metrics = MetricsFile(run_dir / "metrics.jsonl")
 
         def end_epoch(row: Mapping[str, Any]) -> None:
             reuse.publish(row["epoch"])
             after_epoch(row)
 
-        metrics = MetricsFile(run_dir / "metrics.jsonl")
         with ProgressBar(
-            total_steps=setup.epochs * setup.steps_per_epoch, enabled=config.train.progress
+            total_steps=setup.epochs * setup.steps_per_epoch,
+            enabled=config.train.progress and distributed.is_main(),
         ) as progress:
             state = fit(
                 setup.model,
@@ -156,6 +184,9 @@ def _run(
     # The test windows are read once, here, for the checkpoint that validation selected.
     best, _ = load_checkpoint(run_dir / "checkpoint" / "best.safetensors")
     setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
+    test = measure("test", setup.test)
+    if not distributed.is_main():
+        return None
     result = Result(
         identity=identity(config),
         arm=config.arm,
@@ -164,7 +195,7 @@ def _run(
         objective_name=config.objective,
         objective=state.best_metrics[config.objective],
         best_epoch=state.best_epoch,
-        metrics=state.best_metrics | measure("test", setup.test),
+        metrics=state.best_metrics | test,
         initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
         baselines=baselines,
         baseline_season=setup.baseline_season,
@@ -277,6 +308,7 @@ def _write_beginning(
             "device": device_name(setup.device),
             "precision": str(setup.autocast or torch.float32),
             "threads": torch.get_num_threads(),
+            "processes": distributed.world_size(),
             **summary,
             "scale_audit": audit,
             "plan": plan,

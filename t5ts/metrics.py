@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from t5ts import distributed
+
 
 class RegressionSums:
     """Running sums of predictions against truth for C channels."""
@@ -45,6 +47,13 @@ class RegressionSums:
         self._sums += torch.stack([term.sum(dim=(0, 2)) for term in terms])
         self._least = torch.minimum(self._least, torch.stack([s.amin(dim=(0, 2)) for s in spans]))
         self._most = torch.maximum(self._most, torch.stack([s.amax(dim=(0, 2)) for s in spans]))
+
+    def add_other_processes(self) -> None:
+        """Add what the other processes have summed: the same in all of them afterwards."""
+        distributed.all_reduce_sum(self._sums)
+        extremes = torch.cat([-self._least, self._most])
+        distributed.all_reduce_max(extremes)
+        self._least, self._most = -extremes[:4], extremes[4:]
 
     def compute(
         self, *, mase_denominator_C: Tensor | None = None, naive_mse: float | None = None

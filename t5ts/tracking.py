@@ -49,6 +49,22 @@ class MetricsFile:
         self._file.close()
 
 
+class NoMetricsFile(MetricsFile):
+    """In the processes beside process 0, which writes the rows of all."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def cut(self, length: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class Tracker(Protocol):
     """What a run tells the world while it goes."""
 

@@ -14,9 +14,10 @@ PACKAGE = Path(t5ts.__file__).parent
 LEVELS = {
     "errors": 0,
     "config": 1,
+    "distributed": 1,
     "checks": 2,
     "schedule": 1,
-    "metrics": 1,
+    "metrics": 2,
     "task": 1,
     "provenance": 1,
     "progress": 1,
@@ -63,6 +64,8 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names.add(node.module or "")
+            if node.module == "t5ts":
+                names |= {f"t5ts.{alias.name}" for alias in node.names}
     return names
 
 
