@@ -18,7 +18,7 @@ from t5ts.evaluation import autocast_to
 from t5ts.optim import PlannedOptimizer
 from t5ts.probes import GradientNorms, UpdateRatios, distance_from_init
 from t5ts.progress import ProgressBar
-from t5ts.task import Forecast
+from t5ts.task import Task
 from t5ts.tracking import MetricsFile, Tracker
 
 
@@ -66,7 +66,7 @@ class FitState:
 def fit(
     model: nn.Module,
     optimizer: PlannedOptimizer,
-    task: Forecast,
+    task: Task,
     train: Windows,
     validate: Callable[[], dict[str, float]],
     *,
@@ -214,12 +214,16 @@ def fit(
         index_B = order[batch_number * settings.batch_size :][: settings.batch_size]
 
         loss = torch.zeros((), device=device)
-        for part_B in index_B.tensor_split(min(settings.grad_accumulation, len(index_B))):
-            batch = task.batch(train.gather(part_B))
+        parts = [
+            task.batch(train.gather(part_B), part_B, epoch)
+            for part_B in index_B.tensor_split(min(settings.grad_accumulation, len(index_B)))
+        ]
+        num_scored = torch.stack([batch.num_scored for batch in parts]).sum().clamp_min(1)
+        for batch in parts:
             with autocast_to(device, settings.autocast):
                 prediction_BCH = forward(batch.inputs_BCL)
-            # A part weighs as many windows as it has, so that any split gives the same gradient.
-            part_loss = task.loss(prediction_BCH, batch) * (len(part_B) / len(index_B))
+            # A part weighs as many targets as it has, so that any split gives the same gradient.
+            part_loss = task.loss(prediction_BCH, batch) * (batch.num_scored / num_scored)
             scaler.scale(part_loss).backward()
             loss += part_loss.detach()
 

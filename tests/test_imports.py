@@ -18,6 +18,8 @@ LEVELS = {
     "schedule": 1,
     "metrics": 1,
     "task": 1,
+    "spans": 1,
+    "reconstruct": 2,
     "provenance": 1,
     "progress": 1,
     "data": 2,
