@@ -118,10 +118,11 @@ def _forecast(run_dir: Path) -> Any:
         ax.set_title(
             f"from {window['start']}" if window["start"] else f"window {place}", fontsize=9
         )
-        ax.set_xlabel("steps from that time" if window["start"] else "steps")
+        ax.set_xlabel("step, 1 at that time" if window["start"] else "step")
     unit = f" ({sample['unit']})" if sample["unit"] else ""
     axes[0][0].set_ylabel(f"{sample['channel']}{unit}")
-    axes[0][0].legend(fontsize=8, loc="upper left")
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, fontsize=8, loc="outside lower center", ncols=4)
     return figure
 
 
