@@ -51,7 +51,8 @@ def draw_masks(
     The lengths of the spans are drawn one after another, each uniformly from those with which the
     rest can still add up; then the spans are placed in distinct gaps between the visible steps,
     each choice of gaps being equally likely. So spans do not touch, every span has a length from
-    min_len to max_len, and every window has `num_masked` masked steps.
+    min_len to max_len, and every window has `num_masked` masked steps. The steps within a span's
+    length of a window's ends are masked less often than the rest, since fewer spans reach them.
 
     Args:
         window_B: (B,) window numbers.
@@ -71,10 +72,13 @@ def draw_masks(
     draw_BU = _uniform(key_B, most_spans + num_gaps)
     length_BS = _lengths(draw_BU[:, :most_spans], total, min_len, max_len)
     num_spans_B1 = (length_BS > 0).sum(axis=1, keepdims=True)
-    # A window's spans take the gaps with its smallest draws; gaps that it does not use sort last.
+    # A window's spans take the gaps with its smallest draws, in that order: the last length drawn
+    # is what was left, and must not always stand last. Spans that are not there sort last.
     gap_BS = np.argsort(draw_BU[:, most_spans:], axis=1, kind="stable")[:, :most_spans]
     gap_BS = np.where(np.arange(most_spans) < num_spans_B1, gap_BS, seq_len)
-    start_BS = np.sort(gap_BS, axis=1) + np.cumsum(length_BS, axis=1) - length_BS
+    order_BS = np.argsort(gap_BS, axis=1, kind="stable")
+    gap_BS, length_BS = (np.take_along_axis(x, order_BS, axis=1) for x in (gap_BS, length_BS))
+    start_BS = gap_BS + np.cumsum(length_BS, axis=1) - length_BS
     step_L = np.arange(seq_len)
     inside_BSL = (step_L >= start_BS[..., None]) & (step_L < (start_BS + length_BS)[..., None])
     return inside_BSL.any(axis=1)

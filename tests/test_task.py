@@ -74,7 +74,7 @@ def test_loss_and_gradient_are_of_observed_targets_alone() -> None:
     prediction = torch.randn(batch.target_BCH.shape, requires_grad=True)
     loss = TASK.loss(prediction, batch)
     p, y = prediction.detach().double().numpy(), batch.target_BCH.double().numpy()
-    assert float(loss) == pytest.approx(np.nanmean((p - y) ** 2), rel=1e-6)
+    assert loss.item() == pytest.approx(np.nanmean((p - y) ** 2), rel=1e-6)
     loss.backward()
     expected = np.nan_to_num(2 * (p - y)) / np.isfinite(y).sum()
     np.testing.assert_allclose(prediction.grad, expected, rtol=1e-5, atol=1e-9)
