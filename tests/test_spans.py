@@ -65,7 +65,7 @@ def test_every_step_and_every_length_has_its_share() -> None:
     assert share_L.mean() == pytest.approx(19 / 128)
     assert share_L == pytest.approx(share_L[::-1], abs=0.015)  # 4 times the draw's own spread
     assert share_L[10:-10] == pytest.approx(share_L[10:-10].mean(), rel=0.1)
-    assert share_L[0] == share_L.min() > 0.02  # few spans reach an end, but some do
+    assert 0.02 < share_L.min() < 0.04  # few spans reach an end, but some do
     counts = np.bincount([n for row in mask[:4000] for n in run_lengths(row)], minlength=11)
     assert (counts[3:11] > 0.04 * counts.sum()).all()
 
