@@ -201,7 +201,7 @@ def test_whole_context_fills_with_zero_and_has_no_token() -> None:
     x[0, 0, 3] = torch.nan
     whole = WholeContext(seq_len=16, num_channels=3, channels="independent", hidden="value")
     assert torch.equal(whole(x), x.nan_to_num(0.0).flatten(0, 1)[:, None])
-    with pytest.raises(ConfigError, match="task[.]mask=value"):
+    with pytest.raises(ConfigError, match=r"task\.mask=value"):
         WholeContext(seq_len=16, num_channels=3, channels="independent", hidden="token")
     with pytest.raises(ConfigError, match="none, value, token"):
         build_patch(hidden="zero")
