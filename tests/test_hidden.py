@@ -146,6 +146,13 @@ def test_a_split_without_any_target_is_refused_before_training(
     assert not (run_dir / "metrics.jsonl").exists()
 
 
+def test_train_targets_that_are_all_gaps_are_refused(gappy: Compose, tmp_path: Path) -> None:
+    write_csv(tmp_path / "bars.csv", empty=slice(360, 420))
+    with pytest.raises(DataError, match=r"train windows .* all gaps.*data\.fraction"):
+        build(gappy("data.fraction=0.12"))
+    build(gappy("data.fraction=0.5"))
+
+
 def test_gradient_accumulation_weighs_parts_by_their_targets(
     gappy: Compose, tmp_path: Path
 ) -> None:
