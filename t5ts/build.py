@@ -11,8 +11,10 @@ from torch import Tensor
 from t5ts import distributed
 from t5ts.config import (
     Config,
+    CsvData,
     DataConfig,
     LinearBackbone,
+    ReconstructTask,
     SharedBackbone,
     T5Backbone,
 )
@@ -24,8 +26,9 @@ from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, T5Encoder, co
 from t5ts.model.forecaster import Forecaster, build_forecaster
 from t5ts.model.weights import LoadReport, encoder_state, read_architecture, state_digest
 from t5ts.optim import OptimSettings, PlannedOptimizer
+from t5ts.reconstruct import Reconstruct
 from t5ts.schedule import forecaster_plan, start_step
-from t5ts.task import Forecast
+from t5ts.task import Forecast, Task
 
 #: Windows of a dry run's epoch and evaluation, in batches.
 DRY_RUN_BATCHES = 2
@@ -38,14 +41,14 @@ class Setup:
     Attributes:
         train, val, test: The windows in use (`debug=overfit` puts one set in all three places).
         report: Where the encoder's weights came from; None without a T5 encoder.
-        denominator_C: Seasonal-naive MAE of the train rows, for MASE.
+        denominator_C: Seasonal-naive MAE of the train rows, for MASE; None where the task has none.
         baseline_season: The season that the naive baselines repeat.
         autocast: Precision of the forward pass; None for float32.
     """
 
     device: torch.device
     autocast: torch.dtype | None
-    task: Forecast
+    task: Task
     series: Series
     splits: WindowSplits
     train: Windows
@@ -58,7 +61,7 @@ class Setup:
     windows_per_epoch: int
     steps_per_epoch: int
     eval_limit: int | None
-    denominator_C: Tensor
+    denominator_C: Tensor | None
     baseline_season: int
 
 
@@ -71,7 +74,7 @@ def build(config: Config) -> Setup:
     device, autocast = device_and_precision(config)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    task = Forecast(seq_len=config.seq_len, horizon=config.horizon)
+    task = build_task(config)
     series = load_series(config.data)
     splits = build_windows(
         series,
@@ -109,7 +112,9 @@ def build(config: Config) -> Setup:
         eval_limit=config.train.eval_batch_size if dry else None,
         denominator_C=mase_denominator(
             train.series_TC[slice(*splits.scaler_rows)], season=series.season
-        ),
+        )
+        if task.uses_season
+        else None,
         baseline_season=task.baseline_season(series.season),
     )
 
@@ -127,6 +132,21 @@ def _check_share(windows_per_step: int) -> None:
             " is that of all processes together; raise it (and data.windows_per_epoch), or use"
             f" torchrun --nproc-per-node with at most {windows_per_step} processes in all."
         )
+
+
+def build_task(config: Config) -> Task:
+    """The task: the one place where it is chosen."""
+    if isinstance(config.task, ReconstructTask):
+        return Reconstruct(
+            seq_len=config.seq_len,
+            ratio=config.task.ratio,
+            min_len=config.task.min_len,
+            max_len=config.task.max_len,
+            mask=config.task.mask,
+            seed=component_seed(config.seed, "mask"),
+        )
+    assert config.horizon is not None
+    return Forecast(seq_len=config.seq_len, horizon=config.horizon)
 
 
 def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | None]:
@@ -206,6 +226,7 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
     Raises:
         WeightsError: if the weights cannot be had or do not verify.
     """
+    task = build_task(config)
     encoder, report = _build_encoder(config)
     # Without an encoder there are no tokens: one linear map, whatever the patch group says.
     has_tokens = not isinstance(encoder, NoEncoder)
@@ -217,18 +238,25 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
         encoder=encoder,
         num_channels=num_channels,
         seq_len=config.seq_len,
-        output_len=config.horizon,
+        output_len=task.output_len,
         patch_len=config.patch.patch_len,
         stride=config.patch.stride,
         channels=config.patch.channels,
         norm=config.patch.norm and has_tokens,
         scale=config.patch.scale if has_tokens else "none",
         embedding_rms=embedding_rms,
+        hidden=_hidden(config, task),
         normalize=config.normalize.name,
         patch_generator=component_generator(config.seed, "patch"),
         head_generator=component_generator(config.seed, "head"),
     )
     return model, report
+
+
+def _hidden(config: Config, task: Task) -> str:
+    """What stands for steps that the model does not see: the task's choice, or 0 for mere gaps."""
+    has_gaps = isinstance(config.data, CsvData) and config.data.missing == "mask"
+    return "value" if task.hides == "none" and has_gaps else task.hides
 
 
 def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:

@@ -33,8 +33,8 @@ def announce(
     for warning in sanity.warnings:
         log.warning("           WARNING: %s", warning)
     log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
-    if setup.baseline_season != series.season:
-        log.info("           the season exceeds seq_len: seasonal naive repeats the last value")
+    for note in setup.task.notes(series.season):
+        log.info("task       %s", note)
     if setup.report is None:
         log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
     else:
@@ -68,13 +68,13 @@ def report(result: Result, run_dir: Path) -> None:
     """Print the result table and where the pictures are."""
     lines = [
         "",
-        f"{'':<16}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
+        f"{'':<21}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
     ]
 
     def row(name: str, val: dict[str, float], test: dict[str, float]) -> str:
         corrs = ["–" if math.isnan(r) else f"{r:.4f}" for r in (val["corr"], test["corr"])]
         return (
-            f"{name:<16}{val['loss']:>9.4f}{corrs[0]:>10}"
+            f"{name:<21}{val['loss']:>9.4f}{corrs[0]:>10}"
             f"{test['loss']:>10.4f}{test['mae']:>10.4f}{corrs[1]:>11}"
         )
 
@@ -89,7 +89,7 @@ def report(result: Result, run_dir: Path) -> None:
         for name in result.baselines["val"]
     ]
     if result.best_achievable_loss is not None:
-        lines.append(f"{'best achievable':<16}{result.best_achievable_loss:>9.4f}")
+        lines.append(f"{'best achievable':<21}{result.best_achievable_loss:>9.4f}")
     lines.append(
         f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
         f" {result.seconds:.0f} s; peak memory {result.peak_memory_bytes / 2**20:.0f} MiB"

@@ -1,5 +1,6 @@
 """Measuring a model, or a forecast that needs none, on all windows of a split."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from t5ts import distributed
 from t5ts.data.windows import Windows
+from t5ts.errors import DataError
 from t5ts.metrics import RegressionSums
-from t5ts.task import Forecast
+from t5ts.task import Task
 
 
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -21,11 +23,11 @@ def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
 def evaluate(
     model: nn.Module,
     windows: Windows,
-    task: Forecast,
+    task: Task,
     *,
     batch_size: int,
     autocast: torch.dtype | None,
-    mase_denominator_C: Tensor,
+    mase_denominator_C: Tensor | None,
     naive_mse: float,
     limit: int | None = None,
 ) -> dict[str, float]:
@@ -48,25 +50,44 @@ def evaluate(
     sums = RegressionSums(windows.series_TC.shape[1], device=device)
     share_B = distributed.share(torch.arange(limit or len(windows))[: len(windows)])
     for index_B in share_B.split(batch_size) if len(share_B) else ():
-        batch = task.batch(windows.gather(index_B))
+        batch = task.batch(windows.gather(index_B), index_B)
         with autocast_to(device, autocast):
             prediction_BCH = model(batch.inputs_BCL)
-        sums.update(prediction_BCH, batch.target_BCH, batch.last_BC)
+        sums.update(prediction_BCH, batch.target_BCH, task.last_value(batch))
     sums.add_other_processes()
     return sums.compute(mase_denominator_C=mase_denominator_C, naive_mse=naive_mse)
 
 
 @torch.no_grad()
 def evaluate_baselines(
-    windows: Windows, task: Forecast, *, season: int, batch_size: int, mase_denominator_C: Tensor
+    windows: Windows,
+    task: Task,
+    *,
+    season: int,
+    batch_size: int,
+    mase_denominator_C: Tensor | None,
 ) -> dict[str, dict[str, float]]:
-    """The same metrics for the forecasts that need no training, on all windows of a split."""
+    """The same metrics for the predictions that need no training, on all windows of a split.
+
+    Raises:
+        DataError: if nothing in them can be scored, since every target falls into a gap.
+    """
     sums: dict[str, RegressionSums] = {}
     for index_B in torch.arange(len(windows)).split(batch_size):
-        batch = task.batch(windows.gather(index_B))
+        batch = task.batch(windows.gather(index_B), index_B)
+        last_BCH = task.last_value(batch)
         for name, prediction_BCH in task.baselines(batch, season=season).items():
             if name not in sums:
                 channels, device = windows.series_TC.shape[1], windows.series_TC.device
                 sums[name] = RegressionSums(channels, device=device)
-            sums[name].update(prediction_BCH, batch.target_BCH, batch.last_BC)
-    return {name: its.compute(mase_denominator_C=mase_denominator_C) for name, its in sums.items()}
+            sums[name].update(prediction_BCH, batch.target_BCH, last_BCH)
+    metrics = {
+        name: its.compute(mase_denominator_C=mase_denominator_C) for name, its in sums.items()
+    }
+    if math.isnan(metrics[task.naive]["loss"]):
+        raise DataError(
+            f"The {windows.name} windows have no target that could be scored: all of it falls into"
+            " gaps of the data (data.missing=mask). Move data.splits, or bring a series with values"
+            " there."
+        )
+    return metrics

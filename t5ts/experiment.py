@@ -127,13 +127,14 @@ def _run(
             batch_size=batch_size,
             autocast=setup.autocast,
             mase_denominator_C=setup.denominator_C,
-            naive_mse=baselines[split]["seasonal_naive"]["loss"],
+            naive_mse=baselines[split][task.naive]["loss"],
             limit=setup.eval_limit,
         )
         return {f"{split}_{name}": value for name, value in metrics.items()}
 
     first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
-    audit = scale_audit(setup.model, task.batch(setup.train.gather(first_B)).inputs_BCL)
+    first = task.batch(setup.train.gather(first_B), first_B, epoch=0)
+    audit = scale_audit(setup.model, first.inputs_BCL)
     plan = plan_table(setup, lr=config.optim.lr)
     tracker: Tracker = NullTracker()
     metrics: MetricsFile = NoMetricsFile()
@@ -312,6 +313,11 @@ def _write_beginning(
             **summary,
             "scale_audit": audit,
             "plan": plan,
+            "task": {
+                "name": config.task.name,
+                **asdict(setup.task),
+                "notes": setup.task.notes(setup.series.season),
+            },
             "resumed_from": None if resume_from is None else str(resume_from),
             "reuse": reuse,
         },
@@ -319,34 +325,37 @@ def _write_beginning(
 
 
 def _forecast_sample(setup: Setup) -> dict[str, Any]:
-    """A few test forecasts of the first channel, in data units, for the picture."""
+    """A few test predictions of the first channel, in data units, for the picture."""
     series, task, test = setup.series, setup.task, setup.test
     # From the middle of equal parts: neither the first nor the last window, which are special.
     count = min(SAMPLE_WINDOWS, len(test))
     index_B = (torch.arange(count) * 2 + 1) * len(test) // (2 * count)
-    batch = task.batch(test.gather(index_B))
+    batch = task.batch(test.gather(index_B), index_B)
     setup.model.eval()
     with torch.no_grad():
         prediction_BCH = setup.model(batch.inputs_BCL)
-    naive_BCH = task.baselines(batch, season=setup.baseline_season)["seasonal_naive"]
+    naive_BCH = task.baselines(batch, season=setup.baseline_season)[task.naive]
     mean, std = float(setup.splits.mean_C[0]), float(setup.splits.std_C[0])
 
     def in_data_units(values_BCX: torch.Tensor, i: int) -> list[float]:
         return (values_BCX[i, 0].double().cpu() * std + mean).tolist()
 
     patch = setup.model.patch
-    stride = getattr(patch, "stride", task.seq_len)
+    seq_len = batch.inputs_BCL.shape[-1]
+    stride = getattr(patch, "stride", seq_len)
     return {
         "channel": series.channels[0],
         "unit": series.units[0],
-        "patch_starts": list(range(-getattr(patch, "pad", 0), task.seq_len, stride)),
+        "patch_starts": list(range(-getattr(patch, "pad", 0), seq_len, stride)),
+        "target_start": task.context_len,  # of a window's steps, the first that may be asked for
+        "naive_name": task.naive,
         "windows": [
             {
-                "start": series.time_of(test.first_row + int(index_B[i]) + task.seq_len),
+                "start": series.time_of(test.first_row + int(index_B[i]) + task.context_len),
                 "context": in_data_units(batch.inputs_BCL, i),
                 "truth": in_data_units(batch.target_BCH, i),
                 "prediction": in_data_units(prediction_BCH, i),
-                "seasonal_naive": in_data_units(naive_BCH, i),
+                "naive": in_data_units(naive_BCH, i),
             }
             for i in range(count)
         ],

@@ -19,7 +19,7 @@ from t5ts.evaluation import autocast_to
 from t5ts.optim import PlannedOptimizer
 from t5ts.probes import GradientNorms, UpdateRatios, distance_from_init
 from t5ts.progress import ProgressBar
-from t5ts.task import Forecast
+from t5ts.task import Task
 from t5ts.tracking import MetricsFile, Tracker
 
 
@@ -67,7 +67,7 @@ class FitState:
 def fit(
     model: nn.Module,
     optimizer: PlannedOptimizer,
-    task: Forecast,
+    task: Task,
     train: Windows,
     validate: Callable[[], dict[str, float]],
     *,
@@ -228,15 +228,23 @@ def fit(
 
         loss = torch.zeros((), device=device)
         share_B = distributed.share(index_B)
-        for part_B in share_B.tensor_split(max(1, min(settings.grad_accumulation, len(share_B)))):
-            if len(part_B) == 0:  # the last batch has fewer windows than there are processes
-                scaler.scale(loss)  # it makes its scale at the first call
-                continue
-            batch = task.batch(train.gather(part_B))
+        splits = max(1, min(settings.grad_accumulation, len(share_B)))
+        parts = [
+            task.batch(train.gather(part_B), part_B, epoch)
+            for part_B in share_B.tensor_split(splits)
+            if len(part_B)
+        ]
+        if not parts:  # the last batch has fewer windows than there are processes
+            scaler.scale(loss)  # it makes its scale at the first call
+        scored = torch.zeros((), dtype=torch.int64, device=device)
+        num_scored = sum((batch.num_scored for batch in parts), scored)
+        distributed.all_reduce_sum(num_scored)
+        num_scored = num_scored.clamp_min(1)
+        for batch in parts:
             with autocast_to(device, settings.autocast):
                 prediction_BCH = forward(batch.inputs_BCL)
-            # A part weighs as many windows as it has, so that any split gives the same gradient.
-            part_loss = task.loss(prediction_BCH, batch) * (len(part_B) / len(index_B))
+            # A part weighs as many targets as it has, so that any split gives the same gradient.
+            part_loss = task.loss(prediction_BCH, batch) * (batch.num_scored / num_scored)
             scaler.scale(part_loss).backward()
             loss += part_loss.detach()
 

@@ -19,6 +19,8 @@ LEVELS = {
     "schedule": 1,
     "metrics": 2,
     "task": 1,
+    "spans": 1,
+    "reconstruct": 2,
     "provenance": 1,
     "progress": 1,
     "prefix_store": 1,

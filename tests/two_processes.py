@@ -145,7 +145,7 @@ def forecasts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     prediction_BCH, target_BCH = torch.randn(2, 5, 3, 4, generator=generator).unbind()
     target_BCH[:3, 1], target_BCH[3:, 1] = 0.1, 0.7
     target_BCH[:, 2] = 0.3
-    return prediction_BCH, target_BCH, torch.zeros(5, 3)
+    return prediction_BCH, target_BCH, torch.zeros_like(target_BCH)
 
 
 def sum_of_shares() -> dict[str, float]:
