@@ -4,10 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from t5ts.analysis.arms import PRETRAINED, RANDOM, Condition, Pair, conditions, pairs
 from t5ts.analysis.statistics import (
     ALPHA,
     Estimate,
+    crossed_interval,
     diebold_mariano,
     holm,
     log_ratio,
@@ -15,7 +18,7 @@ from t5ts.analysis.statistics import (
     seeds_needed,
     wilcoxon_p,
 )
-from t5ts.analysis.study import Study
+from t5ts.analysis.study import Run, Study
 from t5ts.analysis.validity import BROKEN, Check, arms_needed, check_condition, check_pair
 from t5ts.analysis.words import percent, percent_interval, plural, probability
 
@@ -37,6 +40,8 @@ class Comparison:
         p_holm: p of the effect, adjusted for the family of pairs of its kind.
         p_permutation: Sign-flip permutation test, unadjusted.
         over_time: Diebold–Mariano on seed-averaged window losses, None where not recorded.
+        new_windows: The difference as a share of the control's loss, with the interval for other
+            stretches of the series as well as other seeds; None where not recorded.
         kind: What it shows: transfers, does not transfer, cannot tell.
     """
 
@@ -45,6 +50,7 @@ class Comparison:
     p_holm: float = math.nan
     p_permutation: float = math.nan
     over_time: Estimate | None = None
+    new_windows: Estimate | None = None
     kind: str = CANNOT_TELL
 
 
@@ -110,25 +116,34 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
         margin: Relative difference of the loss that does not matter.
     """
     found = conditions(study)
+    compared = [[_compare(pair) for pair in pairs(condition)] for condition in found]
+    everything = [c for comparisons in compared for c in comparisons]
+    for kind in {c.pair.kind for c in everything}:
+        # One family per question, over all data sets and amounts of data.
+        family = [c for c in everything if c.pair.kind == kind]
+        for c, p in zip(family, holm([c.effect.p for c in family]), strict=True):
+            c.p_holm = p
+            c.kind = _kind(c.effect, p, margin)
     verdicts = [
-        _judge(condition, study, margin=margin, is_first=number == 0)
-        for number, condition in enumerate(found)
+        _judge(condition, comparisons, study.left_out if number == 0 else [], margin)
+        for number, (condition, comparisons) in enumerate(zip(found, compared, strict=True))
     ]
     return Findings(study=study, verdicts=verdicts, together=_together(verdicts))
 
 
-def _judge(condition: Condition, study: Study, *, margin: float, is_first: bool) -> Verdict:
-    compared = [_compare(pair) for pair in pairs(condition)]
-    for kind in {c.pair.kind for c in compared}:
-        family = [c for c in compared if c.pair.kind == kind]
-        for c, p in zip(family, holm([c.effect.p for c in family]), strict=True):
-            c.p_holm = p
-            c.kind = _kind(c.effect, p, margin)
+def _judge(
+    condition: Condition, compared: list[Comparison], left_out: Sequence[Run], margin: float
+) -> Verdict:
     fair = [c for c in compared if c.pair.kind == "weights"]
-    common = check_condition(condition, study.left_out if is_first else ())
-    with_seeds = [c for c in fair if c.pair.seeds]
-    main = _main(with_seeds or fair)
-    checks = [*(check_pair(main.pair) if main else []), *common]
+    main = _main([c for c in fair if c.pair.seeds] or fair)
+    checks = check_pair(main.pair) if main else []
+    for c in fair:
+        if c is main or not c.pair.seeds:
+            continue
+        broken = [check for check in check_pair(c.pair) if check.status == BROKEN]
+        if broken:
+            c.kind = WITHHELD
+            checks += broken
     judged = Verdict(
         condition=condition,
         kind=NOTHING,
@@ -136,18 +151,19 @@ def _judge(condition: Condition, study: Study, *, margin: float, is_first: bool)
         reasons=[],
         main=main,
         comparisons=compared,
-        checks=checks,
+        checks=[*checks, *check_condition(condition, left_out)],
         margin=margin,
     )
     if main is None:
         judged.headline, judged.reasons = _no_pair(condition)
     elif not main.pair.seeds:
-        judged.headline = "No pair of arms has finished the same seed yet."
-        judged.reasons = [f"{plural(len(condition.runs), 'run')} read; see Validity for their state."]
+        judged.headline = "Nothing to compare yet: no pair of arms has finished the same seed."
+        runs = plural(len(condition.runs), "run")
+        judged.reasons = [f"{runs} read; section 7 says what is missing."]
     elif judged.broken:
-        judged.kind = WITHHELD
+        judged.kind = main.kind = WITHHELD
         judged.headline = "No verdict: the arms cannot be compared."
-        judged.reasons = [f"{check.name}: {check.detail}" for check in judged.broken]
+        judged.reasons = [f"{check.name}: {check.detail}." for check in judged.broken]
     else:
         _conclude(judged, main, fair)
     return judged
@@ -157,21 +173,17 @@ def _compare(pair: Pair) -> Comparison:
     treatment, control = pair.values(METRIC)
     compared = Comparison(pair=pair, effect=log_ratio(treatment, control))
     if len(treatment) >= 2:
-        compared.p_permutation = permutation_p(_logs(treatment) - _logs(control))
-    losses = [(a.test_losses(), b.test_losses()) for a, b in pair.runs()]
-    lengths = {len(x) for both in losses for x in both if x is not None}
-    if losses and all(x is not None for both in losses for x in both) and len(lengths) == 1:
-        a = sum(both[0] for both in losses) / len(losses)  # type: ignore[misc]
-        b = sum(both[1] for both in losses) / len(losses)  # type: ignore[misc]
+        compared.p_permutation = permutation_p(np.log(treatment) - np.log(control))
+    losses_a = [a.test_losses() for a, _ in pair.runs()]
+    losses_b = [b.test_losses() for _, b in pair.runs()]
+    known = [losses for losses in (*losses_a, *losses_b) if losses is not None]
+    if known and len(known) == 2 * len(pair.seeds) and len({len(x) for x in known}) == 1:
         horizon = int(pair.treatment.runs[0].config["horizon"])
-        compared.over_time = diebold_mariano(a, b, horizon=horizon)  # type: ignore[arg-type]
+        a_SW, b_SW = np.stack(known[: len(losses_a)]), np.stack(known[len(losses_a) :])
+        a_W, b_W = a_SW.mean(axis=0), b_SW.mean(axis=0)
+        compared.over_time = diebold_mariano(a_W, b_W, horizon=horizon)
+        compared.new_windows = crossed_interval((a_SW - b_SW) / b_W.mean(), horizon=horizon)
     return compared
-
-
-def _logs(values):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.log(values)
 
 
 def _kind(effect: Estimate, p_holm: float, margin: float) -> str:
@@ -222,10 +234,12 @@ def _no_pair(condition: Condition) -> tuple[str, list[str]]:
 def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> None:
     effect, pair, margin = main.effect, main.pair, judged.margin
     data, n = judged.condition.name, len(pair.seeds)
-    sure = (
-        f"{percent_interval(effect)} (95 % interval over {plural(n, 'paired seed')},"
-        f" Holm-adjusted p {probability(main.p_holm)})"
-    )
+    sure = percent_interval(effect)
+    if effect.is_known:
+        sure += (
+            f" (95 % interval over {plural(n, 'paired seed')}, Holm-adjusted p"
+            f" {probability(main.p_holm)})"
+        )
     judged.kind = main.kind
     frozen = _frozen_random(judged, main)
     if frozen is not None and frozen.effect.within(margin):
@@ -256,7 +270,7 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
     else:
         _cannot_tell(judged, main)
     judged.reasons.insert(0, f"Test loss of {pair.name}, on {data}: {sure}.")
-    if effect.is_known and judged.kind in (TRANSFERS, DOES_NOT):
+    if judged.kind in (TRANSFERS, DOES_NOT) and not effect.within(margin):
         judged.reasons.append(_over_time(main))
     if frozen is not None and judged.kind != CANNOT_DISCRIMINATE and frozen.effect.is_known:
         low, high = frozen.effect.low, frozen.effect.high
@@ -314,16 +328,16 @@ def _cannot_tell(judged: Verdict, main: Comparison) -> None:
 
 
 def _over_time(main: Comparison) -> str:
-    dm = main.over_time
-    if dm is None:
+    """Whether it also holds for other stretches of the series; empty where not recorded."""
+    wide, dm = main.new_windows, main.over_time
+    if wide is None or dm is None:
         return ""
-    better = dm.value < 0
-    tail = "the same holds for other stretches of this series" if dm.p < ALPHA else (
-        "so it may be these test windows; it is not shown for other stretches of this series"
-    )
+    span = f"[{percent(wide.low)}, {percent(wide.high)}]"
+    same = wide.excludes_zero() and (wide.value < 0) == (main.effect.value < 0)
+    holds = "it holds there too" if same else "it is not shown there"
     return (
-        f"Over time (Diebold–Mariano on {dm.count} overlapping windows) the"
-        f" {'pretrained' if better else 'random'} arm is ahead with p {probability(dm.p)}: {tail}."
+        f"For other stretches of this series, as well as other seeds, the interval is {span}:"
+        f" {holds} (Diebold–Mariano on {dm.count:,} overlapping windows: p {probability(dm.p)})."
     )
 
 
