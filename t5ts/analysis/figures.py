@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis import effects
-from t5ts.analysis.arms import Arm
+from t5ts.analysis.arms import Arm, Pair
 from t5ts.analysis.colours import GREY, MPL_DASHES, MPL_MARKERS, ORANGE, style
 from t5ts.analysis.statistics import Estimate
 from t5ts.analysis.verdict import CANNOT_TELL, TRANSFERS, Comparison, Findings
@@ -68,9 +68,17 @@ def _figure(rows: int, columns: int, *, width: float, height: float, **kw: Any) 
 def shown_effects(findings: Findings) -> list[tuple[str, Comparison]]:
     """The comparisons to draw, the fair ones first, each with its label."""
     several = len(findings.verdicts) > 1
+    backbones = {arm.backbone for v in findings.verdicts for arm in v.condition.arms}
+
+    def label(pair: Pair) -> str:
+        names = [pair.treatment.name, pair.control.name]
+        if len(backbones) == 1:  # then it says nothing
+            names = [name.removeprefix(f"{next(iter(backbones))}-") for name in names]
+        return " against ".join(names)
+
     kinds = ("weights",) if several else ("weights", "control", "frozen_random", "freezing")
     return [
-        (c.pair.name + (f"\n{v.condition.name}" if several else ""), c)
+        (label(c.pair) + (f"\n{v.condition.name}" if several else ""), c)
         for kind in kinds
         for v in findings.verdicts
         for c in v.comparisons
@@ -141,20 +149,12 @@ def _curves(findings: Findings) -> Any | None:
                 label=f"{arm.name} ({band.count})" if ax is loss else None,
             )
             ax.fill_between(band.x, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+            starts = [e for e in effects.unfreezing(arm.shown) if e <= band.x[-1]]
+            heights = np.interp(starts, band.x, band.mean)
+            ax.plot(starts, heights, "^", ms=10, mfc="white", mec=colour, mew=1.8, zorder=3)
     for ax in (loss, corr):
-        for place, arm, _ in curves:
-            starts = effects.unfreezing(arm.shown)
-            ax.plot(
-                starts,
-                [0.02 + 0.03 * place] * len(starts),
-                transform=ax.get_xaxis_transform(),
-                linestyle="",
-                marker="^",
-                markersize=6,
-                color=style(place)[0],
-            )
         ax.set_xlabel("epoch")
-    naive = _naive(findings)
+    naive = naive_loss(findings)
     if naive is not None:
         loss.axhline(naive, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
         label = loss.text(1, naive, "seasonal naive ", transform=loss.get_yaxis_transform(),
@@ -162,11 +162,12 @@ def _curves(findings: Findings) -> Any | None:
         label.set_in_layout(False)
     loss.set_ylabel("val_loss: MSE, train-standardised")
     corr.set_ylabel("val_corr: Pearson r")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, title="arm (seeds); ▲ unfreezing")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, title="arm (seeds);  △ unfreezing")
     return figure
 
 
-def _naive(findings: Findings) -> float | None:
+def naive_loss(findings: Findings) -> float | None:
+    """Seasonal naive's validation loss in the main condition; None before a run is finished."""
     for run in findings.main.condition.runs:
         if run.result is not None:
             return run.result.baselines["val"]["seasonal_naive"]["loss"]

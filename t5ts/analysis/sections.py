@@ -192,7 +192,7 @@ def convergence(findings: Findings) -> Section:
         section.show(
             "curves",
             f"Validation over the epochs on {findings.main.condition.name}: mean over seeds with"
-            " its 95 % interval; a tick under the curves marks an unfreezing.",
+            " its 95 % interval; a white triangle marks an unfreezing.",
             _curves_in_words(findings.main.condition),
         )
     return section
