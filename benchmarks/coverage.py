@@ -2,8 +2,8 @@
 
     python -m benchmarks.coverage [--studies 4000] [--seed 0]
 
-Simulated studies with a known difference between two arms, at 5 and 10 paired seeds, under laws that
-a reviewer would ask for. Student's t beside the percentile bootstrap that it replaces; the crossed
+Simulated studies with a known difference between two arms, at 5 and 10 paired seeds, under laws
+that a reviewer would ask for. Student's t beside the percentile bootstrap that it replaces; the crossed
 interval and Diebold–Mariano on losses of overlapping windows.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.signal import lfilter
 from scipy.stats import t as student
+
 from t5ts.analysis.statistics import crossed_interval, diebold_mariano, mean_interval
 
 TRUTH = -0.03  # mean log-ratio: 3 % lower loss
@@ -42,7 +43,7 @@ LAWS: dict[str, Draw] = {"normal": normal, "heavy-tailed": heavy, "skewed": skew
 def window_means(
     rng: np.random.Generator, *, rows: int, windows: int, horizon: int, autocorrelation: float
 ) -> np.ndarray:
-    """(rows, windows) means over `horizon` steps of an AR(1): neighbours share all steps but one."""
+    """(rows, windows) means over `horizon` steps of an AR(1): neighbours share all but one."""
     noise = rng.normal(size=(rows, windows + horizon + 199))
     steps = lfilter([1.0], [1.0, -autocorrelation], noise, axis=1)[:, 199:]  # less the run-in
     total = np.cumsum(steps, axis=1)
@@ -52,7 +53,7 @@ def window_means(
 def crossed_study(
     rng: np.random.Generator, *, seeds: int, windows: int, autocorrelation: float
 ) -> np.ndarray:
-    """(S, W) loss differences with mean 0: seed effects, time effects that all seeds share, rest."""
+    """(S, W) loss differences with mean 0: of seeds, of times that all seeds share, and the rest."""
     law = {"windows": windows, "horizon": 24, "autocorrelation": autocorrelation}
     shared, own = window_means(rng, rows=1, **law), window_means(rng, rows=seeds, **law)
     return rng.normal(0, 0.05, (seeds, 1)) + 0.5 * shared + 0.5 * own
@@ -114,9 +115,7 @@ def main() -> None:
             wrong += diebold_mariano(d, np.zeros(windows), horizon=24).p < 0.05
             score = abs(d.mean()) / (d.std(ddof=1) / math.sqrt(windows))
             naive += 2 * student.sf(score, windows - 1) < 0.05
-        print(
-            f"| {windows} | {rho} | {100 * wrong / fewer:.1f} % | {100 * naive / fewer:.1f} % |"
-        )
+        print(f"| {windows} | {rho} | {100 * wrong / fewer:.1f} % | {100 * naive / fewer:.1f} % |")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def evaluate(
         mase_denominator_C: See `RegressionSums.compute`.
         naive_mse: See `RegressionSums.compute`.
         limit: Only the first so many windows (a dry run).
-        window_losses: Where given, (B,) float32 tensors are added to it, in the windows' order: each
-            window's mean squared error over channels and steps. Their mean is the loss.
+        window_losses: Where given, (B,) float32 tensors are added to it, in the windows' order:
+            each window's mean squared error over channels and steps. Their mean is the loss.
     """
     model.eval()
     device = windows.series_TC.device

@@ -4,8 +4,12 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from t5ts.errors import UserError
+
+if TYPE_CHECKING:
+    from t5ts.analysis.verdict import Findings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _print_log_table(findings) -> None:  # type: ignore[no-untyped-def]
+def _print_log_table(findings: "Findings") -> None:
     """The lab log's table of the main condition, on the terminal."""
     from rich.console import Console
     from rich.table import Table as RichTable

@@ -118,7 +118,7 @@ class Condition:
         return [run for arm in self.arms for run in arm.runs]
 
     def arm(self, name: str) -> Arm:
-        """The arm of a name (backbone-init-freeze)."""
+        """The arm of a name: backbone-init-freeze, or init-freeze where all share the backbone."""
         return next(arm for arm in self.arms if arm.name == name)
 
 
@@ -205,6 +205,11 @@ def conditions(study: Study) -> list[Condition]:
         Condition(name="", config={k: json.loads(v) for k, v in key}, arms=_arms(runs))
         for key, runs in groups.items()
     ]
+    backbones = {arm.backbone for condition in found for arm in condition.arms}
+    if len(backbones) == 1:  # then naming it in every arm says nothing
+        for condition in found:
+            for arm in condition.arms:
+                arm.name = arm.name.removeprefix(f"{arm.backbone}-")
     found.sort(key=lambda c: (str(c.config.get("data.name")), -float(c.config["data.fraction"])))
     _name_conditions(found)
     return found
@@ -219,9 +224,7 @@ def _name_conditions(found: Sequence[Condition]) -> None:
     for condition in found:
         same = [c for c in found if base(c) == base(condition)]
         keys = sorted({k for c in same for k in c.config})
-        differing = [
-            k for k in keys if len({json.dumps(c.config.get(k)) for c in same}) > 1
-        ]
+        differing = [k for k in keys if len({json.dumps(c.config.get(k)) for c in same}) > 1]
         parts = [
             f"{100 * condition.config[k]:g} % of the training data"
             if k == "data.fraction"
@@ -237,9 +240,7 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         key = {
-            k: v
-            for k, v in run.settings.items()
-            if k.startswith(_ARM_GROUPS) and k not in sampled
+            k: v for k, v in run.settings.items() if k.startswith(_ARM_GROUPS) and k not in sampled
         }
         groups[json.dumps(key, sort_keys=True)].append(run)
     arms = []
@@ -250,9 +251,7 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
         first = members[0]
         twins = [json.loads(k) for k, m in groups.items() if m[0].arm == first.arm]
         own = json.loads(key_text)
-        extra = [
-            f"{k}={own.get(k)}" for k in own if len({json.dumps(t.get(k)) for t in twins}) > 1
-        ]
+        extra = [f"{k}={own.get(k)}" for k in own if len({json.dumps(t.get(k)) for t in twins}) > 1]
         arms.append(
             Arm(
                 name=first.arm + (f" ({', '.join(extra)})" if extra else ""),
@@ -265,9 +264,7 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
         )
     order = {PRETRAINED: 0, RANDOM: 1, "matched": 2, "shuffled": 3}
     freezes = {"staged": 0, "none": 1, "norms": 2, "all": 3}
-    arms.sort(
-        key=lambda a: (order.get(a.init, 9), a.backbone, freezes.get(a.freeze, 9), a.name)
-    )
+    arms.sort(key=lambda a: (order.get(a.init, 9), a.backbone, freezes.get(a.freeze, 9), a.name))
     return arms
 
 
@@ -281,9 +278,7 @@ def pairs(condition: Condition) -> list[Pair]:
         a = treatment.best.finished if treatment.best else {}
         b = control.best.finished if control.best else {}
         found.append(
-            Pair(
-                kind=kind, treatment=treatment, control=control, seeds=sorted(set(a) & set(b))
-            )
+            Pair(kind=kind, treatment=treatment, control=control, seeds=sorted(set(a) & set(b)))
         )
 
     pretrained = [arm for arm in condition.arms if arm.init == PRETRAINED]
@@ -307,9 +302,7 @@ def pairs(condition: Condition) -> list[Pair]:
                 add("freezing", arm, other)
     for arm in pretrained:
         for other in condition.arms:
-            if other.init == RANDOM and (
-                other.backbone != arm.backbone or other.freeze == "none"
-            ):
+            if other.init == RANDOM and (other.backbone != arm.backbone or other.freeze == "none"):
                 add("other", arm, other)
     rank = ["weights", "control", "frozen_random", "freezing", "other"]
     found.sort(key=lambda pair: rank.index(pair.kind))

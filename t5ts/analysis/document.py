@@ -18,7 +18,7 @@ class Table:
 
     caption: str
     columns: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
     #: Rows to be shown in red.
     broken: set[int] = field(default_factory=set)
 
@@ -67,7 +67,7 @@ class Section:
         self,
         caption: str,
         columns: Sequence[str],
-        rows: list[Sequence[str]],
+        rows: Sequence[Sequence[str]],
         *,
         broken: set[int] | None = None,
     ) -> None:

@@ -233,9 +233,7 @@ def neighbours(arm: Arm, *, count: int = 4) -> list[Point]:
     }
 
     def place(point: Point) -> Array:
-        return np.array(
-            [v.index(point.settings[k]) / (len(v) - 1) for k, v in numeric.items()]
-        )
+        return np.array([v.index(point.settings[k]) / (len(v) - 1) for k, v in numeric.items()])
 
     here = place(arm.best)
     others = [p for p in arm.points if p.finished and p is not arm.best]

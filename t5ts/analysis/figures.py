@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis import effects
-from t5ts.analysis.arms import Arm, Pair
+from t5ts.analysis.arms import Arm
 from t5ts.analysis.colours import GREY, MPL_DASHES, MPL_MARKERS, ORANGE, style
 from t5ts.analysis.statistics import Estimate
 from t5ts.analysis.verdict import CANNOT_TELL, TRANSFERS, Comparison, Findings
@@ -16,7 +16,7 @@ from t5ts.analysis.verdict import CANNOT_TELL, TRANSFERS, Comparison, Findings
 MOST_EFFECTS = 24
 #: Panels of a picture that has one per arm.
 MOST_PANELS = 8
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -68,17 +68,9 @@ def _figure(rows: int, columns: int, *, width: float, height: float, **kw: Any) 
 def shown_effects(findings: Findings) -> list[tuple[str, Comparison]]:
     """The comparisons to draw, the fair ones first, each with its label."""
     several = len(findings.verdicts) > 1
-    backbones = {arm.backbone for v in findings.verdicts for arm in v.condition.arms}
-
-    def label(pair: Pair) -> str:
-        names = [pair.treatment.name, pair.control.name]
-        if len(backbones) == 1:  # then it says nothing
-            names = [name.removeprefix(f"{next(iter(backbones))}-") for name in names]
-        return " against ".join(names)
-
     kinds = ("weights",) if several else ("weights", "control", "frozen_random", "freezing")
     return [
-        (label(c.pair) + (f"\n{v.condition.name}" if several else ""), c)
+        (c.pair.name + (f"\n{v.condition.name}" if several else ""), c)
         for kind in kinds
         for v in findings.verdicts
         for c in v.comparisons
@@ -162,7 +154,9 @@ def _curves(findings: Findings) -> Any | None:
         label.set_in_layout(False)
     loss.set_ylabel("val_loss: MSE, train-standardised")
     corr.set_ylabel("val_corr: Pearson r")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, title="arm (seeds);  △ unfreezing")
+    figure.legend(
+        loc="outside lower center", ncols=2, fontsize=9, title="arm (seeds);  △ unfreezing"
+    )
     return figure
 
 
@@ -216,17 +210,19 @@ def _panels(arms: Sequence[Any], *, height: float, width: float = 3.6) -> tuple[
 def _gradients(findings: Findings) -> Any | None:
     from matplotlib.colors import LogNorm
 
-    maps = [(arm, effects.gradient_map(arm)) for arm in findings.main.condition.arms]
-    maps = [(arm, m) for arm, m in maps if m is not None and (m.norms > 0).any()][:MOST_PANELS]
+    maps = [
+        (arm, m)
+        for arm in findings.main.condition.arms
+        if (m := effects.gradient_map(arm)) is not None and (m.norms > 0).any()
+    ][:MOST_PANELS]
     if not maps:
         return None
-    rows = max(len(m.components) for _, m in maps if m)
+    rows = max(len(m.components) for _, m in maps)
     figure, axes = _panels(maps, height=1.2 + 0.22 * rows)
-    positive = np.concatenate([m.norms[m.norms > 0] for _, m in maps if m])
+    positive = np.concatenate([m.norms[m.norms > 0] for _, m in maps])
     norm = LogNorm(positive.min(), max(positive.max(), positive.min() * 1.01))
     image = None
     for ax, (arm, m) in zip(axes, maps, strict=True):
-        assert m is not None
         image = ax.pcolormesh(
             np.append(m.epochs - 0.5, m.epochs[-1] + 0.5),
             np.arange(len(m.components) + 1) - 0.5,

@@ -83,7 +83,9 @@ def _curves(findings: Findings) -> Any | None:
         ("val_loss", "val_loss: MSE, train-standardised"),
         ("val_corr", "val_corr: Pearson r"),
     ):
-        bands = [(i, arm, effects.learning_curve(arm, metric)) for i, arm in enumerate(condition.arms)]
+        bands = [
+            (i, arm, effects.learning_curve(arm, metric)) for i, arm in enumerate(condition.arms)
+        ]
         drawn = [(i, arm, band) for i, arm, band in bands if band is not None]
         if not drawn:
             continue
@@ -110,8 +112,14 @@ def _curves(findings: Findings) -> Any | None:
             )
             last = max(float(band.x[-1]) for _, _, band in drawn)
             plot.add_layout(
-                Label(x=last, y=naive, text="seasonal naive", text_align="right",
-                      text_font_size="11px", text_color="#555555")  # fmt: skip
+                Label(
+                    x=last,
+                    y=naive,
+                    text="seasonal naive",
+                    text_align="right",
+                    text_font_size="11px",
+                    text_color="#555555",
+                )
             )
         panels.append(plot)
     if not panels:
@@ -178,7 +186,9 @@ def _gap(findings: Findings) -> Any | None:
             line.tags = []  # a pair is no arm: the page's switches leave it alone
         items.append(LegendItem(label=name, renderers=lines[-2:]))
     plot.add_layout(
-        Legend(items=items, click_policy="hide", border_line_color=None, label_text_font_size="12px"),
+        Legend(
+            items=items, click_policy="hide", border_line_color=None, label_text_font_size="12px"
+        ),
         "below",
     )
     return plot

@@ -1,6 +1,7 @@
 """The report as files: one self-contained page, Markdown, tables, pictures."""
 
 import base64
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -22,6 +23,8 @@ from t5ts.analysis.verdict import (
 )
 from t5ts.analysis.words import plural
 
+#: Figures with their interval and unit; a dash for none.
+_FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( against [\d.]+)?")
 #: What the verdict's card says, and its look (a class of the page's style sheet).
 BADGES = {
     TRANSFERS: ("Transfers", "good"),
@@ -93,6 +96,14 @@ def in_short(findings: Findings) -> str:
     return " · ".join(parts)
 
 
+def arm_words(findings: Findings) -> str:
+    """How to read an arm's name."""
+    backbones = {arm.backbone for v in findings.verdicts for arm in v.condition.arms}
+    if len(backbones) == 1:
+        return f"weights-freezing, all on the encoder {next(iter(backbones))}"
+    return "encoder-weights-freezing"
+
+
 def markdown(findings: Findings, content: list[Section], pictures: list[str]) -> str:
     """The report as Markdown, with links to the picture files."""
     main = findings.main
@@ -103,7 +114,7 @@ def markdown(findings: Findings, content: list[Section], pictures: list[str]) ->
         "",
         *(f"- {reason}" for reason in main.reasons),
         "",
-        in_short(findings),
+        f"{in_short(findings)}. An arm's name is {arm_words(findings)}.",
         "",
     ]
     for v in findings.verdicts:
@@ -131,9 +142,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def page(
-    findings: Findings, content: list[Section], pictures: list[str], figures: Path
-) -> str:
+def page(findings: Findings, content: list[Section], pictures: list[str], figures: Path) -> str:
     """The page: everything that it needs stands in it.
 
     Args:
@@ -168,6 +177,7 @@ def page(
         badge=badge,
         look=look,
         in_short=in_short(findings),
+        arm_words=arm_words(findings),
         sections=content,
         pictures=pictures,
         interactive=interactive,
@@ -182,4 +192,4 @@ def page(
 
 def _is_number(cell: str) -> bool:
     """Whether a cell is set in figures, which are aligned to the right."""
-    return bool(cell) and (cell[0].isdigit() or cell[0] in "−+–[<∞")
+    return _FIGURES.fullmatch(cell) is not None

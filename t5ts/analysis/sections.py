@@ -540,7 +540,9 @@ def _best_in_words(arm: Arm) -> str:
 
 
 def _settings(arm: Arm, point: Point) -> str:
-    return ", ".join(f"{k}={number_or_text(point.settings.get(k))}" for k in arm.tuned) or "as given"
+    return (
+        ", ".join(f"{k}={number_or_text(point.settings.get(k))}" for k in arm.tuned) or "as given"
+    )
 
 
 def number_or_text(value: object) -> str:
@@ -551,7 +553,7 @@ def number_or_text(value: object) -> str:
 
 
 def _regret_rows(findings: Findings) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for v in findings.verdicts:
         groups: dict[tuple[str, str], list[Arm]] = {}
         for arm in v.condition.arms:
@@ -723,8 +725,9 @@ def validity(findings: Findings) -> Section:
     if any(effects.scale_audit(arm) for arm in findings.main.condition.arms):
         section.show(
             "scale",
-            "Scale at step 0: RMS of what goes into the encoder, of each block's output, and of the"
-            " encoder's output. Arms that start at other scales differ in more than what T5 learnt.",
+            "Scale at step 0: RMS of what goes into the encoder, of each block's output, and of"
+            " the encoder's output. Arms that start at other scales differ in more than what T5"
+            " learnt.",
             "; ".join(
                 f"{arm.name}: output {number(effects.scale_audit(arm).get('output'), digits=3)}"
                 for arm in findings.main.condition.arms
@@ -733,10 +736,7 @@ def validity(findings: Findings) -> Section:
     section.tabulate(
         "Where each arm's encoder comes from",
         ["arm", "source", "encoder tensors, SHA-256", "load report"],
-        [
-            (_named(findings, v, arm.name), *_weights(arm))
-            for v, arm in _arms(findings)
-        ],
+        [(_named(findings, v, arm.name), *_weights(arm)) for v, arm in _arms(findings)],
     )
     return section
 
@@ -750,9 +750,7 @@ def _baselines(findings: Findings, section: Section) -> None:
         test = [r.metric("test_loss") for r in runs]
         if not runs:
             continue
-        linear = next(
-            (a for a in v.condition.arms if a.backbone == "linear" and a.best), None
-        )
+        linear = next((a for a in v.condition.arms if a.backbone == "linear" and a.best), None)
         against_linear = "not run"
         if linear is not None and linear.best is not None and linear is not arm:
             seeds = sorted(set(linear.best.finished) & set(arm.best.finished))  # type: ignore[union-attr]

@@ -71,9 +71,7 @@ def mean_interval(values: Sequence[float] | Array) -> Estimate:
     n = len(x)
     nan = math.nan
     if n < 2:
-        return Estimate(
-            value=float(x[0]) if n else nan, low=nan, high=nan, p=nan, sd=nan, count=n
-        )
+        return Estimate(value=float(x[0]) if n else nan, low=nan, high=nan, p=nan, sd=nan, count=n)
     mean, sd = float(x.mean()), float(x.std(ddof=1))
     return _t_estimate(mean, sd / math.sqrt(n), degrees=n - 1, sd=sd, count=n)
 

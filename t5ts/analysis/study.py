@@ -291,7 +291,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_metrics(run: Run) -> None:
     """Evaluations and probes of metrics.jsonl; of the many step rows only what is counted."""
-    evals, probes = [], []
+    evals: list[dict[str, Any]] = []
+    probes: list[dict[str, Any]] = []
     lines = (run.path / "metrics.jsonl").read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if line.startswith(_STEP):

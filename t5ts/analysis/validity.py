@@ -67,9 +67,7 @@ def _differences(pair: Pair) -> Check:
     name = "only the weights differ"
     differing = settings_that_differ(pair)
     tuned = set(pair.treatment.tuned) & set(pair.control.tuned)
-    wrong = {
-        k: v for k, v in differing.items() if not k.startswith("init.") and k not in tuned
-    }
+    wrong = {k: v for k, v in differing.items() if not k.startswith("init.") and k not in tuned}
     if wrong:
         what = "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in wrong.items())
         return Check(name=name, status=BROKEN, detail=f"{pair.name} also differ in {what}")
@@ -202,7 +200,9 @@ def _scale(pair: Pair) -> Check:
     outputs = []
     for arm in (pair.treatment, pair.control):
         runs = arm.best.finished.values() if arm.best else ()
-        values = [r.provenance["scale_audit"]["output"] for r in runs if "scale_audit" in r.provenance]
+        values = [
+            r.provenance["scale_audit"]["output"] for r in runs if "scale_audit" in r.provenance
+        ]
         outputs.append(float(np.mean(values)) if values else float("nan"))
     detail = (
         f"RMS of the encoder's output: {pair.treatment.name} {outputs[0]:.3g},"
@@ -270,7 +270,9 @@ def _worse_than_mean(condition: Condition) -> Check:
     ]
     if not bad:
         return Check(name=name, status=OK, detail="every finished run, on validation")
-    shown = ", ".join(f"{run.arm} seed {run.seed} ({run.metric('val_loss'):.4g})" for run in bad[:4])
+    shown = ", ".join(
+        f"{run.arm} seed {run.seed} ({run.metric('val_loss'):.4g})" for run in bad[:4]
+    )
     return Check(
         name=name,
         status=NOTE,

@@ -255,7 +255,8 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
     elif main.kind == TRANSFERS:
         judged.headline = (
             f"Pretraining helps: test error {percent(-math.expm1(effect.value), sign=False)} lower"
-            " than with random weights."
+            " than with random weights"
+            f"{_between(-math.expm1(effect.high), -math.expm1(effect.low))}."
         )
     elif main.kind == DOES_NOT and effect.within(margin):
         judged.headline = (
@@ -265,7 +266,7 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
     elif main.kind == DOES_NOT:
         judged.headline = (
             f"Pretraining hurts: test error {percent(math.expm1(effect.value), sign=False)} higher"
-            " than with random weights."
+            f" than with random weights{_between(math.expm1(effect.low), math.expm1(effect.high))}."
         )
     else:
         _cannot_tell(judged, main)
@@ -277,7 +278,8 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
         if low <= 0 <= high:
             judged.reasons.append(
                 f"Caution: {frozen.pair.control.name}, an encoder that stays random, lies within"
-                f" the interval of {frozen.pair.treatment.name} ({percent_interval(frozen.effect)})."
+                f" the interval of {frozen.pair.treatment.name}"
+                f" ({percent_interval(frozen.effect)})."
             )
     rest = [c for c in fair if c is not main and c.pair.seeds]
     judged.reasons += [
@@ -285,6 +287,10 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
         for c in rest
     ]
     judged.reasons = [reason for reason in judged.reasons if reason]
+
+
+def _between(low: float, high: float) -> str:
+    return f" (95 % sure: {percent(low, sign=False)} to {percent(high, sign=False)})"
 
 
 def _frozen_random(judged: Verdict, main: Comparison) -> Comparison | None:
@@ -311,8 +317,9 @@ def _cannot_tell(judged: Verdict, main: Comparison) -> None:
     else:
         count = f"about {max(judged.seeds_needed, effect.count + 1)}"
     judged.headline = (
-        f"Cannot tell: the interval of the difference includes 0. {count.capitalize()} paired seeds"
-        " would decide."
+        f"Cannot tell: the change of the test error may be anything from"
+        f" {percent(math.expm1(effect.low))} to {percent(math.expm1(effect.high))}."
+        f" {count.capitalize()} paired seeds would decide."
     )
     kept = "the difference seen" if target == abs(effect.value) else "the smallest that matters"
     judged.reasons.append(

@@ -32,7 +32,8 @@ def percent(share: float, *, sign: bool = True) -> str:
         return NONE
     value = 100 * share
     digits = 1 if abs(value) >= 0.95 else 2
-    return minus(f"{value:{'+' if sign else ''}.{digits}f}") + " %"
+    # A space that does not break, so that the sign stays with its number.
+    return minus(f"{value:{'+' if sign else ''}.{digits}f}") + "\u00a0%"
 
 
 def percent_interval(effect: Estimate) -> str:
@@ -44,11 +45,17 @@ def percent_interval(effect: Estimate) -> str:
 
 
 def interval(effect: Estimate, *, digits: int = 3) -> str:
-    """A mean with its interval."""
-    value = number(effect.value, digits=digits)
-    if not effect.is_known:
-        return value
-    return f"{value} [{number(effect.low, digits=digits)}, {number(effect.high, digits=digits)}]"
+    """A mean with its interval, the interval to the mean's decimals."""
+    if not math.isfinite(effect.value):
+        return number(effect.value)
+    reach = max(abs(effect.low), abs(effect.high)) if effect.is_known else abs(effect.value)
+    decimals = digits if reach == 0 else max(0, digits - 1 - math.floor(math.log10(reach)))
+    if decimals > 8:  # too small to be written out
+        return number(effect.value, digits=digits)
+    text = fixed(effect.value, digits=decimals)
+    if effect.is_known:
+        text += f" [{fixed(effect.low, digits=decimals)}, {fixed(effect.high, digits=decimals)}]"
+    return text
 
 
 def probability(p: float) -> str:
