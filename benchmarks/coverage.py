@@ -3,8 +3,8 @@
     python -m benchmarks.coverage [--studies 4000] [--seed 0]
 
 Simulated studies with a known difference between two arms, at 5 and 10 paired seeds, under laws
-that a reviewer would ask for. Student's t beside the percentile bootstrap that it replaces; the crossed
-interval and Diebold–Mariano on losses of overlapping windows.
+that a reviewer would ask for. Student's t beside the percentile bootstrap that it replaces; the
+crossed interval and Diebold–Mariano on losses of overlapping windows.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def window_means(
 def crossed_study(
     rng: np.random.Generator, *, seeds: int, windows: int, autocorrelation: float
 ) -> np.ndarray:
-    """(S, W) loss differences with mean 0: of seeds, of times that all seeds share, and the rest."""
+    """(S, W) loss differences with mean 0: of seeds, of times that seeds share, and the rest."""
     law = {"windows": windows, "horizon": 24, "autocorrelation": autocorrelation}
     shared, own = window_means(rng, rows=1, **law), window_means(rng, rows=seeds, **law)
     return rng.normal(0, 0.05, (seeds, 1)) + 0.5 * shared + 0.5 * own

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from t5ts.errors import UserError
 
 if TYPE_CHECKING:
-    from t5ts.analysis.verdict import Findings
+    from t5ts.analysis.judgement import Findings
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,9 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not 0 < options.margin < 100:
             raise UserError(f"--margin {options.margin}: give per cent between 0 and 100.")
+        from t5ts.analysis.judgement import verdict
         from t5ts.analysis.page import in_short, write_report
         from t5ts.analysis.study import collect
-        from t5ts.analysis.verdict import verdict
 
         findings = verdict(collect(options.dirs), margin=options.margin / 100)
         out = options.out or options.dirs[0] / "report"

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t5ts.analysis.figures import draw
+    from t5ts.analysis.judgement import Findings, Verdict, verdict
     from t5ts.analysis.page import write_report
     from t5ts.analysis.study import Run, Study, collect
-    from t5ts.analysis.verdict import Findings, Verdict, verdict
 
 _HOMES = {
     "collect": "study",
     "Run": "study",
     "Study": "study",
-    "verdict": "verdict",
-    "Findings": "verdict",
-    "Verdict": "verdict",
+    "verdict": "judgement",
+    "Findings": "judgement",
+    "Verdict": "judgement",
     "draw": "figures",
     "write_report": "page",
 }

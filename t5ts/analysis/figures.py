@@ -9,8 +9,8 @@ import numpy as np
 from t5ts.analysis import effects
 from t5ts.analysis.arms import Arm
 from t5ts.analysis.colours import GREY, MPL_DASHES, MPL_MARKERS, ORANGE, style
+from t5ts.analysis.judgement import CANNOT_TELL, TRANSFERS, Comparison, Findings
 from t5ts.analysis.statistics import Estimate
-from t5ts.analysis.verdict import CANNOT_TELL, TRANSFERS, Comparison, Findings
 
 #: More comparisons than this are a wall, not a picture; the table has them all.
 MOST_EFFECTS = 24

@@ -9,7 +9,7 @@ import numpy as np
 from t5ts.analysis import effects
 from t5ts.analysis.colours import GREY, ORANGE, style
 from t5ts.analysis.figures import effect_percent, effect_style, gaps_of, naive_loss, shown_effects
-from t5ts.analysis.verdict import Findings
+from t5ts.analysis.judgement import Findings
 from t5ts.analysis.words import number, percent_interval, probability
 
 _BOKEH_MARKERS = {"o": "circle", "D": "diamond", "s": "square"}

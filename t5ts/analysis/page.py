@@ -11,8 +11,7 @@ from typing import Any
 from t5ts.analysis.document import Picture, Section, Table, Text
 from t5ts.analysis.figures import save_figures
 from t5ts.analysis.interactive import plots
-from t5ts.analysis.sections import sections
-from t5ts.analysis.verdict import (
+from t5ts.analysis.judgement import (
     CANNOT_DISCRIMINATE,
     CANNOT_TELL,
     DOES_NOT,
@@ -21,6 +20,7 @@ from t5ts.analysis.verdict import (
     WITHHELD,
     Findings,
 )
+from t5ts.analysis.sections import sections
 from t5ts.analysis.words import plural
 
 #: Figures with their interval and unit; a dash for none.

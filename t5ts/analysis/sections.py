@@ -8,10 +8,7 @@ import numpy as np
 from t5ts.analysis import effects
 from t5ts.analysis.arms import Arm, Condition, Pair, Point
 from t5ts.analysis.document import Section
-from t5ts.analysis.statistics import Estimate, log_ratio, mean_interval
-from t5ts.analysis.study import Run
-from t5ts.analysis.validity import BROKEN, settings_that_differ
-from t5ts.analysis.verdict import (
+from t5ts.analysis.judgement import (
     CANNOT_TELL,
     DOES_NOT,
     TRANSFERS,
@@ -20,6 +17,9 @@ from t5ts.analysis.verdict import (
     Findings,
     Verdict,
 )
+from t5ts.analysis.statistics import Estimate, log_ratio, mean_interval
+from t5ts.analysis.study import Run
+from t5ts.analysis.validity import BROKEN, settings_that_differ
 from t5ts.analysis.words import (
     NONE,
     fixed,
