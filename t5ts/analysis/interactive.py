@@ -23,22 +23,24 @@ class Plots:
         divs: By the picture's name: the element that the plot appears in.
         script: The script that draws all of them.
         library: Bokeh's own script and nothing else, to stand in the page.
-        arms: Names of the arms that can be shown and hidden, in the order of their colours.
+        switches: By arm, in the order of their colours: names of what its switch shows and hides.
     """
 
     divs: dict[str, str] = field(default_factory=dict)
     script: str = ""
     library: str = ""
-    arms: list[str] = field(default_factory=list)
+    switches: dict[str, list[str]] = field(default_factory=dict)
 
 
 def plots(findings: Findings) -> Plots:
     """Every interactive plot that there is data for."""
     from bokeh.embed import components
+    from bokeh.models import GlyphRenderer
     from bokeh.resources import Resources
 
-    roots = {name: plot(findings) for name, plot in PLOTS.items()}
-    roots = {name: root for name, root in roots.items() if root is not None}
+    roots: dict[str, Any] = {
+        name: root for name, plot in PLOTS.items() if (root := plot(findings)) is not None
+    }
     if not roots:
         return Plots()
     script, divs = components(roots, wrap_script=False)
@@ -47,7 +49,16 @@ def plots(findings: Findings) -> Plots:
         script=script,
         # The core alone: no widgets, tables, WebGL or MathJax (2 MB less).
         library="\n".join(Resources(mode="inline", components=["bokeh"]).js_raw),
-        arms=[arm.name for arm in findings.main.condition.arms] if "curves" in roots else [],
+        switches={
+            arm.name: [
+                renderer.name
+                for renderer in roots["curves"].select({"type": GlyphRenderer})
+                if renderer.name.split("-")[1] == str(place)
+            ]
+            for place, arm in enumerate(findings.main.condition.arms)
+        }
+        if "curves" in roots
+        else {},
     )
 
 
@@ -91,6 +102,7 @@ def _curves(findings: Findings) -> Any | None:
             continue
         plot = _figure(height=360, x_axis_label="epoch", y_axis_label=label, min_width=280)
         for place, arm, band in drawn:
+            before = len(plot.renderers)
             _draw_band(plot, band, place, arm.name, metric)
             starts = [e for e in effects.unfreezing(arm.shown) if e <= band.x[-1]]
             plot.scatter(
@@ -101,8 +113,9 @@ def _curves(findings: Findings) -> Any | None:
                 fill_color="white",
                 line_color=style(place)[0],
                 line_width=2,
-                tags=[f"arm:{arm.name}"],
             )
+            for part, renderer in enumerate(plot.renderers[before:]):
+                renderer.name = f"{metric}-{place}-{part}"  # what the page's switches look for
         naive = naive_loss(findings)
         if metric == "val_loss" and naive is not None:
             from bokeh.models import Label, Span
@@ -135,11 +148,10 @@ def _draw_band(plot: Any, band: effects.Band, place: int, name: str, metric: str
 
     colour, dash, marker = style(place)
     known = np.isfinite(band.low)
-    tags = [f"arm:{name}"]
     if known.any():
         plot.varea(
             band.x[known], band.low[known], band.high[known],
-            fill_color=colour, fill_alpha=0.14, tags=tags,
+            fill_color=colour, fill_alpha=0.14,
         )  # fmt: skip
     source = ColumnDataSource(
         {
@@ -151,8 +163,8 @@ def _draw_band(plot: Any, band: effects.Band, place: int, name: str, metric: str
             ],
         }
     )
-    plot.line("x", "y", source=source, color=colour, line_dash=dash, line_width=2, tags=tags)
-    points = plot.scatter("x", "y", source=source, color=colour, marker=marker, size=6, tags=tags)
+    plot.line("x", "y", source=source, color=colour, line_dash=dash, line_width=2)
+    points = plot.scatter("x", "y", source=source, color=colour, marker=marker, size=6)
     plot.add_tools(
         HoverTool(
             renderers=[points],
@@ -181,10 +193,7 @@ def _gap(findings: Findings) -> Any | None:
     for place, (name, gap) in enumerate(gaps):
         before = len(plot.renderers)
         _draw_band(plot, gap.band, place, name, "gap")
-        lines = plot.renderers[before:]
-        for line in lines:
-            line.tags = []  # a pair is no arm: the page's switches leave it alone
-        items.append(LegendItem(label=name, renderers=lines[-2:]))
+        items.append(LegendItem(label=name, renderers=plot.renderers[before:]))
     plot.add_layout(
         Legend(
             items=items, click_policy="hide", border_line_color=None, label_text_font_size="12px"

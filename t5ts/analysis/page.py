@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from t5ts.analysis.colours import style
 from t5ts.analysis.document import Picture, Section, Table, Text
 from t5ts.analysis.figures import save_figures
 from t5ts.analysis.interactive import plots
@@ -169,8 +170,6 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
         return type(block).__name__.lower()
 
     badge, look = BADGES[findings.main.kind]
-    from t5ts.analysis.colours import style
-
     return template.render(
         main=findings.main,
         verdicts=findings.verdicts,
@@ -181,7 +180,10 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
         sections=content,
         pictures=pictures,
         interactive=interactive,
-        arms=[(name, style(i)[0]) for i, name in enumerate(interactive.arms)],
+        arms=[
+            (name, style(place)[0], " ".join(sorted(parts)))
+            for place, (name, parts) in enumerate(interactive.switches.items())
+        ],
         image=image,
         kind=kind,
         checks_held=sum(c.status == "holds" for c in findings.main.checks),

@@ -149,12 +149,17 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+def _is_fault(message: Any) -> bool:
+    # `ink` reads pixels back, which Chromium remarks on.
+    return message.type in ("error", "warning") and "getImageData" not in message.text
+
+
 def opened(browser: Any, report: Path, *, width: int) -> tuple[Any, list[str]]:
     """The page, drawn, and whatever it complained of or asked for."""
     page = browser.new_page(viewport={"width": width, "height": 800})
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda m: m.type in ("error", "warning") and faults.append(m.text))
+    page.on("console", lambda m: faults.append(m.text) if _is_fault(m) else None)
     page.on(
         "request",
         lambda r: r.url.startswith(("file:", "data:", "blob:")) or faults.append(r.url),
