@@ -12,6 +12,8 @@ from t5ts.analysis.figures import effect_percent, effect_style, gaps_of, naive_l
 from t5ts.analysis.judgement import Findings
 from t5ts.analysis.words import number, percent_interval, probability
 
+#: A grid of more learning rates than this has its axis's own ticks.
+MOST_TICKS = 8
 _BOKEH_MARKERS = {"o": "circle", "D": "diamond", "s": "square"}
 
 
@@ -205,7 +207,14 @@ def _gap(findings: Findings) -> Any | None:
 
 def _surface(findings: Findings) -> Any | None:
     from bokeh.layouts import gridplot
-    from bokeh.models import BasicTicker, ColorBar, ColumnDataSource, HoverTool, LinearColorMapper
+    from bokeh.models import (
+        BasicTicker,
+        ColorBar,
+        ColumnDataSource,
+        HoverTool,
+        LinearColorMapper,
+        PrintfTickFormatter,
+    )
     from bokeh.palettes import Viridis256
 
     found = [(arm, effects.surface(arm)) for arm in findings.main.condition.arms]
@@ -229,6 +238,10 @@ def _surface(findings: Findings) -> Any | None:
             y_axis_type="log",
             min_width=280,
         )
+        plot.y_range.range_padding = plot.x_range.range_padding = 0.2
+        if len(set(s.rates)) <= MOST_TICKS:  # a grid: name its lines
+            plot.yaxis.ticker = sorted(set(s.rates))
+        plot.yaxis.formatter = PrintfTickFormatter(format="%.1e")
         source = ColumnDataSource({"x": s.unfreeze, "y": s.rates, "value": s.values})
         squares = plot.scatter(
             "x", "y", source=source, marker="square", size=24, line_color=None,
@@ -269,7 +282,9 @@ def _effects(findings: Findings) -> Any | None:
         x_axis_label="change of the test loss, % (left: the first arm is better)",
     )
     margin = 100 * findings.main.margin
-    plot.add_layout(BoxAnnotation(left=-margin, right=margin, fill_color="#cccccc", fill_alpha=0.5))
+    plot.add_layout(BoxAnnotation(
+            left=-margin, right=margin, fill_color="#cccccc", fill_alpha=0.5, level="underlay"
+        ))
     plot.add_layout(Span(location=0, dimension="height", line_color="black"))
     rows = [(label, c, effect_percent(c.effect), effect_style(c)) for label, (_, c) in
             zip(labels, shown, strict=True)]  # fmt: skip
