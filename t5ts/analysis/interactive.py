@@ -282,9 +282,11 @@ def _effects(findings: Findings) -> Any | None:
         x_axis_label="change of the test loss, % (left: the first arm is better)",
     )
     margin = 100 * findings.main.margin
-    plot.add_layout(BoxAnnotation(
+    plot.add_layout(
+        BoxAnnotation(
             left=-margin, right=margin, fill_color="#cccccc", fill_alpha=0.5, level="underlay"
-        ))
+        )
+    )
     plot.add_layout(Span(location=0, dimension="height", line_color="black"))
     rows = [(label, c, effect_percent(c.effect), effect_style(c)) for label, (_, c) in
             zip(labels, shown, strict=True)]  # fmt: skip
