@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format bench wheel-check pretrain clean
+.PHONY: help install demo run report test check format bench wheel-check pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ demo: $(STAMP)  ## install, then one whole run offline on packaged data (under 2
 
 run: $(STAMP)  ## a run of your own: make run ARGS="init=t5 freeze=staged"
 	$(BIN)/python -m t5ts.run $(ARGS)
+
+report: $(STAMP)  ## what run directories show: make report ARGS="multirun/..."
+	$(BIN)/python -m t5ts.report $(ARGS)
 
 test: $(STAMP)  ## the tests, offline on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)

@@ -30,6 +30,7 @@ def evaluate(
     mase_denominator_C: Tensor | None,
     naive_mse: float,
     limit: int | None = None,
+    window_losses: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Metrics of a model on all windows of a split, whatever the batch size.
 
@@ -44,6 +45,8 @@ def evaluate(
         mase_denominator_C: See `RegressionSums.compute`.
         naive_mse: See `RegressionSums.compute`.
         limit: Only the first so many windows (a dry run).
+        window_losses: Where given, (B,) float32 tensors are added to it, in the windows' order:
+            each window's mean squared error over channels and steps. Their mean is the loss.
     """
     model.eval()
     device = windows.series_TC.device
@@ -54,6 +57,9 @@ def evaluate(
         with autocast_to(device, autocast):
             prediction_BCH = model(batch.inputs_BCL)
         sums.update(prediction_BCH, batch.target_BCH, task.last_value(batch))
+        if window_losses is not None:
+            error_BCH = prediction_BCH.float() - batch.target_BCH  # NaN where nothing is scored
+            window_losses.append(error_BCH.square().nanmean(dim=(1, 2)).cpu())
     sums.add_other_processes()
     return sums.compute(mase_denominator_C=mase_denominator_C, naive_mse=naive_mse)
 

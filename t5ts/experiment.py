@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -119,7 +120,9 @@ def _run(
         for split, windows in (("val", setup.val), ("test", setup.test))
     }
 
-    def measure(split: str, windows: Windows) -> dict[str, float]:
+    def measure(
+        split: str, windows: Windows, window_losses: list[torch.Tensor] | None = None
+    ) -> dict[str, float]:
         metrics = evaluate(
             setup.model,
             windows,
@@ -129,6 +132,7 @@ def _run(
             mase_denominator_C=setup.denominator_C,
             naive_mse=baselines[split][task.naive]["loss"],
             limit=setup.eval_limit,
+            window_losses=window_losses,
         )
         return {f"{split}_{name}": value for name, value in metrics.items()}
 
@@ -185,7 +189,9 @@ def _run(
     # The test windows are read once, here, for the checkpoint that validation selected.
     best, _ = load_checkpoint(run_dir / "checkpoint" / "best.safetensors")
     setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
-    test = measure("test", setup.test)
+    shares: list[torch.Tensor] = []
+    test_metrics = measure("test", setup.test, shares)
+    test_losses = distributed.gather_objects(shares)  # the shares follow one another
     if not distributed.is_main():
         return None
     result = Result(
@@ -196,7 +202,7 @@ def _run(
         objective_name=config.objective,
         objective=state.best_metrics[config.objective],
         best_epoch=state.best_epoch,
-        metrics=state.best_metrics | test,
+        metrics=state.best_metrics | test_metrics,
         initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
         baselines=baselines,
         baseline_season=setup.baseline_season,
@@ -207,6 +213,11 @@ def _run(
         skipped_steps=state.skipped_steps,
         debug=config.debug.name,
         reused_epochs=reuse.reused_epochs,
+    )
+    # Per window, for tests that respect the overlap of windows (Diebold-Mariano).
+    np.save(
+        run_dir / "test_losses.npy",
+        torch.cat([loss_B for part in test_losses for loss_B in part]).numpy(),
     )
     write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
     return _finish(result, state, run_dir, tracker)

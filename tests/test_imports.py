@@ -42,6 +42,7 @@ LEVELS = {
     "pretrain": 4,
     "sweep": 8,
     "run": 9,
+    "report": 9,
     "download": 9,
 }
 #: Who alone may import a library, since it is slow or a matter of one room.
@@ -53,7 +54,11 @@ ROOMS = {
     "wandb": ("tracking",),
     "optuna": ("sweep",),
     "matplotlib": ("analysis",),
-    "polars": ("data",),
+    "bokeh": ("analysis",),
+    "jinja2": ("analysis",),
+    "scipy": ("analysis",),
+    "statsmodels": ("analysis",),
+    "polars": ("data", "analysis"),
 }
 
 
@@ -109,7 +114,8 @@ def test_command_line_imports_no_heavy_library() -> None:
 def test_analysis_works_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None;"
-        "import t5ts.analysis.plots, t5ts.analysis.results; print('fine')"
+        "import t5ts.analysis.plots, t5ts.analysis.page, t5ts.report;"
+        "from t5ts.analysis import collect, verdict, write_report; print('fine')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "fine"
