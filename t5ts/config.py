@@ -346,8 +346,9 @@ def sweep_name(now: str, root: DictConfig) -> str:
     """
     if "T5tsSweeper" not in str(root.hydra.sweeper.get("_target_")):
         return now
-    overrides = json.dumps(sorted(root.hydra.overrides.task))
-    name = root.hydra.sweeper.study_name or root.hydra.runtime.choices.get("experiment") or "sweep"
+    sweeper = root.hydra.sweeper
+    overrides = json.dumps([sorted(root.hydra.overrides.task), str(sweeper.get("best_of"))])
+    name = sweeper.study_name or root.hydra.runtime.choices.get("experiment") or "sweep"
     return f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
