@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 from rich.console import Console
@@ -29,7 +29,7 @@ from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.settings import SweepSettings, read_settings
 from t5ts.sweep.space import Space, Value, arm_name, parse_space
-from t5ts.sweep.storage import open_storage
+from t5ts.sweep.storage import open_storage, without_password
 from t5ts.sweep.studies import made_for, open_studies
 from t5ts.sweep.worker import POLL_S, Work, open_arms
 from t5ts.sweep.worker import work as do_trials
@@ -80,7 +80,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     storage = open_storage(settings.storage, sweep_dir)
     studies = open_studies(storage, space, settings, made_for(space, settings, config))
     work = Work(
-        config=config,
+        config=_to_write_down(config),
         hydra_context=hydra_context,
         settings=settings,
         space=space,
@@ -97,7 +97,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
             markup=False,
         )
     else:
-        _until_done(work, Display(ledgers, names, settings), ledgers, config)
+        _until_done(work, Display(ledgers, names, settings), ledgers)
     _finish(console, space, settings, ledgers, sweep_dir)
 
 
@@ -164,11 +164,23 @@ def _check_space(
     return epochs
 
 
-def _until_done(
-    work: Work, display: Display, ledgers: Sequence[Ledger], config: DictConfig
-) -> None:
+def _to_write_down(config: DictConfig) -> DictConfig:
+    """Hydra writes its node into every run's directory: there without the database's password."""
+    written = config.copy()
+    with read_write(written.hydra), open_dict(written.hydra):
+        if not OmegaConf.is_interpolation(written.hydra.sweeper, "storage"):
+            storage = written.hydra.sweeper.storage
+            written.hydra.sweeper.storage = None if storage is None else without_password(storage)
+        written.hydra.overrides.hydra = [
+            without_password(line) if "sweeper.storage=" in line else line
+            for line in written.hydra.overrides.hydra
+        ]
+    return written
+
+
+def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
     """Start the workers and show how they go, until every slot has its result."""
-    launcher = config.hydra.launcher._target_
+    launcher = work.config.hydra.launcher._target_
     try:
         with display.shown():
             if distributed.world_size() > 1:
@@ -176,7 +188,7 @@ def _until_done(
             elif launcher.endswith("BasicLauncher"):
                 _with_pool(work, display)
             else:
-                _with_launcher(work, display, config)
+                _with_launcher(work, display)
     except KeyboardInterrupt:
         done = sum(ledger.progress().finished for ledger in ledgers)
         raise Interrupted(
@@ -202,10 +214,10 @@ def _with_pool(work: Work, display: Display) -> None:
         display.update()
 
 
-def _with_launcher(work: Work, display: Display, config: DictConfig) -> None:
+def _with_launcher(work: Work, display: Display) -> None:
     """One job of Hydra's launcher for each worker; it returns when all have ended."""
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=work.hydra_context, task_function=work, config=config
+        hydra_context=work.hydra_context, task_function=work, config=work.config
     )
     # Any point of the space composes; the worker's job only carries it to the other machine.
     corner = next(work.space.corners(arm=work.space.arms[0], choices=work.choices()))

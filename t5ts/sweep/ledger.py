@@ -1,13 +1,15 @@
 """Who does which trial: slots, claims, heartbeats and second attempts, on any Optuna storage.
 
 A study has `n_trials` slots, numbered from 0. An *original* trial's slot is its rank among the
-study's originals, so two workers that ask at the same moment never get the same one, and the
-later of two that took the last one knows that it is surplus. A trial whose worker died or was
+study's originals, for ever, so two workers that ask at the same moment never get the same one, and
+the later of two that took the last one knows that it is surplus. A trial whose worker died or was
 stopped is *lost*: it ends as failed, and a *second attempt* at the same point, which inherits
-slot, parameters and directory, waits for whoever asks next. The rules that decide are read from
-the trials' own records, so that no worker needs another's consent:
+slot, parameters and directory, waits for whoever asks next. (So does a surplus trial's, once
+`n_trials` has grown past its slot.) The rules that decide are read from the trials' own records, so
+that no worker needs another's consent:
 
-- of several second attempts at one lost trial, the one with the smallest number counts;
+- of several second attempts at one lost trial, the one with the smallest number counts, and what
+  follows on the others counts no more than they;
 - an owner is dead if its process is gone from this machine, or if its heartbeat, watched by this
   process's clock, has not moved for a time.
 """
@@ -28,7 +30,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 #: Ways in which an attempt ends without being the slot's result: its worker died, it was stopped,
-#: or another attempt has the slot.
+#: or it is beyond `n_trials` or another attempt has its slot.
 DIED, STOPPED, SURPLUS = "died", "stopped", "surplus"
 
 
@@ -127,14 +129,19 @@ class Ledger:
     def progress(self) -> Progress:
         """Counts over slots."""
         trials = self.trials()
-        states = Counter(trial.state for trial in trials if not is_void(trial))
+        slots = _slots(trials)
+        states = Counter(
+            trial.state
+            for trial in trials
+            if self._counts(slots[trial.number]) and not is_void(trial)
+        )
         # A lost trial whose second attempt is not enqueued yet is still to be done.
         return Progress(
             complete=states[TrialState.COMPLETE],
             pruned=states[TrialState.PRUNED],
             failed=states[TrialState.FAIL],
             running=states[TrialState.RUNNING],
-            waiting=states[TrialState.WAITING] + len(_without_successor(trials)),
+            waiting=states[TrialState.WAITING] + len(self._without_successor(trials)),
         )
 
     def started(self) -> int:
@@ -163,17 +170,19 @@ class Ledger:
         while True:
             trials = self.trials()
             has_waiting = any(trial.state == TrialState.WAITING for trial in trials)
-            if not has_waiting and len(_originals(trials)) >= self.n_trials:
+            originals = sum(1 for trial in trials if _before(trial) is None)
+            if not has_waiting and originals >= self.n_trials:
                 return None
             self.study.sampler = RandomSampler()  # only until the slot, and so the seed, is known
             asked = self.study.ask()
             asked.set_user_attr("owner", owner.name)
             trials = self.trials()
             mine = trials[asked.number]
-            slot = _slot(trials, mine)
-            if slot >= self.n_trials or _is_doubled(trials, mine):
-                self._end(mine, SURPLUS, "another worker has this slot")
+            slot = _slots(trials)[mine.number]
+            if not self._counts(slot):
+                self._end(mine, SURPLUS, "another attempt has this slot, or none was left")
                 continue
+            assert slot is not None
             asked.set_user_attr("slot", slot)
             self.study.sampler = sampler_of(slot)
             point = point_of(slot)
@@ -211,8 +220,8 @@ class Ledger:
             if trial.state == TrialState.RUNNING and (reason := self._is_lost(trial)):
                 self.hand_back(trial._trial_id, DIED, reason)
                 lines.append(f"trial {trial.user_attrs.get('slot', trial.number)}: {reason}")
-        # Whoever ended these died before they could enqueue the next attempt.
-        for trial in _without_successor(trials):
+        # Whoever ended these died before enqueuing the next attempt, or n_trials has grown.
+        for trial in self._without_successor(trials):
             self._enqueue_again(trial)
         return lines
 
@@ -246,12 +255,25 @@ class Ledger:
 
     def _enqueue_again(self, trial: FrozenTrial) -> None:
         trials = self.trials()
-        trial = trials[trial.number]
-        slot = _slot(trials, trial)
-        self.study.enqueue_trial(
-            dict(trial.params),
-            user_attrs={"attempt_after": trial.number, "slot": slot},
-        )
+        lost = trials[trial.number]
+        slot = _slots(trials)[lost.number]
+        if self._counts(slot):
+            self.study.enqueue_trial(
+                dict(lost.params), user_attrs={"attempt_after": lost.number, "slot": slot}
+            )
+
+    def _counts(self, slot: int | None) -> bool:
+        return slot is not None and slot < self.n_trials
+
+    def _without_successor(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Lost trials at which nobody makes another attempt."""
+        slots = _slots(trials)
+        followed = {_before(trial) for trial in trials}
+        return [
+            trial
+            for trial in trials
+            if is_void(trial) and self._counts(slots[trial.number]) and trial.number not in followed
+        ]
 
 
 def is_void(trial: FrozenTrial) -> bool:
@@ -259,43 +281,33 @@ def is_void(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and "void" in trial.user_attrs
 
 
-def _originals(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [
-        trial
-        for trial in trials
-        if "attempt_after" not in trial.user_attrs
-        and not (is_void(trial) and trial.user_attrs["void"] == SURPLUS)
-    ]
+def _before(trial: FrozenTrial) -> int | None:
+    """Number of the lost trial at which this is another attempt."""
+    return trial.user_attrs.get("attempt_after")
 
 
-def _slot(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
-    """An original's rank; a later attempt's is the original's."""
-    while (before := trial.user_attrs.get("attempt_after")) is not None:
-        trial = trials[before]
-    return sum(1 for other in _originals(trials) if other.number < trial.number)
+def _slots(trials: Sequence[FrozenTrial]) -> list[int | None]:
+    """Each trial's slot; None if another attempt at the same lost trial counts instead of it.
+
+    A function of the numbers and of what each trial was created with, neither of which changes.
+    """
+    slots: list[int | None] = []
+    followed: set[int] = set()
+    originals = 0
+    for trial in trials:
+        before = _before(trial)
+        if before is None:
+            slots.append(originals)
+            originals += 1
+        else:
+            slots.append(None if before in followed else slots[before])
+            followed.add(before)
+    return slots
 
 
 def _deaths(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
     count = 0
-    while (before := trial.user_attrs.get("attempt_after")) is not None:
+    while (before := _before(trial)) is not None:
         trial = trials[before]
         count += trial.user_attrs.get("void") == DIED
     return count
-
-
-def _is_doubled(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
-    """Whether an earlier trial is the second attempt at the same lost one."""
-    before = trial.user_attrs.get("attempt_after")
-    return before is not None and any(
-        other.user_attrs.get("attempt_after") == before for other in trials[: trial.number]
-    )
-
-
-def _without_successor(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Lost trials at which nobody makes another attempt."""
-    followed = {trial.user_attrs.get("attempt_after") for trial in trials}
-    return [
-        trial
-        for trial in trials
-        if is_void(trial) and trial.user_attrs["void"] != SURPLUS and trial.number not in followed
-    ]

@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import random
+import re
+import time
 from pathlib import Path
 from typing import IO
 
@@ -9,10 +12,13 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from t5ts.errors import ConfigError
 
 JOURNAL = "study.journal"
+#: Of opening a database whose tables another sweep is making.
+OPEN_ATTEMPTS = 10
 
 
 class FlockedJournal(BaseJournalFileLock):
@@ -84,20 +90,34 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
             ) from error
         return JournalStorage(JournalFileBackend(str(journal), FlockedJournal(journal)))
     try:
-        return RDBStorage(url)
+        return _database(url)
     except Exception as error:  # whatever the driver raises: all of it is about this URL
         raise ConfigError(
-            f"hydra.sweeper.storage={_without_password(url)} cannot be opened:"
+            f"hydra.sweeper.storage={without_password(url)} cannot be opened:"
             f" {_first_line(error)}. Is the database running and the URL right? Allowed: null (a"
             " journal file), postgresql+psycopg://USER:PASSWORD@HOST/NAME, mysql+pymysql://…,"
             " sqlite:///FILE; the driver must be installed (pip install 't5ts[sweep]')."
         ) from error
 
 
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    scheme, slashes, user = head.partition("://")
-    return f"{scheme}{slashes}{user.split(':')[0]}:***{at}{tail}" if at else url
+def _database(url: str) -> RDBStorage:
+    for attempt in range(OPEN_ATTEMPTS):
+        try:
+            # A connection that the server has closed meanwhile is replaced, not given to a trial.
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except DBAPIError as error:
+            # Whoever comes first makes the tables; those who come at the same moment trip over it.
+            is_being_made = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if not is_being_made or attempt == OPEN_ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0.1, 0.5))
+    raise AssertionError
+
+
+def without_password(text: str) -> str:
+    """A URL, or an override with one, as it may be shown and written down."""
+    text = re.sub(r"([?&]password=)[^&]*", r"\1***", text)
+    return re.sub(r"^(.*?://|)([^:@/]*):.*@", r"\1\2:***@", text)
 
 
 def _first_line(error: Exception) -> str:

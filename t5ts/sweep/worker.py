@@ -23,6 +23,7 @@ from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from t5ts import distributed
@@ -32,7 +33,7 @@ from t5ts.config import OBJECTIVES, Config, from_hydra, register
 from t5ts.errors import DataError, Interrupted, UserError, WeightsError
 from t5ts.provenance import write_json
 from t5ts.schedule import ACTS_LATER
-from t5ts.sweep.ledger import STOPPED, Claim, Ledger, Owner
+from t5ts.sweep.ledger import STOPPED, Claim, Ledger, Owner, is_void
 from t5ts.sweep.settings import COSTS, SweepSettings
 from t5ts.sweep.space import Space, Value, arm_name
 from t5ts.sweep.storage import open_storage
@@ -255,7 +256,7 @@ def _tell_failure(task: "_Task", error: BaseException) -> None:
     match error:
         case Pruned():
             task.end("pruned", str(error), None)
-        case Lost():
+        case Lost() | UpdateFinishedTrialError():
             log.warning("slot %s: %s", task.claim.slot, error)
         case Interrupted():
             task.write("interrupted", str(error), None)
@@ -353,7 +354,14 @@ class _Task:
         )
 
     def end(self, state: str, reason: str | None, result: Result | None) -> None:
-        """Tell the study how the trial ended; the directory says the same."""
+        """Tell the study how the trial ended, unless another worker was given it meanwhile."""
+        try:
+            self._end(state, reason, result)
+        except (Lost, UpdateFinishedTrialError):
+            log.warning("slot %s: given to another worker before it ended here", self.claim.slot)
+
+    def _end(self, state: str, reason: str | None, result: Result | None) -> None:
+        """The study, and the directory says the same."""
         trial, study = self.claim.trial, self.arm.ledger.study
         if reason is not None:
             trial.set_user_attr("reason", reason)
@@ -367,12 +375,11 @@ class _Task:
                 reason = "an objective is not defined (NaN)"
                 trial.set_user_attr("reason", reason)
         self.write(state, reason, values)
-        if values is not None:
-            study.tell(trial, values)
-        elif state == "pruned":
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            study.tell(trial, state=TrialState.FAIL)
+        ended_as = None
+        if values is None:
+            ended_as = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
+        if is_void(study.tell(trial, values, state=ended_as, skip_if_finished=True)):
+            raise Lost
         if state in ("complete", "pruned") and not self.job.settings.keep_last:
             # Nobody goes on from here, and the optimizer's state is twice the weights.
             assert self.run_dir is not None
@@ -425,8 +432,11 @@ def _heartbeat(ledger: Ledger, trial: optuna.Trial, every_s: float) -> Iterator[
 
     def beat() -> None:
         while not ended.wait(every_s):
-            if ledger.is_mine(trial):
-                ledger.beat(trial)
+            try:
+                if ledger.is_mine(trial):
+                    ledger.beat(trial)
+            except Exception as error:  # whatever a storage raises: the next beat may get through
+                log.warning("no heartbeat: %s", error)
 
     ledger.beat(trial)
     thread = threading.Thread(target=beat, daemon=True)

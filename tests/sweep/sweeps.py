@@ -1,0 +1,85 @@
+"""Sweeps as a user starts them: processes, and what their directories say afterwards."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from conftest import SMALL, TINY_T5
+from optuna import load_study
+from optuna.trial import FrozenTrial
+from runs import read
+
+from t5ts.config import CONF
+from t5ts.sweep.ledger import is_void
+from t5ts.sweep.storage import open_storage
+
+ROOT = CONF.parent
+#: Four short trials of one searched number.
+SWEEP = [
+    "hydra/sweeper=t5ts",
+    "hydra.sweeper.n_trials=4",
+    "hydra.sweeper.study_name=small",
+    *SMALL,
+    *TINY_T5,
+    "optim.lr=tag(log,interval(1e-4,1e-2))",  # the last of a key counts
+    "freeze=staged",
+    "freeze.unfreeze_epoch=1",
+    "train.epochs=2",
+]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "WANDB_"))}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | changes
+
+
+def start(*overrides: str, cwd: Path, **changes: str) -> subprocess.Popen[str]:
+    """A sweep in its own process; an override wins over SWEEP's of the same key."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "t5ts.run", "--multirun", *SWEEP, *overrides],
+        cwd=cwd, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], *, status: int = 0) -> tuple[str, str]:
+    """Wait for its end; what it printed on standard output and standard error."""
+    stdout, stderr = process.communicate(timeout=180)
+    assert process.returncode == status, stdout + stderr
+    assert "Traceback" not in stderr
+    return stdout, stderr
+
+
+def wait_for(process: subprocess.Popen[str], holds: Callable[[], Any]) -> Any:
+    """Poll until something holds, while the process runs; returns it."""
+    deadline = time.monotonic() + 120
+    while not (found := holds()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+    return found
+
+
+def attempts(sweep_dir: Path, *, url: str | None = None, study: str = "small") -> list[FrozenTrial]:
+    """Every attempt in the study."""
+    storage = open_storage(url, sweep_dir)
+    return load_study(study_name=study, storage=storage).get_trials(deepcopy=False)
+
+
+def results(trials: list[FrozenTrial]) -> list[int]:
+    """Slots of the finished attempts that count."""
+    return sorted(t.user_attrs["slot"] for t in trials if t.state.is_finished() and not is_void(t))
+
+
+def run_dirs(sweep_dir: Path) -> dict[int, Path]:
+    """Directory of each slot; two of one slot would be a mistake."""
+    found: dict[int, Path] = {}
+    for path in sweep_dir.glob("*/trial.json"):
+        number = read(path)["number"]
+        assert number not in found
+        found[number] = path.parent
+    return found

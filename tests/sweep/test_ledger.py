@@ -1,0 +1,288 @@
+"""Slots: each has one result in the end, whatever dies when, and nobody's live trial is touched."""
+
+import os
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import optuna
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from optuna.samplers import RandomSampler
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+
+from t5ts.sweep.ledger import DIED, STOPPED, Claim, Ledger, Owner, is_void
+from t5ts.sweep.storage import open_storage
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def open_ledger(storage: BaseStorage, n_trials: int, lost_after_s: float = 0.0) -> Ledger:
+    study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
+    return Ledger(study, n_trials=n_trials, lost_after_s=lost_after_s)
+
+
+def take(ledger: Ledger, owner: Owner, grid: list[dict[str, Any]] | None = None) -> Claim | None:
+    claim = ledger.claim(
+        owner,
+        sampler_of=lambda slot: RandomSampler(seed=slot),
+        point_of=lambda slot: None if grid is None else grid[slot],
+    )
+    if claim is not None:
+        claim.trial.suggest_float("x", 0, 1)
+    return claim
+
+
+class NamedOwner(Owner):
+    """An owner whose death the test decides."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Workers(RuleBasedStateMachine):
+    """Workers that claim, finish, stop and die at any moment, in any order, on one study."""
+
+    @initialize(n_trials=st.integers(1, 4))
+    def begin(self, n_trials: int) -> None:
+        storage = InMemoryStorage()
+        # Two sweeps on one study, each with a ledger of its own.
+        self.ledgers = [open_ledger(storage, n_trials) for _ in range(2)]
+        self.n_trials = n_trials
+        self.names = 0
+        self.dead: set[str] = set()
+        self.running: list[tuple[Claim, Owner]] = []
+        self.drawn: dict[int, float] = {}
+        self.patch = mock.patch.object(Owner, "is_dead", lambda name: name in self.dead)
+        self.patch.start()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "patch"):
+            return
+        try:
+            self.finish_everything()
+        finally:
+            self.patch.stop()
+
+    def owner(self) -> Owner:
+        self.names += 1
+        return NamedOwner(f"worker-{self.names}")
+
+    def claim(self, which: int) -> bool:
+        owner = self.owner()
+        claim = take(self.ledgers[which], owner)
+        if claim is None:
+            return False
+        # A second attempt is at the same point.
+        x = claim.trial.params["x"]
+        assert self.drawn.setdefault(claim.slot, x) == x
+        self.running.append((claim, owner))
+        return True
+
+    @rule(which=st.integers(0, 1))
+    def ask(self, which: int) -> None:
+        self.claim(which)
+
+    @rule(which=st.integers(0, 1))
+    def two_ask_at_the_same_moment(self, which: int) -> None:
+        """Another worker claims after this one has asked, before it knows its slot."""
+        study = self.ledgers[which].study
+        ask = study.ask
+
+        def ask_and_be_overtaken() -> optuna.Trial:
+            study.ask = ask  # type: ignore[method-assign]
+            trial = ask()
+            self.claim(1 - which)
+            return trial
+
+        with mock.patch.object(study, "ask", ask_and_be_overtaken):
+            self.claim(which)
+
+    @rule(which=st.integers(0, 1), says_who=st.booleans())
+    def die_while_asking(self, which: int, says_who: bool) -> None:
+        trial = self.ledgers[which].study.ask()
+        if says_who:
+            owner = self.owner()
+            self.dead.add(owner.name)
+            trial.set_user_attr("owner", owner.name)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), state=st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]))
+    def finish(self, data: st.DataObject, state: str) -> None:
+        claim, _ = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        values = 1.0 if state == "COMPLETE" else None
+        self.ledgers[0].study.tell(claim.trial, values, state=TrialState[state])
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        _, owner = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        self.dead.add(owner.name)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), which=st.integers(0, 1), times=st.integers(0, 2))
+    def stop(self, data: st.DataObject, which: int, times: int) -> None:
+        """Handed back, by none or several at once: it is ended before it is enqueued again."""
+        claim, _ = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        ledger = self.ledgers[which]
+        frozen = ledger.trials()[claim.trial.number]
+        assert ledger._end(frozen, STOPPED, "stopped")
+        for _ in range(times):
+            ledger._enqueue_again(frozen)
+
+    @rule(which=st.integers(0, 1))
+    def reclaim(self, which: int) -> None:
+        self.ledgers[which].reclaim()
+
+    @precondition(lambda self: self.n_trials < 7)
+    @rule(which=st.integers(0, 1))
+    def ask_for_more(self, which: int) -> None:
+        """One sweep's n_trials grows; the other's may stay behind."""
+        self.n_trials += 1
+        self.ledgers[which].n_trials = self.n_trials
+
+    @invariant()
+    def live_trials_are_untouched_and_no_slot_is_doubled(self) -> None:
+        if not hasattr(self, "ledgers"):
+            return
+        trials = self.ledgers[0].trials()
+        assert all(trials[c.trial.number].state == TrialState.RUNNING for c, _ in self.running)
+        has_result = [
+            t.user_attrs["slot"] for t in trials if t.state.is_finished() and not is_void(t)
+        ]
+        taken = has_result + [claim.slot for claim, _ in self.running]
+        assert len(set(taken)) == len(taken)
+
+    def finish_everything(self) -> None:
+        """Whoever is left does the rest; then every slot has its one result."""
+        for ledger in self.ledgers:
+            ledger.n_trials = self.n_trials
+        ledger = self.ledgers[0]
+        for _ in range(200):
+            while self.running:
+                claim, _ = self.running.pop()
+                ledger.study.tell(claim.trial, 1.0)
+            if ledger.is_finished():
+                break
+            if not self.claim(0):
+                ledger.reclaim()
+        results = sorted(
+            t.user_attrs["slot"]
+            for t in ledger.trials()
+            if t.state.is_finished() and not is_void(t)
+        )
+        assert results == list(range(self.n_trials))
+        progress = ledger.progress()
+        assert (progress.finished, progress.running, progress.waiting) == (self.n_trials, 0, 0)
+        assert ledger.started() == self.n_trials
+
+
+def test_whatever_dies_every_slot_has_one_result() -> None:
+    run_state_machine_as_test(
+        Workers, settings=settings(max_examples=150, stateful_step_count=25, deadline=None)
+    )
+
+
+def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(tmp_path: Path) -> None:
+    ledger = open_ledger(open_storage(None, tmp_path), 2)
+    first = take(ledger, Owner())
+    assert first is not None
+    ledger.hand_back(first.trial._trial_id, DIED, "its worker died")
+    progress = ledger.progress()
+    assert (progress.failed, progress.waiting) == (0, 1)
+    again = take(ledger, Owner())
+    assert again is not None
+    assert (again.slot, again.deaths) == (first.slot, 1)
+    assert again.trial.params == first.trial.params
+    assert again.trial.number != first.trial.number
+
+
+def test_a_stop_is_no_death(tmp_path: Path) -> None:
+    ledger = open_ledger(open_storage(None, tmp_path), 1)
+    for _ in range(3):
+        claim = take(ledger, Owner())
+        assert claim is not None
+        assert claim.deaths == 0
+        ledger.hand_back(claim.trial._trial_id, STOPPED, "stopped")
+
+
+def test_a_trial_that_ended_is_not_handed_back(tmp_path: Path) -> None:
+    ledger = open_ledger(open_storage(None, tmp_path), 1)
+    claim = take(ledger, Owner())
+    assert claim is not None
+    ledger.study.tell(claim.trial, 1.0)
+    ledger.hand_back(claim.trial._trial_id, DIED, "too late")
+    assert ledger.progress().complete == 1
+    assert len(ledger.trials()) == 1
+
+
+def test_a_grid_gives_each_slot_its_point(tmp_path: Path) -> None:
+    ledger = open_ledger(open_storage(None, tmp_path), 3)
+    grid = [{"x": 0.75}, {"x": 0.5}, {"x": 0.25}]
+    claims = [take(ledger, Owner(), grid) for _ in grid]
+    assert [c.trial.params for c in claims if c is not None] == grid
+    assert take(ledger, Owner(), grid) is None
+
+
+def test_this_process_lives_and_one_that_ended_is_dead() -> None:
+    mine = Owner().name
+    assert Owner.is_dead(mine) is False
+    place, pid, birth, token = mine.rsplit("/", 3)
+    assert Owner.is_dead(f"{place}/{pid}/{birth}0/{token}") is True  # its number was given anew
+    assert Owner.is_dead(f"elsewhere/{pid}/{birth}/{token}") is None
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert Owner.is_dead(f"{place}/{child}/{birth}/{token}") is True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now + 1e9
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_another_machines_worker_is_known_by_its_heartbeat(beats: bool) -> None:
+    clock = Clock()
+    ledger = open_ledger(InMemoryStorage(), 1, lost_after_s=10)
+    with mock.patch("t5ts.sweep.ledger.time", clock):
+        claim = take(ledger, NamedOwner("another machine/1/2/3"))
+        assert claim is not None
+        said = []
+        for _ in range(5):
+            if beats:
+                ledger.beat(claim.trial)
+            said += ledger.reclaim()
+            clock.now += 6
+    assert ledger.is_mine(claim.trial) == beats
+    assert said == ([] if beats else ["trial 0: no sign of life from its worker for 10 s"])
+
+
+def test_a_silent_worker_of_this_machine_is_not_taken_for_dead() -> None:
+    """Its process lives: whatever it is busy with, nobody takes its trial."""
+    clock = Clock()
+    ledger = open_ledger(InMemoryStorage(), 1, lost_after_s=10)
+    with mock.patch("t5ts.sweep.ledger.time", clock):
+        claim = take(ledger, Owner())
+        assert claim is not None
+        for _ in range(5):
+            assert ledger.reclaim() == []
+            clock.now += 60
+        assert ledger.is_mine(claim.trial)

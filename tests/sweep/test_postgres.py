@@ -1,0 +1,132 @@
+"""Several machines share a study by URL: tested against a real PostgreSQL."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from required import missing
+from sweep.postgres import PASSWORD, binaries, server
+from sweep.sweeps import attempts, finish, results, run_dirs, start
+from sweep.test_ledger import open_ledger, take
+
+from t5ts.errors import ConfigError
+from t5ts.sweep.ledger import STOPPED, Owner
+from t5ts.sweep.storage import open_storage
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    if binaries() is None:
+        missing("postgres", "PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    with server() as url:
+        yield url
+
+
+def test_sweeps_that_open_an_empty_database_together(url: str, tmp_path: Path) -> None:
+    """First, while the database is still empty: only one of them makes the tables."""
+    with ThreadPoolExecutor(6) as pool:
+        storages = list(pool.map(lambda _: open_storage(url, tmp_path), range(6)))
+    assert [storage.get_all_studies() for storage in storages] == [[]] * 6
+
+
+def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Path) -> None:
+    """24 slots, 6 workers with a connection each, and one attempt in three is given back."""
+
+    def serve(worker: int) -> list[int]:
+        ledger = open_ledger(open_storage(url, tmp_path), 24)
+        done = []
+        while not ledger.is_finished():
+            claim = take(ledger, Owner())
+            if claim is None:
+                ledger.reclaim()
+                continue
+            # An attempt that is stopped once is done by whoever asks next, at the same point.
+            if (claim.trial.number + worker) % 3 == 0:
+                ledger.hand_back(claim.trial._trial_id, STOPPED, "stopped")
+                continue
+            ledger.study.tell(claim.trial, float(claim.slot))
+            done.append(claim.slot)
+        return done
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [slot for slots in pool.map(serve, range(6)) for slot in slots]
+    assert sorted(done) == list(range(24))
+    trials = attempts(tmp_path, url=url, study="study")
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert results(trials) == list(range(24))
+    points: dict[int, float] = {}
+    for trial in trials:
+        if "x" in trial.params:
+            assert (
+                points.setdefault(trial.user_attrs["slot"], trial.params["x"]) == trial.params["x"]
+            )
+
+
+def test_what_a_study_was_made_for_fits_into_its_attribute(url: str, tmp_path: Path) -> None:
+    study = open_ledger(open_storage(url, tmp_path), 1).study
+    purpose = {"settings": {f"key.{i}": "ä" * 100 for i in range(1000)}}
+    study.set_user_attr("t5ts:made_for", purpose)
+    again = open_ledger(open_storage(url, tmp_path), 1).study
+    assert again.user_attrs["t5ts:made_for"] == purpose
+
+
+def test_two_sweeps_share_a_study_and_no_trial_is_doubled(url: str, tmp_path: Path) -> None:
+    """Two coordinators, each with a directory of its own as on two machines."""
+    processes = [
+        start(
+            f"hydra.sweeper.storage={url}", f"hydra.sweep.dir={tmp_path / name}",
+            "hydra.sweeper.n_trials=6", cwd=tmp_path,
+        )
+        for name in ("one", "two")
+    ]  # fmt: skip
+    printed = [finish(process) for process in processes]
+    trials = attempts(tmp_path, url=url)
+    assert results(trials) == list(range(6))
+    assert {t.state for t in trials if "void" not in t.user_attrs} == {TrialState.COMPLETE}
+    one, two = (run_dirs(tmp_path / name) for name in ("one", "two"))
+    assert sorted([*one, *two]) == list(range(6))
+    for stdout, stderr in printed:
+        assert "6 trials" in stdout
+        assert PASSWORD not in stdout + stderr
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert PASSWORD.encode() not in path.read_bytes(), path
+
+
+def test_an_unreachable_database_is_one_message_before_any_trial(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        url = f"postgresql+psycopg://someone:{PASSWORD}@127.0.0.1:{port}/sweeps"
+        sweep_dir = tmp_path / "sweep"
+        process = start(
+            f"hydra.sweeper.storage={url}", f"hydra.sweep.dir={sweep_dir}", cwd=tmp_path
+        )
+        stdout, stderr = finish(process, status=2)
+    assert stderr.startswith("t5ts: hydra.sweeper.storage=postgresql+psycopg://someone:***@127")
+    assert "cannot be opened" in stderr
+    assert PASSWORD not in stdout + stderr
+    assert not list(tmp_path.rglob("trial.json"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql+psycopg://someone:{PASSWORD}@nowhere.invalid/sweeps",
+        f"postgresql+psycopg://nowhere.invalid/sweeps?user=someone&password={PASSWORD}",
+        f"postgresql+nodriver://someone:{PASSWORD}@127.0.0.1/sweeps",
+        f"nodatabase://someone:{PASSWORD}@127.0.0.1/sweeps",
+        f"someone:{PASSWORD}@127.0.0.1",
+        "sqlite:////no/such/folder/study.db",
+    ],
+)
+def test_a_url_that_cannot_be_opened_is_named_without_its_password(
+    url: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_storage(url, tmp_path)
+    assert "cannot be opened" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
