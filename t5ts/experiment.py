@@ -359,14 +359,14 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
         "unit": series.units[0],
         "patch_starts": list(range(-getattr(patch, "pad", 0), seq_len, stride)),
         "target_start": task.context_len,  # of a window's steps, the first that may be asked for
-        "naive_name": task.naive,
+        "naive": task.naive,
         "windows": [
             {
                 "start": series.time_of(test.first_row + int(index_B[i]) + task.context_len),
                 "context": in_data_units(batch.inputs_BCL, i),
                 "truth": in_data_units(batch.target_BCH, i),
                 "prediction": in_data_units(prediction_BCH, i),
-                "naive": in_data_units(naive_BCH, i),
+                task.naive: in_data_units(naive_BCH, i),
             }
             for i in range(count)
         ],

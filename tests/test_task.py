@@ -85,7 +85,7 @@ def test_a_batch_without_a_target_costs_nothing() -> None:
     prediction = torch.randn(4, 3, 5, requires_grad=True)
     loss = TASK.loss(prediction, batch)
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert torch.equal(prediction.grad, torch.zeros(4, 3, 5))
 
 

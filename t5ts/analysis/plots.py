@@ -103,12 +103,12 @@ def _forecast(run_dir: Path) -> Any:
                 step: float("nan") if math.isfinite(context.get(step, float("nan"))) else value
                 for step, value in enumerate(_gaps(window[line]), start=1)
             }
-            for line in ("truth", "naive", "prediction")
+            for line in ("truth", sample["naive"], "prediction")
         )
         for values, label, style in (
             (context, "context", {"color": GREY}),
             (truth, "truth", {"color": "black"}),
-            (naive, sample["naive_name"].replace("_", " "), {"color": ORANGE, "linestyle": ":"}),
+            (naive, sample["naive"].replace("_", " "), {"color": ORANGE, "linestyle": ":"}),
             (prediction, "prediction", {"color": BLUE, "linewidth": 2}),
         ):
             ax.plot(list(values), list(values.values()), label=label, **style)
