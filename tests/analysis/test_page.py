@@ -81,13 +81,6 @@ def test_markdown_has_the_answer_and_all_sections(report: Path) -> None:
         assert (report / link).is_file()
 
 
-def test_same_runs_give_the_same_pictures(study: Path, report: Path, tmp_path: Path) -> None:
-    assert main([str(study), "--out", str(tmp_path)]) == 0
-    for name in PICTURES:
-        first, again = (d / "figures" / f"{name}.svg" for d in (report, tmp_path))
-        assert first.read_bytes() == again.read_bytes(), name
-
-
 def test_curves_draw_what_the_runs_hold(study: Path) -> None:
     findings = verdict(collect([study]))
     figure = draw(findings, "curves")
@@ -112,14 +105,17 @@ def test_command_line_says_what_is_wrong(
     assert "--out DIR" in capsys.readouterr().err
 
 
-def test_command_line_prints_the_answer_and_the_logs_table(
-    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_again_the_same_pictures_and_the_answer_on_the_terminal(
+    study: Path, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(study), "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert said.strip().startswith("TRANSFERS: Pretraining helps")
     assert "val_corr" in said
     assert str(tmp_path / "report.html") in said
+    for name in PICTURES:
+        first, again = (d / "figures" / f"{name}.svg" for d in (report, tmp_path))
+        assert first.read_bytes() == again.read_bytes(), name
 
 
 def test_numbers_in_words() -> None:
