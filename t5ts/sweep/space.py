@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -244,15 +245,18 @@ def _choices(override: Override, key: str) -> list[Value]:
 def _range(override: Override, value: RangeSweep, key: str) -> BaseDistribution:
     if not value.step:
         raise ConfigError(f"{override.input_line}: the step must not be 0.")
-    values: list[Any] = list(value.range())
-    if not values:
+    # In decimals, as they were written: by adding 0.1 thrice one does not get 0.3.
+    start, stop, step = (Decimal(str(end)) for end in (value.start, value.stop, value.step))
+    count = math.ceil((stop - start) / step)
+    if count <= 0:
         raise ConfigError(f"{override.input_line}: empty; the stop is not part of a range.")
-    if value.shuffle:
+    # Hydra 1.4 applies casts to the values, 1.3 has applied them to the ends.
+    if value.shuffle or getattr(value, "transformers", None):
         return CategoricalDistribution(_choices(override, key))
-    low, high = min(values[0], values[-1]), max(values[0], values[-1])
-    if isinstance(low, int):
-        return IntDistribution(low, high, step=abs(int(value.step)))
-    return FloatDistribution(float(low), float(high), step=abs(float(value.step)))
+    low, high = sorted((start, start + (count - 1) * step))
+    if all(isinstance(end, int) for end in (value.start, value.stop, value.step)):
+        return IntDistribution(int(low), int(high), step=abs(int(step)))
+    return FloatDistribution(float(low), float(high), step=abs(float(step)))
 
 
 def _interval(value: IntervalSweep, key: str) -> BaseDistribution:

@@ -1,0 +1,241 @@
+"""hydra-optuna-sweeper beside ours: the presets run on it, and it reads a space as we do.
+
+It needs Hydra 1.4, of which there are only pre-releases, so an environment of its own is made:
+Hydra, OmegaConf and the plugin fresh from the package index, the rest borrowed from this one.
+"""
+
+import json
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SMALL, TINY_T5
+from hydra import compose, initialize_config_dir
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    json_to_distribution,
+)
+from required import missing
+from runs import read
+from sweep.sweeps import ROOT, environment
+
+from t5ts.config import CONF, register
+from t5ts.sweep.space import parse_space
+
+#: The extra's pre-releases, as tested.
+FRESH = ["hydra-core==1.4.0rc3", "omegaconf==2.4.1rc1", "hydra-optuna-sweeper==1.4.0rc3"]
+PRESETS = [
+    path.stem
+    for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+    if "override /hydra/sweeper" in path.read_text()
+]
+
+#: Run in that environment: reads command lines from stdin, prints how both read each of them.
+ORACLE = """
+import json, sys
+from hydra import compose, initialize_config_dir
+from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+from optuna.distributions import distribution_to_json
+from t5ts.config import CONF, register
+from t5ts.sweep.space import parse_space
+
+register()
+with initialize_config_dir(str(CONF), version_base="1.3"):
+    config = compose("config")
+groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+as_json = lambda space: {key: distribution_to_json(d) for key, d in space.items()}
+for line in json.load(sys.stdin):
+    try:
+        stock, fixed, _ = create_params_from_overrides(line)
+        stock = as_json(stock)
+    except Exception as error:
+        stock = fixed = type(error).__name__
+    try:
+        space = parse_space({}, line, arms=(), conditions={}, config=config, groups=groups)
+        ours, ours_fixed = as_json(space.distributions), list(space.fixed)
+    except Exception as error:
+        ours = ours_fixed = type(error).__name__
+    print(json.dumps([stock, fixed, ours, ours_fixed]))
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of the environment."""
+    folder = tmp_path_factory.mktemp("stock") / "environment"
+    venv.create(folder, with_pip=False, symlinks=True)
+    interpreter = folder / "bin" / "python"
+    installed = subprocess.run(
+        [sys.executable, "-m", "pip", "--python", interpreter, "install", "--quiet", "--no-deps",
+         "--disable-pip-version-check", "--retries=1", "--timeout=10", *FRESH],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if installed.returncode:
+        last = (installed.stderr.strip().splitlines() or ["pip failed"])[-1]
+        missing("stock", f"{' '.join(FRESH)} could not be installed: {last}")
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    # Searched last, and .pth files in there are not read; see scripts/check_wheel.py.
+    borrowed = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    site = folder / "lib" / version / "site-packages"
+    (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    return interpreter
+
+
+@pytest.fixture(scope="module")
+def read_by_both(python: Path) -> Callable[[list[list[str]]], list[list]]:
+    def ask(lines: list[list[str]]) -> list[list]:
+        done = subprocess.run(
+            [python, "-W", "ignore", "-c", ORACLE], input=json.dumps(lines), env=environment(),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return ask
+
+
+def test_the_environment_has_the_other_hydra(python: Path) -> None:
+    code = "import hydra, omegaconf, optuna; print(hydra.__version__, optuna.__version__)"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1.4.0rc3", "5.0.0"]
+
+
+def test_the_extra_names_what_is_tested() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert FRESH[2] in extras["optional-dependencies"]["stock-sweeper"]
+
+
+@pytest.mark.parametrize("sampler", ["", "grid"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_run_on_the_stock_sweeper(
+    python: Path, preset: str, sampler: str, tmp_path: Path
+) -> None:
+    """Same parameters, same objective; hydra-optuna-sweeper does the rest as it does."""
+    chosen = [f"hydra/sweeper/sampler={sampler}"] if sampler else []
+    if sampler == "grid":
+        chosen += ["optim.lr=1e-3,2e-3", "optim.encoder_lr_scale=0.1,1"]
+    small = [o for o in (*SMALL, *TINY_T5) if not o.startswith("optim.lr=")]
+    done = subprocess.run(
+        [python, "-W", "ignore", "-m", "t5ts.run", "--multirun", f"experiment={preset}",
+         "hydra/sweeper=optuna", *small, "train.epochs=9", "debug=fast_dev_run", *chosen,
+         "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = sorted((tmp_path / "sweep").glob("*/result.json"))
+    assert len(results) == 2
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    params = yaml.safe_load((ROOT / "conf" / "experiment" / f"{preset}.yaml").read_text())
+    assert set(best["best_params"]) == set(params["hydra"]["sweeper"]["params"])
+    assert best["best_value"] == min(read(path)["objective"] for path in results)
+
+
+def distributions(space: dict[str, str]) -> dict[str, BaseDistribution]:
+    return {key: json_to_distribution(text) for key, text in space.items()}
+
+
+#: Command lines that both read, to the same distributions.
+SAME = [
+    "optim.lr=interval(1e-4,1e-2)",
+    "optim.lr=tag(log,interval(1e-4,1e-2))",
+    "optim.lr=interval(1,10)",
+    "optim.lr=interval(0,1)",
+    "train.epochs=int(interval(1,10))",
+    "train.epochs=int(interval(1.2,9.7))",
+    "train.batch_size=tag(log,int(interval(8,64)))",
+    "optim.lr=float(interval(1,10))",
+    "train.epochs=range(1,9,3)",
+    "train.epochs=range(1,10,3)",
+    "train.epochs=range(4)",
+    "train.epochs=range(5,1,-1)",
+    "train.epochs=range(1,2)",
+    "train.epochs=sort(range(1,5),reverse=true)",
+    "backbone.dropout=range(0.1,0.5,0.1)",
+    "backbone.dropout=range(0.0,0.3,0.05)",
+    "backbone.dropout=range(0.5,0.1,-0.1)",
+    "optim.lr=float(range(1,4))",
+    "train.epochs=1,2,4",
+    "train.epochs=choice(1,2)",
+    "train.epochs=sort(3,1,2)",
+    "train.epochs=tag(a,choice(1,2))",
+    "optim.lr=1e-3,0.01",
+    "init=random,t5",
+    "init=choice(random,t5)",
+    "patch.stride=null,8",
+    "tracker.project='a b','c,d'",
+    "tracker.project=a,'1'",
+    "train.progress=true,false",
+    "seed=0,1",
+    "freeze.unfreeze_epoch=range(0,9)",
+    "freeze.unfreeze_epoch=interval(0.5,7.5)",
+    "freeze.unfreeze_epoch=0,2.5",
+]
+
+#: Hydra 1.3 casts the ends of a range, 1.4 each of its values: the same values, of another kind.
+CAST_BY_HYDRA_1_3 = {
+    "optim.lr=float(range(1,4))": {"optim.lr": FloatDistribution(1.0, 3.0, step=1.0)},
+}
+
+
+def test_command_lines_give_the_stock_sweepers_distributions(
+    read_by_both: Callable[[list[list[str]]], list[list]],
+) -> None:
+    """By the other Hydra's parser, and by the one that this test runs on."""
+    beside = "horizon=8"
+    lines = [[line, beside] for line in SAME]
+    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config")
+    different = []
+    for line, (stock, fixed, ours, ours_fixed) in zip(lines, read_by_both(lines), strict=True):
+        assert isinstance(stock, dict), line
+        assert (fixed, ours_fixed) == ({"horizon": "8"}, [beside]), (line, ours)
+        here = parse_space({}, line, arms=(), conditions={}, config=config, groups=groups)
+        expected = CAST_BY_HYDRA_1_3.get(line[0], distributions(stock))
+        if distributions(ours) != distributions(stock) or here.distributions != expected:
+            different.append((line, stock, ours, here.as_json()))
+    assert different == []
+
+
+def test_shuffled_values_are_the_same_values(
+    read_by_both: Callable[[list[list[str]]], list[list]],
+) -> None:
+    """Both draw an order of their own."""
+    lines = [["train.epochs=shuffle(range(1,5))"], ["train.epochs=shuffle(1,2,3)"]]
+    for stock, _, ours, _ in read_by_both(lines):
+        (mine,), (theirs,) = distributions(ours).values(), distributions(stock).values()
+        assert isinstance(mine, CategoricalDistribution)
+        assert isinstance(theirs, CategoricalDistribution)
+        assert sorted(mine.choices) == sorted(theirs.choices)
+
+
+def test_an_unfreeze_epoch_is_the_one_exception(
+    read_by_both: Callable[[list[list[str]]], list[list]],
+) -> None:
+    ((stock, _, ours, _),) = read_by_both([["freeze.unfreeze_epoch=interval(0.0,8.0)"]])
+    assert "FloatDistribution" in stock["freeze.unfreeze_epoch"]
+    assert json_to_distribution(ours["freeze.unfreeze_epoch"]) == IntDistribution(0, 8)
+
+
+def test_what_the_stock_sweeper_refuses_is_refused(
+    read_by_both: Callable[[list[list[str]]], list[list]],
+) -> None:
+    lines = [
+        ["optim.lr=interval(2,1)"],
+        ["optim.lr=tag(log,interval(0,1))"],
+        ["train.epochs=range(3,3)"],
+        ["init=glob(*)"],
+    ]
+    for line, (stock, _, ours, _) in zip(lines, read_by_both(lines), strict=True):
+        assert isinstance(stock, str), line
+        assert ours == "ConfigError", line
