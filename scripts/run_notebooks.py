@@ -1,4 +1,4 @@
-"""Do the notebooks run top to bottom, offline? python scripts/run_notebooks.py [--out DIR] [NAME...].
+"""Do the notebooks run top to bottom, offline? python scripts/run_notebooks.py [NAME...].
 
 Each notebook runs in an empty folder of its own, so that it finds nothing that an earlier run has
 left, and without a network as far as W&B and the hub are concerned. The notebooks in git stay as
@@ -33,7 +33,7 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     """Run a notebook in a folder.
 
     Raises:
-        Failed: if a cell ends in an error or takes too long, a command in it fails, or `draw(...)`
+        Failed: if a cell ends in an error or takes too long, or `draw(...)`
             shows no picture.
     """
     notebook = nbformat.read(path, as_version=4)

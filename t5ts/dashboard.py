@@ -292,7 +292,8 @@ def save(project: str, logged: Logged | None, *, entity: str | None) -> str:
 def _saved_before(internal: Any, entity: str, project: str, name: str) -> str:
     """The id of the view of that name; empty if the project has none yet."""
     try:
-        return str(internal.get_view_dict(entity, project, name)["id"])
+        bare = internal._internal_name_to_url_query_str(name)  # as an address has it
+        return str(internal.get_view_dict(entity, project, bare)["id"])
     except ValueError as error:  # the library's only sign for both
         if "Workspace" in str(error):
             return ""
