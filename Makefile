@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run report test check format bench wheel-check pretrain clean
+.PHONY: help install demo run report test notebooks check format bench wheel-check pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ report: $(STAMP)  ## what run directories show: make report ARGS="multirun/..."
 test: $(STAMP)  ## the tests, offline on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
+notebooks: $(STAMP)  ## run the notebooks top to bottom, offline
+	$(BIN)/python scripts/run_notebooks.py $(ARGS)
+
 check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,7 +49,10 @@ bench: $(STAMP)  ## speed as ratios against named peers (installs the bench extr
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.startup
 
-wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder
+wheel-notebooks: $(STAMP)  ## run the notebooks top to bottom, offline
+	$(BIN)/python scripts/run_notebooks.py $(ARGS)
+
+check: $(STAMP)  ## build the wheel and run it from an empty folder
 	$(BIN)/python scripts/check_wheel.py
 
 PRETRAIN := outputs/pretrain

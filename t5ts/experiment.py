@@ -265,14 +265,10 @@ def _fit_settings(config: Config, setup: Setup) -> FitSettings:
 def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
     if config.tracker.name == "none":
         return NullTracker()
-    settings = OmegaConf.create(asdict(config))
-    flat = {
-        key: OmegaConf.select(settings, key)
-        for key in _leaves(OmegaConf.to_container(settings, resolve=True))
-    }
     return WandbTracker(
         run_dir=run_dir,
-        config=flat,
+        # Nested: W&B reads a dot in a key as a step down, in filters, columns and panels.
+        config=asdict(config),
         project=config.tracker.project,
         entity=config.tracker.entity,
         group=config.tracker.group or group or config.data.name,
@@ -282,17 +278,6 @@ def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
         mode=config.tracker.mode,
         run_id=identity(config),
     )
-
-
-def _leaves(node: Any, prefix: str = "") -> list[str]:
-    """Dotted keys of a nested dict's leaves."""
-    if not isinstance(node, dict):
-        return [prefix]
-    return [
-        leaf
-        for key, value in node.items()
-        for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    ]
 
 
 def _write_beginning(

@@ -43,6 +43,7 @@ LEVELS = {
     "sweep": 8,
     "run": 9,
     "report": 9,
+    "dashboard": 9,
     "download": 9,
 }
 #: Who alone may import a library, since it is slow or a matter of one room.
@@ -51,7 +52,8 @@ ROOMS = {
     "transformers": ("pretrain",),
     "tokenizers": ("pretrain",),
     "huggingface_hub": ("model",),
-    "wandb": ("tracking",),
+    "wandb": ("tracking", "dashboard"),
+    "wandb_workspaces": ("dashboard",),
     "optuna": ("sweep",),
     "matplotlib": ("analysis",),
     "bokeh": ("analysis",),

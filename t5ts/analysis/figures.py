@@ -306,6 +306,7 @@ def _forecasts(findings: Findings) -> Any | None:
     order: list[Arm] = findings.main.condition.arms
     first = samples[0][1]
     count = len(first["windows"])
+    naive = first["naive_name"].replace("_", " ")
     figure, axes = _figure(1, count, width=12, height=4.2, sharey=True)
     for number, ax in enumerate(axes[0]):
         window = first["windows"][number]
@@ -318,7 +319,7 @@ def _forecasts(findings: Findings) -> Any | None:
                 ax.axvline(border - len(context) + 0.5, color="0.85", linewidth=0.8)
         ax.plot(range(1 - seen, 1), context[-seen:], color=GREY, label="context")
         ax.plot(ahead, truth, color="black", linewidth=2, label="truth")
-        ax.plot(ahead, window["seasonal_naive"], color=GREY, linestyle=":", label="seasonal naive")
+        ax.plot(ahead, window["naive"], color=GREY, linestyle=":", label=naive)
         for arm, sample in samples[:MOST_PANELS]:
             colour, dash, _ = style(order.index(arm))
             ax.plot(ahead, sample["windows"][number]["prediction"], color=colour,

@@ -3,13 +3,13 @@
 import json
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from required import missing
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, draw, verdict
@@ -134,9 +134,7 @@ def test_numbers_in_words() -> None:
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
     if not CHROMIUM:
-        message = "NO BROWSER: the page was not opened (apt-get install chromium)"
-        warnings.warn(message, stacklevel=1)
-        pytest.skip(message)
+        missing("chromium", "the page was not opened: apt-get install chromium")
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
         # CI runs as root, where Chromium's sandbox cannot; the page is our own.
@@ -260,3 +258,41 @@ def test_a_broken_invariant_stands_in_red_at_the_top(browser: Any, tmp_path: Pat
     assert page.locator(".badge").inner_text() == "Verdict withheld"
     assert page.locator("tr.broken").count() == 1
     assert faults == []
+
+
+def test_report_is_logged_as_one_run(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wandb_summary: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main([str(study), "--out", str(tmp_path), "--wandb", "t5ts-test"]) == 0
+    assert "to upload later: wandb sync" in capsys.readouterr().out
+    found = wandb_summary(tmp_path)
+    assert found["project"] == "t5ts-test"
+    summary = found["summary"]
+    assert summary["verdict"] == "transfers"
+    assert summary["headline"] in found["notes"]
+    assert summary["effect_low"] < summary["effect"] < summary["effect_high"] < 0
+    assert {f"report/{name}" for name in PICTURES} <= set(summary)
+    folder = next((tmp_path / "wandb").glob("offline-run-*")) / "files"
+    runs, final = (
+        json.loads((folder / summary[f"report/{name}"]["path"]).read_text())
+        for name in ("runs", "final_performance")
+    )
+    assert len(runs["data"]) == 35
+    place = runs["columns"].index("test_loss")
+    table = collect([study]).table()
+    assert [row[place] for row in runs["data"]] == pytest.approx(table["test_loss"].to_list())
+    assert final["columns"][:3] == ["arm", "val_corr initial", "val_corr final"]
+
+
+def test_report_that_wandb_refuses_stands_all_the_same(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert main([str(study), "--out", str(tmp_path), "--wandb", "t5ts-test"]) == 2
+    assert (tmp_path / "report.html").is_file()
+    assert "t5ts: W&B is switched off" in capsys.readouterr().err

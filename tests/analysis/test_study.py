@@ -50,6 +50,8 @@ def test_simulated_runs_have_the_real_format(real: Path, tmp_path: Path) -> None
     for name in ("provenance.json", "result.json", "forecast_sample.json"):
         ours, theirs = (json.loads((d / name).read_text()) for d in (made, real))
         assert set(ours) <= set(theirs), name
+        if name == "forecast_sample.json":
+            assert set(ours["windows"][0]) == set(theirs["windows"][0])
     (a,), (b,) = collect([made]).runs, collect([real]).runs
     assert {k for k in a.evals if not k.endswith(("block_2", "block_3"))} <= set(b.evals)
 

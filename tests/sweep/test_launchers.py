@@ -21,7 +21,7 @@ def test_two_workers_share_four_trials(launcher: str, tmp_path: Path) -> None:
     assert results(trials) == [0, 1, 2, 3]
     owners = {trial.user_attrs["owner"] for trial in trials}
     assert len(owners) <= 2  # each worker is one process that serves many trials
-    assert len(set(trial.params["optim.lr"] for trial in trials)) == 4
+    assert len({trial.params["optim.lr"] for trial in trials}) == 4
     for slot, folder in run_dirs(sweep_dir).items():
         assert folder.name.startswith(f"{slot}-")
         assert read(folder / "result.json")["objective"] == next(
