@@ -1,6 +1,7 @@
 """The sweeper's settings; `conf/hydra/sweeper/t5ts.yaml` explains each word."""
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,6 +17,8 @@ from t5ts.errors import ConfigError
 DIRECTIONS = ("minimize", "maximize")
 #: Whole-run figures that can be objectives beside the metrics, all of them better when smaller.
 COSTS = ("seconds", "peak_memory_bytes")
+#: What a sampler imports only when it first draws.
+NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy"}
 #: Samplers whose draws belong together over the study, so that one seed must serve all slots.
 ONE_SEED = ("QMCSampler", "BruteForceSampler")
 
@@ -73,14 +76,14 @@ class SweepSettings:
         if target not in ONE_SEED:
             digest = hashlib.sha256(f"{seed}/{slot}".encode()).digest()
             seed = int.from_bytes(digest[:4], "big")
-        sampler = instantiate({**self.sampler, "seed": seed})
-        assert isinstance(sampler, BaseSampler)
+        sampler: BaseSampler = _made("sampler", {**self.sampler, "seed": seed}, BaseSampler)
         return sampler
 
     def make_pruner(self) -> BasePruner:
         """Optuna's pruner; none for several objectives."""
-        pruner = instantiate(self.pruner) if self.prunes else NopPruner()
-        assert isinstance(pruner, BasePruner)
+        pruner: BasePruner = (
+            _made("pruner", self.pruner, BasePruner) if self.prunes else NopPruner()
+        )
         return pruner
 
 
@@ -112,11 +115,38 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
     values["conditions"] = values["conditions"] or {}
     values["study_name"] = values["study_name"] or experiment or "sweep"
     known = {field.name for field in fields(SweepSettings)}
-    return SweepSettings(
+    settings = SweepSettings(
         objectives=tuple(objectives),
         directions=tuple(str(direction) for direction in directions),
         **{key: value for key, value in values.items() if key in known},
     )
+    settings.make_sampler(0), settings.make_pruner()  # what cannot be made is said now
+    return settings
+
+
+def _made(key: str, node: dict[str, Any], kind: type) -> Any:
+    """The object that a node describes.
+
+    Raises:
+        ConfigError: if there is no such class, or it does not take these arguments.
+    """
+    needed = NEEDS.get(str(node["_target_"]).rpartition(".")[2])
+    if needed is not None and importlib.util.find_spec(needed) is None:
+        raise ConfigError(
+            f"hydra.sweeper.{key}: {node['_target_']} needs {needed}: pip install {needed} (or"
+            " 't5ts[sweep]'), or choose hydra/sweeper/sampler=tpe."
+        )
+    try:
+        made = instantiate(node)
+        if not isinstance(made, kind):
+            raise TypeError(f"a {type(made).__name__} is no {key}")
+    except Exception as error:  # whatever the class raises: all of it is about this node
+        raise ConfigError(
+            f"hydra.sweeper.{key}: {node['_target_']} cannot be made: {error.__cause__ or error}."
+            f" Choose one with hydra/sweeper/{key}=NAME, whose arguments are those of"
+            f" conf/hydra/sweeper/{key}/NAME.yaml (they stay when only _target_ is changed)."
+        ) from error
+    return made
 
 
 def _as_list(value: Any) -> list[Any]:

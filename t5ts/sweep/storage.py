@@ -31,7 +31,8 @@ class FlockedJournal(BaseJournalFileLock):
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
-        self._path = journal.with_name(journal.name + ".lock")
+        # Not ".lock", which is Optuna's own name for one, and a dead holder's to its other readers.
+        self._path = journal.with_name(journal.name + ".flock")
         self._held: IO[bytes] | None = None
 
     def acquire(self) -> bool:
@@ -117,7 +118,8 @@ def _database(url: str) -> RDBStorage:
 def without_password(text: str) -> str:
     """A URL, or an override with one, as it may be shown and written down."""
     text = re.sub(r"([?&]password=)[^&]*", r"\1***", text)
-    return re.sub(r"^(.*?://|)([^:@/]*):.*@", r"\1\2:***@", text)
+    head, slashes, tail = text.rpartition("://")
+    return head + slashes + re.sub(r"^([^:@/]*):.*@", r"\1:***@", tail)
 
 
 def _first_line(error: Exception) -> str:

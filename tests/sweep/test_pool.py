@@ -1,0 +1,69 @@
+"""Each worker's share of the machine."""
+
+from pathlib import Path
+
+import pytest
+
+from t5ts.sweep import pool
+from t5ts.sweep.pool import _environment, _last_words, visible_gpus
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Eight cores, nothing set, no GPU."""
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "T5TS_WORKER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pool.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(pool.shutil, "which", lambda _: None)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(("workers", "threads"), [(1, 8), (2, 4), (3, 2), (8, 1), (20, 1)])
+def test_threads_are_shared_fairly(workers: int, threads: int) -> None:
+    found = [_environment(number, workers) for number in range(workers)]
+    assert {e["OMP_NUM_THREADS"] for e in found} == {str(threads)}
+    assert [e["T5TS_WORKER"] for e in found] == [str(n) for n in range(workers)]
+    assert not any("CUDA_VISIBLE_DEVICES" in e for e in found)
+
+
+def test_a_number_of_threads_that_the_user_gave_stays(machine: pytest.MonkeyPatch) -> None:
+    machine.setenv("OMP_NUM_THREADS", "3")
+    assert _environment(0, 8)["OMP_NUM_THREADS"] == "3"
+
+
+def test_gpus_are_given_in_turn_and_only_those_that_are_ours(
+    machine: pytest.MonkeyPatch,
+) -> None:
+    machine.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-abc")
+    given = [_environment(number, 5)["CUDA_VISIBLE_DEVICES"] for number in range(5)]
+    assert given == ["5", "GPU-abc", "5", "GPU-abc", "5"]
+
+
+def test_no_gpu_is_no_gpu(machine: pytest.MonkeyPatch) -> None:
+    assert visible_gpus() == []
+    machine.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    assert _environment(0, 1)["CUDA_VISIBLE_DEVICES"] == ""  # as the user said
+
+
+@pytest.mark.parametrize(
+    ("program", "found"), [("echo 0; echo 1", ["0", "1"]), ("echo broken driver; exit 9", [])]
+)
+def test_gpus_are_asked_of_the_driver(
+    machine: pytest.MonkeyPatch, tmp_path: Path, program: str, found: list[str]
+) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n{program}\n")
+    command.chmod(0o755)
+    machine.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    machine.setattr(pool.shutil, "which", lambda _: str(command))
+    assert visible_gpus() == found
+
+
+def test_a_workers_last_words_are_its_message_or_the_end_of_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text("step 1\nt5ts: old\nstep 2\nt5ts: no such file\nput it there\n")
+    assert _last_words(log) == "no such file\nput it there"
+    log.write_text("\n".join(f"line {n}" for n in range(40)))
+    assert _last_words(log).splitlines() == [f"line {n}" for n in range(25, 40)]

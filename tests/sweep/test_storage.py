@@ -1,0 +1,100 @@
+"""The journal file: what dead writers leave behind is mended, and nobody waits for their locks."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t5ts.errors import ConfigError
+from t5ts.sweep.storage import JOURNAL, open_storage, without_password
+
+
+def ask(folder: Path, count: int) -> None:
+    study = optuna.create_study(
+        storage=open_storage(None, folder), study_name="study", load_if_exists=True
+    )
+    for _ in range(count):
+        study.tell(study.ask(), 1.0)
+
+
+def finished(folder: Path) -> int:
+    storage = open_storage(None, folder)
+    return len(optuna.load_study(study_name="study", storage=storage).get_trials())
+
+
+@settings(max_examples=30, deadline=None)
+@given(cut=st.integers(1, 400))
+def test_a_journal_that_was_cut_anywhere_goes_on(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    """Whole records before the cut count; the one that was cut does not, and new ones follow."""
+    folder = tmp_path_factory.mktemp("study")
+    ask(folder, 3)
+    journal = folder / JOURNAL
+    whole = journal.read_bytes()
+    first = whole.index(b"\n") + 1  # the study's own record stays
+    kept = whole[: max(first, len(whole) - cut)]
+    journal.write_bytes(kept)
+    ask(folder, 1)
+    now = journal.read_bytes()
+    assert now.startswith(kept[: kept.rindex(b"\n") + 1])
+    assert all(json.loads(line) for line in now.splitlines())
+    # Record 4 of Optuna's journal is a trial's creation.
+    created = [line for line in now.splitlines() if json.loads(line)["op_code"] == 4]
+    assert finished(folder) == len(created)
+
+
+def test_without_the_lock_such_a_journal_is_lost(tmp_path: Path) -> None:
+    """Why the lock mends: Optuna's own writer appends to the half record, and nobody reads on."""
+    ask(tmp_path, 1)
+    journal = tmp_path / JOURNAL
+    with journal.open("a") as file:
+        file.write('{"op_code": 4, "half')
+    plain = optuna.storages.journal.JournalFileBackend(str(journal))
+    with pytest.raises(ValueError, match=r"Expecting|Unterminated|delimiter"):
+        ask_with(plain)
+
+
+def ask_with(backend: optuna.storages.journal.JournalFileBackend) -> None:
+    for _ in range(2):
+        storage = optuna.storages.JournalStorage(backend)
+        study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
+        study.tell(study.ask(), 1.0)
+
+
+def test_writers_do_not_lose_each_others_records(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ask(tmp_path, 0)
+    processes = [fork.Process(target=ask, args=(tmp_path, 20)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert finished(tmp_path) == 60
+
+
+def test_a_directory_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be written .*hydra\.sweep\.dir=DIR"):
+        open_storage(None, tmp_path / "file" / "sweep")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql+psycopg://me:pw@host/db", "postgresql+psycopg://me:***@host/db"),
+        ("postgresql://me:p@w:d@host:5432/db", "postgresql://me:***@host:5432/db"),
+        ("postgresql://me@host/db", "postgresql://me@host/db"),
+        ("postgresql://host:5432/db", "postgresql://host:5432/db"),
+        ("mysql://h/db?user=a&password=pw&x=1", "mysql://h/db?user=a&password=***&x=1"),
+        ("hydra.sweeper.storage=mysql://a:pw@h/d", "hydra.sweeper.storage=mysql://a:***@h/d"),
+        ("sqlite:///file.db", "sqlite:///file.db"),
+    ],
+)
+def test_passwords_are_hidden(text: str, shown: str) -> None:
+    assert without_password(text) == shown
