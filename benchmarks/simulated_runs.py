@@ -329,7 +329,8 @@ def _forecast(rng: np.random.Generator) -> dict[str, Any]:
     return {
         "channel": "temperature",
         "unit": "°C",
-        "naive_name": "seasonal_naive",
+        "naive": "seasonal_naive",
+        "target_start": 128,
         "patch_starts": list(range(0, 128, 32)),
         "windows": [
             {
@@ -337,7 +338,7 @@ def _forecast(rng: np.random.Generator) -> dict[str, Any]:
                 "context": wave(i * 5, 128, 0.8),
                 "truth": wave(i * 5 + 128, 24, 0.8),
                 "prediction": wave(i * 5 + 128, 24, 0.2),
-                "naive": wave(i * 5 + 128, 24, 1.2),
+                "seasonal_naive": wave(i * 5 + 128, 24, 1.2),
             }
             for i in range(3)
         ],

@@ -219,7 +219,8 @@ def _name_conditions(found: Sequence[Condition]) -> None:
     """Data and lengths, and whatever else differs between conditions of that name."""
 
     def base(c: Condition) -> str:
-        return f"{c.config['data.name']}, {c.config['seq_len']} → {c.config['horizon']} steps"
+        reach = "masked" if c.config["horizon"] is None else f"→ {c.config['horizon']}"
+        return f"{c.config['data.name']}, {c.config['seq_len']} {reach} steps"
 
     for condition in found:
         same = [c for c in found if base(c) == base(condition)]

@@ -149,7 +149,7 @@ def _curves(findings: Findings) -> Any | None:
     naive = naive_loss(findings)
     if naive is not None:
         loss.axhline(naive, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
-        label = loss.text(1, naive, "seasonal naive ", transform=loss.get_yaxis_transform(),
+        label = loss.text(1, naive, "naive forecast ", transform=loss.get_yaxis_transform(),
                           ha="right", va="bottom", fontsize=8, color="0.3")  # fmt: skip
         label.set_in_layout(False)
     loss.set_ylabel("val_loss: MSE, train-standardised")
@@ -161,10 +161,10 @@ def _curves(findings: Findings) -> Any | None:
 
 
 def naive_loss(findings: Findings) -> float | None:
-    """Seasonal naive's validation loss in the main condition; None before a run is finished."""
+    """The naive forecast's validation loss in the main condition; None before a run is finished."""
     for run in findings.main.condition.runs:
         if run.result is not None:
-            return run.result.baselines["val"]["seasonal_naive"]["loss"]
+            return next(iter(run.result.baselines["val"].values()))["loss"]  # the task's naive one
     return None
 
 
@@ -306,20 +306,22 @@ def _forecasts(findings: Findings) -> Any | None:
     order: list[Arm] = findings.main.condition.arms
     first = samples[0][1]
     count = len(first["windows"])
-    naive = first["naive_name"].replace("_", " ")
+    naive = first["naive"]
     figure, axes = _figure(1, count, width=12, height=4.2, sharey=True)
     for number, ax in enumerate(axes[0]):
         window = first["windows"][number]
         context, truth = window["context"], window["truth"]
         # As much context as two horizons, at least a patch: the forecast is what is looked at.
         seen = min(len(context), max(2 * len(truth), 32))
-        ahead = range(1, len(truth) + 1)
+        # A forecast begins after the context, masked steps lie within it.
+        start = first["target_start"] - len(context) + 1
+        ahead = range(start, start + len(truth))
         for border in first["patch_starts"]:
             if border > len(context) - seen:
                 ax.axvline(border - len(context) + 0.5, color="0.85", linewidth=0.8)
         ax.plot(range(1 - seen, 1), context[-seen:], color=GREY, label="context")
         ax.plot(ahead, truth, color="black", linewidth=2, label="truth")
-        ax.plot(ahead, window["naive"], color=GREY, linestyle=":", label=naive)
+        ax.plot(ahead, window[naive], color=GREY, linestyle=":", label=naive.replace("_", " "))
         for arm, sample in samples[:MOST_PANELS]:
             colour, dash, _ = style(order.index(arm))
             ax.plot(ahead, sample["windows"][number]["prediction"], color=colour,

@@ -130,7 +130,7 @@ def _curves(findings: Findings) -> Any | None:
                 Label(
                     x=last,
                     y=naive,
-                    text="seasonal naive",
+                    text="naive forecast",
                     text_align="right",
                     text_font_size="11px",
                     text_color="#555555",

@@ -178,8 +178,12 @@ def _compare(pair: Pair) -> Comparison:
     losses_b = [b.test_losses() for _, b in pair.runs()]
     known = [losses for losses in (*losses_a, *losses_b) if losses is not None]
     if known and len(known) == 2 * len(pair.seeds) and len({len(x) for x in known}) == 1:
-        horizon = int(pair.treatment.runs[0].config["horizon"])
-        a_SW, b_SW = np.stack(known[: len(losses_a)]), np.stack(known[len(losses_a) :])
+        config = pair.treatment.runs[0].config
+        # Without a horizon (reconstruction) windows share the steps of their whole length.
+        horizon = int(config["horizon"] or config["seq_len"])
+        losses = np.stack(known)
+        losses = losses[:, np.isfinite(losses).all(axis=0)]  # windows without a target have none
+        a_SW, b_SW = losses[: len(losses_a)], losses[len(losses_a) :]
         a_W, b_W = a_SW.mean(axis=0), b_SW.mean(axis=0)
         compared.over_time = diebold_mariano(a_W, b_W, horizon=horizon)
         compared.new_windows = crossed_interval((a_SW - b_SW) / b_W.mean(), horizon=horizon)
