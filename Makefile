@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check format bench wheel-check pretrain clean
+.PHONY: help install demo run report test notebooks check format bench wheel-check pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -17,14 +17,23 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## install t5ts and its development tools into .venv
 
-demo: $(STAMP)  ## install, then one whole run offline on packaged data (under 2 minutes)
-	$(BIN)/python -m t5ts.run experiment=demo
+DEMO := multirun/demo-$(shell date +%Y-%m-%d_%H-%M-%S)
+demo: $(STAMP)  ## install, then pretrained against random on packaged data, offline (under 2 minutes)
+	$(BIN)/python -m t5ts.run --multirun experiment=demo init=t5,random hydra.sweep.dir=$(DEMO)
+	$(BIN)/python -m t5ts.analysis.compare $(DEMO)
+	$(BIN)/python -m t5ts.report $(DEMO)
 
 run: $(STAMP)  ## a run of your own: make run ARGS="init=t5 freeze=staged"
 	$(BIN)/python -m t5ts.run $(ARGS)
 
+report: $(STAMP)  ## what run directories show: make report ARGS="multirun/..."
+	$(BIN)/python -m t5ts.report $(ARGS)
+
 test: $(STAMP)  ## the tests, offline on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+notebooks: $(STAMP)  ## run the notebooks top to bottom, offline
+	$(BIN)/python scripts/run_notebooks.py $(ARGS)
 
 check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -40,7 +49,10 @@ bench: $(STAMP)  ## speed as ratios against named peers (installs the bench extr
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.startup
 
-wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder
+wheel-notebooks: $(STAMP)  ## run the notebooks top to bottom, offline
+	$(BIN)/python scripts/run_notebooks.py $(ARGS)
+
+check: $(STAMP)  ## build the wheel and run it from an empty folder
 	$(BIN)/python scripts/check_wheel.py
 
 PRETRAIN := outputs/pretrain

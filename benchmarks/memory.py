@@ -1,4 +1,4 @@
-"""Peak memory of a long series: python benchmarks/memory.py [--rows N] [--channels C] [--csv].
+"""Peak memory of a long series: python -m benchmarks.memory [--rows N] [--channels C] [--csv].
 
 Question: does a 10-million-row, 8-channel float32 Parquet file load, scale and yield batches with a
 peak RSS of at most 2× its raw bytes (rows · channels · 4) above the import baseline?
@@ -9,6 +9,11 @@ reads its own VmHWM. Exit code 1 if the limit is passed. Expected (2 cores): rat
 
 `--csv --rows 3000000 --channels 7` asks instead whether a CSV of that size loads in under 5 s.
 Expected: 2 s.
+
+`--csv --rows 3000000 --channels 7 --train KEY=VALUE…` trains on the file as `python -m t5ts.run`
+does, with the overrides given (two epochs of 4096 windows around no encoder by default), test and
+pictures included. All validation and test windows are evaluated, which is most of the time:
+data.splits='[0.99,0.005,0.005]' makes them fewer.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ CSV_LIMIT_S = 5.0
 ROOT = str(Path(__file__).parents[1])
 MAKE = "import benchmarks.memory as m, sys; m.make(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))"
 MEASURE = "import benchmarks.memory as m, sys; m.measure(sys.argv[1])"
+TRAIN = "import benchmarks.memory as m, sys; m.train(sys.argv[1], sys.argv[2:])"
+SHORT = ["backbone=linear", "data.windows_per_epoch=4096", "train.epochs=2"]
 
 
 def make(path: str, rows: int, channels: int) -> None:
@@ -76,6 +83,47 @@ def measure(path: str) -> None:
     print(json.dumps(figures))
 
 
+def train(path: str, overrides: list[str]) -> None:
+    """A whole run on the file; prints the figures as one JSON line."""
+    from hydra import compose, initialize_config_dir
+
+    from t5ts import build, experiment
+    from t5ts.analysis import plots  # noqa: F401 (part of the import baseline, as what follows)
+    from t5ts.checks import check
+    from t5ts.config import CONF, from_hydra, register
+    from t5ts.data import tables  # noqa: F401
+
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        given = ["data=csv", f"data.path={path}", "tracker=none", "train.progress=false"]
+        config = from_hydra(compose("config", overrides=[*given, *overrides]))
+    check(config)
+    load_s = 0.0
+    load_series = build.load_series
+
+    def timed(data: object) -> object:
+        nonlocal load_s
+        began = time.perf_counter()
+        series = load_series(data)
+        load_s = time.perf_counter() - began
+        return series
+
+    build.load_series = timed
+    baseline = _status("VmRSS")
+    began = time.perf_counter()
+    result = experiment.run(config, run_dir=Path(path).parent / "run")
+    figures = {
+        "baseline_bytes": baseline,
+        "peak_bytes": _status("VmHWM") - baseline,
+        "load_s": round(load_s, 2),
+        "fit_s": round(result.seconds, 1),
+        "run_s": round(time.perf_counter() - began, 1),
+        "val_loss": round(result.metrics["val_loss"], 4),
+        "val_loss_untrained": round(result.initial["val_loss"], 4),
+    }
+    print(json.dumps(figures))
+
+
 def _status(key: str) -> int:
     """A figure of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -89,13 +137,15 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--csv", action="store_true")
+    parser.add_argument("--train", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / ("long.csv" if args.csv else "long.parquet"))
         size = (str(args.rows), str(args.channels))
         subprocess.run([sys.executable, "-c", MAKE, path, *size], check=True, cwd=ROOT)
+        asked = [MEASURE, path] if args.train is None else [TRAIN, path, *(args.train or SHORT)]
         answer = subprocess.run(
-            [sys.executable, "-c", MEASURE, path], check=True, cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-c", *asked], check=True, cwd=ROOT, stdout=subprocess.PIPE
         )
     figures = json.loads(answer.stdout)
     raw = args.rows * args.channels * 4

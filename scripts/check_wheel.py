@@ -1,7 +1,8 @@
 """Does the built wheel work on its own? python scripts/check_wheel.py [--full].
 
-Builds the wheel, installs it into a new virtual environment, and makes a short run from an empty
-folder: configuration and packaged data must come out of the wheel. By default the environment
+Builds the wheel, installs it into a new virtual environment, and makes the demo's two runs, cut
+short, from an empty folder: configuration, packaged data and the packaged T5 must come out of the
+wheel. By default the environment
 borrows this interpreter's third-party packages through a .pth file and takes t5ts from the wheel
 alone (half a minute, no network). `--full` installs the dependencies with pip instead, under
 constraints.txt where there is one (minutes, needs an index): then the dependencies that the wheel
@@ -23,12 +24,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The demo, cut short; it unfreezes after its first epoch, so that it needs two.
-RUN = ["experiment=demo", "train.epochs=2", "data.windows_per_epoch=128", "tracker=none"]
+RUN = ["--multirun", "experiment=demo", "init=t5,random"]
+RUN += ["train.epochs=2", "data.windows_per_epoch=128", "tracker=none"]
+#: MB that the wheel may have; the packaged T5 is the most of it.
+MAX_WHEEL_MB = 15
+#: Nothing may be fetched: every address of the hub and of a proxy leads nowhere.
+NO_NETWORK = dict.fromkeys(("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 WHERE = """
 import json, t5ts
 from t5ts.run import CONF
 from t5ts.data import sources
-print(json.dumps({"package": t5ts.__file__, "conf": str(CONF), "data": sources.__file__}))
+from t5ts.model.packaged import checkpoint_folder
+places = {"package": t5ts.__file__, "conf": CONF, "data": sources.__file__}
+places["t5"] = checkpoint_folder("packaged:t5_tiny_en") / "model.safetensors"
+print(json.dumps({name: str(place) for name, place in places.items()}))
 """
 
 
@@ -36,7 +45,13 @@ class Failed(Exception):
     """A check failed; the message says which."""
 
 
-def call(command: Sequence[str | Path], *, cwd: Path, what: str) -> str:
+def call(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path,
+    what: str,
+    environment: dict[str, str] | None = None,
+) -> str:
     """Run a command without this environment's Python variables; returns its standard output.
 
     Raises:
@@ -44,7 +59,11 @@ def call(command: Sequence[str | Path], *, cwd: Path, what: str) -> str:
     """
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=kept, capture_output=True, text=True
+        [str(part) for part in command],
+        cwd=cwd,
+        env=kept | (environment or {}),
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         said = (done.stdout + done.stderr)[-3000:]
@@ -108,18 +127,27 @@ def check_origin(python: Path, environment: Path, empty: Path) -> None:
         print(f"OK  {name:<8} {Path(place).resolve().relative_to(inside)}")
 
 
-def check_run(python: Path, empty: Path) -> None:
-    """A short run must end well and leave a result."""
+def check_runs(python: Path, empty: Path) -> None:
+    """The demo's arms must end well, pretrained weights verified, and stand in one table."""
     began = time.perf_counter()
-    run = empty / "run"
-    command: list[str | Path] = [python, "-m", "t5ts.run", *RUN, f"hydra.run.dir={run}"]
-    call(command, cwd=empty, what=f"t5ts.run {' '.join(RUN)}")
-    print(f"OK  run      exit status 0 after {time.perf_counter() - began:.0f} s")
-    result = run / "result.json"
-    if not result.is_file():
-        raise Failed(f"the run left no result.json, but {sorted(p.name for p in run.iterdir())}")
-    values = json.loads(result.read_text())
-    print(f"OK  result   {values['objective_name']} = {values['objective']:.4f}")
+    sweep = empty / "demo"
+    command: list[str | Path] = [python, "-m", "t5ts.run", *RUN, f"hydra.sweep.dir={sweep}"]
+    call(command, cwd=empty, what=f"t5ts.run {' '.join(RUN)}", environment=NO_NETWORK)
+    print(f"OK  runs     exit status 0 after {time.perf_counter() - began:.0f} s")
+    results = {}
+    for path in sweep.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        weights = json.loads((path.parent / "provenance.json").read_text())["weights"]
+        results[weights["init"], weights["source"]] = result["objective"]
+    if set(results) != {("t5", "packaged:t5_tiny_en"), ("random", "random")}:
+        raise Failed(f"an arm has no result, or other weights than its own: {sorted(results)}")
+    for (init, source), objective in results.items():
+        print(f"OK  result   init={init} from {source}: val_loss {objective:.4f}")
+    compare: list[str | Path] = [python, "-m", "t5ts.analysis.compare", sweep]
+    table = call(compare, cwd=empty, what="t5ts.analysis.compare")
+    if not all(f"t5_tiny_en-{init}-staged" in table for init in ("t5", "random")):
+        raise Failed(f"an arm is not in the table:\n{table}")
+    print("OK  table    both arms")
 
 
 def main() -> int:
@@ -134,11 +162,14 @@ def main() -> int:
             empty = folder / "empty"
             empty.mkdir()
             wheel = build(folder)
-            print(f"OK  wheel    {wheel.name}, {wheel.stat().st_size / 2**10:.0f} KiB")
+            size_mb = wheel.stat().st_size / 1e6
+            if size_mb > MAX_WHEEL_MB:
+                raise Failed(f"{wheel.name} has {size_mb:.1f} MB, allowed {MAX_WHEEL_MB}")
+            print(f"OK  wheel    {wheel.name}, {size_mb:.1f} MB")
             python = install(wheel, folder / "environment", full=full)
             print(f"OK  install  {'with dependencies' if full else 'beside borrowed packages'}")
             check_origin(python, folder / "environment", empty)
-            check_run(python, empty)
+            check_runs(python, empty)
     except Failed as failure:
         print(f"FAILED  {failure}", file=sys.stderr)
         return 1

@@ -8,10 +8,13 @@ import torch
 from hydra.utils import get_method
 from torch import Tensor
 
+from t5ts import distributed
 from t5ts.config import (
     Config,
+    CsvData,
     DataConfig,
     LinearBackbone,
+    ReconstructTask,
     SharedBackbone,
     T5Backbone,
 )
@@ -23,8 +26,9 @@ from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, T5Encoder, co
 from t5ts.model.forecaster import Forecaster, build_forecaster
 from t5ts.model.weights import LoadReport, encoder_state, read_architecture, state_digest
 from t5ts.optim import OptimSettings, PlannedOptimizer
+from t5ts.reconstruct import Reconstruct
 from t5ts.schedule import forecaster_plan, start_step
-from t5ts.task import Forecast
+from t5ts.task import Forecast, Task
 
 #: Windows of a dry run's epoch and evaluation, in batches.
 DRY_RUN_BATCHES = 2
@@ -37,14 +41,14 @@ class Setup:
     Attributes:
         train, val, test: The windows in use (`debug=overfit` puts one set in all three places).
         report: Where the encoder's weights came from; None without a T5 encoder.
-        denominator_C: Seasonal-naive MAE of the train rows, for MASE.
+        denominator_C: Seasonal-naive MAE of the train rows, for MASE; None where the task has none.
         baseline_season: The season that the naive baselines repeat.
         autocast: Precision of the forward pass; None for float32.
     """
 
     device: torch.device
     autocast: torch.dtype | None
-    task: Forecast
+    task: Task
     series: Series
     splits: WindowSplits
     train: Windows
@@ -57,7 +61,7 @@ class Setup:
     windows_per_epoch: int
     steps_per_epoch: int
     eval_limit: int | None
-    denominator_C: Tensor
+    denominator_C: Tensor | None
     baseline_season: int
 
 
@@ -70,7 +74,7 @@ def build(config: Config) -> Setup:
     device, autocast = device_and_precision(config)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    task = Forecast(seq_len=config.seq_len, horizon=config.horizon)
+    task = build_task(config)
     series = load_series(config.data)
     splits = build_windows(
         series,
@@ -85,6 +89,7 @@ def build(config: Config) -> Setup:
     dry = config.debug.fast_dev_run
     limit = DRY_RUN_BATCHES * config.train.batch_size if dry else config.data.windows_per_epoch
     windows_per_epoch = min(len(train), limit or len(train))
+    _check_share(min(windows_per_epoch, config.train.batch_size))
     steps_per_epoch = -(-windows_per_epoch // config.train.batch_size)
     epochs = 1 if dry else config.train.epochs
     return Setup(
@@ -107,9 +112,41 @@ def build(config: Config) -> Setup:
         eval_limit=config.train.eval_batch_size if dry else None,
         denominator_C=mase_denominator(
             train.series_TC[slice(*splits.scaler_rows)], season=series.season
-        ),
+        )
+        if task.uses_season
+        else None,
         baseline_season=task.baseline_season(series.season),
     )
+
+
+def _check_share(windows_per_step: int) -> None:
+    """Refuse more processes than windows in a batch: some would never train.
+
+    Raises:
+        ConfigError: naming both numbers.
+    """
+    processes = distributed.world_size()
+    if processes > windows_per_step:
+        raise ConfigError(
+            f"{processes} processes share a batch of {windows_per_step} windows: train.batch_size"
+            " is that of all processes together; raise it (and data.windows_per_epoch), or use"
+            f" torchrun --nproc-per-node with at most {windows_per_step} processes in all."
+        )
+
+
+def build_task(config: Config) -> Task:
+    """The task: the one place where it is chosen."""
+    if isinstance(config.task, ReconstructTask):
+        return Reconstruct(
+            seq_len=config.seq_len,
+            ratio=config.task.ratio,
+            min_len=config.task.min_len,
+            max_len=config.task.max_len,
+            mask=config.task.mask,
+            seed=component_seed(config.seed, "mask"),
+        )
+    assert config.horizon is not None
+    return Forecast(seq_len=config.seq_len, horizon=config.horizon)
 
 
 def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | None]:
@@ -125,6 +162,14 @@ def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | No
             " (python -c 'import torch; print(torch.version.cuda)')."
         )
     device = torch.device("cuda" if has_gpu and config.train.device != "cpu" else "cpu")
+    if device.type == "cuda" and distributed.world_size() > 1:
+        if distributed.local_rank() >= torch.cuda.device_count():
+            raise ConfigError(
+                f"more processes than GPUs: this machine has {torch.cuda.device_count()}; use"
+                f" torchrun --nproc-per-node={torch.cuda.device_count()}, or train.device=cpu."
+            )
+        device = torch.device("cuda", distributed.local_rank())
+        torch.cuda.set_device(device)
     if config.train.precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "train.precision=fp16, but there is no GPU: fp16 trains on a GPU only;"
@@ -181,6 +226,7 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
     Raises:
         WeightsError: if the weights cannot be had or do not verify.
     """
+    task = build_task(config)
     encoder, report = _build_encoder(config)
     # Without an encoder there are no tokens: one linear map, whatever the patch group says.
     has_tokens = not isinstance(encoder, NoEncoder)
@@ -192,18 +238,25 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
         encoder=encoder,
         num_channels=num_channels,
         seq_len=config.seq_len,
-        output_len=config.horizon,
+        output_len=task.output_len,
         patch_len=config.patch.patch_len,
         stride=config.patch.stride,
         channels=config.patch.channels,
         norm=config.patch.norm and has_tokens,
         scale=config.patch.scale if has_tokens else "none",
         embedding_rms=embedding_rms,
+        hidden=_hidden(config, task),
         normalize=config.normalize.name,
         patch_generator=component_generator(config.seed, "patch"),
         head_generator=component_generator(config.seed, "head"),
     )
     return model, report
+
+
+def _hidden(config: Config, task: Task) -> str:
+    """What stands for steps that the model does not see: the task's choice, or 0 for mere gaps."""
+    has_gaps = isinstance(config.data, CsvData) and config.data.missing == "mask"
+    return "value" if task.hides == "none" and has_gaps else task.hides
 
 
 def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:

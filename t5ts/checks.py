@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from t5ts.config import CONF, OBJECTIVES, Config, CsvData, LinearBackbone, T5Backbone
+from t5ts.config import (
+    CONF,
+    OBJECTIVES,
+    Config,
+    ForecastTask,
+    LinearBackbone,
+    ReconstructTask,
+    T5Backbone,
+)
 from t5ts.errors import ConfigError
 
 INITS = ("random", "t5", "matched", "shuffled")
@@ -17,6 +25,7 @@ ALGORITHMS = ("adamw", "adamw_rms")
 TRACKERS = ("wandb", "none")
 TRACKER_MODES = ("auto", "online", "offline")
 NORMALIZERS = ("instance", "none")
+MASKS = ("token", "value")
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -72,7 +81,7 @@ def _range_problems(config: Config) -> list[str]:
     rules: list[tuple[str, Any, bool, str]] = [
         ("seed", config.seed, config.seed >= 0, "a whole number, 0 or more"),
         ("seq_len", config.seq_len, config.seq_len >= 1, "1 or more"),
-        ("horizon", config.horizon, config.horizon >= 1, "1 or more"),
+        ("horizon", config.horizon, config.horizon is None or config.horizon >= 1, "1 or more"),
         ("patch.patch_len", patch.patch_len, patch.patch_len >= 1, "1 or more"),
         ("patch.stride", patch.stride, patch.stride is None or patch.stride >= 1, "1 or more"),
         ("data.fraction", data.fraction, 0 < data.fraction <= 1, "above 0, at most 1"),
@@ -140,6 +149,7 @@ def _range_problems(config: Config) -> list[str]:
             config.debug.overfit_windows is None or config.debug.overfit_windows >= 1,
             "null or 1 or more",
         ),
+        *_reconstruct_ranges(config),
     ]
     return [
         f"{key}={value} is out of range; allowed: {allowed}."
@@ -148,8 +158,26 @@ def _range_problems(config: Config) -> list[str]:
     ]
 
 
+def _reconstruct_ranges(config: Config) -> list[tuple[str, Any, bool, str]]:
+    task = config.task
+    if not isinstance(task, ReconstructTask):
+        return []
+    return [
+        ("task.ratio", task.ratio, 0 < task.ratio < 1, "above 0, below 1"),
+        ("task.min_len", task.min_len, task.min_len >= 1, "1 or more"),
+        (
+            "task.max_len",
+            task.max_len,
+            task.min_len <= task.max_len < config.seq_len,
+            f"from task.min_len={task.min_len} to seq_len − 1 = {config.seq_len - 1}",
+        ),
+    ]
+
+
 def _choice_problems(config: Config) -> list[str]:
+    masks = [config.task.mask] if isinstance(config.task, ReconstructTask) else []
     choices = (
+        *(("task.mask", mask, MASKS) for mask in masks),
         ("objective", config.objective, tuple(OBJECTIVES)),
         ("init.name", config.init.name, INITS),
         ("freeze.order", config.freeze.order, ORDERS),
@@ -175,6 +203,7 @@ def _pair_problems(config: Config) -> list[str]:
     backbone, freeze, patch, train = config.backbone, config.freeze, config.patch, config.train
     t5 = backbone if isinstance(backbone, T5Backbone) else None
     has_checkpoint = t5 is not None and bool(t5.hub_id or t5.path)
+    reconstruct = config.task if isinstance(config.task, ReconstructTask) else None
     stride = patch.patch_len if patch.stride is None else patch.stride
     unfreezes_late = freeze.unfreeze_epoch is not None and freeze.unfreeze_epoch > 0
     rules: list[tuple[bool, str]] = [
@@ -248,9 +277,26 @@ def _pair_problems(config: Config) -> list[str]:
             " use freeze=all.",
         ),
         (
-            isinstance(config.data, CsvData) and config.data.missing == "mask",
-            f"data.missing=mask leaves gaps in the windows, and task={config.task.name} cannot"
-            " train on them: use data.missing=interpolate.",
+            isinstance(config.task, ForecastTask) and config.horizon is None,
+            f"task={config.task.name} needs horizon=NUMBER (steps to predict).",
+        ),
+        (
+            reconstruct is not None and config.horizon is not None,
+            f"horizon={config.horizon} means nothing to task={config.task.name}, which predicts"
+            " masked steps inside the window: leave it out, or use horizon=null.",
+        ),
+        (
+            reconstruct is not None and config.objective == "val_mase",
+            f"objective=val_mase is not defined for task={config.task.name}: MASE measures"
+            " forecasts against seasonal naive ones; use val_loss, val_mae or val_skill (against"
+            " linear interpolation).",
+        ),
+        (
+            reconstruct is not None
+            and reconstruct.mask == "token"
+            and isinstance(backbone, LinearBackbone),
+            f"task.mask=token needs tokens, and backbone={backbone.name} has none:"
+            " use task.mask=value.",
         ),
         (
             freeze.name == "staged" and freeze.unfreeze_epoch is None,

@@ -120,9 +120,24 @@ class PatchConfig:
 
 @dataclass(kw_only=True)
 class TaskConfig:
-    """What is predicted from what."""
+    """What is predicted from what. Subclasses say what a task of that kind needs."""
 
     name: str = MISSING
+
+
+@dataclass(kw_only=True)
+class ForecastTask(TaskConfig):
+    """The next `horizon` steps."""
+
+
+@dataclass(kw_only=True)
+class ReconstructTask(TaskConfig):
+    """Masked spans of the window."""
+
+    ratio: float = 0.15
+    min_len: int = 3
+    max_len: int = 10
+    mask: str = "token"
 
 
 @dataclass(kw_only=True)
@@ -179,7 +194,7 @@ class SyntheticData(DataConfig):
     noise_std: float = 0.5
     walk_std: float = 0.0
     seed: int = 0
-    horizon: int = MISSING
+    horizon: int | None = MISSING
     splits: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
 
 
@@ -207,13 +222,13 @@ class TrainConfig:
     """The loop."""
 
     epochs: int = 10
-    batch_size: int = 64  # windows; each has C channels
+    batch_size: int = 64  # windows of a step, over all processes; each has C channels
     eval_batch_size: int = 256
     grad_accumulation: int = 1
     precision: str = "auto"
     device: str = "auto"
     compile: bool = False
-    threads: int | None = None
+    threads: int | None = None  # of each process
     eval_every_epochs: int = 1
     log_every: int = 10
     probe_every: int = 100
@@ -258,7 +273,7 @@ class Config:
 
     seed: int = 0
     seq_len: int = 128
-    horizon: int = 24
+    horizon: int | None = None  # the task's default; null where it has none
     objective: str = "val_loss"
     data: DataConfig = MISSING
     task: TaskConfig = MISSING
@@ -290,6 +305,7 @@ def register() -> None:
             "csv": CsvData,
             "synthetic": SyntheticData,
         },
+        "task": {"forecast": ForecastTask, "reconstruct": ReconstructTask},
     }.items():
         for name, node in schemas.items():
             store.store(group=f"schema/{group}", name=name, node=node)
@@ -330,8 +346,9 @@ def sweep_name(now: str, root: DictConfig) -> str:
     """
     if "T5tsSweeper" not in str(root.hydra.sweeper.get("_target_")):
         return now
-    overrides = json.dumps(sorted(root.hydra.overrides.task))
-    name = root.hydra.sweeper.study_name or root.hydra.runtime.choices.get("experiment") or "sweep"
+    sweeper = root.hydra.sweeper
+    overrides = json.dumps([sorted(root.hydra.overrides.task), str(sweeper.get("best_of"))])
+    name = sweeper.study_name or root.hydra.runtime.choices.get("experiment") or "sweep"
     return f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 

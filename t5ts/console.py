@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from t5ts import distributed
 from t5ts.analysis.results import Result
 from t5ts.build import Setup
 from t5ts.config import Config
@@ -32,8 +33,8 @@ def announce(
     for warning in sanity.warnings:
         log.warning("           WARNING: %s", warning)
     log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
-    if setup.baseline_season != series.season:
-        log.info("           the season exceeds seq_len: seasonal naive repeats the last value")
+    for note in setup.task.notes(series.season):
+        log.info("task       %s", note)
     if setup.report is None:
         log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
     else:
@@ -44,7 +45,13 @@ def announce(
         "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
     )
     precision = {None: "fp32", torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast"}
-    log.info("device     %s, %s", device_name(setup.device), precision[setup.autocast])
+    processes = distributed.world_size()
+    log.info(
+        "device     %s%s, %s",
+        device_name(setup.device),
+        f", {processes} processes share each batch" if processes > 1 else "",
+        precision[setup.autocast],
+    )
     log.info("plan       component     from epoch   peak lr     parameters")
     for entry in plan:
         start = entry["start_epoch"]
@@ -61,13 +68,13 @@ def report(result: Result, run_dir: Path) -> None:
     """Print the result table and where the pictures are."""
     lines = [
         "",
-        f"{'':<16}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
+        f"{'':<21}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
     ]
 
     def row(name: str, val: dict[str, float], test: dict[str, float]) -> str:
         corrs = ["–" if math.isnan(r) else f"{r:.4f}" for r in (val["corr"], test["corr"])]
         return (
-            f"{name:<16}{val['loss']:>9.4f}{corrs[0]:>10}"
+            f"{name:<21}{val['loss']:>9.4f}{corrs[0]:>10}"
             f"{test['loss']:>10.4f}{test['mae']:>10.4f}{corrs[1]:>11}"
         )
 
@@ -82,7 +89,7 @@ def report(result: Result, run_dir: Path) -> None:
         for name in result.baselines["val"]
     ]
     if result.best_achievable_loss is not None:
-        lines.append(f"{'best achievable':<16}{result.best_achievable_loss:>9.4f}")
+        lines.append(f"{'best achievable':<21}{result.best_achievable_loss:>9.4f}")
     lines.append(
         f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
         f" {result.seconds:.0f} s; peak memory {result.peak_memory_bytes / 2**20:.0f} MiB"

@@ -1,14 +1,17 @@
 """Measuring a model, or a forecast that needs none, on all windows of a split."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from t5ts import distributed
 from t5ts.data.windows import Windows
+from t5ts.errors import DataError
 from t5ts.metrics import RegressionSums
-from t5ts.task import Forecast
+from t5ts.task import Task
 
 
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -20,15 +23,18 @@ def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
 def evaluate(
     model: nn.Module,
     windows: Windows,
-    task: Forecast,
+    task: Task,
     *,
     batch_size: int,
     autocast: torch.dtype | None,
-    mase_denominator_C: Tensor,
+    mase_denominator_C: Tensor | None,
     naive_mse: float,
     limit: int | None = None,
+    window_losses: list[Tensor] | None = None,
 ) -> dict[str, float]:
     """Metrics of a model on all windows of a split, whatever the batch size.
+
+    Of several processes each measures its share of the windows; the sums are then those of all.
 
     Args:
         model: A forecaster; left in evaluation mode.
@@ -39,29 +45,55 @@ def evaluate(
         mase_denominator_C: See `RegressionSums.compute`.
         naive_mse: See `RegressionSums.compute`.
         limit: Only the first so many windows (a dry run).
+        window_losses: Where given, (B,) float32 tensors are added to it, in the windows' order:
+            each window's mean squared error over channels and steps. Their mean is the loss.
     """
     model.eval()
     device = windows.series_TC.device
     sums = RegressionSums(windows.series_TC.shape[1], device=device)
-    for index_B in torch.arange(limit or len(windows))[: len(windows)].split(batch_size):
-        batch = task.batch(windows.gather(index_B))
+    share_B = distributed.share(torch.arange(limit or len(windows))[: len(windows)])
+    for index_B in share_B.split(batch_size) if len(share_B) else ():
+        batch = task.batch(windows.gather(index_B), index_B)
         with autocast_to(device, autocast):
             prediction_BCH = model(batch.inputs_BCL)
-        sums.update(prediction_BCH, batch.target_BCH, batch.last_BC)
+        sums.update(prediction_BCH, batch.target_BCH, task.last_value(batch))
+        if window_losses is not None:
+            error_BCH = prediction_BCH.float() - batch.target_BCH  # NaN where nothing is scored
+            window_losses.append(error_BCH.square().nanmean(dim=(1, 2)).cpu())
+    sums.add_other_processes()
     return sums.compute(mase_denominator_C=mase_denominator_C, naive_mse=naive_mse)
 
 
 @torch.no_grad()
 def evaluate_baselines(
-    windows: Windows, task: Forecast, *, season: int, batch_size: int, mase_denominator_C: Tensor
+    windows: Windows,
+    task: Task,
+    *,
+    season: int,
+    batch_size: int,
+    mase_denominator_C: Tensor | None,
 ) -> dict[str, dict[str, float]]:
-    """The same metrics for the forecasts that need no training, on all windows of a split."""
+    """The same metrics for the predictions that need no training, on all windows of a split.
+
+    Raises:
+        DataError: if nothing in them can be scored, since every target falls into a gap.
+    """
     sums: dict[str, RegressionSums] = {}
     for index_B in torch.arange(len(windows)).split(batch_size):
-        batch = task.batch(windows.gather(index_B))
+        batch = task.batch(windows.gather(index_B), index_B)
+        last_BCH = task.last_value(batch)
         for name, prediction_BCH in task.baselines(batch, season=season).items():
             if name not in sums:
                 channels, device = windows.series_TC.shape[1], windows.series_TC.device
                 sums[name] = RegressionSums(channels, device=device)
-            sums[name].update(prediction_BCH, batch.target_BCH, batch.last_BC)
-    return {name: its.compute(mase_denominator_C=mase_denominator_C) for name, its in sums.items()}
+            sums[name].update(prediction_BCH, batch.target_BCH, last_BCH)
+    metrics = {
+        name: its.compute(mase_denominator_C=mase_denominator_C) for name, its in sums.items()
+    }
+    if math.isnan(metrics[task.naive]["loss"]):
+        raise DataError(
+            f"The {windows.name} windows have no target that could be scored: all of it falls into"
+            " gaps of the data (data.missing=mask). Move data.splits, or bring a series with values"
+            " there."
+        )
+    return metrics

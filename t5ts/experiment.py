@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,23 +15,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from t5ts import distributed
 from t5ts.analysis.results import Result, read_metrics, read_result
 from t5ts.build import Setup, build, component_seed, plan_table, setup_summary
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import OBJECTIVES, Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
-from t5ts.errors import ResumeError
+from t5ts.errors import Interrupted, ResumeError, UserError
 from t5ts.evaluation import evaluate, evaluate_baselines
 from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import scale_audit
 from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, write_json
 from t5ts.reuse import Reuse
-from t5ts.tracking import MetricsFile, NullTracker, Tracker, WandbTracker
+from t5ts.tracking import MetricsFile, NoMetricsFile, NullTracker, Tracker, WandbTracker
 from t5ts.train import FitSettings, FitState, fit
 
 log = logging.getLogger("t5ts")
@@ -50,6 +53,8 @@ def run(
 ) -> Result:
     """Run one configuration in its directory, or go on with it, or find it done.
 
+    Below torchrun, process 0 calls this and the others `follow`.
+
     Args:
         config: Checked.
         run_dir: Its directory; made if missing.
@@ -60,6 +65,7 @@ def run(
         UserError: for whatever the user can mend, before anything is trained wherever possible.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
+    distributed.require_setup()
     run_dir.mkdir(parents=True, exist_ok=True)
     with _locked(run_dir), _stop_on_signals() as stop:
         resume = config.train.resume
@@ -70,9 +76,24 @@ def run(
             log.info("This run is finished already; train.resume=never trains it anew.")
             report(done, run_dir)
             return done
-        return _run(
-            config, run_dir, group, _checkpoint_to_resume(resume, run_dir), stop, after_epoch
-        )
+        resume_from = _checkpoint_to_resume(resume, run_dir)
+        with distributed.handing_out((config, run_dir.absolute(), resume_from)):
+            result = _run(config, run_dir, group, resume_from, stop, after_epoch)
+        assert result is not None
+        return result
+
+
+def follow() -> None:
+    """In the processes beside process 0: take part in each of its runs until it ends."""
+    for config, run_dir, resume_from in distributed.runs():
+        try:
+            with _stop_on_signals() as stop:
+                _run(config, run_dir, None, resume_from, stop, lambda _row: None)
+        except Exception as error:
+            if not distributed.is_common(error):
+                raise
+            if not isinstance(error, UserError | Interrupted):
+                traceback.print_exc()  # process 0 has the message alone
 
 
 def _run(
@@ -82,8 +103,10 @@ def _run(
     resume_from: Path | None,
     stop: threading.Event,
     after_epoch: Callable[[Mapping[str, Any]], None],
-) -> Result:
-    setup = build(config)
+) -> Result | None:
+    """Build, train, measure; what came out is process 0's, which alone writes, to return."""
+    with distributed.main_first():
+        setup = build(config)
     task, device = setup.task, setup.device
     batch_size = config.train.eval_batch_size
     baselines = {
@@ -97,7 +120,9 @@ def _run(
         for split, windows in (("val", setup.val), ("test", setup.test))
     }
 
-    def measure(split: str, windows: Windows) -> dict[str, float]:
+    def measure(
+        split: str, windows: Windows, window_losses: list[torch.Tensor] | None = None
+    ) -> dict[str, float]:
         metrics = evaluate(
             setup.model,
             windows,
@@ -105,31 +130,39 @@ def _run(
             batch_size=batch_size,
             autocast=setup.autocast,
             mase_denominator_C=setup.denominator_C,
-            naive_mse=baselines[split]["seasonal_naive"]["loss"],
+            naive_mse=baselines[split][task.naive]["loss"],
             limit=setup.eval_limit,
+            window_losses=window_losses,
         )
         return {f"{split}_{name}": value for name, value in metrics.items()}
 
     first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
-    audit = scale_audit(setup.model, task.batch(setup.train.gather(first_B)).inputs_BCL)
+    first = task.batch(setup.train.gather(first_B), first_B, epoch=0)
+    audit = scale_audit(setup.model, first.inputs_BCL)
     plan = plan_table(setup, lr=config.optim.lr)
-    announce(config, setup, audit, plan)
-    reuse = Reuse(config, setup, run_dir, resume_from)
-    _write_beginning(config, setup, run_dir, audit, plan, resume_from, reuse.about)
-    tracker = _build_tracker(config, run_dir, group)
+    tracker: Tracker = NullTracker()
+    metrics: MetricsFile = NoMetricsFile()
     try:
-        for row in reuse.install():  # tracker and sweep hear of reused epochs as of trained ones
-            tracker.log({key: value for key, value in row.items() if value is not None})
-            if row["kind"] == "eval":
-                after_epoch(row)
+        with distributed.shared_fate():
+            reuse = Reuse(config, setup, run_dir, resume_from)
+            if distributed.is_main():
+                announce(config, setup, audit, plan)
+                _write_beginning(config, setup, run_dir, audit, plan, resume_from, reuse.about)
+                tracker = _build_tracker(config, run_dir, group)
+                # Tracker and sweep hear of reused epochs as of trained ones.
+                for row in reuse.install():
+                    tracker.log({key: value for key, value in row.items() if value is not None})
+                    if row["kind"] == "eval":
+                        after_epoch(row)
+                metrics = MetricsFile(run_dir / "metrics.jsonl")
 
         def end_epoch(row: Mapping[str, Any]) -> None:
             reuse.publish(row["epoch"])
             after_epoch(row)
 
-        metrics = MetricsFile(run_dir / "metrics.jsonl")
         with ProgressBar(
-            total_steps=setup.epochs * setup.steps_per_epoch, enabled=config.train.progress
+            total_steps=setup.epochs * setup.steps_per_epoch,
+            enabled=config.train.progress and distributed.is_main(),
         ) as progress:
             state = fit(
                 setup.model,
@@ -156,6 +189,11 @@ def _run(
     # The test windows are read once, here, for the checkpoint that validation selected.
     best, _ = load_checkpoint(run_dir / "checkpoint" / "best.safetensors")
     setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
+    shares: list[torch.Tensor] = []
+    test_metrics = measure("test", setup.test, shares)
+    test_losses = distributed.gather_objects(shares)  # the shares follow one another
+    if not distributed.is_main():
+        return None
     result = Result(
         identity=identity(config),
         arm=config.arm,
@@ -164,7 +202,7 @@ def _run(
         objective_name=config.objective,
         objective=state.best_metrics[config.objective],
         best_epoch=state.best_epoch,
-        metrics=state.best_metrics | measure("test", setup.test),
+        metrics=state.best_metrics | test_metrics,
         initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
         baselines=baselines,
         baseline_season=setup.baseline_season,
@@ -175,6 +213,11 @@ def _run(
         skipped_steps=state.skipped_steps,
         debug=config.debug.name,
         reused_epochs=reuse.reused_epochs,
+    )
+    # Per window, for tests that respect the overlap of windows (Diebold-Mariano).
+    np.save(
+        run_dir / "test_losses.npy",
+        torch.cat([loss_B for part in test_losses for loss_B in part]).numpy(),
     )
     write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
     return _finish(result, state, run_dir, tracker)
@@ -222,14 +265,10 @@ def _fit_settings(config: Config, setup: Setup) -> FitSettings:
 def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
     if config.tracker.name == "none":
         return NullTracker()
-    settings = OmegaConf.create(asdict(config))
-    flat = {
-        key: OmegaConf.select(settings, key)
-        for key in _leaves(OmegaConf.to_container(settings, resolve=True))
-    }
     return WandbTracker(
         run_dir=run_dir,
-        config=flat,
+        # Nested: W&B reads a dot in a key as a step down, in filters, columns and panels.
+        config=asdict(config),
         project=config.tracker.project,
         entity=config.tracker.entity,
         group=config.tracker.group or group or config.data.name,
@@ -239,17 +278,6 @@ def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
         mode=config.tracker.mode,
         run_id=identity(config),
     )
-
-
-def _leaves(node: Any, prefix: str = "") -> list[str]:
-    """Dotted keys of a nested dict's leaves."""
-    if not isinstance(node, dict):
-        return [prefix]
-    return [
-        leaf
-        for key, value in node.items()
-        for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    ]
 
 
 def _write_beginning(
@@ -277,9 +305,15 @@ def _write_beginning(
             "device": device_name(setup.device),
             "precision": str(setup.autocast or torch.float32),
             "threads": torch.get_num_threads(),
+            "processes": distributed.world_size(),
             **summary,
             "scale_audit": audit,
             "plan": plan,
+            "task": {
+                "name": config.task.name,
+                **asdict(setup.task),
+                "notes": setup.task.notes(setup.series.season),
+            },
             "resumed_from": None if resume_from is None else str(resume_from),
             "reuse": reuse,
         },
@@ -287,34 +321,37 @@ def _write_beginning(
 
 
 def _forecast_sample(setup: Setup) -> dict[str, Any]:
-    """A few test forecasts of the first channel, in data units, for the picture."""
+    """A few test predictions of the first channel, in data units, for the picture."""
     series, task, test = setup.series, setup.task, setup.test
     # From the middle of equal parts: neither the first nor the last window, which are special.
     count = min(SAMPLE_WINDOWS, len(test))
     index_B = (torch.arange(count) * 2 + 1) * len(test) // (2 * count)
-    batch = task.batch(test.gather(index_B))
+    batch = task.batch(test.gather(index_B), index_B)
     setup.model.eval()
     with torch.no_grad():
         prediction_BCH = setup.model(batch.inputs_BCL)
-    naive_BCH = task.baselines(batch, season=setup.baseline_season)["seasonal_naive"]
+    naive_BCH = task.baselines(batch, season=setup.baseline_season)[task.naive]
     mean, std = float(setup.splits.mean_C[0]), float(setup.splits.std_C[0])
 
     def in_data_units(values_BCX: torch.Tensor, i: int) -> list[float]:
         return (values_BCX[i, 0].double().cpu() * std + mean).tolist()
 
     patch = setup.model.patch
-    stride = getattr(patch, "stride", task.seq_len)
+    seq_len = batch.inputs_BCL.shape[-1]
+    stride = getattr(patch, "stride", seq_len)
     return {
         "channel": series.channels[0],
         "unit": series.units[0],
-        "patch_starts": list(range(-getattr(patch, "pad", 0), task.seq_len, stride)),
+        "patch_starts": list(range(-getattr(patch, "pad", 0), seq_len, stride)),
+        "target_start": task.context_len,  # of a window's steps, the first that may be asked for
+        "naive": task.naive,
         "windows": [
             {
-                "start": series.time_of(test.first_row + int(index_B[i]) + task.seq_len),
+                "start": series.time_of(test.first_row + int(index_B[i]) + task.context_len),
                 "context": in_data_units(batch.inputs_BCL, i),
                 "truth": in_data_units(batch.target_BCH, i),
                 "prediction": in_data_units(prediction_BCH, i),
-                "seasonal_naive": in_data_units(naive_BCH, i),
+                task.naive: in_data_units(naive_BCH, i),
             }
             for i in range(count)
         ],

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from t5ts import distributed
 from t5ts.build import Setup
 from t5ts.checkpoint import load_part, save_checkpoint
 from t5ts.config import NOT_IDENTITY, Config, identity, values_without
@@ -75,9 +76,9 @@ class Reuse:
         if config.train.reuse_dir is None:
             self._carry_over()
             return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Each rank would have to find the same entry; a run on several ranks trains all.
-            log.info("reuse      off: this run has several ranks")
+        if distributed.world_size() > 1:
+            # Each would have to find the same entry; a run in several processes trains all.
+            log.info("reuse      off: this run has several processes")
             self._carry_over()
             return
         folder = Path(config.train.reuse_dir).expanduser()

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from t5ts import distributed
 from t5ts.checks import check, check_overrides
 from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import Interrupted, UserError
@@ -51,13 +52,25 @@ def _remove_if_empty(run_dir: Path) -> None:
 
 
 def cli() -> None:
-    """The process: what Hydra would meet with a traceback is refused before it."""
+    """The process: what Hydra would meet with a traceback is refused before it.
+
+    Of several that torchrun started, process 0 alone has a command line; the others do what it
+    hands out, and say nothing.
+    """
     try:
-        check_overrides(sys.argv[1:])
+        with distributed.setup():
+            if distributed.is_main():
+                check_overrides(sys.argv[1:])
+                main()
+            else:
+                from t5ts.experiment import follow  # torch, which setup has imported already
+
+                follow()
+    except distributed.PeersLost:
+        sys.exit(2)  # in the others: process 0, or the one that failed, has said why
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         sys.exit(2)
-    main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,13 @@
-"""Tasks: what a window's input and target are. A second task is a second class of this shape."""
+"""Tasks: what a window's input and target are, and what scores them.
 
+One mark runs through all of it: NaN. In a batch's inputs it stands for what the model must not or
+cannot see, in its target for what is not scored (a gap of the data, a step that was visible).
+"""
+
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,65 +18,180 @@ class Batch:
     """What a task cuts out of B windows.
 
     Attributes:
-        inputs_BCL: What the model sees.
-        target_BCH: What it must give.
-        last_BC: Last value seen, from which `val_corr_delta` measures changes.
+        inputs_BCL: What the model sees; NaN where it sees nothing.
+        target_BCH: What it must give; NaN where nothing is scored.
     """
 
     inputs_BCL: Tensor
     target_BCH: Tensor
-    last_BC: Tensor
+
+    @cached_property
+    def scored_BCH(self) -> Tensor:
+        """Where there is something to score, bool."""
+        return ~self.target_BCH.isnan()
+
+    @cached_property
+    def num_scored(self) -> Tensor:
+        """How many values are scored; a scalar on the batch's device, so that nothing waits."""
+        return self.scored_BCH.sum()
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Task(ABC):
+    """What the loop, the evaluation and the pictures know of a task.
+
+    Attributes:
+        naive: The baseline that `val_skill` is measured against and the pictures show.
+        uses_season: Whether `val_mase` is defined: errors over those of a seasonal naive forecast.
+    """
+
+    naive: ClassVar[str]
+    uses_season: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def context_len(self) -> int:
+        """Steps of a window that may lie before the split (they are seen, not scored)."""
+
+    @property
+    @abstractmethod
+    def target_len(self) -> int:
+        """Steps of a window that must lie in the split."""
+
+    @property
+    @abstractmethod
+    def output_len(self) -> int:
+        """Steps that the model's head gives."""
+
+    @property
+    @abstractmethod
+    def hides(self) -> str:
+        """How the model reads what the task hides: "token" or "value"; "none" if it hides nothing.
+
+        See `t5ts.model.patching.PatchEmbedding`.
+        """
+
+    @abstractmethod
+    def batch(self, window_BCW: Tensor, index_B: Tensor, epoch: int | None = None) -> Batch:
+        """Cut windows into what is seen and what is asked.
+
+        Args:
+            window_BCW: (B, C, context_len + target_len); NaN where the data has a gap.
+            index_B: Their numbers in the split.
+            epoch: Of training; None in validation and test, which must not change with it.
+        """
+
+    @abstractmethod
+    def last_value(self, batch: Batch) -> Tensor:
+        """The last value seen before each step of the target, (B, C, H); no NaN.
+
+        It is a baseline, and what `val_corr_delta` takes changes from.
+        """
+
+    @abstractmethod
+    def baselines(self, batch: Batch, *, season: int) -> dict[str, Tensor]:
+        """Predictions that need no training, (B, C, H) each, no NaN; `naive` first."""
+
+    @abstractmethod
+    def baseline_season(self, season: int) -> int:
+        """The season that the baselines repeat, given the data's; 1 if they repeat none."""
+
+    @abstractmethod
+    def notes(self, season: int) -> list[str]:
+        """What a reader of the run must know of the task, a sentence each; may be empty."""
+
+    def loss(self, prediction_BCH: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error per scored element, in train-standardised units; 0 if there is none.
+
+        Where everything is scored this is `mse_loss`, bit for bit (times exactly 1).
+        """
+        zero = prediction_BCH.new_zeros((), dtype=torch.float32)
+        scored_BCH = batch.scored_BCH
+        mse = torch.nn.functional.mse_loss(
+            torch.where(scored_BCH, prediction_BCH.float(), zero),
+            torch.where(scored_BCH, batch.target_BCH, zero),
+        )
+        # Two tensors: torch divides a number by a tensor as number · (1 / tensor), 1 ulp beside 1.
+        num_BCH = torch.full_like(batch.num_scored, scored_BCH.numel())
+        return mse * (num_BCH / batch.num_scored.clamp_min(1))
+
+
+@dataclass(frozen=True)
+class Forecast(Task):
     """Predict the next `horizon` steps from `seq_len` steps of context."""
 
     seq_len: int
     horizon: int
+    naive = "seasonal_naive"
+    uses_season = True
+    hides = "none"
 
     @property
     def context_len(self) -> int:
-        """Steps of a window that may lie before the split (they are seen, not scored)."""
+        """The context, which may lie before the split."""
         return self.seq_len
 
     @property
     def target_len(self) -> int:
-        """Steps of a window that must lie in the split."""
+        """The horizon, which must lie in the split."""
         return self.horizon
 
     @property
     def output_len(self) -> int:
-        """Steps that the model's head gives."""
+        """The horizon."""
         return self.horizon
 
-    def batch(self, window_BCW: Tensor) -> Batch:
+    def batch(
+        self,
+        window_BCW: Tensor,
+        index_B: Tensor | None = None,  # noqa: ARG002 - every window is cut alike
+        epoch: int | None = None,  # noqa: ARG002
+    ) -> Batch:
         """Split windows of seq_len + horizon steps into context and target."""
-        inputs_BCL = window_BCW[..., : self.seq_len]
         return Batch(
-            inputs_BCL=inputs_BCL,
-            target_BCH=window_BCW[..., self.seq_len :],
-            last_BC=inputs_BCL[..., -1],
+            inputs_BCL=window_BCW[..., : self.seq_len], target_BCH=window_BCW[..., self.seq_len :]
         )
 
-    def loss(self, prediction_BCH: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error per element, in train-standardised units."""
-        return torch.nn.functional.mse_loss(prediction_BCH.float(), batch.target_BCH)
+    def last_value(self, batch: Batch) -> Tensor:
+        """The last value of the context that exists; 0, the train mean, where none does."""
+        last_BC1 = last_seen(batch.inputs_BCL)[..., -1:]
+        return last_BC1.nan_to_num(0.0).expand_as(batch.target_BCH)
 
     def baselines(self, batch: Batch, *, season: int) -> dict[str, Tensor]:
         """Forecasts that need no training, (B, C, H) each.
 
         `seasonal_naive` repeats the last season, `last_value` the last value, `mean` predicts the
         train rows' mean (0 in standardised units). A season longer than the context cannot be
-        repeated from it: `baseline_season` says which is used.
+        repeated from it: `baseline_season` says which is used. Where the last season has a gap,
+        the season before it is repeated, and so on; then the last value.
         """
         steps = torch.arange(self.horizon, device=batch.inputs_BCL.device) % season
+        last_BCH = self.last_value(batch)
+        naive_BCH = batch.inputs_BCL[..., self.seq_len - season + steps]
+        for start in range(self.seq_len - 2 * season, -1, -season):
+            if not bool(naive_BCH.isnan().any()):
+                break
+            earlier_BCH = batch.inputs_BCL[..., start + steps]
+            naive_BCH = torch.where(naive_BCH.isnan(), earlier_BCH, naive_BCH)
         return {
-            "seasonal_naive": batch.inputs_BCL[..., self.seq_len - season + steps],
-            "last_value": batch.last_BC[..., None].expand_as(batch.target_BCH),
+            "seasonal_naive": torch.where(naive_BCH.isnan(), last_BCH, naive_BCH),
+            "last_value": last_BCH,
             "mean": torch.zeros_like(batch.target_BCH),
         }
 
     def baseline_season(self, season: int) -> int:
         """The season that the naive baselines repeat: 1 where the context holds less than one."""
         return season if season <= self.seq_len else 1
+
+    def notes(self, season: int) -> list[str]:
+        """Whether the season can be repeated."""
+        if self.baseline_season(season) == season:
+            return []
+        return ["the season exceeds seq_len: seasonal naive repeats the last value"]
+
+
+def last_seen(x_BCL: Tensor) -> Tensor:
+    """At each step the last value that is not NaN, at or before it; NaN where there is none."""
+    step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
+    # Where there is none before, step 0 is taken: it is NaN itself.
+    return x_BCL.gather(-1, torch.where(x_BCL.isnan(), 0, step_L).cummax(-1).values)

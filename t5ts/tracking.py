@@ -1,5 +1,7 @@
 """Where metrics go: always `metrics.jsonl`, and a tracker beside it that may never cost a run."""
 
+import hashlib
+import html
 import json
 import logging
 import netrc
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from t5ts.errors import UserError
 from t5ts.provenance import json_ready
 
 log = logging.getLogger("t5ts")
@@ -47,6 +50,22 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class NoMetricsFile(MetricsFile):
+    """In the processes beside process 0, which writes the rows of all."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def cut(self, length: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Tracker(Protocol):
@@ -178,6 +197,79 @@ class WandbTracker:
             type(error).__name__,
             _first_line(error),
         )
+
+
+def log_report(
+    folder: Path,
+    *,
+    project: str,
+    entity: str | None,
+    group: str,
+    summary: Mapping[str, Any],
+    text: str,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
+    images: Sequence[Path],
+    mode: str = "auto",
+) -> str:
+    """Log a study's report as one W&B run of job type `report`; says where it is.
+
+    Unlike a run's tracker this is what was asked for, so a failure is raised.
+
+    Args:
+        folder: Where W&B's files go.
+        project: Name of the W&B project; the runs' own shows both together.
+        entity: Its owner; None is the account's own.
+        group: Name of the study; the same one renews its run, where it is online.
+        summary: Figures by name.
+        text: The verdict in Markdown.
+        tables: By name the columns and the rows.
+        images: Picture files, logged under their stems.
+        mode: As for `choose_mode`.
+
+    Raises:
+        UserError: if W&B does not take it.
+    """
+    import wandb
+
+    chosen, why = choose_mode(mode)
+    if chosen == "disabled":
+        raise UserError(f"W&B is switched off ({why}): unset WANDB_MODE, or leave out --wandb.")
+    try:
+        run = wandb.init(
+            dir=str(folder),
+            project=project,
+            entity=entity,
+            group=group,
+            job_type="report",
+            name=f"report of {group}",
+            id="report-" + hashlib.sha256(group.encode()).hexdigest()[:10],
+            resume="allow" if chosen == "online" else None,
+            mode="online" if chosen == "online" else "offline",
+            settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off"),
+        )
+        where = run.url if chosen == "online" else f"wandb sync {Path(run.dir).parent}"
+        run.log(
+            {f"report/{name}": wandb.Table(list(c), [list(r) for r in rows],
+                                          allow_mixed_types=True)
+             for name, (c, rows) in tables.items()}
+            | {f"report/{path.stem}": wandb.Image(str(path)) for path in images}
+            | {"report/verdict": wandb.Html(_as_page(text))}
+        )  # fmt: skip
+        run.summary.update(dict(summary))
+        run.notes = text
+        run.finish()
+    except Exception as error:  # the client raises whatever its parts do
+        raise UserError(
+            f"W&B did not take the report for project {project}: {_first_line(error)}. Check the"
+            " project's name and the login (wandb login), or set WANDB_MODE=offline."
+        ) from error
+    if chosen == "online":
+        return f"W&B ({why}): {where}"
+    return f"W&B: offline ({why}); to upload later: {where}"
+
+
+def _as_page(text: str) -> str:
+    return f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(text)}</pre>'
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t5ts import distributed
 from t5ts.checkpoint import load_checkpoint, save_checkpoint
 from t5ts.data.windows import Windows, epoch_order
 from t5ts.errors import Interrupted, ResumeError, TrainingError
@@ -18,7 +19,7 @@ from t5ts.evaluation import autocast_to
 from t5ts.optim import PlannedOptimizer
 from t5ts.probes import GradientNorms, UpdateRatios, distance_from_init
 from t5ts.progress import ProgressBar
-from t5ts.task import Forecast
+from t5ts.task import Task
 from t5ts.tracking import MetricsFile, Tracker
 
 
@@ -66,7 +67,7 @@ class FitState:
 def fit(
     model: nn.Module,
     optimizer: PlannedOptimizer,
-    task: Forecast,
+    task: Task,
     train: Windows,
     validate: Callable[[], dict[str, float]],
     *,
@@ -85,6 +86,8 @@ def fit(
 
     Step s of epoch e sees the windows `epoch_order(e)[s·B : (s+1)·B]`; the last batch of an epoch
     may be smaller and none is dropped. Learning rates and what is frozen follow from the step.
+    Of several processes each takes its share of those B windows, gradients are summed over all, and
+    process 0 alone writes; dropout aside, the numbers are those of one process.
 
     Args:
         model: A forecaster; its parameters are `optimizer`'s.
@@ -124,10 +127,13 @@ def fit(
     # fp16 alone needs a scaler; for the rest it is switched off and passes everything through.
     scaler = torch.amp.GradScaler(device.type, enabled=settings.autocast == torch.float16)
     forward = torch.compile(model) if settings.compile else model
-    torch.manual_seed(settings.dropout_seed)  # from here on, dropout alone draws from it
+    # From here on dropout alone draws from it, differently in each process.
+    torch.manual_seed(settings.dropout_seed + distributed.rank())
     state = FitState()
     if resume_from is not None:
         state = _restore(resume_from, model, optimizer, scaler, device, settings)
+    # Equal already where machines and libraries are; a bit of difference would never go away.
+    distributed.broadcast_tensors(*optimizer.parameters.values())
     metrics.cut(state.metrics_bytes)
     held: list[Tensor] = []  # the pending rows' device tensors: read back only when logged
     last_saved = shown_at = time.perf_counter()
@@ -139,9 +145,15 @@ def fit(
         tracker.log({key: value for key, value in row.items() if value is not None})
 
     def save_last() -> None:
-        state.train_s = time.perf_counter() - started
-        state.metrics_bytes = metrics.sync()
-        _save(checkpoints / "last.safetensors", model, optimizer, scaler, device, state, settings)
+        generators = _generator_states(device)
+
+        def write_file() -> None:
+            state.train_s = time.perf_counter() - started
+            state.metrics_bytes = metrics.sync()
+            last = checkpoints / "last.safetensors"
+            _save(last, model, optimizer, scaler, generators, state, settings)
+
+        distributed.on_main(write_file)
 
     def read_back() -> None:
         """Bring the held rows to the host, and stop if one of them is not finite."""
@@ -193,10 +205,11 @@ def fit(
                 state.best_metrics = {k: v for k, v in row.items() if k.startswith("val_")}
                 weights = {f"model/{name}": p for name, p in model.state_dict().items()}
                 about = {"identity": settings.identity, "epoch": epoch, **state.best_metrics}
-                save_checkpoint(checkpoints / "best.safetensors", weights, about)
+                best = checkpoints / "best.safetensors"
+                distributed.on_main(lambda: save_checkpoint(best, weights, about))
         save_last()
         last_saved = time.perf_counter()
-        after_epoch(row)
+        distributed.on_main(lambda: after_epoch(row))
 
     if state.step == 0 and state.best_epoch < 0:
         end_epoch(0)  # before the first step: the early advantage is one of the questions
@@ -214,18 +227,36 @@ def fit(
         index_B = order[batch_number * settings.batch_size :][: settings.batch_size]
 
         loss = torch.zeros((), device=device)
-        for part_B in index_B.tensor_split(min(settings.grad_accumulation, len(index_B))):
-            batch = task.batch(train.gather(part_B))
+        share_B = distributed.share(index_B)
+        splits = max(1, min(settings.grad_accumulation, len(share_B)))
+        parts = [
+            task.batch(train.gather(part_B), part_B, epoch)
+            for part_B in share_B.tensor_split(splits)
+            if len(part_B)
+        ]
+        if not parts:  # the last batch has fewer windows than there are processes
+            scaler.scale(loss)  # it makes its scale at the first call
+        scored = torch.zeros((), dtype=torch.int64, device=device)
+        num_scored = sum((batch.num_scored for batch in parts), scored)
+        distributed.all_reduce_sum(num_scored)
+        num_scored = num_scored.clamp_min(1)
+        for batch in parts:
             with autocast_to(device, settings.autocast):
                 prediction_BCH = forward(batch.inputs_BCL)
-            # A part weighs as many windows as it has, so that any split gives the same gradient.
-            part_loss = task.loss(prediction_BCH, batch) * (len(part_B) / len(index_B))
+            # A part weighs as many targets as it has, so that any split gives the same gradient.
+            part_loss = task.loss(prediction_BCH, batch) * (batch.num_scored / num_scored)
             scaler.scale(part_loss).backward()
             loss += part_loss.detach()
 
-        scaler.unscale_(optimizer.inner)
         trainable = optimizer.trainable()
+        if distributed.world_size() > 1:
+            # Still scaled: what overflowed in one process overflows in the sum, and all skip.
+            _sum_over_processes(loss, trainable)
+        scaler.unscale_(optimizer.inner)
         norm_K = norms.measure(trainable)
+        if device.type == "cuda":
+            # Summed in no fixed order there, and clipping by other norms would part the weights.
+            distributed.broadcast_tensors(norm_K)
         optimizer.clip(norm_K[-1])
         is_probed = state.step % settings.probe_every == 0
         ratios = UpdateRatios(component_of, trainable) if is_probed else None
@@ -261,8 +292,9 @@ def fit(
             read_back()
             end_epoch(epoch + 1)
             seen_windows, shown_at = 0, time.perf_counter()
-        stops = should_stop()
-        is_old = time.perf_counter() - last_saved > settings.checkpoint_every_s
+        stops, is_old = distributed.any_of(
+            should_stop(), time.perf_counter() - last_saved > settings.checkpoint_every_s
+        )
         if not is_last_of_epoch and (stops or is_old):
             read_back()
             save_last()
@@ -286,6 +318,16 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # names and values of <malloc.h>
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)
+
+
+def _sum_over_processes(loss: Tensor, trainable: Mapping[str, nn.Parameter]) -> None:
+    """Sum loss and gradients over the processes; one without windows adds zeros."""
+    gradients = []
+    for parameter in trainable.values():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    distributed.all_reduce_sum(loss, *gradients)
 
 
 def _set_modes(model: nn.Module, *, frozen_eval_mode: bool) -> None:
@@ -360,24 +402,38 @@ def _last_good(checkpoints: Path) -> str:
     return f"The last good checkpoint is {last}." if last.is_file() else "No checkpoint yet."
 
 
+def _generator_states(device: torch.device) -> dict[str, Tensor]:
+    """The random generators of every process, as `_restore` looks for them."""
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    every = distributed.gather_objects(own)
+    return {
+        _generator_name(kind, rank): state
+        for rank, states in enumerate(every)
+        for kind, state in states.items()
+    }
+
+
+def _generator_name(kind: str, rank: int) -> str:
+    return f"rng/{kind}" if rank == 0 else f"rng/{kind}/{rank}"
+
+
 def _save(
     path: Path,
     model: nn.Module,
     optimizer: PlannedOptimizer,
     scaler: torch.amp.GradScaler,
-    device: torch.device,
+    generators: Mapping[str, Tensor],
     state: FitState,
     settings: FitSettings,
 ) -> None:
     optimizer_tensors, steps = optimizer.state()
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"optim/{name}": tensor for name, tensor in optimizer_tensors.items()}
-    tensors["rng/cpu"] = torch.get_rng_state()
-    if device.type == "cuda":
-        tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
     save_checkpoint(
         path,
-        tensors,
+        tensors | dict(generators),
         {
             "identity": settings.identity,
             "fit": asdict(state),
@@ -411,7 +467,10 @@ def _restore(
     model.load_state_dict(of("model/"))
     optimizer.load_state(of("optim/"), saved["optimizer_steps"], step=state.step)
     scaler.load_state_dict(saved["scaler"])
-    torch.set_rng_state(tensors["rng/cpu"])
-    if device.type == "cuda" and "rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/cuda"], device)
+    # Written by fewer processes, it has no generator of this one, which keeps its seed.
+    own = {kind: tensors.get(_generator_name(kind, distributed.rank())) for kind in ("cpu", "cuda")}
+    if own["cpu"] is not None:
+        torch.set_rng_state(own["cpu"])
+    if device.type == "cuda" and own["cuda"] is not None:
+        torch.cuda.set_rng_state(own["cuda"], device)
     return state

@@ -1,7 +1,11 @@
 """Fixtures that all tests share: composed configs and small, fast settings."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,3 +76,27 @@ def tiny(small: Callable[..., Config]) -> Callable[..., Config]:
 def run_dir(tmp_path: Path) -> Path:
     """A place for one run."""
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def wandb_summary() -> Callable[[Path], dict[str, Any]]:
+    """Read the one offline run below a folder back with W&B's own tool."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        (run,) = (folder / "wandb").glob("offline-run-*")
+        done = subprocess.run(
+            [
+                Path(sys.executable).with_name("wandb"),
+                "leet",
+                "inspect",
+                "--summary",
+                "--json",
+                run,
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    return read

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -113,6 +113,8 @@ class Fault:
         status: Answer this instead of the file.
         headers: Headers to add to the answer.
         drop_after: Send the true headers, then close the connection after this many body bytes.
+        stall_after: Send the true headers and so many body bytes, then nothing until the client
+            has hung up.
         short: Answer as if the file ended after this many bytes, its length included.
         flip: Flip one bit of the body's byte at this offset.
         hang_s: Wait before answering.
@@ -125,6 +127,7 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     drop_after: int | None = None
+    stall_after: int | None = None
     short: int | None = None
     flip: int | None = None
     hang_s: float = 0.0
@@ -270,7 +273,20 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(method, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
             status = 206
             headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+        if fault.stall_after is not None and method == "GET":
+            return self._stall(status, data[start:], headers, fault.stall_after)
         return self._send(method, status, data[start:], headers, fault.drop_after)
+
+    def _stall(self, status: int, body: bytes, headers: dict[str, str], after: int) -> None:
+        self.close_connection = True
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        self.wfile.write(body[:after])
+        self.wfile.flush()
+        with suppress(ConnectionResetError):
+            self.connection.recv(1)  # returns when the client is gone
 
     def _send(
         self,

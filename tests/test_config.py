@@ -53,7 +53,9 @@ def covering_rows() -> list[dict[str, str]]:
 def is_possible(row: dict[str, str]) -> bool:
     has_encoder = row["backbone"] != "linear"
     has_t5 = row["backbone"] not in ("linear", "shared")
-    return (has_t5 or row["init"] == "random") and (has_encoder or row["freeze"] == "none")
+    return (has_t5 or row["init"] == "random") and (
+        has_encoder or (row["freeze"] == "none" and row["task"] != "reconstruct")
+    )
 
 
 def test_every_pair_of_options_composes_or_is_refused_by_name(
@@ -98,7 +100,14 @@ def test_every_experiment_composes_and_states_its_question(path, composed) -> No
         (["train.batch_size=4", "train.grad_accumulation=8"], ["accumulation=8", "batch_size=4"]),
         (["freeze=all", "freeze.always=[layer_norm]"], ["freeze=all", "freeze.always"]),
         (["freeze=norms", "freeze.always=[]"], ["freeze=norms", "freeze=all"]),
-        (["data=csv", "data.path=x", "data.missing=mask"], ["data.missing=mask", "interpolate"]),
+        (["task=reconstruct", "horizon=12"], ["horizon=12", "task=reconstruct", "horizon=null"]),
+        (["horizon=null"], ["task=forecast", "horizon=NUMBER"]),
+        (["task=reconstruct", "objective=val_mase"], ["val_mase", "reconstruct", "val_skill"]),
+        (["task=reconstruct", "backbone=linear"], ["task.mask=token", "task.mask=value"]),
+        (["task=reconstruct", "task.mask=zero"], ["task.mask=zero", "token, value"]),
+        (["task=reconstruct", "task.ratio=1"], ["task.ratio=1", "below 1"]),
+        (["task=reconstruct", "task.max_len=128"], ["task.max_len=128", "seq_len"]),
+        (["task=reconstruct", "task.min_len=11"], ["task.max_len=10", "task.min_len=11"]),
         (["optim.lr=0"], ["optim.lr=0", "above 0"]),
         (["data.fraction=1.5"], ["data.fraction=1.5", "at most 1"]),
         (["objective=loss"], ["objective=loss", "val_corr"]),
@@ -148,6 +157,13 @@ def test_identity_is_the_same_from_hydra_and_from_objects_and_ignores_the_tracke
 )
 def test_identity_changes_with_whatever_changes_numbers(override, composed) -> None:
     assert identity(composed()) != identity(composed(override))
+
+
+def test_the_task_sets_the_horizon_and_may_be_overruled(composed) -> None:
+    assert composed().horizon == 24
+    assert composed("horizon=96").horizon == 96
+    assert composed("task=reconstruct", "data=synthetic").horizon is None
+    assert composed("task=reconstruct", "backbone=linear", "task.mask=value").task.max_len == 10
 
 
 def test_mission_spelling(composed) -> None:

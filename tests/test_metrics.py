@@ -16,7 +16,7 @@ def sample(seed: int = 0, windows: int = 37, channels: int = 3, horizon: int = 5
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randn(windows, channels, horizon, generator=generator)
     prediction = 0.4 * truth + torch.randn(windows, channels, horizon, generator=generator)
-    last = torch.randn(windows, channels, generator=generator)
+    last = torch.randn(windows, channels, 1, generator=generator).expand_as(truth)
     return prediction, truth, last
 
 
@@ -41,7 +41,7 @@ def test_against_numpy_and_scipy() -> None:
     assert got["mae"] == pytest.approx(np.abs(p - y).mean(), rel=1e-12)
     r = np.mean([pearsonr(p[:, c].ravel(), y[:, c].ravel())[0] for c in range(3)])
     assert got["corr"] == pytest.approx(r, rel=1e-10)
-    dp, dy = p - x[..., None], y - x[..., None]
+    dp, dy = p - x, y - x
     r = np.mean([pearsonr(dp[:, c].ravel(), dy[:, c].ravel())[0] for c in range(3)])
     assert got["corr_delta"] == pytest.approx(r, rel=1e-10)
     mae_c = np.abs(p - y).mean(axis=(0, 2))
@@ -103,11 +103,65 @@ def test_channels_without_a_mase_denominator_are_left_out() -> None:
 def test_pooled_correlation_on_levels_flatters() -> None:
     """Why val_corr_delta stands beside val_corr: persistence has a high r on levels alone."""
     generator = torch.Generator().manual_seed(0)
-    last = 10 * torch.randn(200, 1, generator=generator)
-    truth = last[..., None] + torch.randn(200, 1, 5, generator=generator)
-    persistence = last[..., None].expand_as(truth) + 1e-3 * torch.randn(
-        200, 1, 5, generator=generator
-    )
+    last = (10 * torch.randn(200, 1, 1, generator=generator)).expand(200, 1, 5)
+    truth = last + torch.randn(200, 1, 5, generator=generator)
+    persistence = last + 1e-3 * torch.randn(200, 1, 5, generator=generator)
     got = computed(persistence, truth, last)
     assert got["corr"] > 0.98
     assert abs(got["corr_delta"]) < 0.1
+
+
+def gappy_sample():
+    prediction, truth, last = sample()
+    holes = torch.rand(truth.shape, generator=torch.Generator().manual_seed(9)) < 0.3
+    truth[holes] = math.nan
+    truth[[3, 8]] = math.nan  # windows without any target
+    truth[5, 1] = math.nan  # and one without a target in one channel
+    return prediction, truth, last
+
+
+def test_gaps_are_left_out_of_everything_against_numpy_and_scipy() -> None:
+    prediction, truth, last = gappy_sample()
+    denominator = torch.tensor([0.5, 2.0, 1.0])
+    got = computed(prediction, truth, last, mase_denominator_C=denominator, naive_mse=3.0)
+    p, y, x = prediction.double().numpy(), truth.double().numpy(), last.double().numpy()
+    mse = np.nanmean((p - y) ** 2)
+    assert got["loss"] == pytest.approx(mse, rel=1e-12)
+    assert got["skill"] == pytest.approx(1 - mse / 3.0, rel=1e-12)
+    assert got["mae"] == pytest.approx(np.nanmean(np.abs(p - y)), rel=1e-12)
+    mae_c = np.nanmean(np.abs(p - y), axis=(0, 2))
+    assert got["mase"] == pytest.approx((mae_c / denominator.numpy()).mean(), rel=1e-12)
+    for name, shift in (("corr", 0 * x), ("corr_delta", x)):
+        seen = [~np.isnan(y[:, c]) for c in range(3)]
+        r = [pearsonr((p - shift)[:, c][seen[c]], (y - shift)[:, c][seen[c]])[0] for c in range(3)]
+        assert got[name] == pytest.approx(np.mean(r), rel=1e-10)
+    assert got["windows_without_target"] == np.isnan(y).all(axis=2).sum() >= 7
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(1, 40))
+def test_batch_size_does_not_matter_with_gaps(size) -> None:
+    data = gappy_sample()
+    assert computed(*data, size=size) == pytest.approx(computed(*data), rel=1e-10)
+
+
+def test_a_channel_without_any_target_is_left_out() -> None:
+    prediction, truth, last = sample()
+    truth[:, 1] = math.nan
+    got = computed(prediction, truth, last, mase_denominator_C=torch.ones(3))
+    keep = [0, 2]
+    expected = computed(
+        prediction[:, keep], truth[:, keep], last[:, keep], mase_denominator_C=torch.ones(2)
+    )
+    for name in ("loss", "mae", "mase", "corr", "corr_delta"):
+        assert got[name] == pytest.approx(expected[name], rel=1e-12)
+    assert got["corr_constant_channels"] == 1
+    assert got["windows_without_target"] == len(truth)
+
+
+def test_nothing_to_score_is_nan_and_no_error() -> None:
+    prediction, truth, last = sample()
+    got = computed(prediction, torch.full_like(truth, math.nan), last, naive_mse=1.0)
+    assert math.isnan(got["loss"])
+    assert math.isnan(got["corr"])
+    assert math.isnan(got["skill"])

@@ -85,7 +85,7 @@ def test_t5_without_a_network_stops_with_the_remedy(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    for word in ("t5-small", "backbone.path=DIR", "t5ts.download"):
+    for word in ("t5-small", "backbone=t5_tiny_en", "backbone.path=DIR", "t5ts.download"):
         assert word in done.stderr
     assert not list(tmp_path.rglob("metrics.jsonl"))
 

@@ -2,8 +2,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -97,7 +95,9 @@ def test_auto_knocks_at_the_proxy_instead(monkeypatch) -> None:
         assert choose_mode("auto")[0] == "online"
 
 
-def test_an_offline_run_reads_back_with_wandbs_own_tool(tmp_path: Path, caplog) -> None:
+def test_an_offline_run_reads_back_with_wandbs_own_tool(
+    tmp_path: Path, caplog, wandb_summary
+) -> None:
     caplog.set_level("INFO", logger="t5ts")
     tracker = wandb_tracker(tmp_path / "run")
     for epoch, (loss, corr) in enumerate([(0.9, 0.1), (0.5, 0.6), (0.7, 0.4)]):
@@ -108,15 +108,7 @@ def test_an_offline_run_reads_back_with_wandbs_own_tool(tmp_path: Path, caplog) 
     tracker.finish({"objective": 0.5}, [])
     assert "W&B: offline (tracker.mode=offline)" in caplog.text
     assert "wandb sync" in caplog.text
-    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    wandb = Path(sys.executable).with_name("wandb")
-    done = subprocess.run(
-        [wandb, "leet", "inspect", "--summary", "--json", folder],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(done.stdout)
+    found = wandb_summary(tmp_path / "run")
     assert found["config"]["optim.lr"] == 0.1
     summary = json.dumps(found["summary"])
     for key in ("val_loss", "val_corr", "grad_norm/total", "grad_norm/block_0", "objective"):

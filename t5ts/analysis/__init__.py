@@ -1,0 +1,40 @@
+"""From run directories to evidence; works without torch.
+
+    from t5ts.analysis import collect, draw, verdict, write_report
+
+    study = collect(["multirun/2026-11-24_10-00-00"])   # reads every run below
+    study.table()                                        # a polars row per run
+    findings = verdict(study)                            # findings.main.headline, .reasons, .checks
+    draw(findings, "curves")                             # a matplotlib figure
+    write_report(findings, Path("report"))               # report.html, report.md, tables, figures
+
+Everything else in this package may change; these names and `Study`, `Run`, `Findings`, `Verdict`
+are for notebooks. They are imported on first use, so that a training run does not wait for scipy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t5ts.analysis.figures import draw
+    from t5ts.analysis.judgement import Findings, Verdict, verdict
+    from t5ts.analysis.page import write_report
+    from t5ts.analysis.study import Run, Study, collect
+
+_HOMES = {
+    "collect": "study",
+    "Run": "study",
+    "Study": "study",
+    "verdict": "judgement",
+    "Findings": "judgement",
+    "Verdict": "judgement",
+    "draw": "figures",
+    "write_report": "page",
+}
+__all__ = ["Findings", "Run", "Study", "Verdict", "collect", "draw", "verdict", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,5 +1,6 @@
 """Pictures of one run, drawn from its directory."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ def _learning_curve(run_dir: Path, result_file: Path) -> Any:
         label="train (mean over the epoch)",
     )
     loss.plot(epochs, [row["val_loss"] for row in evaluated], color=BLUE, marker="o", label="val")
-    naive = baselines["seasonal_naive"]["loss"]
-    loss.axhline(naive, color=ORANGE, linestyle=":", label=f"seasonal naive {naive:.3f}")
+    name = next(iter(baselines))  # the task's own naive baseline comes first
+    naive, label = baselines[name]["loss"], name.replace("_", " ")
+    loss.axhline(naive, color=ORANGE, linestyle=":", label=f"{label} {naive:.3f}")
     loss.set_ylabel("MSE (train-standardised units)")
     corr.plot(
         epochs, [row["val_corr"] for row in evaluated], color=BLUE, marker="o", label="levels"
@@ -86,30 +88,47 @@ def _learning_curve(run_dir: Path, result_file: Path) -> Any:
 
 
 def _forecast(run_dir: Path) -> Any:
-    """Three test windows of the first channel, with patch borders, in data units."""
+    """Three test windows of the first channel, with patch borders, in data units.
+
+    What is predicted lies after the context or in its gaps. A predicted step that the context shows
+    is not drawn: nothing trains or scores it.
+    """
     sample = read_json(run_dir / "forecast_sample.json")
-    windows = sample["windows"]
+    windows, target_start = sample["windows"], sample["target_start"]
     figure, axes = _figure(1, len(windows), width=12, height=3.6)
     for place, (ax, window) in enumerate(zip(axes[0], windows, strict=True)):
-        context, truth = window["context"], window["truth"]
-        ahead = range(1, len(truth) + 1)
-        ax.plot(range(1 - len(context), 1), context, color=GREY, label="context")
-        ax.plot(ahead, truth, color="black", label="truth")
-        ax.plot(
-            ahead, window["seasonal_naive"], color=ORANGE, linestyle=":", label="seasonal naive"
+        context = dict(enumerate(_gaps(window["context"]), start=1 - target_start))
+        truth, naive, prediction = (
+            {
+                step: float("nan") if math.isfinite(context.get(step, float("nan"))) else value
+                for step, value in enumerate(_gaps(window[line]), start=1)
+            }
+            for line in ("truth", sample["naive"], "prediction")
         )
-        ax.plot(ahead, window["prediction"], color=BLUE, linewidth=2, label="forecast")
+        for values, label, style in (
+            (context, "context", {"color": GREY}),
+            (truth, "truth", {"color": "black"}),
+            (naive, sample["naive"].replace("_", " "), {"color": ORANGE, "linestyle": ":"}),
+            (prediction, "prediction", {"color": BLUE, "linewidth": 2}),
+        ):
+            ax.plot(list(values), list(values.values()), label=label, **style)
         for border in sample["patch_starts"]:
-            ax.axvline(border - len(context) + 0.5, color=GREY, alpha=0.3, linewidth=0.6)
+            ax.axvline(border - target_start + 0.5, color=GREY, alpha=0.3, linewidth=0.6)
         ax.axvline(0.5, color="black", linewidth=0.8)
         ax.set_title(
             f"from {window['start']}" if window["start"] else f"window {place}", fontsize=9
         )
-        ax.set_xlabel("steps from the forecast's start")
+        ax.set_xlabel("step, 1 at that time" if window["start"] else "step")
     unit = f" ({sample['unit']})" if sample["unit"] else ""
     axes[0][0].set_ylabel(f"{sample['channel']}{unit}")
-    axes[0][0].legend(fontsize=8, loc="upper left")
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, fontsize=8, loc="outside lower center", ncols=4)
     return figure
+
+
+def _gaps(values: list[float | None]) -> list[float]:
+    """JSON's null as NaN, at which matplotlib breaks a line."""
+    return [float("nan") if value is None else value for value in values]
 
 
 def _gradient_norms(run_dir: Path) -> Any:

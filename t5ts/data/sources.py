@@ -212,7 +212,7 @@ def load_synthetic(
     noise_std: float = 0.3,
     walk_std: float = 0.0,
     seed: int = 0,
-    horizon: int = 24,
+    horizon: int | None = 24,
     splits: Sequence[float | str] = (0.7, 0.1, 0.2),
 ) -> Series:
     """A seeded mixture of season, trend, autoregression and random walk; its best loss is known.
@@ -227,7 +227,8 @@ def load_synthetic(
         noise_std: Standard deviation of its innovations.
         walk_std: Standard deviation of the random walk's steps.
         seed: Of the draw.
-        horizon: H that `best_mse` is averaged over.
+        horizon: H that `best_mse` is averaged over; None where nothing is forecast: `best_mse` is
+            None then.
         splits: As in `load_csv`.
 
     Returns:
@@ -238,7 +239,7 @@ def load_synthetic(
         DataError: for sizes below 1, negative spreads, or an autoregression that is not stationary.
     """
     sizes = {"num_rows": num_rows, "num_channels": num_channels, "season": season}
-    for key, size in (sizes | {"horizon": horizon}).items():
+    for key, size in (sizes | ({} if horizon is None else {"horizon": horizon})).items():
         if size < 1:
             raise DataError(f"data.{key}={size}; allowed: 1 and above.")
     for key, spread in {"noise_std": noise_std, "walk_std": walk_std}.items():
@@ -259,9 +260,12 @@ def load_synthetic(
     start, step_s = "2020-01-01T00:00:00", 3600.0
     borders = split_borders(splits, num_rows=num_rows, start=start, step_s=step_s, name="synthetic")
     variance_C = values_TC[: borders[0]].astype(np.float64).var(axis=0)
-    mse = best_forecast_mse(
-        ar=coefficients, noise_std=noise_std, walk_std=walk_std, horizon=horizon
-    )
+    best_mse = None
+    if horizon is not None:
+        mse = best_forecast_mse(
+            ar=coefficients, noise_std=noise_std, walk_std=walk_std, horizon=horizon
+        )
+        best_mse = float(np.mean(mse / np.where(variance_C > 0, variance_C, 1.0)))
     return Series(
         name="synthetic",
         values_TC=values_TC,
@@ -274,7 +278,7 @@ def load_synthetic(
         borders=borders,
         source=f"t5ts.data.synthetic, seed {seed}",
         licence="none needed",
-        best_mse=float(np.mean(mse / np.where(variance_C > 0, variance_C, 1.0))),
+        best_mse=best_mse,
     )
 
 

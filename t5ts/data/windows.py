@@ -118,8 +118,8 @@ def build_windows(
         device: Where the series is kept and batches are gathered.
 
     Raises:
-        DataError: if a split is too short for one window, `fraction` is out of range, or a channel
-            has no value in the train rows.
+        DataError: if a split is too short for one window, `fraction` is out of range, a channel has
+            no value in the train rows, or all train targets are gaps.
 
     Source: own; borders and standardisation as in Zhou et al. 2021 (Informer), without its dropped
     last batch.
@@ -141,6 +141,12 @@ def build_windows(
         if rows < needed:
             raise _too_few_rows(series, name, rows, needed, context_len, target_len, fraction)
 
+    if not _has_value(series.values_TC[train_start + context_len : train_end]):
+        raise DataError(
+            f"The train windows of {series.name} have no target that could be learned: rows"
+            f" {train_start + context_len} … {train_end - 1} are all gaps (data.missing=mask). Move"
+            " data.splits, or raise data.fraction."
+        )
     standardise(series)
     assert series.scaler is not None
     mean_C, std_C, constant_channels = series.scaler
@@ -163,6 +169,12 @@ def build_windows(
         train_rows=(train_start, train_end),
         scaler_rows=(0, train_end),
     )
+
+
+def _has_value(rows_TC: np.ndarray) -> bool:
+    """Whether anything is not NaN; stops at the first chunk that has a value."""
+    chunks = range(0, len(rows_TC), CHUNK_ROWS)
+    return any(not np.isnan(rows_TC[start : start + CHUNK_ROWS]).all() for start in chunks)
 
 
 def standardise(series: Series) -> None:

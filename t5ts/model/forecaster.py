@@ -46,7 +46,8 @@ class Forecaster(nn.Module):
         """Forecast.
 
         Args:
-            x_BCL: Context in train-standardised units; no NaN.
+            x_BCL: Context in train-standardised units; NaN marks a hidden step where the model was
+                built for that, and is an error that spreads where it was not.
 
         Returns:
             (B, C, H) in the same units and dtype.
@@ -70,6 +71,7 @@ def build_forecaster(
     norm: bool,
     scale: str,
     embedding_rms: float | None,
+    hidden: str = "none",
     normalize: str,
     patch_generator: torch.Generator,
     head_generator: torch.Generator,
@@ -94,6 +96,8 @@ def build_forecaster(
         norm: LayerNorm on the tokens.
         scale: Scale of the tokens; see `PatchEmbedding`.
         embedding_rms: For `scale="match_embedding"`.
+        hidden: What stands for a step that is NaN: "none" (there is none), "value" or "token"; see
+            `PatchEmbedding`. Statistics of the normalisation are then the visible steps'.
         normalize: "instance" or "none".
         patch_generator: Draws the patch embedding, on the CPU.
         head_generator: Draws the head, on the CPU.
@@ -114,7 +118,9 @@ def build_forecaster(
                 f"norm={norm} and scale={scale!r} act on tokens, and a forecaster without encoder "
                 "has none: use norm=false and scale=none (patch=plain) with it."
             )
-        patch = WholeContext(seq_len=seq_len, num_channels=num_channels, channels=channels)
+        patch = WholeContext(
+            seq_len=seq_len, num_channels=num_channels, channels=channels, hidden=hidden
+        )
     else:
         patch = PatchEmbedding(
             seq_len=seq_len,
@@ -126,6 +132,7 @@ def build_forecaster(
             norm=norm,
             scale=scale,
             embedding_rms=embedding_rms,
+            hidden=hidden,
             generator=patch_generator,
         )
     fan_in = patch.num_patches * patch.d_model
@@ -135,7 +142,12 @@ def build_forecaster(
     with torch.no_grad():
         head.weight.normal_(0.0, HEAD_INIT_GAIN * fan_in**-0.5, generator=head_generator)
         head.bias.zero_()
-    return Forecaster(normalize=build_normalize(normalize), patch=patch, encoder=encoder, head=head)
+    return Forecaster(
+        normalize=build_normalize(normalize, has_hidden=hidden != "none"),
+        patch=patch,
+        encoder=encoder,
+        head=head,
+    )
 
 
 @torch.no_grad()

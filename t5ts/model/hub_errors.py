@@ -32,12 +32,13 @@ class Request:
 
     @property
     def remedy(self) -> str:
-        """The two ways to get weights onto a machine that cannot reach the hub."""
+        """The ways to get weights onto a machine that cannot reach the hub, and to do without."""
         name = self.hub_id.split("/")[-1].replace("-", "_")
         return (
             f"run `python -m t5ts.download backbone={name}` on a machine with network and point "
-            "HF_HOME at a copy of its cache, or give a checkpoint folder with backbone=local "
-            "backbone.path=DIR."
+            "HF_HOME at a copy of its cache, give a checkpoint folder with backbone=local "
+            "backbone.path=DIR, or use backbone=t5_tiny_en, a small T5 pretrained on English that "
+            "comes with t5ts and needs no network."
         )
 
     @property

@@ -20,7 +20,7 @@ class InstanceNorm(nn.Module):
     last one first, which loses nothing and keeps a constant window's deviations at exactly 0.
 
     A NaN spreads to the whole window of that channel, and from there into the loss, where the
-    training loop stops; nothing here replaces it.
+    training loop stops; nothing here replaces it (`VisibleInstanceNorm` reads it as a mark).
 
     Source: Kim et al. 2022, "Reversible Instance Normalization", eqs. 1-2, without gamma and beta.
     """
@@ -48,6 +48,37 @@ class InstanceNorm(nn.Module):
         return y_BCH.to(divisor_BC1.dtype) * divisor_BC1 + mean_BC1
 
 
+class VisibleInstanceNorm(InstanceNorm):
+    """Instance normalisation by the visible steps: those that are not NaN.
+
+    Mean, std and the last value are taken over them alone, so that nothing of a hidden step reaches
+    the model or its output by way of the scale. NaN stays where it was, for the patches to fill.
+    Where a channel of a window shows nothing there is no statistic: mean 0 and divisor 1, the train
+    rows' own. Without a NaN this is `InstanceNorm`, up to rounding.
+    """
+
+    def forward(self, x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise a context; see `InstanceNorm.forward`.
+
+        Args:
+            x_BCL: Context in train-standardised units; NaN where it is hidden.
+        """
+        x_BCL = x_BCL.to(torch.promote_types(x_BCL.dtype, torch.float32))
+        is_seen_BCL = ~x_BCL.isnan()
+        num_BC1 = is_seen_BCL.sum(-1, keepdim=True)
+        step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
+        last_step_BC1 = torch.where(is_seen_BCL, step_L, 0).amax(-1, keepdim=True)
+        last_BC1 = x_BCL.gather(-1, last_step_BC1).nan_to_num(0.0)
+        from_last_BCL = torch.where(is_seen_BCL, x_BCL - last_BC1, 0.0)
+        mean_BC1 = from_last_BCL.sum(-1, keepdim=True) / num_BC1.clamp_min(1)
+        centred_BCL = torch.where(is_seen_BCL, from_last_BCL - mean_BC1, 0.0)
+        square_BC1 = centred_BCL.square().sum(-1, keepdim=True)
+        std_BC1 = (square_BC1 / num_BC1.clamp_min(1)).sqrt()
+        divisor_BC1 = torch.where(num_BC1 > 0, std_BC1.clamp_min(MIN_STD), 1.0)
+        normed_BCL = torch.where(is_seen_BCL, centred_BCL / divisor_BC1, torch.nan)
+        return normed_BCL, last_BC1 + mean_BC1, divisor_BC1
+
+
 class NoNorm(nn.Module):
     """The context as it is, and the forecast in the context's dtype."""
 
@@ -60,17 +91,18 @@ class NoNorm(nn.Module):
         return y_BCH.to(divisor_BC1.dtype)
 
 
-def build_normalize(name: str) -> InstanceNorm | NoNorm:
+def build_normalize(name: str, *, has_hidden: bool = False) -> InstanceNorm | NoNorm:
     """The normalisation of that name.
 
     Args:
         name: "instance" or "none".
+        has_hidden: Whether NaN marks hidden steps; else it is an error that spreads.
 
     Raises:
         ConfigError: for any other name.
     """
     if name == "instance":
-        return InstanceNorm()
+        return VisibleInstanceNorm() if has_hidden else InstanceNorm()
     if name == "none":
         return NoNorm()
     raise ConfigError(f"normalize={name!r} is unknown: use 'instance' or 'none'.")

@@ -10,6 +10,7 @@ from t5ts.errors import ConfigError
 
 CHANNEL_MODES = ("independent", "mixing")
 SCALES = ("none", "div_sqrt_d", "mul_sqrt_d", "match_embedding")
+HIDDEN_MODES = ("none", "value", "token")
 
 
 class PatchEmbedding(nn.Module):
@@ -31,6 +32,14 @@ class PatchEmbedding(nn.Module):
     tokens would be exactly zero, and each of T5's norms multiplies the gradient of a zero vector
     by 1/√ε = 1000. Through 4 blocks that made gradient norms of 3e12 on real data (LOG.md).
 
+    Hidden steps are marked by NaN, and `hidden` says what stands for them. "none": there are none,
+    and a NaN spreads. "value": 0, which after instance normalisation is the mean of what is
+    visible; the token does not tell it from a value. "token": 0 too, and before the norm the token
+    gets a learnable vector for each hidden place of its patch, added up. A patch that is hidden
+    throughout is then always the same token, the sum of all of them; a patch that is hidden in part
+    keeps what it shows and tells which places are missing; overlapping patches each mark a hidden
+    step at its place in them. The padding repeats the first step's mark with its value.
+
     Args:
         seq_len: Context length L in steps.
         num_channels: Channels C.
@@ -42,12 +51,15 @@ class PatchEmbedding(nn.Module):
         scale: "none", "div_sqrt_d", "mul_sqrt_d", or "match_embedding", which multiplies by
             `embedding_rms`.
         embedding_rms: RMS of the checkpoint's token embedding.
+        hidden: "none", "value" or "token". The mask token's entries are drawn after W and b, which
+            are the same in all three: normal with std 1/√fan_in, so that a wholly hidden patch's
+            token is as large as another.
         generator: Source of the initial weights, on the CPU.
 
     Raises:
         ConfigError: for a value that is impossible, or impossible beside another.
 
-    Source: Nie et al. 2023 (PatchTST), section 3.1; norm, scale and padding own.
+    Source: Nie et al. 2023 (PatchTST), section 3.1; norm, scale, padding and hidden steps own.
     """
 
     def __init__(
@@ -62,10 +74,12 @@ class PatchEmbedding(nn.Module):
         norm: bool,
         scale: str,
         embedding_rms: float | None,
+        hidden: str = "none",
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         _check_channels(channels)
+        _check_hidden(hidden)
         stride = patch_len if stride is None else stride
         if not 1 <= patch_len <= seq_len:
             raise ConfigError(
@@ -81,6 +95,7 @@ class PatchEmbedding(nn.Module):
         self.patch_len = patch_len
         self.stride = stride
         self.mixing = channels == "mixing"
+        self.hidden = hidden
         self.pad = -(seq_len - patch_len) % stride
         self.num_patches = (seq_len + self.pad - patch_len) // stride + 1
         self.scale = _scale_factor(scale, d_model=d_model, norm=norm, embedding_rms=embedding_rms)
@@ -92,11 +107,25 @@ class PatchEmbedding(nn.Module):
             bound = fan_in**-0.5
             self.projection.weight.normal_(0.0, bound, generator=generator)
             self.projection.bias.uniform_(-bound, bound, generator=generator)
+        self.mask_token: nn.Parameter | None = None  # (fan_in, D): a vector for each place
+        if hidden == "token":
+            token_PD = torch.empty(fan_in, d_model).normal_(0.0, bound, generator=generator)
+            self.mask_token = nn.Parameter(token_PD)
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         """Embed a context, (B, C, L), as tokens, (M, N, D)."""
-        tokens_MND = self.norm(self.projection(self.patches(x_BCL)))
+        tokens_MND = self.norm(self._project(self.patches(x_BCL)))
         return tokens_MND if self.scale == 1.0 else tokens_MND * self.scale
+
+    def _project(self, patches_MNP: Tensor) -> Tensor:
+        """Project patches, with hidden places as `hidden` says."""
+        if self.hidden == "none":
+            return self.projection(patches_MNP)
+        is_hidden_MNP = patches_MNP.isnan()
+        tokens_MND = self.projection(patches_MNP.masked_fill(is_hidden_MNP, 0.0))
+        if self.mask_token is None:
+            return tokens_MND
+        return tokens_MND + is_hidden_MNP.to(patches_MNP.dtype) @ self.mask_token
 
     def patches(self, x_BCL: Tensor) -> Tensor:
         """The patches before projection: (B·C, N, P), or (B, N, C·P) when channels mix."""
@@ -117,26 +146,43 @@ class WholeContext(nn.Module):
         seq_len: Context length L in steps.
         num_channels: Channels C.
         channels: "independent" or "mixing".
+        hidden: "none" or "value" (0 for a hidden step); see `PatchEmbedding`.
 
     Raises:
-        ConfigError: if `channels` is neither.
+        ConfigError: if `channels` or `hidden` is none of these.
     """
 
-    def __init__(self, *, seq_len: int, num_channels: int, channels: str) -> None:
+    def __init__(
+        self, *, seq_len: int, num_channels: int, channels: str, hidden: str = "none"
+    ) -> None:
         super().__init__()
         _check_channels(channels)
+        _check_hidden(hidden)
+        if hidden == "token":
+            raise ConfigError(
+                "hidden='token' needs tokens, and a forecaster without encoder has none: "
+                "use hidden='value' (task.mask=value) with it."
+            )
+        self.hidden = hidden
         self.mixing = channels == "mixing"
         self.num_patches = 1
         self.d_model = seq_len * num_channels if self.mixing else seq_len
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         """Reshape a context, (B, C, L), to one token a row, (M, 1, D)."""
+        if self.hidden == "value":
+            x_BCL = x_BCL.masked_fill(x_BCL.isnan(), 0.0)
         return x_BCL.flatten(1)[:, None] if self.mixing else x_BCL.flatten(0, 1)[:, None]
 
 
 def _check_channels(channels: str) -> None:
     if channels not in CHANNEL_MODES:
         raise ConfigError(f"channels={channels!r} is unknown: use {' or '.join(CHANNEL_MODES)}.")
+
+
+def _check_hidden(hidden: str) -> None:
+    if hidden not in HIDDEN_MODES:
+        raise ConfigError(f"hidden={hidden!r} is unknown: use one of {', '.join(HIDDEN_MODES)}.")
 
 
 def _scale_factor(scale: str, *, d_model: int, norm: bool, embedding_rms: float | None) -> float:

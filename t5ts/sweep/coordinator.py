@@ -5,7 +5,9 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,12 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import TrialState
 from rich.console import Console
 
+from t5ts import distributed
+from t5ts.analysis.sweep_plots import History, draw_sweep
 from t5ts.checks import check
 from t5ts.config import CONF, from_hydra
 from t5ts.errors import ConfigError, Interrupted
@@ -22,12 +28,17 @@ from t5ts.sweep.display import Display, announce, best_table, best_trials, epoch
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import Space, arm_name, parse_space
+from t5ts.sweep.space import Space, Value, arm_name, parse_space
 from t5ts.sweep.storage import open_storage, without_password
 from t5ts.sweep.studies import made_for, open_studies
 from t5ts.sweep.worker import POLL_S, Work, open_arms
+from t5ts.sweep.worker import work as do_trials
 
 log = logging.getLogger("t5ts.sweep")
+
+RESULTS = "optimization_results.yaml"
+#: Trials below which a parameter's importance is noise.
+LEAST_FOR_IMPORTANCES = 10
 
 
 def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraContext) -> None:
@@ -51,6 +62,9 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         objective=config.objective,
         experiment=None if experiment in (None, "None", "null") else experiment,
     )
+    if settings.best_of is not None:
+        # The best trial names its own experiment.
+        arguments = [line for line in arguments if not line.startswith("experiment=")]
     space = parse_space(
         settings.params,
         arguments,
@@ -59,6 +73,8 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         config=config,
         groups=groups,
     )
+    if settings.best_of is not None:
+        space = _from_best(space, Path(settings.best_of) / RESULTS)
     sweep_dir = Path(config.hydra.sweep.dir)
     epochs = _check_space(space, config, choices, hydra_context)
     storage = open_storage(settings.storage, sweep_dir)
@@ -83,6 +99,32 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     else:
         _until_done(work, Display(ledgers, names, settings), ledgers)
     _finish(console, space, settings, ledgers, sweep_dir)
+
+
+def _from_best(space: Space, path: Path) -> Space:
+    """The space's trials, from the best point of each arm of another sweep.
+
+    Raises:
+        ConfigError: if that sweep has no such points.
+    """
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"hydra.sweeper.best_of: {path} does not exist; allowed: the directory of a sweep that"
+            " has ended (it holds that file)."
+        ) from error
+    arms = found.get("arms", {"all": found})
+    if not all("overrides" in arm for arm in arms.values()):
+        raise ConfigError(
+            f"hydra.sweeper.best_of: {path} does not name one best point for each arm (a study of"
+            " several objectives has none, nor has one without a finished trial)."
+        )
+    return replace(
+        space,
+        arms=tuple(arm["arm"] for arm in arms.values()),
+        bases={arm_name(arm["arm"]): tuple(arm["overrides"]) for arm in arms.values()},
+    )
 
 
 def _check_space(
@@ -141,7 +183,9 @@ def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None
     launcher = work.config.hydra.launcher._target_
     try:
         with display.shown():
-            if launcher.endswith("BasicLauncher"):
+            if distributed.world_size() > 1:
+                _in_this_process(work, display)
+            elif launcher.endswith("BasicLauncher"):
                 _with_pool(work, display)
             else:
                 _with_launcher(work, display)
@@ -181,6 +225,31 @@ def _with_launcher(work: Work, display: Display) -> None:
         *work.space.overrides(corner, work.space.arms[0]),
         "hydra.sweep.subdir=.workers/job-${hydra.job.num}",
     ]
+    with _watched(display):
+        jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+    for job in jobs:
+        _ = job.return_value  # raises what ended the worker
+
+
+def _in_this_process(work: Work, display: Display) -> None:
+    """Below torchrun: every trial takes all processes, and this one has the study.
+
+    Raises:
+        ConfigError: if several workers were asked for.
+    """
+    if work.settings.n_jobs > 1:
+        raise ConfigError(
+            f"hydra.sweeper.n_jobs={work.settings.n_jobs} below torchrun: each trial takes all"
+            f" {distributed.world_size()} processes; use n_jobs=1, or several workers of one"
+            " process each without torchrun."
+        )
+    with _watched(display):
+        do_trials(work, worker=0)
+
+
+@contextmanager
+def _watched(display: Display) -> Iterator[None]:
+    """Keep the display up to date from a thread while this one is busy."""
     ended = threading.Event()
 
     def show() -> None:
@@ -190,13 +259,11 @@ def _with_launcher(work: Work, display: Display) -> None:
     watcher = threading.Thread(target=show, daemon=True)
     watcher.start()
     try:
-        jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+        yield
     finally:
         ended.set()
         watcher.join()
         display.update()
-    for job in jobs:
-        _ = job.return_value  # raises what ended the worker
 
 
 def _finish(
@@ -216,17 +283,53 @@ def _finish(
         markup=False,
     )
     results = {
-        arm_name(arm): _results(settings, ledger)
+        arm_name(arm): _results(space, arm, settings, ledger)
         for arm, ledger in zip(space.arms, ledgers, strict=True)
     }
-    path = sweep_dir / "optimization_results.yaml"
+    path = sweep_dir / RESULTS
     # One study looks as hydra-optuna-sweeper's file does; several stand under their arms.
     single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
     OmegaConf.save(OmegaConf.create(single), path)
     console.print(f"results    {path}", markup=False)
+    for picture in draw_sweep(
+        _histories(space, settings, ledgers), settings.objectives[0], sweep_dir
+    ):
+        console.print(f"picture    {picture}", markup=False)
 
 
-def _results(settings: SweepSettings, ledger: Ledger) -> dict[str, Any]:
+def _histories(space: Space, settings: SweepSettings, ledgers: Sequence[Ledger]) -> list[History]:
+    """What the pictures show of each arm: its first objective by trial."""
+    return [
+        History(
+            arm=arm_name(arm),
+            maximize=settings.directions[0] == "maximize",
+            slots=[trial.user_attrs["slot"] for trial in trials],
+            values=[trial.values[0] for trial in trials],
+            params=[dict(trial.params) for trial in trials],
+            importances=_importances(ledger, settings),
+        )
+        for arm, ledger in zip(space.arms, ledgers, strict=True)
+        if (trials := [t for t in ledger.trials() if t.state == TrialState.COMPLETE])
+    ]
+
+
+def _importances(ledger: Ledger, settings: SweepSettings) -> dict[str, float]:
+    """Share of each parameter in what sets the best trials apart (Watanabe et al. 2023, PED-ANOVA).
+
+    Only of parameters that every trial has; none where the trials are too few or too alike.
+    """
+    if len(settings.objectives) > 1:
+        return {}
+    study = ledger.study
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < LEAST_FOR_IMPORTANCES or len({t.value for t in complete}) < 2:
+        return {}
+    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+
+
+def _results(
+    space: Space, arm: Mapping[str, Value], settings: SweepSettings, ledger: Ledger
+) -> dict[str, Any]:
     best = best_trials(ledger, settings)
     if len(settings.objectives) > 1:
         return {
@@ -240,4 +343,6 @@ def _results(settings: SweepSettings, ledger: Ledger) -> dict[str, Any]:
         "best_params": dict(best[0].params),
         "best_value": best[0].values[0],
         "trial": best[0].user_attrs["slot"],
+        "arm": dict(arm),
+        "overrides": space.overrides(best[0].params, arm),
     }

@@ -44,6 +44,7 @@ class SweepSettings:
     study_name: str
     max_failure_rate: float
     custom_search_space: str | None
+    best_of: str | None
     arms: tuple[str, ...]
     seed: int
     grace_epochs: float
@@ -197,6 +198,11 @@ def _problems(
             and _is_number(values["lost_after_s"])
             and 0 < 2 * values["heartbeat_s"] <= values["lost_after_s"],
             "seconds above 0, lost_after_s at least twice heartbeat_s",
+        ),
+        (
+            f"best_of={values['best_of']}",
+            values["best_of"] != "???",
+            "the directory of a finished sweep (hydra.sweeper.best_of=DIR)",
         ),
         (
             f"on_change={values['on_change']}",

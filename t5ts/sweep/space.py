@@ -9,7 +9,7 @@ import difflib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -50,12 +50,14 @@ class Space:
         fixed: Overrides that every trial has, as they were written.
         arms: Every combination of the compared keys' values; one study each. `({},)` for one study.
         conditions: Key → group → options of that group under which the key means something.
+        bases: Name of an arm → the command line that its trials start from (another study's best).
     """
 
     distributions: dict[str, BaseDistribution]
     fixed: tuple[str, ...]
     arms: tuple[dict[str, Value], ...]
     conditions: dict[str, dict[str, tuple[str, ...]]]
+    bases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def suggest(
         self, trial: Trial, *, arm: Mapping[str, Value], choices: Mapping[str, str]
@@ -80,7 +82,9 @@ class Space:
 
     def overrides(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> list[str]:
         """The command line of a point: fixed overrides, then the arm's, then the sampled ones."""
-        return [*self.fixed, *(f"{key}={_as_text(v)}" for key, v in {**arm, **params}.items())]
+        base = self.bases.get(arm_name(arm), ())
+        chosen = (f"{key}={_as_text(value)}" for key, value in {**arm, **params}.items())
+        return [*base, *self.fixed, *chosen]
 
     def grid(self, *, arm: Mapping[str, Value], choices: Mapping[str, str]) -> list[dict[str, Any]]:
         """Every point once, keys without meaning left out, in the order of the command line.
@@ -128,6 +132,7 @@ class Space:
         return {
             "distributions": {k: distribution_to_json(d) for k, d in self.distributions.items()},
             "fixed": sorted(self.fixed),
+            "bases": {name: list(base) for name, base in self.bases.items()},
         }
 
 

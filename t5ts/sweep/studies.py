@@ -41,6 +41,7 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
     }
     return {
         "space": space.as_json()["distributions"],
+        "bases": space.as_json()["bases"],
         "objectives": dict(zip(settings.objectives, settings.directions, strict=True)),
         "settings": settled,
         "code": f"{t5ts.__version__} ({code_digest()[:12]})",

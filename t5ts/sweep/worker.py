@@ -26,6 +26,7 @@ from omegaconf import DictConfig, open_dict
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
+from t5ts import distributed
 from t5ts.analysis.results import Result, read_json, read_metrics
 from t5ts.checks import check
 from t5ts.config import OBJECTIVES, Config, from_hydra, register
@@ -261,7 +262,7 @@ def _tell_failure(task: "_Task", error: BaseException) -> None:
             task.write("interrupted", str(error), None)
             ledger.hand_back(trial._trial_id, STOPPED, str(error))
             raise error
-        case DataError() | WeightsError():
+        case DataError() | WeightsError() | distributed.PeersLost():
             # No other point would fare better: stop, and let the trial be done once it is mended.
             task.write("interrupted", str(error), None)
             ledger.hand_back(trial._trial_id, STOPPED, str(error))

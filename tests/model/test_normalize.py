@@ -2,13 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5ts.errors import ConfigError
-from t5ts.model.normalize import MIN_STD, InstanceNorm, NoNorm, build_normalize
+from t5ts.model.normalize import (
+    MIN_STD,
+    InstanceNorm,
+    NoNorm,
+    VisibleInstanceNorm,
+    build_normalize,
+)
 
 
 def test_statistics_are_each_windows_and_channels_own() -> None:
@@ -89,5 +96,44 @@ def test_none_leaves_everything_but_returns_the_contexts_dtype() -> None:
 def test_build_normalize_knows_two_names() -> None:
     assert isinstance(build_normalize("instance"), InstanceNorm)
     assert isinstance(build_normalize("none"), NoNorm)
+    assert isinstance(build_normalize("none", has_hidden=True), NoNorm)
+    assert isinstance(build_normalize("instance", has_hidden=True), VisibleInstanceNorm)
     with pytest.raises(ConfigError, match="'instance' or 'none'"):
         build_normalize("revin")
+
+
+# ------------------------------------------------------------------------- hidden steps (NaN)
+
+
+def hidden_windows() -> torch.Tensor:
+    x = torch.randn(6, 3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x * 5 + 2
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.4] = math.nan
+    x[0, 1] = math.nan  # nothing visible
+    x[1, 2, 1:] = math.nan  # one step visible
+    return x
+
+
+def test_visible_statistics_against_numpy() -> None:
+    x = hidden_windows()
+    normed, mean, divisor = VisibleInstanceNorm()(x)
+    for b, c in np.ndindex(6, 3):
+        seen = x[b, c][~x[b, c].isnan()].numpy()
+        expected = (seen.mean(), max(seen.std(), MIN_STD)) if len(seen) else (0.0, 1.0)
+        assert (mean[b, c].item(), divisor[b, c].item()) == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(normed, (x - mean) / divisor, equal_nan=True)
+    assert torch.equal(normed.isnan(), x.isnan())
+
+
+def test_without_hidden_steps_it_is_instance_normalisation() -> None:
+    x = torch.randn(4, 3, 20, dtype=torch.float64) * 5 + 2
+    for ours, plain in zip(VisibleInstanceNorm()(x), InstanceNorm()(x), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_a_window_that_is_constant_where_visible_becomes_zeros() -> None:
+    x = torch.full((1, 1, 20), 123456.789)
+    x[..., 15:] = math.nan
+    normed, _, divisor = VisibleInstanceNorm()(x)
+    assert torch.equal(normed[..., :15], torch.zeros(1, 1, 15))
+    assert divisor.item() == pytest.approx(MIN_STD)

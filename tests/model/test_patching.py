@@ -150,3 +150,58 @@ def test_impossible_values_are_refused(changes: dict[str, Any], message: str) ->
     with pytest.raises(ConfigError, match=message):
         build_patch(**changes)
     assert issubclass(ConfigError, ValueError)
+
+
+# ------------------------------------------------------------------------- hidden steps (NaN)
+
+
+@pytest.mark.parametrize("channels", ["independent", "mixing"])
+@pytest.mark.parametrize("stride", [None, 3])
+def test_each_hidden_place_adds_its_vector(channels: str, stride: int | None) -> None:
+    """Against the rule by hand; 16 steps at stride 3 also overlap, and 4 + 3·4 needs no padding."""
+    patch = build_patch(channels=channels, stride=stride, hidden="token").double()
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    x[torch.rand(x.shape) < 0.3] = torch.nan
+    pieces = patch.patches(x)
+    assert patch.mask_token is not None
+    expected = pieces.nan_to_num(0.0) @ patch.projection.weight.T + patch.projection.bias
+    for place in range(pieces.shape[-1]):
+        expected += pieces.isnan()[..., place, None] * patch.mask_token[place]
+    torch.testing.assert_close(patch(x), expected)
+
+
+def test_a_wholly_hidden_patch_is_one_token_whatever_it_hides() -> None:
+    patch = build_patch(norm=True, hidden="token")
+    x = torch.randn(2, 3, 16)
+    x[..., 4:8] = torch.nan
+    tokens = patch(x)[:, 1]
+    assert torch.equal(tokens, tokens[:1].expand_as(tokens))
+
+
+def test_padding_repeats_the_mark() -> None:
+    patch = build_patch(seq_len=14, hidden="token")
+    x = torch.randn(1, 3, 14)
+    x[..., 0] = torch.nan
+    assert patch.pad == 2
+    assert patch.patches(x)[0, 0].isnan().tolist() == [True, True, True, False]
+
+
+def test_the_mask_token_leaves_projection_and_visible_tokens_as_they_are() -> None:
+    """Arms with and without hidden steps are paired: the token is drawn last."""
+    x = torch.randn(2, 3, 16)
+    plain, value, token = (build_patch(hidden=hidden) for hidden in ("none", "value", "token"))
+    assert torch.equal(plain(x), value(x))
+    assert torch.equal(plain(x), token(x))
+    assert list(plain.state_dict()) == list(value.state_dict())
+    assert set(token.state_dict()) - set(plain.state_dict()) == {"mask_token"}
+
+
+def test_whole_context_fills_with_zero_and_has_no_token() -> None:
+    x = torch.randn(2, 3, 16)
+    x[0, 0, 3] = torch.nan
+    whole = WholeContext(seq_len=16, num_channels=3, channels="independent", hidden="value")
+    assert torch.equal(whole(x), x.nan_to_num(0.0).flatten(0, 1)[:, None])
+    with pytest.raises(ConfigError, match=r"task\.mask=value"):
+        WholeContext(seq_len=16, num_channels=3, channels="independent", hidden="token")
+    with pytest.raises(ConfigError, match="none, value, token"):
+        build_patch(hidden="zero")

@@ -1,0 +1,345 @@
+"""Run directories of studies whose truth is known, written in the real files' format.
+
+For tests and for the report's speed: nothing here trains. `tests/analysis/test_study.py` holds the
+format against a real run's.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+NUM_BLOCKS = 4
+STEPS_PER_EPOCH = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """An arm and its truth.
+
+    Attributes:
+        effect: True log-ratio of its final loss to 0.4.
+        start: Validation loss before the first step.
+        rate: Share of the way to the final loss that an epoch goes.
+        seed_sd: Spread of the log loss over seeds that is the arm's own (besides what all share).
+    """
+
+    init: str
+    freeze: str
+    effect: float = 0.0
+    start: float = 1.0
+    rate: float = 0.25
+    seed_sd: float = 0.01
+    backbone: str = "t5_efficient_tiny"
+    unfreeze_epoch: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Backbone, init and freezing."""
+        return f"{self.backbone}-{self.init}-{self.freeze}"
+
+
+def digest(*parts: Any) -> str:
+    """A checksum that is a function of its arguments."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def config(arm: Arm, seed: int, *, epochs: int, **changes: Any) -> dict[str, Any]:
+    """A resolved configuration; `changes` have dotted keys (with __ for the dot)."""
+    unfreeze = {"none": 0.0, "staged": 3.0}.get(arm.freeze)
+    if arm.unfreeze_epoch is not None:
+        unfreeze = arm.unfreeze_epoch
+    nested: dict[str, Any] = {
+        "seed": seed,
+        "seq_len": 128,
+        "horizon": 24,
+        "objective": "val_loss",
+        "data": {
+            "_target_": "t5ts.data.sources.load_nyc_weather",
+            "name": "nyc_weather",
+            "fraction": 1.0,
+            "windows_per_epoch": None,
+            "stations": ["JFK"],
+            "channels": None,
+        },
+        "task": {"name": "forecast"},
+        "backbone": {"name": arm.backbone, "dropout": 0.1, "path": None, "d_model": 64},
+        "init": {"name": arm.init, "factor": 1.0, "scale_norms": False},
+        "freeze": {
+            "name": arm.freeze,
+            "unfreeze_epoch": unfreeze,
+            "order": "top_down" if arm.freeze == "staged" else "all_at_once",
+            "blocks_per_stage": 2,
+            "epochs_per_stage": 1.0,
+            "rewarmup_epochs": 0.0,
+            "always": [],
+            "eval_mode": False,
+        },
+        "patch": {"name": "norm", "patch_len": 32, "stride": None, "channels": "independent"},
+        "normalize": {"name": "instance"},
+        "optim": {"name": "adamw", "lr": 1e-3, "encoder_lr_scale": 0.1, "weight_decay": 0.01},
+        "train": {
+            "epochs": epochs,
+            "batch_size": 64,
+            "precision": "auto",
+            "device": "auto",
+            "resume": "auto",
+            "progress": True,
+        },
+        "tracker": {"name": "none", "mode": "auto"},
+        "debug": {"name": "none", "fast_dev_run": False, "overfit_windows": None},
+    }
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        node = nested
+        for key in parents:
+            node = node[key]
+        node[last] = value
+    return nested
+
+
+def plan(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What trains when: top-down in pairs of blocks when staged."""
+    freeze = settings["freeze"]
+
+    def start(block: int) -> float | None:
+        first = freeze["unfreeze_epoch"]
+        if first is None or freeze["order"] != "top_down":
+            return first
+        return first + (NUM_BLOCKS - 1 - block) // 2 * freeze["epochs_per_stage"]
+
+    starts = {"patch": 0.0, **{f"block_{i}": start(i) for i in range(NUM_BLOCKS)}, "head": 0.0}
+    return [
+        {
+            "component": name,
+            "start_epoch": epoch,
+            "start_step": None if epoch is None else round(epoch * STEPS_PER_EPOCH),
+            "peak_lr": 1e-3,
+            "parameters": 1000,
+        }
+        for name, epoch in starts.items()
+    ]
+
+
+def write_run(
+    folder: Path,
+    arm: Arm,
+    seed: int,
+    *,
+    epochs: int = 10,
+    stop_after: int | None = None,
+    step_rows: int = 5,
+    test_windows: int = 400,
+    extra_effect: float = 0.0,
+    trial: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
+    """Write one run directory.
+
+    Args:
+        folder: Its directory.
+        arm: The arm, with its truth.
+        seed: Drives what arms share at a seed, and with the arm what they do not.
+        epochs: Epochs asked for.
+        stop_after: Evaluated epochs of an unfinished run; None: finished.
+        step_rows: Logged steps an epoch.
+        test_windows: Length of test_losses.npy.
+        extra_effect: Added to the arm's effect (a setting's own).
+        trial: trial.json, for a sweep's run.
+        changes: Of the configuration, as `config` takes them.
+    """
+    settings = config(arm, seed, epochs=epochs, **changes)
+    shared = np.random.default_rng([seed, 1])
+    own = np.random.default_rng([seed, int(digest(arm.name, changes)[:8], 16)])
+    log_final = math.log(0.4) + arm.effect + extra_effect
+    log_final += 0.05 * shared.normal() + arm.seed_sd * own.normal()
+    final = math.exp(log_final)
+    components = [line["component"] for line in plan(settings)]
+    starts = {line["component"]: line["start_epoch"] for line in plan(settings)}
+
+    def val_at(epoch: int) -> dict[str, float]:
+        loss = final + (arm.start - final) * (1 - arm.rate) ** epoch
+        loss *= math.exp(0.003 * own.normal())
+        return {
+            "val_loss": loss,
+            "val_mae": 0.8 * math.sqrt(loss),
+            "val_corr": 1 - loss,
+            "val_corr_constant_channels": 0.0,
+            "val_corr_delta": 0.9 - loss,
+            "val_corr_delta_constant_channels": 0.0,
+            "val_mase": math.sqrt(loss),
+            "val_skill": 1 - loss / 0.51,
+        }
+
+    def norms(epoch: int) -> dict[str, float]:
+        values = {
+            f"grad_norm/{c}": 0.0
+            if starts[c] is None or epoch < starts[c]
+            else 0.3 * math.exp(-0.1 * epoch + 0.2 * own.normal())
+            for c in components
+        }
+        return values | {"grad_norm/total": math.sqrt(sum(v * v for v in values.values()))}
+
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    _write(folder / "provenance.json", _provenance(arm, seed, settings))
+    lines, best = [], (math.inf, 0, {})
+    for epoch in range(1 + (epochs if stop_after is None else stop_after)):
+        row: dict[str, Any] = {"kind": "eval", "epoch": epoch, "step": epoch * STEPS_PER_EPOCH}
+        if epoch:
+            for i in range(step_rows):
+                step = (epoch - 1) * STEPS_PER_EPOCH + (i + 1) * STEPS_PER_EPOCH // step_rows
+                step_row = {"kind": "step", "step": step, "train_loss": final, **norms(epoch - 1)}
+                lines.append(step_row | {"nonfinite_steps": 0, "lr/head": 1e-3, "epoch": epoch - 1})
+            lines.append(
+                {"kind": "probe", "step": step, "epoch": epoch - 1, "update_ratio/block_0": 1e-3}
+            )
+            mean = norms(epoch - 1)
+            row |= {"train_loss": final, **mean}
+            row |= {k.replace("grad_norm", "grad_norm_max"): 1.5 * v for k, v in mean.items()}
+        values = val_at(epoch)
+        row |= values | {f"distance_from_init/{c}": 0.1 * epoch for c in components}
+        row |= {"perf/elapsed_s": 3.0 * epoch, "perf/eval_s": 0.2}
+        lines.append(row)
+        if values["val_loss"] < best[0]:
+            best = (values["val_loss"], epoch, values)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if trial is not None:
+        _write(folder / "trial.json", trial)
+    if stop_after is None:
+        noise = own.normal(size=test_windows + 23)
+        noise = np.convolve(noise, np.ones(24) / 24, mode="valid")
+        time_effect = np.convolve(
+            np.random.default_rng(7).normal(size=test_windows + 23), np.ones(24) / 24, mode="valid"
+        )
+        losses = 1.1 * final * np.exp(0.5 * time_effect + 0.05 * (noise - noise.mean()))
+        losses *= 1.1 * final / losses.mean()
+        np.save(folder / "test_losses.npy", losses.astype(np.float32))
+        _write(folder / "result.json", _result(arm, seed, settings, best, 1.1 * final, val_at(0)))
+        _write(folder / "forecast_sample.json", _forecast(own))
+    return folder
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2))
+
+
+def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    encoder = digest(arm.backbone, "checkpoint")
+    if arm.init != "t5":
+        encoder = digest(arm.backbone, arm.init, seed)
+    output = {"t5": 0.6, "random": 1.0, "matched": 0.7, "shuffled": 0.5}[arm.init]
+    fraction = settings["data"]["fraction"]
+    return {
+        "identity": digest(settings)[:10],
+        "arm": arm.name,
+        "seed": seed,
+        "git": {"commit": "0" * 40, "changed": False},
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "processor": "simulated",
+        "device": "cpu",
+        "precision": "torch.float32",
+        "data": {"name": settings["data"]["name"], "sha256": digest(settings["data"]["name"])},
+        "windows": {"train": round(6000 * fraction), "val": 800, "test": 1700},
+        "weights": {
+            "init": arm.init,
+            "source": "simulated" if arm.init != "random" else "drawn from the seed",
+            "files": {"model.safetensors": digest(arm.backbone, "file")},
+            "tensors_sha256": encoder,
+            "num_params_encoder": 4000,
+            "checks": ["all values finite"],
+        },
+        "initial_sha256": {
+            "patch": digest("patch", seed),
+            "encoder": encoder,
+            "head": digest("head", seed),
+        },
+        "steps_per_epoch": STEPS_PER_EPOCH,
+        "scale_audit": {
+            "input": 1.0,
+            **{f"block_{i}": output * (1.5 + 0.4 * i) for i in range(NUM_BLOCKS)},
+            "output": output,
+            "residual_ratio/block_0": 0.5,
+        },
+        "plan": plan(settings),
+        "resumed_from": None,
+    }
+
+
+def _result(
+    arm: Arm,
+    seed: int,
+    settings: dict[str, Any],
+    best: tuple[float, int, dict[str, float]],
+    test_loss: float,
+    first: dict[str, float],
+) -> dict[str, Any]:
+    naive = {"loss": 0.51, "mae": 0.5, "corr": 0.5, "corr_delta": 0.6, "mase": 0.95}
+    test = {
+        "test_loss": test_loss,
+        "test_mae": 0.8 * math.sqrt(test_loss),
+        "test_corr": 1 - test_loss,
+        "test_corr_delta": 0.9 - test_loss,
+        "test_mase": math.sqrt(test_loss),
+        "test_skill": 1 - test_loss / 0.55,
+    }
+    return {
+        "identity": digest(settings)[:10],
+        "arm": arm.name,
+        "data": settings["data"]["name"],
+        "seed": seed,
+        "objective_name": "val_loss",
+        "objective": best[0],
+        "best_epoch": best[1],
+        "metrics": best[2] | test,
+        "initial": first,
+        "baselines": {
+            "val": {
+                "seasonal_naive": naive,
+                "last_value": naive | {"loss": 0.8},
+                "mean": naive | {"loss": 1.0, "corr": None},
+            },
+            "test": {
+                "seasonal_naive": naive | {"loss": 0.55},
+                "last_value": naive | {"loss": 0.85},
+                "mean": naive | {"loss": 1.02, "corr": None},
+            },
+        },
+        "baseline_season": 24,
+        "best_achievable_loss": None,
+        "scale_audit": {"output": 1.0},
+        "seconds": 30.0,
+        "peak_memory_bytes": 2**29,
+        "skipped_steps": 0,
+        "debug": "none",
+    }
+
+
+def _forecast(rng: np.random.Generator) -> dict[str, Any]:
+    def wave(start: int, length: int, noise: float) -> list[float]:
+        steps = np.arange(start, start + length)
+        day = 15 + 6 * np.sin(2 * np.pi * steps / 24) + noise * rng.normal(size=length)
+        return [float(v) for v in day]
+
+    return {
+        "channel": "temperature",
+        "unit": "°C",
+        "naive": "seasonal_naive",
+        "target_start": 128,
+        "patch_starts": list(range(0, 128, 32)),
+        "windows": [
+            {
+                "start": f"2013-1{i}-05T00:00:00",
+                "context": wave(i * 5, 128, 0.8),
+                "truth": wave(i * 5 + 128, 24, 0.8),
+                "prediction": wave(i * 5 + 128, 24, 0.2),
+                "seasonal_naive": wave(i * 5 + 128, 24, 1.2),
+            }
+            for i in range(3)
+        ],
+    }

@@ -1,0 +1,310 @@
+"""From runs to what is compared: conditions, arms, settings tried, and pairs of arms."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from t5ts.analysis.statistics import Array, Estimate, log_ratio, mean_interval
+from t5ts.analysis.study import Run, Study
+from t5ts.config import OBJECTIVES
+
+#: The init whose benefit is asked for, and the one that it is compared with.
+PRETRAINED, RANDOM = "t5", "random"
+#: Groups whose choice makes an arm; what else varies inside an arm was tuned.
+_ARM_GROUPS = ("backbone.", "init.", "freeze.name")
+
+
+@dataclass(kw_only=True, eq=False)
+class Point:
+    """One choice of settings within an arm: its runs differ in the seed alone."""
+
+    settings: dict[str, Any]
+    runs: list[Run]
+
+    @cached_property
+    def finished(self) -> dict[int, Run]:
+        """Finished runs by seed, ascending."""
+        runs = {run.seed: run for run in self.runs if run.result is not None}
+        return dict(sorted(runs.items()))
+
+    @property
+    def objective(self) -> float:
+        """Mean validation objective over the finished seeds; NaN without any."""
+        values = [run.result.objective for run in self.finished.values() if run.result]
+        return float(np.mean(values)) if values else float("nan")
+
+
+@dataclass(kw_only=True, eq=False)
+class Arm:
+    """An encoder, its weights' origin and its freezing, with every setting that was tried."""
+
+    name: str
+    backbone: str
+    init: str
+    freeze: str
+    maximize: bool
+    points: list[Point] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, finished or not."""
+        return [run for point in self.points for run in point.runs]
+
+    @cached_property
+    def best(self) -> Point | None:
+        """The point with the best mean validation objective, of those with the most seeds.
+
+        Validation selects here as it does within a run; the test windows have no say.
+        """
+        done = [point for point in self.points if point.finished]
+        if not done:
+            return None
+        most = max(len(point.finished) for point in done)
+        sign = -1 if self.maximize else 1
+        return min(
+            (point for point in done if len(point.finished) == most),
+            key=lambda point: sign * point.objective,
+        )
+
+    @cached_property
+    def shown(self) -> Point:
+        """The point to draw: the best, or before anything is finished the one with most epochs."""
+        return self.best or max(self.points, key=lambda p: sum(run.epochs for run in p.runs))
+
+    @cached_property
+    def tuned(self) -> dict[str, list[Any]]:
+        """Settings that vary between the points, with the values tried, ascending."""
+        keys = {key for point in self.points for key in point.settings}
+        values = {
+            key: {json.dumps(p.settings.get(key)): p.settings.get(key) for p in self.points}
+            for key in keys
+        }
+        return {
+            key: sorted(tried.values(), key=_sort_key)
+            for key, tried in sorted(values.items())
+            if len(tried) > 1
+        }
+
+    @property
+    def epochs_trained(self) -> int:
+        """Epochs over all runs, less those reused from a shared frozen phase."""
+        return sum(run.epochs - int(run.trial.get("reused_epochs") or 0) for run in self.runs)
+
+
+def _sort_key(value: Any) -> tuple[int, Any]:
+    if value is None:
+        return (2, 0)
+    if isinstance(value, int | float):
+        return (0, value)
+    return (1, str(value))
+
+
+@dataclass(kw_only=True, eq=False)
+class Condition:
+    """Runs on the same data, for the same task and lengths: within it arms are compared."""
+
+    name: str
+    config: dict[str, Any]
+    arms: list[Arm]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of all arms."""
+        return [run for arm in self.arms for run in arm.runs]
+
+    def arm(self, name: str) -> Arm:
+        """The arm of a name: backbone-init-freeze, or init-freeze where all share the backbone."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+@dataclass(kw_only=True, eq=False)
+class Pair:
+    """Two arms at the same seeds.
+
+    Attributes:
+        kind: weights (differ in the encoder's weights alone), control (against matched or shuffled
+            weights), frozen_random (against an encoder that stays random), freezing (the same
+            weights, another plan), or other.
+        treatment, control: The arms; a negative difference in loss favours the treatment.
+        seeds: Seeds finished in both arms' best points, ascending.
+    """
+
+    kind: str
+    treatment: Arm
+    control: Arm
+    seeds: list[int]
+
+    @property
+    def name(self) -> str:
+        """Both arms' names."""
+        return f"{self.treatment.name} against {self.control.name}"
+
+    @property
+    def unpaired(self) -> dict[str, list[int]]:
+        """Seeds finished in one arm only, by arm."""
+        return {
+            arm.name: sorted(set(arm.best.finished if arm.best else ()) - set(self.seeds))
+            for arm in (self.treatment, self.control)
+        }
+
+    def runs(self) -> list[tuple[Run, Run]]:
+        """The paired runs (treatment, control) in the order of the seeds."""
+        a, b = self.treatment.best, self.control.best
+        if a is None or b is None:
+            return []
+        return [(a.finished[seed], b.finished[seed]) for seed in self.seeds]
+
+    def values(self, metric: str) -> tuple[Array, Array]:
+        """A final metric of both arms by seed."""
+        pairs = self.runs()
+        return (
+            np.array([a.metric(metric) for a, _ in pairs]),
+            np.array([b.metric(metric) for _, b in pairs]),
+        )
+
+    def difference(self, metric: str) -> Estimate:
+        """Mean paired difference treatment − control of a final metric."""
+        a, b = self.values(metric)
+        return mean_interval(a - b)
+
+    def log_ratio(self, metric: str) -> Estimate:
+        """Mean paired log-ratio treatment / control of a final loss."""
+        return log_ratio(*self.values(metric))
+
+    def curves(self, metric: str) -> tuple[Array, Array, Array]:
+        """Epochs (E,) evaluated in all paired runs, and both arms' curves (S, E)."""
+        pairs = self.runs()
+        curves = [(a.curve(metric), b.curve(metric)) for a, b in pairs]
+        if not curves:
+            return np.empty(0), np.empty((0, 0)), np.empty((0, 0))
+        shared = curves[0][0][0]
+        for a, b in curves:
+            shared = np.intersect1d(np.intersect1d(shared, a[0]), b[0])
+
+        def at_shared(curve: tuple[Array, Array]) -> Array:
+            return curve[1][np.isin(curve[0], shared)]
+
+        return (
+            shared,
+            np.stack([at_shared(a) for a, _ in curves]),
+            np.stack([at_shared(b) for _, b in curves]),
+        )
+
+
+def conditions(study: Study) -> list[Condition]:
+    """The study's runs by condition, the largest training set first, arms in a stable order."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
+    for run in study.runs:
+        groups[run.condition].append(run)
+    found = [
+        Condition(name="", config={k: json.loads(v) for k, v in key}, arms=_arms(runs))
+        for key, runs in groups.items()
+    ]
+    backbones = {arm.backbone for condition in found for arm in condition.arms}
+    if len(backbones) == 1:  # then naming it in every arm says nothing
+        for condition in found:
+            for arm in condition.arms:
+                arm.name = arm.name.removeprefix(f"{arm.backbone}-")
+    found.sort(key=lambda c: (str(c.config.get("data.name")), -float(c.config["data.fraction"])))
+    _name_conditions(found)
+    return found
+
+
+def _name_conditions(found: Sequence[Condition]) -> None:
+    """Data and lengths, and whatever else differs between conditions of that name."""
+
+    def base(c: Condition) -> str:
+        reach = "masked" if c.config["horizon"] is None else f"→ {c.config['horizon']}"
+        return f"{c.config['data.name']}, {c.config['seq_len']} {reach} steps"
+
+    for condition in found:
+        same = [c for c in found if base(c) == base(condition)]
+        keys = sorted({k for c in same for k in c.config})
+        differing = [k for k in keys if len({json.dumps(c.config.get(k)) for c in same}) > 1]
+        parts = [
+            f"{100 * condition.config[k]:g} % of the training data"
+            if k == "data.fraction"
+            else f"{k}={condition.config.get(k)}"
+            for k in differing
+        ]
+        condition.name = ", ".join([base(condition), *parts])
+
+
+def _arms(runs: Sequence[Run]) -> list[Arm]:
+    # A key that a sweep sampled is tuned, even where it belongs to the backbone.
+    sampled = {key for run in runs for key in (run.trial.get("params") or {}) if "." in key}
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        key = {
+            k: v for k, v in run.settings.items() if k.startswith(_ARM_GROUPS) and k not in sampled
+        }
+        groups[json.dumps(key, sort_keys=True)].append(run)
+    arms = []
+    for key_text, members in groups.items():
+        points: dict[str, list[Run]] = defaultdict(list)
+        for run in members:
+            points[json.dumps(run.settings, sort_keys=True)].append(run)
+        first = members[0]
+        twins = [json.loads(k) for k, m in groups.items() if m[0].arm == first.arm]
+        own = json.loads(key_text)
+        extra = [f"{k}={own.get(k)}" for k in own if len({json.dumps(t.get(k)) for t in twins}) > 1]
+        arms.append(
+            Arm(
+                name=first.arm + (f" ({', '.join(extra)})" if extra else ""),
+                backbone=first.config["backbone.name"],
+                init=first.config["init.name"],
+                freeze=first.config["freeze.name"],
+                maximize=OBJECTIVES.get(str(first.config["objective"]), "min") == "max",
+                points=[Point(settings=m[0].settings, runs=m) for m in points.values()],
+            )
+        )
+    order = {PRETRAINED: 0, RANDOM: 1, "matched": 2, "shuffled": 3}
+    freezes = {"staged": 0, "none": 1, "norms": 2, "all": 3}
+    arms.sort(key=lambda a: (order.get(a.init, 9), a.backbone, freezes.get(a.freeze, 9), a.name))
+    return arms
+
+
+def pairs(condition: Condition) -> list[Pair]:
+    """Every comparison that answers one of the questions, `weights` first."""
+    found: list[Pair] = []
+
+    def add(kind: str, treatment: Arm, control: Arm) -> None:
+        if any(p.treatment is treatment and p.control is control for p in found):
+            return
+        a = treatment.best.finished if treatment.best else {}
+        b = control.best.finished if control.best else {}
+        found.append(
+            Pair(kind=kind, treatment=treatment, control=control, seeds=sorted(set(a) & set(b)))
+        )
+
+    pretrained = [arm for arm in condition.arms if arm.init == PRETRAINED]
+    for arm in pretrained:
+        for other in condition.arms:
+            same_backbone = other.backbone == arm.backbone
+            if same_backbone and other.init == RANDOM and other.freeze == arm.freeze:
+                add("weights", arm, other)
+    for arm in pretrained:
+        for other in condition.arms:
+            if other.backbone != arm.backbone or other.init == PRETRAINED:
+                continue
+            if other.init != RANDOM and other.freeze == arm.freeze:
+                add("control", arm, other)
+            if other.init == RANDOM and other.freeze == "all" and arm.freeze != "all":
+                add("frozen_random", arm, other)
+    for arm in condition.arms:
+        for other in condition.arms:
+            same = other.backbone == arm.backbone and other.init == arm.init
+            if same and other.freeze == "none" and arm.freeze != "none":
+                add("freezing", arm, other)
+    for arm in pretrained:
+        for other in condition.arms:
+            if other.init == RANDOM and (other.backbone != arm.backbone or other.freeze == "none"):
+                add("other", arm, other)
+    rank = ["weights", "control", "frozen_random", "freezing", "other"]
+    found.sort(key=lambda pair: rank.index(pair.kind))
+    return found

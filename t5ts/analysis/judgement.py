@@ -1,0 +1,373 @@
+"""The answer: does pretraining help here, how much, and how sure is that."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from t5ts.analysis.arms import PRETRAINED, RANDOM, Condition, Pair, conditions, pairs
+from t5ts.analysis.statistics import (
+    ALPHA,
+    Estimate,
+    crossed_interval,
+    diebold_mariano,
+    holm,
+    log_ratio,
+    permutation_p,
+    seeds_needed,
+    wilcoxon_p,
+)
+from t5ts.analysis.study import Run, Study
+from t5ts.analysis.validity import BROKEN, Check, arms_needed, check_condition, check_pair
+from t5ts.analysis.words import percent, percent_interval, plural, probability
+
+#: Relative differences of the loss below this do not matter; `--margin` changes it.
+MARGIN = 0.01
+TRANSFERS, DOES_NOT = "transfers", "does not transfer"
+CANNOT_TELL, CANNOT_DISCRIMINATE = "cannot tell", "cannot discriminate"
+WITHHELD, NOTHING = "withheld", "nothing to compare"
+#: The loss that is judged: of the test windows, for the weights that validation selected.
+METRIC = "test_loss"
+
+
+@dataclass(kw_only=True, eq=False)
+class Comparison:
+    """One pair of arms, judged.
+
+    Attributes:
+        effect: Mean log-ratio of the test losses, treatment over control; below 0 is better.
+        p_holm: p of the effect, adjusted for the family of pairs of its kind.
+        p_permutation: Sign-flip permutation test, unadjusted.
+        over_time: Diebold–Mariano on seed-averaged window losses, None where not recorded.
+        new_windows: The difference as a share of the control's loss, with the interval for other
+            stretches of the series as well as other seeds; None where not recorded.
+        kind: What it shows: transfers, does not transfer, cannot tell.
+    """
+
+    pair: Pair
+    effect: Estimate
+    p_holm: float = math.nan
+    p_permutation: float = math.nan
+    over_time: Estimate | None = None
+    new_windows: Estimate | None = None
+    kind: str = CANNOT_TELL
+
+
+@dataclass(kw_only=True, eq=False)
+class Verdict:
+    """What one condition shows.
+
+    Attributes:
+        kind: transfers, does not transfer, cannot tell, cannot discriminate, withheld, or nothing
+            to compare.
+        headline: One sentence for a reader who knows nothing of the study.
+        reasons: How sure it is, and what would make it surer.
+        main: The comparison that the headline is about.
+        comparisons: All of them.
+        checks: Validity, the main pair's first.
+        seeds_needed: Paired seeds that would decide, where it cannot tell.
+    """
+
+    condition: Condition
+    kind: str
+    headline: str
+    reasons: list[str]
+    main: Comparison | None
+    comparisons: list[Comparison]
+    checks: list[Check]
+    seeds_needed: int | None = None
+    margin: float = MARGIN
+
+    @property
+    def broken(self) -> list[Check]:
+        """The invariants that do not hold."""
+        return [check for check in self.checks if check.status == BROKEN]
+
+
+@dataclass(kw_only=True, eq=False)
+class Findings:
+    """The verdicts of all conditions, and what they show together."""
+
+    study: Study
+    verdicts: list[Verdict]
+    together: list[str] = field(default_factory=list)
+
+    @property
+    def main(self) -> Verdict:
+        """The verdict to show first: one that can be reached, on the most training data."""
+        rank = [TRANSFERS, DOES_NOT, CANNOT_DISCRIMINATE, CANNOT_TELL, WITHHELD, NOTHING]
+        reached = [v for v in self.verdicts if rank.index(v.kind) < rank.index(WITHHELD)]
+        broken = [v for v in self.verdicts if v.kind == WITHHELD]
+        return (broken or reached or self.verdicts)[0]
+
+
+def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
+    """Judge every condition of a study.
+
+    A pair of arms that differ in the encoder's weights alone *transfers* if the 95 % interval of
+    the log-ratio of their test losses over paired seeds lies below 0 and the Holm-adjusted p is
+    below 0.05; it *does not* if the interval lies above 0, or wholly inside ±margin; otherwise it
+    *cannot tell*. The data *cannot discriminate* if the interval against an encoder that stays
+    random lies inside ±margin. A broken invariant withholds the verdict.
+
+    Args:
+        study: From `collect`.
+        margin: Relative difference of the loss that does not matter.
+    """
+    found = conditions(study)
+    compared = [[_compare(pair) for pair in pairs(condition)] for condition in found]
+    everything = [c for comparisons in compared for c in comparisons]
+    for kind in {c.pair.kind for c in everything}:
+        # One family per question, over all data sets and amounts of data.
+        family = [c for c in everything if c.pair.kind == kind]
+        for c, p in zip(family, holm([c.effect.p for c in family]), strict=True):
+            c.p_holm = p
+            c.kind = _kind(c.effect, p, margin)
+    verdicts = [
+        _judge(condition, comparisons, study.left_out if number == 0 else [], margin)
+        for number, (condition, comparisons) in enumerate(zip(found, compared, strict=True))
+    ]
+    return Findings(study=study, verdicts=verdicts, together=_together(verdicts))
+
+
+def _judge(
+    condition: Condition, compared: list[Comparison], left_out: Sequence[Run], margin: float
+) -> Verdict:
+    fair = [c for c in compared if c.pair.kind == "weights"]
+    main = _main([c for c in fair if c.pair.seeds] or fair)
+    checks = check_pair(main.pair) if main else []
+    for c in fair:
+        if c is main or not c.pair.seeds:
+            continue
+        broken = [check for check in check_pair(c.pair) if check.status == BROKEN]
+        if broken:
+            c.kind = WITHHELD
+            checks += broken
+    judged = Verdict(
+        condition=condition,
+        kind=NOTHING,
+        headline="",
+        reasons=[],
+        main=main,
+        comparisons=compared,
+        checks=[*checks, *check_condition(condition, left_out)],
+        margin=margin,
+    )
+    if main is None:
+        judged.headline, judged.reasons = _no_pair(condition)
+    elif not main.pair.seeds:
+        judged.headline = "Nothing to compare yet: no pair of arms has finished the same seed."
+        runs = plural(len(condition.runs), "run")
+        judged.reasons = [f"{runs} read; section 7 says what is missing."]
+    elif judged.broken:
+        judged.kind = main.kind = WITHHELD
+        judged.headline = "No verdict: the arms cannot be compared."
+        judged.reasons = [f"{check.name}: {check.detail}." for check in judged.broken]
+    else:
+        _conclude(judged, main, fair)
+    return judged
+
+
+def _compare(pair: Pair) -> Comparison:
+    treatment, control = pair.values(METRIC)
+    compared = Comparison(pair=pair, effect=log_ratio(treatment, control))
+    if len(treatment) >= 2:
+        compared.p_permutation = permutation_p(np.log(treatment) - np.log(control))
+    losses_a = [a.test_losses() for a, _ in pair.runs()]
+    losses_b = [b.test_losses() for _, b in pair.runs()]
+    known = [losses for losses in (*losses_a, *losses_b) if losses is not None]
+    if known and len(known) == 2 * len(pair.seeds) and len({len(x) for x in known}) == 1:
+        config = pair.treatment.runs[0].config
+        # Without a horizon (reconstruction) windows share the steps of their whole length.
+        horizon = int(config["horizon"] or config["seq_len"])
+        losses = np.stack(known)
+        losses = losses[:, np.isfinite(losses).all(axis=0)]  # windows without a target have none
+        a_SW, b_SW = losses[: len(losses_a)], losses[len(losses_a) :]
+        a_W, b_W = a_SW.mean(axis=0), b_SW.mean(axis=0)
+        compared.over_time = diebold_mariano(a_W, b_W, horizon=horizon)
+        compared.new_windows = crossed_interval((a_SW - b_SW) / b_W.mean(), horizon=horizon)
+    return compared
+
+
+def _kind(effect: Estimate, p_holm: float, margin: float) -> str:
+    if not effect.is_known:
+        return CANNOT_TELL
+    if effect.within(margin):
+        return DOES_NOT
+    if effect.high < 0 and p_holm < ALPHA:
+        return TRANSFERS
+    if effect.low > 0 and p_holm < ALPHA:
+        return DOES_NOT
+    return CANNOT_TELL
+
+
+def _main(fair: Sequence[Comparison]) -> Comparison | None:
+    """The pair whose pretrained arm validates best; the test windows have no say in it."""
+    if not fair:
+        return None
+
+    def rank(c: Comparison) -> tuple[int, float]:
+        best = c.pair.treatment.best
+        value = math.inf if best is None else best.objective
+        return (-len(c.pair.seeds), -value if c.pair.treatment.maximize else value)
+
+    return min(fair, key=rank)
+
+
+def _no_pair(condition: Condition) -> tuple[str, list[str]]:
+    pretrained = [arm for arm in condition.arms if arm.init == PRETRAINED]
+    if not pretrained:
+        return (
+            "Nothing is said about pretraining: no arm has pretrained weights.",
+            ["Add runs with init=t5 and the same settings and seeds."],
+        )
+    needed = sorted({arms_needed(arm) for arm in pretrained})
+    others = [arm.name for arm in condition.arms if arm.init == RANDOM]
+    reason = "A fair control has the same encoder and plan with random weights: " + " or ".join(
+        f"backbone={arm.backbone} {arms_needed(arm)}" for arm in pretrained[:1]
+    )
+    if others:
+        reason += f" ({', '.join(others)} differ from the pretrained arm in more)"
+    return (
+        f"Nothing to compare fairly: there is no arm with {' or '.join(needed)}.",
+        [reason + "."],
+    )
+
+
+def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> None:
+    effect, pair, margin = main.effect, main.pair, judged.margin
+    data, n = judged.condition.name, len(pair.seeds)
+    sure = percent_interval(effect)
+    if effect.is_known:
+        sure += (
+            f" (95 % interval over {plural(n, 'paired seed')}, Holm-adjusted p"
+            f" {probability(main.p_holm)})"
+        )
+    judged.kind = main.kind
+    frozen = _frozen_random(judged, main)
+    if frozen is not None and frozen.effect.within(margin):
+        judged.kind = CANNOT_DISCRIMINATE
+        judged.headline = (
+            "This data set cannot discriminate: an encoder that stays random does as well as the"
+            f" pretrained one, within ±{percent(margin, sign=False)}."
+        )
+        judged.reasons.append(
+            f"{frozen.pair.name}: test loss {percent_interval(frozen.effect)} (95 % interval)."
+            " Whatever the encoder contributes cannot be seen here; try data with more to learn."
+        )
+    elif main.kind == TRANSFERS:
+        judged.headline = (
+            f"Pretraining helps: test error {percent(-math.expm1(effect.value), sign=False)} lower"
+            " than with random weights"
+            f"{_between(-math.expm1(effect.high), -math.expm1(effect.low))}."
+        )
+    elif main.kind == DOES_NOT and effect.within(margin):
+        judged.headline = (
+            "Pretraining makes no difference that matters: whatever it does to the test error is"
+            f" smaller than {percent(margin, sign=False)}."
+        )
+    elif main.kind == DOES_NOT:
+        judged.headline = (
+            f"Pretraining hurts: test error {percent(math.expm1(effect.value), sign=False)} higher"
+            f" than with random weights{_between(math.expm1(effect.low), math.expm1(effect.high))}."
+        )
+    else:
+        _cannot_tell(judged, main)
+    judged.reasons.insert(0, f"Test loss of {pair.name}, on {data}: {sure}.")
+    if judged.kind in (TRANSFERS, DOES_NOT) and not effect.within(margin):
+        judged.reasons.append(_over_time(main))
+    if frozen is not None and judged.kind != CANNOT_DISCRIMINATE and frozen.effect.is_known:
+        low, high = frozen.effect.low, frozen.effect.high
+        if low <= 0 <= high:
+            judged.reasons.append(
+                f"Caution: {frozen.pair.control.name}, an encoder that stays random, lies within"
+                f" the interval of {frozen.pair.treatment.name}"
+                f" ({percent_interval(frozen.effect)})."
+            )
+    rest = [c for c in fair if c is not main and c.pair.seeds]
+    judged.reasons += [
+        f"{c.pair.name}: {percent_interval(c.effect)}, p {probability(c.p_holm)}: {c.kind}."
+        for c in rest
+    ]
+    judged.reasons = [reason for reason in judged.reasons if reason]
+
+
+def _between(low: float, high: float) -> str:
+    return f" (95 % sure: {percent(low, sign=False)} to {percent(high, sign=False)})"
+
+
+def _frozen_random(judged: Verdict, main: Comparison) -> Comparison | None:
+    """The comparison of the headline's pretrained arm with an encoder that stays random."""
+    for c in judged.comparisons:
+        is_frozen = c.pair.control.freeze == "all" and c.pair.control.init == RANDOM
+        if c.pair.treatment is main.pair.treatment and is_frozen and c.pair.seeds:
+            return c
+    return None
+
+
+def _cannot_tell(judged: Verdict, main: Comparison) -> None:
+    effect, margin = main.effect, judged.margin
+    if not effect.is_known:
+        judged.headline = (
+            "Cannot tell: one paired seed says nothing of how much seeds differ. Run at least"
+            " 5 seeds of both arms."
+        )
+        return
+    target = max(abs(effect.value), margin)
+    judged.seeds_needed = seeds_needed(sd=effect.sd, effect=target)
+    if judged.seeds_needed is None:
+        count = "more than 10,000"
+    else:
+        count = f"about {max(judged.seeds_needed, effect.count + 1)}"
+    judged.headline = (
+        f"Cannot tell: the change of the test error may be anything from"
+        f" {percent(math.expm1(effect.low))} to {percent(math.expm1(effect.high))}."
+        f" {count.capitalize()} paired seeds would decide."
+    )
+    kept = "the difference seen" if target == abs(effect.value) else "the smallest that matters"
+    judged.reasons.append(
+        f"With {count} paired seeds a true difference of {percent(math.expm1(target), sign=False)}"
+        f" ({kept}) would be seen in 80 % of studies; the estimate rests on the spread of"
+        f" {effect.count} seeds and is rough."
+    )
+    if effect.excludes_zero():
+        judged.headline = (
+            "Cannot tell: the interval excludes 0, but not after allowing for all the comparisons"
+            f" made. {count.capitalize()} paired seeds would decide."
+        )
+
+
+def _over_time(main: Comparison) -> str:
+    """Whether it also holds for other stretches of the series; empty where not recorded."""
+    wide, dm = main.new_windows, main.over_time
+    if wide is None or dm is None:
+        return ""
+    span = f"[{percent(wide.low)}, {percent(wide.high)}]"
+    same = wide.excludes_zero() and (wide.value < 0) == (main.effect.value < 0)
+    holds = "it holds there too" if same else "it is not shown there"
+    return (
+        f"For other stretches of this series, as well as other seeds, the interval is {span}:"
+        f" {holds} (Diebold–Mariano on {dm.count:,} overlapping windows: p {probability(dm.p)})."
+    )
+
+
+def _together(verdicts: Sequence[Verdict]) -> list[str]:
+    """What several data sets show together: geometric mean over them, Wilcoxon across them."""
+    by_data: dict[str, Comparison] = {}
+    for v in verdicts:
+        usable = v.main is not None and v.main.pair.seeds and v.kind not in (WITHHELD, NOTHING)
+        if usable:  # the first condition of a data set has the most training data
+            assert v.main is not None
+            by_data.setdefault(str(v.condition.config["data.name"]), v.main)
+    if len(by_data) < 2:
+        return []
+    effects = [c.effect.value for c in by_data.values()]
+    overall = log_ratio([math.exp(e) for e in effects], [1.0] * len(effects))
+    lower = sum(e < 0 for e in effects)
+    return [
+        f"Over {len(effects)} data sets ({', '.join(by_data)}) the geometric-mean ratio of test"
+        f" losses, pretrained over random, is {percent_interval(overall)} (95 % interval over data"
+        f" sets); lower in {lower} of {len(effects)}; Wilcoxon across data sets p"
+        f" {probability(wilcoxon_p(effects))}.",
+    ]

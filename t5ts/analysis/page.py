@@ -1,0 +1,197 @@
+"""The report as files: one self-contained page, Markdown, tables, pictures."""
+
+import base64
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from t5ts.analysis.colours import style
+from t5ts.analysis.document import Picture, Section, Table, Text
+from t5ts.analysis.figures import save_figures
+from t5ts.analysis.interactive import plots
+from t5ts.analysis.judgement import (
+    CANNOT_DISCRIMINATE,
+    CANNOT_TELL,
+    DOES_NOT,
+    NOTHING,
+    TRANSFERS,
+    WITHHELD,
+    Findings,
+)
+from t5ts.analysis.sections import sections
+from t5ts.analysis.words import plural
+
+#: Figures with their interval and unit; a dash for none.
+_FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( against [\d.]+)?")
+#: What the verdict's card says, and its look (a class of the page's style sheet).
+BADGES = {
+    TRANSFERS: ("Transfers", "good"),
+    DOES_NOT: ("Does not transfer", "bad"),
+    CANNOT_TELL: ("Cannot tell", "open"),
+    CANNOT_DISCRIMINATE: ("Data cannot discriminate", "open"),
+    WITHHELD: ("Verdict withheld", "broken"),
+    NOTHING: ("Nothing to compare", "open"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Where the report's files are."""
+
+    page: Path
+    markdown: Path
+    tables: list[Path]
+    figures: list[Path]
+
+
+def write_report(findings: Findings, out: Path) -> Written:
+    """Write report.html, report.md, results.csv, results.parquet and figures/ into a folder.
+
+    Each file is whole or the earlier one stays, so that a report of running sweeps can be reloaded
+    while it is being renewed.
+
+    Args:
+        findings: From `verdict`.
+        out: The folder; made if missing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    names = save_figures(findings, out / "figures")
+    content = sections(findings)
+    table = findings.study.table()
+    _replace(out / "results.csv", table.write_csv().encode())
+    parquet = out / "results.parquet.tmp"
+    table.write_parquet(parquet)
+    parquet.replace(out / "results.parquet")
+    _replace(out / "report.md", markdown(findings, content, names).encode())
+    _replace(out / "report.html", page(findings, content, names, out / "figures").encode())
+    return Written(
+        page=out / "report.html",
+        markdown=out / "report.md",
+        tables=[out / "results.csv", out / "results.parquet"],
+        figures=[out / "figures" / f"{name}.{kind}" for name in names for kind in ("png", "svg")],
+    )
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def in_short(findings: Findings) -> str:
+    """What was read, in one line."""
+    study, main = findings.study, findings.main
+    arms = {arm.name for v in findings.verdicts for arm in v.condition.arms}
+    parts = [
+        f"{plural(len(study.runs), 'run')}, {len(study.finished)} finished",
+        plural(len(arms), "arm"),
+        main.condition.name
+        if len(findings.verdicts) == 1
+        else plural(len(findings.verdicts), "condition"),
+    ]
+    if study.left_out:
+        parts.append(f"{plural(len(study.left_out), 'run')} left out (section 7)")
+    return " · ".join(parts)
+
+
+def arm_words(findings: Findings) -> str:
+    """How to read an arm's name."""
+    backbones = {arm.backbone for v in findings.verdicts for arm in v.condition.arms}
+    if len(backbones) == 1:
+        return f"weights-freezing, all on the encoder {next(iter(backbones))}"
+    return "encoder-weights-freezing"
+
+
+def markdown(findings: Findings, content: list[Section], pictures: list[str]) -> str:
+    """The report as Markdown, with links to the picture files."""
+    main = findings.main
+    lines = [
+        "# Does T5's text pretraining help?",
+        "",
+        f"**{BADGES[main.kind][0]}.** {main.headline}",
+        "",
+        *(f"- {reason}" for reason in main.reasons),
+        "",
+        f"{in_short(findings)}. An arm's name is {arm_words(findings)}.",
+        "",
+    ]
+    for v in findings.verdicts:
+        lines += [
+            f"> **BROKEN INVARIANT** ({v.condition.name}) {c.name}: {c.detail}\n" for c in v.broken
+        ]
+    for section in content:
+        lines += [f"## {section.number}. {section.title}", "", f"*{section.question}*", ""]
+        for block in section.blocks:
+            if isinstance(block, Text):
+                lines += [block.text, ""]
+            elif isinstance(block, Table):
+                lines += [f"{block.caption}:", "", *_markdown_table(block), ""]
+            elif block.name in pictures:
+                lines += [f"![{_cell(block.alt)}](figures/{block.name}.png)", "", block.caption, ""]
+    return "\n".join(lines)
+
+
+def _markdown_table(table: Table) -> list[str]:
+    rows = [table.columns, ["---"] + ["---:"] * (len(table.columns) - 1), *table.rows]
+    return ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def page(findings: Findings, content: list[Section], pictures: list[str], figures: Path) -> str:
+    """The page: everything that it needs stands in it.
+
+    Args:
+        findings: From `verdict`.
+        content: From `sections`.
+        pictures: Names of the pictures that were drawn.
+        figures: Their folder.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    interactive = plots(findings)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.globals["is_number"] = _is_number
+    template = environment.from_string(
+        (files("t5ts.analysis") / "page.html.j2").read_text(encoding="utf-8")
+    )
+
+    def image(block: Picture) -> str:
+        data = (figures / f"{block.name}.svg").read_bytes()
+        # As an image each SVG has its ids to itself.
+        return "data:image/svg+xml;base64," + base64.b64encode(data).decode()
+
+    def kind(block: Any) -> str:
+        return type(block).__name__.lower()
+
+    badge, look = BADGES[findings.main.kind]
+    return template.render(
+        main=findings.main,
+        verdicts=findings.verdicts,
+        badge=badge,
+        look=look,
+        in_short=in_short(findings),
+        arm_words=arm_words(findings),
+        sections=content,
+        pictures=pictures,
+        interactive=interactive,
+        arms=[
+            (name, style(place)[0], " ".join(sorted(parts)))
+            for place, (name, parts) in enumerate(interactive.switches.items())
+        ],
+        image=image,
+        kind=kind,
+        checks_held=sum(c.status == "holds" for c in findings.main.checks),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        directories=[str(d) for d in findings.study.dirs],
+    )
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a cell is set in figures, which are aligned to the right."""
+    return _FIGURES.fullmatch(cell) is not None

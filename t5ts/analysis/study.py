@@ -1,0 +1,331 @@
+"""Collecting run directories: what ran, how far it came, and what cannot be read."""
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from t5ts.analysis.results import Result, read_json, read_result
+from t5ts.errors import DataError
+
+Array = npt.NDArray[np.float64]
+#: What says that a directory is a run's.
+MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
+_NONFINITE = re.compile(rb'"nonfinite_steps": (\d+)')
+_EVAL, _STEP = b'{"kind": "eval"', b'{"kind": "step"'
+#: Settings that cannot change what a run is compared on.
+_NOT_SETTINGS = (
+    "seed",
+    "tracker.",
+    "debug.",
+    "train.resume",
+    "train.progress",
+    "train.checkpoint_every_s",
+    "train.log_every",
+    "train.probe_every",
+    "train.threads",
+    "train.device",
+    "train.eval_batch_size",
+)
+#: What must be equal before two runs are compared at all.
+_CONDITION = ("data.", "task.", "seq_len", "horizon", "objective")
+
+
+@dataclass(kw_only=True, eq=False)
+class Run:
+    """One run directory.
+
+    Attributes:
+        path: The directory.
+        config: The resolved config with dotted keys.
+        provenance: provenance.json; empty if there is none.
+        evals: Columns over the evaluations (epoch, step, val_loss …); NaN where a row lacks one.
+        probes: Columns over the update-ratio probes.
+        nonfinite_steps: Steps whose gradients were not finite (fp16).
+        result: result.json of a finished run.
+        trial: trial.json of a sweep's run; empty without a sweep.
+        state: finished, unfinished, or the trial's pruned, failed, interrupted, running.
+        problem: Why the run is left out; None if it is not.
+    """
+
+    path: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    evals: dict[str, Array] = field(default_factory=dict)
+    probes: dict[str, Array] = field(default_factory=dict)
+    nonfinite_steps: int = 0
+    result: Result | None = None
+    trial: dict[str, Any] = field(default_factory=dict)
+    state: str = "unfinished"
+    problem: str | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed that drives everything drawn."""
+        return int(self.config["seed"])
+
+    @property
+    def arm(self) -> str:
+        """Backbone, init and freezing, by their options' names."""
+        c = self.config
+        return f"{c['backbone.name']}-{c['init.name']}-{c['freeze.name']}"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs evaluated so far."""
+        return int(self.evals["epoch"][-1]) if len(self.evals.get("epoch", ())) else 0
+
+    @cached_property
+    def condition(self) -> tuple[tuple[str, str], ...]:
+        """Data, task and lengths: runs of different conditions are never compared."""
+        return _subset(self.config, lambda key: key.startswith(_CONDITION))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Everything else that can change a number, less the seed."""
+        apart = (*_NOT_SETTINGS, *_CONDITION)
+        return {k: v for k, v in self.config.items() if not k.startswith(apart)}
+
+    def metric(self, name: str) -> float:
+        """A final metric (val_ at the best epoch, test_ of the same weights); NaN if unfinished."""
+        return math.nan if self.result is None else self.result.metrics.get(name, math.nan)
+
+    def curve(self, name: str) -> tuple[Array, Array]:
+        """Epochs and values of an evaluated metric."""
+        if name not in self.evals:
+            return np.empty(0), np.empty(0)
+        known = np.isfinite(self.evals[name])
+        return self.evals["epoch"][known], self.evals[name][known]
+
+    def test_losses(self) -> Array | None:
+        """(W,) mean squared error of each test window, in time order; None if not recorded."""
+        path = self.path / "test_losses.npy"
+        try:
+            return np.load(path, allow_pickle=False).astype(np.float64)
+        except (OSError, ValueError):
+            return None
+
+    def forecast_sample(self) -> dict[str, Any] | None:
+        """A few forecasts beside the truth; None if not recorded."""
+        try:
+            return read_json(self.path / "forecast_sample.json")
+        except DataError:
+            return None
+
+
+def _subset(config: dict[str, Any], wanted: Any) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((k, json.dumps(v)) for k, v in config.items() if wanted(k)))
+
+
+@dataclass(kw_only=True, eq=False)
+class Study:
+    """All runs under some directories.
+
+    Attributes:
+        dirs: What was asked for.
+        runs: The runs that can be used, finished or not, in the order of their paths.
+        left_out: The runs that cannot, each with its `problem`.
+        read_s: Seconds that reading took.
+    """
+
+    dirs: list[Path]
+    runs: list[Run]
+    left_out: list[Run]
+    read_s: float
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs with a result."""
+        return [run for run in self.runs if run.result is not None]
+
+    def table(self) -> Any:
+        """A polars DataFrame with a row per usable run: identity, settings and final metrics."""
+        import polars as pl
+
+        keys = sorted({key for run in self.runs for key in run.config})
+        keys = [k for k in keys if len({json.dumps(r.config.get(k)) for r in self.runs}) > 1]
+        metrics = sorted({name for run in self.finished for name in run.result.metrics})  # type: ignore[union-attr]
+        rows = []
+        for run in self.runs:
+            row: dict[str, Any] = {
+                "path": str(run.path),
+                "identity": run.provenance.get("identity"),
+                "arm": run.arm,
+                "data": run.config.get("data.name"),
+                "seed": run.seed,
+                "state": run.state,
+                "epochs": run.epochs,
+                "best_epoch": run.result.best_epoch if run.result else None,
+                "seconds": run.result.seconds if run.result else None,
+                "objective": run.result.objective if run.result else None,
+            }
+            row |= {k: _scalar(run.config.get(k)) for k in keys if k != "seed"}
+            row |= {name: run.metric(name) if run.result else None for name in metrics}
+            rows.append(row)
+        return pl.DataFrame(rows, infer_schema_length=None, strict=False)
+
+
+def _scalar(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def collect(dirs: Iterable[str | Path]) -> Study:
+    """Read every run directory at or below the given ones.
+
+    What cannot be read is kept with its reason and does not stop the rest; of several runs of one
+    configuration the one that came furthest is used.
+
+    Raises:
+        DataError: if a directory does not exist, or none holds a run.
+    """
+    begun = time.perf_counter()
+    folders = [Path(d) for d in dirs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(
+                f"{folder} is not a directory: give run directories, or folders that hold them"
+                " (outputs/…, multirun/…)."
+            )
+    paths = sorted({path.resolve(): path for f in folders for path in find_runs(f)}.values())
+    if not paths:
+        raise DataError(
+            f"no run in {', '.join(map(str, folders))}: a run directory holds"
+            f" {', '.join(sorted(MARKS))}. Give outputs/… or multirun/… of python -m t5ts.run."
+        )
+    runs = [read_run(path) for path in paths]
+    _leave_out_copies(runs)
+    return Study(
+        dirs=folders,
+        runs=[run for run in runs if run.problem is None],
+        left_out=[run for run in runs if run.problem is not None],
+        read_s=time.perf_counter() - begun,
+    )
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Every run directory at or below a folder; earlier attempts (`previous-N`) are not runs."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        if MARKS.intersection(files):
+            found.append(Path(where))
+            folders.clear()
+        else:
+            folders[:] = [f for f in folders if not f.startswith((".", "previous-"))]
+    return found
+
+
+def read_run(path: Path) -> Run:
+    """Read one run directory; what is wrong with it becomes its `problem`."""
+    run = Run(path=path)
+    try:
+        if (path / "trial.json").is_file():
+            run.trial = read_json(path / "trial.json")
+            run.state = str(run.trial.get("state", run.state))
+        run.config = _read_config(path / "config.yaml")
+        if (path / "provenance.json").is_file():
+            run.provenance = read_json(path / "provenance.json")
+        if (path / "metrics.jsonl").is_file():
+            _read_metrics(run)
+        if (path / "result.json").is_file():
+            run.result = _read_result(path / "result.json")
+            run.state = "finished"
+    except DataError as error:
+        run.problem = str(error)
+        if not run.config and run.trial.get("reason"):
+            run.problem = f"failed before it began: {run.trial['reason']}"
+        return run
+    if run.config.get("debug.name", "none") != "none":
+        run.problem = f"debug={run.config['debug.name']}: its numbers are no result"
+    elif run.state == "finished" and not math.isfinite(run.metric("test_loss")):
+        run.problem = "its test loss is not finite"
+    return run
+
+
+def _read_result(path: Path) -> Result:
+    try:
+        return read_result(path)
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{path} is not a result of this version ({error}).") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        nested = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except FileNotFoundError as error:
+        raise DataError("it has no config.yaml: it ended before it began") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"config.yaml is not YAML ({str(error).splitlines()[0]})") from error
+    flat: dict[str, Any] = {}
+
+    def flatten(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                flatten(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    if not isinstance(nested, dict):
+        raise DataError("config.yaml is empty or holds no settings")
+    flatten(nested, "")
+    missing = [
+        key
+        for key in ("seed", "backbone.name", "init.name", "freeze.name", "data.name")
+        if key not in flat
+    ]
+    if missing:
+        raise DataError(f"config.yaml lacks {', '.join(missing)}: not a run of t5ts")
+    return flat
+
+
+def _read_metrics(run: Run) -> None:
+    """Evaluations and probes of metrics.jsonl; of the many step rows only what is counted."""
+    evals: list[dict[str, Any]] = []
+    probes: list[dict[str, Any]] = []
+    lines = (run.path / "metrics.jsonl").read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if line.startswith(_STEP):
+            found = _NONFINITE.search(line)
+            run.nonfinite_steps += int(found[1]) if found else 0
+        elif line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if number == len(lines):
+                    break  # a run that is still writing, or was killed while it did
+                raise DataError(f"metrics.jsonl, line {number} is not JSON ({error})") from error
+            (evals if line.startswith(_EVAL) else probes).append(row)
+    run.evals, run.probes = _columns(evals), _columns(probes)
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
+    names = dict.fromkeys(key for row in rows for key in row if key != "kind")
+    return {
+        name: np.array([math.nan if row.get(name) is None else row[name] for row in rows], float)
+        for name in names
+    }
+
+
+def _leave_out_copies(runs: list[Run]) -> None:
+    best: dict[str, Run] = {}
+    for run in runs:
+        name = run.provenance.get("identity")
+        if run.problem is not None or name is None:
+            continue
+        other = best.setdefault(name, run)
+        if other is run:
+            continue
+        worse, better = sorted((other, run), key=lambda r: (r.result is not None, r.epochs))
+        worse.problem = f"the same configuration and seed as {better.path}, which is used"
+        best[name] = better

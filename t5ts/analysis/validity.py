@@ -1,0 +1,305 @@
+"""Whether the arms may be compared at all: every invariant, with what breaks it."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from t5ts.analysis.arms import PRETRAINED, RANDOM, Arm, Condition, Pair
+from t5ts.analysis.study import Run
+
+#: Fewer paired seeds than this, and a t interval is wide whatever the truth is.
+FEW_SEEDS = 5
+#: Step-0 output scales of two arms that differ by more than this factor confound the weights.
+SCALE_FACTOR = 10.0
+OK, NOTE, BROKEN = "holds", "note", "broken"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One invariant: what it asks, whether it holds, and the evidence.
+
+    Attributes:
+        status: holds, note (worth knowing, the comparison stands), or broken (no verdict).
+    """
+
+    name: str
+    status: str
+    detail: str
+
+
+def check_pair(pair: Pair) -> list[Check]:
+    """Everything that must hold before a difference may be blamed on the weights."""
+    return [
+        _differences(pair),
+        _budget(pair),
+        _same_start(pair),
+        _weights_proven(pair),
+        _same(pair, "same data", lambda r: (r.provenance.get("data") or {}).get("sha256"), BROKEN),
+        _same(pair, "same windows", lambda r: r.provenance.get("windows"), BROKEN),
+        _same(pair, "same precision", lambda r: r.provenance.get("precision"), BROKEN),
+        _same(pair, "same code", lambda r: r.provenance.get("git"), NOTE),
+        _same(pair, "same versions", lambda r: r.provenance.get("versions"), NOTE),
+        _same(
+            pair,
+            "same device",
+            lambda r: (r.provenance.get("device"), r.provenance.get("processor")),
+            NOTE,
+        ),
+        _selection(pair),
+        _seeds(pair),
+        _scale(pair),
+    ]
+
+
+def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
+    """Settings of the two best points that differ: key to (treatment's, control's)."""
+    if pair.treatment.best is None or pair.control.best is None:
+        return {}
+    a, b = pair.treatment.best.settings, pair.control.best.settings
+    return {k: (a.get(k), b.get(k)) for k in sorted(a | b) if a.get(k) != b.get(k)}
+
+
+def _differences(pair: Pair) -> Check:
+    """The arms differ in init.* alone, or else in what both of them tuned."""
+    name = "only the weights differ"
+    differing = settings_that_differ(pair)
+    tuned = set(pair.treatment.tuned) & set(pair.control.tuned)
+    wrong = {k: v for k, v in differing.items() if not k.startswith("init.") and k not in tuned}
+    if wrong:
+        what = "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in wrong.items())
+        return Check(name=name, status=BROKEN, detail=f"{pair.name} also differ in {what}")
+    both = [k for k in differing if k in tuned and not k.startswith("init.")]
+    detail = f"{pair.name}: " + (
+        "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in differing.items())
+        or "no setting differs"
+    )
+    if both:
+        detail += f" ({', '.join(both)} tuned in both arms, each at its own best)"
+    return Check(name=name, status=OK, detail=detail)
+
+
+def _budget(pair: Pair) -> Check:
+    a, b = pair.treatment, pair.control
+    counts = [len(arm.points) for arm in (a, b)]
+    detail = (
+        f"settings tried: {a.name} {counts[0]}, {b.name} {counts[1]}; epochs trained:"
+        f" {a.epochs_trained} and {b.epochs_trained}"
+    )
+    if counts[0] != counts[1]:
+        detail += ". Give both arms the same number of trials"
+        return Check(name="equal tuning budget", status=BROKEN, detail=detail)
+    only = sorted(set(a.tuned) ^ set(b.tuned))
+    if only:
+        detail += f". Searched in one arm only: {', '.join(only)}"
+        return Check(name="equal tuning budget", status=BROKEN, detail=detail)
+    return Check(name="equal tuning budget", status=OK, detail=detail)
+
+
+def _same_start(pair: Pair) -> Check:
+    """At the same seed patch and head start from the same tensors, bit for bit."""
+    name = "paired start: same patch and head tensors at the same seed"
+    wrong, unknown = [], []
+    for seed, (a, b) in zip(pair.seeds, pair.runs(), strict=True):
+        digests = [run.provenance.get("initial_sha256") or {} for run in (a, b)]
+        for part in ("patch", "head"):
+            one, other = (d.get(part) for d in digests)
+            if one is None or other is None:
+                unknown.append(seed)
+            elif one != other:
+                wrong.append(f"{part} at seed {seed}")
+    if wrong:
+        return Check(name=name, status=BROKEN, detail=f"{pair.name} differ in {', '.join(wrong)}")
+    if unknown:
+        where = ", ".join(map(str, sorted(set(unknown))))
+        return Check(name=name, status=NOTE, detail=f"not recorded at seed {where}")
+    return Check(name=name, status=OK, detail=f"equal at {len(pair.seeds)} seeds")
+
+
+def _weights_proven(pair: Pair) -> Check:
+    """The pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
+    name = "the arms' weights are proven"
+    pretrained, drawn = set(), []
+    for arm in (pair.treatment, pair.control):
+        for run in arm.best.finished.values() if arm.best else ():
+            digest = (run.provenance.get("initial_sha256") or {}).get("encoder")
+            if digest is None:
+                return Check(name=name, status=NOTE, detail=f"no checksum in {run.path}")
+            if arm.init == PRETRAINED:
+                pretrained.add(digest)
+            else:
+                drawn.append(digest)
+    if len(pretrained) > 1:
+        detail = f"{pair.treatment.name} started from {len(pretrained)} different encoders"
+        return Check(name=name, status=BROKEN, detail=detail)
+    if pretrained & set(drawn):
+        detail = "both arms started from the same encoder tensors"
+        return Check(name=name, status=BROKEN, detail=detail)
+    if len(set(drawn)) < len(drawn):
+        detail = f"{pair.control.name}: two seeds started from the same encoder tensors"
+        return Check(name=name, status=BROKEN, detail=detail)
+    digest = next(iter(pretrained), "")
+    detail = f"pretrained encoder {digest[:12]}… at every seed; the control's differs at each seed"
+    return Check(name=name, status=OK, detail=detail)
+
+
+def _same(pair: Pair, name: str, of: Callable[[Run], Any], otherwise: str) -> Check:
+    values: dict[str, list[Run]] = {}
+    for run in (run for both in pair.runs() for run in both):
+        values.setdefault(json.dumps(of(run), sort_keys=True), []).append(run)
+    if len(values) > 1:
+        shown = "; ".join(f"{_short(v)} in {len(runs)} runs" for v, runs in values.items())
+        return Check(name=name, status=otherwise, detail=shown)
+    value = next(iter(values), "null")
+    if "null" in (value, value.strip("[]")):
+        return Check(name=name, status=NOTE, detail="not recorded")
+    return Check(name=name, status=OK, detail=_short(value))
+
+
+def _short(value: str) -> str:
+    value = value.strip('"')
+    return value if len(value) <= 120 else value[:117] + "…"
+
+
+def _selection(pair: Pair) -> Check:
+    """The reported epoch is the one that validation selects, after all epochs asked for."""
+    name = "validation selected, after all epochs"
+    wrong = []
+    for run in (run for both in pair.runs() for run in both):
+        assert run.result is not None
+        epochs, values = run.curve(str(run.config["objective"]))
+        if len(values) == 0:
+            wrong.append(f"{run.path.name} has no curve")
+            continue
+        best = values.max() if pair.treatment.maximize else values.min()
+        if run.result.best_epoch not in epochs[values == best]:
+            wrong.append(f"{run.path.name} reports epoch {run.result.best_epoch}, not the best")
+        elif epochs[-1] != run.config["train.epochs"]:
+            wrong.append(f"{run.path.name} ends at epoch {epochs[-1]:g}")
+    if wrong:
+        return Check(name=name, status=BROKEN, detail="; ".join(wrong[:5]))
+    return Check(name=name, status=OK, detail=f"in all {2 * len(pair.seeds)} paired runs")
+
+
+def _seeds(pair: Pair) -> Check:
+    name = "paired seeds"
+    detail = f"{len(pair.seeds)} paired: {', '.join(map(str, pair.seeds)) or 'none'}"
+    lone = {arm: seeds for arm, seeds in pair.unpaired.items() if seeds}
+    for arm, seeds in lone.items():
+        detail += f"; left out since only {arm} finished them: {', '.join(map(str, seeds))}"
+    if len(pair.seeds) < FEW_SEEDS:
+        detail += f"; fewer than {FEW_SEEDS}, so the interval is wide whatever the truth is"
+    good = not lone and len(pair.seeds) >= FEW_SEEDS
+    return Check(name=name, status=OK if good else NOTE, detail=detail)
+
+
+def _scale(pair: Pair) -> Check:
+    name = "scale at step 0"
+    outputs = []
+    for arm in (pair.treatment, pair.control):
+        runs = arm.best.finished.values() if arm.best else ()
+        values = [
+            r.provenance["scale_audit"]["output"] for r in runs if "scale_audit" in r.provenance
+        ]
+        outputs.append(float(np.mean(values)) if values else float("nan"))
+    detail = (
+        f"RMS of the encoder's output: {pair.treatment.name} {outputs[0]:.3g},"
+        f" {pair.control.name} {outputs[1]:.3g}"
+    )
+    if not all(np.isfinite(outputs)) or min(outputs) <= 0:
+        return Check(name=name, status=NOTE, detail=detail + " (not recorded)")
+    if max(outputs) / min(outputs) > SCALE_FACTOR:
+        detail += (
+            ": they differ by more than a factor of 10, so a gain may be scale and not text; the"
+            " control init=matched tells them apart"
+        )
+        return Check(name=name, status=NOTE, detail=detail)
+    return Check(name=name, status=OK, detail=detail)
+
+
+def check_condition(condition: Condition, left_out: Iterable[Run] = ()) -> list[Check]:
+    """What is worth knowing of all runs on one data set, whichever arms are compared."""
+    return [
+        _unfinished(condition),
+        _diverged(condition),
+        _worse_than_mean(condition),
+        *_left_out(left_out),
+    ]
+
+
+def _unfinished(condition: Condition) -> Check:
+    open_runs = [run for run in condition.runs if run.result is None]
+    if not open_runs:
+        detail = f"all {len(condition.runs)} runs are finished"
+        return Check(name="finished", status=OK, detail=detail)
+    states = {run.state for run in open_runs}
+    counts = ", ".join(f"{sum(r.state == s for r in open_runs)} {s}" for s in sorted(states))
+    return Check(
+        name="finished",
+        status=NOTE,
+        detail=f"{len(condition.runs) - len(open_runs)} of {len(condition.runs)} runs; {counts}."
+        " What is unfinished counts in curves and in no verdict",
+    )
+
+
+def _diverged(condition: Condition) -> Check:
+    failed = [run for run in condition.runs if run.state == "failed"]
+    if not failed:
+        return Check(name="no run failed", status=OK, detail="none is known to have failed")
+    lines = [
+        f"{run.arm} seed {run.seed}: {run.trial.get('reason') or 'no reason given'}"
+        for run in failed[:5]
+    ]
+    return Check(
+        name="no run failed",
+        status=NOTE,
+        detail=f"{len(failed)} failed ({'; '.join(lines)}). An arm that diverges looks better by"
+        " the seeds that it loses",
+    )
+
+
+def _worse_than_mean(condition: Condition) -> Check:
+    name = "better than predicting the mean"
+    bad = [
+        run
+        for run in condition.runs
+        if run.result is not None
+        and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
+    ]
+    if not bad:
+        return Check(name=name, status=OK, detail="every finished run, on validation")
+    shown = ", ".join(
+        f"{run.arm} seed {run.seed} ({run.metric('val_loss'):.4g})" for run in bad[:4]
+    )
+    return Check(
+        name=name,
+        status=NOTE,
+        detail=f"{len(bad)} runs are worse: {shown}. Look for an error of scale or a learning rate"
+        " that is too high",
+    )
+
+
+def _left_out(left_out: Iterable[Run]) -> list[Check]:
+    runs = list(left_out)
+    if not runs:
+        return []
+    lines = "; ".join(f"{run.path.name}: {run.problem}" for run in runs[:8])
+    more = f"; and {len(runs) - 8} more" if len(runs) > 8 else ""
+    return [
+        Check(
+            name="every run could be read",
+            status=NOTE,
+            detail=f"{len(runs)} left out: {lines}{more}",
+        )
+    ]
+
+
+def arms_needed(arm: Arm) -> str:
+    """The override that would give the arm to compare a pretrained one with."""
+    return f"init={RANDOM} freeze={arm.freeze}"
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)

@@ -1,0 +1,298 @@
+"""The report's files, and the page in a real browser."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from required import missing
+
+from benchmarks.simulated_runs import Arm, write_run
+from t5ts.analysis import collect, draw, verdict
+from t5ts.analysis.figures import PICTURES
+from t5ts.analysis.words import interval, number, percent, probability
+from t5ts.report import main
+
+TITLES = [
+    "Answer",
+    "Initial performance",
+    "Convergence speed",
+    "Final performance",
+    "Stability",
+    "When to unfreeze",
+    "Gap over time",
+    "Validity",
+]
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two arms with three settings each and a control, 5 seeds."""
+    root = tmp_path_factory.mktemp("study")
+    for seed in range(5):
+        for init, effect in (("t5", -0.06), ("random", 0.0)):
+            for epoch in (0, 2, 4):
+                arm = Arm(init=init, freeze="staged", effect=effect, unfreeze_epoch=epoch)
+                folder = root / f"{init}-{epoch}-{seed}"
+                write_run(folder, arm, seed, extra_effect=0.01 * abs(epoch - 2))
+        write_run(root / f"control-{seed}", Arm(init="matched", freeze="staged"), seed)
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report's folder."""
+    out = tmp_path_factory.mktemp("report")
+    assert main([str(study), "--out", str(out)]) == 0
+    return out
+
+
+def test_all_files_are_there_and_the_page_is_small(report: Path) -> None:
+    names = {path.name for path in report.iterdir()}
+    assert names == {"report.html", "report.md", "results.csv", "results.parquet", "figures"}
+    for name in PICTURES:
+        assert (report / "figures" / f"{name}.png").stat().st_size > 5000, name
+        assert (report / "figures" / f"{name}.svg").read_text().count("<text") > 3, name
+    assert (report / "report.html").stat().st_size < 5 * 2**20
+    assert pl.read_parquet(report / "results.parquet").height == 35
+    assert pl.read_csv(report / "results.csv").height == 35
+
+
+def test_page_asks_nothing_of_the_network(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    asked = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="([^"]*)"', page)
+    assert {address.split(":")[0] for address in asked} <= {"data"}
+
+
+def test_markdown_has_the_answer_and_all_sections(report: Path) -> None:
+    text = (report / "report.md").read_text()
+    assert text.index("**Transfers.** Pretraining helps") < 100
+    assert re.findall(r"^## (\d)\. (.*)$", text, flags=re.M) == [
+        (str(i), title) for i, title in enumerate(TITLES)
+    ]
+    for link in re.findall(r"\]\((figures/[^)]*)\)", text):
+        assert (report / link).is_file()
+
+
+def test_curves_draw_what_the_runs_hold(study: Path) -> None:
+    findings = verdict(collect([study]))
+    figure = draw(findings, "curves")
+    axes = figure.axes[0]
+    arm = findings.main.condition.arm("t5-staged")
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    mean = sum(run.curve("val_loss")[1] for run in arm.best.finished.values()) / 5  # type: ignore[union-attr]
+    assert lines["t5-staged (5)"].get_ydata() == pytest.approx(mean)
+
+
+def test_command_line_says_what_is_wrong(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "absent")]) == 2
+    assert "is not a directory" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "no run in" in capsys.readouterr().err
+    assert main([str(study), "--margin", "0"]) == 2
+    assert "--margin" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([str(study), "--out", str(tmp_path / "file")]) == 2
+    assert "--out DIR" in capsys.readouterr().err
+
+
+def test_again_the_same_pictures_and_the_answer_on_the_terminal(
+    study: Path, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(study), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.strip().startswith("TRANSFERS: Pretraining helps")
+    assert "val_corr" in said
+    assert str(tmp_path / "report.html") in said
+    for name in PICTURES:
+        first, again = (d / "figures" / f"{name}.svg" for d in (report, tmp_path))
+        assert first.read_bytes() == again.read_bytes(), name
+
+
+def test_numbers_in_words() -> None:
+    assert percent(-0.0312) == "−3.1\u00a0%"
+    assert percent(0.002) == "+0.20\u00a0%"
+    assert probability(0.0004) == "< 0.001"
+    assert probability(0.0312) == "= 0.031"
+    assert number(float("nan")) == "–"
+    findings = [1.0, 1.2, 0.8]
+    from t5ts.analysis.statistics import mean_interval
+
+    assert interval(mean_interval(findings)) == "1.00 [0.50, 1.50]"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    if not CHROMIUM:
+        missing("chromium", "the page was not opened: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        # CI runs as root, where Chromium's sandbox cannot; the page is our own.
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def _is_fault(message: Any) -> bool:
+    # `ink` reads pixels back, which Chromium remarks on.
+    return message.type in ("error", "warning") and "getImageData" not in message.text
+
+
+def opened(browser: Any, report: Path, *, width: int) -> tuple[Any, list[str]]:
+    """The page, drawn, and whatever it complained of or asked for."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda m: faults.append(m.text) if _is_fault(m) else None)
+    page.on(
+        "request",
+        lambda r: r.url.startswith(("file:", "data:", "blob:")) or faults.append(r.url),
+    )
+    page.goto((report / "report.html").as_uri())
+    page.wait_for_function("window.Bokeh && Bokeh.documents.every(d => d.is_idle)", timeout=20_000)
+    return page, faults
+
+
+#: Share of a plot's pixels that are neither white nor transparent, over all its canvases.
+_INK = """element => {
+  let ink = 0, all = 0;
+  const visit = node => {
+    if (node.tagName === 'CANVAS' && node.width > 0 && node.height > 0) {
+      const data = node.getContext('2d').getImageData(0, 0, node.width, node.height).data;
+      for (let i = 0; i < data.length; i += 4) {
+        all += 1;
+        if (data[i + 3] > 0 && data[i] + data[i + 1] + data[i + 2] < 720) ink += 1;
+      }
+    }
+    for (const child of node.children || []) visit(child);
+    if (node.shadowRoot) for (const child of node.shadowRoot.children) visit(child);
+  };
+  visit(element);
+  return all ? ink / all : 0;
+}"""
+
+
+def ink(page: Any, name: str) -> float:
+    return float(page.locator(f"#plot-{name}").evaluate(_INK))
+
+
+@pytest.mark.slow
+def test_page_in_a_browser(browser: Any, report: Path) -> None:
+    page, faults = opened(browser, report, width=1280)
+    headings = page.locator("h2").all_inner_texts()
+    assert headings == [f"{i}. {title}" for i, title in enumerate(TITLES)]
+    for name in ("effects", "curves", "surface", "gap"):
+        assert ink(page, name) > 0.002, f"{name} is blank"
+    loaded = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 100)")
+    assert len(loaded) == 3
+    assert all(loaded)
+    # The first screen: what was found, and how sure it is.
+    seen = page.evaluate("document.elementFromPoint(640, 200).closest('header').innerText")
+    assert "Pretraining helps" in seen
+    assert "5 paired seeds" in seen
+    assert page.locator(".verdict").bounding_box()["y"] < 200
+    assert faults == []
+
+
+@pytest.mark.slow
+def test_page_by_keyboard(browser: Any, report: Path) -> None:
+    page, faults = opened(browser, report, width=1280)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('href')") == "#section-0"
+    for _ in range(7):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "Math.abs(document.querySelector('#section-7').getBoundingClientRect().top) < 200"
+    )
+    # A switch hides its arm in the curves, and brings it back.
+    before = ink(page, "curves")
+    page.locator("#arms input").first.focus()
+    page.keyboard.press("Space")
+    page.wait_for_timeout(300)
+    hidden = ink(page, "curves")
+    page.keyboard.press("Space")
+    page.wait_for_timeout(300)
+    assert hidden < 0.97 * before
+    assert ink(page, "curves") == pytest.approx(before, rel=0.01)
+    assert faults == []
+
+
+@pytest.mark.slow
+def test_page_on_a_telephone(browser: Any, report: Path) -> None:
+    page, faults = opened(browser, report, width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert ink(page, "curves") > 0.002
+    assert page.locator(".headline").bounding_box()["y"] < 400
+    assert faults == []
+
+
+@pytest.mark.slow
+def test_a_broken_invariant_stands_in_red_at_the_top(browser: Any, tmp_path: Path) -> None:
+    for seed in range(2):
+        for init in ("t5", "random"):
+            write_run(tmp_path / f"{init}-{seed}", Arm(init=init, freeze="none"), seed)
+    path = tmp_path / "t5-0" / "provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance["initial_sha256"]["head"] = "<b>0</b>"
+    path.write_text(json.dumps(provenance))
+    assert main([str(tmp_path)]) == 0
+    page, faults = opened(browser, tmp_path / "report", width=1280)
+    alarm = page.locator(".alarm")
+    assert alarm.bounding_box()["y"] < 250
+    assert "head at seed 0" in alarm.inner_text()
+    red = alarm.evaluate("e => getComputedStyle(e).borderTopColor")
+    assert red == "rgb(179, 20, 27)"
+    assert page.locator(".badge").inner_text() == "Verdict withheld"
+    assert page.locator("tr.broken").count() == 1
+    assert faults == []
+
+
+def test_report_is_logged_as_one_run(
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wandb_summary: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert main([str(study), "--out", str(tmp_path), "--wandb", "t5ts-test"]) == 0
+    assert "to upload later: wandb sync" in capsys.readouterr().out
+    found = wandb_summary(tmp_path)
+    assert found["project"] == "t5ts-test"
+    summary = found["summary"]
+    assert summary["verdict"] == "transfers"
+    assert summary["headline"] in found["notes"]
+    assert summary["effect_low"] < summary["effect"] < summary["effect_high"] < 0
+    assert {f"report/{name}" for name in PICTURES} <= set(summary)
+    folder = next((tmp_path / "wandb").glob("offline-run-*")) / "files"
+    runs, final = (
+        json.loads((folder / summary[f"report/{name}"]["path"]).read_text())
+        for name in ("runs", "final_performance")
+    )
+    assert len(runs["data"]) == 35
+    place = runs["columns"].index("test_loss")
+    table = collect([study]).table()
+    assert [row[place] for row in runs["data"]] == pytest.approx(table["test_loss"].to_list())
+    assert final["columns"][:3] == ["arm", "val_corr initial", "val_corr final"]
+
+
+def test_report_that_wandb_refuses_stands_all_the_same(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert main([str(study), "--out", str(tmp_path), "--wandb", "t5ts-test"]) == 2
+    assert (tmp_path / "report.html").is_file()
+    assert "t5ts: W&B is switched off" in capsys.readouterr().err

@@ -1,0 +1,297 @@
+"""The verdict on studies whose truth is known, and what withholds it."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.simulated_runs import Arm, write_run
+from t5ts.analysis import collect, verdict
+from t5ts.analysis.arms import conditions, pairs
+from t5ts.analysis.judgement import (
+    CANNOT_DISCRIMINATE,
+    CANNOT_TELL,
+    DOES_NOT,
+    NOTHING,
+    TRANSFERS,
+    WITHHELD,
+    Verdict,
+)
+from t5ts.analysis.sections import hypotheses, sections
+
+RANDOM = Arm(init="random", freeze="none")
+
+
+def t5(effect: float, **kw: Any) -> Arm:
+    return Arm(init="t5", freeze="none", effect=effect, **kw)
+
+
+def write(root: Path, arms: Iterable[Arm], *, seeds: Iterable[int] = range(5), **kw: Any) -> None:
+    for arm in arms:
+        for seed in seeds:
+            write_run(root / f"{arm.name}-s{seed}-{kw.get('data__fraction', '')}", arm, seed, **kw)
+
+
+def judged(root: Path) -> Verdict:
+    return verdict(collect([root])).main
+
+
+def edit(path: Path, change: Callable[[Any], None]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_a_gain_transfers(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.06), RANDOM])
+    found = judged(tmp_path)
+    assert found.kind == TRANSFERS
+    assert found.main is not None
+    assert found.main.effect.low < -0.06 < found.main.effect.high
+    assert "lower" in found.headline
+    assert len(found.main.pair.runs()) == 5
+
+
+def test_a_loss_does_not_transfer(tmp_path: Path) -> None:
+    write(tmp_path, [t5(0.08), RANDOM])
+    found = judged(tmp_path)
+    assert found.kind == DOES_NOT
+    assert "hurts" in found.headline
+
+
+def test_a_difference_too_small_to_matter_does_not_transfer(tmp_path: Path) -> None:
+    write(tmp_path, [t5(0.0, seed_sd=0.0005), Arm(init="random", freeze="none", seed_sd=0.0005)])
+    found = judged(tmp_path)
+    assert found.kind == DOES_NOT
+    assert "no difference that matters" in found.headline
+
+
+def test_noise_cannot_tell_and_says_how_many_seeds_would(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.005, seed_sd=0.04), Arm(init="random", freeze="none", seed_sd=0.04)])
+    found = judged(tmp_path)
+    assert found.kind == CANNOT_TELL
+    assert found.seeds_needed is not None
+    assert found.seeds_needed > 5
+    assert f"{found.seeds_needed} paired seeds" in found.headline
+
+
+def test_one_seed_cannot_tell(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.3), RANDOM], seeds=[0])
+    found = judged(tmp_path)
+    assert found.kind == CANNOT_TELL
+    assert "one paired seed" in found.headline
+
+
+def test_a_frozen_random_encoder_as_good_shows_that_the_data_cannot_discriminate(
+    tmp_path: Path,
+) -> None:
+    quiet = {"seed_sd": 0.001}
+    frozen = Arm(init="random", freeze="all", effect=-0.02, **quiet)
+    write(tmp_path, [t5(-0.02, **quiet), Arm(init="random", freeze="none", **quiet), frozen])
+    found = judged(tmp_path)
+    assert found.kind == CANNOT_DISCRIMINATE
+    assert "stays random" in found.headline
+
+
+def test_without_the_fair_arm_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    write(tmp_path, [Arm(init="t5", freeze="staged", effect=-0.2), RANDOM])
+    found = judged(tmp_path)
+    assert found.kind == NOTHING
+    assert "init=random freeze=staged" in found.headline
+    assert judged_random_alone(tmp_path / "alone").kind == NOTHING
+
+
+def judged_random_alone(root: Path) -> Verdict:
+    write(root, [RANDOM])
+    return judged(root)
+
+
+def test_unpaired_seeds_are_named_and_left_out(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.06)], seeds=range(7))
+    write(tmp_path, [RANDOM], seeds=range(1, 6))
+    found = judged(tmp_path)
+    assert found.main is not None
+    assert found.main.pair.seeds == [1, 2, 3, 4, 5]
+    (check,) = [c for c in found.checks if c.name == "paired seeds"]
+    assert "0, 6" in check.detail
+    assert check.status == "note"
+
+
+def other_rate(root: Path) -> None:
+    write(root, [t5(-0.06)], optim__lr=3e-3)
+    write(root, [RANDOM])
+
+
+def more_trials(root: Path) -> None:
+    write(root, [t5(-0.06), RANDOM])
+    write_run(root / "more", t5(0.0), 0, optim__lr=3e-3)
+
+
+def other_head(root: Path) -> None:
+    write(root, [t5(-0.06), RANDOM])
+    path = root / f"{RANDOM.name}-s2-" / "provenance.json"
+    edit(path, lambda p: p["initial_sha256"].update(head="0" * 64))
+
+
+def fake_arm(root: Path) -> None:
+    """The lab log's fault: random weights under the name t5."""
+    write(root, [t5(-0.06), RANDOM])
+    for seed in range(5):
+        path = root / f"{t5(0).name}-s{seed}-" / "provenance.json"
+        edit(path, lambda p, s=seed: p["initial_sha256"].update(encoder=str(s) * 64))
+
+
+def other_data(root: Path) -> None:
+    write(root, [t5(-0.06), RANDOM])
+    path = root / f"{RANDOM.name}-s1-" / "provenance.json"
+    edit(path, lambda p: p["data"].update(sha256="0" * 64))
+
+
+def other_precision(root: Path) -> None:
+    write(root, [t5(-0.06), RANDOM])
+    path = root / f"{RANDOM.name}-s1-" / "provenance.json"
+    edit(path, lambda p: p.update(precision="torch.bfloat16"))
+
+
+def chosen_by_hand(root: Path) -> None:
+    write(root, [t5(-0.06), RANDOM])
+    path = root / f"{t5(0).name}-s1-" / "result.json"
+    edit(path, lambda r: r.update(best_epoch=1))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "invariant", "evidence"),
+    [
+        (other_rate, "only the weights differ", "optim.lr: 0.003 against 0.001"),
+        (more_trials, "equal tuning budget", "2"),
+        (
+            other_head,
+            "paired start: same patch and head tensors at the same seed",
+            "head at seed 2",
+        ),
+        (fake_arm, "the arms' weights are proven", "5 different encoders"),
+        (other_data, "same data", "1 runs"),
+        (other_precision, "same precision", "bfloat16"),
+        (chosen_by_hand, "validation selected, after all epochs", "reports epoch 1"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_broken_invariant_withholds_the_verdict(
+    tmp_path: Path, breaks: Callable[[Path], None], invariant: str, evidence: str
+) -> None:
+    breaks(tmp_path)
+    found = judged(tmp_path)
+    assert found.kind == WITHHELD
+    assert [check.name for check in found.broken] == [invariant]
+    assert evidence in found.broken[0].detail
+
+
+def test_arms_tuned_alike_are_compared_each_at_its_own_best(tmp_path: Path) -> None:
+    for rate, better in ((1e-3, "t5"), (3e-4, "random")):
+        for arm in (t5(-0.06), RANDOM):
+            extra = 0.0 if arm.init == better else 0.1
+            for seed in range(5):
+                folder = tmp_path / f"{arm.name}-{rate}-{seed}"
+                write_run(folder, arm, seed, optim__lr=rate, extra_effect=extra)
+    found = judged(tmp_path)
+    assert found.kind == TRANSFERS
+    assert found.main is not None
+    best = [found.main.pair.treatment.best, found.main.pair.control.best]
+    assert [point.settings["optim.lr"] for point in best if point] == [1e-3, 3e-4]
+
+
+def test_conditions_are_never_mixed(tmp_path: Path) -> None:
+    write(tmp_path / "a", [t5(-0.06)])
+    write(tmp_path / "b", [RANDOM], horizon=12)
+    found = verdict(collect([tmp_path]))
+    assert len(found.verdicts) == 2
+    assert {v.kind for v in found.verdicts} == {NOTHING}
+
+
+def test_several_data_sets_are_summed_up(tmp_path: Path) -> None:
+    for name in ("etth1", "etth2", "ettm1"):
+        write(tmp_path / name, [t5(-0.06), RANDOM], data__name=name)
+    found = verdict(collect([tmp_path]))
+    assert [v.kind for v in found.verdicts] == [TRANSFERS] * 3
+    assert "lower in 3 of 3" in found.together[0]
+    # One family over the data sets: each p is adjusted for three tests.
+    least = min((v.main for v in found.verdicts if v.main), key=lambda c: c.effect.p)
+    assert least.p_holm == pytest.approx(min(1.0, 3 * least.effect.p))
+
+
+def test_data_fraction_gives_effective_data(tmp_path: Path) -> None:
+    """Doubling the data is worth 0.2 in log loss, pretraining 0.18: 2^0.9 times the data."""
+    for fraction in (0.25, 0.5, 1.0):
+        for seed in range(5):
+            for init, effect in (("random", 0.0), ("t5", -0.18)):
+                arm = Arm(init=init, freeze="none", effect=effect, seed_sd=0.002)
+                extra = -0.2 * (2 + {0.25: -2, 0.5: -1, 1.0: 0}[fraction])
+                write_run(tmp_path / f"{fraction}-{init}-{seed}", arm, seed,
+                          data__fraction=fraction, extra_effect=extra)  # fmt: skip
+    content = sections(verdict(collect([tmp_path])))[6]
+    (table,) = [b for b in content.blocks if getattr(b, "caption", "").startswith("Effective")]
+    first, middle, last = table.rows  # type: ignore[union-attr]
+    assert first[0] == "1,500"
+    assert float(first[2].split("×")[0]) == pytest.approx(2**0.9, rel=0.05)
+    assert float(middle[2].split("×")[0]) == pytest.approx(2**0.9, rel=0.05)
+    assert last[1] == "more than 6,000"
+
+
+def test_the_lab_logs_arms_and_its_table(tmp_path: Path) -> None:
+    arms = [
+        Arm(init="random", freeze="none", backbone="shared", effect=0.05),
+        Arm(init="t5", freeze="staged", effect=-0.08),
+        Arm(init="t5", freeze="none", effect=-0.05),
+        RANDOM,
+    ]
+    write(tmp_path, arms)
+    found = verdict(collect([tmp_path]))
+    text = " ".join(hypotheses(found.main))
+    assert "supports “pretraining transfers”" in text
+    assert "supports freezing first" in text
+    assert "decides nothing about pretraining" in text
+    table = sections(found)[3].blocks[0]
+    assert [row[0] for row in table.rows] == [  # type: ignore[union-attr]
+        "t5_efficient_tiny-t5-staged",
+        "t5_efficient_tiny-t5-none",
+        "shared-random-none",
+        "t5_efficient_tiny-random-none",
+    ]
+    assert table.rows[0][4].startswith("unfrozen at epoch 3, 4")  # type: ignore[union-attr]
+
+
+def test_a_running_sweep_is_reported_so_far(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.06), RANDOM], seeds=range(3))
+    write(tmp_path, [t5(-0.06), RANDOM], seeds=[3], stop_after=4)
+    trial = {"state": "failed", "reason": "grad_norm/block_1 is not finite", "params": {}}
+    write_run(tmp_path / "failed", RANDOM, 4, stop_after=2, trial=trial)
+    found = verdict(collect([tmp_path]))
+    assert found.main.main is not None
+    assert found.main.main.pair.seeds == [0, 1, 2]
+    details = {c.name: c.detail for c in found.main.checks}
+    assert details["finished"].startswith("6 of 9 runs; 1 failed, 2 unfinished")
+    assert "block_1 is not finite" in details["no run failed"]
+    assert len(sections(found)) == 8
+
+
+def test_nothing_finished_yet_still_has_all_sections(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.06), RANDOM], seeds=[0], stop_after=2)
+    found = verdict(collect([tmp_path]))
+    assert found.main.kind == NOTHING
+    assert "yet" in found.main.headline
+    assert len(sections(found)) == 8
+
+
+def test_pairs_name_their_question(tmp_path: Path) -> None:
+    write(tmp_path, [t5(0.0), RANDOM, Arm(init="matched", freeze="none"),
+                     Arm(init="random", freeze="all")], seeds=[0])  # fmt: skip
+    (condition,) = conditions(collect([tmp_path]))
+    kinds = [(p.kind, p.name) for p in pairs(condition)]
+    assert kinds == [
+        ("weights", "t5-none against random-none"),
+        ("control", "t5-none against matched-none"),
+        ("frozen_random", "t5-none against random-all"),
+        ("freezing", "random-all against random-none"),
+    ]

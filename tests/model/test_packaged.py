@@ -1,0 +1,108 @@
+"""The checkpoint that comes with t5ts: verified like the hub's, refused when altered."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from t5ts.errors import WeightsError
+from t5ts.model.architecture import T5Architecture
+from t5ts.model.packaged import checkpoint_folder, packaged_names
+from t5ts.model.tensors import count, encoder_shapes, random_state
+from t5ts.model.weights import encoder_state, load_checkpoint
+from t5ts.run import CONF
+
+NAME = "t5_tiny_en"
+YAML = OmegaConf.load(CONF / "backbone" / f"{NAME}.yaml")
+ARCH = T5Architecture(
+    **{key: YAML[key] for key in ("d_model", "d_ff", "d_kv", "num_layers", "num_heads")},
+    vocab_size=YAML.vocab_size,
+    feed_forward_proj=YAML.feed_forward_proj,
+)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the packaged folder, to be altered."""
+    return Path(shutil.copytree(checkpoint_folder(f"packaged:{NAME}"), tmp_path / "copy"))
+
+
+def rewrite(folder: Path, change: dict[str, torch.Tensor]) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | change, path, metadata={"format": "pt"})
+
+
+def test_packaged_checkpoint_is_verified_like_any_other() -> None:
+    state, report = load_checkpoint(
+        path=YAML.path,
+        arch=ARCH,
+        expected_full_params=tuple(YAML.full_params),
+        expected_sha256=YAML.sha256,
+    )
+    assert report.source == "packaged:t5_tiny_en"
+    assert report.files["model.safetensors"] == YAML.sha256
+    assert report.num_params_trained == count(encoder_shapes(ARCH))
+    assert 3_000_000 < report.num_params_trained < 4_000_000
+    assert report.embedding_rms == pytest.approx(YAML.embedding_rms, rel=1e-3)
+    assert any(check.startswith("not a random initialisation") for check in report.checks)
+    assert not any(check.startswith("note:") for check in report.checks)
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+
+
+def test_transformers_loads_the_packaged_folder_as_it_is() -> None:
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    folder = checkpoint_folder(f"packaged:{NAME}")
+    encoder, info = T5EncoderModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ours, report = load_checkpoint(path=folder)
+    theirs = encoder.state_dict()
+    assert all(torch.equal(theirs[f"encoder.{name}"].float(), ours[name]) for name in ours)
+    assert sum(p.numel() for p in encoder.parameters()) == report.num_params_full
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == YAML.vocab_size
+    assert tokenizer.decode(tokenizer("Rain at noon.").input_ids) == "Rain at noon.</s>"
+
+
+def test_reinitialised_copy_is_refused(copy: Path) -> None:
+    fresh = random_state(ARCH, generator=torch.Generator().manual_seed(0), factor=1.0)
+    rewrite(copy, {f"encoder.{name}": tensor.bfloat16() for name, tensor in fresh.items()})
+    with pytest.raises(WeightsError, match="freshly initialised"):
+        load_checkpoint(path=copy, arch=ARCH)
+
+
+def test_another_file_in_its_place_is_refused(copy: Path) -> None:
+    norm = "encoder.final_layer_norm.weight"
+    rewrite(copy, {norm: load_file(copy / "model.safetensors")[norm] * 1.01})
+    load_checkpoint(path=copy, arch=ARCH)
+    with pytest.raises(WeightsError, match=r"backbone\.sha256"):
+        load_checkpoint(path=copy, arch=ARCH, expected_sha256=YAML.sha256)
+
+
+@pytest.mark.parametrize("init", ["t5", "matched", "shuffled"])
+def test_every_arm_of_a_checkpoint_comes_from_it(init: str) -> None:
+    _, report = encoder_state(
+        init=init,
+        arch=ARCH,
+        generator=torch.Generator().manual_seed(0),
+        path=YAML.path,
+        expected_sha256=YAML.sha256,
+    )
+    assert report.init == init
+
+
+def test_unknown_packaged_name_is_an_error_that_lists_them() -> None:
+    assert NAME in packaged_names()
+    with pytest.raises(WeightsError, match=NAME):
+        checkpoint_folder("packaged:t5_tiny_fr")
+
+
+def test_it_is_small_and_says_what_it_is() -> None:
+    files = list(checkpoint_folder(f"packaged:{NAME}").iterdir())
+    assert sum(file.stat().st_size for file in files) <= 12_000_000
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in files
+    }

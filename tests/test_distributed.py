@@ -1,0 +1,270 @@
+"""One run in two processes: the numbers of one, one writer, one message, nobody left waiting."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL, TINY_T5
+from runs import read, rows
+from two_processes import EQUAL, STOP_AFTER, WITHOUT_DROPOUT, forecasts
+
+from t5ts import distributed
+from t5ts.checkpoint import load_checkpoint
+from t5ts.config import CONF, Config
+from t5ts.errors import ConfigError
+from t5ts.experiment import run
+from t5ts.metrics import RegressionSums
+
+Compose = Callable[..., Config]
+PROGRAM = Path(__file__).parent / "two_processes.py"
+
+
+def torchrun(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "WANDB_"))}
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            *arguments,
+        ],
+        cwd=cwd,
+        env=kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONF.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Its output; a process that is left waiting for another is a failure, not a hanging test."""
+    try:
+        return process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        pytest.fail(f"the processes did not end: {process.communicate()}")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes have done the program's runs."""
+    folder = tmp_path_factory.mktemp("two")
+    process = torchrun(str(PROGRAM), str(folder), cwd=folder)
+    out, err = finish(process)
+    assert process.returncode == 0, out + err
+    (folder / "stderr").write_text(err)
+    return folder
+
+
+def outcome(two: Path, name: str) -> list[str]:
+    return read(two / "outcomes.json")[name]
+
+
+def numbers(row: dict[str, Any]) -> dict[str, float]:
+    """A row's numbers; NaN where a metric is not defined."""
+    return {
+        key: math.nan if value is None else value
+        for key, value in row.items()
+        if not isinstance(value, str)
+    }
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_two_processes_give_the_numbers_of_one(
+    name: str, two: Path, tiny: Compose, tmp_path: Path
+) -> None:
+    run(tiny(WITHOUT_DROPOUT, *EQUAL[name]), run_dir=tmp_path / "one")
+    one, both = rows(tmp_path / "one"), rows(two / name)
+    assert len(one) == len(both) > 8
+    for expected, got in zip(one, both, strict=True):
+        # Losses, metrics, rates, gradient norms, distances. Adam's update of a gradient near 0
+        # depends on its last bits: its ratio is 1e-5's.
+        rel = 1e-5 if expected["kind"] == "probe" else 1e-6
+        assert numbers(got) == pytest.approx(numbers(expected), rel=rel, abs=1e-9, nan_ok=True)
+    result, of_two = read(tmp_path / "one" / "result.json"), read(two / name / "result.json")
+    for part in ("metrics", "initial"):
+        assert numbers(of_two[part]) == pytest.approx(numbers(result[part]), rel=1e-6, abs=1e-9)
+    assert of_two["baselines"] == result["baselines"]
+    assert of_two["best_epoch"] == result["best_epoch"]
+    weights, _ = load_checkpoint(tmp_path / "one" / "checkpoint" / "last.safetensors")
+    weights_of_two, _ = load_checkpoint(two / name / "checkpoint" / "last.safetensors")
+    for key in (key for key in weights if not key.startswith("rng/")):
+        torch.testing.assert_close(weights_of_two[key], weights[key], rtol=1e-5, atol=1e-6)
+    moves = {"block_0" in key for key in one[-1] if key.startswith("distance_from_init")}
+    assert moves == {True, False}
+
+
+def test_both_processes_end_with_the_same_weights(two: Path) -> None:
+    first, second = (read(two / f"ends-{number}.json") for number in (0, 1))
+    assert first == second
+    assert set(first) == {*EQUAL, "whole", "parts", "fp16"}
+
+
+def test_interrupted_and_resumed_is_bitwise_with_dropout(two: Path) -> None:
+    """SIGTERM reached process 1 alone: both stopped after that step, and went on from it."""
+    assert outcome(two, "whole") == ["finished"]
+    stopped, resumed = outcome(two, "parts")
+    assert stopped == f"Interrupted: stopped after step {STOP_AFTER}, checkpoint written"
+    assert resumed == "finished"
+    assert rows(two / "parts") == rows(two / "whole")
+    ends = read(two / "ends-0.json")
+    assert ends["parts"]["weights"] == ends["whole"]["weights"]
+
+
+def test_each_process_drops_out_other_units(two: Path) -> None:
+    first, second = (read(two / f"about-{number}.json")["dropout"] for number in (0, 1))
+    assert len(first) == len(second) > 5
+    assert not set(first) & set(second)
+
+
+def test_metrics_are_those_of_all_windows(two: Path) -> None:
+    whole = RegressionSums(3)
+    whole.update(*forecasts())
+    expected = whole.compute(mase_denominator_C=torch.ones(3), naive_mse=1.0)
+    assert expected["corr_constant_channels"] == 1
+    for number in (0, 1):
+        got = read(two / f"about-{number}.json")["metrics"]
+        assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_fp16_overflow_in_one_process_is_skipped_in_both(two: Path) -> None:
+    steps = [row for row in rows(two / "fp16") if row["kind"] == "step"]
+    skipped = steps[-1]["amp/skipped_steps"]
+    assert skipped > 0
+    assert steps[-1]["amp/scale"] == 65536 / 2**skipped
+    ends = [read(two / f"ends-{number}.json")["fp16"] for number in (0, 1)]
+    assert [end["skipped_steps"] for end in ends] == [skipped, skipped]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("refused", ["ConfigError: ", "2 processes", "1 windows", "train.batch_size"]),
+        ("unbuilt", ["PeerError: process 1 of 2 failed: RuntimeError: out of memory"]),
+        ("unwritten", ["OSError: No space left on device"]),
+        ("pruned", ["Pruned: "]),
+    ],
+)
+def test_what_fails_in_one_ends_the_run_in_both_and_the_next_goes_on(
+    name: str, words: list[str], two: Path
+) -> None:
+    (said,) = outcome(two, name)
+    for word in words:
+        assert word in said
+    assert not (two / name / "result.json").exists()
+    assert outcome(two, "fp16") == ["finished"]  # the last of the program's runs
+    assert (two / "stderr").read_text().count("RuntimeError: out of memory") == 1  # its traceback
+
+
+def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_goes_on_from(
+    tiny: Compose, tmp_path: Path
+) -> None:
+    """The command line, as a user meets it: one dies, then torchrun is told to stop."""
+    overrides = [WITHOUT_DROPOUT, "train.epochs=40", "freeze=staged", "freeze.unfreeze_epoch=2"]
+    place = tmp_path / "work"
+    place.mkdir()
+    run_dir = place / "run"
+    command = ["-m", "t5ts.run", *SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
+    for number, rows_first in ((signal.SIGKILL, 6), (signal.SIGTERM, 60)):
+        process = torchrun(*command, cwd=place)
+        wait_for_rows(run_dir, rows_first, process)
+        target = process.pid
+        if number == signal.SIGKILL:
+            children = Path(f"/proc/{target}/task/{target}/children").read_text().split()
+            target = next(int(pid) for pid in children if is_process_1(int(pid)))
+        os.kill(target, number)
+        begun = time.monotonic()
+        _, err = finish(process)
+        assert process.returncode != 0
+        assert time.monotonic() - begun < 20
+        said = [line for line in err.splitlines() if line.startswith("t5ts: ")]
+        assert len(said) == 1, err
+        words = "goes on from the last" if number == signal.SIGKILL else "checkpoint written"
+        assert words in said[0]
+        assert "t5ts/" not in err  # no traceback of ours
+        assert not (run_dir / "result.json").exists()
+    result = run(tiny(*overrides), run_dir=run_dir)
+    whole = run(tiny(*overrides), run_dir=tmp_path / "whole")
+    assert numbers(result.metrics) == pytest.approx(numbers(whole.metrics), rel=1e-6, abs=1e-9)
+    for expected, got in zip(rows(tmp_path / "whole"), rows(run_dir), strict=True):
+        assert numbers(got) == pytest.approx(numbers(expected), rel=1e-5, abs=1e-9, nan_ok=True)
+    # Process 0 alone has written: no second log, lock, folder or row.
+    assert [path.name for path in place.iterdir()] == ["run"]
+    by_hydra = {".hydra", "run.log"}
+    names = {path.name for path in run_dir.iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole").iterdir()} | by_hydra
+    assert (run_dir / "run.log").read_text().count("seed 0") == 2
+
+
+def is_process_1(pid: int) -> bool:
+    return b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+def wait_for_rows(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
+    metrics = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") >= count):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the run did not get going"
+        time.sleep(0.01)
+
+
+def test_alone_everything_is_trivial_and_torch_distributed_is_not_imported() -> None:
+    code = (
+        "import sys; from t5ts import distributed as d\n"
+        "with d.setup(), d.shared_fate(), d.main_first(), d.handing_out(1):\n"
+        "    assert (d.rank(), d.world_size(), d.is_main()) == (0, 1, True)\n"
+        "    assert d.broadcast_object('x') == 'x' and d.gather_objects(3) == [3]\n"
+        "    assert d.any_of(True, False) == (True, False) and d.share('all') == 'all'\n"
+        "    d.barrier(); d.all_reduce_sum(1); d.all_reduce_max(1); d.broadcast_tensors(1)\n"
+        "print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_worker_below_torchrun_is_refused(
+    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher's worker would train alone while the other GPUs wait."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="hydra/launcher=basic"):
+        run(tiny(), run_dir=run_dir)
+    assert not run_dir.exists()
+
+
+def test_a_number_of_processes_without_a_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError, match="RANK"), distributed.setup():
+        pass
+
+
+def test_more_processes_than_gpus_is_refused(
+    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "local_rank", lambda: 1)
+    with pytest.raises(ConfigError, match="more processes than GPUs: this machine has 1"):
+        run(tiny(), run_dir=run_dir)
+
+
+def test_shares_are_even_and_leave_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for windows in (0, 1, 5, 64):
+        index_B = torch.arange(windows)
+        for size in (1, 2, 3, 7):
+            shares = []
+            for number in range(size):
+                group = distributed._Group(number, number, size, None)
+                monkeypatch.setattr(distributed, "_group", group)
+                shares.append(distributed.share(index_B))
+            assert torch.equal(torch.cat(shares), index_B)
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1

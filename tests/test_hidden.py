@@ -1,0 +1,262 @@
+"""Whole runs in which steps are hidden: masked by the task, or missing in the data."""
+
+import datetime
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import read, rows
+from test_experiment import die_after
+
+from t5ts.build import build
+from t5ts.config import Config
+from t5ts.data.windows import mase_denominator
+from t5ts.errors import DataError, Interrupted
+from t5ts.evaluation import evaluate, evaluate_baselines
+from t5ts.experiment import run
+
+Compose = Callable[..., Config]
+RECONSTRUCT = ["task=reconstruct", "horizon=null"]
+
+
+def write_csv(path: Path, *, rows: int = 600, gaps: float = 0.2, empty: slice | None = None) -> str:
+    """Two seasonal minute-bar channels with single gaps, a long one, and a choice of rows empty."""
+    rng = np.random.default_rng(0)
+    t = np.arange(rows)[:, None]
+    values = 10 * np.sin(2 * np.pi * (t / 24 + [0.0, 0.3])) + rng.normal(size=(rows, 2)) + 50
+    values[rng.random(values.shape) < gaps] = np.nan
+    values[100:150, 1] = np.nan
+    if empty is not None:
+        values[empty] = np.nan
+    start = datetime.datetime(2024, 1, 1)
+    lines = ["time,a,b"]
+    for i, row in enumerate(values):
+        when = (start + datetime.timedelta(minutes=i)).isoformat(sep=" ")
+        lines.append(",".join([when, *("" if np.isnan(v) else f"{v:.4f}" for v in row)]))
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def csv(path: str) -> list[str]:
+    return ["data=csv", f"data.path={path}", "data.missing=mask", "data.season=24"]
+
+
+@pytest.fixture
+def gappy(composed: Callable[..., Config], tmp_path: Path) -> Compose:
+    """A small run on a table with gaps."""
+    table = write_csv(tmp_path / "bars.csv")
+    settings = [
+        "seq_len=32", "horizon=8", "patch.patch_len=8", "train.epochs=3", "optim.lr=3e-3",
+        "tracker=none", "train.log_every=2", *csv(table),
+    ]  # fmt: skip
+    encoder = ["backbone=shared", "backbone.d_model=16", "backbone.num_layers=1"]
+    return lambda *overrides: composed(
+        *settings, *([] if "backbone=linear" in overrides else encoder), *overrides
+    )
+
+
+# ---------------------------------------------------------------------- data.missing=mask
+
+
+def test_training_on_gaps_learns_and_scores_observed_targets_alone(
+    gappy: Compose, run_dir: Path
+) -> None:
+    result = run(gappy(), run_dir=run_dir)
+    assert result.metrics["val_loss"] < 0.8 * result.initial["val_loss"]
+    assert all(math.isfinite(row["train_loss"]) for row in rows(run_dir) if row["kind"] == "step")
+    truth = read(run_dir / "forecast_sample.json")["windows"]
+    assert any(value is None for window in truth for value in window["truth"])
+
+
+@pytest.mark.parametrize("backbone", ["shared", "linear"])
+@pytest.mark.parametrize("normalize", ["instance", "none"])
+@pytest.mark.parametrize("channels", ["independent", "mixing"])
+def test_evaluation_on_gaps_against_numpy(
+    backbone: str, normalize: str, channels: str, gappy: Compose
+) -> None:
+    config = gappy(f"backbone={backbone}", f"normalize={normalize}", f"patch.channels={channels}")
+    setup = build(config)
+    whole = setup.val.gather(torch.arange(len(setup.val)))
+    y = whole[..., 32:].double().numpy()
+    setup.model.eval()
+    with torch.no_grad():
+        p = setup.model(whole[..., :32]).double().numpy()
+    assert np.isfinite(p).all()
+    for size in (7, 256):
+        got = evaluate(
+            setup.model,
+            setup.val,
+            setup.task,
+            batch_size=size,
+            autocast=None,
+            mase_denominator_C=setup.denominator_C,
+            naive_mse=2.0,
+        )
+        # Another batch size may choose other kernels: the sums are exact, predictions to 1e-6.
+        assert got["loss"] == pytest.approx(np.nanmean((p - y) ** 2), rel=1e-5)
+        assert got["skill"] == pytest.approx(1 - np.nanmean((p - y) ** 2) / 2.0, rel=1e-5)
+        mae = np.nanmean(np.abs(p - y), axis=(0, 2))
+        assert setup.denominator_C is not None
+        assert got["mase"] == pytest.approx((mae / setup.denominator_C.numpy()).mean(), rel=1e-5)
+
+
+def test_scaler_and_mase_denominator_are_of_observed_values(gappy: Compose, tmp_path: Path) -> None:
+    setup = build(gappy())
+    cells = [line.split(",")[1:] for line in (tmp_path / "bars.csv").read_text().splitlines()[1:]]
+    values = np.array([[float(c) if c else np.nan for c in row] for row in cells], dtype=np.float32)
+    train = values[:420].astype(np.float64)
+    np.testing.assert_allclose(setup.splits.mean_C, np.nanmean(train, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(setup.splits.std_C, np.nanstd(train, axis=0), rtol=1e-12)
+    scaled = (train - np.nanmean(train, axis=0)) / np.nanstd(train, axis=0)
+    expected = np.nanmean(np.abs(scaled[24:] - scaled[:-24]), axis=0)
+    np.testing.assert_allclose(setup.denominator_C, expected, rtol=1e-5)
+    got = mase_denominator(torch.from_numpy(scaled), season=24)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_windows_without_a_target_are_counted_and_weigh_nothing(
+    gappy: Compose, tmp_path: Path
+) -> None:
+    """30 empty rows in validation: 30 − 8 + 1 windows, in each of two channels, have no target."""
+    write_csv(tmp_path / "bars.csv", empty=slice(425, 455))
+    setup = build(gappy())
+    baselines = evaluate_baselines(
+        setup.val, setup.task, season=24, batch_size=5, mase_denominator_C=setup.denominator_C
+    )
+    whole = setup.val.gather(torch.arange(len(setup.val)))[..., 32:].double().numpy()
+    without = np.isnan(whole).all(axis=2).sum()
+    assert without >= 2 * 23
+    for metrics in baselines.values():
+        assert metrics["windows_without_target"] == without
+        assert math.isfinite(metrics["loss"])
+        assert math.isfinite(metrics["mase"])
+    assert baselines["mean"]["loss"] == pytest.approx(np.nanmean(whole**2), rel=1e-12)
+
+
+def test_a_split_without_any_target_is_refused_before_training(
+    gappy: Compose, tmp_path: Path, run_dir: Path
+) -> None:
+    write_csv(tmp_path / "bars.csv", empty=slice(420, 480))
+    with pytest.raises(DataError, match=r"val windows have no target.*data\.splits"):
+        run(gappy(), run_dir=run_dir)
+    assert not (run_dir / "metrics.jsonl").exists()
+
+
+def test_train_targets_that_are_all_gaps_are_refused(gappy: Compose, tmp_path: Path) -> None:
+    write_csv(tmp_path / "bars.csv", empty=slice(360, 420))
+    with pytest.raises(DataError, match=r"train windows .* all gaps.*data\.fraction"):
+        build(gappy("data.fraction=0.12"))
+    build(gappy("data.fraction=0.5"))
+
+
+def test_gradient_accumulation_weighs_parts_by_their_targets(
+    gappy: Compose, tmp_path: Path
+) -> None:
+    """Parts have unequal numbers of targets; weighing them by windows would change the gradient."""
+    common = ["backbone.dropout=0", "train.epochs=1", "train.batch_size=50"]
+    whole = run(gappy(*common), run_dir=tmp_path / "1")
+    parts = run(gappy(*common, "train.grad_accumulation=7"), run_dir=tmp_path / "7")
+    assert parts.metrics == pytest.approx(whole.metrics, rel=1e-4)
+
+
+# --------------------------------------------------------------------------- reconstruction
+
+
+@pytest.mark.parametrize("mask", ["token", "value"])
+def test_reconstruction_runs_and_says_what_it_masks(
+    mask: str, tiny: Compose, run_dir: Path
+) -> None:
+    result = run(
+        tiny(*RECONSTRUCT, f"task.mask={mask}", "freeze=staged", "freeze.unfreeze_epoch=1"),
+        run_dir=run_dir,
+    )
+    assert result.metrics["val_loss"] < result.initial["val_loss"]
+    assert list(result.baselines["val"]) == ["linear_interpolation", "last_value", "mean"]
+    line = result.baselines["val"]["linear_interpolation"]["loss"]
+    assert result.metrics["val_skill"] == pytest.approx(1 - result.metrics["val_loss"] / line)
+    assert not any("mase" in name for name in result.metrics)
+    assert result.best_achievable_loss is None
+    task = read(run_dir / "provenance.json")["task"]
+    assert (task["name"], task["mask"], task["ratio"]) == ("reconstruct", mask, 0.15)
+    assert "5 of the 32 steps" in task["notes"][0]
+    assert all(p.stat().st_size > 5000 for p in (run_dir / "plots").glob("*.png"))
+    for window in read(run_dir / "forecast_sample.json")["windows"]:
+        pairs = list(zip(window["context"], window["truth"], strict=True))
+        assert sum(seen is None for seen, _ in pairs) == 5
+        assert all((seen is None) != (asked is None) for seen, asked in pairs)
+
+
+def test_reconstruction_metrics_do_not_depend_on_the_evaluation_batch(
+    tiny: Compose, tmp_path: Path
+) -> None:
+    results = [
+        run(
+            tiny(*RECONSTRUCT, "train.epochs=2", f"train.eval_batch_size={size}"),
+            run_dir=tmp_path / str(size),
+        )
+        for size in (7, 256)
+    ]
+    assert results[0].metrics == pytest.approx(results[1].metrics, rel=1e-5)
+
+
+def test_reconstruction_resumed_equals_uninterrupted(
+    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(*RECONSTRUCT, "train.epochs=2")
+    run(config, run_dir=tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        die_after(patched, 8, politely=True)
+        with pytest.raises(Interrupted):
+            run(config, run_dir=tmp_path / "parts")
+    run(config, run_dir=tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+def test_the_train_mask_is_another_in_every_epoch_and_the_seed_pairs_it(
+    tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import t5ts.reconstruct as module
+
+    asked: list[tuple[int, int | None]] = []
+    real = module.draw_masks
+
+    def draw(*args, seed, epoch, **kwargs):
+        asked.append((seed, epoch))
+        return real(*args, seed=seed, epoch=epoch, **kwargs)
+
+    monkeypatch.setattr(module, "draw_masks", draw)
+    run(tiny(*RECONSTRUCT, "train.epochs=3"), run_dir=tmp_path / "run")
+    seeds = {seed for seed, epoch in asked if epoch is not None}
+    assert {epoch for _, epoch in asked} == {None, 0, 1, 2}
+    assert len(seeds) == 1
+    assert {seed for seed, epoch in asked if epoch is None} == {0}
+
+
+def test_gaps_are_hidden_like_masked_steps_and_not_scored(gappy: Compose, run_dir: Path) -> None:
+    result = run(gappy(*RECONSTRUCT, "train.epochs=2"), run_dir=run_dir)
+    assert math.isfinite(result.metrics["test_loss"])
+    setup = build(gappy(*RECONSTRUCT))
+    index = torch.arange(len(setup.val))
+    window = setup.val.gather(index)
+    batch = setup.task.batch(window, index)
+    assert bool((batch.inputs_BCL.isnan() | ~window.isnan()).all())
+    assert not bool((batch.scored_BCH & window.isnan()).any())
+
+
+def test_the_lab_logs_use_minute_bars_of_128_steps(composed: Compose, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "bars.csv", rows=1400, gaps=0.0)
+    text = (tmp_path / "bars.csv").read_text().replace(",\n", ",50.0\n")
+    (tmp_path / "bars.csv").write_text(text)
+    config = composed(
+        "task=reconstruct", "data=csv", f"data.path={table}", "backbone=shared",
+        "backbone.d_model=16", "backbone.num_layers=1", "train.epochs=1", "tracker=none",
+        "data.windows_per_epoch=128",
+    )  # fmt: skip
+    assert (config.seq_len, config.horizon, config.patch.patch_len) == (128, None, 32)
+    result = run(config, run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["val_loss"] > 0
+    assert math.isfinite(result.metrics["val_corr"])

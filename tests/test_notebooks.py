@@ -1,0 +1,58 @@
+"""The notebooks as files; `make notebooks` runs them."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def test_there_are_three() -> None:
+    assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_stripped(path: Path) -> None:
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            assert cell["execution_count"] is None
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_cells_parse_and_use_the_public_analysis_alone(path: Path) -> None:
+    import t5ts.analysis
+
+    used = set()
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        lines = "".join(cell["source"]).splitlines()
+        # IPython's own lines: a command, a magic.
+        tree = ast.parse("\n".join(line for line in lines if line[:1] not in ("!", "%")))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("t5ts") for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("t5ts"):
+                assert node.module == "t5ts.analysis"
+                used |= {alias.name for alias in node.names}
+    assert used
+    assert used <= set(t5ts.analysis.__all__)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_commands_compose(path: Path, composed) -> None:
+    """Each run's command line is one that t5ts takes, so that a renamed key is seen here."""
+    found = 0
+    for cell in json.loads(path.read_text())["cells"]:
+        for line in "".join(cell["source"]).splitlines():
+            if not line.startswith("!{sys.executable} -m t5ts.run "):
+                continue
+            found += 1
+            words = line.split(" -m t5ts.run ")[1].split(" > ")[0].split()
+            own = [w for w in words if not w.startswith(("hydra", "--"))]
+            # Of a sweep's values the first: compose takes no lists of choices.
+            composed(*(w if "[" in w else w.split(",")[0] for w in own))
+    assert found == 1
