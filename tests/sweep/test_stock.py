@@ -114,29 +114,69 @@ def test_the_extra_names_what_is_tested() -> None:
     assert FRESH[2] in extras["optional-dependencies"]["stock-sweeper"]
 
 
-@pytest.mark.parametrize("sampler", ["", "grid"])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_run_on_the_stock_sweeper(
-    python: Path, preset: str, sampler: str, tmp_path: Path
-) -> None:
-    """Same parameters, same objective; hydra-optuna-sweeper does the rest as it does."""
-    chosen = [f"hydra/sweeper/sampler={sampler}"] if sampler else []
-    if sampler == "grid":
-        chosen += ["optim.lr=1e-3,2e-3", "optim.encoder_lr_scale=0.1,1"]
-    small = [o for o in (*SMALL, *TINY_T5) if not o.startswith("optim.lr=")]
-    done = subprocess.run(
-        [python, "-W", "ignore", "-m", "t5ts.run", "--multirun", f"experiment={preset}",
-         "hydra/sweeper=optuna", *small, "train.epochs=9", "debug=fast_dev_run", *chosen,
-         "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True,
+def on_stock(python: Path, *overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A sweep of two trials, each a dry run."""
+    small = [o for o in (*SMALL, *TINY_T5) if o.partition("=")[0] not in ("optim.lr", "backbone")]
+    return subprocess.run(
+        [python, "-W", "ignore", "-m", "t5ts.run", "--multirun",
+         *([] if any(o.startswith("hydra/sweeper=") for o in overrides)
+           else ["hydra/sweeper=optuna"]),
+         *(o for o in small if not o.startswith("backbone.")), "train.epochs=9",
+         "debug=fast_dev_run", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep", *overrides],
+        cwd=cwd, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "final"])
+def test_presets_run_on_the_stock_sweeper(python: Path, preset: str, tmp_path: Path) -> None:
+    """Same parameters, same objective; hydra-optuna-sweeper does the rest as it does."""
+    done = on_stock(python, f"experiment={preset}", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     results = sorted((tmp_path / "sweep").glob("*/result.json"))
     assert len(results) == 2
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
-    params = yaml.safe_load((ROOT / "conf" / "experiment" / f"{preset}.yaml").read_text())
-    assert set(best["best_params"]) == set(params["hydra"]["sweeper"]["params"])
+    written = yaml.safe_load((ROOT / "conf" / "experiment" / f"{preset}.yaml").read_text())
+    # A parameter that the command line fixes is not searched.
+    searched = set(written["hydra"]["sweeper"]["params"]) - {"data"}
+    assert set(best["best_params"]) == searched
     assert best["best_value"] == min(read(path)["objective"] for path in results)
+
+
+def test_more_is_better_where_the_objective_says_so(python: Path, tmp_path: Path) -> None:
+    done = on_stock(
+        python, "backbone=linear", "optim.lr=1e-5,1e-2", "hydra/sweeper/sampler=grid",
+        "objective=val_corr", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = [read(path)["objective"] for path in (tmp_path / "sweep").glob("*/result.json")]
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert len(set(results)) == 2
+    assert best["best_value"] == max(results)
+
+
+def test_our_sweeper_runs_beside_it(python: Path, tmp_path: Path) -> None:
+    """On the other Hydra, with both plugins installed."""
+    done = on_stock(
+        python, "backbone=linear", "hydra/sweeper=t5ts", "optim.lr=interval(1e-4,1e-2)",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "sweep").glob("*/result.json"))) == 2
+    assert (tmp_path / "sweep" / "study.journal").exists()
+
+
+def test_what_the_stock_sweeper_lacks_is_one_message(python: Path, tmp_path: Path) -> None:
+    done = on_stock(python, "experiment=final", "hydra.sweeper.best_of=there", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("t5ts: hydra/sweeper=optuna has no hydra.sweeper.best_of=there")
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_plugin_the_message_says_what_to_install(tmp_path: Path) -> None:
+    done = on_stock(Path(sys.executable), "experiment=unfreeze_lr", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("t5ts: hydra/sweeper=optuna needs hydra-optuna-sweeper: pip")
+    assert "Traceback" not in done.stderr
 
 
 def distributions(space: dict[str, str]) -> dict[str, BaseDistribution]:
