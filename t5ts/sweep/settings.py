@@ -2,12 +2,14 @@
 
 import hashlib
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 
@@ -137,7 +139,10 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
             " 't5ts[sweep]'), or choose hydra/sweeper/sampler=tpe."
         )
     try:
-        made = instantiate(node)
+        with warnings.catch_warnings():
+            # That Optuna may yet change what the user has named is no news at every trial.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            made = instantiate(node)
         if not isinstance(made, kind):
             raise TypeError(f"a {type(made).__name__} is no {key}")
     except Exception as error:  # whatever the class raises: all of it is about this node
