@@ -55,7 +55,9 @@ def test_list_shows_what_is_cached(hub, tmp_path: Path, capsys) -> None:
     cache = ["--cache-dir", str(tmp_path / "cache")]
     assert main(["--list", *cache]) == 0
     before = capsys.readouterr().out
-    assert before.count(" no\n") == before.count("apache-2.0") == 8
+    assert before.count("apache-2.0") == 9
+    assert before.count(" no\n") == 8
+    assert before.count("comes with t5ts\n") == 1
     main([*BACKBONE, *places(hub, tmp_path)])
     capsys.readouterr()
     assert main(["--list", *cache]) == 0

@@ -65,8 +65,8 @@ class SweepSettings:
 
     @property
     def prunes(self) -> bool:
-        """Whether trials may be stopped early: by one objective that each evaluation measures."""
-        return not str(self.pruner["_target_"]).endswith("NopPruner")
+        """Whether trials may be stopped early: never in a grid, which would then have holes."""
+        return not self.is_grid and not str(self.pruner["_target_"]).endswith("NopPruner")
 
     def make_sampler(self, slot: int) -> BaseSampler:
         """The sampler of a slot: a function of the seed and the slot, not of who asks when."""
