@@ -2,7 +2,7 @@
 
 Every figure is a ratio against the same trials without the feature, in the same run on the same
 machine: the frozen phase shared or trained by each, bad trials pruned or not, one worker or two.
-`benchmarks.ledger` holds the figure on killed workers.
+`benchmarks.sweep_kills` holds the figure on killed workers.
 """
 
 import argparse
@@ -27,11 +27,13 @@ COMMON = [
     "backbone=t5_tiny_en",
     "init=t5",
     "freeze=staged",
-    "data=nyc_weather",
+    "data=synthetic",
+    "data.num_rows=3000",
+    "data.splits=[0.85,0.075,0.075]",
     "tracker=none",
     "train.epochs=10",
     "train.batch_size=64",
-    "data.windows_per_epoch=1280",
+    "data.windows_per_epoch=640",
 ]
 
 
