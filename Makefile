@@ -49,10 +49,11 @@ bench: $(STAMP)  ## speed as ratios against named peers (installs the bench extr
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.startup
 
-wheel-notebooks: $(STAMP)  ## run the notebooks top to bottom, offline
-	$(BIN)/python scripts/run_notebooks.py $(ARGS)
+bench-sweep: $(STAMP)  ## what reuse, pruning and workers save in a sweep; killed workers
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.sweep_kills
 
-check: $(STAMP)  ## build the wheel and run it from an empty folder
+wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder
 	$(BIN)/python scripts/check_wheel.py
 
 PRETRAIN := outputs/pretrain
