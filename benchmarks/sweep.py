@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -65,14 +64,13 @@ class Replay(BaseSampler):
         return self._points[str(trial.user_attrs["slot"])][param_name]
 
 
-def sweep(folder: Path, *arguments: str, threads: int | None = None) -> float:
-    """Run one sweep in a process of its own; returns its seconds, start-up of Python included."""
+def sweep(folder: Path, *arguments: str, threads: int | None = None) -> None:
+    """Run one sweep in a process of its own, or find it done."""
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     environment.pop("OMP_NUM_THREADS", None)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, "-m", "t5ts.run", "--multirun", "hydra/sweeper=t5ts"]
-    started = time.perf_counter()
     done = subprocess.run(
         [*command, *COMMON, *arguments, f"hydra.sweep.dir={folder}"],
         env=environment,
@@ -81,7 +79,6 @@ def sweep(folder: Path, *arguments: str, threads: int | None = None) -> float:
     )
     if done.returncode:
         raise SystemExit(f"the sweep in {folder} failed:\n{done.stdout}\n{done.stderr}")
-    return time.perf_counter() - started
 
 
 def trials_of(folder: Path) -> list[Any]:
@@ -93,6 +90,12 @@ def trials_of(folder: Path) -> list[Any]:
 
 def epochs_of(trials: Sequence[Any], what: str) -> int:
     return sum(trial.user_attrs["epochs"][what] for trial in trials)
+
+
+def seconds_of(trials: Sequence[Any]) -> float:
+    """From the first ask to the last tell."""
+    begun = min(trial.datetime_start for trial in trials)
+    return (max(trial.datetime_complete for trial in trials) - begun).total_seconds()
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -118,9 +121,10 @@ def grid(folder: Path) -> None:
         "freeze.unfreeze_epoch=range(0,9)",
         "optim.encoder_lr_scale=0.01,0.03,0.1,0.3,1.0",
     ]
-    reused_s = sweep(folder / "grid-reused", *space)
-    cold_s = sweep(folder / "grid-cold", *space, "hydra.sweeper.reuse=false")
+    sweep(folder / "grid-reused", *space)
+    sweep(folder / "grid-cold", *space, "hydra.sweeper.reuse=false")
     reused, cold = trials_of(folder / "grid-reused"), trials_of(folder / "grid-cold")
+    reused_s, cold_s = seconds_of(reused), seconds_of(cold)
     same = results_of(folder / "grid-reused") == results_of(folder / "grid-cold")
     trained, asked = epochs_of(reused, "trained"), epochs_of(cold, "trained")
     print(
@@ -138,18 +142,21 @@ def mission(folder: Path) -> None:
         "optim.lr=tag(log,interval(1e-4,1e-2))",
         "optim.encoder_lr_scale=tag(log,interval(1e-2,1))",
     ]
-    fast_s = sweep(folder / "mission", *space)
+    sweep(folder / "mission", *space)
     fast = trials_of(folder / "mission")
     points = folder / "points.json"
     points.write_text(json.dumps({t.user_attrs["slot"]: t.params for t in fast}))
-    whole_s = sweep(
+    sweep(
         folder / "mission-whole",
         *space,
         "hydra.sweeper.reuse=false",
         "hydra/sweeper/pruner=none",
-        f"hydra.sweeper.sampler={{_target_:benchmarks.sweep.Replay,points:{points}}}",
+        "hydra/sweeper/sampler=random",
+        "hydra.sweeper.sampler._target_=benchmarks.sweep.Replay",
+        f"+hydra.sweeper.sampler.points={points}",
     )
     whole = trials_of(folder / "mission-whole")
+    fast_s, whole_s = seconds_of(fast), seconds_of(whole)
     assert [t.params for t in whole] == [t.params for t in fast]
     best = [
         min(t.value for t in trials if t.state == optuna.trial.TrialState.COMPLETE)
@@ -178,9 +185,7 @@ def workers(folder: Path) -> None:
         place = folder / f"workers-{name}"
         sweep(place, *space, f"hydra.sweeper.n_jobs={count}", threads=threads)
         trials = trials_of(place)
-        begun = min(t.datetime_start for t in trials)
-        ended = max(t.datetime_complete for t in trials)
-        rates[name] = 3600 * len(trials) / (ended - begun).total_seconds()
+        rates[name] = 3600 * len(trials) / seconds_of(trials)
     print(
         f"workers: trials/h {rates['2x1']:.0f} with two workers of one thread, {rates['1x1']:.0f}"
         f" with one of one ({rates['2x1'] / rates['1x1']:.2f}x), {rates['1x2']:.0f} with one of two"
