@@ -1,6 +1,7 @@
 """Impossible configurations: ranges, choices and pairs, refused before any work starts."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from t5ts.config import (
@@ -64,6 +65,7 @@ def check(config: Config) -> None:
         *_range_problems(config),
         *_choice_problems(config),
         *_pair_problems(config),
+        *_claim_problems(config),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -319,3 +321,19 @@ def _pair_problems(config: Config) -> list[str]:
         ),
     ]
     return [message for broken, message in rules if broken]
+
+
+def _claim_problems(config: Config) -> list[str]:
+    """Groups that were chosen over what the named arm says: it would be another under its name."""
+    problems = []
+    for claim in config.claims:
+        group, _, pattern = claim.partition("=")
+        name = getattr(getattr(config, group, None), "name", None)
+        if name is None:
+            problems.append(f"claims={claim}: {group!r} is no group; write GROUP=OPTION.")
+        elif not fnmatchcase(name, pattern):
+            problems.append(
+                f"the chosen arm says {claim}, but {group}={name}: leave {group} out of the"
+                " command, or choose the groups themselves instead of arm=NAME."
+            )
+    return problems

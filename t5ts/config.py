@@ -31,6 +31,7 @@ OBJECTIVES = {
 }
 #: Settings that cannot change a number of the run, and so are no part of its identity.
 NOT_IDENTITY = (
+    "claims",
     "tracker",
     "train.resume",
     "train.checkpoint_every_s",
@@ -275,6 +276,8 @@ class Config:
     seq_len: int = 128
     horizon: int | None = None  # the task's default; null where it has none
     objective: str = "val_loss"
+    #: `group=pattern` (as file names are matched): what a named arm says that it is.
+    claims: list[str] = field(default_factory=list)
     data: DataConfig = MISSING
     task: TaskConfig = MISSING
     backbone: BackboneConfig = MISSING
