@@ -16,8 +16,10 @@ from t5ts.sweep.worker import Work
 
 log = logging.getLogger("t5ts.sweep")
 
-#: Deaths of one worker in a row, without a sign of work in between, before it is given up.
+#: Starts of one worker in a row that ended in its death at once, before the sweep is given up.
 MAX_STARTS = 5
+#: A worker that lived so long has worked: its death is the trial's or the machine's matter.
+WORKED_S = 60.0
 #: How long workers have to write their checkpoints when the sweep is stopped.
 STOP_S = 60.0
 
@@ -27,6 +29,8 @@ class _Process:
     number: int
     process: subprocess.Popen[bytes]
     log: Path
+    log_start: int  # bytes that earlier workers wrote
+    begun: float
     starts: int = 1
 
 
@@ -50,6 +54,7 @@ class Pool:
     def _start(self, number: int) -> _Process:
         path = self._folder / f"worker-{number}.log"
         with path.open("ab") as output:
+            log_start = output.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", "t5ts.sweep"],
                 stdin=subprocess.PIPE,
@@ -65,7 +70,9 @@ class Pool:
             process.stdin.flush()
         except BrokenPipeError:
             log.warning("worker %s died at once: see %s", number, path)
-        return _Process(number=number, process=process, log=path)
+        return _Process(
+            number=number, process=process, log=path, log_start=log_start, begun=time.monotonic()
+        )
 
     def watch(self) -> bool:
         """Replace workers that died; True while any is at work.
@@ -77,16 +84,18 @@ class Pool:
             status = worker.process.poll()
             if status is None or status == 0:
                 continue
+            said = _last_words(worker.log, since=worker.log_start)
             if status == 2:
-                raise UserError(_last_words(worker.log))
-            if worker.starts >= MAX_STARTS:
+                raise UserError(said)
+            has_worked = time.monotonic() - worker.begun > WORKED_S
+            if worker.starts >= MAX_STARTS and not has_worked:
                 raise UserError(
-                    f"worker {worker.number} died {worker.starts} times (status {status}); its last"
-                    f" lines, from {worker.log}:\n{_last_words(worker.log)}"
+                    f"worker {worker.number} died at {worker.starts} starts in a row (status"
+                    f" {status}); its last lines, from {worker.log}:\n{said}"
                 )
             log.warning("worker %s died (status %s): starting another", worker.number, status)
             started = self._start(worker.number)
-            started.starts = worker.starts + 1
+            started.starts = 1 if has_worked else worker.starts + 1
             self._workers[index] = started
         return any(worker.process.poll() is None for worker in self._workers)
 
@@ -131,8 +140,9 @@ def visible_gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-def _last_words(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+def _last_words(path: Path, *, since: int = 0) -> str:
+    """The last message in a log, or its last lines, after so many bytes."""
+    lines = path.read_bytes()[since:].decode(errors="replace").splitlines()
     ours = [index for index, line in enumerate(lines) if line.startswith("t5ts: ")]
     if ours:
         return "\n".join(lines[ours[-1] :]).removeprefix("t5ts: ")

@@ -1,11 +1,14 @@
 """Each worker's share of the machine."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from t5ts.errors import UserError
 from t5ts.sweep import pool
-from t5ts.sweep.pool import _environment, _last_words, visible_gpus
+from t5ts.sweep.pool import Pool, _environment, _last_words, visible_gpus
 
 
 @pytest.fixture
@@ -67,3 +70,54 @@ def test_a_workers_last_words_are_its_message_or_the_end_of_its_log(tmp_path: Pa
     assert _last_words(log) == "no such file\nput it there"
     log.write_text("\n".join(f"line {n}" for n in range(40)))
     assert _last_words(log).splitlines() == [f"line {n}" for n in range(25, 40)]
+
+
+def test_what_an_earlier_worker_said_is_not_this_ones_reason(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text("t5ts: no such file\n")
+    begun = log.stat().st_size
+    with log.open("a") as file:
+        file.write("Traceback\nMemoryError\n")
+    assert _last_words(log, since=begun) == "Traceback\nMemoryError"
+
+
+class Dying:
+    """Worker processes that end with status 1 as soon as they are looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, lives_s: float) -> None:
+        self.now, self.starts = 0.0, 0
+        monkeypatch.setattr(pool.time, "monotonic", lambda: self.now)
+        self.pool = object.__new__(Pool)
+        self.pool._start = self.start  # type: ignore[method-assign]
+        self.lives_s, self.folder = lives_s, folder
+        self.pool._workers = [self.start(0)]
+
+    def start(self, number: int) -> pool._Process:
+        self.starts += 1
+        process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+        process.wait()
+        log = self.folder / "worker.log"
+        log.write_text("out of luck\n")
+        return pool._Process(number=number, process=process, log=log, log_start=0, begun=self.now)
+
+    def watch(self) -> None:
+        self.now += self.lives_s
+        self.pool.watch()
+
+
+def test_a_worker_that_dies_at_every_start_ends_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dying = Dying(monkeypatch, tmp_path, lives_s=1.0)
+    for _ in range(pool.MAX_STARTS - 1):
+        dying.watch()
+    with pytest.raises(UserError, match="out of luck"):
+        dying.watch()
+    assert dying.starts == pool.MAX_STARTS
+
+
+def test_deaths_after_work_do_not_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dying = Dying(monkeypatch, tmp_path, lives_s=pool.WORKED_S + 1.0)
+    for _ in range(3 * pool.MAX_STARTS):
+        dying.watch()
+    assert dying.starts == 3 * pool.MAX_STARTS + 1
