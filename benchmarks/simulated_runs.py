@@ -203,7 +203,8 @@ def write_run(
             row |= {"train_loss": final, **mean}
             row |= {k.replace("grad_norm", "grad_norm_max"): 1.5 * v for k, v in mean.items()}
         values = val_at(epoch)
-        row |= values | {f"distance_from_init/{c}": 0.1 * epoch for c in components}
+        trained = {c: max(0.0, epoch - (math.inf if s is None else s)) for c, s in starts.items()}
+        row |= values | {f"distance_from_init/{c}": 0.1 * trained[c] for c in components}
         row |= {"perf/elapsed_s": 3.0 * epoch, "perf/eval_s": 0.2}
         lines.append(row)
         if values["val_loss"] < best[0]:

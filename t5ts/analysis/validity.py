@@ -37,6 +37,7 @@ def check_pair(pair: Pair) -> list[Check]:
         _budget(pair),
         _same_start(pair),
         _weights_proven(pair),
+        _freezing_proven(pair),
         _same(pair, "same data", lambda r: (r.provenance.get("data") or {}).get("sha256"), BROKEN),
         _same(pair, "same windows", lambda r: r.provenance.get("windows"), BROKEN),
         _same(pair, "same precision", lambda r: r.provenance.get("precision"), BROKEN),
@@ -121,12 +122,16 @@ def _same_start(pair: Pair) -> Check:
 def _weights_proven(pair: Pair) -> Check:
     """The pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
     name = "the arms' weights are proven"
-    pretrained, drawn = set(), []
+    pretrained, drawn, other = set(), [], []
     for arm in (pair.treatment, pair.control):
         for run in arm.best.finished.values() if arm.best else ():
             digest = (run.provenance.get("initial_sha256") or {}).get("encoder")
             if digest is None:
                 return Check(name=name, status=NOTE, detail=f"no checksum in {run.path}")
+            loaded = run.provenance.get("weights") or {}
+            said = (loaded.get("init", arm.init), loaded.get("tensors_sha256", digest))
+            if said != (arm.init, digest):
+                other.append(run.path.name)
             if arm.init == PRETRAINED:
                 pretrained.add(digest)
             else:
@@ -140,9 +145,36 @@ def _weights_proven(pair: Pair) -> Check:
     if len(set(drawn)) < len(drawn):
         detail = f"{pair.control.name}: two seeds started from the same encoder tensors"
         return Check(name=name, status=BROKEN, detail=detail)
+    if other:
+        detail = f"trained other weights than the load report names: {', '.join(other[:5])}"
+        return Check(name=name, status=BROKEN, detail=detail)
     digest = next(iter(pretrained), "")
     detail = f"pretrained encoder {digest[:12]}… at every seed; the control's differs at each seed"
     return Check(name=name, status=OK, detail=detail)
+
+
+def _freezing_proven(pair: Pair) -> Check:
+    """What is frozen has not moved from its first tensors, and what is unfrozen has."""
+    name = "frozen parts stood still, unfrozen ones moved"
+    wrong: list[str] = []
+    known = 0
+    for run in (run for both in pair.runs() for run in both):
+        starts: dict[str, list[float]] = {}
+        for line in run.provenance.get("plan") or ():
+            start = line["start_epoch"]
+            starts.setdefault(line["component"], []).append(np.inf if start is None else start)
+        for component, begins in starts.items():
+            epochs, distances = run.curve(f"distance_from_init/{component}")
+            known += len(epochs)
+            if ((distances > 0) != (epochs > min(begins))).any():
+                wrong.append(f"{component} of {run.path.name}")
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        detail = f"the plan was not kept by {', '.join(wrong[:5])}{more}"
+        return Check(name=name, status=BROKEN, detail=detail)
+    if not known:
+        return Check(name=name, status=NOTE, detail="not recorded")
+    return Check(name=name, status=OK, detail=f"at {known} evaluations of a component")
 
 
 def _same(pair: Pair, name: str, of: Callable[[Run], Any], otherwise: str) -> Check:

@@ -1,6 +1,7 @@
 """The verdict on studies whose truth is known, and what withholds it."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,29 @@ def chosen_by_hand(root: Path) -> None:
     edit(path, lambda r: r.update(best_epoch=1))
 
 
+def another_init(root: Path) -> None:
+    write(root, [t5(-0.06), RANDOM])
+    path = root / f"{t5(0).name}-s1-" / "provenance.json"
+    edit(path, lambda p: p["weights"].update(init="random"))
+
+
+def set_distance(path: Path, value: str) -> None:
+    moved = re.compile(r'("distance_from_init/block_0": )[0-9.]+')
+    path.write_text(moved.sub(rf"\g<1>{value}", path.read_text()))
+
+
+def never_unfrozen(root: Path) -> None:
+    """A plan that unfreezes, and blocks that stay where they were: the optimizer lost them."""
+    write(root, [t5(-0.06), RANDOM])
+    set_distance(root / f"{t5(0).name}-s1-" / "metrics.jsonl", "0.0")
+
+
+def moved_while_frozen(root: Path) -> None:
+    frozen = [Arm(init="t5", freeze="all", effect=-0.06), Arm(init="random", freeze="all")]
+    write(root, frozen)
+    set_distance(root / f"{frozen[0].name}-s1-" / "metrics.jsonl", "1e-7")
+
+
 @pytest.mark.parametrize(
     ("breaks", "invariant", "evidence"),
     [
@@ -172,6 +196,9 @@ def chosen_by_hand(root: Path) -> None:
             "head at seed 2",
         ),
         (fake_arm, "the arms' weights are proven", "5 different encoders"),
+        (another_init, "the arms' weights are proven", "than the load report names"),
+        (never_unfrozen, "frozen parts stood still, unfrozen ones moved", "block_0 of"),
+        (moved_while_frozen, "frozen parts stood still, unfrozen ones moved", "block_0 of"),
         (other_data, "same data", "1 runs"),
         (other_precision, "same precision", "bfloat16"),
         (chosen_by_hand, "validation selected, after all epochs", "reports epoch 1"),
