@@ -19,6 +19,8 @@ from t5ts.errors import ConfigError
 DIRECTIONS = ("minimize", "maximize")
 #: Whole-run figures that can be objectives beside the metrics, all of them better when smaller.
 COSTS = ("seconds", "peak_memory_bytes")
+#: Of a preset that cannot do without a value. (Hydra's ??? would leave the default standing.)
+NOT_GIVEN = "(not given)"
 #: What a sampler imports only when it first draws.
 NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy"}
 #: Samplers whose draws belong together over the study, so that one seed must serve all slots.
@@ -201,7 +203,7 @@ def _problems(
         ),
         (
             f"best_of={values['best_of']}",
-            values["best_of"] != "???",
+            values["best_of"] != NOT_GIVEN,
             "the directory of a finished sweep (hydra.sweeper.best_of=DIR)",
         ),
         (

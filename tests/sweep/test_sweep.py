@@ -1,0 +1,238 @@
+"""Whole sweeps by their command line, with the workers' loop in this process: it saves imports."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SMALL, TINY_T5
+from hydra.core.global_hydra import GlobalHydra
+from runs import read, rows
+from sweep.sweeps import attempts, results, run_dirs
+
+from t5ts import run
+from t5ts.sweep import coordinator
+from t5ts.sweep.worker import work
+
+COMMON = ["hydra/sweeper=t5ts", *SMALL, *TINY_T5, "train.epochs=3", "train.threads=1"]
+GRID = ["hydra/sweeper/sampler=grid"]
+LR = "optim.lr=tag(log,interval(1e-4,1e-2))"
+#: A pruner that gives up every trial as soon as it is asked.
+MERCILESS = [
+    "hydra/sweeper/pruner=none",
+    "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner",
+    "+hydra.sweeper.pruner.upper=-1",
+]
+Sweep = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Sweep]:
+    """Run a sweep in `tmp_path/NAME`: its exit status, standard output and standard error."""
+
+    def in_this_process(job: Any, display: Any) -> None:
+        work(job, worker=0)
+        display.update()
+
+    monkeypatch.setattr(coordinator, "_with_pool", in_this_process)
+    monkeypatch.chdir(tmp_path)
+
+    def go(name: str, *overrides: str) -> tuple[int, str, str]:
+        where = f"hydra.sweep.dir={tmp_path / name}"
+        arguments = ["t5ts.run", "--multirun", *COMMON, where, *overrides]
+        monkeypatch.setattr(sys, "argv", arguments)
+        GlobalHydra.instance().clear()
+        status = 0
+        try:
+            run.cli()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    yield go
+    GlobalHydra.instance().clear()
+
+
+def params(folder: Path, study: str = "sweep") -> dict[int, dict[str, Any]]:
+    return {t.user_attrs["slot"]: t.params for t in attempts(folder, study=study)}
+
+
+def test_a_larger_budget_goes_on_as_if_it_had_been_asked_for_at_once(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    tpe = ["init=random", LR, "hydra.sweeper.sampler.n_startup_trials=1"]
+    assert sweep("whole", *tpe, "hydra.sweeper.n_trials=4")[0] == 0
+    assert sweep("parts", *tpe, "hydra.sweeper.n_trials=2")[0] == 0
+    first = {
+        slot: (d / "result.json").stat().st_mtime_ns
+        for slot, d in run_dirs(tmp_path / "parts").items()
+    }
+    status, said, _ = sweep("parts", *tpe, "hydra.sweeper.n_trials=4")
+    assert status == 0
+    assert "2 of 4 done" in said
+    assert params(tmp_path / "parts") == params(tmp_path / "whole")
+    assert len({p["optim.lr"] for p in params(tmp_path / "parts").values()}) == 4
+    dirs = run_dirs(tmp_path / "parts")
+    assert sorted(dirs) == [0, 1, 2, 3]
+    assert all((dirs[slot] / "result.json").stat().st_mtime_ns == t for slot, t in first.items())
+
+    status, said, _ = sweep("parts", *tpe, "hydra.sweeper.n_trials=3")
+    assert status == 0
+    assert "All of them are done; hydra.sweeper.n_trials=N" in said
+    assert len(run_dirs(tmp_path / "parts")) == 4
+
+
+def test_another_space_is_refused_by_name_or_recorded(sweep: Sweep, tmp_path: Path) -> None:
+    one = ["init=random", "hydra.sweeper.n_trials=1"]
+    assert sweep("s", *one, LR)[0] == 0
+    status, _, said = sweep("s", *one, LR, "train.batch_size=32", "hydra.sweeper.n_trials=2")
+    assert status == 2
+    assert "settings.train.batch_size: 64 → 32" in said
+    assert "Traceback" not in said
+    other = [*one, LR, "train.batch_size=32", "hydra.sweeper.n_trials=2"]
+    assert sweep("s", *other, "hydra.sweeper.on_change=record")[0] == 0
+    assert results(attempts(tmp_path / "s", study="sweep")) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "pruned_at"),
+    [
+        (["freeze=none"], 1),
+        (["freeze=staged", "freeze.unfreeze_epoch=1"], 2),
+        (["freeze=staged", "freeze.unfreeze_epoch=2"], None),  # epoch 3 is the last: it is done
+        (["freeze=all"], 1),
+    ],
+    ids=["none", "staged-1", "staged-2", "all"],
+)
+def test_no_trial_is_pruned_before_its_grace_is_over(
+    sweep: Sweep, tmp_path: Path, freeze: list[str], pruned_at: int | None
+) -> None:
+    arguments = ["init=random", *freeze, LR, *MERCILESS, "hydra.sweeper.n_trials=1"]
+    status, said, _ = sweep("s", *arguments)
+    assert status == 0
+    (folder,) = run_dirs(tmp_path / "s").values()
+    trial = read(folder / "trial.json")
+    last = rows(folder)[-1]["epoch"]
+    if pruned_at is None:
+        assert (trial["state"], last) == ("complete", 3)
+    else:
+        assert (trial["state"], last) == ("pruned", pruned_at)
+        assert f"epochs     {pruned_at} trained of 3 asked for ({3 - pruned_at} saved" in said
+    assert not (folder / "checkpoint" / "last.safetensors").exists()
+
+
+def test_a_grid_is_never_pruned(sweep: Sweep, tmp_path: Path) -> None:
+    assert sweep("s", "init=random", *GRID, *MERCILESS, "optim.lr=1e-3,3e-3")[0] == 0
+    states = {read(d / "trial.json")["state"] for d in run_dirs(tmp_path / "s").values()}
+    assert states == {"complete"}
+
+
+def test_failed_trials_are_recorded_and_too_many_end_the_sweep(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    lrs = "optim.lr=1e-3,1e30,2e-3,3e-3,1e31"
+    status, _, said = sweep("s", "init=random", *GRID, lrs, "hydra.sweeper.max_failure_rate=0.3")
+    assert status == 2
+    assert "2 of 5 trials failed" in said
+    assert "Traceback" not in said
+    dirs = run_dirs(tmp_path / "s")
+    states = [read(dirs[slot] / "trial.json") for slot in range(5)]
+    assert [s["state"] for s in states] == ["complete", "failed", "complete", "complete", "failed"]
+    assert "not finite" in states[1]["reason"]
+
+    status, said, _ = sweep("s", "init=random", *GRID, lrs, "hydra.sweeper.max_failure_rate=0.4")
+    assert status == 0
+    assert "5 of 5 done (3 complete, 0 pruned, 2 failed)" in said
+
+
+def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> None:
+    space = [
+        "init=random", *GRID, "freeze=none,staged", "freeze.unfreeze_epoch=range(0,3)",
+        "optim.encoder_lr_scale=0.1,0.3",
+    ]  # fmt: skip
+    status, said, _ = sweep("shared", *space)
+    assert status == 0
+    assert sweep("cold", *space, "hydra.sweeper.reuse=false")[0] == 0
+    assert "by reuse" in said
+
+    def found(name: str) -> dict[str, Any]:
+        return {
+            str(sorted(read(d / "trial.json")["params"].items())): (
+                rows(d),
+                read(d / "result.json")["metrics"],
+            )
+            for d in run_dirs(tmp_path / name).values()
+        }
+
+    shared, cold = found("shared"), found("cold")
+    assert len(cold) == 2 + 2 * 3  # an unfreeze epoch means nothing without staging
+    assert shared == cold
+    reused = [
+        read(d / "trial.json")["reused_epochs"] for d in run_dirs(tmp_path / "shared").values()
+    ]
+    # The longest of a lr scale trains its frozen phase, and all of them share the head's.
+    assert sum(reused) == 2 + 1 + 1
+
+
+def test_final_runs_each_arms_best_point_on_new_seeds_cold(sweep: Sweep, tmp_path: Path) -> None:
+    arms = ["init=random", "normalize=instance,none", "hydra.sweeper.arms=[normalize]"]
+    assert sweep("search", *arms, *GRID, "optim.lr=1e-5,3e-3")[0] == 0
+    found = yaml.safe_load((tmp_path / "search" / "optimization_results.yaml").read_text())
+    assert sorted(found["arms"]) == ["normalize=instance", "normalize=none"]
+
+    final = ["experiment=final", f"hydra.sweeper.best_of={tmp_path / 'search'}", "seed=7,8"]
+    assert sweep("final", *final)[0] == 0
+    runs = sorted((tmp_path / "final").rglob("trial.json"))
+    assert len(runs) == 4
+    for path in runs:
+        config = yaml.safe_load((path.parent / "config.yaml").read_text())
+        best = found["arms"][path.parent.parent.name]
+        assert config["normalize"]["name"] == best["arm"]["normalize"]
+        assert config["optim"]["lr"] == best["best_params"]["optim.lr"]
+        assert config["train"]["epochs"] == 3
+        assert config["train"]["reuse_dir"] is None
+        assert config["seed"] in (7, 8)
+
+
+def test_several_objectives_give_a_front(sweep: Sweep, tmp_path: Path) -> None:
+    objectives = "hydra.sweeper.objective=[val_loss,seconds]"
+    assert sweep("s", "init=random", LR, objectives, "hydra.sweeper.n_trials=2")[0] == 0
+    found = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
+    assert all(len(solution["values"]) == 2 for solution in found["solutions"])
+    assert found["solutions"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["init=random"], "nothing to sweep"),
+        (["optim.lrr=1,2"], "optim.lrr is not a setting"),
+        (["init=random,pretrained"], "init=pretrained does not exist"),
+        (["train.epochs=interval(1,9)"], "train.epochs is a whole number"),
+        (
+            ["freeze=staged", "freeze.unfreeze_epoch=range(0,9)"],
+            "cannot run (freeze.unfreeze_epoch=8)",
+        ),
+        ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0 is not allowed"),
+        ([LR, "hydra.sweeper.storage=sqlite:////no/such/folder/x.db"], "cannot be opened"),
+        ([LR, "hydra.sweep.dir=/proc/no"], "cannot be written"),
+        (["experiment=final"], "hydra.sweeper.best_of"),
+        (
+            ["experiment=final", "hydra.sweeper.best_of=nowhere"],
+            "nowhere/optimization_results.yaml",
+        ),
+    ],
+)
+def test_bad_sweeps_are_one_message_before_any_trial(
+    sweep: Sweep, tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    status, _, message = sweep("s", *overrides)
+    assert status == 2
+    assert said in message
+    assert "Traceback" not in message
+    assert not list(tmp_path.rglob("metrics.jsonl"))
