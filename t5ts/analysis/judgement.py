@@ -108,8 +108,10 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     A pair of arms that differ in the encoder's weights alone *transfers* if the 95 % interval of
     the log-ratio of their test losses over paired seeds lies below 0 and the Holm-adjusted p is
     below 0.05; it *does not* if the interval lies above 0, or wholly inside ±margin; otherwise it
-    *cannot tell*. The data *cannot discriminate* if the interval against an encoder that stays
-    random lies inside ±margin. A broken invariant withholds the verdict.
+    *cannot tell*. Where arms with `matched` or `shuffled` weights were run, transfer also needs to
+    beat the better of them: else the checkpoint's scale may be all that helps. The data *cannot
+    discriminate* if the interval against an encoder that stays random lies inside ±margin. A broken
+    invariant withholds the verdict.
 
     Args:
         study: From `collect`.
@@ -257,11 +259,7 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
             " Whatever the encoder contributes cannot be seen here; try data with more to learn."
         )
     elif main.kind == TRANSFERS:
-        judged.headline = (
-            f"Pretraining helps: test error {percent(-math.expm1(effect.value), sign=False)} lower"
-            " than with random weights"
-            f"{_between(-math.expm1(effect.high), -math.expm1(effect.low))}."
-        )
+        _text_or_scale(judged, main)
     elif main.kind == DOES_NOT and effect.within(margin):
         judged.headline = (
             "Pretraining makes no difference that matters: whatever it does to the test error is"
@@ -291,6 +289,49 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
         for c in rest
     ]
     judged.reasons = [reason for reason in judged.reasons if reason]
+
+
+def _text_or_scale(judged: Verdict, main: Comparison) -> None:
+    """Who beats random weights must also beat controls that have the checkpoint's scale alone."""
+    effect = main.effect
+    gain = percent(-math.expm1(effect.value), sign=False)
+    controls = [
+        c
+        for c in judged.comparisons
+        if c.pair.kind == "control" and c.pair.treatment is main.pair.treatment and c.pair.seeds
+    ]
+    # The control that does best against the pretrained arm decides.
+    rival = max(controls, key=lambda c: c.effect.value, default=None)
+    if rival is None or rival.kind == TRANSFERS:
+        judged.headline = (
+            f"Pretraining helps: test error {gain} lower than with random weights"
+            f"{_between(-math.expm1(effect.high), -math.expm1(effect.low))}."
+        )
+        judged.reasons.append(
+            "No control tells whether the text helps or only the weights' scale: add init=matched"
+            " and init=shuffled (experiment=controls)."
+            if rival is None
+            else f"Also against weights of the same scale without the text: {rival.pair.name}"
+            f" {percent_interval(rival.effect)}."
+        )
+        return
+    judged.kind = rival.kind
+    said = f"{rival.pair.name}: test loss {percent_interval(rival.effect)} (95 % interval)."
+    if rival.kind == DOES_NOT:
+        judged.headline = (
+            f"It is not the text: test error is {gain} lower than with random weights, but so it"
+            f" is with {rival.pair.control.init} weights, which have the checkpoint's scale alone."
+        )
+    else:
+        judged.headline = (
+            f"Cannot tell the text from the scale: test error is {gain} lower than with random"
+            f" weights, and may be as low with {rival.pair.control.init} weights, which have the"
+            " checkpoint's scale alone."
+        )
+        if rival.effect.is_known:
+            target = max(abs(rival.effect.value), judged.margin)
+            judged.seeds_needed = seeds_needed(sd=rival.effect.sd, effect=target)
+    judged.reasons.append(said)
 
 
 def _between(low: float, high: float) -> str:

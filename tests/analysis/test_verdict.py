@@ -55,6 +55,41 @@ def test_a_gain_transfers(tmp_path: Path) -> None:
     assert len(found.main.pair.runs()) == 5
 
 
+@pytest.mark.parametrize(
+    ("matched", "shuffled", "kind", "said"),
+    [
+        (0.0, 0.01, TRANSFERS, "Pretraining helps"),
+        (-0.06, 0.0, DOES_NOT, "It is not the text: test error is"),
+        (0.0, -0.09, DOES_NOT, "with shuffled weights, which have the checkpoint's scale alone"),
+    ],
+)
+def test_a_gain_that_scale_alone_gives_is_not_the_texts(
+    tmp_path: Path, matched: float, shuffled: float, kind: str, said: str
+) -> None:
+    precise = {"freeze": "none", "seed_sd": 0.002}
+    controls = [Arm(init="matched", effect=matched, **precise)]
+    controls.append(Arm(init="shuffled", effect=shuffled, **precise))
+    write(tmp_path, [t5(-0.06, seed_sd=0.002), RANDOM, *controls])
+    found = judged(tmp_path)
+    assert found.main is not None
+    assert found.main.kind == TRANSFERS  # against random weights
+    assert found.kind == kind
+    assert said in found.headline
+
+
+def test_a_gain_that_scale_alone_may_give_is_not_called_the_texts(tmp_path: Path) -> None:
+    unsure = Arm(init="matched", freeze="none", effect=-0.05, seed_sd=0.06)
+    write(tmp_path, [t5(-0.06, seed_sd=0.002), RANDOM, unsure])
+    found = judged(tmp_path)
+    assert found.kind == CANNOT_TELL
+    assert "Cannot tell the text from the scale" in found.headline
+
+
+def test_a_gain_without_controls_says_what_is_missing(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.06), RANDOM])
+    assert any("add init=matched" in reason for reason in judged(tmp_path).reasons)
+
+
 def test_a_loss_does_not_transfer(tmp_path: Path) -> None:
     write(tmp_path, [t5(0.08), RANDOM])
     found = judged(tmp_path)
