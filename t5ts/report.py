@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  - {reason}")
     for check in shown.broken:
         print(f"  ! broken: {check.name}: {check.detail}")
-    _print_log_table(findings)
+    _print_tables(findings)
     print(f"\n{in_short(findings)}")
     print(f"{written.page}  ({time.perf_counter() - begun:.1f} s)")
     if options.wandb:
@@ -85,24 +85,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _log_table(findings: "Findings") -> "Table | None":
-    """The lab log's table of the main condition."""
+def _final_tables(findings: "Findings") -> "list[Table]":
+    """Section 3's tables: the lab log's of each condition, all metrics, all comparisons."""
     from t5ts.analysis.document import Table
     from t5ts.analysis.sections import final_performance
 
-    blocks = final_performance(findings).blocks
-    return next((block for block in blocks if isinstance(block, Table)), None)
+    return [block for block in final_performance(findings).blocks if isinstance(block, Table)]
 
 
-def _print_log_table(findings: "Findings") -> None:
+def _print_tables(findings: "Findings") -> None:
+    """The lab log's table of the main condition, and the losses with the baselines'."""
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    block = _log_table(findings)
-    if block is not None:
-        table = RichTable(*block.columns, title=block.caption, title_justify="left")
+    log, *others = _final_tables(findings)
+    shown = [(log, list(range(len(log.columns))))]
+    # Of all the metrics as many as a terminal is wide; the page has the rest.
+    losses = ("arm", "seeds", "val MSE", "test MSE", "best epoch")
+    for block in others:
+        if set(losses) <= set(block.columns):
+            shown.append((block, [list(block.columns).index(name) for name in losses]))
+    for block, places in shown:
+        table = RichTable(title=block.caption, title_justify="left")
+        for place in places:
+            table.add_column(block.columns[place])
         for row in block.rows:
-            table.add_row(*row)
+            table.add_row(*(row[place] for place in places))
         Console().print(table)
 
 
@@ -113,9 +121,8 @@ def _log_to_wandb(findings: "Findings", written: "Written", out: Path, project: 
     study, main = findings.study, findings.main
     runs = study.table()
     tables = {"runs": (runs.columns, runs.rows())}
-    block = _log_table(findings)
-    if block is not None:
-        tables["final_performance"] = (list(block.columns), [tuple(row) for row in block.rows])
+    log = _final_tables(findings)[0]
+    tables["final_performance"] = (list(log.columns), [tuple(row) for row in log.rows])
     effect = None if main.main is None else main.main.effect
     numbers = {} if effect is None else {
         "effect": math.expm1(effect.value),
