@@ -139,10 +139,10 @@ def mission(folder: Path) -> None:
     space = [
         "hydra.sweeper.n_trials=30",
         "freeze.unfreeze_epoch=range(0,9)",
-        "optim.lr=tag(log,interval(1e-4,1e-2))",
+        "optim.lr=0.0003,0.001,0.003,0.01",  # few, so that frozen phases are shared
         "optim.encoder_lr_scale=tag(log,interval(1e-2,1))",
-    ]
-    sweep(folder / "mission", *space)
+    ]  # as in conf/experiment/unfreeze_lr.yaml
+    sweep(folder / "mission", *space, "hydra/sweeper/pruner=asha")
     fast = trials_of(folder / "mission")
     points = folder / "points.json"
     points.write_text(json.dumps({t.user_attrs["slot"]: t.params for t in fast}))

@@ -1,18 +1,13 @@
 """The composition root: a checked config becomes a trained model and a run directory."""
 
-import fcntl
 import logging
 import resource
-import shutil
-import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,19 +15,21 @@ import torch
 from omegaconf import OmegaConf
 
 from t5ts import distributed
-from t5ts.analysis.results import Result, read_metrics, read_result
+from t5ts.analysis.results import Result, read_metrics
 from t5ts.build import Setup, build, component_seed, plan_table, setup_summary
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import OBJECTIVES, Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
-from t5ts.errors import Interrupted, ResumeError, UserError
+from t5ts.errors import Interrupted, UserError
 from t5ts.evaluation import evaluate, evaluate_baselines
+from t5ts.interruption import stop_on_signals
 from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import scale_audit
 from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, write_json
 from t5ts.reuse import Reuse
+from t5ts.run_directory import checkpoint_to_resume, finished_result, locked, put_aside
 from t5ts.tracking import MetricsFile, NoMetricsFile, NullTracker, Tracker, WandbTracker
 from t5ts.train import FitSettings, FitState, fit
 
@@ -67,16 +64,16 @@ def run(
     """
     distributed.require_setup()
     run_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(run_dir), _stop_on_signals() as stop:
+    with locked(run_dir), stop_on_signals() as stop:
         resume = config.train.resume
         if resume == "never":
-            _put_aside(run_dir)
+            put_aside(run_dir)
         elif (run_dir / "result.json").is_file():
-            done = _finished(config, run_dir)
+            done = finished_result(config, run_dir)
             log.info("This run is finished already; train.resume=never trains it anew.")
             report(done, run_dir)
             return done
-        resume_from = _checkpoint_to_resume(resume, run_dir)
+        resume_from = checkpoint_to_resume(resume, run_dir)
         with distributed.handing_out((config, run_dir.absolute(), resume_from)):
             result = _run(config, run_dir, group, resume_from, stop, after_epoch)
         assert result is not None
@@ -87,7 +84,7 @@ def follow() -> None:
     """In the processes beside process 0: take part in each of its runs until it ends."""
     for config, run_dir, resume_from in distributed.runs():
         try:
-            with _stop_on_signals() as stop:
+            with stop_on_signals() as stop:
                 _run(config, run_dir, None, resume_from, stop, lambda _row: None)
         except Exception as error:
             if not distributed.is_common(error):
@@ -363,101 +360,3 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux
-
-
-@contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory: two processes in one would write over each other."""
-    with (run_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ResumeError(
-                f"another process is running in {run_dir}: wait for it, or give this run a"
-                " directory of its own with hydra.run.dir=DIR."
-            ) from error
-        yield
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM ask for a stop at the next step; a second one stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals can be caught in the main thread only
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        log.warning("stopping after this step; once more to stop at once")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _finished(config: Config, run_dir: Path) -> Result:
-    result = read_result(run_dir / "result.json")
-    if result.identity != identity(config):
-        raise ResumeError(
-            f"{run_dir} holds the finished run of another configuration (identity"
-            f" {result.identity}, this one's is {identity(config)}): give this run a directory"
-            " of its own with hydra.run.dir=DIR, or put that one aside with train.resume=never."
-        )
-    return result
-
-
-def _put_aside(run_dir: Path) -> None:
-    """Move an earlier run of this directory into `previous-N/`: starting anew loses nothing."""
-    earlier = [
-        run_dir / name
-        for name in ("metrics.jsonl", "result.json", "checkpoint", "plots", "provenance.json")
-        if (run_dir / name).exists()
-    ]
-    if not earlier:
-        return
-    number = 1 + sum(1 for _ in run_dir.glob("previous-*"))
-    folder = run_dir / f"previous-{number}"
-    folder.mkdir()
-    for path in earlier:
-        path.rename(folder / path.name)
-    log.info("An earlier run was put aside in %s", folder)
-
-
-def _checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint that `train.resume` names, brought into this run directory.
-
-    Raises:
-        ResumeError: if it is named and is not there.
-    """
-    own = run_dir / "checkpoint" / "last.safetensors"
-    if resume in ("auto", "never"):
-        return own if own.is_file() else None
-    source = Path(resume).expanduser()
-    if source.is_dir():
-        source = source / "checkpoint" / "last.safetensors"
-    if not source.is_file():
-        raise ResumeError(
-            f"train.resume={resume}: no checkpoint at {source}. Allowed: auto, never, a run"
-            " directory, or a checkpoint file in one."
-        )
-    if source.resolve() == own.resolve():
-        return own
-    if own.is_file():
-        raise ResumeError(
-            f"train.resume={resume}, but {run_dir} has a checkpoint of its own ({own}): use"
-            " train.resume=auto to go on with that one, or another hydra.run.dir."
-        )
-    # The rows written until that checkpoint are part of the run, and so is its best epoch.
-    other = source.parent.parent
-    for name in ("metrics.jsonl", "checkpoint/best.safetensors"):
-        if not (other / name).is_file():
-            raise ResumeError(f"train.resume={resume}: {other / name} is missing beside it.")
-        (run_dir / name).parent.mkdir(exist_ok=True)
-        shutil.copy2(other / name, run_dir / name)
-    return source

@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _final_tables(findings: "Findings") -> "list[Table]":
     """Section 3's tables: the lab log's of each condition, all metrics, all comparisons."""
     from t5ts.analysis.document import Table
-    from t5ts.analysis.sections import final_performance
+    from t5ts.analysis.sections.final import final_performance
 
     return [block for block in final_performance(findings).blocks if isinstance(block, Table)]
 

@@ -31,6 +31,8 @@ LEVELS = {
     "probes": 3,
     "checkpoint": 3,
     "tracking": 3,
+    "interruption": 3,
+    "run_directory": 3,
     "evaluation": 3,
     "train": 4,
     "build": 5,

@@ -3,10 +3,8 @@
 import logging
 import math
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from t5ts.errors import ConfigError, Interrupted
 from t5ts.sweep.display import Display, announce, best_table, best_trials, epochs_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
+from t5ts.sweep.repeated import repeated
 from t5ts.sweep.settings import SweepSettings, read_settings
 from t5ts.sweep.space import Space, Value, arm_name, parse_space
 from t5ts.sweep.storage import open_storage, without_password
@@ -225,8 +224,11 @@ def _with_launcher(work: Work, display: Display) -> None:
         *work.space.overrides(corner, work.space.arms[0]),
         "hydra.sweep.subdir=.workers/job-${hydra.job.num}",
     ]
-    with _watched(display):
-        jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+    try:
+        with repeated(display.update, every_s=2 * POLL_S):
+            jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+    finally:
+        display.update()
     for job in jobs:
         _ = job.return_value  # raises what ended the worker
 
@@ -243,26 +245,10 @@ def _in_this_process(work: Work, display: Display) -> None:
             f" {distributed.world_size()} processes; use n_jobs=1, or several workers of one"
             " process each without torchrun."
         )
-    with _watched(display):
-        do_trials(work, worker=0)
-
-
-@contextmanager
-def _watched(display: Display) -> Iterator[None]:
-    """Keep the display up to date from a thread while this one is busy."""
-    ended = threading.Event()
-
-    def show() -> None:
-        while not ended.wait(2 * POLL_S):
-            display.update()
-
-    watcher = threading.Thread(target=show, daemon=True)
-    watcher.start()
     try:
-        yield
+        with repeated(display.update, every_s=2 * POLL_S):
+            do_trials(work, worker=0)
     finally:
-        ended.set()
-        watcher.join()
         display.update()
 
 

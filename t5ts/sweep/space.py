@@ -7,6 +7,7 @@ whole number unless fractions are asked for.
 
 import difflib
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from optuna.distributions import (
 )
 
 from t5ts.errors import ConfigError
+from t5ts.schedule import ACTS_LATER
 
 #: Whole numbers unless fractions are asked for, by tag(fraction, …) or bounds that are fractions.
 WHOLE = ("freeze.unfreeze_epoch",)
@@ -134,6 +136,24 @@ class Space:
             "fixed": sorted(self.fixed),
             "bases": {name: list(base) for name, base in self.bases.items()},
         }
+
+
+def sharing_order(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A grid's points, so ordered that a frozen phase is there before others ask for it.
+
+    Of the points that share a frozen phase the one with the longest comes first, and the others
+    from the shortest up: while the first trains the phase, a second worker does those that need
+    none of it.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for point in points:
+        shared = json.dumps({k: v for k, v in point.items() if k not in ACTS_LATER})
+        groups.setdefault(shared, []).append(point)
+    ordered = []
+    for group in groups.values():
+        rising = sorted(group, key=lambda point: point.get("freeze.unfreeze_epoch") or 0)
+        ordered += [rising[-1], *rising[:-1]]
+    return ordered
 
 
 def arm_name(arm: Mapping[str, Value]) -> str:

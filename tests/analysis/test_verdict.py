@@ -20,7 +20,8 @@ from t5ts.analysis.judgement import (
     WITHHELD,
     Verdict,
 )
-from t5ts.analysis.sections import hypotheses, sections
+from t5ts.analysis.sections import sections
+from t5ts.analysis.sections.final import hypotheses
 
 RANDOM = Arm(init="random", freeze="none")
 

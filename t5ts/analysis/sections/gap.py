@@ -1,0 +1,100 @@
+"""Section 6: the gap over time, and what pretraining is worth in data."""
+
+import math
+
+from t5ts.analysis import effects
+from t5ts.analysis.arms import Pair
+from t5ts.analysis.document import Section
+from t5ts.analysis.judgement import Findings
+from t5ts.analysis.sections.common import factor, named, questions
+from t5ts.analysis.words import NONE, interval
+
+
+def gap_over_time(findings: Findings) -> Section:
+    """Section 6."""
+    section = Section(
+        number=6,
+        title="Gap over time",
+        question="Does random initialisation catch up, and what is pretraining worth in data?",
+    )
+    rows = []
+    for v, c in questions(findings, "weights"):
+        g = effects.gap(c.pair)
+        if g is None:
+            continue
+        rows.append(
+            (
+                named(findings, v, c.pair.name),
+                interval(g.end),
+                interval(g.slope),
+                f"epoch {g.late_from:g} on",
+                _catches_up(g),
+            )
+        )
+    section.tabulate(
+        "Gap in val_loss, random less pretrained (above 0: the pretrained arm is ahead), with the"
+        " slope of its last half per epoch",
+        ["pair", "gap at the end", "slope", "fitted from", "reading"],
+        rows,
+    )
+    if rows:
+        section.show(
+            "gap",
+            f"Gap in val_loss on {findings.main.condition.name}, mean over paired seeds with its"
+            " 95 % interval; above 0 the pretrained arm is ahead.",
+            "; ".join(f"{row[0]}: {row[1]} at the end, slope {row[2]}" for row in rows[:4]),
+        )
+        section.say(
+            "“Can't catch up” is a claim about this schedule: learning rates that decay to 0"
+            " flatten every curve at its end. A longer run is the only proof."
+        )
+    _transferred(findings, section)
+    return section
+
+
+def _catches_up(g: effects.Gap) -> str:
+    if not g.end.is_known:
+        return "one seed: no interval"
+    if g.end.high < 0:
+        return "the random arm is ahead"
+    if g.end.low <= 0:
+        return "no gap is left that the seeds show"
+    if g.slope.high < 0:
+        return f"closing: 0 after about {g.catch_up:.0f} more epochs on this slope"
+    if g.slope.low > 0:
+        return "still widening: random does not catch up within this run"
+    return "neither closing nor widening: random does not catch up within this run"
+
+
+def _transferred(findings: Findings, section: Section) -> None:
+    """Effective data transferred, where one series was trained on several fractions of it."""
+    by_series: dict[str, list[tuple[float, Pair]]] = {}
+    for v in findings.verdicts:
+        if v.main is None or not v.main.pair.seeds:
+            continue
+        rest = {k: x for k, x in v.condition.config.items() if k != "data.fraction"}
+        key = f"{sorted(rest.items())} {v.main.pair.name}"
+        windows = v.main.pair.treatment.runs[0].provenance.get("windows") or {}
+        if windows.get("train"):
+            by_series.setdefault(key, []).append((float(windows["train"]), v.main.pair))
+    for entries in by_series.values():
+        by_size = sorted(entries, key=lambda entry: entry[0])
+        found = effects.effective_data_transferred(by_size)
+        if not found:
+            continue
+        section.tabulate(
+            f"Effective data transferred ({by_size[0][1].name}): how much data the random arm needs"
+            " for the pretrained arm's test loss (Hernandez et al. 2021)",
+            ["training windows", "worth to the random arm", "multiplier", "extra windows"],
+            [
+                (
+                    f"{t.windows:,.0f}",
+                    f"more than {by_size[-1][0]:,.0f}"
+                    if math.isinf(t.equivalent)
+                    else f"{t.equivalent:,.0f}",
+                    factor(t.multiplier) if t.multiplier.count else "beyond what was measured",
+                    NONE if math.isinf(t.equivalent) else f"{t.equivalent - t.windows:,.0f}",
+                )
+                for t in found
+            ],
+        )
