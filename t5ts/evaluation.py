@@ -46,8 +46,8 @@ def evaluate(
         naive_mse: See `RegressionSums.compute`.
         limit: Only the first so many windows (a dry run).
         window_losses: Where given, (B,) float32 tensors are added to it, in the windows' order:
-            each window's mean squared error over what is scored of it (NaN if nothing is). Where every
-            window has as much to score, their mean is the loss.
+            each window's mean squared error over what is scored of it (NaN if nothing is). Their
+            mean is the loss where every window has as much to score.
     """
     model.eval()
     device = windows.series_TC.device
