@@ -108,7 +108,7 @@ def _print_tables(findings: "Findings") -> None:
     for block, places in shown:
         table = RichTable(title=block.caption, title_justify="left")
         for place in places:
-            table.add_column(block.columns[place])
+            table.add_column(block.columns[place], no_wrap=place == 0)
         for row in block.rows:
             table.add_row(*(row[place] for place in places))
         Console().print(table)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t5ts.analysis.results import Result, read_json, read_result
+from t5ts.config import NOT_IDENTITY
 from t5ts.errors import DataError
 
 Array = npt.NDArray[np.float64]
@@ -22,14 +23,11 @@ Array = npt.NDArray[np.float64]
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
 _NONFINITE = re.compile(rb'"nonfinite_steps": (\d+)')
 _EVAL, _STEP = b'{"kind": "eval"', b'{"kind": "step"'
-#: Settings that cannot change what a run is compared on.
+#: Settings that cannot change what a run is compared on, besides those that change no number.
 _NOT_SETTINGS = (
+    *NOT_IDENTITY,
     "seed",
-    "tracker.",
     "debug.",
-    "train.resume",
-    "train.progress",
-    "train.checkpoint_every_s",
     "train.log_every",
     "train.probe_every",
     "train.threads",

@@ -251,6 +251,14 @@ def test_a_broken_invariant_withholds_the_verdict(
     assert evidence in found.broken[0].detail
 
 
+def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
+    """Two sweeps: folders of their own, and arms that say by name what they are."""
+    for arm in (t5(-0.06), RANDOM):
+        changes = {"claims": [f"init={arm.init}"], "train__reuse_dir": f"{arm.init}/.frozen"}
+        write(tmp_path, [arm], **changes)
+    assert judged(tmp_path).kind == TRANSFERS
+
+
 def test_arms_tuned_alike_are_compared_each_at_its_own_best(tmp_path: Path) -> None:
     for rate, better in ((1e-3, "t5"), (3e-4, "random")):
         for arm in (t5(-0.06), RANDOM):
