@@ -222,6 +222,7 @@ def _with_launcher(work: Work, display: Display) -> None:
     corner = next(work.space.corners(arm=work.space.arms[0], choices=work.choices()))
     overrides = [
         *work.space.overrides(corner, work.space.arms[0]),
+        f"hydra.sweep.dir='{work.sweep_dir}'",
         "hydra.sweep.subdir=.workers/job-${hydra.job.num}",
     ]
     try:

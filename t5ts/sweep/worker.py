@@ -203,6 +203,8 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
         hydra.utils.get_method(job.settings.custom_search_space)(job.config, trial)
     config = job.compose(job.space.overrides(trial.params, arm.values))
     with open_dict(config):
+        # The directory follows from the sweep's command, not from the point's.
+        config.hydra.sweep.dir = str(job.sweep_dir)
         config.hydra.job.num = claim.slot
         config.hydra.job.id = f"{arm_name(arm.values)}-{claim.slot}"
         if job.settings.reuse and config.train.reuse_dir is None:

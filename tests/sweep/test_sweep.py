@@ -32,7 +32,7 @@ Sweep = Callable[..., tuple[int, str, str]]
 def sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Sweep]:
-    """Run a sweep in `tmp_path/NAME`: its exit status, standard output and standard error."""
+    """Run a sweep in `tmp_path/NAME` (None: where its command leads): status, stdout, stderr."""
 
     def in_this_process(job: Any, display: Any) -> None:
         work(job, worker=0)
@@ -41,9 +41,9 @@ def sweep(
     monkeypatch.setattr(coordinator, "_with_pool", in_this_process)
     monkeypatch.chdir(tmp_path)
 
-    def go(name: str, *overrides: str) -> tuple[int, str, str]:
-        where = f"hydra.sweep.dir={tmp_path / name}"
-        arguments = ["t5ts.run", "--multirun", *COMMON, where, *overrides]
+    def go(name: str | None, *overrides: str) -> tuple[int, str, str]:
+        where = [] if name is None else [f"hydra.sweep.dir={tmp_path / name}"]
+        arguments = ["t5ts.run", "--multirun", *COMMON, *where, *overrides]
         monkeypatch.setattr(sys, "argv", arguments)
         GlobalHydra.instance().clear()
         status = 0
@@ -85,6 +85,20 @@ def test_a_larger_budget_goes_on_as_if_it_had_been_asked_for_at_once(
     assert status == 0
     assert "All of them are done; hydra.sweeper.n_trials=N" in said
     assert len(run_dirs(tmp_path / "parts")) == 4
+
+
+def test_a_command_leads_to_one_directory_and_back_to_it(sweep: Sweep, tmp_path: Path) -> None:
+    command = ["init=random", "normalize=instance,none", "optim.lr=1e-3,3e-3", *GRID]
+    assert sweep(None, *command, "hydra.sweeper.n_trials=1")[0] == 0
+    (folder,) = (tmp_path / "multirun").iterdir()
+    assert len(list(folder.rglob("trial.json"))) == 1
+    status, said, _ = sweep(None, *command, "hydra.sweeper.n_trials=3")
+    assert status == 0
+    assert "1 of 3 done" in said
+    assert list((tmp_path / "multirun").iterdir()) == [folder]
+    assert len(run_dirs(folder)) == 3
+    assert sweep(None, *command, "seed=1", "hydra.sweeper.n_trials=1")[0] == 0
+    assert len(list((tmp_path / "multirun").iterdir())) == 2  # another command, another place
 
 
 def test_another_space_is_refused_by_name_or_recorded(sweep: Sweep, tmp_path: Path) -> None:
