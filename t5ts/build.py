@@ -22,8 +22,10 @@ from t5ts.data.series import Series
 from t5ts.data.windows import Windows, WindowSplits, build_windows, mase_denominator
 from t5ts.errors import ConfigError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, T5Encoder, component_of
+from t5ts.model.encoders import Encoder, NoEncoder, component_of
 from t5ts.model.forecaster import Forecaster, build_forecaster
+from t5ts.model.shared_encoder import SharedEncoder
+from t5ts.model.t5_encoder import T5Encoder
 from t5ts.model.weights import LoadReport, encoder_state, read_architecture, state_digest
 from t5ts.optim import OptimSettings, PlannedOptimizer
 from t5ts.reconstruct import Reconstruct
