@@ -54,7 +54,9 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         Interrupted: after SIGINT or SIGTERM; the same command goes on.
     """
     choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
-    groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+    # Besides the folders: a group's option in another place of the config, such as data@ood.
+    elsewhere = {key for key in choices if "@" in key}
+    groups = sorted(elsewhere | {folder.name for folder in CONF.iterdir() if folder.is_dir()})
     experiment = choices.get("experiment")
     settings = read_settings(
         config.hydra.sweeper,

@@ -28,11 +28,33 @@ def preset(name: str) -> tuple[Space, dict[str, str]]:
     return space, dict(config.hydra.runtime.choices)
 
 
-@pytest.mark.parametrize("name", ["unfreeze_lr", "weights_matter"])
+@pytest.mark.parametrize("name", ["unfreeze_lr", "weights_matter", "transfer_ood"])
 def test_every_arm_can_be_had_without_a_network(name: str) -> None:
     space, choices = preset(name)
     assert choices["backbone"] == "t5_tiny_en"
     assert {"random", "t5"} <= {arm["init"] for arm in space.arms}
+
+
+def test_transfer_ood_is_a_paired_grid_tested_on_the_other_airport() -> None:
+    space, choices = preset("transfer_ood")
+    grids = [space.grid(arm=arm, choices=choices) for arm in space.arms]
+    assert grids[0] == grids[1]
+    assert {point["freeze"] for point in grids[0]} == {"none", "all", "staged"}
+    assert len(grids[0]) == 3 * 5
+    assert (choices["data"], choices["data@ood"]) == ("nyc_weather", "nyc_lga")
+
+
+def test_controls_have_linear_once_per_seed() -> None:
+    space, choices = preset("controls")
+    t5, linear = (space.grid(arm=arm, choices=choices) for arm in space.arms)
+    assert [arm["backbone"] for arm in space.arms] == ["t5_efficient_tiny", "linear"]
+    assert linear == [{"seed": seed} for seed in range(5)]
+    assert len(t5) == 4 * 4 * 5
+    assert (choices["init"], choices["freeze"]) == ("random", "none")  # what linear has
+    # Whichever T5 is chosen instead.
+    names = {path.stem for path in (CONF / "backbone").glob("*.yaml")} - {"linear", "shared"}
+    for name in names:
+        assert space.grid(arm={"backbone": name}, choices=choices) == t5, name
 
 
 def test_weights_matter_is_a_paired_grid() -> None:
