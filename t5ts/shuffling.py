@@ -35,7 +35,7 @@ def shuffle_time(inputs_BCL: Tensor, index_B: Tensor) -> Tensor:
         index_B: The windows' numbers.
 
     Source: Tan et al. 2024, "Are Language Models Actually Useful for Time Series Forecasting?",
-        section 4.4 ("sf-all", at inference).
+        whose "sf-all" it is, at inference.
     """
     order_BL = torch.from_numpy(time_orders(index_B.cpu().numpy(), length=inputs_BCL.shape[-1])).to(
         inputs_BCL.device, non_blocking=True
