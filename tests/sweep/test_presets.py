@@ -5,13 +5,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from t5ts.config import CONF, register
+from t5ts.sweep.coordinator import config_groups
 from t5ts.sweep.space import Space, parse_space
 
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 
-
-def preset(name: str) -> tuple[Space, dict[str, str]]:
-    """Its space, and the options of its groups."""
+def preset(name: str, *arguments: str) -> tuple[Space, dict[str, str]]:
+    """Its space, under more of the command line, and the options of its groups."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=[f"experiment={name}"], return_hydra_config=True)
@@ -19,11 +18,11 @@ def preset(name: str) -> tuple[Space, dict[str, str]]:
     assert isinstance(sweeper, dict)
     space = parse_space(
         sweeper["params"],
-        [],
+        arguments,
         arms=sweeper["arms"],
         conditions=sweeper["conditions"],
         config=config,
-        groups=GROUPS,
+        groups=config_groups(config.hydra.runtime.choices),
     )
     return space, dict(config.hydra.runtime.choices)
 
@@ -42,6 +41,13 @@ def test_transfer_ood_is_a_paired_grid_tested_on_the_other_airport() -> None:
     assert {point["freeze"] for point in grids[0]} == {"none", "all", "staged"}
     assert len(grids[0]) == 3 * 5
     assert (choices["data"], choices["data@ood"]) == ("nyc_weather", "nyc_lga")
+
+
+def test_the_other_series_may_be_swept_like_a_group() -> None:
+    space, choices = preset("transfer_ood", "data@ood=nyc_lga,nyc_weather")
+    grid = space.grid(arm=space.arms[0], choices=choices)
+    assert {point["data@ood"] for point in grid} == {"nyc_lga", "nyc_weather"}
+    assert "data@ood=nyc_lga" in space.overrides(grid[0], space.arms[0])
 
 
 def test_controls_have_linear_once_per_seed() -> None:

@@ -198,7 +198,8 @@ def add_shuffled_time(findings: Findings, section: Section) -> None:
         " language model represents the order of time: theirs lost no more by it than the same"
         " forecasters without a language model. An arm that loses nothing here forecasts from"
         " which values there were, not from when; only a pretrained arm that loses more than the"
-        " random one has made more of the order."
+        " random one has made more of the order. The better of two arms has more to lose: see the"
+        " losses themselves."
     )
 
 
