@@ -16,6 +16,9 @@ from t5ts.model.weights import describe
 
 log = logging.getLogger("t5ts")
 
+#: Channels of another series that are named beside those that they are read as.
+SHOWN_CHANNELS = 8
+
 
 def announce(
     config: Config,
@@ -72,8 +75,11 @@ def _say_data(word: str, of: Setup | Shift) -> None:
 def _say_shift(setup: Setup, shift: Shift) -> None:
     """The series that is only tested on, and how it is laid beside the other one."""
     _say_data("ood", shift)
-    pairs = zip(setup.series.channels, shift.series.channels, strict=True)
-    log.info("           read as: %s", ", ".join(f"{ours} ← {theirs}" for ours, theirs in pairs))
+    pairs = list(zip(setup.series.channels, shift.series.channels, strict=True))
+    said = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
+    if more := len(pairs) - len(said):
+        said.append(f"{more} more in their order")
+    log.info("           read as: %s", ", ".join(said))
     ours, theirs = setup.series.step_s, shift.series.step_s
     if ours != theirs:
         log.warning(

@@ -33,8 +33,9 @@ def add_shift(findings: Findings, section: Section) -> None:
     shifted = [v for v in findings.verdicts if any(has(a, "ood_loss") for a in v.condition.arms)]
     for v in shifted:
         ours, theirs = series_names(v.condition)
+        where = f", {v.condition.name}" if len(findings.verdicts) > 1 else ""
         section.tabulate(
-            f"Under shift: trained on {ours}, tested on its own test windows and on those of"
+            f"Under shift{where}: trained on {ours}, tested on its own test windows and on those of"
             f" {theirs} (ood), each in units of its own train rows; mean [95 % interval], and the"
             " geometric mean of ood over test",
             ["arm", "seeds", "test MSE", "ood MSE", "ood / test", "ood MAE", "ood MASE", "ood r"],
