@@ -134,10 +134,12 @@ def lp_ft(findings: Findings, found: list[Beside]) -> list[str]:
         parts = [
             f"against {_PLANS[c.pair.control.freeze]} it {_pays(c.kind, c.effect)}"
             f" (ood loss {percent_interval(c.effect)}; test loss"
-            f" {percent_interval(c.pair.log_ratio('test_loss'))})"
-            for c in (one.comparison for one in members)
+            f" {percent_interval(c.pair.log_ratio('test_loss'))}; so the shift's own part is"
+            f" {percent_interval(one.beyond)})"
+            for one in members
+            for c in (one.comparison,)
         ]
-        where = named(findings, v, f"staged unfreezing of {arm.init} weights")
+        where = named(findings, v, f"Staged unfreezing of {arm.init} weights")
         said.append(
             f"Does staged unfreezing pay out of distribution (LP-FT, Kumar et al. 2022)? {where}:"
             f" {'; '.join(parts)}."
