@@ -345,6 +345,8 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
             num_heads=backbone.num_heads,
             d_ff=backbone.d_ff,
             dropout=backbone.dropout,
+            stem=backbone.stem,
+            norm_first=backbone.norm_first,
         )
         shared.init_parameters(generator)
         return shared, None

@@ -81,6 +81,8 @@ class SharedBackbone(BackboneConfig):
     d_ff: int = 512
     num_layers: int = 4
     num_heads: int = 4
+    stem: bool = True
+    norm_first: bool = False  # pre-norm layers, without a norm between tokens and head
 
 
 @dataclass(kw_only=True)

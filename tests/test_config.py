@@ -56,7 +56,7 @@ def covering_rows() -> list[dict[str, str]]:
 
 def is_possible(row: dict[str, str]) -> bool:
     has_encoder = row["backbone"] != "linear"
-    has_t5 = row["backbone"] not in ("linear", "shared")
+    has_t5 = row["backbone"] not in ("linear", "shared", "patchtst")
     return (has_t5 or row["init"] == "random") and (
         has_encoder or (row["freeze"] == "none" and row["task"] != "reconstruct")
     )

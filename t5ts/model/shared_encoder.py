@@ -49,36 +49,46 @@ class _SharedSelfAttention(nn.Module):
 
 
 class _SharedAttentionLayer(nn.Module):
-    def __init__(self, width: int, *, num_heads: int, dropout: float) -> None:
+    def __init__(self, width: int, *, num_heads: int, dropout: float, norm_first: bool) -> None:
         super().__init__()
+        self.norm_first = norm_first
         self.SelfAttention = _SharedSelfAttention(width, num_heads=num_heads, dropout=dropout)
         self.layer_norm = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden_MND: Tensor) -> Tensor:
+        if self.norm_first:
+            return hidden_MND + self.dropout(self.SelfAttention(self.layer_norm(hidden_MND)))
         return self.layer_norm(hidden_MND + self.dropout(self.SelfAttention(hidden_MND)))
 
 
 class _SharedFeedForwardLayer(nn.Module):
-    def __init__(self, width: int, *, d_ff: int, dropout: float) -> None:
+    def __init__(self, width: int, *, d_ff: int, dropout: float, norm_first: bool) -> None:
         super().__init__()
+        self.norm_first = norm_first
         self.wi = Linear(width, d_ff)
         self.wo = Linear(d_ff, width)
         self.layer_norm = nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
 
     def forward(self, hidden_MND: Tensor) -> Tensor:
-        inner = self.dropout(F.gelu(self.wi(hidden_MND)))
-        return self.layer_norm(hidden_MND + self.dropout(self.wo(inner)))
+        wi_input_MND = self.layer_norm(hidden_MND) if self.norm_first else hidden_MND
+        inner = self.dropout(F.gelu(self.wi(wi_input_MND)))
+        output_MND = hidden_MND + self.dropout(self.wo(inner))
+        return output_MND if self.norm_first else self.layer_norm(output_MND)
 
 
 class _SharedBlock(nn.Module):
-    def __init__(self, width: int, *, num_heads: int, d_ff: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, *, num_heads: int, d_ff: int, dropout: float, norm_first: bool
+    ) -> None:
         super().__init__()
         self.layer = nn.ModuleList(
             [
-                _SharedAttentionLayer(width, num_heads=num_heads, dropout=dropout),
-                _SharedFeedForwardLayer(width, d_ff=d_ff, dropout=dropout),
+                _SharedAttentionLayer(
+                    width, num_heads=num_heads, dropout=dropout, norm_first=norm_first
+                ),
+                _SharedFeedForwardLayer(width, d_ff=d_ff, dropout=dropout, norm_first=norm_first),
             ]
         )
 
@@ -94,6 +104,10 @@ class SharedEncoder(nn.Module):
     layer ends in one. Positions are sinusoidal, added after the stem: they fit any number of
     tokens and add no parameters. At the default size 0.8 M parameters.
 
+    Without the stem and with `norm_first` it is near PatchTST: no norm then stands between patches
+    and head on the residual path, so that the head is told how large each patch is. (PatchTST
+    keeps that by batch norm, whose statistics would depend on batch size and processes.)
+
     Args:
         d_model: Width.
         num_layers: Transformer layers.
@@ -101,12 +115,15 @@ class SharedEncoder(nn.Module):
         d_ff: Inner width of the feed-forward.
         dropout: Probability, after stem and positions, on the attention weights, inside the
             feed-forward and after each sublayer.
+        stem: Whether there is a convolution stem.
+        norm_first: Norm before each sublayer, inside the residual branch, instead of after it.
 
     Raises:
         ConfigError: if the heads do not divide the width, the width is odd, or dropout is no
             probability.
 
-    Source: the lab log's SharedEncoder; post-norm layers and positions, Vaswani et al. 2017.
+    Source: the lab log's SharedEncoder; post-norm layers and positions, Vaswani et al. 2017;
+        `norm_first`, Xiong et al. 2020.
     """
 
     def __init__(
@@ -117,6 +134,8 @@ class SharedEncoder(nn.Module):
         num_heads: int = 4,
         d_ff: int = 512,
         dropout: float = 0.1,
+        stem: bool = True,
+        norm_first: bool = False,
     ) -> None:
         super().__init__()
         if d_model % num_heads or d_model % 2:
@@ -126,9 +145,11 @@ class SharedEncoder(nn.Module):
         check_dropout(dropout)
         self.d_model = d_model
         self.num_blocks = num_layers
-        self.stem = _Stem(d_model)
+        self.stem = _Stem(d_model) if stem else nn.Identity()
         self.block = nn.ModuleList(
-            _SharedBlock(d_model, num_heads=num_heads, d_ff=d_ff, dropout=dropout)
+            _SharedBlock(
+                d_model, num_heads=num_heads, d_ff=d_ff, dropout=dropout, norm_first=norm_first
+            )
             for _ in range(num_layers)
         )
         self.dropout = Dropout(dropout)

@@ -269,12 +269,21 @@ def test_shared_encoder_weights_come_from_the_generator_alone() -> None:
     assert wi.std().item() == pytest.approx(128**-0.5, rel=0.03)
 
 
-def test_shared_encoder_blocks_equal_torch_post_norm_layers() -> None:
-    """Oracle: `nn.TransformerEncoderLayer`, which is post-norm by default."""
-    encoder = SharedEncoder(d_model=16, num_layers=1, num_heads=2, d_ff=24, dropout=0.0).double()
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_shared_encoder_blocks_equal_torchs_layers(norm_first: bool) -> None:
+    encoder = SharedEncoder(
+        d_model=16, num_layers=1, num_heads=2, d_ff=24, dropout=0.0, norm_first=norm_first
+    ).double()
     encoder.init_parameters(torch.Generator().manual_seed(0))
     oracle = nn.TransformerEncoderLayer(
-        16, 2, 24, dropout=0.0, activation="gelu", batch_first=True, dtype=torch.float64
+        16,
+        2,
+        24,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=norm_first,
+        dtype=torch.float64,
     )
     block = encoder.block[0]
     attention = block.layer[0].SelfAttention
@@ -299,6 +308,19 @@ def test_shared_encoder_blocks_equal_torch_post_norm_layers() -> None:
     oracle.load_state_dict(state)
     hidden = torch.randn(3, 5, 16, dtype=torch.float64)
     torch.testing.assert_close(block(hidden), oracle(hidden), rtol=1e-12, atol=1e-12)
+
+
+def test_without_stem_and_norms_on_its_path_an_encoder_tells_large_patches_from_small() -> None:
+    """What PatchTST's batch norm keeps and the log's layer norms take away."""
+    tokens = torch.randn(2, 6, 128)
+
+    def growth(encoder: SharedEncoder) -> float:
+        encoder.init_parameters(torch.Generator().manual_seed(0))
+        return (encoder(10 * tokens).norm() / encoder(tokens).norm()).item()
+
+    assert growth(SharedEncoder(dropout=0.0, stem=False, norm_first=True)) > 2
+    assert growth(SharedEncoder(dropout=0.0)) == pytest.approx(1.0, abs=0.01)
+    assert not any("stem" in name for name, _ in SharedEncoder(stem=False).named_parameters())
 
 
 def test_shared_encoder_sees_the_order_of_tokens() -> None:

@@ -58,7 +58,11 @@ def test_controls_have_linear_once_per_seed() -> None:
     assert len(t5) == 4 * 4 * 5
     assert (choices["init"], choices["freeze"]) == ("random", "none")  # what linear has
     # Whichever T5 is chosen instead.
-    names = {path.stem for path in (CONF / "backbone").glob("*.yaml")} - {"linear", "shared"}
+    names = {path.stem for path in (CONF / "backbone").glob("*.yaml")} - {
+        "linear",
+        "shared",
+        "patchtst",
+    }
     for name in names:
         assert space.grid(arm={"backbone": name}, choices=choices) == t5, name
 
