@@ -125,7 +125,8 @@ def final_performance(findings: Findings) -> Section:
         "p (t): paired t-test of the log-ratio; Holm adjusts it for all comparisons of one"
         " question. The permutation test assumes least and cannot go below 2/2ⁿ with n seeds"
         " (0.0625 with 5). Diebold–Mariano asks about time, not seeds: the seeds' mean losses on"
-        " overlapping windows, with a HAC variance."
+        " overlapping windows, with a variance that allows for their dependence. It is too sure"
+        " where good and bad stretches last longer than about a fortieth of the test windows."
     )
     pictures = effects.forecasts(findings.main.condition)
     if pictures:
