@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t5ts.command import finish
 from t5ts.errors import UserError
 from t5ts.tracking import choose_mode
 
@@ -373,4 +374,4 @@ def _write(path: Path, content: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5ts.command import finish
 from t5ts.errors import UserError
 
 if TYPE_CHECKING:
@@ -152,4 +153,4 @@ def _log_to_wandb(findings: "Findings", written: "Written", out: Path, project: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)
