@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
     shown = findings.main
-    print(f"\n{shown.kind.upper()}: {shown.headline}\n")
+    repeats = shown.headline.lower().startswith(shown.kind)
+    print("\n" + ("" if repeats else f"{shown.kind.upper()}: ") + f"{shown.headline}\n")
     for reason in shown.reasons:
         print(f"  - {reason}")
     for check in shown.broken:

@@ -68,7 +68,11 @@ def _figure(rows: int, columns: int, *, width: float, height: float, **kw: Any) 
 def shown_effects(findings: Findings) -> list[tuple[str, Comparison]]:
     """The comparisons to draw, the fair ones first, each with its label."""
     several = len(findings.verdicts) > 1
-    kinds = ("weights",) if several else ("weights", "control", "frozen_random", "freezing")
+    kinds = (
+        ("weights", "checkpoint")
+        if several
+        else ("weights", "control", "frozen_random", "checkpoint", "freezing")
+    )
     return [
         (c.pair.name + (f"\n{v.condition.name}" if several else ""), c)
         for kind in kinds

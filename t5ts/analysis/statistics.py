@@ -257,19 +257,20 @@ def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
     )
 
 
-def seeds_needed(*, sd: float, effect: float, power: float = POWER) -> int | None:
-    """Paired seeds that would show a true effect of this size, with a paired t-test at 5 %.
+def seeds_needed(*, sd: float, effect: float, tests: int = 1, power: float = POWER) -> int | None:
+    """Paired seeds that would show a true effect of this size, with a paired t-test.
 
     Args:
         sd: Standard deviation of the paired differences. From 5 seeds it is known within a factor
             of about 0.6 to 2.9 only, and the number of seeds with its square.
         effect: True mean difference to be seen, in the same units.
+        tests: Tests of its family: one that is to stand beside the others is held to 5 % / tests.
         power: How often the test should see it.
 
     Returns:
         At least 2; None if more than 10,000 would be needed, or nothing is known.
 
-    Source: noncentral t; statsmodels' TTestPower.
+    Source: noncentral t; statsmodels' TTestPower; Bonferroni's bound, which Holm's never exceeds.
     """
     if not (math.isfinite(sd) and math.isfinite(effect)) or effect == 0:
         return None
@@ -280,7 +281,9 @@ def seeds_needed(*, sd: float, effect: float, power: float = POWER) -> int | Non
     size = abs(effect) / sd
 
     def reaches(count: int) -> bool:
-        return float(TTestPower().power(size, count, ALPHA, alternative="two-sided")) >= power
+        return (
+            float(TTestPower().power(size, count, ALPHA / tests, alternative="two-sided")) >= power
+        )
 
     if not reaches(MOST_SEEDS):
         return None

@@ -7,13 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.arms import PRETRAINED, RANDOM, Arm, Condition, Pair
+from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, Pair
 from t5ts.analysis.study import Run
 
 #: Fewer paired seeds than this, and a t interval is wide whatever the truth is.
 FEW_SEEDS = 5
 #: Step-0 output scales of two arms that differ by more than this factor confound the weights.
 SCALE_FACTOR = 10.0
+#: Settings that name a checkpoint or say what is known of it: they may differ between two.
+_OF_CHECKPOINT = (
+    *CHECKPOINT,
+    "backbone.sha256",
+    "backbone.licence",
+    "backbone.full_params",
+    "backbone.embedding_rms",
+)
 OK, NOTE, BROKEN = "holds", "note", "broken"
 
 
@@ -64,15 +72,16 @@ def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
 
 
 def _differences(pair: Pair) -> Check:
-    """The arms differ in init.* alone, or else in what both of them tuned."""
+    """The arms differ in init.* or the checkpoint alone, or else in what both of them tuned."""
     name = "only the weights differ"
     differing = settings_that_differ(pair)
     tuned = set(pair.treatment.tuned) & set(pair.control.tuned)
-    wrong = {k: v for k, v in differing.items() if not k.startswith("init.") and k not in tuned}
+    weights = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
+    wrong = {k: v for k, v in differing.items() if not k.startswith(weights) and k not in tuned}
     if wrong:
         what = "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in wrong.items())
         return Check(name=name, status=BROKEN, detail=f"{pair.name} also differ in {what}")
-    both = [k for k in differing if k in tuned and not k.startswith("init.")]
+    both = [k for k in differing if k in tuned and not k.startswith(weights)]
     detail = f"{pair.name}: " + (
         "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in differing.items())
         or "no setting differs"
@@ -120,9 +129,10 @@ def _same_start(pair: Pair) -> Check:
 
 
 def _weights_proven(pair: Pair) -> Check:
-    """The pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
+    """A pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
     name = "the arms' weights are proven"
-    pretrained, drawn, other = set(), [], []
+    pretrained: dict[str, set[str]] = {}
+    drawn, other = [], []
     for arm in (pair.treatment, pair.control):
         for run in arm.best.finished.values() if arm.best else ():
             digest = (run.provenance.get("initial_sha256") or {}).get("encoder")
@@ -133,13 +143,15 @@ def _weights_proven(pair: Pair) -> Check:
             if said != (arm.init, digest):
                 other.append(run.path.name)
             if arm.init == PRETRAINED:
-                pretrained.add(digest)
+                pretrained.setdefault(arm.name, set()).add(digest)
             else:
                 drawn.append(digest)
-    if len(pretrained) > 1:
-        detail = f"{pair.treatment.name} started from {len(pretrained)} different encoders"
-        return Check(name=name, status=BROKEN, detail=detail)
-    if pretrained & set(drawn):
+    for arm_name, digests in pretrained.items():
+        if len(digests) > 1:
+            detail = f"{arm_name} started from {len(digests)} different encoders"
+            return Check(name=name, status=BROKEN, detail=detail)
+    checkpoints = [digest for digests in pretrained.values() for digest in digests]
+    if len(set(checkpoints)) < len(checkpoints) or set(checkpoints) & set(drawn):
         detail = "both arms started from the same encoder tensors"
         return Check(name=name, status=BROKEN, detail=detail)
     if len(set(drawn)) < len(drawn):
@@ -148,8 +160,11 @@ def _weights_proven(pair: Pair) -> Check:
     if other:
         detail = f"trained other weights than the load report names: {', '.join(other[:5])}"
         return Check(name=name, status=BROKEN, detail=detail)
-    digest = next(iter(pretrained), "")
-    detail = f"pretrained encoder {digest[:12]}… at every seed; the control's differs at each seed"
+    detail = " and ".join(
+        f"pretrained encoder {digest[:12]}… at every seed" for digest in checkpoints
+    )
+    if drawn:
+        detail += "; the control's differs at each seed"
     return Check(name=name, status=OK, detail=detail)
 
 

@@ -143,6 +143,15 @@ def test_seeds_needed_reach_the_power_and_one_less_does_not(sd: float, effect: f
     assert n == 2 or power(n - 1) < 0.8
 
 
+def test_a_test_among_others_needs_more_seeds() -> None:
+    alone, among = (s.seeds_needed(sd=0.02, effect=0.02, tests=tests) for tests in (1, 8))
+    assert alone is not None
+    assert among is not None
+    assert among > alone
+    shift, critical = math.sqrt(among), stats.t.ppf(1 - 0.05 / 8 / 2, among - 1)
+    assert stats.nct(among - 1, shift).sf(critical) >= 0.8
+
+
 def test_seeds_needed_of_nothing() -> None:
     assert s.seeds_needed(sd=1.0, effect=0.0) is None
     assert s.seeds_needed(sd=1.0, effect=1e-6) is None

@@ -310,6 +310,99 @@ def test_data_fraction_gives_effective_data(tmp_path: Path) -> None:
     assert last[1] == "more than 6,000"
 
 
+FLAN, V1_1 = "flan_t5_small", "t5_v1_1_small"
+
+
+def two_checkpoints(flan: float, v1_1: float, **kw: Any) -> list[Arm]:
+    """Both with their own random arm, which are one and the same thing."""
+    return [
+        Arm(init=init, freeze="none", backbone=backbone, effect=effect * (init == "t5"), **kw)
+        for backbone, effect in ((FLAN, flan), (V1_1, v1_1))
+        for init in ("t5", "random")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flan", "said"),
+    [
+        (0.02, "Instruction tuning hurts: test loss of flan_t5_small-t5-none against"),
+        (-0.15, "Instruction tuning helps: test loss of"),
+        (-0.06, "Instruction tuning makes no difference that matters: test loss of"),
+    ],
+)
+def test_whether_instruction_tuning_hurts(tmp_path: Path, flan: float, said: str) -> None:
+    write(tmp_path, two_checkpoints(flan, -0.06, seed_sd=0.002))
+    found = judged(tmp_path)
+    assert any(reason.startswith(said) for reason in found.reasons[1:4])
+    assert {name: v.kind for name, v in found.by_checkpoint.items()} == {
+        FLAN: TRANSFERS if flan < 0 else DOES_NOT,
+        V1_1: TRANSFERS,
+    }
+    best = FLAN if flan < -0.1 else V1_1
+    assert found.main is not None
+    if flan != -0.06:  # else chance decides which validates best
+        assert found.main.pair.treatment.backbone == best
+        assert f"with {best}, which validates best of 2 checkpoints" in found.headline
+    kinds = {(c.pair.kind, c.pair.name) for c in found.comparisons}
+    assert ("checkpoint", f"{FLAN}-t5-none against {V1_1}-t5-none") in kinds
+    assert not [name for kind, name in kinds if kind == "other" and f"against {FLAN}" in name]
+
+
+def test_two_noisy_checkpoints_cannot_be_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, two_checkpoints(0.0, 0.0, seed_sd=0.05))
+    assert any(
+        reason.startswith("Cannot tell whether instruction tuning helps")
+        for reason in judged(tmp_path).reasons
+    )
+
+
+def test_checkpoints_of_other_architectures_are_not_compared(tmp_path: Path) -> None:
+    small = [Arm(init=i, freeze="none", backbone="t5_small", d_model=96) for i in ("t5", "random")]
+    write(tmp_path, [*two_checkpoints(0.02, -0.06), *small])
+    found = judged(tmp_path)
+    names = [c.pair.name for c in found.comparisons if c.pair.kind == "checkpoint"]
+    assert names == [f"{FLAN}-t5-none against {V1_1}-t5-none"]
+    assert any(
+        f"architectures differ: {FLAN} and {V1_1}; t5_small." in reason for reason in found.reasons
+    )
+    table = next(b for b in sections(verdict(collect([tmp_path])))[0].blocks if hasattr(b, "rows"))
+    assert [row[0] for row in table.rows] == [FLAN, "t5_small", V1_1]  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_under_two_names_is_no_comparison(tmp_path: Path) -> None:
+    write(tmp_path, two_checkpoints(0.02, -0.06))
+    encoder = "0" * 64
+    for backbone in (FLAN, V1_1):
+        for seed in range(5):
+            path = tmp_path / f"{backbone}-t5-none-s{seed}-" / "provenance.json"
+            edit(path, lambda p: p["initial_sha256"].update(encoder=encoder))
+            edit(path, lambda p: p["weights"].update(tensors_sha256=encoder))
+    found = judged(tmp_path)
+    assert found.kind in (TRANSFERS, DOES_NOT)  # each against its random arm
+    assert any(
+        "cannot be compared: both arms started from the same encoder" in reason
+        for reason in found.reasons
+    )
+
+
+def test_folders_of_one_name_are_two_checkpoints(tmp_path: Path) -> None:
+    """backbone=local with two paths, swept through: never one arm, never each other's control."""
+    for folder, effect in (("a/flan", 0.02), ("b/plain", -0.06)):
+        for init in ("t5", "random"):
+            arm = Arm(init=init, freeze="none", backbone="local", effect=effect * (init == "t5"))
+            for seed in range(5):
+                params = {"backbone.path": folder, "init": init}
+                write_run(tmp_path / f"{init}{folder}{seed}", arm, seed, backbone__path=folder,
+                          trial={"params": params, "state": "complete"})  # fmt: skip
+    found = judged(tmp_path)
+    assert [(c.pair.kind, c.pair.name) for c in found.comparisons] == [
+        ("weights", "local:flan-t5-none against local:flan-random-none"),
+        ("weights", "local:plain-t5-none against local:plain-random-none"),
+        ("checkpoint", "local:flan-t5-none against local:plain-t5-none"),
+    ]
+    assert set(found.by_checkpoint) == {"local:flan", "local:plain"}
+
+
 def test_the_lab_logs_arms_and_its_table(tmp_path: Path) -> None:
     arms = [
         Arm(init="random", freeze="none", backbone="shared", effect=0.05),

@@ -2,7 +2,7 @@
 
 from t5ts.analysis.document import Section
 from t5ts.analysis.judgement import WITHHELD, Findings
-from t5ts.analysis.sections.common import KINDS, questions
+from t5ts.analysis.sections.common import KINDS, named, questions
 from t5ts.analysis.words import NONE, percent, percent_interval
 
 
@@ -25,6 +25,24 @@ def answer(findings: Findings) -> Section:
                 for v in findings.verdicts
             ],
             broken={i for i, v in enumerate(findings.verdicts) if v.kind == WITHHELD},
+        )
+    by_checkpoint = [
+        (
+            named(findings, v, backbone),
+            own.kind,
+            own.main.pair.name,
+            percent_interval(own.main.effect),
+            str(len(own.main.pair.seeds)),
+        )
+        for v in findings.verdicts
+        for backbone, own in v.by_checkpoint.items()
+        if own.main is not None
+    ]
+    if by_checkpoint:
+        section.tabulate(
+            "Each checkpoint against random weights of its own shape",
+            ["checkpoint", "verdict", "best plan against its control", "test loss", "paired seeds"],
+            by_checkpoint,
         )
     if any(True for _ in questions(findings, *KINDS)):
         section.show(

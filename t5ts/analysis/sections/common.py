@@ -12,6 +12,7 @@ KINDS = {
     "weights": "weights alone",
     "control": "against a control",
     "frozen_random": "against a frozen random encoder",
+    "checkpoint": "another checkpoint",
     "freezing": "freezing plan",
     "other": "differs in more",
 }
