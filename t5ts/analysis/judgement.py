@@ -465,9 +465,9 @@ def _cannot_tell(judged: Verdict, main: Comparison) -> None:
     else:
         count = f"about {max(judged.seeds_needed, effect.count + 1)}"
     judged.headline = (
-        f"Cannot tell: the change of the test error may be anything from"
-        f" {percent(math.expm1(effect.low))} to {percent(math.expm1(effect.high))}."
-        f" {count.capitalize()} paired seeds would decide."
+        "Cannot tell: with pretraining the test error may be anything from"
+        f" {_lower_or_higher(effect.low)} to {_lower_or_higher(effect.high)} than with random"
+        f" weights. {count.capitalize()} paired seeds would decide."
     )
     kept = "the difference seen" if target == abs(effect.value) else "the smallest that matters"
     judged.reasons.append(
@@ -477,9 +477,16 @@ def _cannot_tell(judged: Verdict, main: Comparison) -> None:
     )
     if effect.excludes_zero():
         judged.headline = (
-            "Cannot tell: the interval excludes 0, but not after allowing for all the comparisons"
-            f" made. {count.capitalize()} paired seeds would decide."
+            "Cannot tell: with pretraining the test error seems"
+            f" {_lower_or_higher(effect.value)} than with random weights, but that is not sure"
+            f" after allowing for all {main.family} comparisons made. {count.capitalize()} paired"
+            " seeds would decide."
         )
+
+
+def _lower_or_higher(log_ratio: float) -> str:
+    share = math.expm1(log_ratio)
+    return f"{percent(abs(share), sign=False)} {'higher' if share > 0 else 'lower'}"
 
 
 def _over_time(main: Comparison) -> str:

@@ -172,8 +172,8 @@ def variance_over_time(series: Sequence[float] | Array, *, horizon: int) -> tupl
     h − 1 windows would reach into the waves. Divided by Harvey, Leybourne & Newbold's
     (n + 1 − 2h + h(h−1)/n) / n for what the estimated mean takes away.
 
-    Where it ends: loss differences that stay correlated over a twentieth of the windows make tests
-    at 5 % reject 7 to 11 % of true hypotheses; over a fortieth, 5 to 7 % (benchmarks/coverage.py).
+    Where it ends: if loss differences stay correlated over a fortieth of the windows, a test at 5 %
+    rejects 6 % of true hypotheses; over a twentieth 10 %, a tenth 12 % (benchmarks/coverage.py).
 
     Args:
         series: (n,) in time order; at least 2.

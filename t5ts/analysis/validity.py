@@ -1,6 +1,7 @@
 """Whether the arms may be compared at all: every invariant, with what breaks it."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, Pair
 from t5ts.analysis.study import Run
+from t5ts.analysis.words import plural
 
 #: Fewer paired seeds than this, and a t interval is wide whatever the truth is.
 FEW_SEEDS = 5
@@ -197,7 +199,9 @@ def _same(pair: Pair, name: str, of: Callable[[Run], Any], otherwise: str) -> Ch
     for run in (run for both in pair.runs() for run in both):
         values.setdefault(json.dumps(of(run), sort_keys=True), []).append(run)
     if len(values) > 1:
-        shown = "; ".join(f"{_short(v)} in {len(runs)} runs" for v, runs in values.items())
+        shown = "; ".join(
+            f"{_short(v)} in {plural(len(runs), 'run')}" for v, runs in values.items()
+        )
         return Check(name=name, status=otherwise, detail=shown)
     value = next(iter(values), "null")
     if "null" in (value, value.strip("[]")):
@@ -206,8 +210,19 @@ def _same(pair: Pair, name: str, of: Callable[[Run], Any], otherwise: str) -> Ch
 
 
 def _short(value: str) -> str:
-    value = value.strip('"')
-    return value if len(value) <= 120 else value[:117] + "…"
+    """A recorded value for the eye: JSON without its marks, a checksum's beginning."""
+    found = json.loads(value)
+    if isinstance(found, dict) and set(found) == {"commit", "changed"}:
+        changes = " with uncommitted changes" if found["changed"] else ""
+        return f"commit {found['commit'][:10]}{changes}"
+    if isinstance(found, dict):
+        text = ", ".join(f"{key} {item}" for key, item in found.items())
+    elif isinstance(found, list):
+        text = ", ".join(str(item) for item in found if item is not None)
+    else:
+        text = str(found).removeprefix("torch.")
+    is_digest = re.fullmatch("[0-9a-f]{64}", text) is not None
+    return f"SHA-256 {text[:12]}…" if is_digest else text
 
 
 def _selection(pair: Pair) -> Check:

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, verdict
 from t5ts.analysis.arms import conditions, pairs
+from t5ts.analysis.figures import effect_style
 from t5ts.analysis.judgement import (
     CANNOT_DISCRIMINATE,
     CANNOT_TELL,
@@ -235,7 +236,7 @@ def moved_while_frozen(root: Path) -> None:
         (another_init, "the arms' weights are proven", "than the load report names"),
         (never_unfrozen, "frozen parts stood still, unfrozen ones moved", "block_0 of"),
         (moved_while_frozen, "frozen parts stood still, unfrozen ones moved", "block_0 of"),
-        (other_data, "same data", "1 runs"),
+        (other_data, "same data", "in 1 run"),
         (other_precision, "same precision", "bfloat16"),
         (chosen_by_hand, "validation selected, after all epochs", "reports epoch 1"),
     ],
@@ -308,6 +309,18 @@ def test_data_fraction_gives_effective_data(tmp_path: Path) -> None:
     assert float(first[2].split("×")[0]) == pytest.approx(2**0.9, rel=0.05)
     assert float(middle[2].split("×")[0]) == pytest.approx(2**0.9, rel=0.05)
     assert last[1] == "more than 6,000"
+
+
+def test_a_small_sure_difference_of_plans_does_not_matter(tmp_path: Path) -> None:
+    quiet: dict[str, Any] = {"init": "random", "seed_sd": 0.0003}
+    write(tmp_path, [Arm(freeze="staged", effect=0.006, **quiet), Arm(freeze="none", **quiet)])
+    found = verdict(collect([tmp_path]))
+    (c,) = found.main.comparisons
+    assert c.effect.low > 0
+    table = next(b for b in sections(found)[3].blocks if getattr(b, "columns", [""])[0] == "pair")
+    shows = list(table.columns).index("shows")  # type: ignore[union-attr]
+    assert table.rows[0][shows] == "no difference that matters"  # type: ignore[union-attr]
+    assert effect_style(c, found.main.margin) == ("black", "^")
 
 
 FLAN, V1_1 = "flan_t5_small", "t5_v1_1_small"

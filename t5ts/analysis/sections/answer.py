@@ -1,6 +1,7 @@
 """Section 0: the answer."""
 
 from t5ts.analysis.document import Section
+from t5ts.analysis.figures import EFFECT_KEY
 from t5ts.analysis.judgement import WITHHELD, Findings
 from t5ts.analysis.sections.common import KINDS, named, questions
 from t5ts.analysis.words import NONE, percent, percent_interval
@@ -49,7 +50,8 @@ def answer(findings: Findings) -> Section:
             "effects",
             "Change of the test loss, first arm against second: the mean over paired seeds and its"
             f" 95 % interval. Left of 0 the first arm is better; inside the grey band (±"
-            f"{percent(findings.main.margin, sign=False)}) a difference does not matter.",
+            f"{percent(findings.main.margin, sign=False)}) a difference does not matter."
+            f" {EFFECT_KEY}",
             "; ".join(
                 f"{c.pair.name}: {percent_interval(c.effect)}"
                 for _, c in questions(findings, "weights")

@@ -96,12 +96,12 @@ def final_performance(findings: Findings) -> Section:
             "question",
             "seeds",
             "change of test loss",
-            "for new windows too",
-            "p (t)",
-            "p (Holm)",
-            "p (permutation)",
-            "p (Diebold–Mariano)",
             "shows",
+            "p (Holm)",
+            "p (t)",
+            "p (permutation)",
+            "for new windows too",
+            "p (Diebold–Mariano)",
         ],
         [
             (
@@ -109,14 +109,14 @@ def final_performance(findings: Findings) -> Section:
                 KINDS[c.pair.kind],
                 str(len(c.pair.seeds)),
                 percent_interval(c.effect),
+                _shows(c, v.margin),
+                _p(c.p_holm),
+                _p(c.effect.p),
+                _p(c.p_permutation),
                 NONE
                 if c.new_windows is None
                 else f"[{percent(c.new_windows.low)}, {percent(c.new_windows.high)}]",
-                _p(c.effect.p),
-                _p(c.p_holm),
-                _p(c.p_permutation),
                 NONE if c.over_time is None else _p(c.over_time.p),
-                _shows(c),
             )
             for v, c in questions(findings, *KINDS)
         ],
@@ -139,13 +139,13 @@ def final_performance(findings: Findings) -> Section:
     return section
 
 
-def _shows(c: Comparison) -> str:
+def _shows(c: Comparison, margin: float) -> str:
     if c.pair.kind == "weights" or c.kind == WITHHELD:
         return c.kind
     if c.kind == TRANSFERS:
         return "first arm better"
     if c.kind == DOES_NOT:
-        return "first arm worse" if c.effect.low > 0 else "no difference that matters"
+        return "no difference that matters" if c.effect.within(margin) else "first arm worse"
     return CANNOT_TELL
 
 
@@ -246,7 +246,7 @@ def hypotheses(v: Verdict) -> list[str]:
                 "first arm better": "supports freezing first",
                 "first arm worse": "speaks against freezing first",
                 "no difference that matters": "freezing first makes no difference that matters",
-            }.get(_shows(c), "does not decide whether freezing first helps")
+            }.get(_shows(c, v.margin), "does not decide whether freezing first helps")
             found.append(
                 f"Freezing first: {c.pair.name}: {percent_interval(c.effect)}; this {outcome}."
             )

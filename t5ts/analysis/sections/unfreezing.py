@@ -43,8 +43,8 @@ def when_to_unfreeze(findings: Findings) -> Section:
             rows,
         )
     section.tabulate(
-        "Regret on validation: what a simple rule costs against the best plan of the same weights"
-        " (paired over seeds; 0: nothing)",
+        f"Regret in {main.config['objective']}: what a simple rule costs against the best plan of"
+        " the same weights (paired over seeds; above 0: worse)",
         ["weights", "best plan", "never unfreeze", "unfreeze at once"],
         _regret_rows(findings),
     )
@@ -92,11 +92,17 @@ def _regret_rows(findings: Findings) -> list[tuple[str, ...]]:
                 (
                     named(findings, v, f"{backbone}, {init}"),
                     best.name + (f" ({_settings(best, best.best)})" if best.tuned else ""),  # type: ignore[arg-type]
-                    interval(effects.regret(best, never[0])) if never else "not run",
-                    interval(effects.regret(best, at_once[0])) if at_once else "not run",
+                    _cost(best, never),
+                    _cost(best, at_once),
                 )
             )
     return rows
+
+
+def _cost(best: Arm, points: list[Point]) -> str:
+    if not points:
+        return "not run"
+    return "is the best" if points[0] is best.best else interval(effects.regret(best, points[0]))
 
 
 def _starts_at_once(point: Point) -> bool:
