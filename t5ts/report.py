@@ -73,8 +73,6 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n" + ("" if repeats else f"{shown.kind.upper()}: ") + f"{shown.headline}\n")
     for reason in shown.reasons:
         print(f"  - {reason}")
-    for check in shown.broken:
-        print(f"  ! broken: {check.name}: {check.detail}")
     _print_tables(findings)
     print(f"\n{in_short(findings)}")
     print(f"{written.page}  ({time.perf_counter() - begun:.1f} s)")

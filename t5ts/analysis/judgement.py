@@ -182,8 +182,11 @@ def _judge(
         judged.headline, judged.reasons = _no_pair(condition)
     elif not main.pair.seeds:
         judged.headline = "Nothing to compare yet: no pair of arms has finished the same seed."
-        runs = plural(len(condition.runs), "run")
-        judged.reasons = [f"{runs} read; section 7 says what is missing."]
+        seeds = "; ".join(
+            f"{arm.name}: {', '.join(map(str, arm.best.finished)) if arm.best else 'none'}"
+            for arm in (main.pair.treatment, main.pair.control)
+        )
+        judged.reasons = [f"Seeds finished by {seeds}. Run both arms with the same seeds."]
     elif judged.broken:
         judged.kind = main.kind = WITHHELD
         judged.headline = "No verdict: the arms cannot be compared."
@@ -380,6 +383,18 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
                 f" the interval of {frozen.pair.treatment.name}"
                 f" ({percent_interval(frozen.effect)})."
             )
+    still_open = [
+        run
+        for arm in (pair.treatment, pair.control)
+        for run in arm.runs
+        if run.result is None and run.state not in ("failed", "pruned")
+    ]
+    if still_open:
+        judged.reasons.append(
+            f"Not the last word: {plural(len(still_open), 'run')} of these two arms not finished."
+            " Whoever looks often and stops when the answer pleases is wrong more often than these"
+            " intervals say."
+        )
     rest = [
         c
         for c in fair

@@ -92,7 +92,8 @@ def in_short(findings: Findings) -> str:
         plural(len(arms), "arm"),
         main.condition.name
         if len(findings.verdicts) == 1
-        else plural(len(findings.verdicts), "condition"),
+        else f"{len(findings.verdicts)} data sets, tasks or amounts of data, each judged for itself"
+        " (section 0)",
     ]
     if study.left_out:
         parts.append(f"{plural(len(study.left_out), 'run')} left out (section 7)")

@@ -347,7 +347,7 @@ def _left_out(left_out: Iterable[Run]) -> list[Check]:
     runs = list(left_out)
     if not runs:
         return []
-    lines = "; ".join(f"{run.path.name}: {run.problem}" for run in runs[:8])
+    lines = "; ".join(f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in runs[:8])
     more = f"; and {len(runs) - 8} more" if len(runs) > 8 else ""
     return [
         Check(

@@ -146,6 +146,16 @@ def judged_random_alone(root: Path) -> Verdict:
     return judged(root)
 
 
+def test_arms_without_a_common_seed_are_told_so(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.06)], seeds=range(2))
+    write(tmp_path, [RANDOM], seeds=range(5, 7))
+    found = judged(tmp_path)
+    assert found.kind == NOTHING
+    assert found.reasons == [
+        "Seeds finished by t5-none: 0, 1; random-none: 5, 6. Run both arms with the same seeds."
+    ]
+
+
 def test_unpaired_seeds_are_named_and_left_out(tmp_path: Path) -> None:
     write(tmp_path, [t5(-0.06)], seeds=range(7))
     write(tmp_path, [RANDOM], seeds=range(1, 6))
@@ -447,6 +457,7 @@ def test_a_running_sweep_is_reported_so_far(tmp_path: Path) -> None:
     found = verdict(collect([tmp_path]))
     assert found.main.main is not None
     assert found.main.main.pair.seeds == [0, 1, 2]
+    assert any("2 runs of these two arms not finished" in reason for reason in found.main.reasons)
     details = {c.name: c.detail for c in found.main.checks}
     assert details["finished"].startswith("6 of 9 runs; 1 failed, 2 unfinished")
     assert "block_1 is not finite" in details["no run failed"]

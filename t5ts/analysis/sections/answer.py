@@ -14,7 +14,8 @@ def answer(findings: Findings) -> Section:
         for text in findings.together:
             section.say(text)
         section.tabulate(
-            "Every data set, task and amount of data",
+            "Every data set, task and amount of data; the verdict at the top is of"
+            f" {findings.main.condition.name}",
             ["condition", "verdict", "test loss, pretrained against random", "paired seeds"],
             [
                 (
