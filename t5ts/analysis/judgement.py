@@ -212,9 +212,14 @@ def _each_checkpoint(judged: Verdict) -> list[str]:
         return []
     first = judged.main.pair.treatment.backbone
     if judged.kind not in (WITHHELD, NOTHING):
-        judged.headline = (
-            f"{judged.headline[:-1]} (with {first}, which validates best of"
-            f" {len(judged.by_checkpoint)} checkpoints)."
+        others = [
+            f"{backbone}: {v.kind}"
+            for backbone, v in judged.by_checkpoint.items()
+            if v.kind != judged.kind
+        ]
+        judged.headline += (
+            f" This is {first}, the best of {len(judged.by_checkpoint)} checkpoints on validation"
+            + (f"; not so {', '.join(others)}." if others else "; the others agree.")
         )
     return [
         f"With {backbone}: {v.headline} {v.reasons[0]}"

@@ -92,12 +92,17 @@ def in_short(findings: Findings) -> str:
         plural(len(arms), "arm"),
         main.condition.name
         if len(findings.verdicts) == 1
-        else f"{len(findings.verdicts)} data sets, tasks or amounts of data, each judged for itself"
-        " (section 0)",
+        else f"{len(findings.verdicts)} data sets, tasks or amounts of data, each judged for"
+        f" itself: {_kinds(findings)} (section 0)",
     ]
     if study.left_out:
         parts.append(f"{plural(len(study.left_out), 'run')} left out (section 7)")
     return " · ".join(parts)
+
+
+def _kinds(findings: Findings) -> str:
+    kinds = [v.kind for v in findings.verdicts]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
 
 #: What an arm's name says of its weights and of its freezing.
@@ -212,7 +217,9 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
     from jinja2 import Environment, StrictUndefined
 
     interactive = plots(findings)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_keep_together
+    )
     environment.globals["is_number"] = _is_number
     template = environment.from_string(
         (files("t5ts.analysis") / "page.html.j2").read_text(encoding="utf-8")
@@ -248,6 +255,11 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         directories=[str(d) for d in findings.study.dirs],
     )
+
+
+def _keep_together(value: Any) -> Any:
+    """A percent sign stays on the line of its number; what is markup already is left alone."""
+    return re.sub(r"(\d) %", "\\1\u00a0%", value) if type(value) is str else value
 
 
 def _is_number(cell: str) -> bool:

@@ -21,6 +21,7 @@ from t5ts.analysis.judgement import (
     WITHHELD,
     Verdict,
 )
+from t5ts.analysis.page import in_short
 from t5ts.analysis.sections import sections
 from t5ts.analysis.sections.final import hypotheses
 
@@ -298,6 +299,8 @@ def test_several_data_sets_are_summed_up(tmp_path: Path) -> None:
     found = verdict(collect([tmp_path]))
     assert [v.kind for v in found.verdicts] == [TRANSFERS] * 3
     assert "lower in 3 of 3" in found.together[0]
+    assert "3 data sets" in in_short(found)
+    assert "3 transfers" in in_short(found)
     # One family over the data sets: each p is adjusted for three tests.
     least = min((v.main for v in found.verdicts if v.main), key=lambda c: c.effect.p)
     assert least.p_holm == pytest.approx(min(1.0, 3 * least.effect.p))
@@ -365,7 +368,9 @@ def test_whether_instruction_tuning_hurts(tmp_path: Path, flan: float, said: str
     assert found.main is not None
     if flan != -0.06:  # else chance decides which validates best
         assert found.main.pair.treatment.backbone == best
-        assert f"with {best}, which validates best of 2 checkpoints" in found.headline
+        agreed = "the others agree" if flan < 0 else f"not so {FLAN}: does not transfer"
+        said = f"This is {best}, the best of 2 checkpoints on validation; {agreed}."
+        assert found.headline.endswith(said)
     kinds = {(c.pair.kind, c.pair.name) for c in found.comparisons}
     assert ("checkpoint", f"{FLAN}-t5-none against {V1_1}-t5-none") in kinds
     assert not [name for kind, name in kinds if kind == "other" and f"against {FLAN}" in name]

@@ -17,8 +17,8 @@ def when_to_unfreeze(findings: Findings) -> Section:
     if any(effects.surface(arm) for arm in main.arms):
         section.show(
             "surface",
-            "Mean validation objective of every setting tried, darker is better; the ring marks"
-            " the best.",
+            f"Mean {main.config['objective']} of every setting tried (best epoch, mean over seeds),"
+            " darker is better; the ring marks the best.",
             "; ".join(_best_in_words(arm) for arm in main.arms if arm.best and arm.tuned),
         )
     rows = []
@@ -39,7 +39,7 @@ def when_to_unfreeze(findings: Findings) -> Section:
     if rows:
         section.tabulate(
             "Best setting per arm and its nearest neighbours (a best that stands alone is luck)",
-            ["arm", "which", "settings", "val objective", "seeds"],
+            ["arm", "which", "settings", str(main.config["objective"]), "seeds"],
             rows,
         )
     section.tabulate(
