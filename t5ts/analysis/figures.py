@@ -9,7 +9,7 @@ import numpy as np
 from t5ts.analysis import effects
 from t5ts.analysis.arms import Arm
 from t5ts.analysis.colours import GREY, MPL_DASHES, MPL_MARKERS, ORANGE, style
-from t5ts.analysis.judgement import CANNOT_TELL, TRANSFERS, Comparison, Findings
+from t5ts.analysis.judgement import CANNOT_TELL, TRANSFERS, WITHHELD, Comparison, Findings
 from t5ts.analysis.statistics import Estimate
 
 #: More comparisons than this are a wall, not a picture; the table has them all.
@@ -91,16 +91,18 @@ def effect_percent(effect: Estimate) -> tuple[float, float, float]:
 #: How a comparison's outcome is drawn, in words.
 EFFECT_KEY = (
     "Blue circle: the first arm is better; orange square: it is worse; black triangle: no"
-    " difference that matters; grey diamond: cannot tell."
+    " difference that matters; grey diamond: cannot tell; grey cross: an invariant is broken."
 )
 
 
 def effect_style(c: Comparison, margin: float) -> tuple[str, str]:
-    """Colour and marker: better, worse, alike, or not known; see `EFFECT_KEY`."""
+    """Colour and marker: better, worse, alike, not known or withheld; see `EFFECT_KEY`."""
     if c.kind == TRANSFERS:
         return style(0)[0], "o"
     if c.kind == CANNOT_TELL:
         return GREY, "D"
+    if c.kind == WITHHELD:
+        return GREY, "X"
     if c.effect.within(margin):
         return "black", "^"
     return ORANGE, "s"

@@ -14,7 +14,7 @@ from t5ts.analysis.words import number, percent_interval, probability
 
 #: A grid of more learning rates than this has its axis's own ticks.
 MOST_TICKS = 8
-_BOKEH_MARKERS = {"o": "circle", "D": "diamond", "s": "square", "^": "triangle"}
+_BOKEH_MARKERS = {"o": "circle", "D": "diamond", "s": "square", "^": "triangle", "X": "x"}
 
 
 @dataclass(kw_only=True)

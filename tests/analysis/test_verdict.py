@@ -261,6 +261,8 @@ def test_a_broken_invariant_withholds_the_verdict(
     assert found.kind == WITHHELD
     assert [check.name for check in found.broken] == [invariant]
     assert evidence in found.broken[0].detail
+    assert found.main is not None
+    assert effect_style(found.main, found.margin)[1] == "X"  # drawn, and neither good nor bad
 
 
 def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
