@@ -310,7 +310,9 @@ def _effects(findings: Findings) -> Any | None:
         }
     )
     plot.segment("low", "y", "high", "y", source=source, color="colour", line_width=4)
-    points = plot.scatter("x", "y", source=source, color="colour", marker="marker", size=12)
+    points = plot.scatter(
+        "x", "y", source=source, color="colour", marker="marker", size=12, line_width=2
+    )
     for place, label in zip(places, labels, strict=True):
         # Above its line and not beside it: a telephone has no room beside it.
         plot.add_layout(
