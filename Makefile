@@ -19,7 +19,7 @@ install: $(STAMP)  ## install t5ts and its development tools into .venv
 
 DEMO := multirun/demo-$(shell date +%Y-%m-%d_%H-%M-%S)
 demo: $(STAMP)  ## install, then pretrained against random on packaged data, offline (under 2 minutes)
-	$(BIN)/python -m t5ts.run --multirun experiment=demo init=t5,random hydra.sweep.dir=$(DEMO)
+	$(BIN)/python -m t5ts.run --multirun experiment=demo init=t5,random seed=0,1,2 hydra.sweep.dir=$(DEMO)
 	$(BIN)/python -m t5ts.report $(DEMO)
 
 run: $(STAMP)  ## a run of your own: make run ARGS="init=t5 freeze=staged"

@@ -27,6 +27,9 @@ class Arm:
         start: Validation loss before the first step.
         rate: Share of the way to the final loss that an epoch goes.
         seed_sd: Spread of the log loss over seeds that is the arm's own (besides what all share).
+        ood_effect: True log-ratio of its loss on another series to 1.3 times its test loss; None:
+            not measured there.
+        shuffled_effect: True log-ratio of its loss with shuffled time to its test loss, or None.
     """
 
     init: str
@@ -38,6 +41,8 @@ class Arm:
     backbone: str = "t5_efficient_tiny"
     d_model: int = 64
     unfreeze_epoch: float | None = None
+    ood_effect: float | None = None
+    shuffled_effect: float | None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +73,16 @@ def config(arm: Arm, seed: int, *, epochs: int, **changes: Any) -> dict[str, Any
             "stations": ["JFK"],
             "channels": None,
         },
+        "ood": None
+        if arm.ood_effect is None
+        else {
+            "_target_": "t5ts.data.sources.load_nyc_weather",
+            "name": "nyc_lga",
+            "fraction": 1.0,
+            "windows_per_epoch": None,
+            "stations": ["LGA"],
+            "channels": None,
+        },
         "task": {"name": "forecast"},
         "backbone": {"name": arm.backbone, "dropout": 0.1, "path": None, "d_model": arm.d_model},
         "init": {"name": arm.init, "factor": 1.0, "scale_norms": False},
@@ -91,6 +106,7 @@ def config(arm: Arm, seed: int, *, epochs: int, **changes: Any) -> dict[str, Any
             "device": "auto",
             "resume": "auto",
             "progress": True,
+            "shuffled_test": arm.shuffled_effect is not None,
         },
         "tracker": {"name": "none", "mode": "auto"},
         "debug": {"name": "none", "fast_dev_run": False, "overfit_windows": None},
@@ -222,9 +238,33 @@ def write_run(
         losses = 1.1 * final * np.exp(0.5 * time_effect + 0.05 * (noise - noise.mean()))
         losses *= 1.1 * final / losses.mean()
         np.save(folder / "test_losses.npy", losses.astype(np.float32))
-        _write(folder / "result.json", _result(arm, seed, settings, best, 1.1 * final, val_at(0)))
+        result = _result(arm, seed, settings, best, 1.1 * final, val_at(0))
+        _measure_besides(folder, arm, seed, result, losses)
+        _write(folder / "result.json", result)
         _write(folder / "forecast_sample.json", _forecast(own))
     return folder
+
+
+def _measure_besides(
+    folder: Path, arm: Arm, seed: int, result: dict[str, Any], test_losses: np.ndarray
+) -> None:
+    """What the selected weights are measured on besides, into the result and its files."""
+    rng = np.random.default_rng([seed, int(digest(arm.name, "besides")[:8], 16)])
+    noise = arm.seed_sd * rng.normal(size=2)
+    metrics, baselines = result["metrics"], result["baselines"]
+    test = {k.removeprefix("test_"): v for k, v in metrics.items() if k.startswith("test_")}
+    if arm.ood_effect is not None:
+        factor = 1.3 * math.exp(arm.ood_effect + noise[0])
+        metrics |= {f"ood_{k}": v for k, v in test.items()}
+        metrics["ood_loss"] = factor * test["loss"]
+        baselines["ood"] = {
+            name: values | {"loss": 1.2 * values["loss"]}
+            for name, values in baselines["test"].items()
+        }
+        np.save(folder / "ood_losses.npy", (factor * test_losses).astype(np.float32))
+    if arm.shuffled_effect is not None:
+        metrics |= {f"shuffled_{k}": v for k, v in test.items()}
+        metrics["shuffled_loss"] = test["loss"] * math.exp(arm.shuffled_effect + noise[1])
 
 
 def _write(path: Path, value: Any) -> None:
@@ -247,6 +287,7 @@ def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]
         "device": "cpu",
         "precision": "torch.float32",
         "data": {"name": settings["data"]["name"], "sha256": digest(settings["data"]["name"])},
+        "ood": settings["ood"] and {"name": "nyc_lga", "sha256": digest("nyc_lga")},
         "windows": {"train": round(6000 * fraction), "val": 800, "test": 1700},
         "weights": {
             "init": arm.init,

@@ -20,10 +20,12 @@ from t5ts.config import (
 )
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, WindowSplits, build_windows, mase_denominator
-from t5ts.errors import ConfigError
+from t5ts.errors import ConfigError, DataError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, T5Encoder, component_of
+from t5ts.model.encoders import Encoder, NoEncoder, component_of
 from t5ts.model.forecaster import Forecaster, build_forecaster
+from t5ts.model.shared_encoder import SharedEncoder
+from t5ts.model.t5_encoder import T5Encoder
 from t5ts.model.weights import LoadReport, encoder_state, read_architecture, state_digest
 from t5ts.optim import OptimSettings, PlannedOptimizer
 from t5ts.reconstruct import Reconstruct
@@ -35,11 +37,29 @@ DRY_RUN_BATCHES = 2
 
 
 @dataclass(kw_only=True, eq=False)
+class Shift:
+    """Another series, which nothing is trained on: the selected checkpoint is tested on it too.
+
+    Attributes:
+        splits: Its windows, standardised by its own train rows.
+        test: Those that are read, under the name "ood".
+        denominator_C, baseline_season: As in `Setup`, of this series.
+    """
+
+    series: Series
+    splits: WindowSplits
+    test: Windows
+    denominator_C: Tensor | None
+    baseline_season: int
+
+
+@dataclass(kw_only=True, eq=False)
 class Setup:
     """Everything that a run is made of.
 
     Attributes:
         train, val, test: The windows in use (`debug=overfit` puts one set in all three places).
+        ood: The other series; None where none is asked for.
         report: Where the encoder's weights came from; None without a T5 encoder.
         denominator_C: Seasonal-naive MAE of the train rows, for MASE; None where the task has none.
         baseline_season: The season that the naive baselines repeat.
@@ -54,6 +74,7 @@ class Setup:
     train: Windows
     val: Windows
     test: Windows
+    ood: Shift | None
     model: Forecaster
     report: LoadReport | None
     optimizer: PlannedOptimizer
@@ -101,6 +122,7 @@ def build(config: Config) -> Setup:
         train=train,
         val=val,
         test=test,
+        ood=_build_shift(config, task, series, device),
         model=model,
         report=report,
         optimizer=build_optimizer(
@@ -110,11 +132,62 @@ def build(config: Config) -> Setup:
         windows_per_epoch=windows_per_epoch,
         steps_per_epoch=steps_per_epoch,
         eval_limit=config.train.eval_batch_size if dry else None,
-        denominator_C=mase_denominator(
-            train.series_TC[slice(*splits.scaler_rows)], season=series.season
+        denominator_C=_denominator(task, series, splits),
+        baseline_season=task.baseline_season(series.season),
+    )
+
+
+def _denominator(task: Task, series: Series, splits: WindowSplits) -> Tensor | None:
+    if not task.uses_season:
+        return None
+    rows_TC = splits.train.series_TC[slice(*splits.scaler_rows)]
+    return mase_denominator(rows_TC, season=series.season)
+
+
+def _build_shift(
+    config: Config, task: Task, trained_on: Series, device: torch.device
+) -> Shift | None:
+    """The series of `ood`, laid out like the one that is trained on.
+
+    Its own train rows standardise it, as where a model meets a data set that it was not trained on
+    (zero-shot): its units are its own, and only what is left of its shape is the shift.
+
+    Raises:
+        DataError: if it cannot be had, or is too short.
+        ConfigError: if it has another number of channels.
+    """
+    if config.ood is None:
+        return None
+    try:
+        series = load_series(config.ood)
+        theirs, ours = series.channels, trained_on.channels
+        if len(theirs) != len(ours):
+            raise ConfigError(
+                f"ood={config.ood.name} has {len(theirs)} channels ({', '.join(theirs)}), and"
+                f" data={config.data.name} has {len(ours)} ({', '.join(ours)}): one model takes"
+                " both, channel by channel, so take as many of each (channels; also stations of"
+                " nyc_weather, num_channels of synthetic), or another series."
+            )
+        splits = build_windows(
+            series, context_len=task.context_len, target_len=task.target_len, device=device
         )
-        if task.uses_season
-        else None,
+        denominator_C = _denominator(task, series, splits)
+    except DataError as error:
+        raise DataError(
+            f"ood={config.ood.name}: {error} (What is called data.… here is ood.….)"
+        ) from error
+    test = Windows(
+        splits.test.series_TC,
+        name="ood",
+        window_len=splits.test.window_len,
+        first_row=splits.test.first_row,
+        num_windows=len(splits.test),
+    )
+    return Shift(
+        series=series,
+        splits=splits,
+        test=test,
+        denominator_C=denominator_C,
         baseline_season=task.baseline_season(series.season),
     )
 
@@ -255,7 +328,8 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
 
 def _hidden(config: Config, task: Task) -> str:
     """What stands for steps that the model does not see: the task's choice, or 0 for mere gaps."""
-    has_gaps = isinstance(config.data, CsvData) and config.data.missing == "mask"
+    tables = [data for data in (config.data, config.ood) if isinstance(data, CsvData)]
+    has_gaps = any(table.missing == "mask" for table in tables)
     return "value" if task.hides == "none" and has_gaps else task.hides
 
 
@@ -387,9 +461,12 @@ def initial_digests(model: Forecaster) -> dict[str, str]:
 
 def setup_summary(setup: Setup) -> dict[str, Any]:
     """The part of `provenance.json` that comes from data and weights."""
-    counts = {w.name: len(w) for w in (setup.train, setup.val, setup.test)}
+    ood = setup.ood
+    tested = (setup.test,) if ood is None else (setup.test, ood.test)
+    counts = {w.name: len(w) for w in (setup.train, setup.val, *tested)}
     return {
         "data": setup.series.fingerprint(),
+        "ood": None if ood is None else ood.series.fingerprint(),
         "windows": counts,
         "weights": None if setup.report is None else asdict(setup.report),
         "initial_sha256": initial_digests(setup.model),

@@ -44,15 +44,17 @@ def check_overrides(arguments: Sequence[str]) -> None:
     groups = {folder.name: folder for folder in CONF.iterdir() if folder.name != "hydra"}
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key not in groups or not groups[key].is_dir():
+        group = key.partition("@")[0]  # data@ood=…: an option of data, in the place of ood
+        if group not in groups or not groups[group].is_dir():
             continue
-        options = sorted(path.stem for path in groups[key].glob("*.yaml"))
+        options = sorted(path.stem for path in groups[group].glob("*.yaml"))
         asked = [option.strip(" '\"[]") for option in value.split(",")]
         is_plain = "(" not in value and "$" not in value  # choice(…), glob(…), ${…}: Hydra's own
         unknown = [option for option in asked if option not in options]
         if is_plain and unknown:
             raise ConfigError(
-                f"{key}={','.join(unknown)} does not exist; allowed: {', '.join(options)}."
+                f"{key}={','.join(unknown)} does not exist; allowed: {', '.join(options)}"
+                f"{f', or ~{key} for none' if '@' in key else ''}."
             )
 
 
@@ -207,6 +209,7 @@ def _pair_problems(config: Config) -> list[str]:
     t5 = backbone if isinstance(backbone, T5Backbone) else None
     has_checkpoint = t5 is not None and bool(t5.hub_id or t5.path)
     reconstruct = config.task if isinstance(config.task, ReconstructTask) else None
+    ood = config.ood
     stride = patch.patch_len if patch.stride is None else patch.stride
     unfreezes_late = freeze.unfreeze_epoch is not None and freeze.unfreeze_epoch > 0
     rules: list[tuple[bool, str]] = [
@@ -293,6 +296,18 @@ def _pair_problems(config: Config) -> list[str]:
             f"data.horizon={getattr(config.data, 'horizon', None)} is not horizon={config.horizon}:"
             " the best achievable loss is that of forecasts over these steps, so leave data.horizon"
             " out, and it follows (no bound is known of reconstruction, whose horizon is null).",
+        ),
+        (
+            reconstruct is not None and train.shuffled_test,
+            f"train.shuffled_test=true with task={config.task.name}: masked steps belong to their"
+            " places, so only a forecast's context can be shuffled; use task=forecast, or"
+            " train.shuffled_test=false.",
+        ),
+        (
+            ood is not None and (ood.fraction != 1 or ood.windows_per_epoch is not None),
+            "ood.fraction and ood.windows_per_epoch are about training, and ood is only tested on,"
+            " on all of its test windows: leave them out (data.fraction and data.windows_per_epoch"
+            " are those of the series that is trained on).",
         ),
         (
             reconstruct is not None and config.objective == "val_mase",

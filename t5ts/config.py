@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ NOT_IDENTITY = (
     "train.reuse_dir",
     "train.reuse_max_gb",
 )
+#: What else the selected checkpoint is measured on, and the value that means: on nothing. It moves
+#: no other number, so an identity has it only where it is on: those of runs without it stay.
+MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False}
 
 
 @dataclass(kw_only=True)
@@ -143,7 +147,10 @@ class ReconstructTask(TaskConfig):
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Which series. Every field that a subclass adds is a keyword argument of its loader."""
+    """Which series. Every field that a subclass adds is a keyword argument of its loader.
+
+    `fraction` and `windows_per_epoch` are about training, and refused for `ood`.
+    """
 
     _target_: str = MISSING
     name: str = MISSING
@@ -231,6 +238,7 @@ class TrainConfig:
     compile: bool = False
     threads: int | None = None  # of each process
     eval_every_epochs: int = 1
+    shuffled_test: bool = False  # test also with each context's steps in a random order
     log_every: int = 10
     probe_every: int = 100
     checkpoint_every_s: float = 600.0
@@ -279,6 +287,8 @@ class Config:
     #: `group=pattern` (as file names are matched): what a named arm says that it is.
     claims: list[str] = field(default_factory=list)
     data: DataConfig = MISSING
+    #: Another series, whose test windows the selected checkpoint is measured on too.
+    ood: DataConfig | None = None
     task: TaskConfig = MISSING
     backbone: BackboneConfig = MISSING
     init: InitConfig = MISSING
@@ -325,13 +335,14 @@ def identity(config: DictConfig | Config) -> str:
 
 
 def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str, Any]:
-    """The resolved config as nested dicts, less some dotted keys."""
+    """The resolved config as nested dicts, less some dotted keys and what is off."""
+    off = [key for key, value in MEASURED_BESIDES.items() if attrgetter(key)(config) == value]
     if isinstance(config, Config):
         values: Any = asdict(config)
     else:
         root = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         values = OmegaConf.to_container(root, resolve=True)
-    for dotted in keys:
+    for dotted in (*keys, *off):
         *parents, last = dotted.split(".")
         node = values
         for key in parents:

@@ -9,12 +9,15 @@ import torch
 
 from t5ts import distributed
 from t5ts.analysis.results import Result
-from t5ts.build import Setup
+from t5ts.build import Setup, Shift
 from t5ts.config import Config
 from t5ts.data.sanity import check_sanity
 from t5ts.model.weights import describe
 
 log = logging.getLogger("t5ts")
+
+#: Channels of another series that are named beside those that they are read as.
+SHOWN_CHANNELS = 8
 
 
 def announce(
@@ -24,16 +27,12 @@ def announce(
     plan: list[dict[str, Any]],
 ) -> None:
     """Say before the first step what will be trained on what."""
-    series = setup.series
     log.info("run        %s, seed %s", config.arm, config.seed)
-    sanity = check_sanity(series, setup.splits)
-    log.info("data       %s", sanity.line)
-    for note in series.notes:
-        log.info("           %s", note)
-    for warning in sanity.warnings:
-        log.warning("           WARNING: %s", warning)
+    _say_data("data", setup)
+    if setup.ood is not None:
+        _say_shift(setup, setup.ood)
     log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
-    for note in setup.task.notes(series.season):
+    for note in setup.task.notes(setup.series.season):
         log.info("task       %s", note)
     if setup.report is None:
         log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
@@ -64,6 +63,33 @@ def announce(
         )
 
 
+def _say_data(word: str, of: Setup | Shift) -> None:
+    sanity = check_sanity(of.series, of.splits)
+    log.info("%-11s%s", word, sanity.line)
+    for note in of.series.notes:
+        log.info("           %s", note)
+    for warning in sanity.warnings:
+        log.warning("           WARNING: %s", warning)
+
+
+def _say_shift(setup: Setup, shift: Shift) -> None:
+    """The series that is only tested on, and how it is laid beside the other one."""
+    _say_data("ood", shift)
+    pairs = list(zip(setup.series.channels, shift.series.channels, strict=True))
+    said = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
+    if more := len(pairs) - len(said):
+        said.append(f"{more} more in their order")
+    log.info("           read as: %s", ", ".join(said))
+    ours, theirs = setup.series.step_s, shift.series.step_s
+    if ours != theirs:
+        log.warning(
+            "           WARNING: a step of ood is %g s and one of data %g s: the same window is"
+            " another stretch of time, and seasons do not fall together",
+            theirs,
+            ours,
+        )
+
+
 def report(result: Result, run_dir: Path) -> None:
     """Print the result table and where the pictures are."""
     lines = [
@@ -71,12 +97,14 @@ def report(result: Result, run_dir: Path) -> None:
         f"{'':<21}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
     ]
 
+    def corr(metrics: dict[str, float]) -> str:
+        return "–" if math.isnan(metrics["corr"]) else f"{metrics['corr']:.4f}"
+
+    def tested(test: dict[str, float]) -> str:
+        return f"{test['loss']:>10.4f}{test['mae']:>10.4f}{corr(test):>11}"
+
     def row(name: str, val: dict[str, float], test: dict[str, float]) -> str:
-        corrs = ["–" if math.isnan(r) else f"{r:.4f}" for r in (val["corr"], test["corr"])]
-        return (
-            f"{name:<21}{val['loss']:>9.4f}{corrs[0]:>10}"
-            f"{test['loss']:>10.4f}{test['mae']:>10.4f}{corrs[1]:>11}"
-        )
+        return f"{name:<21}{val['loss']:>9.4f}{corr(val):>10}{tested(test)}"
 
     def split(prefix: str) -> dict[str, float]:
         return {
@@ -90,6 +118,17 @@ def report(result: Result, run_dir: Path) -> None:
     ]
     if result.best_achievable_loss is not None:
         lines.append(f"{'best achievable':<21}{result.best_achievable_loss:>9.4f}")
+    if shuffled := split("shuffled_"):
+        lines.append(f"{'model, time shuffled':<40}{tested(shuffled)}")
+    if ood := split("ood_"):
+        lines += [
+            f"{'':<40}{'ood MSE':>10}{'ood MAE':>10}{'ood corr':>11}",
+            f"{'model':<40}{tested(ood)}",
+            *(
+                f"{name.replace('_', ' '):<40}{tested(metrics)}"
+                for name, metrics in result.baselines["ood"].items()
+            ),
+        ]
     lines.append(
         f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
         f" {result.seconds:.0f} s; peak memory {result.peak_memory_bytes / 2**20:.0f} MiB"

@@ -1,6 +1,7 @@
 """Measuring a model, or a forecast that needs none, on all windows of a split."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -31,6 +32,7 @@ def evaluate(
     naive_mse: float,
     limit: int | None = None,
     window_losses: list[Tensor] | None = None,
+    show: Callable[[Tensor, Tensor], Tensor] = lambda inputs_BCL, _index_B: inputs_BCL,
 ) -> dict[str, float]:
     """Metrics of a model on all windows of a split, whatever the batch size.
 
@@ -48,6 +50,8 @@ def evaluate(
         window_losses: Where given, (B,) float32 tensors are added to it, in the windows' order:
             each window's mean squared error over what is scored of it (NaN if nothing is). Their
             mean is the loss where every window has as much to score.
+        show: What the model sees, of a batch's inputs (B, C, L) and its windows' numbers (B,). The
+            metrics are of the batch as it is, its last values included.
     """
     model.eval()
     device = windows.series_TC.device
@@ -56,7 +60,7 @@ def evaluate(
     for index_B in share_B.split(batch_size) if len(share_B) else ():
         batch = task.batch(windows.gather(index_B), index_B)
         with autocast_to(device, autocast):
-            prediction_BCH = model(batch.inputs_BCL)
+            prediction_BCH = model(show(batch.inputs_BCL, index_B))
         sums.update(prediction_BCH, batch.target_BCH, task.last_value(batch))
         if window_losses is not None:
             error_BCH = prediction_BCH.float() - batch.target_BCH  # NaN where nothing is scored

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from t5ts import distributed
 from t5ts.analysis.results import Result, read_metrics
-from t5ts.build import Setup, build, component_seed, plan_table, setup_summary
+from t5ts.build import Setup, Shift, build, component_seed, plan_table, setup_summary
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import OBJECTIVES, Config, identity
 from t5ts.console import announce, device_name, report
@@ -30,6 +30,7 @@ from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, write_json
 from t5ts.reuse import Reuse
 from t5ts.run_directory import checkpoint_to_resume, finished_result, locked, put_aside
+from t5ts.shuffling import shuffle_time
 from t5ts.tracking import MetricsFile, NoMetricsFile, NullTracker, Tracker, WandbTracker
 from t5ts.train import FitSettings, FitState, fit
 
@@ -106,32 +107,37 @@ def _run(
         setup = build(config)
     task, device = setup.task, setup.device
     batch_size = config.train.eval_batch_size
+    # Windows, and whose season and whose naive errors they are measured by.
+    splits: dict[str, tuple[Windows, Setup | Shift]] = {
+        "val": (setup.val, setup),
+        "test": (setup.test, setup),
+        **({} if setup.ood is None else {"ood": (setup.ood.test, setup.ood)}),
+    }
     baselines = {
         split: evaluate_baselines(
             windows,
             task,
-            season=setup.baseline_season,
+            season=own.baseline_season,
             batch_size=batch_size,
-            mase_denominator_C=setup.denominator_C,
+            mase_denominator_C=own.denominator_C,
         )
-        for split, windows in (("val", setup.val), ("test", setup.test))
+        for split, (windows, own) in splits.items()
     }
 
-    def measure(
-        split: str, windows: Windows, window_losses: list[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    def measure(split: str, *, name: str | None = None, **how: Any) -> dict[str, float]:
+        windows, own = splits[split]
         metrics = evaluate(
             setup.model,
             windows,
             task,
             batch_size=batch_size,
             autocast=setup.autocast,
-            mase_denominator_C=setup.denominator_C,
+            mase_denominator_C=own.denominator_C,
             naive_mse=baselines[split][task.naive]["loss"],
             limit=setup.eval_limit,
-            window_losses=window_losses,
+            **how,
         )
-        return {f"{split}_{name}": value for name, value in metrics.items()}
+        return {f"{name or split}_{metric}": value for metric, value in metrics.items()}
 
     first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
     first = task.batch(setup.train.gather(first_B), first_B, epoch=0)
@@ -166,7 +172,7 @@ def _run(
                 setup.optimizer,
                 task,
                 setup.train,
-                lambda: measure("val", setup.val),
+                lambda: measure("val"),
                 settings=_fit_settings(config, setup),
                 component_of=component_of,
                 initial={n: p.detach().clone() for n, p in setup.model.named_parameters()},
@@ -183,12 +189,19 @@ def _run(
         raise
     metrics.close()
 
-    # The test windows are read once, here, for the checkpoint that validation selected.
+    # Test windows are read once, here, for the checkpoint that validation selected; those of
+    # another series too, which had no say in the selection.
     best, _ = load_checkpoint(run_dir / "checkpoint" / "best.safetensors")
     setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
-    shares: list[torch.Tensor] = []
-    test_metrics = measure("test", setup.test, shares)
-    test_losses = distributed.gather_objects(shares)  # the shares follow one another
+    last_metrics: dict[str, float] = {}
+    window_losses: dict[str, np.ndarray] = {}
+    for split in [split for split in splits if split != "val"]:
+        shares: list[torch.Tensor] = []
+        last_metrics |= measure(split, window_losses=shares)
+        parts = distributed.gather_objects(shares)  # the shares follow one another
+        window_losses[split] = torch.cat([loss_B for part in parts for loss_B in part]).numpy()
+    if config.train.shuffled_test:
+        last_metrics |= measure("test", name="shuffled", show=shuffle_time)
     if not distributed.is_main():
         return None
     result = Result(
@@ -199,7 +212,7 @@ def _run(
         objective_name=config.objective,
         objective=state.best_metrics[config.objective],
         best_epoch=state.best_epoch,
-        metrics=state.best_metrics | test_metrics,
+        metrics=state.best_metrics | last_metrics,
         initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
         baselines=baselines,
         baseline_season=setup.baseline_season,
@@ -212,10 +225,8 @@ def _run(
         reused_epochs=reuse.reused_epochs,
     )
     # Per window, for tests that respect the overlap of windows (Diebold-Mariano).
-    np.save(
-        run_dir / "test_losses.npy",
-        torch.cat([loss_B for part in test_losses for loss_B in part]).numpy(),
-    )
+    for split, losses_W in window_losses.items():
+        np.save(run_dir / f"{split}_losses.npy", losses_W)
     write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
     return _finish(result, state, run_dir, tracker)
 

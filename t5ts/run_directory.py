@@ -21,6 +21,7 @@ OF_ONE_RUN = (
     "result.json",
     "checkpoint",
     "test_losses.npy",
+    "ood_losses.npy",
     "forecast_sample.json",
     "plots",
 )

@@ -1,12 +1,14 @@
 """Masked spans: which steps of a window are hidden, as a pure function of numbers.
 
-No generator is read or moved: the random bits are a hash of (seed, window, epoch), so that a mask
-is the same in every arm, batch, process and resumed run.
+The random bits are a hash of (seed, window, epoch), so that a mask is the same in every arm, batch,
+process and resumed run.
 """
 
 from functools import cache
 
 import numpy as np
+
+from t5ts.draws import mix, uniform, words
 
 #: Word of the hash in place of an epoch: the masks of validation and test.
 NO_EPOCH = 2**64 - 1
@@ -63,13 +65,13 @@ def draw_masks(
     Returns:
         (B, L) bool.
 
-    Source: own; the hash is SplitMix64 (Steele et al. 2014).
+    Source: own.
     """
     total = num_masked(seq_len, ratio=ratio, min_len=min_len, max_len=max_len)
     most_spans, num_gaps = total // min_len, seq_len - total + 1
-    key_B = _mix(np.asarray(window_B).astype(np.uint64) ^ _mix(_words(seed)))
-    key_B = _mix(key_B ^ _words(NO_EPOCH if epoch is None else epoch))
-    draw_BU = _uniform(key_B, most_spans + num_gaps)
+    key_B = mix(np.asarray(window_B).astype(np.uint64) ^ mix(words(seed)))
+    key_B = mix(key_B ^ words(NO_EPOCH if epoch is None else epoch))
+    draw_BU = uniform(key_B, most_spans + num_gaps)
     length_BS = _lengths(draw_BU[:, :most_spans], total, min_len, max_len)
     num_spans_B1 = (length_BS > 0).sum(axis=1, keepdims=True)
     # A window's spans take the gaps with its smallest draws, in that order: the last length drawn
@@ -115,23 +117,3 @@ def _choices(total: int, min_len: int, max_len: int) -> tuple[np.ndarray, np.nda
 def _adds_up(total: int, min_len: int, max_len: int) -> bool:
     """Whether spans of min_len … max_len steps can add up to `total`: ⌈total/max⌉ of them fit."""
     return total >= min_len and -(-total // max_len) * min_len <= total
-
-
-def _words(value: int) -> np.ndarray:
-    """(1,) the number as 64 bits; an array, since numpy warns of a scalar that wraps around."""
-    return np.array([value % 2**64], dtype=np.uint64)
-
-
-def _mix(key: np.ndarray) -> np.ndarray:
-    """SplitMix64's step: the state moved on, and its bits stirred."""
-    z = key + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _uniform(key_B: np.ndarray, count: int) -> np.ndarray:
-    """(B, count) float64 in [0, 1): SplitMix64's stream from each key."""
-    offset = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    bits = _mix(key_B[:, None] + offset) >> np.uint64(11)
-    return bits.astype(np.float64) * 2.0**-53

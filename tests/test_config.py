@@ -1,13 +1,17 @@
 """Every composition is possible or refused by name, before any work starts."""
 
+import hashlib
 import itertools
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from t5ts.checks import check_overrides
 from t5ts.config import CONF, Config, identity, register
 from t5ts.errors import ConfigError
 
@@ -118,6 +122,13 @@ def test_every_experiment_composes_and_states_its_question(path, composed) -> No
         (["objective=loss"], ["objective=loss", "val_corr"]),
         (["seed=-1"], ["seed=-1"]),
         (["data=csv"], ["data.path"]),
+        (["data@ood=csv"], ["ood.path"]),
+        (["data@ood=nyc_lga", "ood.fraction=0.5"], ["ood.fraction", "data.fraction"]),
+        (["data@ood=nyc_lga", "ood.windows_per_epoch=9"], ["ood.windows_per_epoch"]),
+        (
+            ["task=reconstruct", "train.shuffled_test=true"],
+            ["train.shuffled_test=true", "task=reconstruct", "task=forecast"],
+        ),
     ],
 )
 def test_impossible_values_name_their_keys_and_a_way_out(overrides, named, composed) -> None:
@@ -141,6 +152,30 @@ def test_typos_and_wrong_types_are_refused_by_hydra(override, composed) -> None:
         composed(override)
 
 
+def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(composed) -> None:
+    """Runs from before there were such settings keep their directories."""
+    values = asdict(composed("tracker=none"))
+    for key in ("claims", "tracker", "ood"):
+        del values[key]
+    for key in ("resume", "checkpoint_every_s", "progress", "reuse_dir", "reuse_max_gb"):
+        del values["train"][key]
+    del values["train"]["shuffled_test"]
+    text = json.dumps(values, sort_keys=True)
+    assert identity(composed()) == hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def test_the_other_series_is_an_option_of_data_in_another_place(composed) -> None:
+    config = composed("data=etth1", "data@ood=etth2", "ood.dir=there")
+    assert (config.data.name, config.ood.name, config.ood.dir) == ("etth1", "etth2", "there")
+    assert composed("experiment=transfer_ood", "data@ood=etth2").ood.dataset == "etth2"
+    assert composed("experiment=transfer_ood", "~data@ood").ood is None
+    check_overrides(["data@ood=etth1,etth2", "~data@ood"])
+    for wrong in ("nope", "null"):  # Hydra meets null with a traceback
+        said = rf"data@ood={wrong} does not exist; allowed: csv, etth1.* or ~data@ood for none\."
+        with pytest.raises(ConfigError, match=said):
+            check_overrides([f"data@ood={wrong}"])
+
+
 def test_zero_is_a_value(composed) -> None:
     config = composed(
         "seed=0", "optim.weight_decay=0", "optim.warmup_epochs=0", "backbone.dropout=0"
@@ -158,8 +193,12 @@ def test_identity_is_the_same_from_hydra_and_from_objects_and_ignores_the_tracke
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=1", "optim.lr=0.002", "init=t5", "data.fraction=0.5", "train.precision=bf16"]
-)
+    "override",
+    [
+        "seed=1", "optim.lr=0.002", "init=t5", "data.fraction=0.5", "train.precision=bf16",
+        "data@ood=nyc_lga", "train.shuffled_test=true",
+    ],
+)  # fmt: skip
 def test_identity_changes_with_whatever_changes_numbers(override, composed) -> None:
     assert identity(composed()) != identity(composed(override))
 

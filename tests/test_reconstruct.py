@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.encoders import NoEncoder, T5Encoder
+from t5ts.model.encoders import NoEncoder
 from t5ts.model.forecaster import Forecaster, build_forecaster
+from t5ts.model.t5_encoder import T5Encoder
 from t5ts.reconstruct import Reconstruct
 from t5ts.spans import draw_masks
 

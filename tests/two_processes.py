@@ -39,7 +39,11 @@ EQUAL = {
         "freeze.rewarmup_epochs=0.67", "data.windows_per_epoch=129", "train.grad_accumulation=2",
         "optim=adamw_rms",
     ],
-    "all": ["freeze=all", "train.grad_accumulation=2", "train.eval_batch_size=7"],
+    # All that the selected checkpoint can be measured on.
+    "all": [
+        "freeze=all", "train.grad_accumulation=2", "train.eval_batch_size=7",
+        "train.shuffled_test=true", "data@ood=synthetic", "ood.num_rows=500", "ood.seed=5",
+    ],
 }  # fmt: skip
 WITHOUT_DROPOUT = "backbone.dropout=0"
 STOP_AFTER = 9  # steps, in the middle of an epoch

@@ -318,18 +318,20 @@ def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str | None], str]:
     return {(name, path): called(name, str(path)) for name, path in map(_encoder, runs)}
 
 
+def paired(kind: str, treatment: Arm, control: Arm) -> Pair:
+    """Two arms at the seeds that both have finished."""
+    a = treatment.best.finished if treatment.best else {}
+    b = control.best.finished if control.best else {}
+    return Pair(kind=kind, treatment=treatment, control=control, seeds=sorted(set(a) & set(b)))
+
+
 def pairs(condition: Condition) -> list[Pair]:
     """Every comparison that answers one of the questions, `weights` first."""
     found: list[Pair] = []
 
     def add(kind: str, treatment: Arm, control: Arm) -> None:
-        if any(p.treatment is treatment and p.control is control for p in found):
-            return
-        a = treatment.best.finished if treatment.best else {}
-        b = control.best.finished if control.best else {}
-        found.append(
-            Pair(kind=kind, treatment=treatment, control=control, seeds=sorted(set(a) & set(b)))
-        )
+        if not any(p.treatment is treatment and p.control is control for p in found):
+            found.append(paired(kind, treatment, control))
 
     pretrained = [arm for arm in condition.arms if arm.init == PRETRAINED]
     for arm in pretrained:

@@ -35,8 +35,6 @@ MARGIN = 0.01
 TRANSFERS, DOES_NOT = "transfers", "does not transfer"
 CANNOT_TELL, CANNOT_DISCRIMINATE = "cannot tell", "cannot discriminate"
 WITHHELD, NOTHING = "withheld", "nothing to compare"
-#: The loss that is judged: of the test windows, for the weights that validation selected.
-METRIC = "test_loss"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -44,7 +42,7 @@ class Comparison:
     """One pair of arms, judged.
 
     Attributes:
-        effect: Mean log-ratio of the test losses, treatment over control; below 0 is better.
+        effect: Mean log-ratio of the losses, treatment over control; below 0 is better.
         p_holm: p of the effect, adjusted for the family of pairs of its kind.
         family: Number of pairs in it.
         p_permutation: Sign-flip permutation test, unadjusted.
@@ -135,14 +133,11 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
         margin: Relative difference of the loss that does not matter.
     """
     found = conditions(study)
-    compared = [[_compare(pair) for pair in pairs(condition)] for condition in found]
+    compared = [[compare(pair) for pair in pairs(condition)] for condition in found]
     everything = [c for comparisons in compared for c in comparisons]
     for kind in {c.pair.kind for c in everything}:
         # One family per question, over all data sets and amounts of data.
-        family = [c for c in everything if c.pair.kind == kind]
-        for c, p in zip(family, holm([c.effect.p for c in family]), strict=True):
-            c.p_holm, c.family = p, sum(math.isfinite(f.effect.p) for f in family)
-            c.kind = _kind(c.effect, p, margin)
+        judge_family([c for c in everything if c.pair.kind == kind], margin=margin)
     verdicts = [
         _judge(condition, comparisons, study.left_out if number == 0 else [], margin)
         for number, (condition, comparisons) in enumerate(zip(found, compared, strict=True))
@@ -276,13 +271,26 @@ def _between_checkpoints(judged: Verdict) -> list[str]:
     return said
 
 
-def _compare(pair: Pair) -> Comparison:
-    treatment, control = pair.values(METRIC)
+def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
+    """Adjust the p-values of one question's comparisons for each other, and say what they show."""
+    for c, p in zip(family, holm([c.effect.p for c in family]), strict=True):
+        c.p_holm, c.family = p, sum(math.isfinite(f.effect.p) for f in family)
+        c.kind = _kind(c.effect, p, margin)
+
+
+def compare(pair: Pair, *, split: str = "test") -> Comparison:
+    """Two arms' losses at their paired seeds, and over time where each window's are recorded.
+
+    Args:
+        pair: The arms.
+        split: test, or ood for the other series' test windows.
+    """
+    treatment, control = pair.values(f"{split}_loss")
     compared = Comparison(pair=pair, effect=log_ratio(treatment, control))
     if len(treatment) >= 2:
         compared.p_permutation = permutation_p(np.log(treatment) - np.log(control))
-    losses_a = [a.test_losses() for a, _ in pair.runs()]
-    losses_b = [b.test_losses() for _, b in pair.runs()]
+    losses_a = [a.window_losses(split) for a, _ in pair.runs()]
+    losses_b = [b.window_losses(split) for _, b in pair.runs()]
     known = [losses for losses in (*losses_a, *losses_b) if losses is not None]
     if known and len(known) == 2 * len(pair.seeds) and len({len(x) for x in known}) == 1:
         config = pair.treatment.runs[0].config

@@ -15,9 +15,12 @@ class Result:
 
     Attributes:
         objective: The configured objective at the best epoch, on the validation windows.
-        metrics: Every val_ metric at the best epoch, every test_ metric of the same weights.
+        metrics: Every val_ metric at the best epoch, every test_ metric of the same weights; where
+            asked for, ood_ (another series' test windows) and shuffled_ (the test windows with
+            their contexts' steps in a random order) metrics of the same weights.
         initial: Every val_ metric before the first step.
-        baselines: By split and forecast: the metrics of seasonal naive, last value and mean.
+        baselines: By split (val, test, ood) and forecast: the metrics of seasonal naive, last
+            value and mean.
         baseline_season: The season that seasonal naive repeats.
         best_achievable_loss: Of synthetic data, else None.
         seconds: Training and evaluation, over all processes of a resumed run; what another run

@@ -33,6 +33,8 @@ _NOT_SETTINGS = (
     "train.threads",
     "train.device",
     "train.eval_batch_size",
+    "train.shuffled_test",
+    "ood",  # null where no other series is tested on; else its keys are in the condition
 )
 #: Settings without which a config.yaml is none of t5ts's.
 _NEEDED = (
@@ -48,7 +50,7 @@ _NEEDED = (
     "train.epochs",
 )
 #: What must be equal before two runs are compared at all.
-_CONDITION = ("data.", "task.", "seq_len", "horizon", "objective")
+_CONDITION = ("data.", "ood.", "task.", "seq_len", "horizon", "objective")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -97,7 +99,7 @@ class Run:
 
     @cached_property
     def condition(self) -> tuple[tuple[str, str], ...]:
-        """Data, task and lengths: runs of different conditions are never compared."""
+        """Data, the other series, task and lengths: what differs there is never compared."""
         return _subset(self.config, lambda key: key.startswith(_CONDITION))
 
     @cached_property
@@ -107,7 +109,7 @@ class Run:
         return {k: v for k, v in self.config.items() if not k.startswith(apart)}
 
     def metric(self, name: str) -> float:
-        """A final metric (val_ at the best epoch, test_ of the same weights); NaN if unfinished."""
+        """A final metric (val_ at the best epoch, others of the same weights); NaN if unknown."""
         return math.nan if self.result is None else self.result.metrics.get(name, math.nan)
 
     def curve(self, name: str) -> tuple[Array, Array]:
@@ -117,9 +119,13 @@ class Run:
         known = np.isfinite(self.evals[name])
         return self.evals["epoch"][known], self.evals[name][known]
 
-    def test_losses(self) -> Array | None:
-        """(W,) mean squared error of each test window, in time order; None if not recorded."""
-        path = self.path / "test_losses.npy"
+    def window_losses(self, split: str = "test") -> Array | None:
+        """(W,) mean squared error of each window, in time order; None if not recorded.
+
+        Args:
+            split: test, or ood for the other series' test windows.
+        """
+        path = self.path / f"{split}_losses.npy"
         try:
             return np.load(path, allow_pickle=False).astype(np.float64)
         except (OSError, ValueError):

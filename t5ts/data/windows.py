@@ -28,7 +28,7 @@ class Windows:
         window_len: W, rows in a window (context and target).
         context_len: Rows of a window that may lie before the split; 0 for train.
         first_row: Row of the series at which window 0 starts.
-        name: "train", "val" or "test".
+        name: "train", "val" or "test"; "ood" for another series' test windows.
     """
 
     def __init__(

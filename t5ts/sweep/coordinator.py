@@ -54,7 +54,6 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         Interrupted: after SIGINT or SIGTERM; the same command goes on.
     """
     choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
-    groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
     experiment = choices.get("experiment")
     settings = read_settings(
         config.hydra.sweeper,
@@ -70,7 +69,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         arms=settings.arms,
         conditions=settings.conditions,
         config=config,
-        groups=groups,
+        groups=config_groups(choices),
     )
     if settings.best_of is not None:
         space = _from_best(space, Path(settings.best_of) / RESULTS)
@@ -98,6 +97,16 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     else:
         _until_done(work, Display(ledgers, names, settings), ledgers)
     _finish(console, space, settings, ledgers, sweep_dir)
+
+
+def config_groups(choices: Mapping[str, str]) -> list[str]:
+    """What is chosen as a whole: the folders of conf/, and those in other places (data@ood).
+
+    Args:
+        choices: Option of each group, as Hydra has them.
+    """
+    elsewhere = {key for key in choices if "@" in key and not key.startswith("hydra/")}
+    return sorted(elsewhere | {folder.name for folder in CONF.iterdir() if folder.is_dir()})
 
 
 def _from_best(space: Space, path: Path) -> Space:

@@ -39,7 +39,7 @@ def test_a_real_run_is_read(real: Path) -> None:
 
 def test_window_losses_average_to_the_test_loss(real: Path) -> None:
     (found,) = collect([real]).runs
-    losses = found.test_losses()
+    losses = found.window_losses()
     assert losses is not None
     assert len(losses) == found.provenance["windows"]["test"]
     assert losses.mean() == pytest.approx(found.metric("test_loss"), rel=1e-5)

@@ -11,15 +11,12 @@ from transformers import T5Config, T5EncoderModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from t5ts.errors import ConfigError
-from t5ts.model import encoders
+from t5ts.model import layers
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.encoders import (
-    NoEncoder,
-    SharedEncoder,
-    T5Encoder,
-    _relative_position_bucket,
-    component_of,
-)
+from t5ts.model.encoders import NoEncoder, component_of
+from t5ts.model.layers import drop_out
+from t5ts.model.shared_encoder import SharedEncoder
+from t5ts.model.t5_encoder import T5Encoder, _relative_position_bucket
 
 TINY = T5Architecture(d_model=24, d_ff=40, d_kv=6, num_layers=3, num_heads=2, vocab_size=11)
 
@@ -129,7 +126,7 @@ def test_dropout_stands_where_transformers_has_it(monkeypatch: pytest.MonkeyPatc
     The explicit attention that training on a CPU takes draws as transformers' eager one does;
     only the faster drawing itself is put aside here.
     """
-    monkeypatch.setattr(encoders, "_dropout", F.dropout)
+    monkeypatch.setattr(layers, "drop_out", F.dropout)
     encoder, oracle = build_pair(replace(TINY, feed_forward_proj="gated-gelu"), dropout=0.3)
     encoder.train()
     oracle.train()
@@ -148,7 +145,7 @@ def test_dropout_drops_that_share_and_keeps_the_mean(p: float, dtype: torch.dtyp
     torch.manual_seed(0)
     num = 400_003  # no multiple of four
     x = torch.ones(num, dtype=dtype, requires_grad=True)
-    y = encoders._dropout(x, p)
+    y = drop_out(x, p)
     kept = y != 0
     noise = (p * (1 - p) / num) ** 0.5
     assert (~kept).double().mean().item() == pytest.approx(p, abs=4 * noise + 2**-16)
@@ -168,9 +165,9 @@ def test_dropout_drops_that_share_and_keeps_the_mean(p: float, dtype: torch.dtyp
 def test_dropout_follows_the_global_seed() -> None:
     x = torch.ones(7, 9)
     torch.manual_seed(4)
-    first, second = encoders._dropout(x, 0.5), encoders._dropout(x, 0.5)
+    first, second = drop_out(x, 0.5), drop_out(x, 0.5)
     torch.manual_seed(4)
-    assert torch.equal(encoders._dropout(x, 0.5), first)
+    assert torch.equal(drop_out(x, 0.5), first)
     assert not torch.equal(first, second)
 
 

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from t5ts.errors import ConfigError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, T5Encoder, component_of
+from t5ts.model.encoders import Encoder, NoEncoder, component_of
 from t5ts.model.forecaster import HEAD_INIT_GAIN, Forecaster, build_forecaster, scale_audit
 from t5ts.model.patching import PatchEmbedding
+from t5ts.model.shared_encoder import SharedEncoder
+from t5ts.model.t5_encoder import T5Encoder
 
 TINY = T5Architecture(d_model=24, d_ff=40, d_kv=6, num_layers=3, num_heads=2)
 PLAIN = {"norm": False, "scale": "none", "embedding_rms": None}

@@ -4,9 +4,17 @@ import math
 from collections.abc import Iterator
 
 from t5ts.analysis.arms import Arm
-from t5ts.analysis.judgement import Comparison, Findings, Verdict
+from t5ts.analysis.judgement import (
+    CANNOT_TELL,
+    DOES_NOT,
+    TRANSFERS,
+    WITHHELD,
+    Comparison,
+    Findings,
+    Verdict,
+)
 from t5ts.analysis.statistics import Estimate, mean_interval
-from t5ts.analysis.words import NONE
+from t5ts.analysis.words import NONE, probability
 
 KINDS = {
     "weights": "weights alone",
@@ -46,6 +54,28 @@ def val_at(arm: Arm, metric: str, epoch: int) -> Estimate:
         epochs, curve = run.curve(metric)
         values += [float(v) for v in curve[epochs == epoch]]
     return mean_interval(values)
+
+
+def final(arm: Arm, metric: str) -> Estimate:
+    """Mean over an arm's seeds of a final metric."""
+    runs = arm.best.finished.values() if arm.best else ()
+    return mean_interval([run.metric(metric) for run in runs])
+
+
+def shows(c: Comparison, margin: float) -> str:
+    """What a comparison shows, in the words of its question; `margin` does not matter."""
+    if c.pair.kind == "weights" or c.kind == WITHHELD:
+        return c.kind
+    if c.kind == TRANSFERS:
+        return "first arm better"
+    if c.kind == DOES_NOT:
+        return "no difference that matters" if c.effect.within(margin) else "first arm worse"
+    return CANNOT_TELL
+
+
+def p_value(p: float) -> str:
+    """A p-value for a column; a dash where it is not known."""
+    return NONE if not math.isfinite(p) else probability(p).removeprefix("= ")
 
 
 def factor(log_factor: Estimate) -> str:

@@ -12,13 +12,20 @@ from t5ts.analysis.judgement import (
     CANNOT_TELL,
     DOES_NOT,
     TRANSFERS,
-    WITHHELD,
-    Comparison,
     Findings,
     Verdict,
 )
-from t5ts.analysis.sections.common import KINDS, arms_of, named, questions, val_at
-from t5ts.analysis.statistics import Estimate, mean_interval
+from t5ts.analysis.sections.beside import add_shift, add_shuffled_time
+from t5ts.analysis.sections.common import (
+    KINDS,
+    arms_of,
+    final,
+    named,
+    p_value,
+    questions,
+    shows,
+    val_at,
+)
 from t5ts.analysis.study import Run
 from t5ts.analysis.words import (
     NONE,
@@ -28,7 +35,6 @@ from t5ts.analysis.words import (
     percent,
     percent_interval,
     plural,
-    probability,
 )
 
 
@@ -47,7 +53,7 @@ def final_performance(findings: Findings) -> Section:
                 (
                     arm.name,
                     fixed(val_at(arm, "val_corr", 0).value),
-                    fixed(_final(arm, "val_corr").value),
+                    fixed(final(arm, "val_corr").value),
                     number(effects.epochs_to(arm, target), digits=3),
                     _note(arm),
                 )
@@ -65,7 +71,7 @@ def final_performance(findings: Findings) -> Section:
                 named(findings, v, arm.name),
                 str(len(arm.best.finished)),
                 *(
-                    interval(_final(arm, m), digits=4)
+                    interval(final(arm, m), digits=4)
                     for m in ("val_loss", "test_loss", "test_mae", "test_mase", "test_corr")
                 ),
                 number(_final_of(arm, lambda r: r.result.best_epoch), digits=3),  # type: ignore[union-attr]
@@ -109,14 +115,14 @@ def final_performance(findings: Findings) -> Section:
                 KINDS[c.pair.kind],
                 str(len(c.pair.seeds)),
                 percent_interval(c.effect),
-                _shows(c, v.margin),
-                _p(c.p_holm),
-                _p(c.effect.p),
-                _p(c.p_permutation),
+                shows(c, v.margin),
+                p_value(c.p_holm),
+                p_value(c.effect.p),
+                p_value(c.p_permutation),
                 NONE
                 if c.new_windows is None
                 else f"[{percent(c.new_windows.low)}, {percent(c.new_windows.high)}]",
-                NONE if c.over_time is None else _p(c.over_time.p),
+                NONE if c.over_time is None else p_value(c.over_time.p),
             )
             for v, c in questions(findings, *KINDS)
         ],
@@ -128,6 +134,8 @@ def final_performance(findings: Findings) -> Section:
         " overlapping windows, with a variance that allows for their dependence. It is too sure"
         " where good and bad stretches last longer than about a fortieth of the test windows."
     )
+    add_shift(findings, section)
+    add_shuffled_time(findings, section)
     pictures = effects.forecasts(findings.main.condition)
     if pictures:
         section.show(
@@ -137,25 +145,6 @@ def final_performance(findings: Findings) -> Section:
             f"Forecasts of {', '.join(arm.name for arm, _ in pictures)} beside the truth.",
         )
     return section
-
-
-def _shows(c: Comparison, margin: float) -> str:
-    if c.pair.kind == "weights" or c.kind == WITHHELD:
-        return c.kind
-    if c.kind == TRANSFERS:
-        return "first arm better"
-    if c.kind == DOES_NOT:
-        return "no difference that matters" if c.effect.within(margin) else "first arm worse"
-    return CANNOT_TELL
-
-
-def _p(p: float) -> str:
-    return NONE if not math.isfinite(p) else probability(p).removeprefix("= ")
-
-
-def _final(arm: Arm, metric: str) -> Estimate:
-    runs = arm.best.finished.values() if arm.best else ()
-    return mean_interval([run.metric(metric) for run in runs])
 
 
 def _final_of(arm: Arm, of: Callable[[Run], float]) -> float:
@@ -246,7 +235,7 @@ def hypotheses(v: Verdict) -> list[str]:
                 "first arm better": "supports freezing first",
                 "first arm worse": "speaks against freezing first",
                 "no difference that matters": "freezing first makes no difference that matters",
-            }.get(_shows(c, v.margin), "does not decide whether freezing first helps")
+            }.get(shows(c, v.margin), "does not decide whether freezing first helps")
             found.append(
                 f"Freezing first: {c.pair.name}: {percent_interval(c.effect)}; this {outcome}."
             )

@@ -1,0 +1,115 @@
+"""What both encoders are made of: layers that draw nothing when built, dropout, attention.
+
+An arm is decided by the state dict that is loaded afterwards (T5) or by the generator that is
+handed to `init_parameters` (the light baseline), so building one cannot shift the randomness of
+anything else.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t5ts.errors import ConfigError
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that leaves its parameters for a later load or init, and draws nothing."""
+
+    def reset_parameters(self) -> None:
+        mark_unset(self)
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`, likewise."""
+
+    def reset_parameters(self) -> None:
+        mark_unset(self)
+
+
+class Conv1d(nn.Conv1d):
+    """`nn.Conv1d`, likewise."""
+
+    def reset_parameters(self) -> None:
+        mark_unset(self)
+
+
+@torch.no_grad()
+def mark_unset(module: nn.Module) -> None:
+    """Fill a module's own parameters with NaN.
+
+    Memory that nobody set is often all zeros, which trains without a word; NaN cannot be missed.
+    """
+    for parameter in module.parameters(recurse=False):
+        parameter.fill_(math.nan)
+
+
+def drop_out(x: Tensor, p: float) -> Tensor:
+    """Dropout, three times faster than `F.dropout` on a CPU, where it took a third of a step.
+
+    A 64-bit draw serves four entries, so `p` is rounded to a multiple of 2^-16; what is kept is
+    scaled by the rounded probability and stays unbiased. Measured on 2 cores for (64, 4, 2048)
+    entries, forward and backward: 1.2 ms against 3.1 ms. On a GPU, and compiled, `F.dropout` is
+    one fused kernel.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    chunks = bits.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on ±2^15
+    num_dropped = min(round(p * 2**16), 2**16 - 1)
+    kept = (chunks >= num_dropped - 2**15).to(x.dtype)
+    return x * kept.mul_(2**16 / (2**16 - num_dropped))
+
+
+class Dropout(nn.Module):
+    """`drop_out` as a module: active in training mode only."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop_out(x, self.p) if self.training and self.p > 0.0 else x
+
+
+def attend(
+    q_MND: Tensor,
+    k_MND: Tensor,
+    v_MND: Tensor,
+    bias_1hNN: Tensor | None,
+    *,
+    num_heads: int,
+    scale: float,
+    dropout: float,
+) -> Tensor:
+    """Multi-head attention, (M, N, heads · d_kv).
+
+    SDPA, except on a CPU with dropout, where SDPA has no fused kernel. Measured on 2 cores,
+    T5-small's heads, forward and backward, ms, SDPA / explicit:
+
+        M, N      8, 4          64, 4         256, 4        1536, 4     16, 64       4, 256
+        p = 0     0.17 / 0.25   0.84 / 0.82   3.13 / 3.11   41 / 23     3.0 / 3.5     8.8 / 9.5
+        p = 0.1   0.32 / 0.28   0.98 / 0.87   3.35 / 2.97   30 / 24     7.5 / 6.6    25.9 / 23.6
+
+    and the same order on one core. Multiply-and-sum instead of batched matmul is slower from
+    M=64 on, 3.5 times so at M=1536.
+    """
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_MND, k_MND, v_MND))
+    if bias_1hNN is not None:
+        bias_1hNN = bias_1hNN.to(q.dtype)  # SDPA wants one dtype; under AMP q is a half
+    if q.device.type == "cpu" and dropout > 0.0:
+        scores = torch.matmul(q if scale == 1.0 else q * scale, k.transpose(2, 3))
+        if bias_1hNN is not None:
+            scores = scores + bias_1hNN
+        mixed = torch.matmul(drop_out(scores.softmax(-1), dropout).to(v.dtype), v)
+    else:
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias_1hNN, dropout_p=dropout, scale=scale
+        )
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def check_dropout(dropout: float) -> None:
+    if not 0.0 <= dropout < 1.0:
+        raise ConfigError(f"dropout={dropout} must be at least 0 and less than 1.")

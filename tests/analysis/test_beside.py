@@ -1,0 +1,191 @@
+"""Another series and shuffled time in the report: its numbers, and what it says of them."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from benchmarks.simulated_runs import Arm, write_run
+from t5ts.analysis import collect, verdict
+from t5ts.analysis.beside import series_names, under_shift
+from t5ts.analysis.document import Table, Text
+from t5ts.analysis.judgement import WITHHELD, Findings
+from t5ts.analysis.sections.beside import lp_ft
+from t5ts.analysis.sections.final import final_performance
+from t5ts.analysis.statistics import Estimate
+from t5ts.analysis.words import percent_interval
+
+SHIFT, SHUFFLED = "Under shift", "Shuffled time"
+
+
+def arms(*, staged: float = -0.04, sd: float = 0.005) -> list[Arm]:
+    """T5 and random under three plans; staged is better on the other series alone."""
+    effects = {"none": 0.0, "all": 0.02, "staged": staged}
+    return [
+        Arm(
+            init=init, freeze=freeze, effect=-0.06 * (init == "t5"), seed_sd=sd,
+            ood_effect=effect, shuffled_effect={"none": 0.3, "all": 0.0, "staged": 0.1}[freeze],
+        )
+        for init in ("t5", "random")
+        for freeze, effect in effects.items()
+    ]  # fmt: skip
+
+
+def study(root: Path, chosen: Iterable[Arm], *, seeds: int = 5, **changes: Any) -> Findings:
+    for arm in chosen:
+        for seed in range(seeds):
+            write_run(root / f"{arm.name}-s{seed}", arm, seed, **changes)
+    return verdict(collect([root]))
+
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+    return study(tmp_path_factory.mktemp("study"), arms())
+
+
+def tables(findings: Findings, word: str) -> list[Table]:
+    blocks = final_performance(findings).blocks
+    return [b for b in blocks if isinstance(b, Table) and b.caption.startswith(word)]
+
+
+def texts(findings: Findings) -> list[str]:
+    return [b.text for b in final_performance(findings).blocks if isinstance(b, Text)]
+
+
+def metric(findings: Findings, name: str, metric: str) -> np.ndarray:
+    best = findings.main.condition.arm(name).best
+    assert best is not None
+    return np.array([run.result.metrics[metric] for run in best.finished.values()])  # type: ignore[union-attr]
+
+
+def interval_of(log_values: np.ndarray) -> tuple[float, float, float]:
+    ends = stats.ttest_1samp(log_values, 0).confidence_interval(0.95)
+    return log_values.mean(), ends.low, ends.high
+
+
+def test_every_arm_has_its_losses_and_their_ratio(findings: Findings) -> None:
+    (table,) = tables(findings, SHIFT)
+    assert "trained on nyc_weather" in table.caption
+    assert "those of nyc_lga" in table.caption
+    rows = {row[0]: row for row in table.rows}
+    assert len(rows) == 6 + 3
+    for arm in findings.main.condition.arms:
+        ood, test = (metric(findings, arm.name, f"{s}_loss") for s in ("ood", "test"))
+        mean, low, high = np.exp(interval_of(np.log(ood / test)))
+        row = rows[arm.name]
+        assert row[1] == "5"
+        assert float(row[3].split()[0]) == pytest.approx(ood.mean(), abs=1e-4)
+        assert row[4] == f"{mean:.2f}× [{low:.2f}, {high:.2f}]"
+    assert rows["baseline: seasonal naive"][2:5] == ("0.5500", "0.6600", "1.20×")
+
+
+def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings: Findings) -> None:
+    found = under_shift(findings)
+    names = [one.comparison.pair.name for one in found]
+    assert names == [
+        *(f"t5-{f} against random-{f}" for f in ("staged", "none", "all")),
+        *(f"{i}-staged against {i}-{f}" for i in ("t5", "random") for f in ("none", "all")),
+    ]
+    logs = []
+    for one in found:
+        a, b = one.comparison.pair.name.split(" against ")
+        logs.append(np.log(metric(findings, a, "ood_loss") / metric(findings, b, "ood_loss")))
+        test = np.log(metric(findings, a, "test_loss") / metric(findings, b, "test_loss"))
+        for got, expected in ((one.comparison.effect, logs[-1]), (one.beyond, logs[-1] - test)):
+            assert (got.value, got.low, got.high) == pytest.approx(interval_of(expected))
+            assert got.p == pytest.approx(stats.ttest_1samp(expected, 0).pvalue)
+    p = [stats.ttest_1samp(x, 0).pvalue for x in logs]
+    adjusted = [*multipletests(p[:3], method="holm")[1], *multipletests(p[3:], method="holm")[1]]
+    assert [one.comparison.p_holm for one in found] == pytest.approx(adjusted)
+    assert all(one.comparison.new_windows is not None for one in found)
+    (table,) = tables(findings, "Comparisons of the ood loss")
+    assert [row[3] for row in table.rows] == [percent_interval(o.comparison.effect) for o in found]
+    assert [row[5] for row in table.rows] == [percent_interval(o.beyond) for o in found]
+
+
+def test_what_it_says_of_lp_ft_is_what_intervals_support(
+    findings: Findings, tmp_path: Path
+) -> None:
+    asked = [text for text in texts(findings) if "LP-FT" in text]
+    assert len(asked) == 2  # t5 and random weights
+    for text in asked:
+        assert re.search(r"full fine-tuning from the first step it pays \(ood loss −", text)
+        assert "an encoder that stays frozen it pays" in text
+    for name, effects, said in (
+        ("worse", {"staged": 0.05}, "it costs"),
+        ("equal", {"staged": 0.0, "sd": 0.0005}, "it makes no difference that matters"),
+        ("noise", {"staged": -0.02, "sd": 0.05}, "it is not shown to pay or to cost"),
+    ):
+        few = [arm for arm in arms(**effects) if arm.init == "t5" and arm.freeze != "all"]
+        (text,) = [t for t in texts(study(tmp_path / name, few)) if "LP-FT" in t]
+        assert re.search(f"from the first step {said}", text), text
+
+
+def test_the_verdict_knows_nothing_of_it(findings: Findings, tmp_path: Path) -> None:
+    plain = study(tmp_path, [replace(a, ood_effect=None, shuffled_effect=None) for a in arms()])
+    for part in ("kind", "headline", "reasons", "seeds_needed"):
+        assert getattr(plain.main, part) == getattr(findings.main, part)
+    for word in (SHIFT, SHUFFLED, "Comparisons of the ood loss"):
+        assert not tables(plain, word)
+    assert not any("LP-FT" in text or "Tan et al." in text for text in texts(plain))
+
+
+def test_arms_that_met_other_files_are_not_compared(tmp_path: Path) -> None:
+    study(tmp_path, arms())
+    for path in tmp_path.glob("*-t5-staged-s0/provenance.json"):
+        about = json.loads(path.read_text())
+        about["ood"]["sha256"] = "another"
+        path.write_text(json.dumps(about))
+    found = verdict(collect([tmp_path]))
+    kinds = {one.comparison.pair.name: one.comparison.kind for one in under_shift(found)}
+    assert all((kind == WITHHELD) == ("t5-staged" in name) for name, kind in kinds.items())
+    said = lp_ft(found, under_shift(found))
+    assert "cannot be judged, since an invariant is broken" in said[0]
+    assert found.main.kind != WITHHELD
+
+
+def test_runs_on_different_series_are_different_conditions(tmp_path: Path) -> None:
+    other = {"ood__name": "etth2"}
+    study(tmp_path / "a", arms()[:1], seeds=1)
+    study(tmp_path / "b", arms()[:1], seeds=1, **other)
+    found = verdict(collect([tmp_path]))
+    assert len(found.verdicts) == 2
+    assert {series_names(v.condition)[1] for v in found.verdicts} == {"nyc_lga", "etth2"}
+    assert len(tables(found, SHIFT)) == 2
+
+
+def test_series_of_one_name_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    found = study(tmp_path, arms()[:1], seeds=1, ood__name="nyc_weather")
+    names = series_names(found.main.condition)
+    assert names == ("nyc_weather (stations=['JFK'])", "nyc_weather (stations=['LGA'])")
+
+
+def test_shuffled_time_says_who_uses_the_order(findings: Findings) -> None:
+    (table,) = tables(findings, SHUFFLED)
+    rows = {row[0]: row for row in table.rows}
+    assert set(rows) == {arm.name for arm in findings.main.condition.arms}
+    for name, row in rows.items():
+        shuffled, test = (metric(findings, name, f"{s}_loss") for s in ("shuffled", "test"))
+        mean, low, high = np.exp(interval_of(np.log(shuffled / test)))
+        assert row[4] == f"{mean:.2f}× [{low:.2f}, {high:.2f}]"
+        assert row[5] == (
+            "order makes no difference that matters" if name.endswith("all") else "uses the order"
+        )
+    (pairs,) = tables(findings, "How much more the first arm loses by the shuffling")
+    assert len(pairs.rows) == 3
+    for name, _, more, _ in pairs.rows:
+        a, b = (
+            metric(findings, arm, "shuffled_loss") / metric(findings, arm, "test_loss")
+            for arm in name.split(" against ")
+        )
+        mean, low, high = interval_of(np.log(a / b))
+        expected = Estimate(value=mean, low=low, high=high, p=np.nan, sd=np.nan, count=5)
+        assert more == percent_interval(expected)
+    assert any("Tan et al. 2024" in text for text in texts(findings))
