@@ -39,6 +39,7 @@ class Arm:
     rate: float = 0.25
     seed_sd: float = 0.01
     backbone: str = "t5_efficient_tiny"
+    d_model: int = 64
     unfreeze_epoch: float | None = None
     ood_effect: float | None = None
     shuffled_effect: float | None = None
@@ -83,7 +84,7 @@ def config(arm: Arm, seed: int, *, epochs: int, **changes: Any) -> dict[str, Any
             "channels": None,
         },
         "task": {"name": "forecast"},
-        "backbone": {"name": arm.backbone, "dropout": 0.1, "path": None, "d_model": 64},
+        "backbone": {"name": arm.backbone, "dropout": 0.1, "path": None, "d_model": arm.d_model},
         "init": {"name": arm.init, "factor": 1.0, "scale_norms": False},
         "freeze": {
             "name": arm.freeze,
@@ -271,7 +272,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    encoder = digest(arm.backbone, "checkpoint")
+    encoder = digest(arm.backbone, settings["backbone"]["path"], "checkpoint")
     if arm.init != "t5":
         encoder = digest(arm.backbone, arm.init, seed)
     output = {"t5": 0.6, "random": 1.0, "matched": 0.7, "shuffled": 0.5}[arm.init]
@@ -293,6 +294,7 @@ def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]
             "source": "simulated" if arm.init != "random" else "drawn from the seed",
             "files": {"model.safetensors": digest(arm.backbone, "file")},
             "tensors_sha256": encoder,
+            "architecture": {"d_model": arm.d_model, "num_layers": NUM_BLOCKS, "vocab_size": 100},
             "num_params_encoder": 4000,
             "checks": ["all values finite"],
         },

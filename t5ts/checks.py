@@ -11,6 +11,7 @@ from t5ts.config import (
     ForecastTask,
     LinearBackbone,
     ReconstructTask,
+    SyntheticData,
     T5Backbone,
 )
 from t5ts.errors import ConfigError
@@ -289,6 +290,12 @@ def _pair_problems(config: Config) -> list[str]:
             reconstruct is not None and config.horizon is not None,
             f"horizon={config.horizon} means nothing to task={config.task.name}, which predicts"
             " masked steps inside the window: leave it out, or use horizon=null.",
+        ),
+        (
+            isinstance(config.data, SyntheticData) and config.data.horizon != config.horizon,
+            f"data.horizon={getattr(config.data, 'horizon', None)} is not horizon={config.horizon}:"
+            " the best achievable loss is that of forecasts over these steps, so leave data.horizon"
+            " out, and it follows (no bound is known of reconstruction, whose horizon is null).",
         ),
         (
             reconstruct is not None and train.shuffled_test,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t5ts.command import finish
+from t5ts.config import NOT_IDENTITY
 from t5ts.errors import UserError
 from t5ts.tracking import choose_mode
 
@@ -28,7 +30,8 @@ USUAL_PARAMETERS = (
 RESULTS = ("objective", "test_loss", "test_corr")
 #: Groups of which a parameter's name says everything; the rest follows from it.
 _BY_NAME = ("backbone.", "init.")
-_LEFT_OUT = ("tracker.", "debug.", "train.reuse_", "train.progress", "train.resume")
+#: What says nothing of a result, besides what cannot change a number.
+_LEFT_OUT = (*NOT_IDENTITY, "debug.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ def logged_by(configs: Sequence[Mapping[str, Any]], metrics: Iterable[str]) -> L
 
 
 def _from_input_to_output(component: str) -> tuple[int, int, str]:
-    order = ["patch", "block", "final_norm", "head", "total"]
+    order = ["patch", "stem", "block", "final_norm", "head", "total"]
     stem, _, number = component.partition("_") if component != "final_norm" else (component, "", "")
     place = order.index(stem) if stem in order else order.index("final_norm")
     return place, int(number) if number.isdigit() else 0, component
@@ -87,6 +90,8 @@ def workspace(project: str, logged: Logged, *, entity: str = "") -> Any:
     """
     ws, wr = _library()
     from wandb_workspaces import expr
+
+    from t5ts.analysis.figures import PICTURES
 
     def by_arm(title: str, metric: str, x: str, *, log: bool = False) -> Any:
         # The job type is the arm, and the runs of one arm are its seeds.
@@ -112,18 +117,19 @@ def workspace(project: str, logged: Logged, *, entity: str = "") -> Any:
 
     components = logged.components
     parts = [c for c in components if c != "total"]
+    by = "mean and standard deviation of each arm's runs"
     content: dict[str, list[Any]] = {
-        "Forecasts, by arm": [
+        f"Forecasts, {by}": [
             by_arm("Validation loss (MSE, train-standardised)", "val_loss", "epoch"),
             by_arm("Validation correlation (Pearson r)", "val_corr", "epoch"),
             by_arm("Skill against the task's naive forecast", "val_skill", "epoch"),
             by_arm("Training loss", "train_loss", "step"),
         ],
-        "Gradient norms (L2, before clipping), by arm": [
+        f"Gradient norms (L2, before clipping), {by}": [
             by_arm(f"Gradient norm: {c}", f"grad_norm/{c}", "step", log=True) for c in components
         ],
-        "Learning rates, by arm": [by_arm(f"Rate: {c}", f"lr/{c}", "step") for c in parts],
-        "Mixed precision, by arm": [
+        f"Learning rates, {by}": [by_arm(f"Rate: {c}", f"lr/{c}", "step") for c in parts],
+        f"Mixed precision, {by}": [
             by_arm("Steps with gradients that are not finite", "nonfinite_steps", "step"),
             by_arm("AMP: loss scale (fp16)", "amp/scale", "step", log=True),
             by_arm("AMP: skipped steps (fp16)", "amp/skipped_steps", "step"),
@@ -144,10 +150,11 @@ def workspace(project: str, logged: Logged, *, entity: str = "") -> Any:
             wr.MediaBrowser(title="Gradient norms", media_keys=["plots/gradient_norms"]),
         ],
         "Report (python -m t5ts.report … --wandb)": [
+            wr.MediaBrowser(title="Verdict", media_keys=["report/verdict"]),
             wr.WeavePanelSummaryTable(table_name="report/final_performance"),
-            wr.MediaBrowser(
-                title="Figures",
-                media_keys=[f"report/{n}" for n in ("effects", "curves", "gap", "surface")],
+            *(
+                wr.MediaBrowser(title=f"Figure: {name}", media_keys=[f"report/{name}"])
+                for name in PICTURES
             ),
         ],
     }
@@ -373,4 +380,4 @@ def _write(path: Path, content: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from t5ts.checks import check_overrides
+from t5ts.command import finish
 from t5ts.config import CONF, Config, T5Backbone, from_hydra, register
 from t5ts.errors import UserError
 
@@ -192,4 +193,4 @@ def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

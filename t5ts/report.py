@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5ts.command import finish
 from t5ts.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,11 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
     shown = findings.main
-    print(f"\n{shown.kind.upper()}: {shown.headline}\n")
+    repeats = shown.headline.lower().startswith(shown.kind)
+    print("\n" + ("" if repeats else f"{shown.kind.upper()}: ") + f"{shown.headline}\n")
     for reason in shown.reasons:
         print(f"  - {reason}")
-    for check in shown.broken:
-        print(f"  ! broken: {check.name}: {check.detail}")
     _print_tables(findings)
     print(f"\n{in_short(findings)}")
     print(f"{written.page}  ({time.perf_counter() - begun:.1f} s)")
@@ -152,4 +152,4 @@ def _log_to_wandb(findings: "Findings", written: "Written", out: Path, project: 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    finish(main)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from t5ts import distributed
 from t5ts.checks import check, check_overrides
+from t5ts.command import finish
 from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 
@@ -74,4 +75,4 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    cli()
+    finish(cli)

@@ -105,6 +105,11 @@ def test_every_experiment_composes_and_states_its_question(path, composed) -> No
         (["freeze=all", "freeze.always=[layer_norm]"], ["freeze=all", "freeze.always"]),
         (["freeze=norms", "freeze.always=[]"], ["freeze=norms", "freeze=all"]),
         (["task=reconstruct", "horizon=12"], ["horizon=12", "task=reconstruct", "horizon=null"]),
+        (
+            ["task=reconstruct", "data=synthetic", "data.horizon=24"],
+            ["data.horizon=24", "horizon=None", "leave data.horizon out"],
+        ),
+        (["data=synthetic", "data.horizon=12"], ["data.horizon=12", "horizon=24"]),
         (["horizon=null"], ["task=forecast", "horizon=NUMBER"]),
         (["task=reconstruct", "objective=val_mase"], ["val_mase", "reconstruct", "val_skill"]),
         (["task=reconstruct", "backbone=linear"], ["task.mask=token", "task.mask=value"]),

@@ -13,6 +13,7 @@ from runs import rows
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts import dashboard
+from t5ts.analysis.figures import PICTURES
 from t5ts.config import Config
 from t5ts.dashboard import Logged, as_json, logged_by, main, save, workspace
 from t5ts.errors import UserError
@@ -122,11 +123,33 @@ def test_axes_are_the_settings_that_differ(tmp_path: Path) -> None:
     ]
 
 
+def test_what_changes_no_number_is_no_axis() -> None:
+    configs = [
+        {
+            "claims": [f"init={init}"],
+            "train.reuse_dir": init,
+            "tracker.group": init,
+            "init.name": init,
+        }
+        for init in ("t5", "random")
+    ]
+    assert logged_by(configs, []).parameters == ("init.name",)
+
+
+def test_the_reports_verdict_and_every_figure_have_a_panel(tmp_path: Path) -> None:
+    out = tmp_path / "view.json"
+    main(["t5ts", "--out", str(out)])
+    keys = {key for panel in panels(view_of(out)) for key in panel["config"].get("mediaKeys", [])}
+    assert {key for key in keys if key.startswith("report/")} == {
+        f"report/{name}" for name in ("verdict", *PICTURES)
+    }
+
+
 def test_components_go_from_input_to_output() -> None:
     names = ["total", "head", "block_10", "final_norm", "block_2", "patch", "stem"]
     found = logged_by([{}], [f"grad_norm/{name}" for name in names] + ["val_loss"])
     assert found.components == (
-        "patch", "block_2", "block_10", "final_norm", "stem", "head", "total",
+        "patch", "stem", "block_2", "block_10", "final_norm", "head", "total",
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ PACKAGE = Path(t5ts.__file__).parent
 #: A module may import what has a lower number, and nothing of its own level but its own package.
 LEVELS = {
     "errors": 0,
+    "command": 0,
     "config": 1,
     "distributed": 1,
     "checks": 2,

@@ -1,10 +1,12 @@
 """From runs to what is compared: conditions, arms, settings tried, and pairs of arms."""
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,10 @@ from t5ts.config import OBJECTIVES
 PRETRAINED, RANDOM = "t5", "random"
 #: Groups whose choice makes an arm; what else varies inside an arm was tuned.
 _ARM_GROUPS = ("backbone.", "init.", "freeze.name")
+#: Which checkpoint: a choice of arms even where a sweep went through several.
+CHECKPOINT = ("backbone.name", "backbone.path", "backbone.hub_id", "backbone.revision")
+#: Sizes of an encoder in a run's config; its token embedding takes no part.
+_SIZES = ("d_model", "d_ff", "d_kv", "num_layers", "num_heads", "feed_forward_proj")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -41,7 +47,11 @@ class Point:
 
 @dataclass(kw_only=True, eq=False)
 class Arm:
-    """An encoder, its weights' origin and its freezing, with every setting that was tried."""
+    """An encoder, its weights' origin and its freezing, with every setting that was tried.
+
+    Attributes:
+        backbone: Which encoder: its option's name, and its folder's where several go by that name.
+    """
 
     name: str
     backbone: str
@@ -90,6 +100,16 @@ class Arm:
             if len(tried) > 1
         }
 
+    @cached_property
+    def architecture(self) -> dict[str, Any] | None:
+        """The encoder's shape, as its runs built it or else as configured; None if unknown."""
+        for run in self.runs:
+            built = (run.provenance.get("weights") or {}).get("architecture")
+            if built:
+                return {k: v for k, v in built.items() if k != "vocab_size"}
+        sizes = {key: self.runs[0].config.get(f"backbone.{key}") for key in _SIZES}
+        return None if None in sizes.values() else sizes
+
     @property
     def epochs_trained(self) -> int:
         """Epochs over all runs, less those reused from a shared frozen phase."""
@@ -128,8 +148,9 @@ class Pair:
 
     Attributes:
         kind: weights (differ in the encoder's weights alone), control (against matched or shuffled
-            weights), frozen_random (against an encoder that stays random), freezing (the same
-            weights, another plan), or other.
+            weights), frozen_random (against an encoder that stays random), checkpoint (of another
+            checkpoint of the same architecture), freezing (the same weights, another plan), or
+            other.
         treatment, control: The arms; a negative difference in loss favours the treatment.
         seeds: Seeds finished in both arms' best points, ascending.
     """
@@ -238,6 +259,8 @@ def _name_conditions(found: Sequence[Condition]) -> None:
 def _arms(runs: Sequence[Run]) -> list[Arm]:
     # A key that a sweep sampled is tuned, even where it belongs to the backbone.
     sampled = {key for run in runs for key in (run.trial.get("params") or {}) if "." in key}
+    sampled -= set(CHECKPOINT)
+    encoders = _encoders(runs)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         key = {
@@ -250,13 +273,19 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
         for run in members:
             points[json.dumps(run.settings, sort_keys=True)].append(run)
         first = members[0]
-        twins = [json.loads(k) for k, m in groups.items() if m[0].arm == first.arm]
+        backbone = encoders[_encoder(first)]
+        name = f"{backbone}-{first.config['init.name']}-{first.config['freeze.name']}"
+        twins = [
+            json.loads(k)
+            for k, m in groups.items()
+            if (m[0].arm, _encoder(m[0])) == (first.arm, _encoder(first))
+        ]
         own = json.loads(key_text)
         extra = [f"{k}={own.get(k)}" for k in own if len({json.dumps(t.get(k)) for t in twins}) > 1]
         arms.append(
             Arm(
-                name=first.arm + (f" ({', '.join(extra)})" if extra else ""),
-                backbone=first.config["backbone.name"],
+                name=name + (f" ({', '.join(extra)})" if extra else ""),
+                backbone=backbone,
                 init=first.config["init.name"],
                 freeze=first.config["freeze.name"],
                 maximize=OBJECTIVES.get(str(first.config["objective"]), "min") == "max",
@@ -267,6 +296,26 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
     freezes = {"staged": 0, "none": 1, "norms": 2, "all": 3}
     arms.sort(key=lambda a: (order.get(a.init, 9), a.backbone, freezes.get(a.freeze, 9), a.name))
     return arms
+
+
+def _encoder(run: Run) -> tuple[str, str | None]:
+    return run.config["backbone.name"], run.config.get("backbone.path")
+
+
+def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str | None], str]:
+    """A name for each encoder: with its folder where several go by one name (backbone=local)."""
+    folders: dict[str, set[str]] = defaultdict(set)
+    for name, path in map(_encoder, runs):
+        folders[name].add(str(path))
+
+    def called(name: str, path: str) -> str:
+        others = folders[name]
+        if len(others) == 1:
+            return name
+        are_told_apart = len({Path(other).name for other in others}) == len(others)
+        return f"{name}:{Path(path).name if are_told_apart else path}"
+
+    return {(name, path): called(name, str(path)) for name, path in map(_encoder, runs)}
 
 
 def paired(kind: str, treatment: Arm, control: Arm) -> Pair:
@@ -303,10 +352,29 @@ def pairs(condition: Condition) -> list[Pair]:
             same = other.backbone == arm.backbone and other.init == arm.init
             if same and other.freeze == "none" and arm.freeze != "none":
                 add("freezing", arm, other)
+    for arm, other in itertools.combinations(sorted(pretrained, key=_tuned_further), 2):
+        # Of unlike architectures no pair: each has its own random arm, and that is all.
+        alike = arm.architecture is not None and arm.architecture == other.architecture
+        if alike and arm.backbone != other.backbone and arm.freeze == other.freeze:
+            add("checkpoint", arm, other)
+    with_checkpoint = {arm.backbone for arm in pretrained}
     for arm in pretrained:
         for other in condition.arms:
-            if other.init == RANDOM and (other.backbone != arm.backbone or other.freeze == "none"):
+            if other.init != RANDOM:
+                continue
+            same = other.backbone == arm.backbone
+            if (same and other.freeze == "none") or other.backbone not in with_checkpoint:
                 add("other", arm, other)
-    rank = ["weights", "control", "frozen_random", "freezing", "other"]
+    rank = ["weights", "control", "frozen_random", "checkpoint", "freezing", "other"]
     found.sort(key=lambda pair: rank.index(pair.kind))
     return found
+
+
+def _tuned_further(arm: Arm) -> tuple[bool, str]:
+    """Instruction-tuned checkpoints first: their effect is asked for, so they are the treatment."""
+    return (not is_instruction_tuned(arm.backbone), arm.name)
+
+
+def is_instruction_tuned(backbone: str) -> bool:
+    """By its name: Flan-T5 (Chung et al. 2022)."""
+    return "flan" in backbone.lower()

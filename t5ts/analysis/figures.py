@@ -9,7 +9,7 @@ import numpy as np
 from t5ts.analysis import effects
 from t5ts.analysis.arms import Arm
 from t5ts.analysis.colours import GREY, MPL_DASHES, MPL_MARKERS, ORANGE, style
-from t5ts.analysis.judgement import CANNOT_TELL, TRANSFERS, Comparison, Findings
+from t5ts.analysis.judgement import CANNOT_TELL, TRANSFERS, WITHHELD, Comparison, Findings
 from t5ts.analysis.statistics import Estimate
 
 #: More comparisons than this are a wall, not a picture; the table has them all.
@@ -68,7 +68,11 @@ def _figure(rows: int, columns: int, *, width: float, height: float, **kw: Any) 
 def shown_effects(findings: Findings) -> list[tuple[str, Comparison]]:
     """The comparisons to draw, the fair ones first, each with its label."""
     several = len(findings.verdicts) > 1
-    kinds = ("weights",) if several else ("weights", "control", "frozen_random", "freezing")
+    kinds = (
+        ("weights", "checkpoint")
+        if several
+        else ("weights", "control", "frozen_random", "checkpoint", "freezing")
+    )
     return [
         (c.pair.name + (f"\n{v.condition.name}" if several else ""), c)
         for kind in kinds
@@ -84,12 +88,23 @@ def effect_percent(effect: Estimate) -> tuple[float, float, float]:
     return float(value), float(low), float(high)
 
 
-def effect_style(c: Comparison) -> tuple[str, str]:
-    """Colour and marker: better, worse, or not known."""
+#: How a comparison's outcome is drawn, in words.
+EFFECT_KEY = (
+    "Blue circle: the first arm is better; orange square: it is worse; black triangle: no"
+    " difference that matters; grey diamond: cannot tell; grey cross: an invariant is broken."
+)
+
+
+def effect_style(c: Comparison, margin: float) -> tuple[str, str]:
+    """Colour and marker: better, worse, alike, not known or withheld; see `EFFECT_KEY`."""
     if c.kind == TRANSFERS:
         return style(0)[0], "o"
     if c.kind == CANNOT_TELL:
         return GREY, "D"
+    if c.kind == WITHHELD:
+        return GREY, "X"
+    if c.effect.within(margin):
+        return "black", "^"
     return ORANGE, "s"
 
 
@@ -103,7 +118,7 @@ def _effects(findings: Findings) -> Any | None:
     ax.axvline(0, color="black", linewidth=0.8)
     for place, (_, c) in enumerate(shown):
         value, low, high = effect_percent(c.effect)
-        colour, marker = effect_style(c)
+        colour, marker = effect_style(c, findings.main.margin)
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         ax.plot(value, place, marker=marker, color=colour, markersize=8)
     ax.set_yticks(range(len(shown)), [label for label, _ in shown])
@@ -321,7 +336,8 @@ def _forecasts(findings: Findings) -> Any | None:
                 ax.axvline(border - len(context) + 0.5, color="0.85", linewidth=0.8)
         ax.plot(range(1 - seen, 1), context[-seen:], color=GREY, label="context")
         ax.plot(ahead, truth, color="black", linewidth=2, label="truth")
-        ax.plot(ahead, window[naive], color=GREY, linestyle=":", label=naive.replace("_", " "))
+        # Dots without a line: arms have all the dashes.
+        ax.plot(ahead, window[naive], ".", color=GREY, ms=3, label=naive.replace("_", " "))
         for arm, sample in samples[:MOST_PANELS]:
             colour, dash, _ = style(order.index(arm))
             ax.plot(ahead, sample["windows"][number]["prediction"], color=colour,

@@ -14,7 +14,7 @@ from t5ts.analysis.words import number, percent_interval, probability
 
 #: A grid of more learning rates than this has its axis's own ticks.
 MOST_TICKS = 8
-_BOKEH_MARKERS = {"o": "circle", "D": "diamond", "s": "square"}
+_BOKEH_MARKERS = {"o": "circle", "D": "diamond", "s": "square", "^": "triangle", "X": "x"}
 
 
 @dataclass(kw_only=True)
@@ -269,53 +269,73 @@ def _surface(findings: Findings) -> Any | None:
 
 
 def _effects(findings: Findings) -> Any | None:
-    from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, Span
+    from bokeh.models import BoxAnnotation, ColumnDataSource, HoverTool, Label, Span
 
     shown = shown_effects(findings)
     if not shown:
         return None
     labels = [label.replace("\n", " · ") for label, _ in shown]
+    places = list(range(len(shown)))
     plot = _figure(
-        height=90 + 34 * len(shown),
-        y_range=labels[::-1],
-        min_width=620,
-        x_axis_label="change of the test loss, % (left: the first arm is better)",
+        height=90 + 44 * len(shown),
+        y_range=(len(shown) - 0.6, -0.8),
+        min_width=280,
+        x_axis_label="change of the test loss, % (left: first arm better)",
     )
-    margin = 100 * findings.main.margin
+    margin = findings.main.margin
     plot.add_layout(
         BoxAnnotation(
-            left=-margin, right=margin, fill_color="#cccccc", fill_alpha=0.5, level="underlay"
+            left=-100 * margin,
+            right=100 * margin,
+            fill_color="#cccccc",
+            fill_alpha=0.5,
+            level="underlay",
         )
     )
     plot.add_layout(Span(location=0, dimension="height", line_color="black"))
-    rows = [(label, c, effect_percent(c.effect), effect_style(c)) for label, (_, c) in
-            zip(labels, shown, strict=True)]  # fmt: skip
+    values = [effect_percent(c.effect) for _, c in shown]
+    looks = [effect_style(c, margin) for _, c in shown]
     source = ColumnDataSource(
         {
-            "y": labels,
-            "x": [value for _, _, (value, _, _), _ in rows],
-            "low": [low for _, _, (_, low, _), _ in rows],
-            "high": [high for _, _, (_, _, high), _ in rows],
-            "colour": [colour for _, _, _, (colour, _) in rows],
-            "marker": [_BOKEH_MARKERS[marker] for _, _, _, (_, marker) in rows],
-            "effect": [percent_interval(c.effect) for _, c, _, _ in rows],
-            "seeds": [str(c.effect.count) for _, c, _, _ in rows],
-            "p": [probability(c.p_holm) for _, c, _, _ in rows],
-            "kind": [c.kind for _, c, _, _ in rows],
+            "y": places,
+            "label": labels,
+            "x": [value for value, _, _ in values],
+            "low": [low for _, low, _ in values],
+            "high": [high for _, _, high in values],
+            "colour": [colour for colour, _ in looks],
+            "marker": [_BOKEH_MARKERS[marker] for _, marker in looks],
+            "effect": [percent_interval(c.effect) for _, c in shown],
+            "seeds": [str(c.effect.count) for _, c in shown],
+            "p": [probability(c.p_holm) for _, c in shown],
         }
     )
     plot.segment("low", "y", "high", "y", source=source, color="colour", line_width=4)
-    points = plot.scatter("x", "y", source=source, color="colour", marker="marker", size=12)
+    points = plot.scatter(
+        "x", "y", source=source, color="colour", marker="marker", size=12, line_width=2
+    )
+    for place, label in zip(places, labels, strict=True):
+        # Above its line and not beside it: a telephone has no room beside it.
+        plot.add_layout(
+            Label(
+                x=2,
+                x_units="screen",
+                y=place - 0.28,
+                text=label,
+                text_font_size="12px",
+                text_baseline="bottom",
+                background_fill_color="white",
+                background_fill_alpha=0.75,
+            )
+        )
     plot.add_tools(
         HoverTool(
             renderers=[points],
-            tooltips=[("", "@y"), ("change", "@effect"), ("paired seeds", "@seeds"),
+            tooltips=[("", "@label"), ("change", "@effect"), ("paired seeds", "@seeds"),
                       ("p (Holm)", "@p")],
         )
     )  # fmt: skip
     plot.ygrid.grid_line_color = None
-    plot.yaxis.axis_line_color = None
-    plot.yaxis.major_tick_line_color = None
+    plot.yaxis.visible = False
     return plot
 
 

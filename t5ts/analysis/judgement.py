@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from t5ts.analysis.arms import PRETRAINED, RANDOM, Condition, Pair, conditions, pairs
+from t5ts.analysis.arms import (
+    PRETRAINED,
+    RANDOM,
+    Condition,
+    Pair,
+    conditions,
+    is_instruction_tuned,
+    pairs,
+)
 from t5ts.analysis.statistics import (
     ALPHA,
     Estimate,
@@ -36,20 +44,24 @@ class Comparison:
     Attributes:
         effect: Mean log-ratio of the losses, treatment over control; below 0 is better.
         p_holm: p of the effect, adjusted for the family of pairs of its kind.
+        family: Number of pairs in it.
         p_permutation: Sign-flip permutation test, unadjusted.
         over_time: Diebold–Mariano on seed-averaged window losses, None where not recorded.
         new_windows: The difference as a share of the control's loss, with the interval for other
             stretches of the series as well as other seeds; None where not recorded.
         kind: What it shows: transfers, does not transfer, cannot tell.
+        checks: Validity of a pair of checkpoints; a fair pair's are the verdict's.
     """
 
     pair: Pair
     effect: Estimate
     p_holm: float = math.nan
+    family: int = 1
     p_permutation: float = math.nan
     over_time: Estimate | None = None
     new_windows: Estimate | None = None
     kind: str = CANNOT_TELL
+    checks: list[Check] = field(default_factory=list)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -65,6 +77,8 @@ class Verdict:
         comparisons: All of them.
         checks: Validity, the main pair's first.
         seeds_needed: Paired seeds that would decide, where it cannot tell.
+        by_checkpoint: Where several checkpoints were run, what each shows against its own random
+            arm, by the backbone's name.
     """
 
     condition: Condition
@@ -76,6 +90,7 @@ class Verdict:
     checks: list[Check]
     seeds_needed: int | None = None
     margin: float = MARGIN
+    by_checkpoint: dict[str, "Verdict"] = field(default_factory=dict)
 
     @property
     def broken(self) -> list[Check]:
@@ -107,7 +122,9 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     the log-ratio of their test losses over paired seeds lies below 0 and the Holm-adjusted p is
     below 0.05; it *does not* if the interval lies above 0, or wholly inside ±margin; otherwise it
     *cannot tell*. Where arms with `matched` or `shuffled` weights were run, transfer also needs to
-    beat the better of them: else the checkpoint's scale may be all that helps. The data *cannot
+    beat the better of them: else the checkpoint's scale may be all that helps. Where several
+    checkpoints were run, each is judged so, and those of one architecture against each other. The
+    data *cannot
     discriminate* if the interval against an encoder that stays random lies inside ±margin. A broken
     invariant withholds the verdict.
 
@@ -141,6 +158,11 @@ def _judge(
         if broken:
             c.kind = WITHHELD
             checks += broken
+    for c in compared:
+        if c.pair.kind == "checkpoint" and c.pair.seeds:
+            c.checks = check_pair(c.pair)
+            if any(check.status == BROKEN for check in c.checks):
+                c.kind = WITHHELD  # says nothing of pretraining, so that verdict stands
     judged = Verdict(
         condition=condition,
         kind=NOTHING,
@@ -155,21 +177,104 @@ def _judge(
         judged.headline, judged.reasons = _no_pair(condition)
     elif not main.pair.seeds:
         judged.headline = "Nothing to compare yet: no pair of arms has finished the same seed."
-        runs = plural(len(condition.runs), "run")
-        judged.reasons = [f"{runs} read; section 7 says what is missing."]
+        seeds = "; ".join(
+            f"{arm.name}: {', '.join(map(str, arm.best.finished)) if arm.best else 'none'}"
+            for arm in (main.pair.treatment, main.pair.control)
+        )
+        judged.reasons = [f"Seeds finished by {seeds}. Run both arms with the same seeds."]
     elif judged.broken:
         judged.kind = main.kind = WITHHELD
         judged.headline = "No verdict: the arms cannot be compared."
         judged.reasons = [f"{check.name}: {check.detail}." for check in judged.broken]
     else:
         _conclude(judged, main, fair)
+    backbones = list(dict.fromkeys(c.pair.treatment.backbone for c in fair))
+    if len(backbones) > 1:
+        for backbone in backbones:
+            own = [
+                c
+                for c in compared
+                if c.pair.treatment.backbone == backbone and c.pair.kind != "checkpoint"
+            ]
+            judged.by_checkpoint[backbone] = _judge(condition, own, [], margin)
+    judged.reasons[1:1] = [*_each_checkpoint(judged), *_between_checkpoints(judged)]
     return judged
+
+
+def _each_checkpoint(judged: Verdict) -> list[str]:
+    """What each checkpoint but the headline's shows; whose the headline is."""
+    if judged.main is None or len(judged.by_checkpoint) < 2:
+        return []
+    first = judged.main.pair.treatment.backbone
+    if judged.kind not in (WITHHELD, NOTHING):
+        others = [
+            f"{backbone}: {v.kind}"
+            for backbone, v in judged.by_checkpoint.items()
+            if v.kind != judged.kind
+        ]
+        judged.headline += (
+            f" This is {first}, the best of {len(judged.by_checkpoint)} checkpoints on validation"
+            + (f"; not so {', '.join(others)}." if others else "; the others agree.")
+        )
+    return [
+        f"With {backbone}: {v.headline} {v.reasons[0]}"
+        for backbone, v in judged.by_checkpoint.items()
+        if backbone != first
+    ]
+
+
+def _between_checkpoints(judged: Verdict) -> list[str]:
+    """Which of two checkpoints of one architecture is better; that others are not compared."""
+    said = []
+    for c in judged.comparisons:
+        if c.pair.kind != "checkpoint" or not c.pair.seeds:
+            continue
+        if c.kind == WITHHELD:
+            details = "; ".join(k.detail for k in c.checks if k.status == BROKEN)
+            said.append(f"{c.pair.name} cannot be compared: {details}.")
+            continue
+        a, b = c.pair.treatment.backbone, c.pair.control.backbone
+        if is_instruction_tuned(a) and not is_instruction_tuned(b):
+            subject = "Instruction tuning"
+            better, worse, unknown = (
+                f"{subject} helps",
+                f"{subject} hurts",
+                "instruction tuning helps",
+            )
+        else:
+            subject = f"The choice between {a} and {b}"
+            better, worse = f"{a} is better than {b}", f"{a} is worse than {b}"
+            unknown = f"{a} is better than {b}"
+        if c.kind == TRANSFERS:
+            outcome = better
+        elif c.kind == CANNOT_TELL:
+            outcome = f"Cannot tell whether {unknown}"
+        elif c.effect.within(judged.margin):
+            outcome = f"{subject} makes no difference that matters"
+        else:
+            outcome = worse
+        said.append(
+            f"{outcome}: test loss of {c.pair.name} {percent_interval(c.effect)} (95 % interval"
+            f" over {plural(c.effect.count, 'paired seed')}, Holm-adjusted p"
+            f" {probability(c.p_holm)}); the same architecture and plan."
+        )
+    shapes: dict[str, list[str]] = {}
+    for arm in judged.condition.arms:
+        if arm.init == PRETRAINED and arm.backbone not in shapes.get(str(arm.architecture), []):
+            shapes.setdefault(str(arm.architecture), []).append(arm.backbone)
+    if len(shapes) > 1:
+        groups = "; ".join(" and ".join(backbones) for backbones in shapes.values())
+        said.append(
+            f"Not compared with each other, since their architectures differ: {groups}. Each is"
+            " judged against random weights of its own shape."
+        )
+    return said
 
 
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
     """Adjust the p-values of one question's comparisons for each other, and say what they show."""
     for c, p in zip(family, holm([c.effect.p for c in family]), strict=True):
-        c.p_holm = p
+        c.p_holm, c.family = p, sum(math.isfinite(f.effect.p) for f in family)
         c.kind = _kind(c.effect, p, margin)
 
 
@@ -291,7 +396,23 @@ def _conclude(judged: Verdict, main: Comparison, fair: Sequence[Comparison]) -> 
                 f" the interval of {frozen.pair.treatment.name}"
                 f" ({percent_interval(frozen.effect)})."
             )
-    rest = [c for c in fair if c is not main and c.pair.seeds]
+    still_open = [
+        run
+        for arm in (pair.treatment, pair.control)
+        for run in arm.runs
+        if run.result is None and run.state not in ("failed", "pruned")
+    ]
+    if still_open:
+        judged.reasons.append(
+            f"Not the last word: {plural(len(still_open), 'run')} of these two arms not finished."
+            " Whoever looks often and stops when the answer pleases is wrong more often than these"
+            " intervals say."
+        )
+    rest = [
+        c
+        for c in fair
+        if c is not main and c.pair.seeds and c.pair.treatment.backbone == pair.treatment.backbone
+    ]
     judged.reasons += [
         f"{c.pair.name}: {percent_interval(c.effect)}, p {probability(c.p_holm)}: {c.kind}."
         for c in rest
@@ -338,7 +459,9 @@ def _text_or_scale(judged: Verdict, main: Comparison) -> None:
         )
         if rival.effect.is_known:
             target = max(abs(rival.effect.value), judged.margin)
-            judged.seeds_needed = seeds_needed(sd=rival.effect.sd, effect=target)
+            judged.seeds_needed = seeds_needed(
+                sd=rival.effect.sd, effect=target, tests=rival.family
+            )
     judged.reasons.append(said)
 
 
@@ -364,15 +487,15 @@ def _cannot_tell(judged: Verdict, main: Comparison) -> None:
         )
         return
     target = max(abs(effect.value), margin)
-    judged.seeds_needed = seeds_needed(sd=effect.sd, effect=target)
+    judged.seeds_needed = seeds_needed(sd=effect.sd, effect=target, tests=main.family)
     if judged.seeds_needed is None:
         count = "more than 10,000"
     else:
         count = f"about {max(judged.seeds_needed, effect.count + 1)}"
     judged.headline = (
-        f"Cannot tell: the change of the test error may be anything from"
-        f" {percent(math.expm1(effect.low))} to {percent(math.expm1(effect.high))}."
-        f" {count.capitalize()} paired seeds would decide."
+        "Cannot tell: with pretraining the test error may be anything from"
+        f" {_lower_or_higher(effect.low)} to {_lower_or_higher(effect.high)} than with random"
+        f" weights. {count.capitalize()} paired seeds would decide."
     )
     kept = "the difference seen" if target == abs(effect.value) else "the smallest that matters"
     judged.reasons.append(
@@ -382,9 +505,16 @@ def _cannot_tell(judged: Verdict, main: Comparison) -> None:
     )
     if effect.excludes_zero():
         judged.headline = (
-            "Cannot tell: the interval excludes 0, but not after allowing for all the comparisons"
-            f" made. {count.capitalize()} paired seeds would decide."
+            "Cannot tell: with pretraining the test error seems"
+            f" {_lower_or_higher(effect.value)} than with random weights, but that is not sure"
+            f" after allowing for all {main.family} comparisons made. {count.capitalize()} paired"
+            " seeds would decide."
         )
+
+
+def _lower_or_higher(log_ratio: float) -> str:
+    share = math.expm1(log_ratio)
+    return f"{percent(abs(share), sign=False)} {'higher' if share > 0 else 'lower'}"
 
 
 def _over_time(main: Comparison) -> str:

@@ -20,8 +20,10 @@ from t5ts.analysis.judgement import (
     TRANSFERS,
     WITHHELD,
     Findings,
+    Verdict,
 )
 from t5ts.analysis.sections import sections
+from t5ts.analysis.validity import BROKEN, NOTE
 from t5ts.analysis.words import plural
 
 #: Figures with their interval and unit; a dash for none.
@@ -90,19 +92,79 @@ def in_short(findings: Findings) -> str:
         plural(len(arms), "arm"),
         main.condition.name
         if len(findings.verdicts) == 1
-        else plural(len(findings.verdicts), "condition"),
+        else f"{len(findings.verdicts)} data sets, tasks or amounts of data, each judged for"
+        f" itself: {_kinds(findings)} (section 0)",
     ]
     if study.left_out:
         parts.append(f"{plural(len(study.left_out), 'run')} left out (section 7)")
     return " · ".join(parts)
 
 
+def _kinds(findings: Findings) -> str:
+    kinds = [v.kind for v in findings.verdicts]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+
+
+#: What an arm's name says of its weights and of its freezing.
+_WORDS = {
+    "t5": "t5: pretrained on text",
+    "random": "random: T5's or the encoder's own random start",
+    "matched": "matched: random with the pretrained tensors' means and spreads",
+    "shuffled": "shuffled: the pretrained entries in random order",
+    "none": "none: trained from the first step",
+    "staged": "staged: frozen at first",
+    "all": "all: never trained",
+    "norms": "norms: only norms and position biases trained",
+}
+
+
 def arm_words(findings: Findings) -> str:
     """How to read an arm's name."""
-    backbones = {arm.backbone for v in findings.verdicts for arm in v.condition.arms}
+    arms = [arm for v in findings.verdicts for arm in v.condition.arms]
+    backbones = {arm.backbone for arm in arms}
+    order = "weights-freezing" if len(backbones) == 1 else "encoder-weights-freezing"
     if len(backbones) == 1:
-        return f"weights-freezing, all on the encoder {next(iter(backbones))}"
-    return "encoder-weights-freezing"
+        order += f", all on the encoder {next(iter(backbones))}"
+    used = {arm.init for arm in arms} | {arm.freeze for arm in arms}
+    return f"{order} ({'; '.join(words for key, words in _WORDS.items() if key in used)})"
+
+
+def checks_in_words(main: Verdict) -> str:
+    """How many validity checks hold."""
+    noted, broken = (sum(c.status == s for c in main.checks) for s in (NOTE, BROKEN))
+    held = len(main.checks) - noted - broken
+    rest = f", {noted} with a note" if noted else ""
+    return f"{held} of {len(main.checks)} validity checks hold{rest}, {broken or 'none'} broken"
+
+
+def shown_headline(main: Verdict) -> str:
+    """The headline below its badge, less what the badge says."""
+    start = f"{BADGES[main.kind][0]}: "
+    if not main.headline.startswith(start):
+        return main.headline
+    rest = main.headline.removeprefix(start)
+    return rest[:1].upper() + rest[1:]
+
+
+def swatch(place: int) -> str:
+    """An arm's line as the plots draw it, in SVG: colour, dash and marker."""
+    colour, dash, marker = style(place)
+    dashes = {"dashed": "6 3", "dotdash": "7 2 2 2", "dotted": "2 3"}.get(dash, "")
+    shape = {
+        "circle": '<circle cx="16" cy="7" r="4"/>',
+        "square": '<path d="M12 3h8v8h-8z"/>',
+        "triangle": '<path d="M16 2l5 9h-10z"/>',
+        "diamond": '<path d="M16 2l5 5-5 5-5-5z"/>',
+        "inverted_triangle": '<path d="M16 12l5-9h-10z"/>',
+        "cross": '<path d="M16 2v10M11 7h10" stroke-width="3"/>',
+        "x": '<path d="M12 3l8 8M20 3l-8 8" stroke-width="3"/>',
+        "star": '<path d="M16 1l2 5h5l-4 3 2 5-5-3-5 3 2-5-4-3h5z"/>',
+    }[marker]
+    return (
+        f'<svg class="swatch" viewBox="0 0 32 14" width="32" height="14" aria-hidden="true"'
+        f' stroke="{colour}" fill="{colour}"><path d="M0 7h32" stroke-width="2"'
+        f' stroke-dasharray="{dashes}"/>{shape}</svg>'
+    )
 
 
 def markdown(findings: Findings, content: list[Section], pictures: list[str]) -> str:
@@ -111,7 +173,7 @@ def markdown(findings: Findings, content: list[Section], pictures: list[str]) ->
     lines = [
         "# Does T5's text pretraining help?",
         "",
-        f"**{BADGES[main.kind][0]}.** {main.headline}",
+        f"**{BADGES[main.kind][0]}.** {shown_headline(main)}",
         "",
         *(f"- {reason}" for reason in main.reasons),
         "",
@@ -155,7 +217,9 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
     from jinja2 import Environment, StrictUndefined
 
     interactive = plots(findings)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_keep_together
+    )
     environment.globals["is_number"] = _is_number
     template = environment.from_string(
         (files("t5ts.analysis") / "page.html.j2").read_text(encoding="utf-8")
@@ -181,15 +245,21 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
         pictures=pictures,
         interactive=interactive,
         arms=[
-            (name, style(place)[0], " ".join(sorted(parts)))
+            (name, swatch(place), " ".join(sorted(parts)))
             for place, (name, parts) in enumerate(interactive.switches.items())
         ],
         image=image,
         kind=kind,
-        checks_held=sum(c.status == "holds" for c in findings.main.checks),
+        headline=shown_headline(findings.main),
+        checks=checks_in_words(findings.main),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         directories=[str(d) for d in findings.study.dirs],
     )
+
+
+def _keep_together(value: Any) -> Any:
+    """A percent sign stays on the line of its number; what is markup already is left alone."""
+    return re.sub(r"(\d) %", "\\1\u00a0%", value) if type(value) is str else value
 
 
 def _is_number(cell: str) -> bool:

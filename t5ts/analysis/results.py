@@ -98,13 +98,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """One of a run directory's JSON files.
 
     Raises:
-        DataError: if it is missing or not JSON.
+        DataError: if it is missing, not JSON, or no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise DataError(f"{path} is not JSON ({error}).") from error
-    assert isinstance(value, dict)
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a JSON {type(value).__name__}, not an object.")
     return value

@@ -36,6 +36,19 @@ _NOT_SETTINGS = (
     "train.shuffled_test",
     "ood",  # null where no other series is tested on; else its keys are in the condition
 )
+#: Settings without which a config.yaml is none of t5ts's.
+_NEEDED = (
+    "seed",
+    "seq_len",
+    "horizon",
+    "objective",
+    "data.name",
+    "data.fraction",
+    "backbone.name",
+    "init.name",
+    "freeze.name",
+    "train.epochs",
+)
 #: What must be equal before two runs are compared at all.
 _CONDITION = ("data.", "ood.", "task.", "seq_len", "horizon", "objective")
 
@@ -242,7 +255,7 @@ def read_run(path: Path) -> Run:
         if (path / "result.json").is_file():
             run.result = _read_result(path / "result.json")
             run.state = "finished"
-    except DataError as error:
+    except (DataError, OSError) as error:
         run.problem = str(error)
         if not run.config and run.trial.get("reason"):
             run.problem = f"failed before it began: {run.trial['reason']}"
@@ -257,7 +270,7 @@ def read_run(path: Path) -> Run:
 def _read_result(path: Path) -> Result:
     try:
         return read_result(path)
-    except (TypeError, KeyError) as error:
+    except (AttributeError, TypeError, KeyError) as error:
         raise DataError(f"{path} is not a result of this version ({error}).") from error
 
 
@@ -283,11 +296,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(nested, dict):
         raise DataError("config.yaml is empty or holds no settings")
     flatten(nested, "")
-    missing = [
-        key
-        for key in ("seed", "backbone.name", "init.name", "freeze.name", "data.name")
-        if key not in flat
-    ]
+    missing = [key for key in _NEEDED if key not in flat]
     if missing:
         raise DataError(f"config.yaml lacks {', '.join(missing)}: not a run of t5ts")
     return flat
@@ -309,8 +318,13 @@ def _read_metrics(run: Run) -> None:
                 if number == len(lines):
                     break  # a run that is still writing, or was killed while it did
                 raise DataError(f"metrics.jsonl, line {number} is not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise DataError(f"metrics.jsonl, line {number} is no JSON object")
             (evals if line.startswith(_EVAL) else probes).append(row)
-    run.evals, run.probes = _columns(evals), _columns(probes)
+    try:
+        run.evals, run.probes = _columns(evals), _columns(probes)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"metrics.jsonl holds a value that is no number ({error})") from error
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:

@@ -1,19 +1,29 @@
 """Whether the arms may be compared at all: every invariant, with what breaks it."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.arms import PRETRAINED, RANDOM, Arm, Condition, Pair
+from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, Pair
 from t5ts.analysis.study import Run
+from t5ts.analysis.words import plural
 
 #: Fewer paired seeds than this, and a t interval is wide whatever the truth is.
 FEW_SEEDS = 5
 #: Step-0 output scales of two arms that differ by more than this factor confound the weights.
 SCALE_FACTOR = 10.0
+#: Settings that name a checkpoint or say what is known of it: they may differ between two.
+_OF_CHECKPOINT = (
+    *CHECKPOINT,
+    "backbone.sha256",
+    "backbone.licence",
+    "backbone.full_params",
+    "backbone.embedding_rms",
+)
 OK, NOTE, BROKEN = "holds", "note", "broken"
 
 
@@ -64,15 +74,16 @@ def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
 
 
 def _differences(pair: Pair) -> Check:
-    """The arms differ in init.* alone, or else in what both of them tuned."""
+    """The arms differ in init.* or the checkpoint alone, or else in what both of them tuned."""
     name = "only the weights differ"
     differing = settings_that_differ(pair)
     tuned = set(pair.treatment.tuned) & set(pair.control.tuned)
-    wrong = {k: v for k, v in differing.items() if not k.startswith("init.") and k not in tuned}
+    weights = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
+    wrong = {k: v for k, v in differing.items() if not k.startswith(weights) and k not in tuned}
     if wrong:
         what = "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in wrong.items())
         return Check(name=name, status=BROKEN, detail=f"{pair.name} also differ in {what}")
-    both = [k for k in differing if k in tuned and not k.startswith("init.")]
+    both = [k for k in differing if k in tuned and not k.startswith(weights)]
     detail = f"{pair.name}: " + (
         "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in differing.items())
         or "no setting differs"
@@ -120,9 +131,10 @@ def _same_start(pair: Pair) -> Check:
 
 
 def _weights_proven(pair: Pair) -> Check:
-    """The pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
+    """A pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
     name = "the arms' weights are proven"
-    pretrained, drawn, other = set(), [], []
+    pretrained: dict[str, set[str]] = {}
+    drawn, other = [], []
     for arm in (pair.treatment, pair.control):
         for run in arm.best.finished.values() if arm.best else ():
             digest = (run.provenance.get("initial_sha256") or {}).get("encoder")
@@ -133,13 +145,15 @@ def _weights_proven(pair: Pair) -> Check:
             if said != (arm.init, digest):
                 other.append(run.path.name)
             if arm.init == PRETRAINED:
-                pretrained.add(digest)
+                pretrained.setdefault(arm.name, set()).add(digest)
             else:
                 drawn.append(digest)
-    if len(pretrained) > 1:
-        detail = f"{pair.treatment.name} started from {len(pretrained)} different encoders"
-        return Check(name=name, status=BROKEN, detail=detail)
-    if pretrained & set(drawn):
+    for arm_name, digests in pretrained.items():
+        if len(digests) > 1:
+            detail = f"{arm_name} started from {len(digests)} different encoders"
+            return Check(name=name, status=BROKEN, detail=detail)
+    checkpoints = [digest for digests in pretrained.values() for digest in digests]
+    if len(set(checkpoints)) < len(checkpoints) or set(checkpoints) & set(drawn):
         detail = "both arms started from the same encoder tensors"
         return Check(name=name, status=BROKEN, detail=detail)
     if len(set(drawn)) < len(drawn):
@@ -148,8 +162,11 @@ def _weights_proven(pair: Pair) -> Check:
     if other:
         detail = f"trained other weights than the load report names: {', '.join(other[:5])}"
         return Check(name=name, status=BROKEN, detail=detail)
-    digest = next(iter(pretrained), "")
-    detail = f"pretrained encoder {digest[:12]}… at every seed; the control's differs at each seed"
+    detail = " and ".join(
+        f"pretrained encoder {digest[:12]}… at every seed" for digest in checkpoints
+    )
+    if drawn:
+        detail += "; the control's differs at each seed"
     return Check(name=name, status=OK, detail=detail)
 
 
@@ -182,7 +199,9 @@ def _same(pair: Pair, name: str, of: Callable[[Run], Any], otherwise: str) -> Ch
     for run in (run for both in pair.runs() for run in both):
         values.setdefault(json.dumps(of(run), sort_keys=True), []).append(run)
     if len(values) > 1:
-        shown = "; ".join(f"{_short(v)} in {len(runs)} runs" for v, runs in values.items())
+        shown = "; ".join(
+            f"{_short(v)} in {plural(len(runs), 'run')}" for v, runs in values.items()
+        )
         return Check(name=name, status=otherwise, detail=shown)
     value = next(iter(values), "null")
     if "null" in (value, value.strip("[]")):
@@ -191,8 +210,19 @@ def _same(pair: Pair, name: str, of: Callable[[Run], Any], otherwise: str) -> Ch
 
 
 def _short(value: str) -> str:
-    value = value.strip('"')
-    return value if len(value) <= 120 else value[:117] + "…"
+    """A recorded value for the eye: JSON without its marks, a checksum's beginning."""
+    found = json.loads(value)
+    if isinstance(found, dict) and set(found) == {"commit", "changed"}:
+        changes = " with uncommitted changes" if found["changed"] else ""
+        return f"commit {found['commit'][:10]}{changes}"
+    if isinstance(found, dict):
+        text = ", ".join(f"{key} {item}" for key, item in found.items())
+    elif isinstance(found, list):
+        text = ", ".join(str(item) for item in found if item is not None)
+    else:
+        text = str(found).removeprefix("torch.")
+    is_digest = re.fullmatch("[0-9a-f]{64}", text) is not None
+    return f"SHA-256 {text[:12]}…" if is_digest else text
 
 
 def _selection(pair: Pair) -> Check:
@@ -317,7 +347,7 @@ def _left_out(left_out: Iterable[Run]) -> list[Check]:
     runs = list(left_out)
     if not runs:
         return []
-    lines = "; ".join(f"{run.path.name}: {run.problem}" for run in runs[:8])
+    lines = "; ".join(f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in runs[:8])
     more = f"; and {len(runs) - 8} more" if len(runs) > 8 else ""
     return [
         Check(

@@ -14,6 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
+from t5ts.command import finish
 from t5ts.errors import Interrupted, UserError
 
 
@@ -110,4 +111,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    finish(main)

@@ -107,7 +107,7 @@ def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings: 
     assert all(one.comparison.new_windows is not None for one in found)
     (table,) = tables(findings, "Comparisons of the ood loss")
     assert [row[3] for row in table.rows] == [percent_interval(o.comparison.effect) for o in found]
-    assert [row[9] for row in table.rows] == [percent_interval(o.beyond) for o in found]
+    assert [row[5] for row in table.rows] == [percent_interval(o.beyond) for o in found]
 
 
 def test_what_it_says_of_lp_ft_is_what_intervals_support(

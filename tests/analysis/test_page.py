@@ -200,7 +200,11 @@ def test_page_in_a_browser(browser: Any, report: Path) -> None:
     seen = page.evaluate("document.elementFromPoint(640, 200).closest('header').innerText")
     assert "Pretraining helps" in seen
     assert "5 paired seeds" in seen
+    assert "none broken" in seen
+    assert "t5: pretrained on text" in seen
     assert page.locator(".verdict").bounding_box()["y"] < 200
+    dashes = page.locator("#arms svg.swatch").evaluate_all("s => s.map(e => e.innerHTML)")
+    assert len(set(dashes)) == 3  # an arm's line as it is drawn, to be told apart in grey
     assert faults == []
 
 
@@ -236,6 +240,12 @@ def test_page_on_a_telephone(browser: Any, report: Path) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert ink(page, "curves") > 0.002
     assert page.locator(".headline").bounding_box()["y"] < 400
+    # The evidence itself, not its labels alone: wide enough for a telephone without scrolling.
+    plot = page.locator("#plot-effects .plot")
+    assert plot.evaluate("e => e.scrollWidth <= e.clientWidth")
+    assert ink(page, "effects") > 0.01
+    # A picture is scrolled, not shrunk until nobody can read it.
+    assert all(w > 600 for w in page.evaluate("[...document.images].map(i => i.clientWidth)"))
     assert faults == []
 
 

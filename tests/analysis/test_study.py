@@ -1,6 +1,7 @@
 """Collecting run directories: the real format, and what cannot be read."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_used(tmp_path: Path) -> No
     (write_run(tmp_path / "bad_json", T5, 3) / "result.json").write_text("{")
     lines = write_run(tmp_path / "bad_line", T5, 4) / "metrics.jsonl"
     lines.write_text(lines.read_text().replace('"epoch": 3', '"epoch" 3', 1))
+    lists = write_run(tmp_path / "lists", T5, 7)
+    (lists / "provenance.json").write_text("[]")
+    (write_run(tmp_path / "bytes", T5, 8) / "provenance.json").write_bytes(b"\xff\xfe{}")
+    words = write_run(tmp_path / "words", T5, 9) / "metrics.jsonl"
+    words.write_text(
+        re.sub(r'"val_loss": [0-9.]+', '"val_loss": "low"', words.read_text(), count=1)
+    )
+    (write_run(tmp_path / "row", T5, 10) / "metrics.jsonl").write_text("3\n")
+    other = write_run(tmp_path / "other", T5, 11) / "config.yaml"
+    other.write_text(other.read_text().replace("  fraction: 1.0\n", ""))
     old = write_run(tmp_path / "old_result", T5, 5) / "result.json"
     old.write_text('{"objective": 1.0, "metrics": {}, "initial": {}, "scale_audit": {},'
                    ' "baselines": {}}')  # fmt: skip
@@ -85,6 +96,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_used(tmp_path: Path) -> No
         "bad_yaml": "not YAML",
         "bad_json": "not JSON",
         "bad_line": "line",
+        "lists": "holds a JSON list",
+        "bytes": "not JSON",
+        "words": "no number",
+        "row": "no JSON object",
+        "other": "lacks data.fraction",
         "old_result": "not a result of this version",
         "copy": "same configuration and seed",
         "debug": "debug=overfit",

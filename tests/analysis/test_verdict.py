@@ -11,6 +11,7 @@ import pytest
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, verdict
 from t5ts.analysis.arms import conditions, pairs
+from t5ts.analysis.figures import effect_style
 from t5ts.analysis.judgement import (
     CANNOT_DISCRIMINATE,
     CANNOT_TELL,
@@ -20,6 +21,7 @@ from t5ts.analysis.judgement import (
     WITHHELD,
     Verdict,
 )
+from t5ts.analysis.page import in_short
 from t5ts.analysis.sections import sections
 from t5ts.analysis.sections.final import hypotheses
 
@@ -145,6 +147,16 @@ def judged_random_alone(root: Path) -> Verdict:
     return judged(root)
 
 
+def test_arms_without_a_common_seed_are_told_so(tmp_path: Path) -> None:
+    write(tmp_path, [t5(-0.06)], seeds=range(2))
+    write(tmp_path, [RANDOM], seeds=range(5, 7))
+    found = judged(tmp_path)
+    assert found.kind == NOTHING
+    assert found.reasons == [
+        "Seeds finished by t5-none: 0, 1; random-none: 5, 6. Run both arms with the same seeds."
+    ]
+
+
 def test_unpaired_seeds_are_named_and_left_out(tmp_path: Path) -> None:
     write(tmp_path, [t5(-0.06)], seeds=range(7))
     write(tmp_path, [RANDOM], seeds=range(1, 6))
@@ -235,7 +247,7 @@ def moved_while_frozen(root: Path) -> None:
         (another_init, "the arms' weights are proven", "than the load report names"),
         (never_unfrozen, "frozen parts stood still, unfrozen ones moved", "block_0 of"),
         (moved_while_frozen, "frozen parts stood still, unfrozen ones moved", "block_0 of"),
-        (other_data, "same data", "1 runs"),
+        (other_data, "same data", "in 1 run"),
         (other_precision, "same precision", "bfloat16"),
         (chosen_by_hand, "validation selected, after all epochs", "reports epoch 1"),
     ],
@@ -249,6 +261,8 @@ def test_a_broken_invariant_withholds_the_verdict(
     assert found.kind == WITHHELD
     assert [check.name for check in found.broken] == [invariant]
     assert evidence in found.broken[0].detail
+    assert found.main is not None
+    assert effect_style(found.main, found.margin)[1] == "X"  # drawn, and neither good nor bad
 
 
 def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
@@ -287,6 +301,8 @@ def test_several_data_sets_are_summed_up(tmp_path: Path) -> None:
     found = verdict(collect([tmp_path]))
     assert [v.kind for v in found.verdicts] == [TRANSFERS] * 3
     assert "lower in 3 of 3" in found.together[0]
+    assert "3 data sets" in in_short(found)
+    assert "3 transfers" in in_short(found)
     # One family over the data sets: each p is adjusted for three tests.
     least = min((v.main for v in found.verdicts if v.main), key=lambda c: c.effect.p)
     assert least.p_holm == pytest.approx(min(1.0, 3 * least.effect.p))
@@ -308,6 +324,113 @@ def test_data_fraction_gives_effective_data(tmp_path: Path) -> None:
     assert float(first[2].split("×")[0]) == pytest.approx(2**0.9, rel=0.05)
     assert float(middle[2].split("×")[0]) == pytest.approx(2**0.9, rel=0.05)
     assert last[1] == "more than 6,000"
+
+
+def test_a_small_sure_difference_of_plans_does_not_matter(tmp_path: Path) -> None:
+    quiet: dict[str, Any] = {"init": "random", "seed_sd": 0.0003}
+    write(tmp_path, [Arm(freeze="staged", effect=0.006, **quiet), Arm(freeze="none", **quiet)])
+    found = verdict(collect([tmp_path]))
+    (c,) = found.main.comparisons
+    assert c.effect.low > 0
+    table = next(b for b in sections(found)[3].blocks if getattr(b, "columns", [""])[0] == "pair")
+    shows = list(table.columns).index("shows")  # type: ignore[union-attr]
+    assert table.rows[0][shows] == "no difference that matters"  # type: ignore[union-attr]
+    assert effect_style(c, found.main.margin) == ("black", "^")
+
+
+FLAN, V1_1 = "flan_t5_small", "t5_v1_1_small"
+
+
+def two_checkpoints(flan: float, v1_1: float, **kw: Any) -> list[Arm]:
+    """Both with their own random arm, which are one and the same thing."""
+    return [
+        Arm(init=init, freeze="none", backbone=backbone, effect=effect * (init == "t5"), **kw)
+        for backbone, effect in ((FLAN, flan), (V1_1, v1_1))
+        for init in ("t5", "random")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flan", "said"),
+    [
+        (0.02, "Instruction tuning hurts: test loss of flan_t5_small-t5-none against"),
+        (-0.15, "Instruction tuning helps: test loss of"),
+        (-0.06, "Instruction tuning makes no difference that matters: test loss of"),
+    ],
+)
+def test_whether_instruction_tuning_hurts(tmp_path: Path, flan: float, said: str) -> None:
+    write(tmp_path, two_checkpoints(flan, -0.06, seed_sd=0.002))
+    found = judged(tmp_path)
+    assert any(reason.startswith(said) for reason in found.reasons[1:4])
+    assert {name: v.kind for name, v in found.by_checkpoint.items()} == {
+        FLAN: TRANSFERS if flan < 0 else DOES_NOT,
+        V1_1: TRANSFERS,
+    }
+    best = FLAN if flan < -0.1 else V1_1
+    assert found.main is not None
+    if flan != -0.06:  # else chance decides which validates best
+        assert found.main.pair.treatment.backbone == best
+        agreed = "the others agree" if flan < 0 else f"not so {FLAN}: does not transfer"
+        said = f"This is {best}, the best of 2 checkpoints on validation; {agreed}."
+        assert found.headline.endswith(said)
+    kinds = {(c.pair.kind, c.pair.name) for c in found.comparisons}
+    assert ("checkpoint", f"{FLAN}-t5-none against {V1_1}-t5-none") in kinds
+    assert not [name for kind, name in kinds if kind == "other" and f"against {FLAN}" in name]
+
+
+def test_two_noisy_checkpoints_cannot_be_told_apart(tmp_path: Path) -> None:
+    write(tmp_path, two_checkpoints(0.0, 0.0, seed_sd=0.05))
+    assert any(
+        reason.startswith("Cannot tell whether instruction tuning helps")
+        for reason in judged(tmp_path).reasons
+    )
+
+
+def test_checkpoints_of_other_architectures_are_not_compared(tmp_path: Path) -> None:
+    small = [Arm(init=i, freeze="none", backbone="t5_small", d_model=96) for i in ("t5", "random")]
+    write(tmp_path, [*two_checkpoints(0.02, -0.06), *small])
+    found = judged(tmp_path)
+    names = [c.pair.name for c in found.comparisons if c.pair.kind == "checkpoint"]
+    assert names == [f"{FLAN}-t5-none against {V1_1}-t5-none"]
+    assert any(
+        f"architectures differ: {FLAN} and {V1_1}; t5_small." in reason for reason in found.reasons
+    )
+    table = next(b for b in sections(verdict(collect([tmp_path])))[0].blocks if hasattr(b, "rows"))
+    assert [row[0] for row in table.rows] == [FLAN, "t5_small", V1_1]  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_under_two_names_is_no_comparison(tmp_path: Path) -> None:
+    write(tmp_path, two_checkpoints(0.02, -0.06))
+    encoder = "0" * 64
+    for backbone in (FLAN, V1_1):
+        for seed in range(5):
+            path = tmp_path / f"{backbone}-t5-none-s{seed}-" / "provenance.json"
+            edit(path, lambda p: p["initial_sha256"].update(encoder=encoder))
+            edit(path, lambda p: p["weights"].update(tensors_sha256=encoder))
+    found = judged(tmp_path)
+    assert found.kind in (TRANSFERS, DOES_NOT)  # each against its random arm
+    assert any(
+        "cannot be compared: both arms started from the same encoder" in reason
+        for reason in found.reasons
+    )
+
+
+def test_folders_of_one_name_are_two_checkpoints(tmp_path: Path) -> None:
+    """backbone=local with two paths, swept through: never one arm, never each other's control."""
+    for folder, effect in (("a/flan", 0.02), ("b/plain", -0.06)):
+        for init in ("t5", "random"):
+            arm = Arm(init=init, freeze="none", backbone="local", effect=effect * (init == "t5"))
+            for seed in range(5):
+                params = {"backbone.path": folder, "init": init}
+                write_run(tmp_path / f"{init}{folder}{seed}", arm, seed, backbone__path=folder,
+                          trial={"params": params, "state": "complete"})  # fmt: skip
+    found = judged(tmp_path)
+    assert [(c.pair.kind, c.pair.name) for c in found.comparisons] == [
+        ("weights", "local:flan-t5-none against local:flan-random-none"),
+        ("weights", "local:plain-t5-none against local:plain-random-none"),
+        ("checkpoint", "local:flan-t5-none against local:plain-t5-none"),
+    ]
+    assert set(found.by_checkpoint) == {"local:flan", "local:plain"}
 
 
 def test_the_lab_logs_arms_and_its_table(tmp_path: Path) -> None:
@@ -341,6 +464,7 @@ def test_a_running_sweep_is_reported_so_far(tmp_path: Path) -> None:
     found = verdict(collect([tmp_path]))
     assert found.main.main is not None
     assert found.main.main.pair.seeds == [0, 1, 2]
+    assert any("2 runs of these two arms not finished" in reason for reason in found.main.reasons)
     details = {c.name: c.detail for c in found.main.checks}
     assert details["finished"].startswith("6 of 9 runs; 1 failed, 2 unfinished")
     assert "block_1 is not finite" in details["no run failed"]

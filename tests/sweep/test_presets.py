@@ -73,3 +73,15 @@ def test_weights_matter_is_a_paired_grid() -> None:
     assert [arm["init"] for arm in space.arms] == ["random", "t5", "matched", "shuffled"]
     assert all(grid == grids[0] for grid in grids)  # the same seeds and settings in every arm
     assert len(grids[0]) == 2 * 2 * 2 * 5
+
+
+def test_instruction_tuning_compares_two_checkpoints_with_their_random_arms() -> None:
+    space, choices = preset("instruction_tuning")
+    assert {(arm["backbone"], arm["init"]) for arm in space.arms} == {
+        (backbone, init)
+        for backbone in ("flan_t5_small", "t5_v1_1_small")
+        for init in ("t5", "random")
+    }
+    grids = [space.grid(arm=arm, choices=choices) for arm in space.arms]
+    assert all(grid == grids[0] for grid in grids)
+    assert len(grids[0]) == 2 * 5

@@ -10,7 +10,15 @@ from t5ts.analysis.beside import (
     under_shift,
 )
 from t5ts.analysis.document import Section
-from t5ts.analysis.judgement import CANNOT_TELL, DOES_NOT, TRANSFERS, WITHHELD, Findings, Verdict
+from t5ts.analysis.judgement import (
+    CANNOT_TELL,
+    DOES_NOT,
+    TRANSFERS,
+    WITHHELD,
+    Comparison,
+    Findings,
+    Verdict,
+)
 from t5ts.analysis.sections.common import (
     KINDS,
     arms_of,
@@ -57,13 +65,13 @@ def add_shift(findings: Findings, section: Section) -> None:
                 "question",
                 "seeds",
                 "change of ood loss",
-                "for new windows too",
-                "p (t)",
-                "p (Holm)",
-                "p (permutation)",
-                "p (Diebold–Mariano)",
-                "beyond the test loss",
                 "shows",
+                "beyond the test loss",
+                "p (Holm)",
+                "p (t)",
+                "p (permutation)",
+                "for new windows too",
+                "p (Diebold–Mariano)",
             ],
             [_comparison_row(findings, one) for one in found],
         )
@@ -108,15 +116,15 @@ def _comparison_row(findings: Findings, one: Beside) -> tuple[str, ...]:
         KINDS[c.pair.kind],
         str(len(c.pair.seeds)),
         percent_interval(c.effect),
+        shows(c, findings.main.margin),
+        percent_interval(one.beyond),
+        p_value(c.p_holm),
+        p_value(c.effect.p),
+        p_value(c.p_permutation),
         NONE
         if c.new_windows is None
         else f"[{percent(c.new_windows.low)}, {percent(c.new_windows.high)}]",
-        p_value(c.effect.p),
-        p_value(c.p_holm),
-        p_value(c.p_permutation),
         NONE if c.over_time is None else p_value(c.over_time.p),
-        percent_interval(one.beyond),
-        shows(c),
     )
 
 
@@ -132,7 +140,7 @@ def lp_ft(findings: Findings, found: list[Beside]) -> list[str]:
     for members in groups.values():
         v, arm = members[0].verdict, members[0].comparison.pair.treatment
         parts = [
-            f"against {_PLANS[c.pair.control.freeze]} it {_pays(c.kind, c.effect)}"
+            f"against {_PLANS[c.pair.control.freeze]} it {_pays(c, v.margin)}"
             f" (ood loss {percent_interval(c.effect)}; test loss"
             f" {percent_interval(c.pair.log_ratio('test_loss'))}; so the shift's own part is"
             f" {percent_interval(one.beyond)})"
@@ -147,14 +155,14 @@ def lp_ft(findings: Findings, found: list[Beside]) -> list[str]:
     return said
 
 
-def _pays(kind: str, effect: Estimate) -> str:
-    if kind == TRANSFERS:
+def _pays(c: Comparison, margin: float) -> str:
+    if c.kind == TRANSFERS:
         return "pays"
-    if kind == DOES_NOT:
-        return "costs" if effect.low > 0 else "makes no difference that matters"
-    if kind == WITHHELD:
+    if c.kind == DOES_NOT:
+        return "makes no difference that matters" if c.effect.within(margin) else "costs"
+    if c.kind == WITHHELD:
         return "cannot be judged, since an invariant is broken"
-    assert kind == CANNOT_TELL
+    assert c.kind == CANNOT_TELL
     return "is not shown to pay or to cost"
 
 

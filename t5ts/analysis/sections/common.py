@@ -20,6 +20,7 @@ KINDS = {
     "weights": "weights alone",
     "control": "against a control",
     "frozen_random": "against a frozen random encoder",
+    "checkpoint": "another checkpoint",
     "freezing": "freezing plan",
     "other": "differs in more",
 }
@@ -61,14 +62,14 @@ def final(arm: Arm, metric: str) -> Estimate:
     return mean_interval([run.metric(metric) for run in runs])
 
 
-def shows(c: Comparison) -> str:
-    """What a comparison shows, in the words of its question."""
+def shows(c: Comparison, margin: float) -> str:
+    """What a comparison shows, in the words of its question; `margin` does not matter."""
     if c.pair.kind == "weights" or c.kind == WITHHELD:
         return c.kind
     if c.kind == TRANSFERS:
         return "first arm better"
     if c.kind == DOES_NOT:
-        return "first arm worse" if c.effect.low > 0 else "no difference that matters"
+        return "no difference that matters" if c.effect.within(margin) else "first arm worse"
     return CANNOT_TELL
 
 

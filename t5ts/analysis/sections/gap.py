@@ -68,22 +68,23 @@ def _catches_up(g: effects.Gap) -> str:
 
 def _transferred(findings: Findings, section: Section) -> None:
     """Effective data transferred, where one series was trained on several fractions of it."""
-    by_series: dict[str, list[tuple[float, Pair]]] = {}
+    by_series: dict[tuple[str, str], list[tuple[float, Pair]]] = {}
     for v in findings.verdicts:
         if v.main is None or not v.main.pair.seeds:
             continue
         rest = {k: x for k, x in v.condition.config.items() if k != "data.fraction"}
-        key = f"{sorted(rest.items())} {v.main.pair.name}"
+        named = f"{v.main.pair.name} on {rest['data.name']}"
+        key = (named, str(sorted(rest.items())))
         windows = v.main.pair.treatment.runs[0].provenance.get("windows") or {}
         if windows.get("train"):
             by_series.setdefault(key, []).append((float(windows["train"]), v.main.pair))
-    for entries in by_series.values():
+    for (name, _), entries in by_series.items():
         by_size = sorted(entries, key=lambda entry: entry[0])
         found = effects.effective_data_transferred(by_size)
         if not found:
             continue
         section.tabulate(
-            f"Effective data transferred ({by_size[0][1].name}): how much data the random arm needs"
+            f"Effective data transferred ({name}): how much data the random arm needs"
             " for the pretrained arm's test loss (Hernandez et al. 2021)",
             ["training windows", "worth to the random arm", "multiplier", "extra windows"],
             [

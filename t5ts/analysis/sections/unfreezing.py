@@ -17,8 +17,8 @@ def when_to_unfreeze(findings: Findings) -> Section:
     if any(effects.surface(arm) for arm in main.arms):
         section.show(
             "surface",
-            "Mean validation objective of every setting tried, darker is better; the ring marks"
-            " the best.",
+            f"Mean {main.config['objective']} of every setting tried (best epoch, mean over seeds),"
+            " darker is better; the ring marks the best.",
             "; ".join(_best_in_words(arm) for arm in main.arms if arm.best and arm.tuned),
         )
     rows = []
@@ -39,12 +39,12 @@ def when_to_unfreeze(findings: Findings) -> Section:
     if rows:
         section.tabulate(
             "Best setting per arm and its nearest neighbours (a best that stands alone is luck)",
-            ["arm", "which", "settings", "val objective", "seeds"],
+            ["arm", "which", "settings", str(main.config["objective"]), "seeds"],
             rows,
         )
     section.tabulate(
-        "Regret on validation: what a simple rule costs against the best plan of the same weights"
-        " (paired over seeds; 0: nothing)",
+        f"Regret in {main.config['objective']}: what a simple rule costs against the best plan of"
+        " the same weights (paired over seeds; above 0: worse)",
         ["weights", "best plan", "never unfreeze", "unfreeze at once"],
         _regret_rows(findings),
     )
@@ -92,11 +92,17 @@ def _regret_rows(findings: Findings) -> list[tuple[str, ...]]:
                 (
                     named(findings, v, f"{backbone}, {init}"),
                     best.name + (f" ({_settings(best, best.best)})" if best.tuned else ""),  # type: ignore[arg-type]
-                    interval(effects.regret(best, never[0])) if never else "not run",
-                    interval(effects.regret(best, at_once[0])) if at_once else "not run",
+                    _cost(best, never),
+                    _cost(best, at_once),
                 )
             )
     return rows
+
+
+def _cost(best: Arm, points: list[Point]) -> str:
+    if not points:
+        return "not run"
+    return "is the best" if points[0] is best.best else interval(effects.regret(best, points[0]))
 
 
 def _starts_at_once(point: Point) -> bool:

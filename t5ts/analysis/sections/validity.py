@@ -22,6 +22,13 @@ def validity(findings: Findings) -> Section:
             [(c.name, c.status, c.detail) for c in v.checks],
             broken={i for i, c in enumerate(v.checks) if c.status == BROKEN},
         )
+    for v, c in questions(findings, "checkpoint"):
+        section.tabulate(
+            f"Invariants of {named(findings, v, c.pair.name)}",
+            ["invariant", "status", "evidence"],
+            [(k.name, k.status, k.detail) for k in c.checks],
+            broken={i for i, k in enumerate(c.checks) if k.status == BROKEN},
+        )
     section.tabulate(
         "What differs between the arms of each comparison (best settings)",
         ["pair", "question", "settings: first arm against second"],
