@@ -27,7 +27,7 @@ from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.repeated import repeated
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import Space, Value, arm_name, parse_space
+from t5ts.sweep.space import Base, Space, Value, arm_name, parse_space
 from t5ts.sweep.storage import open_storage, without_password
 from t5ts.sweep.studies import made_for, open_studies
 from t5ts.sweep.worker import POLL_S, Work, open_arms
@@ -114,7 +114,7 @@ def _from_best(space: Space, path: Path) -> Space:
             " has ended (it holds that file)."
         ) from error
     arms = found.get("arms", {"all": found})
-    if not all("overrides" in arm for arm in arms.values()):
+    if not all({"overrides", "trials"} <= arm.keys() for arm in arms.values()):
         raise ConfigError(
             f"hydra.sweeper.best_of: {path} does not name one best point for each arm (a study of"
             " several objectives has none, nor has one without a finished trial)."
@@ -122,7 +122,14 @@ def _from_best(space: Space, path: Path) -> Space:
     return replace(
         space,
         arms=tuple(arm["arm"] for arm in arms.values()),
-        bases={arm_name(arm["arm"]): tuple(arm["overrides"]) for arm in arms.values()},
+        bases={
+            arm_name(arm["arm"]): Base(
+                overrides=tuple(arm["overrides"]),
+                searched=tuple(arm["best_params"]),
+                trials=arm["trials"],
+            )
+            for arm in arms.values()
+        },
     )
 
 
@@ -330,6 +337,7 @@ def _results(
         "best_params": dict(best[0].params),
         "best_value": best[0].values[0],
         "trial": best[0].user_attrs["slot"],
+        "trials": ledger.progress().finished,
         "arm": dict(arm),
         "overrides": space.overrides(best[0].params, arm),
     }

@@ -44,6 +44,21 @@ Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
+class Base:
+    """The best point of another sweep's study, where an arm's trials start from.
+
+    Attributes:
+        overrides: Its command line.
+        searched: Keys that were searched there.
+        trials: Trials that it is the best of.
+    """
+
+    overrides: tuple[str, ...]
+    searched: tuple[str, ...]
+    trials: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Space:
     """What is sampled, what is fixed, and what is compared.
 
@@ -52,14 +67,14 @@ class Space:
         fixed: Overrides that every trial has, as they were written.
         arms: Every combination of the compared keys' values; one study each. `({},)` for one study.
         conditions: Key → group → options of that group under which the key means something.
-        bases: Name of an arm → the command line that its trials start from (another study's best).
+        bases: Name of an arm → where its trials start from.
     """
 
     distributions: dict[str, BaseDistribution]
     fixed: tuple[str, ...]
     arms: tuple[dict[str, Value], ...]
     conditions: dict[str, dict[str, tuple[str, ...]]]
-    bases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    bases: dict[str, Base] = field(default_factory=dict)
 
     def suggest(
         self, trial: Trial, *, arm: Mapping[str, Value], choices: Mapping[str, str]
@@ -84,9 +99,9 @@ class Space:
 
     def overrides(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> list[str]:
         """The command line of a point: fixed overrides, then the arm's, then the sampled ones."""
-        base = self.bases.get(arm_name(arm), ())
+        base = self.bases.get(arm_name(arm))
         chosen = (f"{key}={_as_text(value)}" for key, value in {**arm, **params}.items())
-        return [*base, *self.fixed, *chosen]
+        return [*(base.overrides if base else ()), *self.fixed, *chosen]
 
     def grid(self, *, arm: Mapping[str, Value], choices: Mapping[str, str]) -> list[dict[str, Any]]:
         """Every point once, keys without meaning left out, in the order of the command line.
@@ -134,7 +149,7 @@ class Space:
         return {
             "distributions": {k: distribution_to_json(d) for k, d in self.distributions.items()},
             "fixed": sorted(self.fixed),
-            "bases": {name: list(base) for name, base in self.bases.items()},
+            "bases": {name: list(base.overrides) for name, base in self.bases.items()},
         }
 
 

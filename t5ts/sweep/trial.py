@@ -17,7 +17,7 @@ from t5ts.config import OBJECTIVES, Config, from_hydra
 from t5ts.provenance import write_json
 from t5ts.sweep.ledger import Claim, Ledger, is_void
 from t5ts.sweep.settings import COSTS, SweepSettings
-from t5ts.sweep.space import Value, arm_name
+from t5ts.sweep.space import Base, Value, arm_name
 
 log = logging.getLogger("t5ts.sweep")
 
@@ -37,11 +37,13 @@ class Arm:
     Attributes:
         values: What makes the arm.
         grid: The grid's points by slot, if it is one.
+        base: The point of another sweep that its trials start from, if there is one.
     """
 
     values: dict[str, Value]
     ledger: Ledger
     grid: list[dict[str, Any]] | None
+    base: Base | None
 
 
 class TrialTask:
@@ -175,7 +177,7 @@ class TrialTask:
         """`trial.json`: what the study knows of this run, for those who read directories only."""
         if self.run_dir is None:
             return
-        trial = self.claim.trial
+        trial, base = self.claim.trial, self.arm.base
         write_json(
             self.run_dir / "trial.json",
             {
@@ -185,6 +187,7 @@ class TrialTask:
                 "state": state,
                 "reason": reason,
                 "params": trial.params,
+                "searched_before": base and {"keys": base.searched, "trials": base.trials},
                 "objectives": self.settings.objectives,
                 "values": values,
                 "n_trials": self.arm.ledger.n_trials,

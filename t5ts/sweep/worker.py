@@ -95,7 +95,8 @@ def open_arms(work: Work) -> list[Arm]:
             work.settings.n_trials if grid is None else min(work.settings.n_trials, len(grid))
         )
         ledger = Ledger(study, n_trials=n_trials, lost_after_s=work.settings.lost_after_s)
-        arms.append(Arm(values=values, ledger=ledger, grid=grid))
+        base = work.space.bases.get(arm_name(values))
+        arms.append(Arm(values=values, ledger=ledger, grid=grid, base=base))
     return arms
 
 

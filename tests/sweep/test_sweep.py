@@ -211,6 +211,8 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(sweep: Sweep, tmp_pat
         assert config["train"]["epochs"] == 3
         assert config["train"]["reuse_dir"] is None
         assert config["seed"] in (7, 8)
+        # The report may then blame the weights although each arm has settings of its own.
+        assert read(path)["searched_before"] == {"keys": ["optim.lr"], "trials": 2}
 
 
 def test_several_objectives_give_a_front(sweep: Sweep, tmp_path: Path) -> None:
