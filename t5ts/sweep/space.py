@@ -149,6 +149,11 @@ class Space:
         return {
             "distributions": {k: distribution_to_json(d) for k, d in self.distributions.items()},
             "fixed": sorted(self.fixed),
+            "conditions": {
+                key: {group: list(options) for group, options in groups.items()}
+                for key, groups in self.conditions.items()
+                if key in self.distributions
+            },
             "bases": {name: list(base.overrides) for name, base in self.bases.items()},
         }
 

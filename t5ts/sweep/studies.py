@@ -39,9 +39,13 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
         for key, value in leaves.items()
         if not any(key == s or key.startswith(f"{s}.") for s in (*NOT_IDENTITY, *swept))
     }
+    searched = space.as_json()
     return {
-        "space": space.as_json()["distributions"],
-        "bases": space.as_json()["bases"],
+        "grid": settings.is_grid,
+        "space": searched["distributions"],
+        "conditions": searched["conditions"],
+        "custom_search_space": settings.custom_search_space,
+        "bases": searched["bases"],
         "objectives": dict(zip(settings.objectives, settings.directions, strict=True)),
         "settings": settled,
         "code": f"{t5ts.__version__} ({code_digest()[:12]})",
@@ -58,7 +62,7 @@ def open_studies(
 
     Raises:
         ConfigError: naming every difference, if a study was made for something else and
-            `on_change` is refuse.
+            `on_change` is refuse, or a grid would go on where its points are not the trials'.
     """
     studies = [
         optuna.create_study(
@@ -77,13 +81,21 @@ def open_studies(
         changes = differences(before, purpose)
         if not changes:
             continue
-        if settings.on_change == "refuse":
-            listed = "\n".join(f"  {change}" for change in changes)
+        is_other_grid = settings.is_grid and any(
+            change.startswith(("grid:", "space.", "conditions.")) for change in changes
+        )
+        if settings.on_change == "refuse" or is_other_grid:
             raise ConfigError(
-                f"study {study.study_name} was made for something else:\n{listed}\n"
-                "Trials from before and after would not be comparable. Give the sweep another"
-                " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME), or"
-                " go on and have the change recorded with hydra.sweeper.on_change=record."
+                f"study {study.study_name} was made for something else:\n"
+                + "".join(f"  {change}\n" for change in changes)
+                + "Trials from before and after would not be comparable. Give the sweep another"
+                " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME)"
+                + (
+                    "; a grid's points are numbered, so it cannot go on as another one."
+                    if is_other_grid
+                    else ", or go on and have the change recorded with"
+                    " hydra.sweeper.on_change=record."
+                )
             )
         recorded = study.user_attrs.get(CHANGES, [])
         from_trial = len(study.get_trials(deepcopy=False))

@@ -74,8 +74,8 @@ class Work:
         """The grid's points by slot, if it is one."""
         if not self.settings.is_grid:
             return None
-        points = self.space.grid(arm=arm, choices=self.choices())
-        return sharing_order(points) if self.settings.reuse else points
+        # In one order whatever else is set: a slot's point must be the same when the sweep goes on.
+        return sharing_order(self.space.grid(arm=arm, choices=self.choices()))
 
 
 def open_arms(work: Work) -> list[Arm]:

@@ -91,6 +91,17 @@ def test_other_code_is_another_study(open_sweep: Open, monkeypatch: pytest.Monke
         open_sweep(storage)
 
 
+def test_a_grid_does_not_go_on_as_another_one(open_sweep: Open) -> None:
+    """Its slots would be done at points that are not in it, and points of it never."""
+    storage = InMemoryStorage()
+    record = "hydra.sweeper.on_change=record"
+    open_sweep(storage, space="optim.lr=1e-3,1e-2")
+    for changed in ({"space": "optim.lr=1e-4,1e-3,1e-2"}, {"space": "optim.lr=1e-3,1e-2"}):
+        with pytest.raises(ConfigError, match="a grid's points are numbered"):
+            open_sweep(storage, "hydra/sweeper/sampler=grid", record, **changed)
+    open_sweep(storage, record, "seed=1", space="optim.lr=1e-3,1e-2")
+
+
 def test_a_change_is_recorded_once_with_the_trial_it_starts_from(open_sweep: Open) -> None:
     storage = InMemoryStorage()
     (study,) = open_sweep(storage)

@@ -171,6 +171,8 @@ def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> 
     ]  # fmt: skip
     status, said, _ = sweep("shared", *space)
     assert status == 0
+    # A grid's numbers do not depend on it: one that goes on without reuse leaves no point out.
+    assert sweep("cold", *space, "hydra.sweeper.n_trials=1")[0] == 0
     assert sweep("cold", *space, "hydra.sweeper.reuse=false")[0] == 0
     assert "by reuse" in said
 
