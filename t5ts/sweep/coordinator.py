@@ -71,6 +71,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         conditions=settings.conditions,
         config=config,
         groups=groups,
+        may_be_empty=settings.custom_search_space is not None,
     )
     if settings.best_of is not None:
         space = _from_best(space, Path(settings.best_of) / RESULTS)
@@ -89,14 +90,13 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     ledgers = [arm.ledger for arm in open_arms(work)]
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     announce(console, space, settings, ledgers, epochs)
-    names = [arm_name(arm) for arm in space.arms]
     if all(ledger.is_finished() for ledger in ledgers):
         console.print(
             "All of them are done; hydra.sweeper.n_trials=N with a larger N adds trials.",
             markup=False,
         )
     else:
-        _until_done(work, Display(ledgers, names, settings), ledgers)
+        _until_done(work, Display(ledgers, space, settings), ledgers)
     _finish(console, space, settings, ledgers, sweep_dir)
 
 

@@ -9,6 +9,7 @@ import difflib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -158,6 +159,16 @@ class Space:
         }
 
 
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key's shortest ending that no other of them has: `lr` for `optim.lr`."""
+    endings = {key: [key.split(".", n)[n] for n in range(key.count("."), -1, -1)] for key in keys}
+    taken = Counter(ending for of_key in endings.values() for ending in of_key)
+    return {
+        key: next(ending for ending in of_key if taken[ending] == 1 or ending == key)
+        for key, of_key in endings.items()
+    }
+
+
 def sharing_order(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A grid's points, so ordered that a frozen phase is there before others ask for it.
 
@@ -189,6 +200,7 @@ def parse_space(
     conditions: Mapping[str, Mapping[str, Sequence[str]]],
     config: DictConfig,
     groups: Sequence[str],
+    may_be_empty: bool = False,
 ) -> Space:
     """Read `hydra.sweeper.params` and the command line; the command line wins key by key.
 
@@ -199,6 +211,7 @@ def parse_space(
         conditions: See `Space`.
         config: The composed configuration, to know each key's type.
         groups: Names of the config groups.
+        may_be_empty: Whether more is sampled elsewhere (`custom_search_space`).
 
     Raises:
         ConfigError: for a key that does not exist, a distribution that is empty or of the wrong
@@ -227,7 +240,7 @@ def parse_space(
                 f" choices: write {key}=A,B, or take it out of hydra.sweeper.arms."
             )
         compared[key] = distribution.choices
-    if not swept and not compared:
+    if not swept and not compared and not may_be_empty:
         raise ConfigError(
             "nothing to sweep: give at least one parameter a choice or a range, such as"
             " init=random,t5 or 'optim.lr=tag(log,interval(1e-4,1e-2))', or name a preset with"

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra.utils
 import optuna
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, run_job, setup_globals
@@ -25,11 +24,11 @@ from optuna.trial import TrialState
 from t5ts import distributed
 from t5ts.analysis.results import Result
 from t5ts.config import register
-from t5ts.errors import DataError, Interrupted, UserError, WeightsError
+from t5ts.errors import ConfigError, DataError, Interrupted, UserError, WeightsError
 from t5ts.interruption import stop_on_signals
 from t5ts.sweep.ledger import STOPPED, Claim, Ledger, Owner
 from t5ts.sweep.repeated import repeated
-from t5ts.sweep.settings import SweepSettings
+from t5ts.sweep.settings import SweepSettings, find_function
 from t5ts.sweep.space import Space, Value, arm_name, sharing_order
 from t5ts.sweep.storage import open_storage
 from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask
@@ -178,7 +177,7 @@ def _do(job: Work, arm: Arm, claim: Claim, *, worker: int) -> None:
     with _heartbeat(ledger, trial, job.settings.heartbeat_s):
         try:
             config = _point(job, arm, claim)
-        except HydraException as error:
+        except (HydraException, ConfigError) as error:
             task.end("failed", f"the point cannot be composed: {error}", None)
             return
         returned = run_job(
@@ -201,7 +200,7 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
     trial = claim.trial
     job.space.suggest(trial, arm=arm.values, choices=job.choices())
     if job.settings.custom_search_space is not None:
-        hydra.utils.get_method(job.settings.custom_search_space)(job.config, trial)
+        _suggest_more(job, trial)
     config = job.compose(job.space.overrides(trial.params, arm.values))
     with open_dict(config):
         # The directory follows from the sweep's command, not from the point's.
@@ -214,6 +213,21 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
         if arm.values:
             config.hydra.sweep.subdir = f"{arm_name(arm.values)}/{config.hydra.sweep.subdir}"
     return config
+
+
+def _suggest_more(job: Work, trial: optuna.Trial) -> None:
+    """Let the user's function sample what the grammar cannot say.
+
+    Raises:
+        ConfigError: for whatever it raises.
+    """
+    path = job.settings.custom_search_space
+    assert path is not None
+    try:
+        find_function(path)(job.config, trial)
+    except Exception as error:
+        log.error("custom_search_space=%s failed", path, exc_info=error)
+        raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
 
 
 def _tell_failure(task: TrialTask, error: BaseException) -> None:

@@ -14,7 +14,7 @@ from t5ts.config import CONF, register
 from t5ts.sweep.display import best_table, best_trials, duration, epochs_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import parse_space
+from t5ts.sweep.space import parse_space, short_names
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,26 @@ def test_the_table_has_a_section_for_each_arm(settings: SweepSettings) -> None:
     table = best_table(space, settings, [told([0.25, 0.75]), told([None])])
     Console(file=output, width=120).print(table)
     lines = [line for line in output.getvalue().splitlines() if "init=" in line]
+    assert "┃ val_loss ┃     lr ┃" in output.getvalue()  # not the whole of optim.lr
     assert [[c.strip() for c in line.strip("│").split("│")] for line in lines] == [
         ["init=random", "0", "0.2500", "0.1235"],
         ["init=random", "1", "0.7500", "0.1235"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ([], []),
+        (["seed", "optim.lr"], ["seed", "lr"]),
+        (["freeze", "freeze.unfreeze_epoch"], ["freeze", "unfreeze_epoch"]),
+        (["task.name", "init.name", "name"], ["task.name", "init.name", "name"]),
+        (["a.b.lr", "c.b.lr", "b.lr"], ["a.b.lr", "c.b.lr", "b.lr"]),
+        (["a.b.lr", "a.c.lr"], ["b.lr", "c.lr"]),
+    ],
+)
+def test_keys_are_shown_by_the_ending_that_no_other_has(keys: list[str], names: list[str]) -> None:
+    assert short_names(keys) == dict(zip(keys, names, strict=True))
 
 
 def test_epochs_are_summed_over_trials_that_say_them() -> None:

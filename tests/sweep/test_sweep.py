@@ -225,9 +225,38 @@ def test_several_objectives_give_a_front(sweep: Sweep, tmp_path: Path) -> None:
     assert found["solutions"]
 
 
+def test_a_space_that_the_grammar_cannot_say(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function of `custom_search_space`, as hydra-optuna-sweeper calls it."""
+    (tmp_path / "t5ts_test_space.py").write_text(
+        "def ties(config, trial):\n"
+        "    base = config.optim.weight_decay\n"
+        "    trial.suggest_float('optim.weight_decay', base, 2 * base)\n"
+        "def wrong(config, trial):\n"
+        "    raise ValueError('no such tie')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    space = ["init=random", "optim.weight_decay=0.25", "hydra.sweeper.n_trials=1"]
+    function = "hydra.sweeper.custom_search_space=t5ts_test_space"
+    status, said, _ = sweep("s", *space, f"{function}.ties")
+    assert status == 0
+    assert "┃ val_loss ┃ weight_decay ┃" in said
+    (folder,) = run_dirs(tmp_path / "s").values()
+    decay = read(folder / "trial.json")["params"]["optim.weight_decay"]
+    assert 0.25 <= decay <= 0.5
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["optim"]["weight_decay"] == decay
+
+    status, said, _ = sweep("w", *space, f"{function}.wrong", "hydra.sweeper.max_failure_rate=1")
+    assert status == 0
+    assert "t5ts_test_space.wrong raised ValueError: no such tie" in said
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        ([LR, "hydra.sweeper.custom_search_space=no.such.f"], "no.such.f cannot be had"),
         (["init=random"], "nothing to sweep"),
         (["optim.lrr=1,2"], "optim.lrr is not a setting"),
         (["init=random,pretrained"], "init=pretrained does not exist"),
