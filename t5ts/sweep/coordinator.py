@@ -1,6 +1,5 @@
 """One sweep from its command line to its table."""
 
-import logging
 import math
 import sys
 import time
@@ -21,7 +20,7 @@ from t5ts import distributed
 from t5ts.analysis.sweep_plots import History, draw_sweep
 from t5ts.checks import check
 from t5ts.config import CONF, from_hydra
-from t5ts.errors import ConfigError, Interrupted
+from t5ts.errors import ConfigError, Interrupted, UserError
 from t5ts.sweep.display import Display, announce, best_table, best_trials, epochs_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
@@ -33,9 +32,9 @@ from t5ts.sweep.studies import made_for, open_studies
 from t5ts.sweep.worker import POLL_S, Work, open_arms
 from t5ts.sweep.worker import work as do_trials
 
-log = logging.getLogger("t5ts.sweep")
-
 RESULTS = "optimization_results.yaml"
+#: Workers that have taken no trial for so long, though some are left, are gone.
+IDLE_S = 5.0
 #: Trials below which a parameter's importance is noise.
 LEAST_FOR_IMPORTANCES = 10
 
@@ -194,7 +193,7 @@ def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None
             elif launcher.endswith("BasicLauncher"):
                 _with_pool(work, display)
             else:
-                _with_launcher(work, display)
+                _with_launcher(work, display, ledgers)
     except KeyboardInterrupt:
         done = sum(ledger.progress().finished for ledger in ledgers)
         raise Interrupted(
@@ -220,8 +219,12 @@ def _with_pool(work: Work, display: Display) -> None:
         display.update()
 
 
-def _with_launcher(work: Work, display: Display) -> None:
-    """One job of Hydra's launcher for each worker; it returns when all have ended."""
+def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
+    """One job of Hydra's launcher for each worker; it returns when all have ended.
+
+    Raises:
+        UserError: if the launcher could not start them, or one died and the others ended too.
+    """
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=work.hydra_context, task_function=work, config=work.config
     )
@@ -234,11 +237,37 @@ def _with_launcher(work: Work, display: Display) -> None:
     ]
     try:
         with repeated(display.update, every_s=2 * POLL_S):
-            jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+            try:
+                jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+            except Exception as error:  # whatever a launcher raises when a process of it dies
+                said = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
+                display.say(f"a worker ended: {said}")
+                _wait_for_others(ledgers)
+                if all(ledger.is_finished() for ledger in ledgers):
+                    return
+                raise UserError(
+                    f"the workers of {work.config.hydra.launcher._target_} ended before the sweep"
+                    f" did: {said}\nWhat is done stays done: the same command goes on (or"
+                    f" hydra.sweep.dir={work.sweep_dir})."
+                ) from error
     finally:
         display.update()
-    for job in jobs:
-        _ = job.return_value  # raises what ended the worker
+    if not all(ledger.is_finished() for ledger in ledgers):
+        for job in jobs:
+            _ = job.return_value  # raises what ended the worker
+
+
+def _wait_for_others(ledgers: Sequence[Ledger]) -> None:
+    """While workers are at trials, or one may be about to take the next."""
+    idle_since = time.monotonic()
+    while not all(ledger.is_finished() for ledger in ledgers):
+        for ledger in ledgers:
+            ledger.reclaim()
+        if any(ledger.progress().running for ledger in ledgers):
+            idle_since = time.monotonic()
+        elif time.monotonic() - idle_since > IDLE_S:
+            return
+        time.sleep(POLL_S)
 
 
 def _in_this_process(work: Work, display: Display) -> None:

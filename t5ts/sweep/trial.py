@@ -1,6 +1,7 @@
 """One trial: trained, reported to its study by epoch, and ended there and in its directory."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,9 +149,9 @@ class TrialTask:
         if result is not None:
             trial.set_user_attr("metrics", result.metrics | {c: getattr(result, c) for c in COSTS})
             values = [_value(result, name) for name in self.settings.objectives]
-            if any(value != value for value in values):
+            if not all(math.isfinite(value) for value in values):
+                reason = f"an objective is not finite: {', '.join(map(str, values))}"
                 state, values = "failed", None
-                reason = "an objective is not defined (NaN)"
                 trial.set_user_attr("reason", reason)
         self.write(state, reason, values)
         ended_as = None

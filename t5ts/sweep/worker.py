@@ -6,6 +6,7 @@ Hydra launcher (joblib, submitit, Ray), on this machine or another.
 
 import logging
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,11 +250,12 @@ def _tell_failure(task: TrialTask, error: BaseException) -> None:
             raise error
         case UserError():
             task.end("failed", str(error), None)
-        case _ if type(error).__name__ == "OutOfMemoryError":
+        case _ if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
             import torch  # loaded already: the trial ran
 
+            traceback.clear_frames(error.__traceback__)  # they hold the trial's tensors
             torch.cuda.empty_cache()
-            task.end("failed", "out of memory: " + str(error).splitlines()[0], None)
+            task.end("failed", f"out of memory: {error}".splitlines()[0], None)
         case _:
             log.error("slot %s failed", task.claim.slot, exc_info=error)
             task.end("failed", f"{type(error).__name__}: {error}", None)
