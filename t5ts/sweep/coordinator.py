@@ -214,6 +214,9 @@ def _with_pool(work: Work, display: Display) -> None:
         while pool.watch():
             display.update()
             time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        display.say("stopping: the workers write their checkpoints (once more to stop at once)")
+        raise
     finally:
         pool.stop()
         display.update()
@@ -299,10 +302,9 @@ def _finish(
     """The table, `optimization_results.yaml` and the pictures."""
     console.print(best_table(space, settings, ledgers))
     counts = epochs_of([trial for ledger in ledgers for trial in ledger.trials()])
-    pruned = counts["asked"] - counts["trained"] - counts["reused"]
     console.print(
         f"epochs     {counts['trained']} trained of {counts['asked']} asked for"
-        f" ({pruned} saved by pruning, {counts['reused']} by reuse)",
+        f" ({counts['pruned']} saved by pruning, {counts['reused']} by reuse)",
         markup=False,
     )
     results = {

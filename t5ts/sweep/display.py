@@ -30,11 +30,14 @@ STATES = {
 
 
 def epochs_of(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """Sums over finished trials: epochs asked for, trained and reused."""
-    counts = {"asked": 0, "trained": 0, "reused": 0}
+    """Sums over finished trials: epochs asked for, trained, reused, and not trained by pruning."""
+    counts = {"asked": 0, "trained": 0, "reused": 0, "pruned": 0}
     for trial in trials:
-        for key, value in trial.user_attrs.get("epochs", {}).items():
+        epochs = trial.user_attrs.get("epochs", {})
+        for key, value in epochs.items():
             counts[key] += value
+        if epochs and trial.state == TrialState.PRUNED:
+            counts["pruned"] += epochs["asked"] - epochs["trained"] - epochs["reused"]
     return counts
 
 
@@ -119,19 +122,19 @@ class Display:
             total, finished = total + ledger.n_trials, finished + progress.finished
             best = best_trials(ledger, self._settings)
             value = f"{best[0].values[0]:.4f}" if best else "–"
-            epochs = epochs_of(ledger.trials())
-            saved = epochs["asked"] - epochs["trained"] - epochs["reused"]
             lines.append(
                 f"study {name}: {progress.finished}/{ledger.n_trials} done"
                 f" ({progress.pruned} pruned, {progress.failed} failed), best"
-                f" {self._settings.objectives[0]} {value}; epochs saved: {saved} by pruning,"
-                f" {epochs['reused']} by reuse"
+                f" {self._settings.objectives[0]} {value}"
             )
+        # A line of their own, so that 80 columns are enough.
+        epochs = epochs_of([trial for ledger in self._ledgers for trial in ledger.trials()])
+        last = f"epochs saved: {epochs['pruned']} by pruning, {epochs['reused']} by reuse"
         new = finished - self._finished_before
         if new:
             left = (time.monotonic() - self._started) / new * (total - finished)
-            lines.append(f"about {duration(left)} left")
-        return lines
+            last += f"; about {duration(left)} left"
+        return [*lines, last]
 
     def _end_line(self, name: str, trial: FrozenTrial, count: str) -> str:
         head = f"{name} {count}  #{trial.user_attrs.get('slot', '?')} {STATES[trial.state]}"

@@ -142,7 +142,7 @@ class Space:
     def describe(self) -> list[str]:
         """A line per key."""
         return [
-            f"{key}: {_describe(distribution)}" for key, distribution in self.distributions.items()
+            f"{key}: {describe(distribution)}" for key, distribution in self.distributions.items()
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def parse_space(
         distribution = swept.pop(key)
         if not isinstance(distribution, CategoricalDistribution):
             raise ConfigError(
-                f"hydra.sweeper.arms: {key} is {_describe(distribution)}, and arms are compared by"
+                f"hydra.sweeper.arms: {key} is {describe(distribution)}, and arms are compared by"
                 f" choices: write {key}=A,B, or take it out of hydra.sweeper.arms."
             )
         compared[key] = distribution.choices
@@ -344,7 +344,7 @@ def _check_key(
         raise ConfigError(f"{key} is not a setting, so it cannot be swept.{hint} See --help.")
     if isinstance(parent._get_node(leaf), IntegerNode) and not _is_whole(distribution):
         raise ConfigError(
-            f"{key} is a whole number, but {_describe(distribution)} also has fractions:"
+            f"{key} is a whole number, but {describe(distribution)} also has fractions:"
             f" write {key}=int(interval(A,B)), range(A,B) or a choice of whole numbers."
         )
 
@@ -397,7 +397,7 @@ def _grid_values(key: str, distribution: BaseDistribution) -> list[Any]:
         # Rounded, so that 0.1 + 2 · 0.1 is written 0.3.
         return [round(distribution.low + i * distribution.step, 12) for i in range(count)]
     raise ConfigError(
-        f"{key} is {_describe(distribution)}, which has no grid: name its values with"
+        f"{key} is {describe(distribution)}, which has no grid: name its values with"
         f" choice(…) or range(…), or search with hydra/sweeper/sampler=tpe."
     )
 
@@ -409,7 +409,8 @@ def _ends(distribution: BaseDistribution) -> list[Any]:
     return [distribution.low, distribution.high]
 
 
-def _describe(distribution: BaseDistribution) -> str:
+def describe(distribution: BaseDistribution) -> str:
+    """A distribution in words."""
     if isinstance(distribution, CategoricalDistribution):
         return "one of " + ", ".join(_as_text(choice) for choice in distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution)

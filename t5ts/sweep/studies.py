@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import json_to_distribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
@@ -14,7 +15,7 @@ from t5ts.config import NOT_IDENTITY
 from t5ts.errors import ConfigError
 from t5ts.provenance import code_digest
 from t5ts.sweep.settings import SweepSettings
-from t5ts.sweep.space import Space, Value, arm_name
+from t5ts.sweep.space import Space, Value, arm_name, describe
 
 #: Study attributes: what a study was made for, and what was recorded when that changed.
 MADE_FOR, CHANGES = "t5ts:made_for", "t5ts:changes"
@@ -113,10 +114,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each leaf that differs."""
     old, new = _leaves(dict(before)), _leaves(json.loads(json.dumps(now)))
     return [
-        f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}"
+        f"{key}: {_shown(key, old.get(key, 'absent'))} → {_shown(key, new.get(key, 'absent'))}"
         for key in sorted({*old, *new})
         if old.get(key, "absent") != new.get(key, "absent")
     ]
+
+
+def _shown(key: str, value: Any) -> Any:
+    """A searched key's distribution in words."""
+    if not key.startswith("space.") or value == "absent":
+        return value
+    return describe(json_to_distribution(value))
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:

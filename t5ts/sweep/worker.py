@@ -158,9 +158,9 @@ def _check_failures(arms: list[Arm], settings: SweepSettings) -> None:
     if failed > settings.max_failure_rate * budget:
         raise UserError(
             f"{failed} of {budget} trials failed, above"
-            f" hydra.sweeper.max_failure_rate={settings.max_failure_rate:g}: the reasons are in the"
-            " table and in each trial's trial.json. Mend them, or raise the rate, and run the same"
-            " command again; what is done stays done."
+            f" hydra.sweeper.max_failure_rate={settings.max_failure_rate:g}: each one's line and"
+            " trial.json say why. Mend them, or raise the rate, and run the same command again;"
+            " what is done stays done."
         )
 
 

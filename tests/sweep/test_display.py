@@ -111,9 +111,15 @@ def test_keys_are_shown_by_the_ending_that_no_other_has(keys: list[str], names: 
 
 def test_epochs_are_summed_over_trials_that_say_them() -> None:
     study = optuna.create_study()
-    for epochs in ({"asked": 10, "trained": 4, "reused": 0}, None,
-                   {"asked": 10, "trained": 7, "reused": 3}):  # fmt: skip
+    for state, epochs in (
+        (TrialState.FAIL, {"asked": 10, "trained": 4, "reused": 0}),
+        (TrialState.FAIL, None),
+        (TrialState.PRUNED, {"asked": 10, "trained": 1, "reused": 2}),
+        (TrialState.COMPLETE, {"asked": 10, "trained": 7, "reused": 3}),
+    ):
         trial = study.ask()
         if epochs is not None:
             trial.set_user_attr("epochs", epochs)
-    assert epochs_of(study.get_trials()) == {"asked": 20, "trained": 11, "reused": 3}
+        study.tell(trial, 1.0 if state == TrialState.COMPLETE else None, state=state)
+    # What a failed trial did not train was not saved.
+    assert epochs_of(study.get_trials()) == {"asked": 30, "trained": 12, "reused": 5, "pruned": 7}

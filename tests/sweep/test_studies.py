@@ -53,7 +53,10 @@ def test_the_same_sweep_finds_its_studies_again(open_sweep: Open) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"space": "optim.lr=interval(1e-4,1e-1)"}, ["space.optim.lr", "0.1"]),
+        (
+            {"space": "optim.lr=interval(1e-4,1e-1)"},
+            ["space.optim.lr: number from 0.0001 to 0.01 → number from 0.0001 to 0.1"],
+        ),
         ({"space": "optim.min_lr_ratio=interval(0,1)"}, ["space.optim.lr", "optim.min_lr_ratio"]),
         ({"arguments": ["train.epochs=3"]}, ["settings.train.epochs: 20 → 3"]),
         ({"arguments": ["objective=val_mae"]}, ["objectives.val_loss", "objectives.val_mae"]),
