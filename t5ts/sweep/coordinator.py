@@ -163,7 +163,9 @@ def _check_space(
             except (HydraException, ConfigError) as error:
                 named = " ".join(f"{k}={v}" for k, v in {**arm, **corner}.items())
                 raise ConfigError(
-                    f"the space holds a point that cannot run ({named}):\n{error}"
+                    f"the space holds a point that cannot run ({named}):\n{error}\n"
+                    "Or sweep other values: the command line's choice or range of a key replaces"
+                    " the preset's."
                 ) from error
             epochs = max(epochs, checked.train.epochs)
     return epochs

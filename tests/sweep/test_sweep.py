@@ -44,6 +44,8 @@ def sweep(
         display.update()
 
     monkeypatch.setattr(coordinator, "_with_pool", in_this_process)
+    # Drawing a trial takes longer than training it. (The sweep's own pictures are drawn.)
+    monkeypatch.setattr("t5ts.analysis.plots.draw_run", lambda *_, **__: [])
     monkeypatch.chdir(tmp_path)
 
     def go(name: str | None, *overrides: str) -> tuple[int, str, str]:
@@ -236,7 +238,7 @@ def test_a_launcher_whose_worker_dies(
 
 def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> None:
     space = [
-        "init=random", *GRID, "freeze=none,staged", "freeze.unfreeze_epoch=range(0,3)",
+        "init=random", *GRID, "freeze=none,staged", "freeze.unfreeze_epoch=range(1,3)",
         "optim.encoder_lr_scale=0.1,0.3",
     ]  # fmt: skip
     status, said, _ = sweep("shared", *space)
@@ -256,7 +258,7 @@ def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> 
         }
 
     shared, cold = found("shared"), found("cold")
-    assert len(cold) == 2 + 2 * 3  # an unfreeze epoch means nothing without staging
+    assert len(cold) == 2 + 2 * 2  # an unfreeze epoch means nothing without staging
     assert shared == cold
     reused = [
         read(d / "trial.json")["reused_epochs"] for d in run_dirs(tmp_path / "shared").values()
