@@ -22,7 +22,7 @@ from t5ts.checks import check
 from t5ts.config import CONF, from_hydra
 from t5ts.errors import ConfigError, Interrupted, UserError
 from t5ts.sweep.display import Display, announce, best_table, best_trials, epochs_of
-from t5ts.sweep.ledger import Ledger
+from t5ts.sweep.ledger import Ledger, is_void
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.repeated import repeated
 from t5ts.sweep.settings import SweepSettings, read_settings
@@ -370,7 +370,7 @@ def _results(
         "best_params": dict(best[0].params),
         "best_value": best[0].values[0],
         "trial": best[0].user_attrs["slot"],
-        "trials": ledger.progress().finished,
+        "trials": sum(t.state.is_finished() and not is_void(t) for t in ledger.trials()),
         "arm": dict(arm),
         "overrides": space.overrides(best[0].params, arm),
     }
