@@ -110,6 +110,22 @@ class Arm:
         sizes = {key: self.runs[0].config.get(f"backbone.{key}") for key in _SIZES}
         return None if None in sizes.values() else sizes
 
+    @cached_property
+    def searched(self) -> set[str]:
+        """Settings that were tuned: by its points, or by the sweep that they are the best of."""
+        return {*self.tuned, *(key for before in self._searched_before for key in before["keys"])}
+
+    @cached_property
+    def tried(self) -> int:
+        """Settings that the best one was chosen from, here or by the sweep before."""
+        return max(len(self.points), *(before["trials"] for before in self._searched_before), 0)
+
+    @property
+    def _searched_before(self) -> list[dict[str, Any]]:
+        """What another sweep had searched before it handed on its best point (`final`)."""
+        said = (run.trial.get("searched_before") for run in self.runs)
+        return [before for before in said if before]
+
     @property
     def epochs_trained(self) -> int:
         """Epochs over all runs, less those reused from a shared frozen phase."""
@@ -258,7 +274,15 @@ def _name_conditions(found: Sequence[Condition]) -> None:
 
 def _arms(runs: Sequence[Run]) -> list[Arm]:
     # A key that a sweep sampled is tuned, even where it belongs to the backbone.
-    sampled = {key for run in runs for key in (run.trial.get("params") or {}) if "." in key}
+    sampled = {
+        key
+        for run in runs
+        for key in (
+            *(run.trial.get("params") or ()),
+            *(run.trial.get("searched_before") or {"keys": ()})["keys"],
+        )
+        if "." in key
+    }
     sampled -= set(CHECKPOINT)
     encoders = _encoders(runs)
     groups: dict[str, list[Run]] = defaultdict(list)

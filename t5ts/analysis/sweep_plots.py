@@ -65,24 +65,36 @@ def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> li
 
 
 def _history(histories: Sequence[History], objective: str) -> Any | None:
-    """Each trial's value, and the best so far."""
+    """Each trial's value, and the best so far; an arrow where the value is far beyond."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     if not histories:
         return None
     figure, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    low, high = _most(histories)
+    room = 0.5 * (high - low)
     for place, history in enumerate(histories):
         colour, _, marker = style(place)
         order = np.argsort(history.slots)
         slots = np.asarray(history.slots)[order]
         values = np.asarray(history.values)[order]
         best = np.maximum.accumulate(values) if history.maximize else np.minimum.accumulate(values)
-        ax.plot(slots, values, MPL_MARKERS[marker], color=colour, ms=5, alpha=0.6)
+        shown = np.clip(values, low - room, high + room)
+        is_beyond = shown != values
+        ax.plot(slots, shown, MPL_MARKERS[marker], color=colour, ms=5, alpha=0.6)
+        for beyond, arrow in (
+            (is_beyond & (values > high), "^"),
+            (is_beyond & (values < low), "v"),
+        ):
+            ax.plot(slots[beyond], shown[beyond], arrow, color=colour, ms=9)
+        best = np.clip(best, low - room, high + room)
         ax.step(slots, best, where="post", color=colour, lw=2, label=f"{history.arm}: best so far")
     ax.set_xlabel("trial")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(objective)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -105,13 +117,21 @@ def _importances(histories: Sequence[History], _objective: str) -> Any | None:
     ax.set_yticks(np.arange(len(keys)) + (len(told) - 1) * height / 2, keys)
     ax.set_xlabel("importance (PED-ANOVA, shares add up to 1)")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def _most(histories: Sequence[History]) -> tuple[float, float]:
+    """The best value and the nine tenths that follow: a diverged trial would swallow all others."""
+    values = np.concatenate([history.values for history in histories])
+    low, high = np.quantile(values, [0.1, 1.0] if histories[0].maximize else [0.0, 0.9])
+    return float(low), float(high)
 
 
 def _surface(histories: Sequence[History], objective: str) -> Any | None:
     """The objective over unfreeze epoch and learning rate, the best point ringed."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     panels: list[tuple[History, str, Any]] = []
     for history in histories:
@@ -126,29 +146,36 @@ def _surface(histories: Sequence[History], objective: str) -> Any | None:
     if not panels:
         return None
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.2 + 4.2 * len(panels), 3.8), layout="constrained", squeeze=False
+        1,
+        len(panels),
+        figsize=(1.2 + 4.2 * len(panels), 3.8),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,  # so that two arms' surfaces can be held against each other
+        sharey=len({rate for _, rate, _ in panels}) == 1,
     )
-    values = np.concatenate([points[:, 2] for _, _, points in panels])
-    # A diverged trial would swallow the colours of all others.
-    low, high = np.quantile(values, [0.0, 0.9] if not panels[0][0].maximize else [0.1, 1.0])
+    maximize = panels[0][0].maximize
+    low, high = _most([history for history, _, _ in panels])
     for ax, (history, rate, points) in zip(axes[0], panels, strict=True):
         shown = ax.scatter(
             points[:, 0],
             points[:, 1],
             c=points[:, 2],
             s=90,
-            cmap="viridis_r" if history.maximize else "viridis",
+            cmap="viridis_r" if maximize else "viridis",
             vmin=low,
             vmax=high,
             edgecolors=GREY,
             linewidths=0.5,
         )
-        best = int(np.argmax(points[:, 2]) if history.maximize else np.argmin(points[:, 2]))
+        best = int(np.argmax(points[:, 2]) if maximize else np.argmin(points[:, 2]))
         ax.plot(*points[best, :2], "o", ms=16, mfc="none", mec=ORANGE, mew=2.5)
         ax.set_yscale("log")
         ax.set_xlabel("unfreeze epoch")
         ax.set_ylabel(rate)
         ax.set_title(f"{history.arm}: best {points[best, 2]:.4g}", loc="left", fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.colorbar(shown, ax=list(axes[0]), label=objective, extend="both")
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    beyond = "min" if maximize else "max"
+    figure.colorbar(shown, ax=list(axes[0]), label=objective, extend=beyond)
     return figure

@@ -77,7 +77,7 @@ def _differences(pair: Pair) -> Check:
     """The arms differ in init.* or the checkpoint alone, or else in what both of them tuned."""
     name = "only the weights differ"
     differing = settings_that_differ(pair)
-    tuned = set(pair.treatment.tuned) & set(pair.control.tuned)
+    tuned = pair.treatment.searched & pair.control.searched
     weights = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
     wrong = {k: v for k, v in differing.items() if not k.startswith(weights) and k not in tuned}
     if wrong:
@@ -95,7 +95,7 @@ def _differences(pair: Pair) -> Check:
 
 def _budget(pair: Pair) -> Check:
     a, b = pair.treatment, pair.control
-    counts = [len(arm.points) for arm in (a, b)]
+    counts = [arm.tried for arm in (a, b)]
     detail = (
         f"settings tried: {a.name} {counts[0]}, {b.name} {counts[1]}; epochs trained:"
         f" {a.epochs_trained} and {b.epochs_trained}"
@@ -103,7 +103,7 @@ def _budget(pair: Pair) -> Check:
     if counts[0] != counts[1]:
         detail += ". Give both arms the same number of trials"
         return Check(name="equal tuning budget", status=BROKEN, detail=detail)
-    only = sorted(set(a.tuned) ^ set(b.tuned))
+    only = sorted(a.searched ^ b.searched)
     if only:
         detail += f". Searched in one arm only: {', '.join(only)}"
         return Check(name="equal tuning budget", status=BROKEN, detail=detail)

@@ -1,6 +1,5 @@
 """One sweep from its command line to its table."""
 
-import logging
 import math
 import sys
 import time
@@ -21,21 +20,21 @@ from t5ts import distributed
 from t5ts.analysis.sweep_plots import History, draw_sweep
 from t5ts.checks import check
 from t5ts.config import CONF, from_hydra
-from t5ts.errors import ConfigError, Interrupted
+from t5ts.errors import ConfigError, Interrupted, UserError
 from t5ts.sweep.display import Display, announce, best_table, best_trials, epochs_of
-from t5ts.sweep.ledger import Ledger
+from t5ts.sweep.ledger import Ledger, is_void
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.repeated import repeated
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import Space, Value, arm_name, parse_space
+from t5ts.sweep.space import Base, Space, Value, arm_name, parse_space
 from t5ts.sweep.storage import open_storage, without_password
 from t5ts.sweep.studies import made_for, open_studies
 from t5ts.sweep.worker import POLL_S, Work, open_arms
 from t5ts.sweep.worker import work as do_trials
 
-log = logging.getLogger("t5ts.sweep")
-
 RESULTS = "optimization_results.yaml"
+#: Workers that have taken no trial for so long, though some are left, are gone.
+IDLE_S = 5.0
 #: Trials below which a parameter's importance is noise.
 LEAST_FOR_IMPORTANCES = 10
 
@@ -70,6 +69,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         conditions=settings.conditions,
         config=config,
         groups=config_groups(choices),
+        may_be_empty=settings.custom_search_space is not None,
     )
     if settings.best_of is not None:
         space = _from_best(space, Path(settings.best_of) / RESULTS)
@@ -88,14 +88,13 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     ledgers = [arm.ledger for arm in open_arms(work)]
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     announce(console, space, settings, ledgers, epochs)
-    names = [arm_name(arm) for arm in space.arms]
     if all(ledger.is_finished() for ledger in ledgers):
         console.print(
             "All of them are done; hydra.sweeper.n_trials=N with a larger N adds trials.",
             markup=False,
         )
     else:
-        _until_done(work, Display(ledgers, names, settings), ledgers)
+        _until_done(work, Display(ledgers, space, settings), ledgers)
     _finish(console, space, settings, ledgers, sweep_dir)
 
 
@@ -123,7 +122,7 @@ def _from_best(space: Space, path: Path) -> Space:
             " has ended (it holds that file)."
         ) from error
     arms = found.get("arms", {"all": found})
-    if not all("overrides" in arm for arm in arms.values()):
+    if not all({"overrides", "trials"} <= arm.keys() for arm in arms.values()):
         raise ConfigError(
             f"hydra.sweeper.best_of: {path} does not name one best point for each arm (a study of"
             " several objectives has none, nor has one without a finished trial)."
@@ -131,7 +130,14 @@ def _from_best(space: Space, path: Path) -> Space:
     return replace(
         space,
         arms=tuple(arm["arm"] for arm in arms.values()),
-        bases={arm_name(arm["arm"]): tuple(arm["overrides"]) for arm in arms.values()},
+        bases={
+            arm_name(arm["arm"]): Base(
+                overrides=tuple(arm["overrides"]),
+                searched=tuple(arm["best_params"]),
+                trials=arm["trials"],
+            )
+            for arm in arms.values()
+        },
     )
 
 
@@ -166,7 +172,9 @@ def _check_space(
             except (HydraException, ConfigError) as error:
                 named = " ".join(f"{k}={v}" for k, v in {**arm, **corner}.items())
                 raise ConfigError(
-                    f"the space holds a point that cannot run ({named}):\n{error}"
+                    f"the space holds a point that cannot run ({named}):\n{error}\n"
+                    "Or sweep other values: the command line's choice or range of a key replaces"
+                    " the preset's."
                 ) from error
             epochs = max(epochs, checked.train.epochs)
     return epochs
@@ -196,7 +204,7 @@ def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None
             elif launcher.endswith("BasicLauncher"):
                 _with_pool(work, display)
             else:
-                _with_launcher(work, display)
+                _with_launcher(work, display, ledgers)
     except KeyboardInterrupt:
         done = sum(ledger.progress().finished for ledger in ledgers)
         raise Interrupted(
@@ -217,13 +225,20 @@ def _with_pool(work: Work, display: Display) -> None:
         while pool.watch():
             display.update()
             time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        display.say("stopping: the workers write their checkpoints (once more to stop at once)")
+        raise
     finally:
         pool.stop()
         display.update()
 
 
-def _with_launcher(work: Work, display: Display) -> None:
-    """One job of Hydra's launcher for each worker; it returns when all have ended."""
+def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
+    """One job of Hydra's launcher for each worker; it returns when all have ended.
+
+    Raises:
+        UserError: if the launcher could not start them, or one died and the others ended too.
+    """
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=work.hydra_context, task_function=work, config=work.config
     )
@@ -236,11 +251,37 @@ def _with_launcher(work: Work, display: Display) -> None:
     ]
     try:
         with repeated(display.update, every_s=2 * POLL_S):
-            jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+            try:
+                jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+            except Exception as error:  # whatever a launcher raises when a process of it dies
+                said = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
+                display.say(f"a worker ended: {said}")
+                _wait_for_others(ledgers)
+                if all(ledger.is_finished() for ledger in ledgers):
+                    return
+                raise UserError(
+                    f"the workers of {work.config.hydra.launcher._target_} ended before the sweep"
+                    f" did: {said}\nWhat is done stays done: the same command goes on (or"
+                    f" hydra.sweep.dir={work.sweep_dir})."
+                ) from error
     finally:
         display.update()
-    for job in jobs:
-        _ = job.return_value  # raises what ended the worker
+    if not all(ledger.is_finished() for ledger in ledgers):
+        for job in jobs:
+            _ = job.return_value  # raises what ended the worker
+
+
+def _wait_for_others(ledgers: Sequence[Ledger]) -> None:
+    """While workers are at trials, or one may be about to take the next."""
+    idle_since = time.monotonic()
+    while not all(ledger.is_finished() for ledger in ledgers):
+        for ledger in ledgers:
+            ledger.reclaim()
+        if any(ledger.progress().running for ledger in ledgers):
+            idle_since = time.monotonic()
+        elif time.monotonic() - idle_since > IDLE_S:
+            return
+        time.sleep(POLL_S)
 
 
 def _in_this_process(work: Work, display: Display) -> None:
@@ -272,10 +313,9 @@ def _finish(
     """The table, `optimization_results.yaml` and the pictures."""
     console.print(best_table(space, settings, ledgers))
     counts = epochs_of([trial for ledger in ledgers for trial in ledger.trials()])
-    pruned = counts["asked"] - counts["trained"] - counts["reused"]
     console.print(
         f"epochs     {counts['trained']} trained of {counts['asked']} asked for"
-        f" ({pruned} saved by pruning, {counts['reused']} by reuse)",
+        f" ({counts['pruned']} saved by pruning, {counts['reused']} by reuse)",
         markup=False,
     )
     results = {
@@ -339,6 +379,7 @@ def _results(
         "best_params": dict(best[0].params),
         "best_value": best[0].values[0],
         "trial": best[0].user_attrs["slot"],
+        "trials": sum(t.state.is_finished() and not is_void(t) for t in ledger.trials()),
         "arm": dict(arm),
         "overrides": space.overrides(best[0].params, arm),
     }

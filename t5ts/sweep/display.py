@@ -13,9 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from t5ts.analysis.words import plural
 from t5ts.sweep.ledger import Ledger, is_void
 from t5ts.sweep.settings import SweepSettings
-from t5ts.sweep.space import Space, arm_name
+from t5ts.sweep.space import Space, arm_name, short_names
 
 #: Rows of the table of the best trials.
 BEST = 10
@@ -29,11 +30,14 @@ STATES = {
 
 
 def epochs_of(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """Sums over finished trials: epochs asked for, trained and reused."""
-    counts = {"asked": 0, "trained": 0, "reused": 0}
+    """Sums over finished trials: epochs asked for, trained, reused, and not trained by pruning."""
+    counts = {"asked": 0, "trained": 0, "reused": 0, "pruned": 0}
     for trial in trials:
-        for key, value in trial.user_attrs.get("epochs", {}).items():
+        epochs = trial.user_attrs.get("epochs", {})
+        for key, value in epochs.items():
             counts[key] += value
+        if epochs and trial.state == TrialState.PRUNED:
+            counts["pruned"] += epochs["asked"] - epochs["trained"] - epochs["reused"]
     return counts
 
 
@@ -42,24 +46,28 @@ class Display:
 
     Args:
         ledgers: One for each arm.
-        names: Of the arms.
+        space: The sweep's.
         settings: The sweeper's.
     """
 
-    def __init__(
-        self, ledgers: Sequence[Ledger], names: Sequence[str], settings: SweepSettings
-    ) -> None:
-        self._ledgers, self._names, self._settings = ledgers, names, settings
+    def __init__(self, ledgers: Sequence[Ledger], space: Space, settings: SweepSettings) -> None:
+        self._ledgers, self._settings = ledgers, settings
+        self._names = [arm_name(arm) for arm in space.arms]
+        self._short = short_names(list(space.distributions))
         self._console = Console(file=sys.stdout, highlight=False)
         self._live: Live | None = None
         self._started = time.monotonic()
         self._already = {
             (name, trial.number)
-            for name, ledger in zip(names, ledgers, strict=True)
+            for name, ledger in zip(self._names, ledgers, strict=True)
             for trial in ledger.trials()
             if trial.state.is_finished()
         }
-        self._finished_before = sum(ledger.progress().finished for ledger in ledgers)
+        self._finished = {
+            name: ledger.progress().finished
+            for name, ledger in zip(self._names, ledgers, strict=True)
+        }
+        self._finished_before = sum(self._finished.values())
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
@@ -85,11 +93,15 @@ class Display:
                     running.append(self._worker_line(name, trial))
                 if trial.state.is_finished() and (name, trial.number) not in self._already:
                     self._already.add((name, trial.number))
-                    lines += [] if is_void(trial) else [self._end_line(name, ledger, trial)]
+                    if not is_void(trial):
+                        self._finished[name] += 1
+                        count = f"{self._finished[name]}/{ledger.n_trials}"
+                        lines.append(self._end_line(name, trial, count))
         for line in lines:
             self.say(line)
         if self._live is not None:
-            self._live.update(Group(*(Text(line) for line in [*running, *self._study_lines()])))
+            shown = [*running, *self._study_lines()]
+            self._live.update(Group(*(Text(s, no_wrap=True, overflow="ellipsis") for s in shown)))
 
     def _worker_line(self, name: str, trial: FrozenTrial) -> str:
         live: dict[str, Any] = trial.user_attrs.get("live", {})
@@ -99,7 +111,7 @@ class Display:
         return (
             f"worker {live['worker']}  {name} #{trial.user_attrs.get('slot', '?')}"
             f"  epoch {live['epoch']}/{live['epochs']}"
-            f"  {self._settings.objectives[0]} {value}  {_params(trial)}"
+            f"  {self._settings.objectives[0]} {value}  {self._params(trial)}"
         )
 
     def _study_lines(self) -> list[str]:
@@ -110,32 +122,32 @@ class Display:
             total, finished = total + ledger.n_trials, finished + progress.finished
             best = best_trials(ledger, self._settings)
             value = f"{best[0].values[0]:.4f}" if best else "–"
-            epochs = epochs_of(ledger.trials())
-            saved = epochs["asked"] - epochs["trained"] - epochs["reused"]
             lines.append(
                 f"study {name}: {progress.finished}/{ledger.n_trials} done"
                 f" ({progress.pruned} pruned, {progress.failed} failed), best"
-                f" {self._settings.objectives[0]} {value}; epochs saved: {saved} by pruning,"
-                f" {epochs['reused']} by reuse"
+                f" {self._settings.objectives[0]} {value}"
             )
+        # A line of their own, so that 80 columns are enough.
+        epochs = epochs_of([trial for ledger in self._ledgers for trial in ledger.trials()])
+        last = f"epochs saved: {epochs['pruned']} by pruning, {epochs['reused']} by reuse"
         new = finished - self._finished_before
         if new:
             left = (time.monotonic() - self._started) / new * (total - finished)
-            lines.append(f"about {duration(left)} left")
-        return lines
+            last += f"; about {duration(left)} left"
+        return [*lines, last]
 
-    def _end_line(self, name: str, ledger: Ledger, trial: FrozenTrial) -> str:
-        progress = ledger.progress()
-        head = (
-            f"{name} {progress.finished}/{ledger.n_trials}  #{trial.user_attrs.get('slot', '?')}"
-            f" {STATES[trial.state]}"
-        )
+    def _end_line(self, name: str, trial: FrozenTrial, count: str) -> str:
+        head = f"{name} {count}  #{trial.user_attrs.get('slot', '?')} {STATES[trial.state]}"
         if trial.state == TrialState.COMPLETE:
             numbers = zip(self._settings.objectives, trial.values, strict=True)
             head += "  " + "  ".join(f"{key} {value:.4f}" for key, value in numbers)
         elif "reason" in trial.user_attrs:
             head += f" {str(trial.user_attrs['reason']).splitlines()[0]}"
-        return f"{head}  {_params(trial)}"
+        return f"{head}  {self._params(trial)}"
+
+    def _params(self, trial: FrozenTrial) -> str:
+        named = ((self._short.get(key, key), value) for key, value in trial.params.items())
+        return " ".join(f"{name}={_number(value)}" for name, value in named)
 
 
 def best_trials(ledger: Ledger, settings: SweepSettings) -> list[FrozenTrial]:
@@ -165,17 +177,19 @@ def announce(
     for line in space.fixed:
         console.print(f"  fixed    {line}", markup=False)
     trials = [ledger.n_trials for ledger in ledgers]
+    to_do = sum(trials) - sum(ledger.progress().finished for ledger in ledgers)
     console.print(
-        f"budget     {sum(trials)} trials"
+        f"budget     {plural(sum(trials), 'trial')}"
         + (f" ({trials[0]} for each of {len(trials)} arms)" if len(trials) > 1 else "")
-        + f", at most {sum(trials) * epochs:,} epochs; {settings.n_jobs} workers",
+        + f", {to_do} to do: at most {plural(to_do * epochs, 'epoch')};"
+        f" {plural(settings.n_jobs, 'worker')}",
         markup=False,
     )
     pruner = str(settings.pruner["_target_"]).rpartition(".")[2] if settings.prunes else "none"
     sampler = str(settings.sampler["_target_"]).rpartition(".")[2]
     console.print(
         f"           sampler {sampler}; pruner {pruner}"
-        + (f", from {settings.grace_epochs:g} epochs after unfreezing" if settings.prunes else "")
+        + (f", from epoch {settings.grace_epochs:g} after unfreezing" if settings.prunes else "")
         + f"; frozen phases are {'reused' if settings.reuse else 'trained by each trial'}",
         markup=False,
     )
@@ -190,12 +204,16 @@ def announce(
 
 def best_table(space: Space, settings: SweepSettings, ledgers: Sequence[Ledger]) -> Table:
     """The best trials of each arm, and how each arm's budget was spent."""
-    keys = list(space.distributions)
+    best = [best_trials(ledger, settings)[:BEST] for ledger in ledgers]
+    # Besides what the grammar says, what custom_search_space asked for.
+    keys = list(
+        dict.fromkeys([*space.distributions, *(k for b in best for t in b for k in t.params)])
+    )
     table = Table(title="best trials", title_justify="left")
-    for heading in ("arm", "trial", *settings.objectives, *keys):
+    for heading in ("arm", "trial", *settings.objectives, *short_names(keys).values()):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for arm, ledger in zip(space.arms, ledgers, strict=True):
-        for trial in best_trials(ledger, settings)[:BEST]:
+    for arm, trials in zip(space.arms, best, strict=True):
+        for trial in trials:
             table.add_row(
                 arm_name(arm),
                 str(trial.user_attrs["slot"]),
@@ -214,10 +232,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _params(trial: FrozenTrial) -> str:
-    return " ".join(f"{key}={_number(value)}" for key, value in trial.params.items())
 
 
 def _number(value: Any) -> str:

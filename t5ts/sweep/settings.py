@@ -2,13 +2,15 @@
 
 import hashlib
 import importlib.util
+import pkgutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from optuna import Trial
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
@@ -124,8 +126,29 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
         directions=tuple(str(direction) for direction in directions),
         **{key: value for key, value in values.items() if key in known},
     )
-    settings.make_sampler(0), settings.make_pruner()  # what cannot be made is said now
+    # What cannot be made or found is said now.
+    settings.make_sampler(0), settings.make_pruner()
+    if settings.custom_search_space is not None:
+        find_function(settings.custom_search_space)
     return settings
+
+
+def find_function(path: str) -> Callable[[DictConfig, Trial], object]:
+    """The function of `custom_search_space`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    try:
+        found = pkgutil.resolve_name(path)
+        if not callable(found):
+            raise TypeError(f"a {type(found).__name__} is no function")
+    except Exception as error:  # whatever the user's module raises when it is imported
+        raise ConfigError(
+            f"hydra.sweeper.custom_search_space={path} cannot be had: {error}. Give the dotted"
+            " path of a function f(config, trial) that Python can import here."
+        ) from error
+    return found
 
 
 def _made(key: str, node: dict[str, Any], kind: type) -> Any:

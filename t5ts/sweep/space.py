@@ -9,6 +9,7 @@ import difflib
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -44,6 +45,21 @@ Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
+class Base:
+    """The best point of another sweep's study, where an arm's trials start from.
+
+    Attributes:
+        overrides: Its command line.
+        searched: Keys that were searched there.
+        trials: Trials that it is the best of.
+    """
+
+    overrides: tuple[str, ...]
+    searched: tuple[str, ...]
+    trials: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Space:
     """What is sampled, what is fixed, and what is compared.
 
@@ -52,14 +68,14 @@ class Space:
         fixed: Overrides that every trial has, as they were written.
         arms: Every combination of the compared keys' values; one study each. `({},)` for one study.
         conditions: Key → group → options of that group under which the key means something.
-        bases: Name of an arm → the command line that its trials start from (another study's best).
+        bases: Name of an arm → where its trials start from.
     """
 
     distributions: dict[str, BaseDistribution]
     fixed: tuple[str, ...]
     arms: tuple[dict[str, Value], ...]
     conditions: dict[str, dict[str, tuple[str, ...]]]
-    bases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    bases: dict[str, Base] = field(default_factory=dict)
 
     def suggest(
         self, trial: Trial, *, arm: Mapping[str, Value], choices: Mapping[str, str]
@@ -84,9 +100,9 @@ class Space:
 
     def overrides(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> list[str]:
         """The command line of a point: fixed overrides, then the arm's, then the sampled ones."""
-        base = self.bases.get(arm_name(arm), ())
+        base = self.bases.get(arm_name(arm))
         chosen = (f"{key}={_as_text(value)}" for key, value in {**arm, **params}.items())
-        return [*base, *self.fixed, *chosen]
+        return [*(base.overrides if base else ()), *self.fixed, *chosen]
 
     def grid(self, *, arm: Mapping[str, Value], choices: Mapping[str, str]) -> list[dict[str, Any]]:
         """Every point once, keys without meaning left out, in the order of the command line.
@@ -126,7 +142,7 @@ class Space:
     def describe(self) -> list[str]:
         """A line per key."""
         return [
-            f"{key}: {_describe(distribution)}" for key, distribution in self.distributions.items()
+            f"{key}: {describe(distribution)}" for key, distribution in self.distributions.items()
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -134,8 +150,23 @@ class Space:
         return {
             "distributions": {k: distribution_to_json(d) for k, d in self.distributions.items()},
             "fixed": sorted(self.fixed),
-            "bases": {name: list(base) for name, base in self.bases.items()},
+            "conditions": {
+                key: {group: list(options) for group, options in groups.items()}
+                for key, groups in self.conditions.items()
+                if key in self.distributions
+            },
+            "bases": {name: list(base.overrides) for name, base in self.bases.items()},
         }
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Each key's shortest ending that no other of them has: `lr` for `optim.lr`."""
+    endings = {key: [key.split(".", n)[n] for n in range(key.count("."), -1, -1)] for key in keys}
+    taken = Counter(ending for of_key in endings.values() for ending in of_key)
+    return {
+        key: next(ending for ending in of_key if taken[ending] == 1 or ending == key)
+        for key, of_key in endings.items()
+    }
 
 
 def sharing_order(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -169,6 +200,7 @@ def parse_space(
     conditions: Mapping[str, Mapping[str, Sequence[str]]],
     config: DictConfig,
     groups: Sequence[str],
+    may_be_empty: bool = False,
 ) -> Space:
     """Read `hydra.sweeper.params` and the command line; the command line wins key by key.
 
@@ -179,6 +211,7 @@ def parse_space(
         conditions: See `Space`.
         config: The composed configuration, to know each key's type.
         groups: Names of the config groups.
+        may_be_empty: Whether more is sampled elsewhere (`custom_search_space`).
 
     Raises:
         ConfigError: for a key that does not exist, a distribution that is empty or of the wrong
@@ -203,11 +236,11 @@ def parse_space(
         distribution = swept.pop(key)
         if not isinstance(distribution, CategoricalDistribution):
             raise ConfigError(
-                f"hydra.sweeper.arms: {key} is {_describe(distribution)}, and arms are compared by"
+                f"hydra.sweeper.arms: {key} is {describe(distribution)}, and arms are compared by"
                 f" choices: write {key}=A,B, or take it out of hydra.sweeper.arms."
             )
         compared[key] = distribution.choices
-    if not swept and not compared:
+    if not swept and not compared and not may_be_empty:
         raise ConfigError(
             "nothing to sweep: give at least one parameter a choice or a range, such as"
             " init=random,t5 or 'optim.lr=tag(log,interval(1e-4,1e-2))', or name a preset with"
@@ -311,7 +344,7 @@ def _check_key(
         raise ConfigError(f"{key} is not a setting, so it cannot be swept.{hint} See --help.")
     if isinstance(parent._get_node(leaf), IntegerNode) and not _is_whole(distribution):
         raise ConfigError(
-            f"{key} is a whole number, but {_describe(distribution)} also has fractions:"
+            f"{key} is a whole number, but {describe(distribution)} also has fractions:"
             f" write {key}=int(interval(A,B)), range(A,B) or a choice of whole numbers."
         )
 
@@ -364,7 +397,7 @@ def _grid_values(key: str, distribution: BaseDistribution) -> list[Any]:
         # Rounded, so that 0.1 + 2 · 0.1 is written 0.3.
         return [round(distribution.low + i * distribution.step, 12) for i in range(count)]
     raise ConfigError(
-        f"{key} is {_describe(distribution)}, which has no grid: name its values with"
+        f"{key} is {describe(distribution)}, which has no grid: name its values with"
         f" choice(…) or range(…), or search with hydra/sweeper/sampler=tpe."
     )
 
@@ -376,7 +409,8 @@ def _ends(distribution: BaseDistribution) -> list[Any]:
     return [distribution.low, distribution.high]
 
 
-def _describe(distribution: BaseDistribution) -> str:
+def describe(distribution: BaseDistribution) -> str:
+    """A distribution in words."""
     if isinstance(distribution, CategoricalDistribution):
         return "one of " + ", ".join(_as_text(choice) for choice in distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution)

@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import json_to_distribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
@@ -14,7 +15,7 @@ from t5ts.config import NOT_IDENTITY
 from t5ts.errors import ConfigError
 from t5ts.provenance import code_digest
 from t5ts.sweep.settings import SweepSettings
-from t5ts.sweep.space import Space, Value, arm_name
+from t5ts.sweep.space import Space, Value, arm_name, describe
 
 #: Study attributes: what a study was made for, and what was recorded when that changed.
 MADE_FOR, CHANGES = "t5ts:made_for", "t5ts:changes"
@@ -39,9 +40,13 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
         for key, value in leaves.items()
         if not any(key == s or key.startswith(f"{s}.") for s in (*NOT_IDENTITY, *swept))
     }
+    searched = space.as_json()
     return {
-        "space": space.as_json()["distributions"],
-        "bases": space.as_json()["bases"],
+        "grid": settings.is_grid,
+        "space": searched["distributions"],
+        "conditions": searched["conditions"],
+        "custom_search_space": settings.custom_search_space,
+        "bases": searched["bases"],
         "objectives": dict(zip(settings.objectives, settings.directions, strict=True)),
         "settings": settled,
         "code": f"{t5ts.__version__} ({code_digest()[:12]})",
@@ -58,7 +63,7 @@ def open_studies(
 
     Raises:
         ConfigError: naming every difference, if a study was made for something else and
-            `on_change` is refuse.
+            `on_change` is refuse, or a grid would go on where its points are not the trials'.
     """
     studies = [
         optuna.create_study(
@@ -77,13 +82,21 @@ def open_studies(
         changes = differences(before, purpose)
         if not changes:
             continue
-        if settings.on_change == "refuse":
-            listed = "\n".join(f"  {change}" for change in changes)
+        is_other_grid = settings.is_grid and any(
+            change.startswith(("grid:", "space.", "conditions.")) for change in changes
+        )
+        if settings.on_change == "refuse" or is_other_grid:
             raise ConfigError(
-                f"study {study.study_name} was made for something else:\n{listed}\n"
-                "Trials from before and after would not be comparable. Give the sweep another"
-                " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME), or"
-                " go on and have the change recorded with hydra.sweeper.on_change=record."
+                f"study {study.study_name} was made for something else:\n"
+                + "".join(f"  {change}\n" for change in changes)
+                + "Trials from before and after would not be comparable. Give the sweep another"
+                " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME)"
+                + (
+                    "; a grid's points are numbered, so it cannot go on as another one."
+                    if is_other_grid
+                    else ", or go on and have the change recorded with"
+                    " hydra.sweeper.on_change=record."
+                )
             )
         recorded = study.user_attrs.get(CHANGES, [])
         from_trial = len(study.get_trials(deepcopy=False))
@@ -101,10 +114,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each leaf that differs."""
     old, new = _leaves(dict(before)), _leaves(json.loads(json.dumps(now)))
     return [
-        f"{key}: {old.get(key, 'absent')} → {new.get(key, 'absent')}"
+        f"{key}: {_shown(key, old.get(key, 'absent'))} → {_shown(key, new.get(key, 'absent'))}"
         for key in sorted({*old, *new})
         if old.get(key, "absent") != new.get(key, "absent")
     ]
+
+
+def _shown(key: str, value: Any) -> Any:
+    """A searched key's distribution in words."""
+    if not key.startswith("space.") or value == "absent":
+        return value
+    return describe(json_to_distribution(value))
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """One trial: trained, reported to its study by epoch, and ended there and in its directory."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from t5ts.config import OBJECTIVES, Config, from_hydra
 from t5ts.provenance import write_json
 from t5ts.sweep.ledger import Claim, Ledger, is_void
 from t5ts.sweep.settings import COSTS, SweepSettings
-from t5ts.sweep.space import Value, arm_name
+from t5ts.sweep.space import Base, Value, arm_name
 
 log = logging.getLogger("t5ts.sweep")
 
@@ -37,11 +38,13 @@ class Arm:
     Attributes:
         values: What makes the arm.
         grid: The grid's points by slot, if it is one.
+        base: The point of another sweep that its trials start from, if there is one.
     """
 
     values: dict[str, Value]
     ledger: Ledger
     grid: list[dict[str, Any]] | None
+    base: Base | None
 
 
 class TrialTask:
@@ -146,9 +149,9 @@ class TrialTask:
         if result is not None:
             trial.set_user_attr("metrics", result.metrics | {c: getattr(result, c) for c in COSTS})
             values = [_value(result, name) for name in self.settings.objectives]
-            if any(value != value for value in values):
+            if not all(math.isfinite(value) for value in values):
+                reason = f"an objective is not finite: {', '.join(map(str, values))}"
                 state, values = "failed", None
-                reason = "an objective is not defined (NaN)"
                 trial.set_user_attr("reason", reason)
         self.write(state, reason, values)
         ended_as = None
@@ -175,7 +178,7 @@ class TrialTask:
         """`trial.json`: what the study knows of this run, for those who read directories only."""
         if self.run_dir is None:
             return
-        trial = self.claim.trial
+        trial, base = self.claim.trial, self.arm.base
         write_json(
             self.run_dir / "trial.json",
             {
@@ -185,6 +188,7 @@ class TrialTask:
                 "state": state,
                 "reason": reason,
                 "params": trial.params,
+                "searched_before": base and {"keys": base.searched, "trials": base.trials},
                 "objectives": self.settings.objectives,
                 "values": values,
                 "n_trials": self.arm.ledger.n_trials,

@@ -6,13 +6,13 @@ Hydra launcher (joblib, submitit, Ray), on this machine or another.
 
 import logging
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra.utils
 import optuna
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus, run_job, setup_globals
@@ -25,11 +25,11 @@ from optuna.trial import TrialState
 from t5ts import distributed
 from t5ts.analysis.results import Result
 from t5ts.config import register
-from t5ts.errors import DataError, Interrupted, UserError, WeightsError
+from t5ts.errors import ConfigError, DataError, Interrupted, UserError, WeightsError
 from t5ts.interruption import stop_on_signals
 from t5ts.sweep.ledger import STOPPED, Claim, Ledger, Owner
 from t5ts.sweep.repeated import repeated
-from t5ts.sweep.settings import SweepSettings
+from t5ts.sweep.settings import SweepSettings, find_function
 from t5ts.sweep.space import Space, Value, arm_name, sharing_order
 from t5ts.sweep.storage import open_storage
 from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask
@@ -74,8 +74,8 @@ class Work:
         """The grid's points by slot, if it is one."""
         if not self.settings.is_grid:
             return None
-        points = self.space.grid(arm=arm, choices=self.choices())
-        return sharing_order(points) if self.settings.reuse else points
+        # In one order whatever else is set: a slot's point must be the same when the sweep goes on.
+        return sharing_order(self.space.grid(arm=arm, choices=self.choices()))
 
 
 def open_arms(work: Work) -> list[Arm]:
@@ -95,7 +95,8 @@ def open_arms(work: Work) -> list[Arm]:
             work.settings.n_trials if grid is None else min(work.settings.n_trials, len(grid))
         )
         ledger = Ledger(study, n_trials=n_trials, lost_after_s=work.settings.lost_after_s)
-        arms.append(Arm(values=values, ledger=ledger, grid=grid))
+        base = work.space.bases.get(arm_name(values))
+        arms.append(Arm(values=values, ledger=ledger, grid=grid, base=base))
     return arms
 
 
@@ -157,9 +158,9 @@ def _check_failures(arms: list[Arm], settings: SweepSettings) -> None:
     if failed > settings.max_failure_rate * budget:
         raise UserError(
             f"{failed} of {budget} trials failed, above"
-            f" hydra.sweeper.max_failure_rate={settings.max_failure_rate:g}: the reasons are in the"
-            " table and in each trial's trial.json. Mend them, or raise the rate, and run the same"
-            " command again; what is done stays done."
+            f" hydra.sweeper.max_failure_rate={settings.max_failure_rate:g}: each one's line and"
+            " trial.json say why. Mend them, or raise the rate, and run the same command again;"
+            " what is done stays done."
         )
 
 
@@ -177,7 +178,7 @@ def _do(job: Work, arm: Arm, claim: Claim, *, worker: int) -> None:
     with _heartbeat(ledger, trial, job.settings.heartbeat_s):
         try:
             config = _point(job, arm, claim)
-        except HydraException as error:
+        except (HydraException, ConfigError) as error:
             task.end("failed", f"the point cannot be composed: {error}", None)
             return
         returned = run_job(
@@ -200,7 +201,7 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
     trial = claim.trial
     job.space.suggest(trial, arm=arm.values, choices=job.choices())
     if job.settings.custom_search_space is not None:
-        hydra.utils.get_method(job.settings.custom_search_space)(job.config, trial)
+        _suggest_more(job, trial)
     config = job.compose(job.space.overrides(trial.params, arm.values))
     with open_dict(config):
         # The directory follows from the sweep's command, not from the point's.
@@ -213,6 +214,21 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
         if arm.values:
             config.hydra.sweep.subdir = f"{arm_name(arm.values)}/{config.hydra.sweep.subdir}"
     return config
+
+
+def _suggest_more(job: Work, trial: optuna.Trial) -> None:
+    """Let the user's function sample what the grammar cannot say.
+
+    Raises:
+        ConfigError: for whatever it raises.
+    """
+    path = job.settings.custom_search_space
+    assert path is not None
+    try:
+        find_function(path)(job.config, trial)
+    except Exception as error:
+        log.error("custom_search_space=%s failed", path, exc_info=error)
+        raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
 
 
 def _tell_failure(task: TrialTask, error: BaseException) -> None:
@@ -234,11 +250,12 @@ def _tell_failure(task: TrialTask, error: BaseException) -> None:
             raise error
         case UserError():
             task.end("failed", str(error), None)
-        case _ if type(error).__name__ == "OutOfMemoryError":
+        case _ if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
             import torch  # loaded already: the trial ran
 
+            traceback.clear_frames(error.__traceback__)  # they hold the trial's tensors
             torch.cuda.empty_cache()
-            task.end("failed", "out of memory: " + str(error).splitlines()[0], None)
+            task.end("failed", f"out of memory: {error}".splitlines()[0], None)
         case _:
             log.error("slot %s failed", task.claim.slot, exc_info=error)
             task.end("failed", f"{type(error).__name__}: {error}", None)

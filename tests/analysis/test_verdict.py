@@ -287,6 +287,26 @@ def test_arms_tuned_alike_are_compared_each_at_its_own_best(tmp_path: Path) -> N
     assert [point.settings["optim.lr"] for point in best if point] == [1e-3, 3e-4]
 
 
+@pytest.mark.parametrize(("trials", "key"), [(30, "optim.lr"), (20, "optim.lr"), (30, "freeze.x")])
+def test_best_points_of_sweeps_of_equal_budget_are_compared(
+    tmp_path: Path, trials: int, key: str
+) -> None:
+    """`experiment=final`: each arm at the point that a sweep of 30 trials over optim.lr found."""
+    searched = {"keys": [key], "trials": trials}
+    for arm, rate, before in (
+        (t5(-0.06), 1e-3, {"keys": ["optim.lr"], "trials": 30}),
+        (RANDOM, 3e-4, searched),
+    ):
+        for seed in range(5):
+            folder = tmp_path / f"{arm.name}-{seed}"
+            trial = {"params": {"seed": seed}, "searched_before": before}
+            write_run(folder, arm, seed, optim__lr=rate, trial=trial)
+    found = judged(tmp_path)
+    assert found.main is not None
+    assert found.main.pair.treatment.tried == 30
+    assert found.kind == (TRANSFERS if searched["trials"] == 30 and key == "optim.lr" else WITHHELD)
+
+
 def test_conditions_are_never_mixed(tmp_path: Path) -> None:
     write(tmp_path / "a", [t5(-0.06)])
     write(tmp_path / "b", [RANDOM], horizon=12)

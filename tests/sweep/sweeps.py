@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,16 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | changes
 
 
-def start(*overrides: str, cwd: Path, **changes: str) -> subprocess.Popen[str]:
-    """A sweep in its own process; an override wins over SWEEP's of the same key."""
+def start(
+    *overrides: str, cwd: Path, below: Sequence[str] = (), **changes: str
+) -> subprocess.Popen[str]:
+    """A sweep in its own process; an override wins over SWEEP's of the same key.
+
+    Args:
+        below: What Python runs instead, with the rest as its arguments (torchrun).
+    """
     return subprocess.Popen(
-        [sys.executable, "-m", "t5ts.run", "--multirun", *SWEEP, *overrides],
+        [sys.executable, *below, "-m", "t5ts.run", "--multirun", *SWEEP, *overrides],
         cwd=cwd, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from t5ts.config import CONF, register
 from t5ts.sweep.display import best_table, best_trials, duration, epochs_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import parse_space
+from t5ts.sweep.space import parse_space, short_names
 
 
 @pytest.mark.parametrize(
@@ -87,17 +87,39 @@ def test_the_table_has_a_section_for_each_arm(settings: SweepSettings) -> None:
     table = best_table(space, settings, [told([0.25, 0.75]), told([None])])
     Console(file=output, width=120).print(table)
     lines = [line for line in output.getvalue().splitlines() if "init=" in line]
+    assert "┃ val_loss ┃     lr ┃" in output.getvalue()  # not the whole of optim.lr
     assert [[c.strip() for c in line.strip("│").split("│")] for line in lines] == [
         ["init=random", "0", "0.2500", "0.1235"],
         ["init=random", "1", "0.7500", "0.1235"],
     ]
 
 
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        ([], []),
+        (["seed", "optim.lr"], ["seed", "lr"]),
+        (["freeze", "freeze.unfreeze_epoch"], ["freeze", "unfreeze_epoch"]),
+        (["task.name", "init.name", "name"], ["task.name", "init.name", "name"]),
+        (["a.b.lr", "c.b.lr", "b.lr"], ["a.b.lr", "c.b.lr", "b.lr"]),
+        (["a.b.lr", "a.c.lr"], ["b.lr", "c.lr"]),
+    ],
+)
+def test_keys_are_shown_by_the_ending_that_no_other_has(keys: list[str], names: list[str]) -> None:
+    assert short_names(keys) == dict(zip(keys, names, strict=True))
+
+
 def test_epochs_are_summed_over_trials_that_say_them() -> None:
     study = optuna.create_study()
-    for epochs in ({"asked": 10, "trained": 4, "reused": 0}, None,
-                   {"asked": 10, "trained": 7, "reused": 3}):  # fmt: skip
+    for state, epochs in (
+        (TrialState.FAIL, {"asked": 10, "trained": 4, "reused": 0}),
+        (TrialState.FAIL, None),
+        (TrialState.PRUNED, {"asked": 10, "trained": 1, "reused": 2}),
+        (TrialState.COMPLETE, {"asked": 10, "trained": 7, "reused": 3}),
+    ):
         trial = study.ask()
         if epochs is not None:
             trial.set_user_attr("epochs", epochs)
-    assert epochs_of(study.get_trials()) == {"asked": 20, "trained": 11, "reused": 3}
+        study.tell(trial, 1.0 if state == TrialState.COMPLETE else None, state=state)
+    # What a failed trial did not train was not saved.
+    assert epochs_of(study.get_trials()) == {"asked": 30, "trained": 12, "reused": 5, "pruned": 7}

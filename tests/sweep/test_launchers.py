@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from runs import read
+from runs import read, rows
 from sweep.sweeps import attempts, finish, results, run_dirs, start
 
 
@@ -28,3 +28,24 @@ def test_two_workers_share_four_trials(launcher: str, tmp_path: Path) -> None:
             trial.value for trial in trials if trial.user_attrs["slot"] == slot
         )
     assert "all 4/4" in stdout
+
+
+def test_each_trial_takes_all_processes_below_torchrun(tmp_path: Path) -> None:
+    """Process 0 has the study; a trial that it prunes ends in both, which then do the next."""
+    sweep_dir = tmp_path / "sweep"
+    process = start(
+        f"hydra.sweep.dir={sweep_dir}", "hydra.sweeper.n_trials=4", "freeze.unfreeze_epoch=0,1",
+        "optim.lr=1e-3", "hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none",
+        # Gives up whatever it may: from one epoch after unfreezing, but not in the last.
+        "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner",
+        "+hydra.sweeper.pruner.upper=-1", cwd=tmp_path,
+        below=["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    )  # fmt: skip
+    stdout, _ = finish(process)
+    assert "all 4/4" in stdout
+    folders = run_dirs(sweep_dir)
+    assert sorted(folders) == [0, 1, 2, 3]
+    ends = {(read(f / "trial.json")["state"], rows(f)[-1]["epoch"]) for f in folders.values()}
+    assert ends == {("pruned", 1), ("complete", 2)}
+    for folder in folders.values():
+        assert read(folder / "provenance.json")["processes"] == 2

@@ -53,7 +53,10 @@ def test_the_same_sweep_finds_its_studies_again(open_sweep: Open) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"space": "optim.lr=interval(1e-4,1e-1)"}, ["space.optim.lr", "0.1"]),
+        (
+            {"space": "optim.lr=interval(1e-4,1e-1)"},
+            ["space.optim.lr: number from 0.0001 to 0.01 → number from 0.0001 to 0.1"],
+        ),
         ({"space": "optim.min_lr_ratio=interval(0,1)"}, ["space.optim.lr", "optim.min_lr_ratio"]),
         ({"arguments": ["train.epochs=3"]}, ["settings.train.epochs: 20 → 3"]),
         ({"arguments": ["objective=val_mae"]}, ["objectives.val_loss", "objectives.val_mae"]),
@@ -89,6 +92,17 @@ def test_other_code_is_another_study(open_sweep: Open, monkeypatch: pytest.Monke
     monkeypatch.setattr("t5ts.sweep.studies.code_digest", lambda: "1" * 64)
     with pytest.raises(ConfigError, match=r"code: .*\(0{12}\) → .*\(1{12}\)"):
         open_sweep(storage)
+
+
+def test_a_grid_does_not_go_on_as_another_one(open_sweep: Open) -> None:
+    """Its slots would be done at points that are not in it, and points of it never."""
+    storage = InMemoryStorage()
+    record = "hydra.sweeper.on_change=record"
+    open_sweep(storage, space="optim.lr=1e-3,1e-2")
+    for changed in ({"space": "optim.lr=1e-4,1e-3,1e-2"}, {"space": "optim.lr=1e-3,1e-2"}):
+        with pytest.raises(ConfigError, match="a grid's points are numbered"):
+            open_sweep(storage, "hydra/sweeper/sampler=grid", record, **changed)
+    open_sweep(storage, record, "seed=1", space="optim.lr=1e-3,1e-2")
 
 
 def test_a_change_is_recorded_once_with_the_trial_it_starts_from(open_sweep: Open) -> None:

@@ -1,20 +1,25 @@
 """Whole sweeps by their command line, with the workers' loop in this process: it saves imports."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import SMALL, TINY_T5
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from optuna.trial import TrialState
 from runs import read, rows
 from sweep.sweeps import attempts, results, run_dirs
 
 from t5ts import run
+from t5ts.analysis.results import Result
 from t5ts.sweep import coordinator
-from t5ts.sweep.worker import work
+from t5ts.sweep.worker import Work, work
 
 COMMON = ["hydra/sweeper=t5ts", *SMALL, *TINY_T5, "train.epochs=3", "train.threads=1"]
 GRID = ["hydra/sweeper/sampler=grid"]
@@ -39,6 +44,8 @@ def sweep(
         display.update()
 
     monkeypatch.setattr(coordinator, "_with_pool", in_this_process)
+    # Drawing a trial takes longer than training it. (The sweep's own pictures are drawn.)
+    monkeypatch.setattr("t5ts.analysis.plots.draw_run", lambda *_, **__: [])
     monkeypatch.chdir(tmp_path)
 
     def go(name: str | None, *overrides: str) -> tuple[int, str, str]:
@@ -164,13 +171,80 @@ def test_failed_trials_are_recorded_and_too_many_end_the_sweep(
     assert "5 of 5 done (3 complete, 0 pruned, 2 failed)" in said
 
 
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "out of memory: CUDA out of memory."),
+        (MemoryError(), "out of memory: "),
+        (RuntimeError("a bug"), "RuntimeError: a bug"),
+        (math.nan, "an objective is not finite: nan"),
+        (math.inf, "an objective is not finite: inf"),
+    ],
+)
+def test_how_a_trial_failed_is_recorded_and_the_sweep_goes_on(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: Any, reason: str
+) -> None:
+    def run(*_: Any, **__: Any) -> Result:
+        if isinstance(ends, Exception):
+            raise ends
+        return Result(
+            identity="", arm="", data="", seed=0, objective_name="val_loss", objective=ends,
+            best_epoch=0, metrics={}, initial={}, baselines={}, baseline_season=1,
+            best_achievable_loss=None, scale_audit={}, seconds=1.0, peak_memory_bytes=1,
+            skipped_steps=0, debug="none",
+        )  # fmt: skip
+
+    monkeypatch.setattr("t5ts.experiment.run", run)
+    arguments = ["init=random", LR, "hydra.sweeper.n_trials=2"]
+    status, said, _ = sweep("s", *arguments, "hydra.sweeper.max_failure_rate=1")
+    assert status == 0
+    assert f"all 2/2  #1 failed {reason}" in said
+    for trial in attempts(tmp_path / "s", study="sweep"):
+        assert (trial.state, trial.user_attrs["reason"]) == (TrialState.FAIL, reason)
+    for folder in run_dirs(tmp_path / "s").values():
+        told = read(folder / "trial.json")
+        assert (told["state"], told["reason"]) == ("failed", reason)
+
+
+@pytest.mark.parametrize("has_others", [True, False])
+def test_a_launcher_whose_worker_dies(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_others: bool
+) -> None:
+    """The others finish the sweep; without others the message says how to go on."""
+
+    class Launcher:
+        def __init__(self, task_function: Work, **_: Any) -> None:
+            self.work = task_function
+
+        def launch(self, overrides: list[list[str]], *, initial_job_idx: int) -> None:
+            assert (len(overrides), initial_job_idx) == (2, 0)
+            if has_others:
+                work(self.work, worker=1)
+            raise RuntimeError("A worker process was killed.\nMore.\nAnd more.")
+
+    monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", Launcher)
+    monkeypatch.setattr(coordinator, "IDLE_S", 0.0)
+    arguments = ["init=random", LR, "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=2"]
+    status, said, error = sweep("s", *arguments, "hydra/launcher=joblib")
+    if has_others:
+        assert (status, results(attempts(tmp_path / "s", study="sweep"))) == (0, [0])
+        assert "best trials" in said
+    else:
+        assert status == 2
+        assert "JoblibLauncher ended before the sweep did: A worker process was killed." in error
+        assert "the same command goes on" in error
+        assert "Traceback" not in error
+
+
 def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> None:
     space = [
-        "init=random", *GRID, "freeze=none,staged", "freeze.unfreeze_epoch=range(0,3)",
+        "init=random", *GRID, "freeze=none,staged", "freeze.unfreeze_epoch=range(1,3)",
         "optim.encoder_lr_scale=0.1,0.3",
     ]  # fmt: skip
     status, said, _ = sweep("shared", *space)
     assert status == 0
+    # A grid's numbers do not depend on it: one that goes on without reuse leaves no point out.
+    assert sweep("cold", *space, "hydra.sweeper.n_trials=1")[0] == 0
     assert sweep("cold", *space, "hydra.sweeper.reuse=false")[0] == 0
     assert "by reuse" in said
 
@@ -184,7 +258,7 @@ def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> 
         }
 
     shared, cold = found("shared"), found("cold")
-    assert len(cold) == 2 + 2 * 3  # an unfreeze epoch means nothing without staging
+    assert len(cold) == 2 + 2 * 2  # an unfreeze epoch means nothing without staging
     assert shared == cold
     reused = [
         read(d / "trial.json")["reused_epochs"] for d in run_dirs(tmp_path / "shared").values()
@@ -211,6 +285,8 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(sweep: Sweep, tmp_pat
         assert config["train"]["epochs"] == 3
         assert config["train"]["reuse_dir"] is None
         assert config["seed"] in (7, 8)
+        # The report may then blame the weights although each arm has settings of its own.
+        assert read(path)["searched_before"] == {"keys": ["optim.lr"], "trials": 2}
 
 
 def test_several_objectives_give_a_front(sweep: Sweep, tmp_path: Path) -> None:
@@ -221,9 +297,38 @@ def test_several_objectives_give_a_front(sweep: Sweep, tmp_path: Path) -> None:
     assert found["solutions"]
 
 
+def test_a_space_that_the_grammar_cannot_say(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function of `custom_search_space`, as hydra-optuna-sweeper calls it."""
+    (tmp_path / "t5ts_test_space.py").write_text(
+        "def ties(config, trial):\n"
+        "    base = config.optim.weight_decay\n"
+        "    trial.suggest_float('optim.weight_decay', base, 2 * base)\n"
+        "def wrong(config, trial):\n"
+        "    raise ValueError('no such tie')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    space = ["init=random", "optim.weight_decay=0.25", "hydra.sweeper.n_trials=1"]
+    function = "hydra.sweeper.custom_search_space=t5ts_test_space"
+    status, said, _ = sweep("s", *space, f"{function}.ties")
+    assert status == 0
+    assert "┃ val_loss ┃ weight_decay ┃" in said
+    (folder,) = run_dirs(tmp_path / "s").values()
+    decay = read(folder / "trial.json")["params"]["optim.weight_decay"]
+    assert 0.25 <= decay <= 0.5
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["optim"]["weight_decay"] == decay
+
+    status, said, _ = sweep("w", *space, f"{function}.wrong", "hydra.sweeper.max_failure_rate=1")
+    assert status == 0
+    assert "t5ts_test_space.wrong raised ValueError: no such tie" in said
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        ([LR, "hydra.sweeper.custom_search_space=no.such.f"], "no.such.f cannot be had"),
         (["init=random"], "nothing to sweep"),
         (["optim.lrr=1,2"], "optim.lrr is not a setting"),
         (["init=random,pretrained"], "init=pretrained does not exist"),

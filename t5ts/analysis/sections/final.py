@@ -187,8 +187,8 @@ def _note(arm: Arm) -> str:
         parts.append(f"unfrozen at epoch {', '.join(f'{s:g}' for s in starts)}")
     else:
         parts.append("trains from the first step")
-    if len(arm.points) > 1:
-        parts.append(f"best of {len(arm.points)} settings")
+    if arm.tried > 1:
+        parts.append(f"best of {arm.tried} settings")
     states = [run.state for run in arm.runs if run.result is None]
     parts += [f"{states.count(state)} {state}" for state in sorted(set(states))]
     if arm.best:

@@ -51,7 +51,7 @@ def validity(findings: Findings) -> Section:
         [
             (
                 named(findings, v, arm.name),
-                str(len(arm.points)),
+                str(arm.tried),
                 str(len(arm.runs)),
                 str(len(arm.best.finished)) if arm.best else "0",
                 f"{arm.epochs_trained:,}",
