@@ -146,6 +146,12 @@ def test_iso_like_times(tmp_path, form):
     assert (series.start, series.step_s) == ("2020-01-01T00:00:00", 3600)
 
 
+def test_fractions_and_blanks_may_begin_in_any_row(tmp_path):
+    times = [*hours(8), *hours(20, "%Y-%m-%d %H:%M:%S.000")[8:], " 2020-01-01 20:00:00 "]
+    series = load_csv(path=write(tmp_path, rows_text(times)))
+    assert series.span == ("2020-01-01T00:00:00", "2020-01-01T20:00:00")
+
+
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_epoch_integers_of_every_unit(tmp_path, unit, suffix):
