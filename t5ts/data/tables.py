@@ -76,6 +76,12 @@ def read_table(
         return _read_long(file, time, id, value, channels, missing)
     names = [name for name in file.names if name != time] if channels is None else list(channels)
     file.check_columns(names, "data.channels")
+    if channels is None and "" in names:
+        raise DataError(
+            f"{file.path}: column {file.names.index('') + 1} has no name; pandas writes its row "
+            "numbers so (index=False leaves them out). Name the column, or name the value columns "
+            "in data.channels."
+        )
     if not names or len(set(names)) < len(names) or time in names:
         raise DataError(
             f"{file.path}: data.channels={names} must name value columns once each; allowed: "
@@ -360,6 +366,12 @@ def _time_column(file: _File, time: str | None) -> str:
         for name in file.names:
             if name.strip().lower() == wanted:
                 return name
+    if len(file.names) == 1 and (found := [mark for mark in ";\t|" if mark in file.names[0]]):
+        raise DataError(
+            f"{file.path}: its columns seem to be separated by {found[0]!r} ({file.names[0]!r}). "
+            "Separate them by commas and write numbers with a point, or name the file .tsv if it "
+            "has tabs."
+        )
     raise DataError(
         f"{file.path}: no time column: none is called {', '.join(TIME_NAMES)}. Name it "
         f"(data.time=COLUMN); columns: {_listing(file.names)}."

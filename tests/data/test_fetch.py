@@ -94,6 +94,16 @@ def test_ett_is_downloaded_once_and_loaded(server, ettm1, tmp_path):
     assert sorted(path.name for path in leftovers(tmp_path)) == ["ETTm1.csv", "ETTm1.csv.json"]
 
 
+def test_etth1_is_downloaded_and_loaded_with_its_standard_borders(server, tmp_path):
+    values = write_ett(tmp_path, "etth1")
+    body = (tmp_path / "ETTh1.csv").read_bytes()
+    server.files["ETTh1.csv"] = body
+    series = load_ett(dataset="etth1", dir=None, sha256=hashlib.sha256(body).hexdigest())
+    np.testing.assert_array_equal(series.values_TC, values)
+    assert server.asked == ["/ETT-small/ETTh1.csv"]
+    assert (series.season, series.borders) == (24, (8640, 11_520, 14_400))
+
+
 def test_a_cached_file_that_changed_is_found_out(server, ettm1):
     server.files["ETTm1.csv"] = ettm1[0]
     path = fetch.fetch_ett("ettm1")

@@ -310,6 +310,7 @@ def test_damage_in_the_cache_is_found_without_a_network(hub: HubServer, cache: P
 
 def test_offline_without_a_cache(hub: HubServer, cache: Path) -> None:
     refused(hub, cache, "not complete in the cache", "HF_HUB_OFFLINE", "HF_HOME", offline=True)
+    refused(hub, cache, "Did you mean t5-small", hub_id="googel/t5-small", offline=True)
     assert not hub.requests
     assert hub_module.cache_status("t5-small", cache_dir=cache) == (None, 0)
 
