@@ -257,6 +257,7 @@ class _File:
             for name in piece.columns:
                 numbers = self._numbers(piece.get_column(name))
                 values_TC[into, self._values.index(name)] = numbers
+            del piece, numbers  # not kept while the next is read
         if end != held:
             raise DataError(f"{self.path} changed while it was read: it had {held} rows.")
         return values_TC
@@ -265,11 +266,7 @@ class _File:
         """Columns and the row that they begin at: each whole (Parquet), or all in blocks (CSV)."""
         if self.parquet:
             for name in names:
-                try:
-                    column = pl.read_parquet(self.path, columns=[name])
-                except READ_ERRORS as error:
-                    raise self._unreadable(error) from None
-                yield 0, column
+                yield 0, self._read_parquet(name)
             return
         types: dict[str, type[pl.DataType]] = dict.fromkeys(names, pl.String)
         if names == self._values:
@@ -283,6 +280,12 @@ class _File:
                 raise self._diagnosis(block, first) or self._unreadable(error) from None
             yield first, rows.select(names)
             first += rows.height
+
+    def _read_parquet(self, name: str) -> pl.DataFrame:
+        try:
+            return pl.read_parquet(self.path, columns=[name])
+        except READ_ERRORS as error:
+            raise self._unreadable(error) from None
 
     def _read_csv(self, block: bytes | Path, types: dict[str, type[pl.DataType]]) -> pl.DataFrame:
         return pl.read_csv(
