@@ -7,13 +7,14 @@ The file is made in a temporary folder by one process and measured in another, w
 needs, notes its RSS, loads the file, builds the windows, gathers an epoch's worth of batches, and
 reads its own VmHWM. Exit code 1 if the limit is passed. Expected (2 cores): ratio 1.5, 10 s.
 
-`--csv --rows 3000000 --channels 7` asks instead whether a CSV of that size loads in under 5 s.
-Expected: 2 s.
+`--csv --rows 3000000 --channels 7` asks the same of a CSV, and whether it loads in under 5 s.
+Expected: ratio 1.6, 3 s on a machine with nothing else to do.
 
 `--csv --rows 3000000 --channels 7 --train KEY=VALUE…` trains on the file as `python -m t5ts.run`
 does, with the overrides given (two epochs of 4096 windows around no encoder by default), test and
 pictures included. All validation and test windows are evaluated, which is most of the time:
-data.splits='[0.99,0.005,0.005]' makes them fewer.
+data.splits='[0.98,0.01,0.01]' makes them fewer. The peak includes what training takes whatever the
+length of the series, mostly the activations of one batch: `--rows 200000` shows how much that is.
 """
 
 from __future__ import annotations
@@ -33,6 +34,15 @@ ROOT = str(Path(__file__).parents[1])
 MAKE = "import benchmarks.memory as m, sys; m.make(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))"
 MEASURE = "import benchmarks.memory as m, sys; m.measure(sys.argv[1])"
 TRAIN = "import benchmarks.memory as m, sys; m.train(sys.argv[1], sys.argv[2:])"
+# What a run imports only when it needs it; part of the import baseline all the same.
+IMPORTED_LATE = [
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "t5ts.analysis.plots",
+    "t5ts.data.sources",
+    "t5ts.data.tables",
+    "torch._dynamo",  # by torch.optim
+]
 SHORT = ["backbone=linear", "data.windows_per_epoch=4096", "train.epochs=2"]
 
 
@@ -85,13 +95,16 @@ def measure(path: str) -> None:
 
 def train(path: str, overrides: list[str]) -> None:
     """A whole run on the file; prints the figures as one JSON line."""
+    import importlib
+
     from hydra import compose, initialize_config_dir
 
     from t5ts import build, experiment
-    from t5ts.analysis import plots  # noqa: F401 (part of the import baseline, as what follows)
     from t5ts.checks import check
     from t5ts.config import CONF, from_hydra, register
-    from t5ts.data import tables  # noqa: F401
+
+    for name in IMPORTED_LATE:
+        importlib.import_module(name)
 
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -151,10 +164,10 @@ def main() -> int:
     raw = args.rows * args.channels * 4
     ratio = figures["peak_bytes"] / raw
     figures |= {"raw_bytes": raw, "ratio": round(ratio, 2)}
-    figures |= {"load_s_limit": CSV_LIMIT_S} if args.csv else {"ratio_limit": LIMIT}
+    figures |= {"ratio_limit": LIMIT} | ({"load_s_limit": CSV_LIMIT_S} if args.csv else {})
     for key, figure in figures.items():
         print(f"{key:>22}  {figure:>15,}")
-    return int(figures["load_s"] > CSV_LIMIT_S if args.csv else ratio > LIMIT)
+    return int(ratio > LIMIT or (args.csv and figures["load_s"] > CSV_LIMIT_S))
 
 
 if __name__ == "__main__":

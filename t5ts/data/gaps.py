@@ -81,7 +81,8 @@ def repair(
 
 def _runs(missing_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First rows and exclusive ends of the runs of True."""
-    edges = np.diff(missing_T.astype(np.int8), prepend=0, append=0)
+    border = np.int8(0)  # a plain 0 would make all of it int64
+    edges = np.diff(missing_T.astype(np.int8), prepend=border, append=border)
     return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
 
 

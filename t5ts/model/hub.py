@@ -137,7 +137,8 @@ def fetch_snapshot(
     if offline:
         raise WeightsError(
             f"{hub_id} (revision {revision}) is not complete in the cache {request.cache_dir}, and "
-            f"offline mode forbids asking the hub. Unset HF_HUB_OFFLINE, or {request.remedy}"
+            f"offline mode forbids asking the hub.{request.hint} Unset HF_HUB_OFFLINE, or "
+            f"{request.remedy}"
         )
     try:
         commit, names = _within(partial(_ask_for_files, request, token), request)

@@ -42,6 +42,12 @@ class Request:
         )
 
     @property
+    def hint(self) -> str:
+        """The known ids that may be meant, as a question; empty where the id is a known one."""
+        meant = [] if self.hub_id in KNOWN_IDS else suggestions(self.hub_id)
+        return f" Did you mean {' or '.join(meant)}?" if meant else ""
+
+    @property
     def choose(self) -> str:
         """What to choose instead."""
         return "Choose a T5 checkpoint such as t5-small, google/flan-t5-small or t5-base."
@@ -175,13 +181,11 @@ def explain(error: BaseException, request: Request) -> WeightsError:
     if status in (401, 403):
         via = f" (answered through the proxy {request.proxy})" if request.proxy else ""
         why = "Access needs a valid token" if status == 401 else "Access is forbidden"
-        meant = [] if hub_id in KNOWN_IDS else suggestions(hub_id)
-        # Ids that do not exist get a 401 too.
-        hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
+        # Ids that do not exist get a 401 too, hence the hint.
         return WeightsError(
-            f"{why}: {endpoint} answered {status} for {hub_id}{via}.{hint} Set HF_TOKEN to a valid "
-            "token with read access, or run `hf auth login`; if the model needs none, unset "
-            "HF_TOKEN."
+            f"{why}: {endpoint} answered {status} for {hub_id}{via}.{request.hint} Set HF_TOKEN to "
+            "a valid token with read access, or run `hf auth login`; if the model needs none, "
+            "unset HF_TOKEN."
         )
     if status == 429:
         return WeightsError(
@@ -230,7 +234,8 @@ def _no_network(error: BaseException, request: Request) -> WeightsError:
     check += " (HF_HUB_ETAG_TIMEOUT=30 waits longer), or " if is_timeout(error) else ", or "
     return WeightsError(
         f"No network: {request.endpoint} cannot be reached{via} ({_first_line(error)}), and "
-        f"{request.hub_id} is not in the cache {request.cache_dir}. {check}{request.remedy}"
+        f"{request.hub_id} is not in the cache {request.cache_dir}.{request.hint} {check}"
+        f"{request.remedy}"
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gzip
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from t5ts.data import tables
 from t5ts.data.sources import load_csv
+from t5ts.data.tables import read_table
 from t5ts.errors import DataError
 
 START = datetime.datetime(2020, 1, 1)
@@ -142,6 +146,12 @@ def test_iso_like_times(tmp_path, form):
     assert (series.start, series.step_s) == ("2020-01-01T00:00:00", 3600)
 
 
+def test_fractions_and_blanks_may_begin_in_any_row(tmp_path):
+    times = [*hours(8), *hours(20, "%Y-%m-%d %H:%M:%S.000")[8:], " 2020-01-01 20:00:00 "]
+    series = load_csv(path=write(tmp_path, rows_text(times)))
+    assert series.span == ("2020-01-01T00:00:00", "2020-01-01T20:00:00")
+
+
 @pytest.mark.parametrize("unit", [1, 10**3, 10**6, 10**9])
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_epoch_integers_of_every_unit(tmp_path, unit, suffix):
@@ -247,6 +257,9 @@ def test_files_that_are_no_files(tmp_path):
         (rows_text(hours(5)), ["data.id and data.value"], {"id": "a"}),
         (rows_text(hours(20), ["x", *range(19)]), ["row 1 ", "'a'", "'x'"], {}),
         (rows_text(hours(300), [*range(299), "calm"]), ["row 300", "'a'", "'calm'"], {}),
+        (rows_text(hours(20), [*range(19), "1 "]), ["row 20", "'a'", "'1 '"], {}),
+        (rows_text(hours(20), [*range(12), '"1', *range(7)]), ["quotes", '12:00:00,"1'], {}),
+        (rows_text(hours(20)) + '2020-01-01 20:00:00",1\n', ["quotes", '20:00:00",1'], {}),
         (rows_text(hours(20), [""] * 20), ["'a'", "no value"], {}),
         (rows_text(hours(20), [""] * 20), ["'a'", "no value"], {"missing": "interpolate"}),
         (rows_text(hours(20), [""] * 20), ["'a'", "no value"], {"missing": "mask"}),
@@ -254,6 +267,7 @@ def test_files_that_are_no_files(tmp_path):
         (rows_text([*hours(9), "later"]), ["row 10", "'later'"], {}),
         (rows_text([*hours(9), ""]), ["row 10", "no time"], {}),
         (rows_text([*hours(9), "2020-01-01 09:00:00Z"]), ["mixed time zones"], {}),
+        (rows_text([*hours(9, "%Y-%m-%d %H:%MZ"), "2020-13-01 09:00Z"]), ["row 10", "13-01"], {}),
         (
             rows_text([*hours(9, "%Y-%m-%d %H:%M:%SZ"), "2020-01-01 09:00:00"]),
             ["mixed time zones"],
@@ -291,7 +305,9 @@ def test_files_that_are_no_files(tmp_path):
         ),
         (rows_text(hours(20)), ["data.season"], {"season": 0}),
         (rows_text(hours(20)), ["data.season"], {"season": 2.5}),
-        ("time;a\n2020-01-01;1\n", ["no time column", "time;a"], {}),
+        ("time;a\n2020-01-01;1,5\n", ["separated by ';'", "time;a", "commas"], {}),
+        ("time\ta\n2020-01-01\t1\n", ["separated by '\\t'", ".tsv"], {}),
+        (rows_text(hours(20), header=",time"), ["column 1 has no name", "index=False"], {}),
         (rows_text(hours(20)) + "2020-01-01 20:00:00,1,2,3\n", ["CSV"], {}),
         (rows_text([10**18, 10**18 * 10, 3], header="time,a"), ["row 2"], {}),
     ],
@@ -325,6 +341,86 @@ def test_bad_long_tables(tmp_path):
     refused(long([*good, f"{hours(21)[-1]},,3"]), "row 41", "'id'", **keys)
     refused(long([*good, f"{hours(21)[-1]},b,x"]), "row 41", "'x'", **keys)
     refused(long(good), "three columns", time="time", id="id", value="id")
+    refused(long(good), "data.channels", "once each", **keys, channels=["a", "a"])
+
+
+# --- blocks --------------------------------------------------------------------------------------
+
+ODD_TEXTS = ["calm", "", "a,b", 'says "5"', "two\nlines", "\n", '","', "é"]
+
+
+@st.composite
+def csv_files(draw):
+    """A clean wide table with a column of texts, and how it is written down."""
+    num_rows, seed = draw(st.integers(3, 40)), draw(st.integers(0, 2**31))
+    table = frame(num_rows, step_s=60, seed=seed)
+    texts = draw(st.lists(st.sampled_from(ODD_TEXTS), min_size=num_rows, max_size=num_rows))
+    table = table.insert_column(draw(st.integers(0, 3)), pl.Series("text", texts))
+    written = table.with_columns(pl.col("time").dt.strftime("%Y-%m-%d %H:%M:%S")).write_csv(
+        line_terminator=draw(st.sampled_from(["\n", "\r\n"])),
+        quote_style=draw(st.sampled_from(["necessary", "always", "non_numeric"])),
+        include_bom=draw(st.booleans()),
+    )
+    return table, written.rstrip("\r\n") if draw(st.booleans()) else written
+
+
+BLOCKS = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@BLOCKS
+@given(file=csv_files(), block_bytes=st.integers(20, 500))
+def test_blocks_hold_what_polars_finds_in_the_whole_file(tmp_path, file, block_bytes):
+    table, text = file
+    path = tmp_path / "any.csv"
+    path.write_bytes(text.encode())
+    whole = pl.read_csv(path, schema_overrides={"a": pl.Float32, "b": pl.Float32})
+    found = read_table(path, channels=["a", "b"], block_bytes=block_bytes)
+    np.testing.assert_array_equal(found.values_TC, whole.select("a", "b").to_numpy())
+    assert found.grid.num_rows == len(table)
+
+    shuffled = table.select("time", "a", "b").sample(fraction=1, shuffle=True, seed=block_bytes)
+    path = as_csv(tmp_path, shuffled)
+    found = read_table(path, missing="mask", block_bytes=block_bytes)
+    np.testing.assert_array_equal(found.values_TC, table.select("a", "b").to_numpy())
+
+    long = table.unpivot(["a", "b"], index="time", variable_name="id", value_name="v")
+    path = as_csv(tmp_path, long.sort("time") if block_bytes % 2 else long)
+    found = read_table(path, id="id", value="v", block_bytes=block_bytes)
+    np.testing.assert_array_equal(found.values_TC, table.select("a", "b").to_numpy())
+
+
+@BLOCKS
+@given(
+    num_rows=st.integers(3, 60),
+    block_bytes=st.integers(20, 500),
+    fault=st.sampled_from(["", "calm", "inf", "1e99", '"', " 1", "1 "]),
+    column=st.sampled_from([0, 1, 2]),
+    where=st.integers(0, 59),
+    long=st.booleans(),
+)
+def test_a_fault_is_named_alike_whatever_the_blocks(
+    tmp_path, num_rows, block_bytes, fault, column, where, long
+):
+    row = where % num_rows
+    cells = [[time, "x", str(h)] for h, time in enumerate(hours(num_rows))]
+    cells[row][column] = fault
+    path = write(tmp_path, "\n".join(["time,id,v", *(",".join(line) for line in cells)]))
+    keys = {"id": "id", "value": "v"} if long else {"channels": ["v"]}
+
+    def outcome(size: int) -> object:
+        try:
+            return read_table(path, **keys, block_bytes=size).values_TC.tobytes()
+        except DataError as error:
+            return str(error)
+
+    expected = outcome(2**20)
+    assert outcome(block_bytes) == expected
+    if column == 2 and fault in ("", "calm", "inf", "1e99", "1 "):
+        assert f"row {row + 1} of column 'v'" in str(expected)
+    if column == 0 and row and fault != '"':
+        assert f"row {row + 1} has" in str(expected)
 
 
 TIMES = st.one_of(
@@ -397,6 +493,28 @@ def test_spelling_of_the_file_does_not_matter(tmp_path):
         "quoted.csv": plain.replace("time,a", '"time","a"'),
         "tabs.tsv": plain.replace(",", "\t"),
         "capital.csv": plain.replace("time", " Time "),
+        "packed.csv.gz": plain,
+        "packed.csv.z": plain,
     }.items():
-        (tmp_path / name).write_bytes(text.encode())
+        pack = {".gz": gzip.compress, ".z": zlib.compress}.get(Path(name).suffix, bytes)
+        (tmp_path / name).write_bytes(pack(text.encode()))
         assert load_csv(path=str(tmp_path / name)).sha256 == expected
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path, rows_text(hours(20)))
+
+    def grow(pieces, **keys):
+        times = parse_times(pieces, **keys)
+        with Path(path).open("a") as file:
+            file.write("2020-01-01 20:00:00,1\n")
+        return times
+
+    parse_times = tables.parse_times
+    monkeypatch.setattr(tables, "parse_times", grow)
+    refused(path, "changed while it was read", "20 rows")
+
+
+def test_a_wrong_number_is_found_in_a_packed_file(tmp_path):
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(rows_text(hours(5), "123x5").encode()))
+    refused(str(tmp_path / "x.csv.gz"), "row 4 ", "'x'")
