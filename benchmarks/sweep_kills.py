@@ -47,7 +47,7 @@ def open_ledger(url: str | None, folder: Path, n_trials: int) -> Ledger:
     return Ledger(study, n_trials=n_trials, lost_after_s=5.0)
 
 
-def serve(url: str | None, folder: Path, n_trials: int) -> None:
+def serve(url: str | None, folder: Path, n_trials: int, work_s: float) -> None:
     """A worker: trials until every slot has its result."""
     ledger, owner = open_ledger(url, folder, n_trials), Owner()
     draws = random.Random(os.getpid())
@@ -63,7 +63,7 @@ def serve(url: str | None, folder: Path, n_trials: int) -> None:
                 time.sleep(WORK_S)
                 continue
             x = claim.trial.suggest_float("x", -1, 1)
-            time.sleep(draws.uniform(0, WORK_S))
+            time.sleep(draws.uniform(0, work_s))
             done.write(json.dumps({"slot": claim.slot, "x": x}) + "\n")
             done.flush()
             ledger.study.tell(claim.trial, x * x)
@@ -77,10 +77,13 @@ class Sweep:
         folder: For the journal and the workers' files.
         n_trials: Slots.
         workers: Processes at a time.
+        work_s: An objective lasts so long at most.
     """
 
-    def __init__(self, url: str | None, folder: Path, n_trials: int, workers: int) -> None:
-        self._arguments = (url, folder, n_trials)
+    def __init__(
+        self, url: str | None, folder: Path, n_trials: int, workers: int, work_s: float
+    ) -> None:
+        self._arguments = (url, folder, n_trials, work_s)
         # Forked with Optuna loaded: a start costs milliseconds, so many can be killed.
         self._fork = multiprocessing.get_context("fork")
         self.workers: list[BaseProcess] = []
@@ -112,6 +115,7 @@ def run(
     kills: int,
     restarts: int,
     seed: int,
+    work_s: float = WORK_S,
 ) -> dict[str, float]:
     """One sweep with its accidents; counts of what came of it.
 
@@ -124,7 +128,7 @@ def run(
     moments = sorted(draws.sample(range(1, n_trials - workers), len(accidents)))
     began = time.perf_counter()
     ledger = open_ledger(url, folder, n_trials)
-    sweep = Sweep(url, folder, n_trials, workers)
+    sweep = Sweep(url, folder, n_trials, workers, work_s)
     moved, before = time.monotonic(), -1
     try:
         while (finished := ledger.progress().finished) < n_trials:

@@ -6,6 +6,19 @@ from typing import Any
 
 from hub_server import TINY, full_model, write_checkpoint
 
+HUB_ID = "google/t5-efficient-tiny"
+#: The backbone's own values would want the published checkpoint; these are the tiny stand-in's.
+HUB_BACKBONE = [
+    "backbone=t5_efficient_tiny",
+    f"backbone.d_model={TINY.d_model}",
+    f"backbone.d_ff={TINY.d_ff}",
+    f"backbone.d_kv={TINY.d_kv}",
+    f"backbone.num_layers={TINY.num_layers}",
+    f"backbone.num_heads={TINY.num_heads}",
+    f"backbone.vocab_size={TINY.vocab_size}",
+    "backbone.full_params=null",
+]
+
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl less what a clock says: equal for equal runs, bit for bit."""

@@ -9,30 +9,19 @@ from pathlib import Path
 
 import pytest
 from data.ett_files import write_ett
-from hub_server import TINY, Fault, HubServer, full_model, serve, write_checkpoint
+from hub_server import Fault, HubServer, serve
+from runs import HUB_BACKBONE as BACKBONE
+from runs import HUB_ID, local_t5
 
 from t5ts.download import main
 from t5ts.model import hub as hub_module
 from t5ts.model.checkpoint_file import file_sha256
 
-HUB_ID = "google/t5-efficient-tiny"
-#: The backbone's own values would want the published checkpoint; these are the tiny stand-in's.
-BACKBONE = [
-    "backbone=t5_efficient_tiny",
-    f"backbone.d_model={TINY.d_model}",
-    f"backbone.d_ff={TINY.d_ff}",
-    f"backbone.d_kv={TINY.d_kv}",
-    f"backbone.num_layers={TINY.num_layers}",
-    f"backbone.num_heads={TINY.num_heads}",
-    f"backbone.vocab_size={TINY.vocab_size}",
-    "backbone.full_params=null",
-]
-
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     with serve() as server:
-        server.add(HUB_ID, write_checkpoint(tmp_path / "served", TINY, full_model(TINY)))
+        server.add(HUB_ID, local_t5(tmp_path / "served"))
         yield server
 
 

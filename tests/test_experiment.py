@@ -18,6 +18,7 @@ from t5ts.analysis.plots import draw_run
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
+from t5ts.console import report
 from t5ts.data.windows import Windows
 from t5ts.errors import ConfigError, Interrupted, ResumeError, TrainingError, WeightsError
 from t5ts.experiment import run
@@ -85,6 +86,17 @@ def test_a_run_leaves_a_directory_that_explains_itself(tiny: Compose, run_dir: P
     assert all(math.isfinite(row["distance_from_init/block_1"]) for row in evals)
 
 
+def test_a_loss_worse_than_the_mean_is_said(tiny: Compose, run_dir: Path, caplog) -> None:
+    """The log's 204 and 3333 were that, and nobody asked why."""
+    result = run(tiny("train.epochs=1"), run_dir=run_dir)
+    mean = result.baselines["val"]["mean"]["loss"]
+    for loss, is_said in ((mean * 1.01, True), (mean * 0.99, False)):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="t5ts"):
+            report(replace(result, metrics=result.metrics | {"val_loss": loss}), run_dir)
+        assert ("worse than predicting the train mean" in caplog.text) == is_said
+
+
 def test_what_the_probes_say_is_what_the_plan_says(tiny: Compose, run_dir: Path) -> None:
     run(tiny(*STAGED, "train.log_every=1", "train.probe_every=1"), run_dir=run_dir)
     per_epoch = read(run_dir / "provenance.json")["steps_per_epoch"]
@@ -127,6 +139,8 @@ def test_arms_differ_in_the_encoders_weights_alone(small: Compose, tmp_path: Pat
         torch.rand(3)  # whatever was drawn before must not matter
         run(small(*local, f"init={init}"), run_dir=tmp_path / init)
         provenance[init] = read(tmp_path / init / "provenance.json")
+        audit = provenance[init]["scale_audit"]
+        assert {"input", "block_0", "output", "residual_ratio/block_0"} <= set(audit)
     digests = [p["initial_sha256"] for p in provenance.values()]
     assert len({d["patch"] for d in digests}) == 1
     assert len({d["head"] for d in digests}) == 1

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, TINY_T5
 from data.ett_files import write_ett
-from runs import local_t5, read, rows
+from hub_server import COMMIT, serve
+from runs import HUB_BACKBONE, HUB_ID, local_t5, read, rows
 
 from t5ts.config import CONF
 from t5ts.model.checkpoint_file import file_sha256
@@ -90,18 +91,21 @@ def test_t5_without_a_network_stops_with_the_remedy(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
-def test_the_mission_on_a_real_checkpoint_and_ett_data(tmp_path: Path) -> None:
-    checkpoint = local_t5(tmp_path / "t5")
+def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -> None:
     (tmp_path / "ett").mkdir()
     write_ett(tmp_path / "ett", "etth1")
     digest = file_sha256(tmp_path / "ett" / "ETTh1.csv")
-    done = t5ts(
-        "backbone=local", f"backbone.path={checkpoint}", "init=t5", "freeze=staged",
+    mission = [
+        *HUB_BACKBONE, "init=t5", "freeze=staged",
         "freeze.unfreeze_epoch=0.5", "freeze.epochs_per_stage=0.25", "freeze.blocks_per_stage=1",
         "data=etth1", f"data.dir={tmp_path / 'ett'}", f"data.sha256={digest}",
         "data.windows_per_epoch=64", "train.epochs=1", "train.batch_size=8", "train.log_every=1",
-        f"hydra.run.dir={tmp_path / 'run'}", cwd=tmp_path, WANDB_MODE="offline",
-    )  # fmt: skip
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    with serve() as hub:
+        hub.add(HUB_ID, local_t5(tmp_path / "served"))
+        at_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
+        done = t5ts(*mission, cwd=tmp_path, WANDB_MODE="offline", **at_hub)
     assert done.returncode == 0, done.stderr
     assert "pretrained T5, verified" in done.stdout
     assert "W&B: offline" in done.stdout
@@ -109,6 +113,10 @@ def test_the_mission_on_a_real_checkpoint_and_ett_data(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     provenance = read(run_dir / "provenance.json")
     assert provenance["weights"]["init"] == "t5"
+    assert provenance["weights"]["revision"] == COMMIT
+    assert provenance["weights"]["files"] == {
+        name: file_sha256(tmp_path / "served" / name) for name in provenance["weights"]["files"]
+    }
     assert provenance["windows"]["val"] == 2880 - 24 + 1
     assert provenance["windows"]["test"] == 2880 - 24 + 1
     steps = [row for row in rows(run_dir) if row["kind"] == "step"]

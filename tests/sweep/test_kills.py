@@ -13,7 +13,8 @@ from sweep.sweeps import attempts, finish, results, run_dirs, start, wait_for
 from t5ts.sweep.ledger import DIED, STOPPED, Owner, is_void
 
 #: Long enough to be killed in the middle.
-LONG = ["hydra.sweep.dir=sweep", "hydra/sweeper/pruner=none", "train.epochs=40"]
+EPOCHS = 60
+LONG = ["hydra.sweep.dir=sweep", "hydra/sweeper/pruner=none", f"train.epochs={EPOCHS}"]
 
 
 def begun(sweep_dir: Path, *, epoch: int, count: int) -> list[FrozenTrial]:
@@ -63,7 +64,7 @@ def test_a_killed_workers_trial_is_done_again_from_its_checkpoint(tmp_path: Path
     resumed_from = [read(f / "provenance.json")["resumed_from"] for _, f in sorted(folders.items())]
     assert [slot for slot, path in enumerate(resumed_from) if path] == [lost.user_attrs["slot"]]
     # Every epoch once: the second attempt went on where the first had been.
-    assert all(epochs(folder) == list(range(41)) for folder in folders.values())
+    assert all(epochs(folder) == list(range(EPOCHS + 1)) for folder in folders.values())
 
 
 def test_a_sweep_goes_on_after_its_coordinator_was_killed_and_stopped(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_a_sweep_goes_on_after_its_coordinator_was_killed_and_stopped(tmp_path: 
     assert {t.state for t in trials if not is_void(t)} == {TrialState.COMPLETE}
     folders = run_dirs(sweep_dir)
     assert sorted(folders) == [0, 1]
-    assert all(epochs(folder) == list(range(41)) for folder in folders.values())
+    assert all(epochs(folder) == list(range(EPOCHS + 1)) for folder in folders.values())
 
     # n_trials is the total, not the addition.
     stdout, _ = finish(start(*arguments, cwd=tmp_path))
