@@ -272,7 +272,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    encoder = digest(arm.backbone, settings["backbone"]["path"], "checkpoint")
+    checkpoint = encoder = digest(arm.backbone, settings["backbone"]["path"], "checkpoint")
     if arm.init != "t5":
         encoder = digest(arm.backbone, arm.init, seed)
     output = {"t5": 0.6, "random": 1.0, "matched": 0.7, "shuffled": 0.5}[arm.init]
@@ -294,6 +294,7 @@ def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]
             "source": "simulated" if arm.init != "random" else "drawn from the seed",
             "files": {"model.safetensors": digest(arm.backbone, "file")},
             "tensors_sha256": encoder,
+            "checkpoint_sha256": checkpoint if arm.init in ("matched", "shuffled") else None,
             "architecture": {"d_model": arm.d_model, "num_layers": NUM_BLOCKS, "vocab_size": 100},
             "num_params_encoder": 4000,
             "checks": ["all values finite"],

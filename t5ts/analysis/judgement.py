@@ -27,7 +27,14 @@ from t5ts.analysis.statistics import (
     wilcoxon_p,
 )
 from t5ts.analysis.study import Run, Study
-from t5ts.analysis.validity import BROKEN, Check, arms_needed, check_condition, check_pair
+from t5ts.analysis.validity import (
+    BROKEN,
+    Check,
+    arms_needed,
+    check_condition,
+    check_pair,
+    check_plans,
+)
 from t5ts.analysis.words import percent, percent_interval, plural, probability
 
 #: Relative differences of the loss below this do not matter; `--margin` changes it.
@@ -50,7 +57,7 @@ class Comparison:
         new_windows: The difference as a share of the control's loss, with the interval for other
             stretches of the series as well as other seeds; None where not recorded.
         kind: What it shows: transfers, does not transfer, cannot tell.
-        checks: Validity of a pair of checkpoints; a fair pair's are the verdict's.
+        checks: Validity of a pair of kind control or checkpoint; a fair pair's are the verdict's.
     """
 
     pair: Pair
@@ -62,6 +69,11 @@ class Comparison:
     new_windows: Estimate | None = None
     kind: str = CANNOT_TELL
     checks: list[Check] = field(default_factory=list)
+
+    @property
+    def broken(self) -> list[Check]:
+        """What withholds it, where the checks are its own."""
+        return [check for check in self.checks if check.status == BROKEN]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -159,10 +171,11 @@ def _judge(
             c.kind = WITHHELD
             checks += broken
     for c in compared:
-        if c.pair.kind == "checkpoint" and c.pair.seeds:
+        if c.pair.kind in ("control", "checkpoint") and c.pair.seeds:
             c.checks = check_pair(c.pair)
-            if any(check.status == BROKEN for check in c.checks):
-                c.kind = WITHHELD  # says nothing of pretraining, so that verdict stands
+            if c.broken:
+                c.kind = WITHHELD  # it alone: against random weights the verdict stands
+    checks += check_plans([c.pair for c in compared if c.pair.seeds])
     judged = Verdict(
         condition=condition,
         kind=NOTHING,
@@ -230,8 +243,7 @@ def _between_checkpoints(judged: Verdict) -> list[str]:
         if c.pair.kind != "checkpoint" or not c.pair.seeds:
             continue
         if c.kind == WITHHELD:
-            details = "; ".join(k.detail for k in c.checks if k.status == BROKEN)
-            said.append(f"{c.pair.name} cannot be compared: {details}.")
+            said.append(_why_withheld(c))
             continue
         a, b = c.pair.treatment.backbone, c.pair.control.backbone
         if is_instruction_tuned(a) and not is_instruction_tuned(b):
@@ -269,6 +281,10 @@ def _between_checkpoints(judged: Verdict) -> list[str]:
             " judged against random weights of its own shape."
         )
     return said
+
+
+def _why_withheld(c: Comparison) -> str:
+    return f"{c.pair.name} cannot be compared: {'; '.join(check.detail for check in c.broken)}."
 
 
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
@@ -429,6 +445,16 @@ def _text_or_scale(judged: Verdict, main: Comparison) -> None:
         for c in judged.comparisons
         if c.pair.kind == "control" and c.pair.treatment is main.pair.treatment and c.pair.seeds
     ]
+    withheld = [c for c in controls if c.kind == WITHHELD]
+    if withheld:
+        judged.kind = CANNOT_TELL
+        judged.headline = (
+            f"Cannot tell the text from the scale: test error is {gain} lower than with random"
+            f" weights, but {' and '.join(c.pair.control.init for c in withheld)} weights, which"
+            " have the checkpoint's scale alone, were not given the same chance."
+        )
+        judged.reasons += [_why_withheld(c) for c in withheld]
+        return
     # The control that does best against the pretrained arm decides.
     rival = max(controls, key=lambda c: c.effect.value, default=None)
     if rival is None or rival.kind == TRANSFERS:

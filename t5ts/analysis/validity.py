@@ -73,6 +73,27 @@ def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
     return {k: (a.get(k), b.get(k)) for k in sorted(a | b) if a.get(k) != b.get(k)}
 
 
+def check_plans(pairs: Iterable[Pair]) -> list[Check]:
+    """Whether arms that are compared across freezing plans were tuned alike.
+
+    A note where they were not, since a plan may have settings of its own to search.
+    """
+    unequal = [
+        f"{pair.treatment.name} {pair.treatment.tried}, {pair.control.name} {pair.control.tried}"
+        for pair in pairs
+        if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
+    ]
+    if not unequal:
+        return []
+    return [
+        Check(
+            name="equal tuning of the plans",
+            status=NOTE,
+            detail=f"settings tried: {'; '.join(unequal)}. The one that was tuned more is favoured",
+        )
+    ]
+
+
 def _differences(pair: Pair) -> Check:
     """The arms differ in init.* or the checkpoint alone, or else in what both of them tuned."""
     name = "only the weights differ"
@@ -134,7 +155,7 @@ def _weights_proven(pair: Pair) -> Check:
     """A pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
     name = "the arms' weights are proven"
     pretrained: dict[str, set[str]] = {}
-    drawn, other = [], []
+    drawn, other, made_from = [], [], set()
     for arm in (pair.treatment, pair.control):
         for run in arm.best.finished.values() if arm.best else ():
             digest = (run.provenance.get("initial_sha256") or {}).get("encoder")
@@ -148,6 +169,7 @@ def _weights_proven(pair: Pair) -> Check:
                 pretrained.setdefault(arm.name, set()).add(digest)
             else:
                 drawn.append(digest)
+                made_from.add(loaded.get("checkpoint_sha256"))
     for arm_name, digests in pretrained.items():
         if len(digests) > 1:
             detail = f"{arm_name} started from {len(digests)} different encoders"
@@ -158,6 +180,9 @@ def _weights_proven(pair: Pair) -> Check:
         return Check(name=name, status=BROKEN, detail=detail)
     if len(set(drawn)) < len(drawn):
         detail = f"{pair.control.name}: two seeds started from the same encoder tensors"
+        return Check(name=name, status=BROKEN, detail=detail)
+    if made_from - {None, *checkpoints}:
+        detail = f"{pair.control.name} was made from another checkpoint"
         return Check(name=name, status=BROKEN, detail=detail)
     if other:
         detail = f"trained other weights than the load report names: {', '.join(other[:5])}"

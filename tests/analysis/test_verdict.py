@@ -88,6 +88,45 @@ def test_a_gain_that_scale_alone_may_give_is_not_called_the_texts(tmp_path: Path
     assert "Cannot tell the text from the scale" in found.headline
 
 
+def tuned_less(root: Path) -> None:
+    for arm in (t5(0.0), RANDOM):
+        write_run(root / f"more-{arm.init}", arm, 0, optim__lr=3e-3)
+
+
+def made_from_another(root: Path) -> None:
+    path = next(root.glob("*-matched-*-s1-*")) / "provenance.json"
+    edit(path, lambda p: p["weights"].update(checkpoint_sha256="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "evidence"),
+    [(tuned_less, "same number of trials"), (made_from_another, "made from another checkpoint")],
+)
+def test_a_control_without_the_same_chance_proves_nothing(
+    tmp_path: Path, breaks: Callable[[Path], None], evidence: str
+) -> None:
+    """A control that was tuned less, or comes from other weights, would let scale pass for text."""
+    write(tmp_path, [t5(-0.06), RANDOM, Arm(init="matched", freeze="none")])
+    breaks(tmp_path)
+    found = judged(tmp_path)
+    assert found.main is not None
+    assert found.main.kind == TRANSFERS  # against random weights
+    assert found.kind == CANNOT_TELL
+    assert "not given the same chance" in found.headline
+    assert any(evidence in reason for reason in found.reasons)
+
+
+def test_plans_that_were_tuned_unequally_are_noted(tmp_path: Path) -> None:
+    plans = [Arm(init=init, freeze="staged") for init in ("t5", "random")]
+    write(tmp_path, [t5(-0.06), RANDOM, *plans])
+    assert "equal tuning of the plans" not in {check.name for check in judged(tmp_path).checks}
+    for plan in plans:
+        write_run(tmp_path / f"more-{plan.init}", plan, 0, freeze__unfreeze_epoch=5.0)
+    (note,) = [c for c in judged(tmp_path).checks if c.name == "equal tuning of the plans"]
+    assert note.status == "note"
+    assert "staged 2" in note.detail
+
+
 def test_a_gain_without_controls_says_what_is_missing(tmp_path: Path) -> None:
     write(tmp_path, [t5(-0.06), RANDOM])
     assert any("add init=matched" in reason for reason in judged(tmp_path).reasons)

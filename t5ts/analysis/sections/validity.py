@@ -22,7 +22,7 @@ def validity(findings: Findings) -> Section:
             [(c.name, c.status, c.detail) for c in v.checks],
             broken={i for i, c in enumerate(v.checks) if c.status == BROKEN},
         )
-    for v, c in questions(findings, "checkpoint"):
+    for v, c in questions(findings, "control", "checkpoint"):
         section.tabulate(
             f"Invariants of {named(findings, v, c.pair.name)}",
             ["invariant", "status", "evidence"],
