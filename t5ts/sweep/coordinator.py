@@ -125,7 +125,9 @@ def _from_best(space: Space, path: Path) -> Space:
     if not all({"overrides", "trials"} <= arm.keys() for arm in arms.values()):
         raise ConfigError(
             f"hydra.sweeper.best_of: {path} does not name one best point for each arm (a study of"
-            " several objectives has none, nor has one without a finished trial)."
+            " several objectives has none, nor has one without a finished trial), or was written by"
+            " an older t5ts: run that sweep's command again with"
+            " hydra.sweeper.on_change=record, which writes it anew."
         )
     return replace(
         space,

@@ -20,8 +20,10 @@ from t5ts.analysis.judgement import (
     Verdict,
 )
 from t5ts.analysis.sections.common import (
+    EVIDENCE,
     KINDS,
     arms_of,
+    evidence,
     factor,
     final,
     named,
@@ -30,7 +32,7 @@ from t5ts.analysis.sections.common import (
     shows,
 )
 from t5ts.analysis.statistics import Estimate
-from t5ts.analysis.words import NONE, fixed, interval, percent, percent_interval
+from t5ts.analysis.words import NONE, fixed, interval, percent_interval
 
 #: The plans that staged unfreezing is compared with, in words.
 _PLANS = {"none": "full fine-tuning from the first step", "all": "an encoder that stays frozen"}
@@ -67,11 +69,7 @@ def add_shift(findings: Findings, section: Section) -> None:
                 "change of ood loss",
                 "shows",
                 "beyond the test loss",
-                "p (Holm)",
-                "p (t)",
-                "p (permutation)",
-                "for new windows too",
-                "p (Diebold–Mariano)",
+                *EVIDENCE,
             ],
             [_comparison_row(findings, one) for one in found],
         )
@@ -118,13 +116,7 @@ def _comparison_row(findings: Findings, one: Beside) -> tuple[str, ...]:
         percent_interval(c.effect),
         shows(c, findings.main.margin),
         percent_interval(one.beyond),
-        p_value(c.p_holm),
-        p_value(c.effect.p),
-        p_value(c.p_permutation),
-        NONE
-        if c.new_windows is None
-        else f"[{percent(c.new_windows.low)}, {percent(c.new_windows.high)}]",
-        NONE if c.over_time is None else p_value(c.over_time.p),
+        *evidence(c),
     )
 
 

@@ -14,7 +14,7 @@ from t5ts.analysis.judgement import (
     Verdict,
 )
 from t5ts.analysis.statistics import Estimate, mean_interval
-from t5ts.analysis.words import NONE, probability
+from t5ts.analysis.words import NONE, percent, probability
 
 KINDS = {
     "weights": "weights alone",
@@ -76,6 +76,22 @@ def shows(c: Comparison, margin: float) -> str:
 def p_value(p: float) -> str:
     """A p-value for a column; a dash where it is not known."""
     return NONE if not math.isfinite(p) else probability(p).removeprefix("= ")
+
+
+#: What stands behind a comparison, and its cells (`evidence`).
+EVIDENCE = ["p (Holm)", "p (t)", "p (permutation)", "for new windows too", "p (Diebold–Mariano)"]
+
+
+def evidence(c: Comparison) -> list[str]:
+    """The p-values of a comparison and its interval for new windows; dashes where not known."""
+    new, over_time = c.new_windows, c.over_time
+    return [
+        p_value(c.p_holm),
+        p_value(c.effect.p),
+        p_value(c.p_permutation),
+        NONE if new is None else f"[{percent(new.low)}, {percent(new.high)}]",
+        NONE if over_time is None else p_value(over_time.p),
+    ]
 
 
 def factor(log_factor: Estimate) -> str:

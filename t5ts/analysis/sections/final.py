@@ -17,11 +17,12 @@ from t5ts.analysis.judgement import (
 )
 from t5ts.analysis.sections.beside import add_shift, add_shuffled_time
 from t5ts.analysis.sections.common import (
+    EVIDENCE,
     KINDS,
     arms_of,
+    evidence,
     final,
     named,
-    p_value,
     questions,
     shows,
     val_at,
@@ -32,7 +33,6 @@ from t5ts.analysis.words import (
     fixed,
     interval,
     number,
-    percent,
     percent_interval,
     plural,
 )
@@ -103,11 +103,7 @@ def final_performance(findings: Findings) -> Section:
             "seeds",
             "change of test loss",
             "shows",
-            "p (Holm)",
-            "p (t)",
-            "p (permutation)",
-            "for new windows too",
-            "p (Diebold–Mariano)",
+            *EVIDENCE,
         ],
         [
             (
@@ -116,13 +112,7 @@ def final_performance(findings: Findings) -> Section:
                 str(len(c.pair.seeds)),
                 percent_interval(c.effect),
                 shows(c, v.margin),
-                p_value(c.p_holm),
-                p_value(c.effect.p),
-                p_value(c.p_permutation),
-                NONE
-                if c.new_windows is None
-                else f"[{percent(c.new_windows.low)}, {percent(c.new_windows.high)}]",
-                NONE if c.over_time is None else p_value(c.over_time.p),
+                *evidence(c),
             )
             for v, c in questions(findings, *KINDS)
         ],
