@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not 0 < options.margin < 100:
             raise UserError(f"--margin {options.margin}: give per cent between 0 and 100.")
-        from t5ts.analysis.judgement import verdict
+        from t5ts.analysis.conclusions import verdict
         from t5ts.analysis.page import in_short, write_report
         from t5ts.analysis.study import collect
 

@@ -16,8 +16,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from t5ts.analysis.conclusions import verdict
     from t5ts.analysis.figures import draw
-    from t5ts.analysis.judgement import Findings, Verdict, verdict
+    from t5ts.analysis.judgement import Findings, Verdict
     from t5ts.analysis.page import write_report
     from t5ts.analysis.study import Run, Study, collect
 
@@ -25,7 +26,7 @@ _HOMES = {
     "collect": "study",
     "Run": "study",
     "Study": "study",
-    "verdict": "judgement",
+    "verdict": "conclusions",
     "Findings": "judgement",
     "Verdict": "judgement",
     "draw": "figures",
