@@ -3,9 +3,10 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+from typing import Any
 
 log = logging.getLogger("t5ts")
 
@@ -27,9 +28,24 @@ def stop_on_signals() -> Iterator[threading.Event]:
         stop.set()
         log.warning("stopping at the next step; once more to stop at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handling(ask):
         yield stop
+
+
+def interrupt_on_signals() -> AbstractContextManager[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, for those who wait and can leave at any moment.
+
+    Python does so for SIGINT alone, and not in a shell's background job, which starts with SIGINT
+    ignored.
+    """
+    return _handling(signal.default_int_handler)
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)

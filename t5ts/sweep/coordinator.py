@@ -21,6 +21,7 @@ from t5ts.analysis.sweep_plots import History, draw_sweep
 from t5ts.checks import check
 from t5ts.config import CONF, from_hydra
 from t5ts.errors import ConfigError, Interrupted, UserError
+from t5ts.interruption import interrupt_on_signals
 from t5ts.sweep.display import Display, announce, best_table, best_trials, epochs_of
 from t5ts.sweep.ledger import Ledger, is_void
 from t5ts.sweep.pool import Pool
@@ -200,7 +201,7 @@ def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None
     """Start the workers and show how they go, until every slot has its result."""
     launcher = work.config.hydra.launcher._target_
     try:
-        with display.shown():
+        with interrupt_on_signals(), display.shown():
             if distributed.world_size() > 1:
                 _in_this_process(work, display)
             elif launcher.endswith("BasicLauncher"):

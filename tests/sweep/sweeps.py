@@ -1,6 +1,7 @@
 """Sweeps as a user starts them: processes, and what their directories say afterwards."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -44,11 +45,13 @@ def start(
 
     Args:
         below: What Python runs instead, with the rest as its arguments (torchrun).
+
+    SIGINT is ignored at its start, as in a shell's background job: what stops it is its own doing.
     """
     return subprocess.Popen(
         [sys.executable, *below, "-m", "t5ts.run", "--multirun", *SWEEP, *overrides],
         cwd=cwd, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
 
 

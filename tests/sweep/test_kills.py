@@ -13,7 +13,7 @@ from sweep.sweeps import attempts, finish, results, run_dirs, start, wait_for
 from t5ts.sweep.ledger import DIED, STOPPED, Owner, is_void
 
 #: Long enough to be killed in the middle.
-EPOCHS = 60
+EPOCHS = 40
 LONG = ["hydra.sweep.dir=sweep", "hydra/sweeper/pruner=none", f"train.epochs={EPOCHS}"]
 
 
