@@ -57,11 +57,11 @@ wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder
 
 PRETRAIN := outputs/pretrain
 pretrain: $(STAMP)  ## gather text (needs Debian's apt) and pretrain the packaged T5 anew; resumable
-	$(BIN)/python scripts/gather_text.py --out $(PRETRAIN)/text
-	$(BIN)/python -m t5ts.pretrain prepare --work $(PRETRAIN) --text $(PRETRAIN)/text
-	$(BIN)/python -m t5ts.pretrain train --work $(PRETRAIN) $(ARGS)
-	$(BIN)/python -m t5ts.pretrain evaluate --work $(PRETRAIN)
-	$(BIN)/python -m t5ts.pretrain export --work $(PRETRAIN) --out $(PRETRAIN)/t5_tiny_en
+	$(BIN)/python -m tools.pretrain.gather_text --out $(PRETRAIN)/text
+	$(BIN)/python -m tools.pretrain prepare --work $(PRETRAIN) --text $(PRETRAIN)/text
+	$(BIN)/python -m tools.pretrain train --work $(PRETRAIN) $(ARGS)
+	$(BIN)/python -m tools.pretrain evaluate --work $(PRETRAIN)
+	$(BIN)/python -m tools.pretrain export --work $(PRETRAIN) --out $(PRETRAIN)/t5_tiny_en
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) dist build

@@ -42,9 +42,6 @@ LEVELS = {
     "reuse": 6,
     "console": 6,
     "experiment": 7,
-    # A program of its own: it borrows the optimizer, the schedule and the checkpoints, and nothing
-    # imports it.
-    "pretrain": 4,
     "sweep": 8,
     "run": 9,
     "report": 9,
@@ -53,9 +50,9 @@ LEVELS = {
 }
 #: Who alone may import a library, since it is slow or a matter of one room.
 ROOMS = {
-    # The encoder is t5ts's own; only pretraining needs the decoder, and that is transformers'.
-    "transformers": ("pretrain",),
-    "tokenizers": ("pretrain",),
+    # The encoder is t5ts's own: transformers is its oracle in the tests alone.
+    "transformers": (),
+    "tokenizers": (),
     "huggingface_hub": ("model",),
     "wandb": ("tracking", "dashboard"),
     "wandb_workspaces": ("dashboard",),

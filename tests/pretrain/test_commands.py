@@ -1,4 +1,4 @@
-"""`python -m t5ts.pretrain` from text to a folder that transformers loads, on a small text."""
+"""`python -m tools.pretrain` from text to a folder that transformers loads, on a small text."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from t5ts.checkpoint import load_checkpoint as load_state
 from t5ts.errors import TrainingError
 from t5ts.model.weights import load_checkpoint
-from t5ts.pretrain.__main__ import main, parser
+from tools.pretrain.__main__ import main, parser
 
 SHAPE = ["--d-model", "32", "--d-ff", "64", "--d-kv", "8", "--num-layers", "1"]
 SHAPE += ["--num-heads", "4", "--input-length", "32"]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5ts.errors import DataError
-from t5ts.pretrain.corpus import build_corpus, clean, fingerprint, is_prose
-from t5ts.pretrain.vocabulary import EOS, load_vocabulary, train_vocabulary
+from tools.pretrain.corpus import build_corpus, clean, fingerprint, is_prose
+from tools.pretrain.vocabulary import EOS, load_vocabulary, train_vocabulary
 
 
 def sentence(i: int) -> str:

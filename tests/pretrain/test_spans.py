@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5ts.pretrain.spans import corrupt, corrupt_rows, noise_mask, raw_length, span_counts
+from tools.pretrain.spans import corrupt, corrupt_rows, noise_mask, raw_length, span_counts
 
 FIRST, EOS = 999, 1
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import DataError
-from t5ts.pretrain.spans import corrupt_rows
+from tools.pretrain.spans import corrupt_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def load_rows(path: Path, *, length: int, first_sentinel: int, eos: int, seed: i
         DataError: if it is missing or shorter than one row.
     """
     if not path.is_file():
-        raise DataError(f"no tokens at {path}: run `python -m t5ts.pretrain prepare` first.")
+        raise DataError(f"no tokens at {path}: run `python -m tools.pretrain prepare` first.")
     stream = np.load(path, mmap_mode="r")
     return cut_rows(stream, length=length, first_sentinel=first_sentinel, eos=eos, seed=seed)
 

@@ -1,4 +1,4 @@
-"""`python -m t5ts.pretrain COMMAND`: text in, a small pretrained T5 out.
+"""`python -m tools.pretrain COMMAND`: text in, a small pretrained T5 out.
 
     prepare   read, clean, split the text; train the vocabulary; encode      (minutes)
     train     span corruption, resumable                                     (an hour and more)
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     top = argparse.ArgumentParser(
-        prog="python -m t5ts.pretrain",
+        prog="python -m tools.pretrain",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse and run one command; a user's error is one line and status 2."""
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from t5ts.pretrain import commands  # transformers takes seconds, so only now
+    from tools.pretrain import commands  # transformers takes seconds, so only now
 
     try:
         result = {

@@ -1,13 +1,13 @@
 """Gather freely licensed English from Debian's documentation and dictionary packages.
 
-    python scripts/gather_text.py --out TEXT_DIR [--only dict-gcide anarchism] [--keep-packages]
+    python -m tools.pretrain.gather_text --out TEXT_DIR [--only NAME ...] [--keep-packages]
 
 Each package is downloaded with `apt-get download` (no root; run `apt-get update` first), unpacked
 with `dpkg-deb` into a work folder, and turned into plain text: one file a document, paragraphs
 separated by blank lines, in TEXT_DIR/PACKAGE/, beside a SOURCE.json with version, licence and the
 SHA-256 of the package and of its copyright file. Only the `main` archive is used, so that
 everything is free by Debian's guidelines. Which paragraphs are prose enough to train on is not
-decided here but in `t5ts.pretrain.corpus`, by one rule for all sources.
+decided here but in `tools.pretrain.corpus`, by one rule for all sources.
 """
 
 import argparse
@@ -365,7 +365,7 @@ def gather(name: str, *, out: Path, work: Path, keep: bool) -> dict[str, object]
         safe = re.sub(r"[^A-Za-z0-9.-]+", "_", document)[-120:]
         (folder / f"{number:05d}-{safe}.txt").write_bytes(data)
     copyright_file = next(iter(sorted(root.glob(f"{DOC}/*/copyright"))), None)
-    source = {
+    source: dict[str, object] = {
         "package": name,
         "version": archive.name.split("_")[1].replace("%3a", ":"),
         "archive_sha256": hashlib.sha256(archive.read_bytes()).hexdigest(),

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5Config
 
-from t5ts.pretrain.vocabulary import Vocabulary
+from tools.pretrain.vocabulary import Vocabulary
 
 WEIGHTS = "model.safetensors"
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from t5ts.pretrain.vocabulary import EOS, PAD
+from tools.pretrain.vocabulary import EOS, PAD
 
 
 @dataclass(frozen=True, kw_only=True)

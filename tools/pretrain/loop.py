@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from t5ts.checkpoint import load_checkpoint, save_checkpoint
 from t5ts.errors import Interrupted, ResumeError, TrainingError
 from t5ts.optim import OptimSettings, PlannedOptimizer
-from t5ts.pretrain.rows import Rows
 from t5ts.progress import ProgressBar
 from t5ts.schedule import Rule
+from tools.pretrain.rows import Rows
 
 log = logging.getLogger("t5ts")
 

@@ -1,4 +1,4 @@
-"""The commands behind `python -m t5ts.pretrain`: from parsed options to objects and files."""
+"""The commands behind `python -m tools.pretrain`: from parsed options to objects and files."""
 
 import argparse
 import hashlib
@@ -11,14 +11,15 @@ import torch
 
 from t5ts.checkpoint import load_checkpoint
 from t5ts.errors import ConfigError
-from t5ts.pretrain.corpus import build_corpus, clean
-from t5ts.pretrain.evaluate import as_dict, score, table
-from t5ts.pretrain.export import export_encoder
-from t5ts.pretrain.loop import LAST, LoopSettings, fit, precision
-from t5ts.pretrain.model import Shape, build_t5, t5_config
-from t5ts.pretrain.rows import Rows, cut_rows, load_rows
-from t5ts.pretrain.spans import raw_length
-from t5ts.pretrain.vocabulary import (
+from t5ts.provenance import write_json
+from tools.pretrain.corpus import build_corpus, clean
+from tools.pretrain.evaluate import as_dict, score, table
+from tools.pretrain.export import export_encoder
+from tools.pretrain.loop import LAST, LoopSettings, fit, precision
+from tools.pretrain.model import Shape, build_t5, t5_config
+from tools.pretrain.rows import Rows, cut_rows, load_rows
+from tools.pretrain.spans import raw_length
+from tools.pretrain.vocabulary import (
     EOS,
     NUM_SENTINELS,
     SPECIALS,
@@ -26,7 +27,6 @@ from t5ts.pretrain.vocabulary import (
     load_vocabulary,
     train_vocabulary,
 )
-from t5ts.provenance import write_json
 
 log = logging.getLogger("t5ts")
 

@@ -1,4 +1,4 @@
 """Pretraining a small T5 on plain text: corpus, vocabulary, span corruption, loop, evaluation.
 
-Apart from the rest of t5ts, which only reads what comes out of here: `python -m t5ts.pretrain`.
+How the packaged t5_tiny_en was made. Not part of the wheel: t5ts only reads the result.
 """

@@ -101,7 +101,7 @@ def load_vocabulary(path: Path) -> Vocabulary:
         DataError: if it is missing or has another layout.
     """
     if not path.is_file():
-        raise DataError(f"no vocabulary at {path}: run `python -m t5ts.pretrain prepare` first.")
+        raise DataError(f"no vocabulary at {path}: run `python -m tools.pretrain prepare` first.")
     vocabulary = Vocabulary(Tokenizer.from_file(str(path)))
     expected = {"<pad>": PAD, "</s>": EOS, "<extra_id_0>": vocabulary.first_sentinel}
     for token, token_id in expected.items():
