@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run report test notebooks check format bench wheel-check bench-sweep pretrain clean
+.PHONY: help install demo run report test test-stock notebooks check format bench wheel-check bench-sweep pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ report: $(STAMP)  ## what run directories show: make report ARGS="multirun/..."
 
 test: $(STAMP)  ## the tests, offline on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-stock: $(STAMP)  ## the tests beside hydra-optuna-sweeper (needs a package index)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index tests/sweep/test_stock.py $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks top to bottom, offline
 	$(BIN)/python scripts/run_notebooks.py $(ARGS)

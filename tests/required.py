@@ -1,4 +1,4 @@
-"""What a test may do without, and where it may not: `T5TS_REQUIRE=stock,postgres`."""
+"""What a test may do without, and where it may not: `T5TS_REQUIRE=chromium,postgres`."""
 
 import os
 from typing import NoReturn

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_goes_on_from(
         assert len(said) == 1, err
         words = "goes on from the last" if number == signal.SIGKILL else "checkpoint written"
         assert words in said[0]
-        assert "t5ts/" not in err  # no traceback of ours
+        assert not re.search(r'File ".*/t5ts/[\w/]+\.py", line', err)  # no traceback of ours
         assert not (run_dir / "result.json").exists()
     result = run(tiny(*overrides), run_dir=run_dir)
     whole = run(tiny(*overrides), run_dir=tmp_path / "whole")

@@ -1,7 +1,8 @@
 """hydra-optuna-sweeper beside ours: the presets run on it, and it reads a space as we do.
 
 It needs Hydra 1.4, of which there are only pre-releases, so an environment of its own is made:
-Hydra, OmegaConf and the plugin fresh from the package index, the rest borrowed from this one.
+Hydra, OmegaConf and the plugin fresh from the package index, the rest borrowed from this one. So
+these tests are no part of the offline suite: `make test-stock` runs them.
 """
 
 import json
@@ -24,13 +25,13 @@ from optuna.distributions import (
     IntDistribution,
     json_to_distribution,
 )
-from required import missing
 from runs import read
 from sweep.sweeps import ROOT, environment
 
 from t5ts.config import CONF, register
 from t5ts.sweep.space import parse_space
 
+pytestmark = pytest.mark.index
 #: The extra's pre-releases, as tested.
 FRESH = ["hydra-core==1.4.0rc3", "omegaconf==2.4.1rc1", "hydra-optuna-sweeper==1.4.0rc3"]
 PRESETS = [
@@ -81,7 +82,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     if installed.returncode:
         last = (installed.stderr.strip().splitlines() or ["pip failed"])[-1]
-        missing("stock", f"{' '.join(FRESH)} could not be installed: {last}")
+        pytest.fail(f"{' '.join(FRESH)} could not be installed: {last}", pytrace=False)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     # Searched last, and .pth files in there are not read; see scripts/check_wheel.py.
     borrowed = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
