@@ -58,7 +58,6 @@ ROOMS = {
     "wandb_workspaces": ("dashboard",),
     "optuna": ("sweep",),
     "matplotlib": ("analysis",),
-    "bokeh": ("analysis",),
     "jinja2": ("analysis",),
     "scipy": ("analysis",),
     "statsmodels": ("analysis",),

@@ -25,10 +25,10 @@ class Table:
 
 @dataclass(kw_only=True)
 class Picture:
-    """A picture, by the name of its file and of its interactive plot.
+    """A picture, by the name of its file.
 
     Attributes:
-        name: figures/NAME.png and .svg; of the interactive plot where there is one.
+        name: figures/NAME.png and .svg.
         caption: What to see.
         alt: What a reader who cannot see it needs to know.
     """

@@ -11,6 +11,7 @@ from t5ts.analysis.arms import Arm
 from t5ts.analysis.colours import GREY, MPL_DASHES, MPL_MARKERS, ORANGE, style
 from t5ts.analysis.judgement import CANNOT_TELL, TRANSFERS, WITHHELD, Comparison, Findings
 from t5ts.analysis.statistics import Estimate
+from t5ts.analysis.words import percent
 
 #: More comparisons than this are a wall, not a picture; the table has them all.
 MOST_EFFECTS = 24
@@ -112,21 +113,34 @@ def _effects(findings: Findings) -> Any | None:
     shown = shown_effects(findings)
     if not shown:
         return None
-    figure, ((ax,),) = _figure(1, 1, width=9, height=1.1 + 0.42 * len(shown))
+    figure, ((ax,),) = _figure(1, 1, width=5.6, height=1.0 + 0.5 * len(shown))
     margin = 100 * findings.main.margin
     ax.axvspan(-margin, margin, color="0.9", zorder=0)
     ax.axvline(0, color="black", linewidth=0.8)
-    for place, (_, c) in enumerate(shown):
+    for place, (label, c) in enumerate(shown):
         value, low, high = effect_percent(c.effect)
         colour, marker = effect_style(c, findings.main.margin)
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         ax.plot(value, place, marker=marker, color=colour, markersize=8)
-    ax.set_yticks(range(len(shown)), [label for label, _ in shown])
-    ax.set_ylim(len(shown) - 0.4, -0.6)
+        # Above its line, not beside it: a phone has no room beside it.
+        ax.text(
+            0, place - 0.25, label.replace("\n", " · "),
+            transform=ax.get_yaxis_transform(), fontsize=9, va="bottom",
+        )  # fmt: skip
+        ax.text(
+            1, place - 0.25, f"{percent(value / 100)}", transform=ax.get_yaxis_transform(),
+            fontsize=9, va="bottom", ha="right",
+        )  # fmt: skip
+    ax.set_ylim(len(shown) - 0.4, -0.9)
     ax.set_xlabel("change of the test loss, % (left: the first arm is better)")
     ax.spines["left"].set_visible(False)
-    ax.tick_params(axis="y", length=0)
+    ax.yaxis.set_visible(False)
     return figure
+
+
+def arm_group(place: int) -> str:
+    """Start of the ids of everything that the curves' SVG draws for the arm in this place."""
+    return f"arm-{place}-"
 
 
 def _curves(findings: Findings) -> Any | None:
@@ -138,29 +152,23 @@ def _curves(findings: Findings) -> Any | None:
     curves = [entry for entry in curves if entry[2]["val_loss"] is not None]
     if not curves:
         return None
-    figure, ((loss, corr),) = _figure(1, 2, width=11, height=4.4)
+    figure, ((loss,), (corr,)) = _figure(2, 1, width=8, height=7, sharex=True)
     for place, arm, by_metric in curves:
-        colour, dash, marker = style(place)
         for ax, metric in ((loss, "val_loss"), (corr, "val_corr")):
             band = by_metric[metric]
             if band is None:
                 continue
-            ax.plot(
-                band.x,
-                band.mean,
-                color=colour,
-                linestyle=MPL_DASHES[dash],
-                marker=MPL_MARKERS[marker],
-                markersize=4,
-                markevery=max(1, len(band.x) // 10),
-                label=f"{arm.name} ({band.count})" if ax is loss else None,
-            )
-            ax.fill_between(band.x, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+            label = f"{arm.name} ({band.count})" if ax is loss else None
+            artists = _draw_band(ax, band, place, label)
             starts = [e for e in effects.unfreezing(arm.shown) if e <= band.x[-1]]
             heights = np.interp(starts, band.x, band.mean)
-            ax.plot(starts, heights, "^", ms=10, mfc="white", mec=colour, mew=1.8, zorder=3)
-    for ax in (loss, corr):
-        ax.set_xlabel("epoch")
+            colour = style(place)[0]
+            artists += ax.plot(
+                starts, heights, "^", ms=10, mfc="white", mec=colour, mew=1.8, zorder=3
+            )
+            for part, artist in enumerate(artists):
+                artist.set_gid(f"{arm_group(place)}{metric}-{part}")
+    corr.set_xlabel("epoch")
     naive = naive_loss(findings)
     if naive is not None:
         loss.axhline(naive, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
@@ -173,6 +181,23 @@ def _curves(findings: Findings) -> Any | None:
         loc="outside lower center", ncols=2, fontsize=9, title="arm (seeds);  △ unfreezing"
     )
     return figure
+
+
+def _draw_band(ax: Any, band: effects.Band, place: int, label: str | None) -> list[Any]:
+    """A curve with its interval in the style of the arm in this place; returns the artists."""
+    colour, dash, marker = style(place)
+    line = ax.plot(
+        band.x,
+        band.mean,
+        color=colour,
+        linestyle=MPL_DASHES[dash],
+        marker=MPL_MARKERS[marker],
+        markersize=4,
+        markevery=max(1, len(band.x) // 10),
+        label=label,
+    )
+    area = ax.fill_between(band.x, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    return [*line, area]
 
 
 def naive_loss(findings: Findings) -> float | None:
@@ -190,12 +215,7 @@ def _gap(findings: Findings) -> Any | None:
     figure, ((ax,),) = _figure(1, 1, width=8, height=4)
     ax.axhline(0, color="black", linewidth=0.8)
     for place, (name, gap) in enumerate(gaps):
-        colour, dash, marker = style(place)
-        band = gap.band
-        ax.plot(band.x, band.mean, color=colour, linestyle=MPL_DASHES[dash],
-                marker=MPL_MARKERS[marker], markersize=4,
-                label=f"{name} ({band.count} seeds)")  # fmt: skip
-        ax.fill_between(band.x, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+        _draw_band(ax, gap.band, place, f"{name} ({gap.band.count} seeds)")
     ax.set_xlabel("epoch")
     ax.set_ylabel("gap in val_loss\n(random − pretrained)")
     figure.legend(loc="outside lower center", fontsize=9)

@@ -10,8 +10,7 @@ from typing import Any
 
 from t5ts.analysis.colours import style
 from t5ts.analysis.document import Picture, Section, Table, Text
-from t5ts.analysis.figures import save_figures
-from t5ts.analysis.interactive import plots
+from t5ts.analysis.figures import arm_group, save_figures
 from t5ts.analysis.judgement import (
     CANNOT_DISCRIMINATE,
     CANNOT_TELL,
@@ -216,7 +215,6 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
     """
     from jinja2 import Environment, StrictUndefined
 
-    interactive = plots(findings)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_keep_together
     )
@@ -229,6 +227,11 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
         data = (figures / f"{block.name}.svg").read_bytes()
         # As an image each SVG has its ids to itself.
         return "data:image/svg+xml;base64," + base64.b64encode(data).decode()
+
+    def inline(block: Picture) -> str:
+        # Part of the page, so that its script can hide an arm's lines.
+        text = (figures / f"{block.name}.svg").read_text(encoding="utf-8")
+        return text[text.index("<svg") :]
 
     def kind(block: Any) -> str:
         return type(block).__name__.lower()
@@ -243,12 +246,12 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
         arm_words=arm_words(findings),
         sections=content,
         pictures=pictures,
-        interactive=interactive,
         arms=[
-            (name, swatch(place), " ".join(sorted(parts)))
-            for place, (name, parts) in enumerate(interactive.switches.items())
+            (arm.name, swatch(place), arm_group(place))
+            for place, arm in enumerate(findings.main.condition.arms)
         ],
         image=image,
+        inline=inline,
         kind=kind,
         headline=shown_headline(findings.main),
         checks=checks_in_words(findings.main),
