@@ -28,7 +28,7 @@ def demo(root: Path) -> None:
     for init, effect in (("t5", -0.04), ("random", 0.0)):
         for seed in range(3):
             arm = Arm(init=init, freeze="staged", effect=effect)
-            write_run(root / f"{init}-{seed}", arm, seed, epochs=6)
+            write_run(root / f"{init}-{seed}", arm, seed, epochs=12)
 
 
 def seed_log(root: Path) -> None:
@@ -44,7 +44,7 @@ def seed_log(root: Path) -> None:
     ]
     for arm in arms:
         for seed in range(5):
-            write_run(root / f"{arm.name}-{seed}", arm, seed, epochs=8)
+            write_run(root / f"{arm.name}-{seed}", arm, seed, epochs=9)
 
 
 def data_sets(root: Path) -> None:
@@ -55,7 +55,7 @@ def data_sets(root: Path) -> None:
                 arm = Arm(init=init, freeze=freeze, effect=effect + 0.01 * (freeze == "none"))
                 for seed in range(4):
                     folder = root / f"{name}-{init}-{freeze}-{seed}"
-                    write_run(folder, arm, seed, epochs=5, data__name=name)
+                    write_run(folder, arm, seed, epochs=10, data__name=name)
 
 
 @pytest.mark.parametrize("make", [demo, seed_log, data_sets])
