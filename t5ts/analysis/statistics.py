@@ -241,8 +241,9 @@ def robust_p(
         return 1.0 if found.value == 0 else 0.0
     n = found.count
     score = abs(found.value) / found.sd * math.sqrt(n)
-    law = nct(n - 1, rate * spreads * math.sqrt(n))
-    return float(law.sf(score) + law.cdf(-score))
+    shift = rate * spreads * math.sqrt(n)
+    # The other tail as an upper one too: scipy's lower tail is NaN for 20 seeds far from 0.
+    return float(nct.sf(score, n - 1, shift) + nct.sf(score, n - 1, -shift))
 
 
 def outlying(values: Sequence[float] | Array) -> list[int]:

@@ -298,6 +298,14 @@ def test_robust_p_by_hand() -> None:
     assert (s.robust_p([0.1, 0.1]), s.robust_p([0.0, 0.0])) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("seeds", [2, 20, 50, 200])
+def test_robust_p_is_known_and_falls_with_the_lead(seeds: int) -> None:
+    noise = rng(seeds).normal(size=seeds)
+    found = [s.robust_p(lead + noise - noise.mean()) for lead in (0.0, 0.5, 1.5, 4.0, 50.0)]
+    assert all(0 <= p <= 1 for p in found)
+    assert found == sorted(found, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
