@@ -213,9 +213,7 @@ def crossed_losses(
 
 
 def _paired_seeds(rng: np.random.Generator, studies: int) -> None:
-    print(f"Mean over paired seeds, {studies} studies a line; false positives of a test at 5 %\n")
-    print("| seeds | arms | log losses | t interval covers | bootstrap covers | false positives |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for arms, laws in (("exchangeable", NULLS), ("stress: unequal", STRESS)):
         for seeds in (5, 10):
             for name, draw in laws.items():
@@ -227,10 +225,13 @@ def _paired_seeds(rng: np.random.Generator, studies: int) -> None:
                 drawn = rng.integers(0, seeds, (500, *few.shape))
                 means = few[np.arange(len(few))[:, None], drawn].mean(axis=-1)
                 b_low, b_high = np.quantile(means, [0.025, 0.975], axis=0)
-                covers = _share((low <= 0) & (high >= 0))
-                boot = _share((b_low <= 0) & (b_high >= 0))
-                wrong = _share(test.pvalue < 0.05)
-                print(f"| {seeds} | {arms} | {name} | {covers} | {boot} | {wrong} |", flush=True)
+                found = ((low <= 0) & (high >= 0), (b_low <= 0) & (b_high >= 0), test.pvalue < 0.05)
+                rows.append((seeds, arms, name, *map(_share, found)))
+    _table(
+        f"Mean over paired seeds, {studies} studies a line; false positives of a test at 5 %",
+        "seeds | arms | log losses | t interval covers | bootstrap covers | false positives",
+        rows,
+    )
 
 
 def _share(hits: np.ndarray | Sequence[bool]) -> str:
@@ -238,9 +239,7 @@ def _share(hits: np.ndarray | Sequence[bool]) -> str:
 
 
 def _crossed(rng: np.random.Generator, studies: int) -> None:
-    print(f"Losses of overlapping windows, for new seeds and new windows ({studies} studies)\n")
-    print("| seeds | windows | horizon | autocorrelation | crossed interval | t of seeds alone |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for seeds in (5, 10):
         for windows, horizon, rho in ((500, 24, 0.0), (2880, 24, 0.7), (1400, 48, 0.9)):
             covered, alone = [], []
@@ -251,17 +250,16 @@ def _crossed(rng: np.random.Generator, studies: int) -> None:
                 both, narrow = crossed_interval(d, horizon=horizon), mean_interval(d.mean(axis=1))
                 covered.append(both.low <= 0 <= both.high)
                 alone.append(narrow.low <= 0 <= narrow.high)
-            print(
-                f"| {seeds} | {windows} | {horizon} | {rho} | {_share(np.array(covered))} |"
-                f" {_share(np.array(alone))} |",
-                flush=True,
-            )
+            rows.append((seeds, windows, horizon, rho, *map(_share, (covered, alone))))
+    _table(
+        f"Losses of overlapping windows, for new seeds and new windows ({studies} studies)",
+        "seeds | windows | horizon | autocorrelation | crossed interval | t of seeds alone",
+        rows,
+    )
 
 
 def _over_time(rng: np.random.Generator, studies: int) -> None:
-    print(f"Diebold–Mariano between two equal forecasts: rejected at 5 % ({studies} studies)\n")
-    print("| settings | windows | horizon | loss differences of steps | rejected | independent |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for group, settings in (("chosen on", CHOSEN_ON), ("fresh", FRESH), ("limits", LIMITS)):
         for setting in settings:
             windows, horizon, name, _ = setting
@@ -272,11 +270,12 @@ def _over_time(rng: np.random.Generator, studies: int) -> None:
                     wrong.append(test.p < 0.05)
                     score = abs(test.value) / (test.sd / math.sqrt(windows))
                     naive.append(2 * student.sf(score, windows - 1) < 0.05)
-            print(
-                f"| {group} | {windows} | {horizon} | {name} | {_share(np.array(wrong))} |"
-                f" {_share(np.array(naive))} |",
-                flush=True,
-            )
+            rows.append((group, windows, horizon, name, *map(_share, (wrong, naive))))
+    _table(
+        f"Diebold–Mariano between two equal forecasts: rejected at 5 % ({studies} studies)",
+        "settings | windows | horizon | loss differences of steps | rejected | independent",
+        rows,
+    )
 
 
 def _log_ratios(rng: np.random.Generator, studies: int) -> None:
@@ -381,7 +380,8 @@ def _needed(rng: np.random.Generator, studies: int) -> None:
                 middle = math.ceil(np.median(np.exp(line)))
                 rows.append((*setting, middle, *map(_share, decided)))
     _table(
-        "Studies that could not tell, and later ones with as many seeds as they announce: decided",
+        "Studies that could not tell (lines with 100 of them), and as many later ones of the size"
+        " that each announces: decided",
         "settings | log losses | sd, margin | pilot seeds | true effect | studies | median N |"
         " seeds_needed | planned for the effect seen",
         rows,
@@ -480,8 +480,8 @@ def _failures(rng: np.random.Generator, studies: int) -> None:
 def _curse(rng: np.random.Generator, studies: int) -> None:
     rows = []
     for group, settings, spreads, shared, seeds in (
-        ("the issue's", 30, (0.02, 0.004), 0.7, 5),
-        ("fresh", 30, (0.02, 0.004), 1.0, 5),
+        ("chosen on", 30, (0.02, 0.004), 1.0, 5),
+        ("fresh", 30, (0.02, 0.004), 0.7, 5),
         ("fresh", 12, (0.017, 0.006), 0.8, 3),
         ("fresh", 12, (0.017, 0.006), 0.8, 10),
         ("fresh", 60, (0.01, 0.01), 0.8, 5),
@@ -518,8 +518,8 @@ STUDIES: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
     ("no effect, plans differ", (0.0, 0.02, 0.05), (0.0, 0.02, 0.05)),
     ("small effect", (-0.015, -0.015), (0.0, 0.0)),
     ("effect", (-0.05, -0.03, -0.04), (0.0, 0.0, 0.01)),
-    ("same plan only (the issue's)", (-0.06, -0.03), (0.0, -0.10)),
-    ("same plan only", (-0.05, -0.01, 0.02), (0.03, 0.0, -0.05)),
+    ("same plan only, chosen on", (-0.06, -0.03), (0.0, -0.10)),
+    ("same plan only, fresh", (-0.05, -0.01, 0.02), (0.03, 0.0, -0.05)),
     ("hurts", (0.06, 0.05), (0.0, 0.02)),
 ]
 
@@ -594,7 +594,8 @@ def _table(title: str, header: str, rows: Iterable[Sequence[object]]) -> None:
     print(f"{title}\n\n| {header} |")
     print("| " + " | ".join("---" for _ in header.split("|")) + " |")
     for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+        print("| " + " | ".join(map(str, row)) + " |")
+    print(flush=True)
 
 
 #: What draws each table, and the share of the studies that it takes for a line.
@@ -627,7 +628,6 @@ def main() -> None:
                 f"## {name}: seed [{options.seed}, {number}], standard error of 5 %: {error:.2f}\n"
             )
             table(np.random.default_rng([options.seed, number]), studies)
-            print(flush=True)
 
 
 if __name__ == "__main__":

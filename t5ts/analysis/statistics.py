@@ -247,7 +247,7 @@ def robust_p(
 
 
 def outlying(values: Sequence[float] | Array) -> list[int]:
-    """Which values are unlike the others, at 5 % for all of them, if the others are normal.
+    """Which values are unlike the others, if those are normal: wrong in 5 to 8 % of sets.
 
     Up to a quarter of them, one at least: the farthest is compared with Student's t to those that
     remain, and taken out before the next. From 4 values on.
