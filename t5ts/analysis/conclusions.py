@@ -27,6 +27,7 @@ from t5ts.analysis.judgement import (
 )
 from t5ts.analysis.statistics import (
     log_ratio,
+    resolvable_effect,
     seeds_needed,
     wilcoxon_p,
 )
@@ -352,9 +353,11 @@ def _text_or_scale(judged: Verdict, main: Comparison) -> None:
             " checkpoint's scale alone."
         )
         if rival.effect.is_known:
-            target = max(abs(rival.effect.value), judged.margin)
             judged.seeds_needed = seeds_needed(
-                sd=rival.effect.sd, effect=target, tests=rival.family
+                sd=rival.effect.sd,
+                count=rival.effect.count,
+                margin=judged.margin,
+                tests=rival.family,
             )
     judged.reasons.append(said)
 
@@ -380,8 +383,9 @@ def _cannot_tell(judged: Verdict, main: Comparison) -> None:
             " 5 seeds of both arms."
         )
         return
-    target = max(abs(effect.value), margin)
-    judged.seeds_needed = seeds_needed(sd=effect.sd, effect=target, tests=main.family)
+    judged.seeds_needed = seeds_needed(
+        sd=effect.sd, count=effect.count, margin=margin, tests=main.family
+    )
     if judged.seeds_needed is None:
         count = "more than 10,000"
     else:
@@ -391,11 +395,11 @@ def _cannot_tell(judged: Verdict, main: Comparison) -> None:
         f" {_lower_or_higher(effect.low)} to {_lower_or_higher(effect.high)} than with random"
         f" weights. {count.capitalize()} paired seeds would decide."
     )
-    kept = "the difference seen" if target == abs(effect.value) else "the smallest that matters"
+    resolved = resolvable_effect(sd=effect.sd, count=effect.count, tests=main.family)
     judged.reasons.append(
-        f"With {count} paired seeds a true difference of {percent(math.expm1(target), sign=False)}"
-        f" ({kept}) would be seen in 80 % of studies; the estimate rests on the spread of"
-        f" {effect.count} seeds and is rough."
+        f"With {count} paired seeds 80 % of studies decide, whatever the truth, whether there is a"
+        f" difference that matters ({percent(margin, sign=False)}); {effect.count} paired seeds"
+        f" show a true difference of {percent(math.expm1(resolved), sign=False)} in 80 %."
     )
     if effect.excludes_zero():
         judged.headline = (
