@@ -294,7 +294,7 @@ def _effects(findings: Findings) -> Any | None:
     )
     plot.add_layout(Span(location=0, dimension="height", line_color="black"))
     values = [effect_percent(c.effect) for _, c in shown]
-    looks = [effect_style(c, margin) for _, c in shown]
+    looks = [effect_style(c) for _, c in shown]
     source = ColumnDataSource(
         {
             "y": places,
