@@ -1,8 +1,10 @@
 """The verdict: from a study's comparisons to an answer in words, or the reason for none."""
 
+import json
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,7 @@ def _facts(study: Study, judged: Verdict) -> Facts:
     if main is None:
         return _no_pair(judged)
     pair = main.pair
+    sides = [arm for arms in pair.rivals for arm in arms]
     facts = Facts(
         outcome="wide",
         checkpoint=_checkpoint(pair.treatment),
@@ -246,13 +249,12 @@ def _facts(study: Study, judged: Verdict) -> Facts:
         margin=judged.margin,
         first=[
             f"{arm.name} failed at {len(lost)} of {count} seeds."
-            for arm in (pair.treatment, pair.control)
+            for arm in sides
             for lost, count in [failures(arm)]
             if lost
         ],
     )
     judged.is_provisional = max(map(chosen_from, pair.rivals)) > 1
-    sides = [arm for arms in pair.rivals for arm in arms]
     progress = _progress(study, sides)
     if pair.seeds:
         judged.reasons.append(
@@ -690,13 +692,16 @@ def _answer(findings: Findings, margin: float) -> None:
         findings.kind, findings.headline = _over_data(judged, len(names), margin)
         findings.reasons = [f"Wilcoxon across data sets: p {_wilcoxon(judged)}.", *lines]
     else:
+        kinds = Counter(v.kind for v in findings.verdicts if v is not main)
+        others = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        findings.headline += f" That is {main.condition.name}; of the other conditions {others}."
         findings.reasons += lines
 
 
 def _data(condition: Condition) -> str:
     """Which series: by its checksum where it is known."""
-    prints = (run.fingerprint for run in condition.runs)
-    return next((p for p in prints if p is not None), str(condition.config["data.name"]))
+    prints = (json.loads(run.fingerprint)[0] for run in condition.runs if run.fingerprint)
+    return str(next(prints, condition.config["data.name"]))
 
 
 def _by_data(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
