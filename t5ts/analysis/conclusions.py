@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shlex
 from collections import Counter
@@ -119,8 +120,8 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     ),
     "higher": (
         DOES_NOT,
-        "Pretraining hurts with {checkpoint}: test loss {size} higher than with random weights"
-        " ({interval}).",
+        "Test loss is {size} higher with {checkpoint} than with random weights ({interval}): this"
+        " checkpoint does not help here.",
     ),
     "one seed": (
         CANNOT_TELL,
@@ -504,7 +505,8 @@ def _command(arms: Iterable[Arm]) -> str:
     """The command that resumes what is unfinished, as Hydra or the run recorded it."""
     import yaml
 
-    for run in (run for arm in arms for run in arm.runs):
+    runs = [run for arm in arms for run in arm.runs]
+    for run in runs:
         for folder in run.path.resolve().parents[:3]:
             if (folder / "multirun.yaml").is_file():
                 said = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))
@@ -514,7 +516,7 @@ def _command(arms: Iterable[Arm]) -> str:
         command = run.provenance.get("command") or []
         if run.is_open and command and Path(command[0]).name == "run.py":
             return f"`python -m t5ts.run {shlex.join(command[1:])}`"
-    return "the same command"
+    return f"the command that wrote {os.path.commonpath([run.path for run in runs])}"
 
 
 def _checkpoint(arm: Arm) -> str:
@@ -755,7 +757,7 @@ def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -
     elif not overall.excludes_zero():
         kind, said = CANNOT_TELL, "Over data sets like these it cannot be told."
     elif overall.value > 0:
-        kind, said = DOES_NOT, "Pretraining hurts."
+        kind, said = DOES_NOT, "Pretrained weights do not help."
     elif len(controls) < len(effects):
         kind, said = LOWER_HERE, "Whether its content or its scale does it was not asked of all."
     elif against.high < 0:
