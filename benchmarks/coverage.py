@@ -1,29 +1,49 @@
-"""How often the report's intervals cover the truth, and how often its tests are wrong.
+"""How often the report's intervals cover the truth, and how often its tests and verdicts are wrong.
 
-    python -m benchmarks.coverage [--studies 20000] [--seed 0]
+    python -m benchmarks.coverage [--studies 20000] [--seed 0] [--tables seeds windows …]
 
-Simulated studies with a known difference between two arms. First the mean over paired seeds, by
-Student's t beside the percentile bootstrap that it replaces. Its null is that of the question
-"do the weights matter": if they do not, the arms may be exchanged, so both arms' losses are drawn
-from one law, and their difference is symmetric however skewed that law is. The lines below it are
-a stress test: arms of equal mean and unequal shape, which the t-test does not promise to bear.
+Simulated studies with a known difference between two arms; each table names its random seed.
 
-Then losses of overlapping windows: the interval for new seeds and new windows, and Diebold–Mariano
-between two equal forecasts. Its rule was chosen on a grid of which `CHOSEN_ON` are four points (300
-to 8,000 windows, horizons 1 to 192, AR up to 0.98); `FRESH` was simulated after that: other numbers
-of windows, horizons and strengths, of kindred laws.
+seeds: the mean over paired seeds, by Student's t beside the percentile bootstrap that it replaces.
+Its null is that of the question "do the weights matter": if they do not, the arms may be exchanged,
+so both arms' losses are drawn from one law, and their difference is symmetric however skewed that
+law is. The lines below it are a stress test: arms of equal mean and unequal shape, which the
+t-test does not promise to bear.
+windows, crossed, log-ratios: losses of overlapping windows: Diebold–Mariano between two equal
+forecasts, and the intervals for new seeds and new windows. The rule was chosen on a grid of which
+`CHOSEN_ON` are four points (300 to 8,000 windows, horizons 1 to 192, AR up to 0.98); `FRESH` was
+simulated after that: other numbers of windows, horizons and strengths, of kindred laws.
+families: intervals at Holm's level.
+needed, resolvable: whether the announced numbers of seeds and effects are met by later studies.
+failures: an arm that fails at a few seeds. curse: the best of many settings, tested at the seeds
+that chose it. headline: both arms choose plan and setting by validation, then are compared.
+In these, lines called "chosen on" were looked at when the rule was made, "fresh" ones only after.
 """
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.signal import lfilter
+from scipy.stats import nct, ttest_1samp
 from scipy.stats import t as student
-from scipy.stats import ttest_1samp
 
-from t5ts.analysis.statistics import crossed_interval, diebold_mariano, mean_interval
+from t5ts.analysis.statistics import (
+    FAILURE_RATE,
+    FAILURE_SPREADS,
+    crossed_interval,
+    crossed_log_ratio,
+    diebold_mariano,
+    mean_interval,
+    outlying,
+    resolvable_effect,
+    robust_p,
+    seeds_needed,
+    simultaneous,
+)
 
 TRUTH = -0.03  # mean log-ratio: 3 % lower loss
 #: Draws an array of a shape.
@@ -175,10 +195,25 @@ def crossed_study(
     return rng.normal(0, 0.05, (seeds, 1)) + unit * (0.5 * shared + 0.5 * own)
 
 
+def crossed_losses(
+    rng: np.random.Generator, *, seeds: int, windows: int, rho: float, horizon: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(S, W) losses of two arms whose log-ratio is `TRUTH`, with storms: log-normal.
+
+    They differ by seed, by times that an arm's seeds share, and by the rest.
+    """
+    law = _law(autoregressive, rho=rho)
+    drawn = [losses(rng, rows, (windows, horizon, "", law)) for rows in (1, 1, 1, seeds, seeds)]
+    storm, by_a, by_b, rest_a, rest_b = (x / x.std() for x in drawn)
+    a, b = (
+        rng.normal(0, 0.02, (seeds, 1)) + 0.8 * storm + 0.2 * time + 0.2 * rest
+        for time, rest in ((by_a, rest_a), (by_b, rest_b))
+    )
+    return np.exp(TRUTH + a), np.exp(b)
+
+
 def _paired_seeds(rng: np.random.Generator, studies: int) -> None:
-    print(f"Mean over paired seeds, {studies} studies a line; false positives of a test at 5 %\n")
-    print("| seeds | arms | log losses | t interval covers | bootstrap covers | false positives |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for arms, laws in (("exchangeable", NULLS), ("stress: unequal", STRESS)):
         for seeds in (5, 10):
             for name, draw in laws.items():
@@ -190,20 +225,21 @@ def _paired_seeds(rng: np.random.Generator, studies: int) -> None:
                 drawn = rng.integers(0, seeds, (500, *few.shape))
                 means = few[np.arange(len(few))[:, None], drawn].mean(axis=-1)
                 b_low, b_high = np.quantile(means, [0.025, 0.975], axis=0)
-                covers = _share((low <= 0) & (high >= 0))
-                boot = _share((b_low <= 0) & (b_high >= 0))
-                wrong = _share(test.pvalue < 0.05)
-                print(f"| {seeds} | {arms} | {name} | {covers} | {boot} | {wrong} |", flush=True)
+                found = ((low <= 0) & (high >= 0), (b_low <= 0) & (b_high >= 0), test.pvalue < 0.05)
+                rows.append((seeds, arms, name, *map(_share, found)))
+    _table(
+        f"Mean over paired seeds, {studies} studies a line; false positives of a test at 5 %",
+        "seeds | arms | log losses | t interval covers | bootstrap covers | false positives",
+        rows,
+    )
 
 
-def _share(hits: np.ndarray) -> str:
+def _share(hits: np.ndarray | Sequence[bool]) -> str:
     return f"{100 * np.mean(hits):.1f} %"
 
 
 def _crossed(rng: np.random.Generator, studies: int) -> None:
-    print(f"\nLosses of overlapping windows, for new seeds and new windows ({studies} studies)\n")
-    print("| seeds | windows | horizon | autocorrelation | crossed interval | t of seeds alone |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for seeds in (5, 10):
         for windows, horizon, rho in ((500, 24, 0.0), (2880, 24, 0.7), (1400, 48, 0.9)):
             covered, alone = [], []
@@ -214,17 +250,16 @@ def _crossed(rng: np.random.Generator, studies: int) -> None:
                 both, narrow = crossed_interval(d, horizon=horizon), mean_interval(d.mean(axis=1))
                 covered.append(both.low <= 0 <= both.high)
                 alone.append(narrow.low <= 0 <= narrow.high)
-            print(
-                f"| {seeds} | {windows} | {horizon} | {rho} | {_share(np.array(covered))} |"
-                f" {_share(np.array(alone))} |",
-                flush=True,
-            )
+            rows.append((seeds, windows, horizon, rho, *map(_share, (covered, alone))))
+    _table(
+        f"Losses of overlapping windows, for new seeds and new windows ({studies} studies)",
+        "seeds | windows | horizon | autocorrelation | crossed interval | t of seeds alone",
+        rows,
+    )
 
 
 def _over_time(rng: np.random.Generator, studies: int) -> None:
-    print(f"\nDiebold–Mariano between two equal forecasts: rejected at 5 % ({studies} studies)\n")
-    print("| settings | windows | horizon | loss differences of steps | rejected | independent |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    rows = []
     for group, settings in (("chosen on", CHOSEN_ON), ("fresh", FRESH), ("limits", LIMITS)):
         for setting in settings:
             windows, horizon, name, _ = setting
@@ -235,11 +270,347 @@ def _over_time(rng: np.random.Generator, studies: int) -> None:
                     wrong.append(test.p < 0.05)
                     score = abs(test.value) / (test.sd / math.sqrt(windows))
                     naive.append(2 * student.sf(score, windows - 1) < 0.05)
-            print(
-                f"| {group} | {windows} | {horizon} | {name} | {_share(np.array(wrong))} |"
-                f" {_share(np.array(naive))} |",
-                flush=True,
+            rows.append((group, windows, horizon, name, *map(_share, (wrong, naive))))
+    _table(
+        f"Diebold–Mariano between two equal forecasts: rejected at 5 % ({studies} studies)",
+        "settings | windows | horizon | loss differences of steps | rejected | independent",
+        rows,
+    )
+
+
+def _log_ratios(rng: np.random.Generator, studies: int) -> None:
+    rows = []
+    for seeds, windows, horizon, rho in (
+        (3, 1700, 24, 0.8),
+        (5, 900, 12, 0.9),
+        (10, 2600, 48, 0.5),
+    ):
+        covered, shares = [], []
+        for _ in range(studies):
+            a, b = crossed_losses(rng, seeds=seeds, windows=windows, rho=rho, horizon=horizon)
+            ratio = crossed_log_ratio(a, b, horizon=horizon)
+            covered.append(ratio.low <= TRUTH <= ratio.high)
+            share = crossed_interval((a - b) / b.mean(), horizon=horizon)
+            shares.append(share.low <= math.expm1(TRUTH) <= share.high)
+        rows.append((seeds, windows, horizon, rho, *map(_share, (covered, shares))))
+    _table(
+        f"Log-ratio of stormy losses, for new seeds and new windows ({studies} studies)",
+        "seeds | windows | horizon | autocorrelation | log-ratio covers | difference over a mean",
+        rows,
+    )
+
+
+def _t(x: np.ndarray, *, tests: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the rows and the half widths of their intervals."""
+    n = x.shape[-1]
+    half = student.ppf(1 - 0.025 / tests, n - 1) * x.std(axis=-1, ddof=1) / math.sqrt(n)
+    return x.mean(axis=-1), half
+
+
+def _families(rng: np.random.Generator, studies: int) -> None:
+    rows = []
+    for seeds, truths in (
+        (5, (0.0, 0.0)),
+        (5, (0.0, -0.02, -0.05)),
+        (10, (0.0, 0.0, 0.0, 0.0, -0.015, -0.04)),
+        (3, (-0.2, -0.3, -0.4)),
+    ):
+        truth = np.array(truths)
+        wrong, each, together, apart = [], [], [], []
+        for _ in range(studies):
+            control = 0.015 * rng.normal(size=seeds)  # one control, so the family hangs together
+            treated = truth[:, None] + 0.006 * rng.normal(size=(len(truth), seeds))
+            alone = [mean_interval(row) for row in treated - control]
+            found = simultaneous(alone)
+            wrong.append(
+                any(e.excludes_zero() for e, true in zip(found, truth, strict=True) if true == 0)
             )
+            covers = [e.low <= true <= e.high for e, true in zip(found, truth, strict=True)]
+            each += covers
+            together.append(all(covers))
+            apart.append(
+                any(
+                    a.excludes_zero() and not b.excludes_zero()
+                    for a, b in zip(alone, found, strict=True)
+                )
+            )
+            assert all(e.excludes_zero() == (e.p < 0.05) for e in found)
+        shown = ", ".join(f"{100 * x:g}" for x in truths)
+        rows.append((seeds, shown, *map(_share, (wrong, each, together, apart))))
+    _table(
+        f"Families with one control: intervals at Holm's level ({studies} studies)",
+        "seeds | true log effects, % | a true 0 excluded | each covers | all cover |"
+        " unadjusted intervals contradict a p",
+        rows,
+    )
+
+
+def _scaled(rng: np.random.Generator, law: Draw, unit: float, shape: tuple[int, ...]) -> np.ndarray:
+    return unit * law(rng, shape)
+
+
+def _needed(rng: np.random.Generator, studies: int) -> None:
+    rows = []
+    for group, name, law, spread, margin in (
+        ("chosen on", "normal", normal, 0.01, 0.01),
+        ("fresh", "normal", normal, 0.022, 0.008),
+        ("fresh", "heavy-tailed", heavy, 0.02, 0.015),
+        ("fresh", "two basins", two_basins, 0.035, 0.02),
+    ):
+        unit = spread / difference(law)(np.random.default_rng(0), (100_000,)).std()
+        draw = partial(_scaled, rng, difference(law), unit)
+        for pilot in (3, 5, 10):
+            # `seeds_needed` at 60 spreads, and between them on a line of logarithms.
+            grid = np.geomspace(spread / 100, 10 * spread, 60)
+            known = [seeds_needed(sd=sd, count=pilot, margin=margin) or 10_000 for sd in grid]
+            for truth in (0.0, margin / 2, margin, 2 * margin):
+                pilots = truth + draw((studies, pilot))
+                mean, half = _t(pilots)
+                mute = (np.abs(mean) <= half) & (np.abs(mean) + half >= margin)
+                if mute.sum() < 100:
+                    continue
+                mean, sd = mean[mute], pilots[mute].std(axis=1, ddof=1)
+                line = np.interp(np.log(sd), np.log(grid), np.log(known))
+                seen = (2.8 * sd / np.maximum(np.abs(mean), margin)) ** 2 + 2
+                decided = []
+                for announced in (np.exp(line), seen):
+                    later = [_t(truth + draw((math.ceil(n),))) for n in announced]
+                    decided.append([abs(m) > h or abs(m) + h < margin for m, h in later])
+                setting = (group, name, f"{spread:g}, {margin:g}", pilot, f"{truth:g}", len(mean))
+                middle = math.ceil(np.median(np.exp(line)))
+                rows.append((*setting, middle, *map(_share, decided)))
+    _table(
+        "Studies that could not tell (lines with 100 of them), and as many later ones of the size"
+        " that each announces: decided",
+        "settings | log losses | sd, margin | pilot seeds | true effect | studies | median N |"
+        " seeds_needed | planned for the effect seen",
+        rows,
+    )
+
+
+def _resolvable(rng: np.random.Generator, studies: int) -> None:
+    rows = []
+    for name, law in (("normal", normal), ("heavy-tailed", heavy), ("skewed", skewed)):
+        for count in (3, 5, 10):
+            for tests in (1, 4):
+                pilots, later = (
+                    law(rng, (studies, count)) - law(rng, (studies, count)) for _ in "ab"
+                )
+                spreads = pilots.std(axis=1, ddof=1)
+                shown = []
+                for pilot in (count, 100_000):
+                    unit = resolvable_effect(sd=1.0, count=count, pilot=pilot, tests=tests)
+                    mean, half = _t(later, tests=tests)
+                    shown.append(mean + unit * spreads > half)
+                rows.append((name, count, tests, *map(_share, shown)))
+    _table(
+        "The effect that a study says it resolves, shown by a later one of its size",
+        "log losses | seeds | tests | resolvable_effect | the spread taken for the true one",
+        rows,
+    )
+
+
+#: Group, name, share of seeds that fail, by how many spreads, the others' law (of spread 1).
+FAILURES: list[tuple[str, str, float, float, Draw]] = [
+    ("chosen on", "normal", 0.1, 10, normal),
+    ("fresh", "normal", 0.15, 6, normal),
+    ("fresh", "normal", 0.05, 20, normal),
+    ("fresh", "normal", 0.2, 5, normal),
+    ("fresh", "heavy-tailed", 0.08, 12, lambda rng, shape: heavy(rng, shape) / math.sqrt(2)),
+    ("fresh", "bounded", 0.12, 8, lambda rng, shape: math.sqrt(12) * (bounded(rng, shape) - 0.5)),
+    ("beyond", "normal", 0.15, 15, normal),
+]
+
+
+def _failures(rng: np.random.Generator, studies: int) -> None:
+    rows = []
+
+    def judge(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        n = x.shape[1]
+        mean, half = _t(x)
+        score = np.abs(mean) / x.std(axis=1, ddof=1) * math.sqrt(n)
+        shift = FAILURE_RATE * FAILURE_SPREADS * math.sqrt(n)
+
+        def excess(c: float) -> float:
+            return float(nct.sf(c, n - 1, shift) + nct.sf(c, n - 1, -shift) - 0.05)
+
+        stands = score > brentq(excess, 0.1, 50)
+        # That is `robust_p`, for all at once.
+        assert all((robust_p(x[i]) < 0.05) == stands[i] for i in range(20))
+        return np.abs(mean) > half, stands
+
+    for group, name, rate, size, law in FAILURES:
+        for seeds in (3, 5, 10, 20):
+            fails = rng.random((studies, seeds)) < rate
+            x = law(rng, fails.shape) + size * (fails - rate)
+            verdict, stands = judge(x)
+            flagged = [bool(outlying(row)) for row in x[:1000]]
+            some = fails[:1000].any(axis=1)
+            rows.append(
+                (
+                    group,
+                    name,
+                    f"{100 * rate:g} % by {size:g}",
+                    seeds,
+                    _share(~fails.any(axis=1)),
+                    _share(verdict),
+                    _share(verdict & stands),
+                    _share(np.array(flagged)[some]),
+                )
+            )
+    _table(
+        f"An arm that leads but fails at some seeds, equal on average ({studies} studies)",
+        "settings | log losses | failures, spreads | seeds | none seen | t decides |"
+        " and robust_p < 5 % | failures seen are flagged",
+        rows,
+    )
+    rows = []
+    for lead in (0.0, 1.0, 2.0, 3.0, 4.0, 6.0):
+        for seeds in (5, 10):
+            x = lead + normal(rng, (studies, seeds))
+            flagged = [bool(outlying(row)) for row in x[:1000]]
+            rows.append((f"{lead:g}", seeds, *map(_share, (*judge(x), flagged))))
+    _table(
+        "No failures: a lead in spreads",
+        "true lead | seeds | t decides | robust_p < 5 % | outliers flagged",
+        rows,
+    )
+
+
+def _curse(rng: np.random.Generator, studies: int) -> None:
+    rows = []
+    for group, settings, spreads, shared, seeds in (
+        ("chosen on", 30, (0.02, 0.004), 1.0, 5),
+        ("fresh", 30, (0.02, 0.004), 0.7, 5),
+        ("fresh", 12, (0.017, 0.006), 0.8, 3),
+        ("fresh", 12, (0.017, 0.006), 0.8, 10),
+        ("fresh", 60, (0.01, 0.01), 0.8, 5),
+        ("fresh", 100, (0.03, 0.003), 0.5, 5),
+    ):
+        same, fresh = [], []
+        for spread in spreads:
+            # What a run's luck does to validation, it does in part to the test.
+            luck = rng.normal(size=(studies, settings, seeds))
+            best = luck.mean(axis=2).argmin(axis=1)
+            chosen = luck[np.arange(studies), best]
+            noise, later = rng.normal(size=(2, studies, seeds))
+            same.append(spread * (shared * chosen + math.sqrt(1 - shared**2) * noise))
+            fresh.append(spread * later)
+        found = []
+        for noisy, steady in (same, fresh):
+            mean, half = _t(noisy - steady)
+            found += [mean < -half, mean > half, np.abs(mean) <= half]
+        rows.append(
+            (group, settings, ", ".join(map(str, spreads)), shared, seeds, *map(_share, found))
+        )
+    _table(
+        f"The best of many equal settings, no true effect ({studies} studies): at the seeds that"
+        " chose it, and in a final run at fresh seeds",
+        "settings | tried | spreads | test follows validation | seeds | noisier arm wins |"
+        " it loses | covers | final: it wins | it loses | covers",
+        rows,
+    )
+
+
+#: Name, and true log effects by plan, of the pretrained arm and of random weights.
+STUDIES: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
+    ("no effect", (0.0, 0.0), (0.0, 0.0)),
+    ("no effect, plans differ", (0.0, 0.02, 0.05), (0.0, 0.02, 0.05)),
+    ("small effect", (-0.015, -0.015), (0.0, 0.0)),
+    ("effect", (-0.05, -0.03, -0.04), (0.0, 0.0, 0.01)),
+    ("same plan only, chosen on", (-0.06, -0.03), (0.0, -0.10)),
+    ("same plan only, fresh", (-0.05, -0.01, 0.02), (0.03, 0.0, -0.05)),
+    ("hurts", (0.06, 0.05), (0.0, 0.02)),
+]
+
+
+def headline(
+    rng: np.random.Generator, studies: int, arms: Sequence[Sequence[float]], *, seeds: int
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """Log-ratios of two arms' losses, by the rule of comparison: mean, half width, and truth.
+
+    Each arm tries every plan at 6 settings, of which some are worse, and validates the mean over
+    its seeds. A pretrained arm differs less between seeds than one with random weights.
+
+    Args:
+        rng: Draws the studies.
+        studies: How many.
+        arms: True log effects by plan, of the pretrained and of the random arm.
+        seeds: Paired seeds.
+
+    Returns:
+        own: each arm's best plan and setting; final: those, at fresh seeds; same plan: the
+        pretrained arm's best plan for both, each at its best setting. The truth is that of the
+        plans and settings that were compared.
+    """
+    worse, spreads, study = np.linspace(0, 0.02, 6), (0.005, 0.017), np.arange(studies)
+    truth = [np.add.outer(np.array(arm), worse) for arm in arms]
+    val, test, later = [], [], []
+    for true, spread in zip(truth, spreads, strict=True):
+        luck = true[..., None] + spread * rng.normal(size=(studies, *true.shape, seeds))
+        val.append((luck + 0.003 * rng.normal(size=luck.shape)).mean(axis=-1))
+        test.append(luck + 0.003 * rng.normal(size=luck.shape))
+        later.append(math.hypot(spread, 0.003) * rng.normal(size=(studies, seeds)))
+    setting = [v.argmin(axis=2) for v in val]
+    plan = [v.min(axis=2).argmin(axis=1) for v in val]
+
+    def compare(plan_b: np.ndarray, *, final: bool = False) -> tuple[np.ndarray, ...]:
+        sides = []
+        for i, p in enumerate((plan[0], plan_b)):
+            chosen = p, setting[i][study, p]
+            true = truth[i][chosen]
+            sides.append((true[:, None] + later[i] if final else test[i][(study, *chosen)], true))
+        (a, true_a), (b, true_b) = sides
+        return *_t(a - b), true_a - true_b
+
+    return {
+        "same plan": compare(plan[0]),
+        "own": compare(plan[1]),
+        "final": compare(plan[1], final=True),
+    }
+
+
+def _headline(rng: np.random.Generator, studies: int) -> None:
+    rows, margin = [], 0.01
+    for name, pretrained, drawn in STUDIES:
+        truth = min(pretrained) - min(drawn)
+        for seeds in (3, 5, 10):
+            found = headline(rng, studies, (pretrained, drawn), seeds=seeds)
+            for rule, (mean, half, of_chosen) in found.items():
+                helps, hurts = mean + half < 0, mean - half > 0
+                alike = np.abs(mean) + half < margin
+                covers = [np.abs(mean - true) <= half for true in (of_chosen, truth)]
+                said = (helps & ~alike, hurts & ~alike, alike, *covers)
+                rows.append((name, f"{100 * truth:+.1f}", seeds, rule, *map(_share, said)))
+    _table(
+        f"The headline: two arms choose plan and setting by validation ({studies} studies)",
+        "study | truth, % | seeds | compared at | helps | hurts | no difference that matters |"
+        " covers the truth of what was chosen | of the best",
+        rows,
+    )
+
+
+def _table(title: str, header: str, rows: Iterable[Sequence[object]]) -> None:
+    print(f"{title}\n\n| {header} |")
+    print("| " + " | ".join("---" for _ in header.split("|")) + " |")
+    for row in rows:
+        print("| " + " | ".join(map(str, row)) + " |")
+    print(flush=True)
+
+
+#: What draws each table, and the share of the studies that it takes for a line.
+TABLES: dict[str, tuple[Callable[[np.random.Generator, int], None], float]] = {
+    "seeds": (_paired_seeds, 1),
+    "windows": (_over_time, 1 / 5),
+    "crossed": (_crossed, 1 / 20),
+    "log-ratios": (_log_ratios, 1 / 20),
+    "families": (_families, 1 / 10),
+    "needed": (_needed, 1 / 20),
+    "resolvable": (_resolvable, 1),
+    "failures": (_failures, 1),
+    "curse": (_curse, 1 / 5),
+    "headline": (_headline, 1 / 5),
+}
 
 
 def main() -> None:
@@ -247,14 +618,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=20000, help="simulated studies per line")
     parser.add_argument("--seed", type=int, default=0, help="of the simulation")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     options = parser.parse_args()
-    rng = np.random.default_rng(options.seed)
-    fewer = max(500, options.studies // 5)
-    errors = [100 * math.sqrt(0.05 * 0.95 / n) for n in (options.studies, fewer)]
-    print(f"Standard error of a 5 % figure: {errors[0]:.2f} and, over windows, {errors[1]:.2f}\n")
-    _paired_seeds(rng, options.studies)
-    _over_time(rng, fewer)
-    _crossed(rng, max(500, options.studies // 20))
+    for number, (name, (table, share)) in enumerate(TABLES.items()):
+        if name in options.tables:
+            studies = max(400, round(options.studies * share))
+            error = 100 * math.sqrt(0.05 * 0.95 / studies)
+            print(
+                f"## {name}: seed [{options.seed}, {number}], standard error of 5 %: {error:.2f}\n"
+            )
+            table(np.random.default_rng([options.seed, number]), studies)
 
 
 if __name__ == "__main__":

@@ -287,7 +287,8 @@ def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]
         "device": "cpu",
         "precision": "torch.float32",
         "data": {"name": settings["data"]["name"], "sha256": digest(settings["data"]["name"])},
-        "ood": settings["ood"] and {"name": "nyc_lga", "sha256": digest("nyc_lga")},
+        "ood": settings["ood"]
+        and {"name": settings["ood"]["name"], "sha256": digest(settings["ood"]["name"])},
         "windows": {"train": round(6000 * fraction), "val": 800, "test": 1700},
         "weights": {
             "init": arm.init,

@@ -68,10 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
-    shown = findings.main
-    repeats = shown.headline.lower().startswith(shown.kind)
-    print("\n" + ("" if repeats else f"{shown.kind.upper()}: ") + f"{shown.headline}\n")
-    for reason in shown.reasons:
+    repeats = findings.headline.lower().startswith(findings.kind)
+    print("\n" + ("" if repeats else f"{findings.kind.upper()}: ") + f"{findings.headline}\n")
+    for reason in findings.reasons:
         print(f"  - {reason}")
     _print_tables(findings)
     print(f"\n{in_short(findings)}")
@@ -137,13 +136,13 @@ def _log_to_wandb(findings: "Findings", written: "Written", out: Path, project: 
         entity=entity or None,
         group=study.dirs[0].resolve().name,
         summary={
-            "verdict": main.kind,
-            "headline": main.headline,
+            "verdict": findings.kind,
+            "headline": findings.headline,
             "runs_finished": len(study.finished),
             **{k: v for k, v in numbers.items() if math.isfinite(v)},
         },
         text="\n".join(
-            [main.headline, "", *(f"- {reason}" for reason in main.reasons)]
+            [findings.headline, "", *(f"- {reason}" for reason in findings.reasons)]
             + [f"- BROKEN: {check.name}: {check.detail}" for check in main.broken]
         ),
         tables=tables,

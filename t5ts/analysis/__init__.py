@@ -4,7 +4,7 @@
 
     study = collect(["multirun/2026-11-24_10-00-00"])   # reads every run below
     study.table()                                        # a polars row per run
-    findings = verdict(study)                            # findings.main.headline, .reasons, .checks
+    findings = verdict(study)                            # findings.headline, .reasons, .main.checks
     draw(findings, "curves")                             # a matplotlib figure
     write_report(findings, Path("report"))               # report.html, report.md, tables, figures
 

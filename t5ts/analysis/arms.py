@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,22 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis.statistics import Array, Estimate, log_ratio, mean_interval
-from t5ts.analysis.study import Run, Study
+from t5ts.analysis.study import Run, Study, measured_on
 from t5ts.config import OBJECTIVES
 
 #: The init whose benefit is asked for, and the one that it is compared with.
 PRETRAINED, RANDOM = "t5", "random"
+#: Kinds of pairs in the order in which they are shown.
+QUESTIONS = (
+    "best",
+    "control",
+    "weights",
+    "same_plan",
+    "frozen_random",
+    "checkpoint",
+    "freezing",
+    "other",
+)
 #: Groups whose choice makes an arm; what else varies inside an arm was tuned.
 _ARM_GROUPS = ("backbone.", "init.", "freeze.name")
 #: Which checkpoint: a choice of arms even where a sweep went through several.
@@ -34,9 +46,18 @@ class Point:
 
     @cached_property
     def finished(self) -> dict[int, Run]:
-        """Finished runs by seed, ascending."""
-        runs = {run.seed: run for run in self.runs if run.result is not None}
+        """Finished runs by seed, ascending; of several at one seed the first that was written."""
+        runs: dict[int, Run] = {}
+        for run in sorted(self.runs, key=lambda run: run.written):
+            if run.result is not None:
+                runs.setdefault(run.seed, run)
         return dict(sorted(runs.items()))
+
+    @cached_property
+    def failed(self) -> dict[int, Run]:
+        """Failed runs by seed, ascending, of seeds that no other run finished."""
+        runs = {run.seed: run for run in self.runs if run.state == "failed"}
+        return {seed: run for seed, run in sorted(runs.items()) if seed not in self.finished}
 
     @property
     def objective(self) -> float:
@@ -51,6 +72,8 @@ class Arm:
 
     Attributes:
         backbone: Which encoder: its option's name, and its folder's where several go by that name.
+        points: Every setting tried.
+        final: Settings that a sweep had chosen, run again on other seeds (`experiment=final`).
     """
 
     name: str
@@ -59,32 +82,43 @@ class Arm:
     freeze: str
     maximize: bool
     points: list[Point] = field(default_factory=list)
+    final: list[Point] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
         """All runs, finished or not."""
-        return [run for point in self.points for run in point.runs]
+        return [run for point in (*self.points, *self.final) for run in point.runs]
 
     @cached_property
     def best(self) -> Point | None:
         """The point with the best mean validation objective, of those with the most seeds.
 
-        Validation selects here as it does within a run; the test windows have no say.
+        Validation selects here as it does within a run; the test windows have no say. Where the
+        chosen setting was run again on other seeds, it is these runs alone.
         """
-        done = [point for point in self.points if point.finished]
-        if not done:
-            return None
-        most = max(len(point.finished) for point in done)
-        sign = -1 if self.maximize else 1
-        return min(
-            (point for point in done if len(point.finished) == most),
-            key=lambda point: sign * point.objective,
-        )
+        for points in (self.final, self.points):
+            done = [point for point in points if point.finished]
+            if done:
+                return min(done, key=lambda p: (-len(p.finished), self.loss(p)))
+        return None
+
+    def loss(self, point: Point | None) -> float:
+        """A point's objective, signed so that less is better; inf without any."""
+        value = math.nan if point is None else point.objective
+        return math.inf if math.isnan(value) else -value if self.maximize else value
+
+    @cached_property
+    def searched_point(self) -> Point | None:
+        """The search's own runs of the setting that `final` ran again; None if not in the study."""
+        again = self.best if self.final else None
+        found = (p for p in self.points if again is not None and p.settings == again.settings)
+        return next((p for p in found if p.finished), None)
 
     @cached_property
     def shown(self) -> Point:
         """The point to draw: the best, or before anything is finished the one with most epochs."""
-        return self.best or max(self.points, key=lambda p: sum(run.epochs for run in p.runs))
+        every = (*self.points, *self.final)
+        return self.best or max(every, key=lambda p: sum(run.epochs for run in p.runs))
 
     @cached_property
     def tuned(self) -> dict[str, list[Any]]:
@@ -118,7 +152,21 @@ class Arm:
     @cached_property
     def tried(self) -> int:
         """Settings that the best one was chosen from, here or by the sweep before."""
-        return max(len(self.points), *(before["trials"] for before in self._searched_before), 0)
+        before = [before["trials"] for before in self._searched_before]
+        return max(len(self.points), *before, 1)
+
+    @cached_property
+    def trials(self) -> int:
+        """Trials run here, repeated draws of one setting among them, or by the sweep before."""
+        runs = [run for point in self.points for run in point.runs]
+        here = {run.trial_id for first in runs for run in (first, *first.copies)}
+        return max(len(here), *(before["trials"] for before in self._searched_before), 0)
+
+    @property
+    def share_trained(self) -> float:
+        """Epochs that its trials came to, of those asked for: pruning and failures lower it."""
+        runs = [run for point in self.points or self.final for run in point.runs]
+        return sum(run.epochs for run in runs) / sum(int(r.config["train.epochs"]) for r in runs)
 
     @property
     def _searched_before(self) -> list[dict[str, Any]]:
@@ -163,18 +211,21 @@ class Pair:
     """Two arms at the same seeds.
 
     Attributes:
-        kind: weights (differ in the encoder's weights alone), control (against matched or shuffled
-            weights), frozen_random (against an encoder that stays random), checkpoint (of another
-            checkpoint of the same architecture), freezing (the same weights, another plan), or
-            other.
+        kind: best (pretrained against random weights, each under its own best plan), control (the
+            same against matched or shuffled weights), weights and same_plan (the same two
+            questions under one plan), frozen_random (against an encoder that stays random),
+            checkpoint (of another checkpoint of the same architecture), freezing (the same
+            weights, another plan), or other.
         treatment, control: The arms; a negative difference in loss favours the treatment.
         seeds: Seeds finished in both arms' best points, ascending.
+        rivals: The arms that treatment and control were chosen from, themselves among them.
     """
 
     kind: str
     treatment: Arm
     control: Arm
     seeds: list[int]
+    rivals: tuple[list[Arm], list[Arm]]
 
     @property
     def name(self) -> str:
@@ -235,12 +286,11 @@ class Pair:
 
 def conditions(study: Study) -> list[Condition]:
     """The study's runs by condition, the largest training set first, arms in a stable order."""
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
-    for run in study.runs:
-        groups[run.condition].append(run)
     found = [
-        Condition(name="", config={k: json.loads(v) for k, v in key}, arms=_arms(runs))
-        for key, runs in groups.items()
+        Condition(
+            name="", config={k: json.loads(v) for k, v in runs[0].condition}, arms=_arms(runs)
+        )
+        for runs in measured_on(study.runs).values()
     ]
     backbones = {arm.backbone for condition in found for arm in condition.arms}
     if len(backbones) == 1:  # then naming it in every arm says nothing
@@ -293,9 +343,10 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
         groups[json.dumps(key, sort_keys=True)].append(run)
     arms = []
     for key_text, members in groups.items():
-        points: dict[str, list[Run]] = defaultdict(list)
+        points: tuple[dict[str, list[Run]], ...] = (defaultdict(list), defaultdict(list))
         for run in members:
-            points[json.dumps(run.settings, sort_keys=True)].append(run)
+            is_final = bool(run.trial.get("searched_before"))
+            points[is_final][json.dumps(run.settings, sort_keys=True)].append(run)
         first = members[0]
         backbone = encoders[_encoder(first)]
         name = f"{backbone}-{first.config['init.name']}-{first.config['freeze.name']}"
@@ -313,7 +364,8 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
                 init=first.config["init.name"],
                 freeze=first.config["freeze.name"],
                 maximize=OBJECTIVES.get(str(first.config["objective"]), "min") == "max",
-                points=[Point(settings=m[0].settings, runs=m) for m in points.values()],
+                points=[Point(settings=m[0].settings, runs=m) for m in points[False].values()],
+                final=[Point(settings=m[0].settings, runs=m) for m in points[True].values()],
             )
         )
     order = {PRETRAINED: 0, RANDOM: 1, "matched": 2, "shuffled": 3}
@@ -342,45 +394,87 @@ def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str | None], str]:
     return {(name, path): called(name, str(path)) for name, path in map(_encoder, runs)}
 
 
+def seeds_of(arm: Arm) -> set[int]:
+    """Seeds finished at the arm's best point."""
+    return set(arm.best.finished) if arm.best else set()
+
+
 def paired(kind: str, treatment: Arm, control: Arm) -> Pair:
     """Two arms at the seeds that both have finished."""
-    a = treatment.best.finished if treatment.best else {}
-    b = control.best.finished if control.best else {}
-    return Pair(kind=kind, treatment=treatment, control=control, seeds=sorted(set(a) & set(b)))
+    return Pair(
+        kind=kind,
+        treatment=treatment,
+        control=control,
+        seeds=sorted(seeds_of(treatment) & seeds_of(control)),
+        rivals=([treatment], [control]),
+    )
+
+
+def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair:
+    """Each side's best plan and setting by validation, of those with most of the shared seeds.
+
+    Where all the plans of a side were run again (`final`), the search's runs choose between them.
+    """
+
+    def best(arms: list[Arm], others: list[Arm]) -> Arm:
+        shared = set().union(*map(seeds_of, others))
+        by_search = all(arm.searched_point for arm in arms)
+
+        def rank(arm: Arm) -> tuple[int, float]:
+            chosen_by = arm.searched_point if by_search else arm.best
+            return -len(seeds_of(arm) & shared), arm.loss(chosen_by)
+
+        return min(arms, key=rank)
+
+    pair = paired(kind, best(treatments, controls), best(controls, treatments))
+    pair.rivals = (treatments, controls)
+    return pair
+
+
+def chosen_from(arms: Sequence[Arm]) -> int:
+    """Plans and settings that one was chosen from on the very seeds that it is tested on."""
+    if all(arm.searched_point for arm in arms):
+        return 1
+    return sum(1 if arm.final else len(arm.points) for arm in arms)
 
 
 def pairs(condition: Condition) -> list[Pair]:
-    """Every comparison that answers one of the questions, `weights` first."""
+    """Every comparison that answers one of the questions, `best` first."""
     found: list[Pair] = []
 
-    def add(kind: str, treatment: Arm, control: Arm) -> None:
-        if not any(p.treatment is treatment and p.control is control for p in found):
-            found.append(paired(kind, treatment, control))
+    def add(pair: Pair) -> None:
+        if not any(p.treatment is pair.treatment and p.control is pair.control for p in found):
+            found.append(pair)
 
     pretrained = [arm for arm in condition.arms if arm.init == PRETRAINED]
-    for arm in pretrained:
-        for other in condition.arms:
-            same_backbone = other.backbone == arm.backbone
-            if same_backbone and other.init == RANDOM and other.freeze == arm.freeze:
-                add("weights", arm, other)
+    for backbone in dict.fromkeys(arm.backbone for arm in pretrained):
+        by_init: dict[str, list[Arm]] = defaultdict(list)
+        for arm in condition.arms:
+            if arm.backbone == backbone:
+                by_init[arm.init].append(arm)
+        plans = {arm.freeze for arm in by_init[PRETRAINED]}
+        for init, arms in by_init.items():
+            if init != PRETRAINED and plans & {arm.freeze for arm in arms}:
+                kind = "best" if init == RANDOM else "control"
+                add(at_their_best(kind, by_init[PRETRAINED], arms))
     for arm in pretrained:
         for other in condition.arms:
             if other.backbone != arm.backbone or other.init == PRETRAINED:
                 continue
-            if other.init != RANDOM and other.freeze == arm.freeze:
-                add("control", arm, other)
+            if other.freeze == arm.freeze:
+                add(paired("weights" if other.init == RANDOM else "same_plan", arm, other))
             if other.init == RANDOM and other.freeze == "all" and arm.freeze != "all":
-                add("frozen_random", arm, other)
+                add(paired("frozen_random", arm, other))
     for arm in condition.arms:
         for other in condition.arms:
             same = other.backbone == arm.backbone and other.init == arm.init
             if same and other.freeze == "none" and arm.freeze != "none":
-                add("freezing", arm, other)
+                add(paired("freezing", arm, other))
     for arm, other in itertools.combinations(sorted(pretrained, key=_tuned_further), 2):
         # Of unlike architectures no pair: each has its own random arm, and that is all.
         alike = arm.architecture is not None and arm.architecture == other.architecture
         if alike and arm.backbone != other.backbone and arm.freeze == other.freeze:
-            add("checkpoint", arm, other)
+            add(paired("checkpoint", arm, other))
     with_checkpoint = {arm.backbone for arm in pretrained}
     for arm in pretrained:
         for other in condition.arms:
@@ -388,9 +482,8 @@ def pairs(condition: Condition) -> list[Pair]:
                 continue
             same = other.backbone == arm.backbone
             if (same and other.freeze == "none") or other.backbone not in with_checkpoint:
-                add("other", arm, other)
-    rank = ["weights", "control", "frozen_random", "checkpoint", "freezing", "other"]
-    found.sort(key=lambda pair: rank.index(pair.kind))
+                add(paired("other", arm, other))
+    found.sort(key=lambda pair: QUESTIONS.index(pair.kind))
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from t5ts.analysis import effects
 from t5ts.analysis.arms import Arm
 from t5ts.analysis.colours import GREY, MPL_DASHES, MPL_MARKERS, ORANGE, style
-from t5ts.analysis.judgement import CANNOT_TELL, TRANSFERS, WITHHELD, Comparison, Findings
+from t5ts.analysis.judgement import ALIKE, CANNOT_TELL, LOWER, WITHHELD, Comparison, Findings
 from t5ts.analysis.statistics import Estimate
 from t5ts.analysis.words import percent
 
@@ -70,9 +70,9 @@ def shown_effects(findings: Findings) -> list[tuple[str, Comparison]]:
     """The comparisons to draw, the fair ones first, each with its label."""
     several = len(findings.verdicts) > 1
     kinds = (
-        ("weights", "checkpoint")
+        ("best", "checkpoint")
         if several
-        else ("weights", "control", "frozen_random", "checkpoint", "freezing")
+        else ("best", "control", "weights", "frozen_random", "checkpoint", "freezing")
     )
     return [
         (c.pair.name + (f"\n{v.condition.name}" if several else ""), c)
@@ -96,15 +96,15 @@ EFFECT_KEY = (
 )
 
 
-def effect_style(c: Comparison, margin: float) -> tuple[str, str]:
+def effect_style(c: Comparison) -> tuple[str, str]:
     """Colour and marker: better, worse, alike, not known or withheld; see `EFFECT_KEY`."""
-    if c.kind == TRANSFERS:
+    if c.kind == LOWER:
         return style(0)[0], "o"
     if c.kind == CANNOT_TELL:
         return GREY, "D"
     if c.kind == WITHHELD:
         return GREY, "X"
-    if c.effect.within(margin):
+    if c.kind == ALIKE:
         return "black", "^"
     return ORANGE, "s"
 
@@ -119,7 +119,7 @@ def _effects(findings: Findings) -> Any | None:
     ax.axvline(0, color="black", linewidth=0.8)
     for place, (label, c) in enumerate(shown):
         value, low, high = effect_percent(c.effect)
-        colour, marker = effect_style(c, findings.main.margin)
+        colour, marker = effect_style(c)
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         ax.plot(value, place, marker=marker, color=colour, markersize=8)
         # Above its line, not beside it: a phone has no room beside it.
@@ -226,7 +226,7 @@ def gaps_of(findings: Findings) -> list[tuple[str, effects.Gap]]:
     """The gaps to draw: each fair pair of the main condition."""
     found = []
     for c in findings.main.comparisons:
-        gap = effects.gap(c.pair) if c.pair.kind == "weights" and c.pair.seeds else None
+        gap = effects.gap(c.pair) if c.pair.kind in ("best", "weights") and c.pair.seeds else None
         if gap is not None:
             found.append((c.pair.name, gap))
     return found

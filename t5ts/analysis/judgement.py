@@ -6,30 +6,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from t5ts.analysis.arms import (
-    Condition,
-    Pair,
-)
+from t5ts.analysis.arms import Condition, Pair
 from t5ts.analysis.statistics import (
-    ALPHA,
     Estimate,
-    crossed_interval,
+    crossed_log_ratio,
     diebold_mariano,
-    holm,
     log_ratio,
     permutation_p,
+    simultaneous,
 )
 from t5ts.analysis.study import Study
-from t5ts.analysis.validity import (
-    BROKEN,
-    Check,
-)
+from t5ts.analysis.validity import BROKEN, Check
 
 #: Relative differences of the loss below this do not matter; `--margin` changes it.
 MARGIN = 0.01
-TRANSFERS, DOES_NOT = "transfers", "does not transfer"
-CANNOT_TELL, CANNOT_DISCRIMINATE = "cannot tell", "cannot discriminate"
-WITHHELD, NOTHING = "withheld", "nothing to compare"
+#: What a comparison shows of its first arm's loss.
+LOWER, HIGHER, ALIKE = "lower", "higher", "no difference that matters"
+#: What a study shows; the first only where controls were beaten too.
+TRANSFERS, LOWER_HERE = "transfers", "lower with this checkpoint"
+DOES_NOT, CANNOT_DISCRIMINATE = "does not transfer", "cannot discriminate"
+CANNOT_TELL, NOT_LEARNED = "cannot tell", "nothing learned"
+UNFINISHED, WITHHELD, NOTHING = "unfinished", "withheld", "nothing to compare"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -37,21 +34,22 @@ class Comparison:
     """One pair of arms, judged.
 
     Attributes:
-        effect: Mean log-ratio of the losses, treatment over control; below 0 is better.
-        p_holm: p of the effect, adjusted for the family of pairs of its kind.
+        effect: Mean log-ratio of the losses, treatment over control; below 0 is better. Once judged
+            its interval and p allow for the family of pairs of its kind.
         family: Number of pairs in it.
+        p_t: p of the effect alone.
         p_permutation: Sign-flip permutation test, unadjusted.
         over_time: Diebold–Mariano on seed-averaged window losses, None where not recorded.
-        new_windows: The difference as a share of the control's loss, with the interval for other
-            stretches of the series as well as other seeds; None where not recorded.
-        kind: What it shows: transfers, does not transfer, cannot tell.
-        checks: Validity of a pair of kind control or checkpoint; a fair pair's are the verdict's.
+        new_windows: The same mean log-ratio with the interval for other stretches of the series
+            as well as other seeds, not adjusted for the family; None where not recorded.
+        kind: What it shows: lower, higher, no difference that matters, cannot tell, withheld.
+        checks: Its validity, where it is the verdict's own or stands beside it.
     """
 
     pair: Pair
     effect: Estimate
-    p_holm: float = math.nan
     family: int = 1
+    p_t: float = math.nan
     p_permutation: float = math.nan
     over_time: Estimate | None = None
     new_windows: Estimate | None = None
@@ -59,9 +57,38 @@ class Comparison:
     checks: list[Check] = field(default_factory=list)
 
     @property
+    def p_holm(self) -> float:
+        """p of the effect, adjusted once it is judged."""
+        return self.effect.p
+
+    @property
     def broken(self) -> list[Check]:
-        """What withholds it, where the checks are its own."""
+        """What withholds it."""
         return [check for check in self.checks if check.status == BROKEN]
+
+
+@dataclass(kw_only=True, eq=False)
+class Facts:
+    """What a headline is written from, and nothing else; see `conclusions.headline`.
+
+    Attributes:
+        outcome: A key of `conclusions.TEMPLATES`.
+        checkpoint: Which pretrained weights.
+        main: Pretrained against random weights, each at its own best.
+        rival: The control that does best against the pretrained arm.
+        first: What is said before everything else: seeds that failed.
+        cautions: What is said at the end, a sentence each.
+        values: What else the outcome's template names.
+    """
+
+    outcome: str
+    checkpoint: str = ""
+    main: Comparison | None = None
+    rival: Comparison | None = None
+    margin: float = MARGIN
+    first: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -69,13 +96,13 @@ class Verdict:
     """What one condition shows.
 
     Attributes:
-        kind: transfers, does not transfer, cannot tell, cannot discriminate, withheld, or nothing
-            to compare.
-        headline: One sentence for a reader who knows nothing of the study.
+        kind: One of the kinds of a study above.
+        headline: A sentence or two for a reader who knows nothing of the study.
         reasons: How sure it is, and what would make it surer.
         main: The comparison that the headline is about.
         comparisons: All of them.
         checks: Validity, the main pair's first.
+        is_provisional: Whether a setting was chosen and tested on the same seeds.
         seeds_needed: Paired seeds that would decide, where it cannot tell.
         by_checkpoint: Where several checkpoints were run, what each shows against its own random
             arm, by the backbone's name.
@@ -88,38 +115,47 @@ class Verdict:
     main: Comparison | None
     comparisons: list[Comparison]
     checks: list[Check]
+    is_provisional: bool = False
     seeds_needed: int | None = None
     margin: float = MARGIN
     by_checkpoint: dict[str, "Verdict"] = field(default_factory=dict)
 
     @property
     def broken(self) -> list[Check]:
-        """The invariants that do not hold."""
+        """The invariants that do not hold; an unfinished sweep has broken none yet."""
+        if self.kind == UNFINISHED:
+            return []
         return [check for check in self.checks if check.status == BROKEN]
 
 
 @dataclass(kw_only=True, eq=False)
 class Findings:
-    """The verdicts of all conditions, and what they show together."""
+    """The verdicts of all conditions, and the answer that they give together.
+
+    Attributes:
+        kind, headline, reasons: Over all data sets where there are several, else `main`'s.
+    """
 
     study: Study
     verdicts: list[Verdict]
-    together: list[str] = field(default_factory=list)
+    kind: str = NOTHING
+    headline: str = ""
+    reasons: list[str] = field(default_factory=list)
 
     @property
     def main(self) -> Verdict:
-        """The verdict to show first: one that can be reached, on the most training data."""
-        rank = [TRANSFERS, DOES_NOT, CANNOT_DISCRIMINATE, CANNOT_TELL, WITHHELD, NOTHING]
-        reached = [v for v in self.verdicts if rank.index(v.kind) < rank.index(WITHHELD)]
+        """The verdict that is drawn: one that can be reached, on the most training data."""
+        last = (UNFINISHED, WITHHELD, NOTHING)
+        reached = [v for v in self.verdicts if v.kind not in last]
         broken = [v for v in self.verdicts if v.kind == WITHHELD]
         return (broken or reached or self.verdicts)[0]
 
 
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
-    """Adjust the p-values of one question's comparisons for each other, and say what they show."""
-    for c, p in zip(family, holm([c.effect.p for c in family]), strict=True):
-        c.p_holm, c.family = p, sum(math.isfinite(f.effect.p) for f in family)
-        c.kind = _kind(c.effect, p, margin)
+    """Adjust p and interval of one question's comparisons for each other; say what each shows."""
+    count = sum(c.effect.is_known for c in family)
+    for c, effect in zip(family, simultaneous([c.effect for c in family]), strict=True):
+        c.effect, c.family, c.kind = effect, max(1, count), _kind(effect, margin)
 
 
 def compare(pair: Pair, *, split: str = "test") -> Comparison:
@@ -130,7 +166,8 @@ def compare(pair: Pair, *, split: str = "test") -> Comparison:
         split: test, or ood for the other series' test windows.
     """
     treatment, control = pair.values(f"{split}_loss")
-    compared = Comparison(pair=pair, effect=log_ratio(treatment, control))
+    effect = log_ratio(treatment, control)
+    compared = Comparison(pair=pair, effect=effect, p_t=effect.p)
     if len(treatment) >= 2:
         compared.p_permutation = permutation_p(np.log(treatment) - np.log(control))
     losses_a = [a.window_losses(split) for a, _ in pair.runs()]
@@ -143,19 +180,14 @@ def compare(pair: Pair, *, split: str = "test") -> Comparison:
         losses = np.stack(known)
         losses = losses[:, np.isfinite(losses).all(axis=0)]  # windows without a target have none
         a_SW, b_SW = losses[: len(losses_a)], losses[len(losses_a) :]
-        a_W, b_W = a_SW.mean(axis=0), b_SW.mean(axis=0)
-        compared.over_time = diebold_mariano(a_W, b_W, horizon=horizon)
-        compared.new_windows = crossed_interval((a_SW - b_SW) / b_W.mean(), horizon=horizon)
+        compared.over_time = diebold_mariano(a_SW.mean(axis=0), b_SW.mean(axis=0), horizon=horizon)
+        compared.new_windows = crossed_log_ratio(a_SW, b_SW, horizon=horizon)
     return compared
 
 
-def _kind(effect: Estimate, p_holm: float, margin: float) -> str:
-    if not effect.is_known:
-        return CANNOT_TELL
+def _kind(effect: Estimate, margin: float) -> str:
     if effect.within(margin):
-        return DOES_NOT
-    if effect.high < 0 and p_holm < ALPHA:
-        return TRANSFERS
-    if effect.low > 0 and p_holm < ALPHA:
-        return DOES_NOT
+        return ALIKE
+    if effect.excludes_zero():
+        return LOWER if effect.value < 0 else HIGHER
     return CANNOT_TELL

@@ -15,8 +15,11 @@ from t5ts.analysis.judgement import (
     CANNOT_DISCRIMINATE,
     CANNOT_TELL,
     DOES_NOT,
+    LOWER_HERE,
+    NOT_LEARNED,
     NOTHING,
     TRANSFERS,
+    UNFINISHED,
     WITHHELD,
     Findings,
     Verdict,
@@ -30,9 +33,12 @@ _FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*
 #: What the verdict's card says, and its look (a class of the page's style sheet).
 BADGES = {
     TRANSFERS: ("Transfers", "good"),
+    LOWER_HERE: ("Lower with this checkpoint", "good"),
     DOES_NOT: ("Does not transfer", "bad"),
     CANNOT_TELL: ("Cannot tell", "open"),
-    CANNOT_DISCRIMINATE: ("Data cannot discriminate", "open"),
+    CANNOT_DISCRIMINATE: ("Cannot discriminate", "open"),
+    NOT_LEARNED: ("Nothing learned", "open"),
+    UNFINISHED: ("Unfinished", "open"),
     WITHHELD: ("Verdict withheld", "broken"),
     NOTHING: ("Nothing to compare", "open"),
 }
@@ -136,12 +142,12 @@ def checks_in_words(main: Verdict) -> str:
     return f"{held} of {len(main.checks)} validity checks hold{rest}, {broken or 'none'} broken"
 
 
-def shown_headline(main: Verdict) -> str:
+def shown_headline(findings: Findings) -> str:
     """The headline below its badge, less what the badge says."""
-    start = f"{BADGES[main.kind][0]}: "
-    if not main.headline.startswith(start):
-        return main.headline
-    rest = main.headline.removeprefix(start)
+    start = f"{BADGES[findings.kind][0]}: "
+    if not findings.headline.startswith(start):
+        return findings.headline
+    rest = findings.headline.removeprefix(start)
     return rest[:1].upper() + rest[1:]
 
 
@@ -168,13 +174,12 @@ def swatch(place: int) -> str:
 
 def markdown(findings: Findings, content: list[Section], pictures: list[str]) -> str:
     """The report as Markdown, with links to the picture files."""
-    main = findings.main
     lines = [
         "# Does T5's text pretraining help?",
         "",
-        f"**{BADGES[main.kind][0]}.** {shown_headline(main)}",
+        f"**{BADGES[findings.kind][0]}.** {shown_headline(findings)}",
         "",
-        *(f"- {reason}" for reason in main.reasons),
+        *(f"- {reason}" for reason in findings.reasons),
         "",
         f"{in_short(findings)}. An arm's name is {arm_words(findings)}.",
         "",
@@ -236,9 +241,9 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
     def kind(block: Any) -> str:
         return type(block).__name__.lower()
 
-    badge, look = BADGES[findings.main.kind]
+    badge, look = BADGES[findings.kind]
     return template.render(
-        main=findings.main,
+        reasons=findings.reasons,
         verdicts=findings.verdicts,
         badge=badge,
         look=look,
@@ -253,7 +258,7 @@ def page(findings: Findings, content: list[Section], pictures: list[str], figure
         image=image,
         inline=inline,
         kind=kind,
-        headline=shown_headline(findings.main),
+        headline=shown_headline(findings),
         checks=checks_in_words(findings.main),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         directories=[str(d) for d in findings.study.dirs],

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -51,6 +52,8 @@ _NEEDED = (
 )
 #: What must be equal before two runs are compared at all.
 _CONDITION = ("data.", "ood.", "task.", "seq_len", "horizon", "objective")
+#: Settings of data that matter even where its checksum is known; the rest says where it came from.
+_OF_DATA = ("data.fraction", "data.windows_per_epoch", "data.missing", "ood.missing")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -67,6 +70,8 @@ class Run:
         result: result.json of a finished run.
         trial: trial.json of a sweep's run; empty without a sweep.
         state: finished, unfinished, or the trial's pruned, failed, interrupted, running.
+        written: When its result was written, in seconds of the epoch; inf without one.
+        copies: Other trials of the same configuration, seed and data, left out for this one.
         problem: Why the run is left out; None if it is not.
     """
 
@@ -79,6 +84,8 @@ class Run:
     result: Result | None = None
     trial: dict[str, Any] = field(default_factory=dict)
     state: str = "unfinished"
+    written: float = math.inf
+    copies: list["Run"] = field(default_factory=list)
     problem: str | None = None
 
     @property
@@ -99,8 +106,28 @@ class Run:
 
     @cached_property
     def condition(self) -> tuple[tuple[str, str], ...]:
-        """Data, the other series, task and lengths: what differs there is never compared."""
+        """Data, the other series, task and lengths as configured; see `measured_on`."""
         return _subset(self.config, lambda key: key.startswith(_CONDITION))
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Checksums and borders of the data and the other series; None if not recorded."""
+        series = [self.provenance.get(name) for name in ("data", "ood")]
+        if not series[0] or not series[0].get("sha256"):
+            return None
+        return json.dumps([s and [s.get("sha256"), s.get("borders")] for s in series])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may still finish."""
+        return self.result is None and self.state not in ("failed", "pruned")
+
+    @property
+    def trial_id(self) -> tuple[str, ...]:
+        """Which trial it was; attempts of one trial share it."""
+        known = "study" in self.trial and "number" in self.trial
+        names = ("study", "arm", "number") if known else ()
+        return tuple(str(self.trial.get(name)) for name in names) or (str(self.path),)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -141,6 +168,31 @@ class Run:
 
 def _subset(config: dict[str, Any], wanted: Any) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((k, json.dumps(v)) for k, v in config.items() if wanted(k)))
+
+
+def measured_on(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
+    """Runs by what they were measured on: only runs of one group are compared.
+
+    Data is known by its checksum and borders, not by its name or folder. Runs of one configuration
+    stay together even if its data changed meanwhile: the checks then say so.
+    """
+    runs = list(runs)
+    prints: dict[tuple[tuple[str, str], ...], Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        if run.fingerprint is not None:
+            prints[run.condition][run.fingerprint] += 1
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        key = run.condition
+        if key in prints:
+            rest = (
+                item
+                for item in key
+                if not item[0].startswith(("data.", "ood.")) or item[0] in _OF_DATA
+            )
+            key = (*rest, ("fingerprint", prints[key].most_common(1)[0][0]))
+        groups[key].append(run)
+    return groups
 
 
 @dataclass(kw_only=True, eq=False)
@@ -199,7 +251,7 @@ def collect(dirs: Iterable[str | Path]) -> Study:
     """Read every run directory at or below the given ones.
 
     What cannot be read is kept with its reason and does not stop the rest; of several runs of one
-    configuration the one that came furthest is used.
+    configuration the first that finished is used.
 
     Raises:
         DataError: if a directory does not exist, or none holds a run.
@@ -255,6 +307,7 @@ def read_run(path: Path) -> Run:
         if (path / "result.json").is_file():
             run.result = _read_result(path / "result.json")
             run.state = "finished"
+            run.written = (path / "result.json").stat().st_mtime
     except (DataError, OSError) as error:
         run.problem = str(error)
         if not run.config and run.trial.get("reason"):
@@ -262,8 +315,12 @@ def read_run(path: Path) -> Run:
         return run
     if run.config.get("debug.name", "none") != "none":
         run.problem = f"debug={run.config['debug.name']}: its numbers are no result"
-    elif run.state == "finished" and not math.isfinite(run.metric("test_loss")):
-        run.problem = "its test loss is not finite"
+    elif run.result is not None and not math.isfinite(
+        run.result.objective + run.metric("test_loss")
+    ):
+        # An outcome of its arm, as a run that ended in an error is.
+        run.result, run.state = None, "failed"
+        run.trial = run.trial | {"reason": "its loss is not finite"}
     return run
 
 
@@ -336,14 +393,13 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
 
 
 def _leave_out_copies(runs: list[Run]) -> None:
-    best: dict[str, Run] = {}
+    """Of runs with one configuration, seed and data the first finished is used, or the furthest."""
+    same: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        name = run.provenance.get("identity")
-        if run.problem is not None or name is None:
-            continue
-        other = best.setdefault(name, run)
-        if other is run:
-            continue
-        worse, better = sorted((other, run), key=lambda r: (r.result is not None, r.epochs))
-        worse.problem = f"the same configuration and seed as {better.path}, which is used"
-        best[name] = better
+        if run.problem is None and "identity" in run.provenance:
+            same[run.provenance["identity"], run.fingerprint].append(run)
+    for members in same.values():
+        used, *others = sorted(members, key=lambda r: (r.written, -r.epochs))
+        used.copies = others
+        for run in others:
+            run.problem = f"the same configuration and seed as {used.path}, which is used"

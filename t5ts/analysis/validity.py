@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,12 @@ from t5ts.analysis.words import plural
 FEW_SEEDS = 5
 #: Step-0 output scales of two arms that differ by more than this factor confound the weights.
 SCALE_FACTOR = 10.0
+#: An arm that fails at a larger share of its seeds is judged by the seeds that it survived.
+FAILED_SHARE = 0.2
+#: One arm's trials came to less than this share of what the other's did: no equal tuning.
+TRAINED_SHARE = 0.5
+#: Words of the loader's notes on weights that are not what init=t5 promises.
+NOT_PRETRAINED = re.compile("control, not pretrained")
 #: Settings that name a checkpoint or say what is known of it: they may differ between two.
 _OF_CHECKPOINT = (
     *CHECKPOINT,
@@ -44,7 +50,9 @@ def check_pair(pair: Pair) -> list[Check]:
     """Everything that must hold before a difference may be blamed on the weights."""
     return [
         _differences(pair),
+        *_both_plans(pair),
         _budget(pair),
+        _failed_seeds(pair),
         _same_start(pair),
         _weights_proven(pair),
         _freezing_proven(pair),
@@ -85,21 +93,29 @@ def check_plans(pairs: Iterable[Pair]) -> list[Check]:
     ]
     if not unequal:
         return []
-    return [
-        Check(
-            name="equal tuning of the plans",
-            status=NOTE,
-            detail=f"settings tried: {'; '.join(unequal)}. The one that was tuned more is favoured",
-        )
-    ]
+    detail = f"settings tried: {'; '.join(unequal)}. The one that was tuned more is favoured"
+    return [Check(name="equal tuning of the plans", status=NOTE, detail=detail)]
+
+
+def loader_notes(arm: Arm) -> list[str]:
+    """What the loader noted of a pretrained arm's weights, each note once."""
+    checks = (
+        check
+        for run in arm.runs
+        for check in (run.provenance.get("weights") or {}).get("checks") or ()
+        if check.startswith("note:") or NOT_PRETRAINED.search(check)
+    )
+    return list(dict.fromkeys(check.removeprefix("note:").strip() for check in checks))
 
 
 def _differences(pair: Pair) -> Check:
     """The arms differ in init.* or the checkpoint alone, or else in what both of them tuned."""
     name = "only the weights differ"
     differing = settings_that_differ(pair)
-    tuned = pair.treatment.searched & pair.control.searched
-    weights = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
+    tuned = searched(pair.rivals[0]) & searched(pair.rivals[1])
+    weights: tuple[str, ...] = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
+    if pair.treatment.freeze != pair.control.freeze:
+        weights += ("freeze.",)  # whether both had the plans is a check of its own
     wrong = {k: v for k, v in differing.items() if not k.startswith(weights) and k not in tuned}
     if wrong:
         what = "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in wrong.items())
@@ -114,21 +130,100 @@ def _differences(pair: Pair) -> Check:
     return Check(name=name, status=OK, detail=detail)
 
 
+def searched(arms: Sequence[Arm]) -> set[str]:
+    """Settings that were searched within the arms or, such as the freezing plan, between them."""
+    points = [point for arm in arms for point in (*arm.points, *arm.final)]
+    keys = {key for point in points for key in point.settings}
+    varied = {k for k in keys if len({json.dumps(p.settings.get(k)) for p in points}) > 1}
+    return varied.union(*(arm.searched for arm in arms))
+
+
+def _both_plans(pair: Pair) -> list[Check]:
+    """Each side's own best plan was run with the other's weights too.
+
+    An encoder that stays random needs no such twin: it asks what the encoder is good for at all.
+    """
+    plans = [{arm.freeze for arm in arms} for arms in pair.rivals]
+    if plans[0] == plans[1]:
+        return []
+    missing = [
+        f"init={other.init} freeze={mine.freeze}"
+        for mine, other, tried in (
+            (pair.treatment, pair.control, plans[1]),
+            (pair.control, pair.treatment, plans[0]),
+        )
+        if mine.freeze not in tried and (mine.init, mine.freeze) != (RANDOM, "all")
+    ]
+    name = "both weights had the same plans"
+    if missing:
+        detail = f"the best plan of one was never run with the other: add {' and '.join(missing)}"
+        return [Check(name=name, status=BROKEN, detail=detail)]
+    detail = f"run with one of them only, and worse: {', '.join(sorted(plans[0] ^ plans[1]))}"
+    return [Check(name=name, status=NOTE, detail=detail)]
+
+
 def _budget(pair: Pair) -> Check:
-    a, b = pair.treatment, pair.control
-    counts = [arm.tried for arm in (a, b)]
-    detail = (
-        f"settings tried: {a.name} {counts[0]}, {b.name} {counts[1]}; epochs trained:"
-        f" {a.epochs_trained} and {b.epochs_trained}"
+    """Trials and epochs that each side's best was chosen from, over the plans that both had."""
+    name = "equal tuning budget"
+    shared = set.intersection(*({arm.freeze for arm in arms} for arms in pair.rivals))
+    sides = [[arm for arm in arms if arm.freeze in shared] for arms in pair.rivals]
+    if not all(sides):
+        sides = [[pair.treatment], [pair.control]]
+
+    def total(arms: Sequence[Arm], of: Callable[[Arm], int]) -> int:
+        plans = {arm.freeze for arm in arms}
+        return sum(max(of(arm) for arm in arms if arm.freeze == plan) for plan in plans)
+
+    settings = [total(arms, lambda arm: arm.tried) for arms in sides]
+    trials = [total(arms, lambda arm: arm.trials) for arms in sides]
+    trained = [float(np.mean([arm.share_trained for arm in arms])) for arms in sides]
+    epochs = [sum(arm.epochs_trained for arm in arms) for arms in sides]
+    detail = "; ".join(
+        f"{side[0].init}: {plural(n, 'setting')} in {plural(t, 'trial')}, {e:,} epochs trained"
+        f" ({100 * share:.0f} % of those asked)"
+        for side, n, t, e, share in zip(sides, settings, trials, epochs, trained, strict=True)
     )
-    if counts[0] != counts[1]:
-        detail += ". Give both arms the same number of trials"
-        return Check(name="equal tuning budget", status=BROKEN, detail=detail)
-    only = sorted(a.searched ^ b.searched)
+    if pair.treatment.init == pair.control.init:
+        detail = detail.replace(f"{pair.treatment.init}:", f"{pair.treatment.name}:", 1)
+        detail = detail.replace(f"; {pair.control.init}:", f"; {pair.control.name}:", 1)
+    # A sampler may draw one point twice: then the trials are equal and the settings nearly.
+    equal = settings[0] == settings[1] or (
+        trials[0] == trials[1] and 2 * min(settings) >= max(settings)
+    )
+    if not equal:
+        detail += ". Give both the same number of trials"
+        return Check(name=name, status=BROKEN, detail=detail)
+    if max(settings) > 1 and min(trained) < TRAINED_SHARE * max(trained):
+        detail += ". Most trials of one were cut short: tune both without a pruner, or alike"
+        return Check(name=name, status=BROKEN, detail=detail)
+    only = sorted(
+        set.symmetric_difference(*({k for arm in side for k in arm.searched} for side in sides))
+    )
     if only:
-        detail += f". Searched in one arm only: {', '.join(only)}"
-        return Check(name="equal tuning budget", status=BROKEN, detail=detail)
-    return Check(name="equal tuning budget", status=OK, detail=detail)
+        detail += f". Searched in one only: {', '.join(only)}"
+        return Check(name=name, status=BROKEN, detail=detail)
+    return Check(name=name, status=OK, detail=detail)
+
+
+def failures(arm: Arm) -> tuple[list[int], int]:
+    """Seeds at which the arm's best setting failed, and how many it was run at."""
+    point = arm.shown
+    return list(point.failed), len(point.failed) + len(point.finished)
+
+
+def _failed_seeds(pair: Pair) -> Check:
+    """An arm that loses many of its seeds cannot be judged by the rest."""
+    name = "no arm lost its seeds"
+    lost = {arm.name: failures(arm) for arm in (pair.treatment, pair.control)}
+    shown = "; ".join(
+        f"{arm} failed at {len(seeds)} of {count} seeds ({', '.join(map(str, seeds))})"
+        for arm, (seeds, count) in lost.items()
+        if seeds
+    )
+    if not shown:
+        return Check(name=name, status=OK, detail="none failed at its best setting")
+    too_many = any(len(seeds) > FAILED_SHARE * count for seeds, count in lost.values())
+    return Check(name=name, status=BROKEN if too_many else NOTE, detail=shown)
 
 
 def _same_start(pair: Pair) -> Check:
@@ -157,6 +252,10 @@ def _weights_proven(pair: Pair) -> Check:
     pretrained: dict[str, set[str]] = {}
     drawn, other, made_from = [], [], set()
     for arm in (pair.treatment, pair.control):
+        notes = [note for note in loader_notes(arm) if NOT_PRETRAINED.search(note)]
+        if arm.init == PRETRAINED and notes:
+            detail = f"the loader says of {arm.name}: {'; '.join(notes)}"
+            return Check(name=name, status=BROKEN, detail=detail)
         for run in arm.best.finished.values() if arm.best else ():
             digest = (run.provenance.get("initial_sha256") or {}).get("encoder")
             if digest is None:
@@ -272,13 +371,23 @@ def _selection(pair: Pair) -> Check:
 
 def _seeds(pair: Pair) -> Check:
     name = "paired seeds"
+    twice = [
+        f"seed {seed} of {arm.name}: {used.path} is used, {other.path} finished later and is not"
+        for arm in (pair.treatment, pair.control)
+        for point in ([arm.best] if arm.best else [])
+        for seed, used in point.finished.items()
+        for other in point.runs
+        if other.result is not None and other.seed == seed and other is not used
+    ]
     detail = f"{len(pair.seeds)} paired: {', '.join(map(str, pair.seeds)) or 'none'}"
     lone = {arm: seeds for arm, seeds in pair.unpaired.items() if seeds}
     for arm, seeds in lone.items():
         detail += f"; left out since only {arm} finished them: {', '.join(map(str, seeds))}"
     if len(pair.seeds) < FEW_SEEDS:
         detail += f"; fewer than {FEW_SEEDS}, so the interval is wide whatever the truth is"
-    good = not lone and len(pair.seeds) >= FEW_SEEDS
+    if twice:
+        detail += f"; run twice: {'; '.join(twice)}"
+    good = not lone and not twice and len(pair.seeds) >= FEW_SEEDS
     return Check(name=name, status=OK if good else NOTE, detail=detail)
 
 
@@ -342,8 +451,7 @@ def _diverged(condition: Condition) -> Check:
     return Check(
         name="no run failed",
         status=NOTE,
-        detail=f"{len(failed)} failed ({'; '.join(lines)}). An arm that diverges looks better by"
-        " the seeds that it loses",
+        detail=f"{len(failed)} failed ({'; '.join(lines)})",
     )
 
 

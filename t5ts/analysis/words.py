@@ -41,7 +41,12 @@ def percent_interval(effect: Estimate) -> str:
     value = percent(math.expm1(effect.value))
     if not effect.is_known:
         return f"{value} (no interval from {plural(effect.count, 'seed')})"
-    return f"{value} [{percent(math.expm1(effect.low))}, {percent(math.expm1(effect.high))}]"
+    return f"{value} {percent_span(effect)}"
+
+
+def percent_span(effect: Estimate) -> str:
+    """The interval of a log-ratio as per cent."""
+    return f"[{percent(math.expm1(effect.low))}, {percent(math.expm1(effect.high))}]"
 
 
 def interval(effect: Estimate, *, digits: int = 3) -> str:

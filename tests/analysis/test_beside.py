@@ -98,12 +98,18 @@ def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings: 
         a, b = one.comparison.pair.name.split(" against ")
         logs.append(np.log(metric(findings, a, "ood_loss") / metric(findings, b, "ood_loss")))
         test = np.log(metric(findings, a, "test_loss") / metric(findings, b, "test_loss"))
-        for got, expected in ((one.comparison.effect, logs[-1]), (one.beyond, logs[-1] - test)):
-            assert (got.value, got.low, got.high) == pytest.approx(interval_of(expected))
-            assert got.p == pytest.approx(stats.ttest_1samp(expected, 0).pvalue)
-    p = [stats.ttest_1samp(x, 0).pvalue for x in logs]
+        beyond = interval_of(logs[-1] - test)
+        assert (one.beyond.value, one.beyond.low, one.beyond.high) == pytest.approx(beyond)
+    p = np.array([stats.ttest_1samp(x, 0).pvalue for x in logs])
     adjusted = [*multipletests(p[:3], method="holm")[1], *multipletests(p[3:], method="holm")[1]]
     assert [one.comparison.p_holm for one in found] == pytest.approx(adjusted)
+    assert [one.comparison.p_t for one in found] == pytest.approx(p)
+    for one, x in zip(found, logs, strict=True):
+        effect = one.comparison.effect
+        level = 1 - 0.05 / effect.tests
+        ends = stats.ttest_1samp(x, 0).confidence_interval(level)
+        assert (effect.low, effect.high) == pytest.approx((ends.low, ends.high))
+        assert effect.excludes_zero() == (effect.p < 0.05)
     assert all(one.comparison.new_windows is not None for one in found)
     (table,) = tables(findings, "Comparisons of the ood loss")
     assert [row[3] for row in table.rows] == [percent_interval(o.comparison.effect) for o in found]

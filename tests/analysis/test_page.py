@@ -72,7 +72,7 @@ def test_page_asks_nothing_of_the_network(report: Path) -> None:
 
 def test_markdown_has_the_answer_and_all_sections(report: Path) -> None:
     text = (report / "report.md").read_text()
-    assert text.index("**Transfers.** Pretraining helps") < 100
+    assert text.index("**Transfers.** Provisional: Pretraining helps") < 100
     assert re.findall(r"^## (\d)\. (.*)$", text, flags=re.M) == [
         (str(i), title) for i, title in enumerate(TITLES)
     ]
@@ -109,7 +109,7 @@ def test_again_the_same_pictures_and_the_answer_on_the_terminal(
 ) -> None:
     assert main([str(study), "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert said.strip().startswith("TRANSFERS: Pretraining helps")
+    assert said.strip().startswith("TRANSFERS: Provisional: Pretraining helps")
     assert "val_corr" in said
     assert str(tmp_path / "report.html") in said
     for name in PICTURES:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
-from benchmarks.coverage import FRESH, NULLS, STRESS, TRUTH, crossed_study, losses
+from benchmarks.coverage import FRESH, NULLS, STRESS, TRUTH, crossed_study, headline, losses
 from t5ts.analysis import statistics as s
 
 
@@ -80,6 +81,12 @@ def test_holm_by_hand_and_without_unknown_values() -> None:
         [0.03, math.nan, 0.06, 0.06], nan_ok=True
     )
     assert all(math.isnan(p) for p in s.holm([math.nan]))
+    assert s.holm([]) == []
+
+
+def test_holm_is_statsmodels() -> None:
+    p = list(rng(6).random(7) ** 3)
+    assert s.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_variance_over_time_is_that_of_cosine_weights() -> None:
@@ -129,33 +136,214 @@ def test_crossed_interval_without_window_noise_is_the_seeds_interval() -> None:
     assert (wide.low, wide.high) == pytest.approx((narrow.low, narrow.high))
 
 
-@pytest.mark.parametrize(("sd", "effect"), [(0.02, 0.01), (0.05, 0.03), (0.01, 0.05)])
-def test_seeds_needed_reach_the_power_and_one_less_does_not(sd: float, effect: float) -> None:
-    n = s.seeds_needed(sd=sd, effect=effect)
-    assert n is not None
-
-    def power(count: int) -> float:
-        shift, critical = effect / sd * math.sqrt(count), stats.t.ppf(0.975, count - 1)
-        law = stats.nct(count - 1, shift)
-        return law.sf(critical) + law.cdf(-critical)
-
-    assert power(n) >= 0.8
-    assert n == 2 or power(n - 1) < 0.8
+def decides(means: Any, spreads: Any, *, count: int, margin: float, tests: int = 1) -> Any:
+    """Whether the intervals of later studies exclude 0 or lie within the margin."""
+    half = stats.t.ppf(1 - 0.05 / tests / 2, count - 1) * spreads / math.sqrt(count)
+    return (abs(means) > half) | (abs(means) + half < margin)
 
 
-def test_a_test_among_others_needs_more_seeds() -> None:
-    alone, among = (s.seeds_needed(sd=0.02, effect=0.02, tests=tests) for tests in (1, 8))
-    assert alone is not None
-    assert among is not None
-    assert among > alone
-    shift, critical = math.sqrt(among), stats.t.ppf(1 - 0.05 / 8 / 2, among - 1)
-    assert stats.nct(among - 1, shift).sf(critical) >= 0.8
+@pytest.mark.parametrize("pilot", [3, 10])
+def test_seeds_needed_decide_whatever_the_truth(pilot: int) -> None:
+    """Over pilot studies and fresh studies of the size that each announces: at least 80 %."""
+    draw, margin, sd, pilots = rng(17 + pilot), 0.012, 0.015, 60
+    spreads = sd * np.sqrt(draw.chisquare(pilot - 1, pilots) / (pilot - 1))
+    announced = [s.seeds_needed(sd=spread, count=pilot, margin=margin) for spread in spreads]
+    for truth in (0.0, 0.006, 0.012, 0.03):
+        decided = []
+        for count in announced:
+            assert count is not None
+            later = draw.normal(truth, sd, (50, count))
+            deviations = later.std(axis=1, ddof=1)
+            decided += [*decides(later.mean(axis=1), deviations, count=count, margin=margin)]
+        assert np.mean(decided) > 0.8 - 3 * math.sqrt(0.2 * 0.8 / pilots)
 
 
-def test_seeds_needed_of_nothing() -> None:
-    assert s.seeds_needed(sd=1.0, effect=0.0) is None
-    assert s.seeds_needed(sd=1.0, effect=1e-6) is None
-    assert s.seeds_needed(sd=0.0, effect=0.1) == 2
+def test_seeds_needed_are_the_fewest_where_the_spread_is_known() -> None:
+    """Against the closed form at the hardest truth, half the margin; and among other tests more."""
+    margin, sd = 0.01, 0.02
+    for tests in (1, 6):
+        n = s.seeds_needed(sd=sd, count=100_000, margin=margin, tests=tests)
+        assert n is not None
+        for count, enough in ((n, True), (n - 1, False)):
+            draw = rng(3).standard_normal(400_000)
+            spread = sd * np.sqrt(rng(4).chisquare(count - 1, 400_000) / (count - 1))
+            means = margin / 2 + sd / math.sqrt(count) * draw
+            power = np.mean(decides(means, spread, count=count, margin=margin, tests=tests))
+            assert (power > 0.8) == enough or power == pytest.approx(0.8, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"sd": 1.0, "count": 5, "margin": 1e-6}, None),
+        ({"sd": math.nan, "count": 1, "margin": 0.01}, None),
+        ({"sd": 1.0, "count": 5, "margin": 0.0}, None),
+        ({"sd": 0.0, "count": 5, "margin": 0.01}, 2),
+        ({"sd": 1e-6, "count": 5, "margin": 0.01}, 2),
+    ],
+)
+def test_seeds_needed_at_the_ends(known: dict[str, Any], expected: int | None) -> None:
+    assert s.seeds_needed(**known) == expected
+
+
+@pytest.mark.parametrize(("count", "pilot", "tests"), [(5, 5, 1), (12, 4, 1), (7, 7, 3), (3, 3, 2)])
+def test_resolvable_effects_are_resolved(count: int, pilot: int, tests: int) -> None:
+    """Over pilots, the effect that each announces is shown by 80 % of later studies."""
+    draw, studies = rng(count), 40_000
+    sd = 0.7 * np.sqrt(draw.chisquare(pilot - 1, studies) / (pilot - 1))
+    unit = s.resolvable_effect(sd=1.0, count=count, pilot=pilot, tests=tests)
+    later = draw.normal(unit * sd, 0.7, (count, studies))
+    half = stats.t.ppf(1 - 0.05 / tests / 2, count - 1) / math.sqrt(count)
+    shown = later.mean(axis=0) > half * later.std(axis=0, ddof=1)
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.01)
+    assert s.resolvable_effect(sd=0.02, count=count, pilot=pilot, tests=tests) == pytest.approx(
+        0.02 * unit
+    )
+
+
+def test_resolvable_effect_of_a_known_spread_is_that_of_the_noncentral_t() -> None:
+    found = s.resolvable_effect(sd=1.0, count=8, pilot=100_000)
+    assert stats.nct(7, found * math.sqrt(8)).sf(stats.t.ppf(0.975, 7)) == pytest.approx(
+        0.8, abs=2e-3
+    )
+    assert math.isnan(s.resolvable_effect(sd=math.nan, count=1))
+    assert s.resolvable_effect(sd=0.0, count=5) == 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "tests"),
+    [
+        ((3.5, 4.0, 6.0), (1, 2, 3)),  # p .025, .016, .004: each below 5 % by its place
+        ((2.2, 3.5, 6.0), (1, 2, 3)),  # the last fails where nothing else is left
+        ((2.5, 3.1, 6.0), (2, 2, 3)),  # p .067, .036, .004: Holm stops at the second
+        ((2.8, 2.9, 2.85), (3, 3, 3)),  # each alone below 5 %, together none
+        ((9.0, 7.0, 8.0), (3, 1, 2)),
+        ((math.nan, 9.0, 1.0), (1, 2, 1)),  # what has no p is not counted
+    ],
+)
+def test_holm_intervals_by_hand(scores: tuple[float, ...], tests: tuple[int, ...]) -> None:
+    family = [s.mean_interval([0.1]) if math.isnan(score) else scored(score) for score in scores]
+    for before, after, k in zip(family, s.simultaneous(family), tests, strict=True):
+        assert after.tests == k
+        if before.is_known:
+            half = stats.t.ppf(1 - 0.05 / k / 2, 4) * before.sd / math.sqrt(5)
+            assert (after.low, after.high) == pytest.approx(
+                (before.value - half, before.value + half)
+            )
+            assert after.level == pytest.approx(1 - 0.05 / k)
+
+
+def scored(score: float) -> s.Estimate:
+    """Five values with this t."""
+    x = np.array([-1.0, 1.0, 0.5, -0.5, 0.0])
+    return s.mean_interval(x + score * x.std(ddof=1) / math.sqrt(5))
+
+
+def test_an_interval_and_its_p_never_disagree() -> None:
+    draw, wrong, studies = rng(31), 0, 300
+    for _ in range(studies):
+        truths = np.array([0.0, 0.0, *draw.choice([0.0, 1.0, 3.0], draw.integers(0, 4))])
+        counts = draw.integers(2, 9, len(truths))
+        family = [
+            s.mean_interval(draw.normal(t, 1, n)) for t, n in zip(truths, counts, strict=True)
+        ]
+        found = s.simultaneous(family)
+        assert [e.p for e in found] == pytest.approx(s.holm([e.p for e in family]))
+        assert all(e.excludes_zero() == (e.p < 0.05) for e in found)
+        assert all(a.low <= b.low and b.high <= a.high for a, b in zip(found, family, strict=True))
+        wrong += any(e.excludes_zero() for e in np.array(found, dtype=object)[truths == 0])
+    assert wrong / studies < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+
+
+def test_crossed_log_ratio_is_the_log_ratio_with_errors_of_windows() -> None:
+    draw = rng(8)
+    b = draw.lognormal(0, 1, (5, 400))
+    a = 0.3 * b * np.exp(draw.normal(0, 0.02, (5, 400)))
+    found, by_seed = s.crossed_log_ratio(a, b, horizon=1), s.log_ratio(a.mean(1), b.mean(1))
+    assert found.value == pytest.approx(by_seed.value)
+    assert found.high - found.low > by_seed.high - by_seed.low
+    swapped = s.crossed_log_ratio(b, a, horizon=1)
+    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_crossed_log_ratio_never_falls_below_all_of_the_loss() -> None:
+    """A stretch of storms, which one arm forecasts well: a difference over a mean says −105 %."""
+    draw = rng(2)
+    b = draw.lognormal(0, 0.3, (5, 300))
+    b[:, 140:160] *= 40
+    a = 0.5 * draw.lognormal(0, 0.3, (5, 300))
+    share = s.crossed_interval((a - b) / b.mean(), horizon=24)
+    assert share.low < -1
+    assert -1 < math.expm1(s.crossed_log_ratio(a, b, horizon=24).low) < -0.5
+
+
+def test_robust_p_holds_its_level_where_unseen_failures_undo_the_lead() -> None:
+    """One seed in ten fails by 10 spreads, the means are equal: Student's t calls every fourth."""
+    draw = rng(23)
+    failed = draw.random((4000, 5)) < 0.1
+    x = draw.normal(0, 0.3, failed.shape) + np.where(failed, 2.7, -0.3)
+    leads = [d for d in x if s.mean_interval(d).high < 0]
+    assert 0.2 < len(leads) / len(x) < 0.28
+    assert sum(s.robust_p(d) < 0.05 for d in leads) / len(x) < 0.05
+
+
+def test_robust_p_by_hand() -> None:
+    d = np.array([-0.06, -0.055, -0.065, -0.058, -0.061])
+    score = math.sqrt(5) * abs(d.mean()) / d.std(ddof=1)
+    law = stats.nct(4, math.sqrt(5) * 0.2 * 3)
+    assert s.robust_p(d, rate=0.2, spreads=3) == pytest.approx(law.sf(score) + law.cdf(-score))
+    assert s.robust_p(d) == s.robust_p(-d) < 0.01
+    assert s.robust_p(d, rate=0) == pytest.approx(s.mean_interval(d).p)
+    assert math.isnan(s.robust_p([0.1]))
+    assert (s.robust_p([0.1, 0.1]), s.robust_p([0.0, 0.0])) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("seeds", [2, 20, 50, 200])
+def test_robust_p_is_known_and_falls_with_the_lead(seeds: int) -> None:
+    noise = rng(seeds).normal(size=seeds)
+    found = [s.robust_p(lead + noise - noise.mean()) for lead in (0.0, 0.5, 1.5, 4.0, 50.0)]
+    assert all(0 <= p <= 1 for p in found)
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.1, -0.2, 0.0, 3.0, 0.2], [3]),
+        ([0.1, -0.2, 0.0, 0.3, 0.2], []),
+        (
+            [0.1, -0.1, 0.0, 9.0, 0.2, 0.05, -0.2, 8.0, 0.1],
+            [3, 7],
+        ),  # the one does not hide the other
+        ([0.1, 0.1, 0.1, 0.1, 0.2], [4]),
+        ([0.1, 0.1, 0.1, 0.1], []),
+        ([0.1, 0.1, 9.0], []),  # of three it cannot be told
+    ],
+)
+def test_outlying_values(values: list[float], expected: list[int]) -> None:
+    assert s.outlying(values) == expected
+
+
+@pytest.mark.parametrize("seeds", [5, 12])
+def test_outlying_values_are_seldom_seen_where_there_are_none(seeds: int) -> None:
+    share = np.mean([bool(s.outlying(x)) for x in rng(seeds).normal(size=(1500, seeds))])
+    assert share < 0.06 + 3 * math.sqrt(0.06 * 0.94 / 1500)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize("arms", [((-0.06, -0.03), (0.0, -0.10)), ((0.0, -0.04), (-0.05, 0.03))])
+def test_a_lead_under_the_same_plan_only_is_no_headline(arms: Any, seeds: int) -> None:
+    """Both arms at their own best: random weights lead, whatever one of the plans does to them."""
+    found = headline(rng(seeds), 1000, arms, seeds=seeds)
+    helps = {rule: np.mean(mean + half < 0) for rule, (mean, half, _) in found.items()}
+    assert helps["same plan"] > 0.5
+    assert max(helps["own"], helps["final"]) < 0.02
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_a_final_run_at_fresh_seeds_covers_what_was_chosen(seeds: int) -> None:
+    mean, half, truth = headline(rng(seeds), 4000, ((0.0, 0.01), (0.0, 0.01)), seeds=seeds)["final"]
+    assert np.mean(np.abs(mean - truth) <= half) == pytest.approx(0.95, abs=0.012)
 
 
 def test_late_slope_is_the_mean_of_the_seeds_slopes() -> None:

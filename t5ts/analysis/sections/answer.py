@@ -11,10 +11,8 @@ def answer(findings: Findings) -> Section:
     """Section 0: the other conditions and every comparison behind the answer."""
     section = Section(number=0, title="Answer", question="Does pretraining help here?")
     if len(findings.verdicts) > 1:
-        for text in findings.together:
-            section.say(text)
         section.tabulate(
-            "Every data set, task and amount of data; the verdict at the top is of"
+            "Every data set, task and amount of data; the pictures below show"
             f" {findings.main.condition.name}",
             ["condition", "verdict", "test loss, pretrained against random", "paired seeds"],
             [
@@ -55,7 +53,7 @@ def answer(findings: Findings) -> Section:
             f" {EFFECT_KEY}",
             "; ".join(
                 f"{c.pair.name}: {percent_interval(c.effect)}"
-                for _, c in questions(findings, "weights")
+                for _, c in questions(findings, "best", "weights")
             ),
         )
     return section

@@ -11,11 +11,11 @@ from t5ts.analysis.beside import (
 )
 from t5ts.analysis.document import Section
 from t5ts.analysis.judgement import (
+    ALIKE,
     CANNOT_TELL,
-    DOES_NOT,
-    TRANSFERS,
+    HIGHER,
+    LOWER,
     WITHHELD,
-    Comparison,
     Findings,
     Verdict,
 )
@@ -29,11 +29,18 @@ from t5ts.analysis.sections.common import (
     named,
     p_value,
     questions,
-    shows,
 )
 from t5ts.analysis.statistics import Estimate
 from t5ts.analysis.words import NONE, fixed, interval, percent_interval
 
+#: Whether a plan pays, by what its comparison shows.
+_PAYS = {
+    LOWER: "pays",
+    HIGHER: "costs",
+    ALIKE: "makes no difference that matters",
+    WITHHELD: "cannot be judged, since an invariant is broken",
+    CANNOT_TELL: "is not shown to pay or to cost",
+}
 #: The plans that staged unfreezing is compared with, in words.
 _PLANS = {"none": "full fine-tuning from the first step", "all": "an encoder that stays frozen"}
 
@@ -114,7 +121,7 @@ def _comparison_row(findings: Findings, one: Beside) -> tuple[str, ...]:
         KINDS[c.pair.kind],
         str(len(c.pair.seeds)),
         percent_interval(c.effect),
-        shows(c, findings.main.margin),
+        c.kind,
         percent_interval(one.beyond),
         *evidence(c),
     )
@@ -132,7 +139,7 @@ def lp_ft(findings: Findings, found: list[Beside]) -> list[str]:
     for members in groups.values():
         v, arm = members[0].verdict, members[0].comparison.pair.treatment
         parts = [
-            f"against {_PLANS[c.pair.control.freeze]} it {_pays(c, v.margin)}"
+            f"against {_PLANS[c.pair.control.freeze]} it {_PAYS[c.kind]}"
             f" (ood loss {percent_interval(c.effect)}; test loss"
             f" {percent_interval(c.pair.log_ratio('test_loss'))}; so the shift's own part is"
             f" {percent_interval(one.beyond)})"
@@ -145,17 +152,6 @@ def lp_ft(findings: Findings, found: list[Beside]) -> list[str]:
             f" {'; '.join(parts)}."
         )
     return said
-
-
-def _pays(c: Comparison, margin: float) -> str:
-    if c.kind == TRANSFERS:
-        return "pays"
-    if c.kind == DOES_NOT:
-        return "makes no difference that matters" if c.effect.within(margin) else "costs"
-    if c.kind == WITHHELD:
-        return "cannot be judged, since an invariant is broken"
-    assert c.kind == CANNOT_TELL
-    return "is not shown to pay or to cost"
 
 
 def add_shuffled_time(findings: Findings, section: Section) -> None:
@@ -186,7 +182,8 @@ def add_shuffled_time(findings: Findings, section: Section) -> None:
             percent_interval(more := beyond(c.pair, "shuffled_loss")),
             p_value(more.p),
         )
-        for v, c in questions(findings, "weights")
+        for v, c in questions(findings, "best", "weights")
+        if c.pair.treatment.freeze == c.pair.control.freeze
         if has(c.pair.treatment, "shuffled_loss") and has(c.pair.control, "shuffled_loss")
     ]
     if rows:

@@ -4,21 +4,15 @@ import math
 from collections.abc import Iterator
 
 from t5ts.analysis.arms import Arm
-from t5ts.analysis.judgement import (
-    CANNOT_TELL,
-    DOES_NOT,
-    TRANSFERS,
-    WITHHELD,
-    Comparison,
-    Findings,
-    Verdict,
-)
+from t5ts.analysis.judgement import Comparison, Findings, Verdict
 from t5ts.analysis.statistics import Estimate, mean_interval
-from t5ts.analysis.words import NONE, percent, probability
+from t5ts.analysis.words import NONE, percent_span, probability
 
 KINDS = {
-    "weights": "weights alone",
-    "control": "against a control",
+    "best": "each at its own best plan",
+    "control": "control, each at its own best plan",
+    "weights": "weights alone, one plan",
+    "same_plan": "control, one plan",
     "frozen_random": "against a frozen random encoder",
     "checkpoint": "another checkpoint",
     "freezing": "freezing plan",
@@ -62,17 +56,6 @@ def final(arm: Arm, metric: str) -> Estimate:
     return mean_interval([run.metric(metric) for run in runs])
 
 
-def shows(c: Comparison, margin: float) -> str:
-    """What a comparison shows, in the words of its question; `margin` does not matter."""
-    if c.pair.kind == "weights" or c.kind == WITHHELD:
-        return c.kind
-    if c.kind == TRANSFERS:
-        return "first arm better"
-    if c.kind == DOES_NOT:
-        return "no difference that matters" if c.effect.within(margin) else "first arm worse"
-    return CANNOT_TELL
-
-
 def p_value(p: float) -> str:
     """A p-value for a column; a dash where it is not known."""
     return NONE if not math.isfinite(p) else probability(p).removeprefix("= ")
@@ -87,9 +70,9 @@ def evidence(c: Comparison) -> list[str]:
     new, over_time = c.new_windows, c.over_time
     return [
         p_value(c.p_holm),
-        p_value(c.effect.p),
+        p_value(c.p_t),
         p_value(c.p_permutation),
-        NONE if new is None else f"[{percent(new.low)}, {percent(new.high)}]",
+        NONE if new is None else percent_span(new),
         NONE if over_time is None else p_value(over_time.p),
     ]
 

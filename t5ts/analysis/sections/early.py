@@ -43,7 +43,7 @@ def initial_performance(findings: Findings) -> Section:
                     for epoch in (0, 1)
                 ),
             )
-            for v, c in questions(findings, "weights", "control")
+            for v, c in questions(findings, "best", "control", "weights")
         ],
     )
     return section
@@ -57,7 +57,7 @@ def convergence(findings: Findings) -> Section:
         question="Does the pretrained arm get there in fewer steps?",
     )
     rows = []
-    for v, c in questions(findings, "weights", "control"):
+    for v, c in questions(findings, "best", "control", "weights"):
         s = effects.speed(c.pair)
         if s is None:
             continue

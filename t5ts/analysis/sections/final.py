@@ -8,13 +8,7 @@ import numpy as np
 from t5ts.analysis import effects
 from t5ts.analysis.arms import Arm
 from t5ts.analysis.document import Section
-from t5ts.analysis.judgement import (
-    CANNOT_TELL,
-    DOES_NOT,
-    TRANSFERS,
-    Findings,
-    Verdict,
-)
+from t5ts.analysis.judgement import ALIKE, CANNOT_TELL, HIGHER, LOWER, Findings, Verdict
 from t5ts.analysis.sections.beside import add_shift, add_shuffled_time
 from t5ts.analysis.sections.common import (
     EVIDENCE,
@@ -24,7 +18,6 @@ from t5ts.analysis.sections.common import (
     final,
     named,
     questions,
-    shows,
     val_at,
 )
 from t5ts.analysis.study import Run
@@ -96,7 +89,9 @@ def final_performance(findings: Findings) -> Section:
         rows,
     )
     section.tabulate(
-        "Comparisons of the test loss: change [95 % interval over paired seeds], and p-values",
+        "Comparisons of the test loss: the first arm's against the second's [95 % interval over"
+        " paired seeds, allowing for all comparisons of one question as p (Holm) does], what that"
+        " shows of the first, and p-values",
         [
             "pair",
             "question",
@@ -111,7 +106,7 @@ def final_performance(findings: Findings) -> Section:
                 KINDS[c.pair.kind],
                 str(len(c.pair.seeds)),
                 percent_interval(c.effect),
-                shows(c, v.margin),
+                c.kind,
                 *evidence(c),
             )
             for v, c in questions(findings, *KINDS)
@@ -119,7 +114,8 @@ def final_performance(findings: Findings) -> Section:
     )
     section.say(
         "p (t): paired t-test of the log-ratio; Holm adjusts it for all comparisons of one"
-        " question. The permutation test assumes least and cannot go below 2/2ⁿ with n seeds"
+        " question. The interval for new windows is the comparison's own, not adjusted."
+        " The permutation test assumes least and cannot go below 2/2ⁿ with n seeds"
         " (0.0625 with 5). Diebold–Mariano asks about time, not seeds: the seeds' mean losses on"
         " overlapping windows, with a variance that allows for their dependence. It is too sure"
         " where good and bad stretches last longer than about a fortieth of the test windows."
@@ -194,7 +190,7 @@ def hypotheses(v: Verdict) -> list[str]:
     if not shared or not pretrained:
         return []
     found = []
-    fair = [c for c in v.comparisons if c.pair.kind == "weights" and c.pair.seeds]
+    fair = [c for c in v.comparisons if c.pair.kind in ("best", "weights") and c.pair.seeds]
     other = [
         c
         for c in v.comparisons
@@ -213,8 +209,9 @@ def hypotheses(v: Verdict) -> list[str]:
         return found
     for c in fair:
         outcome = {
-            TRANSFERS: "supports “pretraining transfers” over “random initialisation does as well”",
-            DOES_NOT: "supports “random initialisation does as well” over “pretraining transfers”",
+            LOWER: "supports “pretraining transfers” over “random initialisation does as well”",
+            HIGHER: "supports “random initialisation does as well” over “pretraining transfers”",
+            ALIKE: "supports “random initialisation does as well” over “pretraining transfers”",
             CANNOT_TELL: "supports neither “pretraining transfers” nor “random does as well” yet",
         }.get(c.kind, "decides nothing: an invariant is broken")
         found.append(f"The fair arm: {c.pair.name}: {percent_interval(c.effect)}; this {outcome}.")
@@ -222,10 +219,10 @@ def hypotheses(v: Verdict) -> list[str]:
         is_staged = c.pair.kind == "freezing" and c.pair.treatment.init == "t5"
         if is_staged and c.pair.treatment.freeze == "staged" and c.pair.seeds:
             outcome = {
-                "first arm better": "supports freezing first",
-                "first arm worse": "speaks against freezing first",
-                "no difference that matters": "freezing first makes no difference that matters",
-            }.get(shows(c, v.margin), "does not decide whether freezing first helps")
+                LOWER: "supports freezing first",
+                HIGHER: "speaks against freezing first",
+                ALIKE: "shows no difference that matters",
+            }.get(c.kind, "does not decide whether freezing first helps")
             found.append(
                 f"Freezing first: {c.pair.name}: {percent_interval(c.effect)}; this {outcome}."
             )

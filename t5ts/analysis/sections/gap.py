@@ -18,7 +18,7 @@ def gap_over_time(findings: Findings) -> Section:
         question="Does random initialisation catch up, and what is pretraining worth in data?",
     )
     rows = []
-    for v, c in questions(findings, "weights"):
+    for v, c in questions(findings, "best", "weights"):
         g = effects.gap(c.pair)
         if g is None:
             continue
@@ -67,35 +67,46 @@ def _catches_up(g: effects.Gap) -> str:
 
 
 def _transferred(findings: Findings, section: Section) -> None:
-    """Effective data transferred, where one series was trained on several fractions of it."""
+    """Effective data transferred, where one series was trained on several fractions of it.
+
+    At each fraction both weights are at their own best plan there.
+    """
     by_series: dict[tuple[str, str], list[tuple[float, Pair]]] = {}
     for v in findings.verdicts:
-        if v.main is None or not v.main.pair.seeds:
-            continue
         rest = {k: x for k, x in v.condition.config.items() if k != "data.fraction"}
-        named = f"{v.main.pair.name} on {rest['data.name']}"
-        key = (named, str(sorted(rest.items())))
-        windows = v.main.pair.treatment.runs[0].provenance.get("windows") or {}
-        if windows.get("train"):
-            by_series.setdefault(key, []).append((float(windows["train"]), v.main.pair))
+        for c in v.comparisons:
+            windows = c.pair.treatment.runs[0].provenance.get("windows") or {}
+            if c.pair.kind == "best" and windows.get("train"):
+                key = (
+                    f"{c.pair.treatment.backbone} on {rest['data.name']}",
+                    str(sorted(rest.items())),
+                )
+                by_series.setdefault(key, []).append((float(windows["train"]), c.pair))
     for (name, _), entries in by_series.items():
+        if len(entries) < 2:
+            continue
         by_size = sorted(entries, key=lambda entry: entry[0])
         found = effects.effective_data_transferred(by_size)
         if not found:
+            section.say(
+                f"Effective data transferred ({name}): no seed is finished at all"
+                f" {len(entries)} fractions by both weights' best settings."
+            )
             continue
         section.tabulate(
-            f"Effective data transferred ({name}): how much data the random arm needs"
-            " for the pretrained arm's test loss (Hernandez et al. 2021)",
-            ["training windows", "worth to the random arm", "multiplier", "extra windows"],
+            f"Effective data transferred ({name}): how much data random weights need for the"
+            " pretrained arm's test loss, each at its own best plan (Hernandez et al. 2021)",
+            ["training windows", "pair", "worth to random weights", "multiplier", "extra windows"],
             [
                 (
                     f"{t.windows:,.0f}",
+                    pair.name,
                     f"more than {by_size[-1][0]:,.0f}"
                     if math.isinf(t.equivalent)
                     else f"{t.equivalent:,.0f}",
                     factor(t.multiplier) if t.multiplier.count else "beyond what was measured",
                     NONE if math.isinf(t.equivalent) else f"{t.equivalent - t.windows:,.0f}",
                 )
-                for t in found
+                for t, (_, pair) in zip(found, by_size, strict=True)
             ],
         )

@@ -22,7 +22,9 @@ def validity(findings: Findings) -> Section:
             [(c.name, c.status, c.detail) for c in v.checks],
             broken={i for i, c in enumerate(v.checks) if c.status == BROKEN},
         )
-    for v, c in questions(findings, "control", "checkpoint"):
+    for v, c in questions(findings, "control", "weights", "same_plan", "checkpoint"):
+        if c.pair.kind in ("weights", "same_plan") and not c.broken:
+            continue
         section.tabulate(
             f"Invariants of {named(findings, v, c.pair.name)}",
             ["invariant", "status", "evidence"],
@@ -47,13 +49,23 @@ def validity(findings: Findings) -> Section:
     )
     section.tabulate(
         "Tuning budget",
-        ["arm", "settings tried", "runs", "seeds of the best", "epochs trained", "epochs asked"],
+        [
+            "arm",
+            "settings tried",
+            "trials",
+            "seeds of the best",
+            "pruned",
+            "failed",
+            "epochs trained",
+            "epochs asked",
+        ],
         [
             (
                 named(findings, v, arm.name),
                 str(arm.tried),
-                str(len(arm.runs)),
+                str(arm.trials),
                 str(len(arm.best.finished)) if arm.best else "0",
+                *(str(sum(r.state == state for r in arm.runs)) for state in ("pruned", "failed")),
                 f"{arm.epochs_trained:,}",
                 f"{sum(int(r.config['train.epochs']) for r in arm.runs):,}",
             )
