@@ -298,6 +298,14 @@ def test_robust_p_by_hand() -> None:
     assert (s.robust_p([0.1, 0.1]), s.robust_p([0.0, 0.0])) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("failed", [1, 2, 3])
+@pytest.mark.parametrize("seeds", [4, 5, 6, 10, 30])
+def test_a_few_failed_seeds_carry_no_verdict(seeds: int, failed: int) -> None:
+    x = 1e-6 * rng().normal(size=seeds)
+    x[:failed] += 1
+    assert not s.mean_interval(x).excludes_zero()
+
+
 @pytest.mark.parametrize("seeds", [2, 20, 50, 200])
 def test_robust_p_is_known_and_falls_with_the_lead(seeds: int) -> None:
     noise = rng(seeds).normal(size=seeds)
