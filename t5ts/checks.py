@@ -81,7 +81,7 @@ def _parsed(line: str) -> Override:
         return OverridesParser.create().parse_overrides([line])[0]
     except HydraException as error:
         key, _, value = line.partition("=")
-        hint = f"write it as \"{key}='{value}'\"" if key and value else "write KEY=VALUE"
+        hint = f"quote the text in it, as in \"{key}='{value}'\"" if value else "write KEY=VALUE"
         cause = str(error.__cause__ or error).splitlines()[0]
         raise ConfigError(
             f"{line} does not fit Hydra's grammar ({cause}): {hint}"
@@ -135,16 +135,13 @@ class CheckFirst(Callback):
 
     def on_run_start(self, config: DictConfig, **_kwargs: Any) -> None:
         """Check the one run."""
-        own = config.copy()
-        with open_dict(own):
-            del own["hydra"]
         try:
-            check(from_hydra(own))
+            check(_own(config))
         except ConfigError as error:
             _refuse(error)
 
     def on_multirun_start(self, config: DictConfig, **_kwargs: Any) -> None:
-        """Refuse intervals on Hydra's own grid; each job is checked before it starts."""
+        """Refuse intervals on Hydra's own grid, and values that no job could have."""
         if "BasicSweeper" not in str(config.hydra.sweeper.get("_target_")):
             return
         for line in config.hydra.overrides.task:
@@ -153,6 +150,19 @@ class CheckFirst(Callback):
                     f"{line}: Hydra's grid has no values for an interval; sample it with the"
                     " sweeper (add hydra/sweeper=t5ts), or name values (A,B,C or range(A,B,STEP))."
                 )
+        try:
+            common = _own(config)
+        except ConfigError:
+            return  # not complete without what is swept; each job is checked before it starts
+        if problems := list(_structure_problems(common)) or list(_field_problems(common)):
+            _refuse("\n".join(problems))
+
+
+def _own(config: DictConfig) -> Config:
+    own = config.copy()
+    with open_dict(own):
+        del own["hydra"]
+    return from_hydra(own)
 
 
 def _refuse(why: object) -> None:

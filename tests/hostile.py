@@ -142,6 +142,8 @@ HOSTILE = [
     ("--cfg job --resolve seed=${nope}", "nope"),
     ("--cfg job +optimizer=sgd", "optim"),
     ("--multirun init=nope,t5", "init"),
+    ("--multirun train.precision=nan seed=0,1", "train.precision"),
+    ("--multirun optim.lr=nan", "optim.lr"),
 ]  # fmt: skip
 
 #: Values that are refused together: every key must be named in the one message.
