@@ -29,7 +29,7 @@ from t5ts.model.t5_encoder import T5Encoder
 from t5ts.model.weights import LoadReport, encoder_state, read_architecture, state_digest
 from t5ts.optim import OptimSettings, PlannedOptimizer
 from t5ts.reconstruct import Reconstruct
-from t5ts.schedule import forecaster_plan, start_step
+from t5ts.schedule import forecaster_plan, start_step, within_run
 from t5ts.task import Forecast, Task
 
 #: Windows of a dry run's epoch and evaluation, in batches.
@@ -392,9 +392,13 @@ def t5_architecture(backbone: T5Backbone) -> T5Architecture:
 def build_optimizer(
     config: Config, model: Forecaster, *, steps_per_epoch: int, total_steps: int
 ) -> PlannedOptimizer:
-    """The optimizer that follows the freezing plan."""
+    """The optimizer that follows the freezing plan.
+
+    Raises:
+        ConfigError: if the encoder is to train later, and the run ends before.
+    """
     optim, freeze = config.optim, config.freeze
-    rules = forecaster_plan(
+    planned = forecaster_plan(
         num_blocks=model.encoder.num_blocks,
         unfreeze_epoch=freeze.unfreeze_epoch,
         order=freeze.order,
@@ -404,6 +408,13 @@ def build_optimizer(
         encoder_lr_scale=optim.encoder_lr_scale,
         layer_decay=optim.layer_decay,
     )
+    rules = within_run(planned, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+    is_staged = any(rule.start_epoch for rule in planned)
+    if is_staged and not (config.debug.fast_dev_run or any(rule.start_epoch for rule in rules)):
+        raise ConfigError(
+            f"freeze.unfreeze_epoch={freeze.unfreeze_epoch} rounds to the end of the run (step"
+            f" {total_steps} of {total_steps}): unfreeze earlier, train longer, or use freeze=all."
+        )
     return PlannedOptimizer(
         model.named_parameters(),
         rules=rules,

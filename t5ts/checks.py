@@ -1,61 +1,174 @@
-"""Impossible configurations: ranges, choices and pairs, refused before any work starts."""
+"""Impossible configurations, refused before any work starts: keys, ranges, choices and pairs."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, open_dict
 
 from t5ts.config import (
     CONF,
-    OBJECTIVES,
+    SCHEMAS,
     Config,
     ForecastTask,
     LinearBackbone,
     ReconstructTask,
+    SharedBackbone,
     SyntheticData,
     T5Backbone,
+    from_hydra,
 )
 from t5ts.errors import ConfigError
 
-INITS = ("random", "t5", "matched", "shuffled")
-ORDERS = ("all_at_once", "top_down", "bottom_up")
-CHANNELS = ("independent", "mixing")
-SCALES = ("none", "div_sqrt_d", "mul_sqrt_d", "match_embedding")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-DEVICES = ("auto", "cpu", "cuda")
-SCHEDULES = ("cosine", "constant")
-ALGORITHMS = ("adamw", "adamw_rms")
-TRACKERS = ("wandb", "none")
-TRACKER_MODES = ("auto", "online", "offline")
-NORMALIZERS = ("instance", "none")
-MASKS = ("token", "value")
+#: What a command may take out of the configuration (`~arm`): groups that need no option.
+REMOVABLE = ("arm", "experiment", "data@ood", "ood")
+#: Hydra's directories, without which a run would write into the working directory.
+DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse a group's option that does not exist, before Hydra meets it.
+    """Refuse what can be refused by looking at the command line alone.
 
-    Hydra's own message is a traceback where the option looks like a number (`backbone=0`).
+    A key that no schema has is refused with `+` too, which Hydra would add and nothing would read.
 
     Args:
-        arguments: The command line; flags and keys that are no group are left to Hydra.
+        arguments: The command line; flags are left to Hydra, as are its own keys.
 
     Raises:
-        ConfigError: naming group, option and the allowed options.
+        ConfigError: naming the key and what is allowed.
     """
-    groups = {folder.name: folder for folder in CONF.iterdir() if folder.name != "hydra"}
-    for argument in arguments:
-        key, _, value = argument.partition("=")
+    flags = [part for argument in arguments for part in argument.split("=", 1)]
+    own = [Path(value) for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
+    for line in arguments:
+        if line.startswith("-") or not ("=" in line or line.startswith("~")):
+            continue  # a flag or its value; a word that is neither is Hydra's to refuse
+        override = _parsed(line)
+        key = override.get_key_element().lstrip("+~")
         group = key.partition("@")[0]  # data@ood=…: an option of data, in the place of ood
-        if group not in groups or not groups[group].is_dir():
-            continue
-        options = sorted(path.stem for path in groups[group].glob("*.yaml"))
-        asked = [option.strip(" '\"[]") for option in value.split(",")]
-        is_plain = "(" not in value and "$" not in value  # choice(…), glob(…), ${…}: Hydra's own
-        unknown = [option for option in asked if option not in options]
-        if is_plain and unknown:
+        if override.is_delete() and not key.startswith("hydra.") and key not in REMOVABLE:
+            if key not in (*groups, "hydra"):
+                _check_key(key, groups)
             raise ConfigError(
-                f"{key}={','.join(unknown)} does not exist; allowed: {', '.join(options)}"
-                f"{f', or ~{key} for none' if '@' in key else ''}."
+                f"{line}: a run cannot do without {key}, so it cannot be removed; leave it out of"
+                " the command for its default, or give it another value."
             )
+        if group in groups:
+            options = sorted(p.stem for tree in (CONF, *own) for p in (tree / group).glob("*.yaml"))
+            unknown = [option for option in _options(override) if option not in options]
+            if unknown:
+                raise ConfigError(
+                    f"{key}={','.join(unknown)} does not exist; allowed: {', '.join(options)}"
+                    f"{f', or ~{key} for none' if '@' in key else ''}."
+                )
+        elif not key.startswith(("hydra.", "hydra/")):
+            _check_key(key or line, groups)
+        elif key in DIRECTORIES and override.value() in (None, ""):
+            raise ConfigError(f"{line}: allowed: a directory's path.")
+
+
+def _parsed(line: str) -> Override:
+    try:
+        return OverridesParser.create().parse_overrides([line])[0]
+    except HydraException as error:
+        key, _, value = line.partition("=")
+        hint = f"quote the text in it, as in \"{key}='{value}'\"" if value else "write KEY=VALUE"
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(
+            f"{line} does not fit Hydra's grammar ({cause}): {hint}"
+            f"{', or give the whole path instead of ~' if value.startswith('~') else ''}."
+        ) from error
+
+
+def _options(override: Override) -> list[str]:
+    """The options that an override names; none where Hydra is to find them (`glob(*)`, `${…}`)."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        named: list[Any] = [x.text if isinstance(x, QuotedString) else x for x in value.list]
+    else:
+        named = [] if override.is_delete() or override.is_sweep_override() else [value]
+    texts = ["null" if option is None else str(option) for option in named]
+    return [text for text in texts if "${" not in text]
+
+
+def _check_key(key: str, groups: Iterable[str]) -> None:
+    """Refuse a key that no schema has, and name the nearest one that there is."""
+    known = {*groups, *(f.name for f in fields(Config))}
+    for top in fields(Config):
+        schemas = SCHEMAS.get("data" if top.name == "ood" else top.name, {"": top.type})
+        for schema in schemas.values():
+            if is_dataclass(schema):
+                known |= {f"{top.name}.{f.name}" for f in fields(schema)}
+    if key in known:
+        return
+    near = max(sorted(known), key=lambda other: _likeness(key, other))
+    hint = f" Did you mean {near}?" if _likeness(key, near) >= 0.6 else ""
+    raise ConfigError(f"{key} is not a setting.{hint} --help explains what there is.")
+
+
+def _likeness(key: str, other: str) -> float:
+    """From 0 to 1; 1 for initials (lr for learning_rate). A key without a group fits any."""
+
+    def alike(a: str, b: str) -> float:
+        for long, short in ((a, b), (b, a)):
+            if "_" in long and short == "".join(word[:1] for word in long.split("_")):
+                return 1.0
+        return SequenceMatcher(None, a, b).ratio()
+
+    parts, others = key.split(".")[::-1], other.split(".")[::-1]
+    levels = [alike(a, b) for a, b in zip(parts, others, strict=False)]
+    levels += [0.0] * max(0, len(parts) - len(others))
+    return max(sum(levels) / len(levels), alike(key, other))
+
+
+class CheckFirst(Callback):
+    """Hydra's callback: an impossible configuration is refused before it gets a directory."""
+
+    def on_run_start(self, config: DictConfig, **_kwargs: Any) -> None:
+        """Check the one run."""
+        try:
+            check(_own(config))
+        except ConfigError as error:
+            _refuse(error)
+
+    def on_multirun_start(self, config: DictConfig, **_kwargs: Any) -> None:
+        """Refuse intervals on Hydra's own grid, and values that no job could have."""
+        if "BasicSweeper" not in str(config.hydra.sweeper.get("_target_")):
+            return
+        for line in config.hydra.overrides.task:
+            if _parsed(line).is_interval_sweep():
+                _refuse(
+                    f"{line}: Hydra's grid has no values for an interval; sample it with the"
+                    " sweeper (add hydra/sweeper=t5ts), or name values (A,B,C or range(A,B,STEP))."
+                )
+        try:
+            common = _own(config)
+        except ConfigError:
+            return  # not complete without what is swept; each job is checked before it starts
+        if problems := list(_structure_problems(common)) or list(_field_problems(common)):
+            _refuse("\n".join(problems))
+
+
+def _own(config: DictConfig) -> Config:
+    own = config.copy()
+    with open_dict(own):
+        del own["hydra"]
+    return from_hydra(own)
+
+
+def _refuse(why: object) -> None:
+    # Hydra turns a callback's exceptions into warnings.
+    print(f"t5ts: {why}", file=sys.stderr)
+    sys.exit(2)
 
 
 def check(config: Config) -> None:
@@ -64,143 +177,41 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: one line for each problem, naming the keys and the way out.
     """
-    problems = [
-        *_range_problems(config),
-        *_choice_problems(config),
-        *_pair_problems(config),
-        *_claim_problems(config),
-    ]
+    problems = list(_structure_problems(config))
+    if not problems:  # else the pairs could not be read
+        problems = [*_field_problems(config), *_pair_problems(config), *_claim_problems(config)]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def _range_problems(config: Config) -> list[str]:
-    """Numbers out of their range: (key, value, holds, what is allowed)."""
-    train, optim, patch, freeze, data = (
-        config.train,
-        config.optim,
-        config.patch,
-        config.freeze,
-        config.data,
-    )
-    rules: list[tuple[str, Any, bool, str]] = [
-        ("seed", config.seed, config.seed >= 0, "a whole number, 0 or more"),
-        ("seq_len", config.seq_len, config.seq_len >= 1, "1 or more"),
-        ("horizon", config.horizon, config.horizon is None or config.horizon >= 1, "1 or more"),
-        ("patch.patch_len", patch.patch_len, patch.patch_len >= 1, "1 or more"),
-        ("patch.stride", patch.stride, patch.stride is None or patch.stride >= 1, "1 or more"),
-        ("data.fraction", data.fraction, 0 < data.fraction <= 1, "above 0, at most 1"),
-        (
-            "data.windows_per_epoch",
-            data.windows_per_epoch,
-            data.windows_per_epoch is None or data.windows_per_epoch >= 1,
-            "null or 1 or more",
-        ),
-        ("backbone.dropout", config.backbone.dropout, 0 <= config.backbone.dropout < 1, "[0, 1)"),
-        ("init.factor", config.init.factor, config.init.factor > 0, "above 0"),
-        (
-            "freeze.unfreeze_epoch",
-            freeze.unfreeze_epoch,
-            freeze.unfreeze_epoch is None or freeze.unfreeze_epoch >= 0,
-            "null (never) or 0 or more",
-        ),
-        ("freeze.blocks_per_stage", freeze.blocks_per_stage, freeze.blocks_per_stage >= 1, "1…"),
-        ("freeze.epochs_per_stage", freeze.epochs_per_stage, freeze.epochs_per_stage > 0, "> 0"),
-        ("freeze.rewarmup_epochs", freeze.rewarmup_epochs, freeze.rewarmup_epochs >= 0, "0…"),
-        ("optim.lr", optim.lr, optim.lr > 0, "above 0"),
-        ("optim.encoder_lr_scale", optim.encoder_lr_scale, optim.encoder_lr_scale > 0, "above 0"),
-        ("optim.layer_decay", optim.layer_decay, 0 < optim.layer_decay <= 1, "above 0, at most 1"),
-        ("optim.warmup_epochs", optim.warmup_epochs, optim.warmup_epochs >= 0, "0 or more"),
-        ("optim.min_lr_ratio", optim.min_lr_ratio, 0 <= optim.min_lr_ratio <= 1, "0 to 1"),
-        ("optim.weight_decay", optim.weight_decay, optim.weight_decay >= 0, "0 or more"),
-        (
-            "optim.clip_norm",
-            optim.clip_norm,
-            optim.clip_norm is None or optim.clip_norm > 0,
-            "null (no clipping) or above 0",
-        ),
-        ("optim.beta1", optim.beta1, 0 <= optim.beta1 < 1, "[0, 1)"),
-        ("optim.beta2", optim.beta2, 0 <= optim.beta2 < 1, "[0, 1)"),
-        ("optim.eps", optim.eps, optim.eps > 0, "above 0"),
-        *(
-            (f"train.{key}", getattr(train, key), getattr(train, key) >= 1, "1 or more")
-            for key in (
-                "epochs",
-                "batch_size",
-                "eval_batch_size",
-                "grad_accumulation",
-                "eval_every_epochs",
-                "log_every",
-                "probe_every",
-            )
-        ),
-        ("train.threads", train.threads, train.threads is None or train.threads >= 1, "null or 1…"),
-        (
-            "train.checkpoint_every_s",
-            train.checkpoint_every_s,
-            train.checkpoint_every_s > 0,
-            "above 0 (seconds)",
-        ),
-        ("train.reuse_max_gb", train.reuse_max_gb, train.reuse_max_gb > 0, "above 0 (GiB)"),
-        (
-            "train.reuse_dir",
-            repr(train.reuse_dir),
-            train.reuse_dir != "",
-            "a folder, or null (off)",
-        ),
-        (
-            "debug.overfit_windows",
-            config.debug.overfit_windows,
-            config.debug.overfit_windows is None or config.debug.overfit_windows >= 1,
-            "null or 1 or more",
-        ),
-        *_reconstruct_ranges(config),
-    ]
-    return [
-        f"{key}={value} is out of range; allowed: {allowed}."
-        for key, value, holds, allowed in rules
-        if not holds
-    ]
+def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
+    """Keys that the schema lacks: YAML or a `+` on the command line has added them."""
+    for key in vars(node).keys() - {f.name for f in fields(node)}:
+        try:
+            _check_key(f"{prefix}{key}", ())
+        except ConfigError as error:
+            yield str(error)
+        else:
+            yield f"{prefix}{key} is not a setting of this option."
+    for f in fields(node):
+        value = getattr(node, f.name)
+        if (is_dataclass(f.type) or isinstance(value, dict)) and not is_dataclass(value):
+            yield f"{f.name}={value}: choose an option of this group ({f.name}=NAME)."
+        if is_dataclass(value):
+            yield from _structure_problems(value, f"{f.name}.")
 
 
-def _reconstruct_ranges(config: Config) -> list[tuple[str, Any, bool, str]]:
-    task = config.task
-    if not isinstance(task, ReconstructTask):
-        return []
-    return [
-        ("task.ratio", task.ratio, 0 < task.ratio < 1, "above 0, below 1"),
-        ("task.min_len", task.min_len, task.min_len >= 1, "1 or more"),
-        (
-            "task.max_len",
-            task.max_len,
-            task.min_len <= task.max_len < config.seq_len,
-            f"from task.min_len={task.min_len} to seq_len − 1 = {config.seq_len - 1}",
-        ),
-    ]
-
-
-def _choice_problems(config: Config) -> list[str]:
-    masks = [config.task.mask] if isinstance(config.task, ReconstructTask) else []
-    choices = (
-        *(("task.mask", mask, MASKS) for mask in masks),
-        ("objective", config.objective, tuple(OBJECTIVES)),
-        ("init.name", config.init.name, INITS),
-        ("freeze.order", config.freeze.order, ORDERS),
-        ("patch.channels", config.patch.channels, CHANNELS),
-        ("patch.scale", config.patch.scale, SCALES),
-        ("normalize.name", config.normalize.name, NORMALIZERS),
-        ("optim.algorithm", config.optim.algorithm, ALGORITHMS),
-        ("optim.schedule", config.optim.schedule, SCHEDULES),
-        ("train.precision", config.train.precision, PRECISIONS),
-        ("train.device", config.train.device, DEVICES),
-        ("tracker.name", config.tracker.name, TRACKERS),
-        ("tracker.mode", config.tracker.mode, TRACKER_MODES),
-    )
-    return [
-        f"{key}={value} is not known; allowed: {', '.join(allowed)}."
-        for key, value, allowed in choices
-        if value not in allowed
-    ]
+def _field_problems(node: Any, prefix: str = "") -> Iterator[str]:
+    """Values outside what stands beside their fields."""
+    for f in fields(node):
+        value, allowed = getattr(node, f.name), f.metadata.get("allowed")
+        if is_dataclass(value):
+            yield from _field_problems(value, f"{f.name}.")
+        elif allowed is not None and value is not None:
+            elements = value if isinstance(value, list) else [value]
+            if not all(allowed.holds(element) for element in elements):
+                shown = value if value != "" else "''"
+                yield f"{prefix}{f.name}={shown} is not allowed; allowed: {allowed.words}."
 
 
 def _pair_problems(config: Config) -> list[str]:
@@ -212,7 +223,36 @@ def _pair_problems(config: Config) -> list[str]:
     ood = config.ood
     stride = patch.patch_len if patch.stride is None else patch.stride
     unfreezes_late = freeze.unfreeze_epoch is not None and freeze.unfreeze_epoch > 0
+    full = None if t5 is None else t5.full_params
     rules: list[tuple[bool, str]] = [
+        (
+            full is not None and (len(full) != 2 or full[0] > full[1]),
+            f"backbone.full_params={full} must be [LEAST, MOST], in that order.",
+        ),
+        (
+            isinstance(backbone, SharedBackbone)
+            and bool(backbone.d_model % 2 or backbone.d_model % max(1, backbone.num_heads)),
+            f"backbone.d_model={getattr(backbone, 'd_model', None)} must be even and a multiple of"
+            f" backbone.num_heads={getattr(backbone, 'num_heads', None)}.",
+        ),
+        (
+            reconstruct is not None
+            and not reconstruct.min_len <= reconstruct.max_len < config.seq_len,
+            f"task.max_len={getattr(reconstruct, 'max_len', None)} is not allowed; allowed: from"
+            f" task.min_len={getattr(reconstruct, 'min_len', None)} to seq_len − 1 ="
+            f" {config.seq_len - 1}.",
+        ),
+        *(
+            (
+                epochs > train.epochs,
+                f"{key}={epochs} is longer than the run (train.epochs={train.epochs}): shorten it,"
+                " or train longer.",
+            )
+            for key, epochs in (
+                ("optim.warmup_epochs", config.optim.warmup_epochs),
+                ("freeze.rewarmup_epochs", freeze.rewarmup_epochs),
+            )
+        ),
         (
             config.init.name != "random" and t5 is None,
             f"init={config.init.name} needs a T5 checkpoint, and backbone={backbone.name} has none:"

@@ -1,13 +1,15 @@
-"""The configuration's types and checks: YAML holds the values, these classes hold what may be.
+"""The configuration's types and ranges: YAML holds the values, these classes hold what may be.
 
 `conf/config.yaml` is the table of contents. Hydra composes it over these dataclasses, so that a
-typo or a wrong type is refused before any work starts; `t5ts.checks` refuses impossible pairs.
+typo or a wrong type is refused before any work starts. Each number has a finite range beside it,
+each word its choices or its form; `t5ts.checks` applies them and refuses impossible pairs.
 Below `t5ts.build` nothing sees a config: functions take plain values.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from t5ts.errors import ConfigError
 
@@ -45,42 +48,104 @@ NOT_IDENTITY = (
 MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False}
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """What a field (of a list: each element) may hold.
+
+    Attributes:
+        words: The same for the user.
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _field(default: Any, allowed: Allowed) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"allowed": allowed})
+    return field(default=default, metadata={"allowed": allowed})
+
+
+def number(default: Any, interval: str) -> Any:
+    """A field for numbers in an interval, written as in mathematics: `(0, 1]` is above 0."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above, below = interval[0] == "(", interval[-1] == ")"
+    return _field(
+        default,
+        Allowed(
+            holds=lambda x: (low < x if above else low <= x) and (x < high if below else x <= high),
+            words=f"{'above' if above else 'at least'} {low:.9g},"
+            f" {'below' if below else 'at most'} {high:.9g}",
+        ),
+    )
+
+
+def choice(default: str, *options: str) -> Any:
+    """A field for one of these words."""
+    return _field(default, Allowed(holds=lambda text: text in options, words=", ".join(options)))
+
+
+def named(default: Any = MISSING) -> Any:
+    """A field for a name, which becomes a part of paths."""
+    form = re.compile(r"(?!.*\.\.)\w[\w .,+@=()-]{0,99}")
+    words = "a name of up to 100 letters, digits and any of . , + - @ = ( ), without '..'"
+    return _field(default, Allowed(holds=lambda text: bool(form.fullmatch(text)), words=words))
+
+
+def text(default: Any = MISSING) -> Any:
+    """A field for a path or another text that must not be empty."""
+    return _field(default, Allowed(holds=lambda text: bool(text.strip()), words="text, not empty"))
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        return re.compile(text).search("") is None
+    except re.error:
+        return False
+
+
+def pattern(default: list[str]) -> Any:
+    """A field for regular expressions that do not match everything."""
+    words = "a regular expression that does not match the empty text"
+    return _field(default, Allowed(holds=_is_pattern, words=words))
+
+
 @dataclass(kw_only=True)
 class BackboneConfig:
     """Which encoder. Subclasses say what an architecture of that kind needs."""
 
-    name: str = MISSING
-    dropout: float = 0.1
+    name: str = named()
+    dropout: float = number(0.1, "[0, 1)")
 
 
 @dataclass(kw_only=True)
 class T5Backbone(BackboneConfig):
     """A T5 encoder; sizes in the words of T5's `config.json`, null = read `path`'s config.json."""
 
-    hub_id: str | None = None
-    revision: str = "main"
-    path: str | None = None  # a folder, or packaged:NAME for a checkpoint that comes with t5ts
-    sha256: str | None = None  # of the weight file, where it is fixed
+    hub_id: str | None = text(None)
+    revision: str = text("main")
+    path: str | None = text(None)  # a folder, or packaged:NAME
+    sha256: str | None = text(None)  # of the weight file, where it is fixed
     licence: str = ""
-    full_params: list[int] | None = None  # [least, most] parameters of the full checkpoint
-    embedding_rms: float | None = None  # RMS of the checkpoint's token embeddings, when known
-    d_model: int | None = None
-    d_ff: int | None = None
-    d_kv: int | None = None
-    num_layers: int | None = None
-    num_heads: int | None = None
-    vocab_size: int = 32128
-    feed_forward_proj: str = "relu"
+    full_params: list[int] | None = number(None, "[1, 1e12]")  # [least, most], all parts
+    embedding_rms: float | None = number(None, "(0, 1e6]")  # of its token embeddings
+    d_model: int | None = number(None, "[1, 1e5]")
+    d_ff: int | None = number(None, "[1, 1e6]")
+    d_kv: int | None = number(None, "[1, 1e5]")
+    num_layers: int | None = number(None, "[1, 1000]")
+    num_heads: int | None = number(None, "[1, 1e4]")
+    vocab_size: int = number(32128, "[1, 1e7]")
+    feed_forward_proj: str = choice("relu", "relu", "gated-gelu")
 
 
 @dataclass(kw_only=True)
 class SharedBackbone(BackboneConfig):
     """The lab log's light baseline: a depthwise-convolution stem and post-norm layers."""
 
-    d_model: int = 128
-    d_ff: int = 512
-    num_layers: int = 4
-    num_heads: int = 4
+    d_model: int = number(128, "[2, 1e5]")
+    d_ff: int = number(512, "[1, 1e6]")
+    num_layers: int = number(4, "[1, 1000]")
+    num_heads: int = number(4, "[1, 1e4]")
     stem: bool = True
     norm_first: bool = False  # pre-norm layers, without a norm between tokens and head
 
@@ -94,8 +159,8 @@ class LinearBackbone(BackboneConfig):
 class InitConfig:
     """Where the encoder's weights come from."""
 
-    name: str = MISSING
-    factor: float = 1.0  # of T5's init law: 1.0 is transformers' default, 0.05 Chronos's
+    name: str = choice(MISSING, "random", "t5", "matched", "shuffled")
+    factor: float = number(1.0, "(0, 1000]")  # of T5's init law; Chronos has 0.05
     scale_norms: bool = False  # whether `factor` also scales the LayerNorm weights (HF does)
 
 
@@ -103,13 +168,13 @@ class InitConfig:
 class FreezeConfig:
     """When which part of the encoder trains."""
 
-    name: str = MISSING
-    unfreeze_epoch: float | None = 0.0  # 0 = from the start, null = never; fractions allowed
-    order: str = "all_at_once"
-    blocks_per_stage: int = 1
-    epochs_per_stage: float = 1.0
-    rewarmup_epochs: float = 0.0  # what a stage unfreezes warms up over so many epochs
-    always: list[str] = field(default_factory=list)  # regexes that train from the first step
+    name: str = choice(MISSING, "none", "all", "norms", "staged")
+    unfreeze_epoch: float | None = number(0.0, "[0, 1e5]")  # null = never
+    order: str = choice("all_at_once", "all_at_once", "top_down", "bottom_up")
+    blocks_per_stage: int = number(1, "[1, 1000]")
+    epochs_per_stage: float = number(1.0, "(0, 1e5]")
+    rewarmup_epochs: float = number(0.0, "[0, 1e5]")  # of what a stage unfreezes
+    always: list[str] = pattern([])  # regexes that train from the first step
     eval_mode: bool = False  # dropout off in what is wholly frozen
 
 
@@ -117,19 +182,19 @@ class FreezeConfig:
 class PatchConfig:
     """How a window becomes tokens."""
 
-    name: str = MISSING
-    patch_len: int = 32
-    stride: int | None = None  # null = patch_len
-    channels: str = "independent"
+    name: str = named()
+    patch_len: int = number(32, "[1, 1e6]")
+    stride: int | None = number(None, "[1, 1e6]")  # null = patch_len
+    channels: str = choice("independent", "independent", "mixing")
     norm: bool = True
-    scale: str = "mul_sqrt_d"
+    scale: str = choice("mul_sqrt_d", "none", "div_sqrt_d", "mul_sqrt_d", "match_embedding")
 
 
 @dataclass(kw_only=True)
 class TaskConfig:
     """What is predicted from what. Subclasses say what a task of that kind needs."""
 
-    name: str = MISSING
+    name: str = named()
 
 
 @dataclass(kw_only=True)
@@ -141,10 +206,10 @@ class ForecastTask(TaskConfig):
 class ReconstructTask(TaskConfig):
     """Masked spans of the window."""
 
-    ratio: float = 0.15
-    min_len: int = 3
-    max_len: int = 10
-    mask: str = "token"
+    ratio: float = number(0.15, "(0, 1)")
+    min_len: int = number(3, "[1, 1e6]")
+    max_len: int = number(10, "[1, 1e6]")
+    mask: str = choice("token", "token", "value")
 
 
 @dataclass(kw_only=True)
@@ -155,137 +220,141 @@ class DataConfig:
     """
 
     _target_: str = MISSING
-    name: str = MISSING
-    fraction: float = 1.0
-    windows_per_epoch: int | None = None
+    name: str = named()
+    fraction: float = number(1.0, "(0, 1]")
+    windows_per_epoch: int | None = number(None, "[1, 1e12]")
 
 
 @dataclass(kw_only=True)
 class NycWeatherData(DataConfig):
     """Hourly weather at New York's airports, 2013 (packaged)."""
 
-    stations: list[str] = field(default_factory=lambda: ["JFK"])
-    channels: list[str] | None = None
+    _target_: str = choice(MISSING, "t5ts.data.sources.load_nyc_weather")
+    stations: list[str] = text(["JFK"])
+    channels: list[str] | None = text(None)
 
 
 @dataclass(kw_only=True)
 class EttData(DataConfig):
     """Electricity transformer temperature (Zhou et al. 2021)."""
 
-    dataset: str = MISSING
-    dir: str | None = None
-    sha256: str | None = None  # of a copy of your own, instead of the published checksum
+    _target_: str = choice(MISSING, "t5ts.data.sources.load_ett")
+    dataset: str = named()
+    dir: str | None = text(None)
+    sha256: str | None = text(None)  # of a copy of your own, instead of the published checksum
 
 
 @dataclass(kw_only=True)
 class CsvData(DataConfig):
     """The user's own table."""
 
-    path: str = MISSING
-    time: str | None = None
-    channels: list[str] | None = None
-    id: str | None = None
-    value: str | None = None
-    missing: str = "error"
+    _target_: str = choice(MISSING, "t5ts.data.sources.load_csv")
+    path: str = text()
+    time: str | None = text(None)
+    channels: list[str] | None = text(None)
+    id: str | None = text(None)
+    value: str | None = text(None)
+    missing: str = text("error")
     splits: list[Any] = field(default_factory=lambda: [0.7, 0.1, 0.2])
-    season: int | None = None
+    season: int | None = number(None, "[1, 1e9]")
 
 
 @dataclass(kw_only=True)
 class SyntheticData(DataConfig):
     """Seeded mixtures whose best achievable loss is known."""
 
-    num_rows: int = 4000
-    num_channels: int = 2
-    season: int = 24
-    season_amplitude: float = 1.0
-    trend: float = 0.0
-    ar: list[float] = field(default_factory=lambda: [0.7])
-    noise_std: float = 0.5
-    walk_std: float = 0.0
-    seed: int = 0
-    horizon: int | None = MISSING
-    splits: list[float] = field(default_factory=lambda: [0.7, 0.1, 0.2])
+    _target_: str = choice(MISSING, "t5ts.data.sources.load_synthetic")
+    num_rows: int = number(4000, "[1, 1e9]")
+    num_channels: int = number(2, "[1, 1e5]")
+    season: int = number(24, "[1, 1e9]")
+    season_amplitude: float = number(1.0, "[-1e6, 1e6]")
+    trend: float = number(0.0, "[-1e6, 1e6]")
+    ar: list[float] = number([0.7], "[-100, 100]")
+    noise_std: float = number(0.5, "[0, 1e6]")
+    walk_std: float = number(0.0, "[0, 1e6]")
+    seed: int = number(0, "[0, 1e15]")
+    horizon: int | None = number(MISSING, "[1, 1e6]")
+    splits: list[float] = number([0.7, 0.1, 0.2], "(0, 1)")
 
 
 @dataclass(kw_only=True)
 class OptimConfig:
     """The update rule and the learning rate, a pure function of the step."""
 
-    name: str = MISSING
-    algorithm: str = "adamw"
-    lr: float = 1e-3
-    encoder_lr_scale: float = 0.1
-    layer_decay: float = 1.0  # a block's rate over that of the block above it
-    warmup_epochs: float = 0.5
-    schedule: str = "cosine"
-    min_lr_ratio: float = 0.01
-    weight_decay: float = 0.01
-    clip_norm: float | None = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    name: str = named()
+    algorithm: str = choice("adamw", "adamw", "adamw_rms")
+    lr: float = number(1e-3, "(0, 1e30]")
+    encoder_lr_scale: float = number(0.1, "(0, 1e6]")
+    layer_decay: float = number(1.0, "(0, 1]")  # a block's rate over that of the block above it
+    warmup_epochs: float = number(0.5, "[0, 1e5]")
+    schedule: str = choice("cosine", "cosine", "constant")
+    min_lr_ratio: float = number(0.01, "[0, 1]")
+    weight_decay: float = number(0.01, "[0, 1e6]")
+    clip_norm: float | None = number(1.0, "(0, 1e12]")
+    beta1: float = number(0.9, "[0, 1)")
+    beta2: float = number(0.999, "[0, 1)")
+    eps: float = number(1e-8, "(0, 1]")
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
     """The loop."""
 
-    epochs: int = 10
-    batch_size: int = 64  # windows of a step, over all processes; each has C channels
-    eval_batch_size: int = 256
-    grad_accumulation: int = 1
-    precision: str = "auto"
-    device: str = "auto"
+    epochs: int = number(10, "[1, 1e5]")
+    batch_size: int = number(64, "[1, 1e6]")  # windows of a step, all processes
+    eval_batch_size: int = number(256, "[1, 1e6]")
+    grad_accumulation: int = number(1, "[1, 1e6]")
+    precision: str = choice("auto", "auto", "fp32", "bf16", "fp16")
+    device: str = choice("auto", "auto", "cpu", "cuda")
     compile: bool = False
-    threads: int | None = None  # of each process
-    eval_every_epochs: int = 1
+    threads: int | None = number(None, "[1, 1024]")  # of each process
+    eval_every_epochs: int = number(1, "[1, 1e5]")
     shuffled_test: bool = False  # test also with each context's steps in a random order
-    log_every: int = 10
-    probe_every: int = 100
-    checkpoint_every_s: float = 600.0
-    resume: str = "auto"
+    log_every: int = number(10, "[1, 1e12]")
+    probe_every: int = number(100, "[1, 1e12]")
+    checkpoint_every_s: float = number(600.0, "(0, 1e9]")
+    resume: str = text("auto")
     progress: bool = True
-    reuse_dir: str | None = None  # frozen epochs are shared there (see t5ts.reuse); null = off
-    reuse_max_gb: float = 4.0  # bound of that folder in GiB; the least recently used goes first
+    reuse_dir: str | None = text(None)  # shares frozen epochs; null = off
+    reuse_max_gb: float = number(4.0, "(0, 1e6]")  # bound of that folder, GiB
 
 
 @dataclass(kw_only=True)
 class NormalizeConfig:
     """What is taken off each window before the model and put back after it."""
 
-    name: str = MISSING
+    name: str = choice(MISSING, "instance", "none")
 
 
 @dataclass(kw_only=True)
 class TrackerConfig:
     """Where the metrics go besides the run directory."""
 
-    name: str = MISSING
-    mode: str = "auto"
-    project: str = "t5ts"
-    entity: str | None = None
-    group: str | None = None  # null = the sweep's directory, or the data's name
-    tags: list[str] = field(default_factory=list)
+    name: str = choice(MISSING, "wandb", "none")
+    mode: str = choice("auto", "auto", "online", "offline")
+    project: str = named("t5ts")
+    entity: str | None = named(None)
+    group: str | None = named(None)  # null = the sweep's directory, or the data's name
+    tags: list[str] = text([])
 
 
 @dataclass(kw_only=True)
 class DebugConfig:
     """Short cuts for finding faults; their results are marked as such."""
 
-    name: str = MISSING
+    name: str = named()
     fast_dev_run: bool = False  # two steps, one evaluation batch
-    overfit_windows: int | None = None  # train and evaluate on these few train windows
+    overfit_windows: int | None = number(None, "[1, 1e12]")  # train and test on these
 
 
 @dataclass(kw_only=True)
 class Config:
     """The whole configuration; each group is explained by its own class."""
 
-    seed: int = 0
-    seq_len: int = 128
-    horizon: int | None = None  # the task's default; null where it has none
-    objective: str = "val_loss"
+    seed: int = number(0, "[0, 1e15]")
+    seq_len: int = number(128, "[1, 1e6]")
+    horizon: int | None = number(None, "[1, 1e6]")  # the task's default; null where it has none
+    objective: str = choice("val_loss", *OBJECTIVES)
     #: `group=pattern` (as file names are matched): what a named arm says that it is.
     claims: list[str] = field(default_factory=list)
     data: DataConfig = MISSING
@@ -308,22 +377,26 @@ class Config:
         return f"{self.backbone.name}-{self.init.name}-{self.freeze.name}"
 
 
+#: Groups whose options have keys of their own.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "backbone": {"t5": T5Backbone, "shared": SharedBackbone, "linear": LinearBackbone},
+    "data": {
+        "nyc_weather": NycWeatherData,
+        "ett": EttData,
+        "csv": CsvData,
+        "synthetic": SyntheticData,
+    },
+    "task": {"forecast": ForecastTask, "reconstruct": ReconstructTask},
+}
+
+
 def register() -> None:
     """Give Hydra the schemas that `conf/` extends, and the resolvers that it uses."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for group, schemas in {
-        "backbone": {"t5": T5Backbone, "shared": SharedBackbone, "linear": LinearBackbone},
-        "data": {
-            "nyc_weather": NycWeatherData,
-            "ett": EttData,
-            "csv": CsvData,
-            "synthetic": SyntheticData,
-        },
-        "task": {"forecast": ForecastTask, "reconstruct": ReconstructTask},
-    }.items():
-        for name, node in schemas.items():
-            store.store(group=f"schema/{group}", name=name, node=node)
+    for group, schemas in SCHEMAS.items():
+        for option, node in schemas.items():
+            store.store(group=f"schema/{group}", name=option, node=node)
     OmegaConf.register_new_resolver("t5ts_identity", lambda _root_: identity(_root_), replace=True)
     OmegaConf.register_new_resolver(
         "t5ts_sweep", lambda now, _root_: sweep_name(now, _root_), replace=True
@@ -364,20 +437,23 @@ def sweep_name(now: str, root: DictConfig) -> str:
         return now
     sweeper = root.hydra.sweeper
     overrides = json.dumps([sorted(root.hydra.overrides.task), str(sweeper.get("best_of"))])
-    name = sweeper.study_name or root.hydra.runtime.choices.get("experiment") or "sweep"
-    return f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+    study = sweeper.study_name or root.hydra.runtime.choices.get("experiment") or "sweep"
+    return f"{study}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 
 def from_hydra(cfg: DictConfig) -> Config:
     """Turn Hydra's composition into plain objects; `t5ts.checks.check` comes next.
 
     Raises:
-        ConfigError: naming every key that must be given and is not.
+        ConfigError: naming every key that must be given and is not, or that cannot be resolved.
     """
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
-    if missing:
-        key = missing[0]
-        raise ConfigError(f"{', '.join(missing)} must be given: add {key}=VALUE to the command.")
-    config = OmegaConf.to_object(cfg)
+    try:
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+        if missing:
+            named, key = ", ".join(missing), missing[0]
+            raise ConfigError(f"{named} must be given: add {key}=VALUE to the command.")
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
     assert isinstance(config, Config)
     return config

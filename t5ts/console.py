@@ -61,6 +61,13 @@ def announce(
             0.0 if start is None else entry["peak_lr"],
             f"{entry['parameters']:,}",
         )
+    never = dict.fromkeys(e["component"] for e in plan if e["start_epoch"] is None)
+    if never and any(entry["start_epoch"] for entry in plan):
+        log.warning(
+            "           WARNING: the run ends before the stage of %s, which never trains: unfreeze"
+            " earlier, lower freeze.epochs_per_stage, or train longer",
+            ", ".join(never),
+        )
 
 
 def _say_data(word: str, of: Setup | Shift) -> None:

@@ -4,14 +4,19 @@ Only Hydra is imported before the configuration has been composed, so that `--he
 `--cfg job` and a typo answer at once.
 """
 
+import os
 import shutil
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from t5ts import distributed
 from t5ts.checks import check, check_overrides
@@ -58,11 +63,13 @@ def cli() -> None:
     Of several that torchrun started, process 0 alone has a command line; the others do what it
     hands out, and say nothing.
     """
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with distributed.setup():
             if distributed.is_main():
                 check_overrides(sys.argv[1:])
-                main()
+                with env_override({"HYDRA_FULL_ERROR": "1"}):  # errors come here, unprinted
+                    main()
             else:
                 from t5ts.experiment import follow  # torch, which setup has imported already
 
@@ -72,6 +79,34 @@ def cli() -> None:
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if wants_traceback or not _is_of_the_command_line(error):
+            raise
+        print(f"t5ts: {_one_message(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_of_the_command_line(error: Exception) -> bool:
+    """Whether Hydra raised this before any code of t5ts ran: then it is the user's to fix."""
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return True
+    here = str(Path(__file__).parent)
+    _cli, *frames = traceback.extract_tb(error.__traceback__)
+    return not any(frame.filename.startswith(here) for frame in frames)
+
+
+def _one_message(error: BaseException) -> str:
+    """An error and its causes, each line once, without OmegaConf's words on its own types."""
+    lines = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines += (str(cause) or type(cause).__name__).splitlines()
+        cause = cause.__cause__
+    if isinstance(error, OSError):
+        lines.append("Give a directory that can be written: hydra.run.dir=DIR, for a --multirun")
+        lines.append("hydra.sweep.dir=DIR.")
+    kept = [line.strip() for line in lines if "_type=" not in line and line.strip()]
+    return "\n".join(dict.fromkeys(kept))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Ruder 2018 (ULMFiT, top-down) and Lee et al. 2022 (surgical fine-tuning, bottom-
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Settings without effect while the encoder is frozen, except through what trains from step 0
 #: and how fast: that stands in the key as the optimizer's own groups.
@@ -133,6 +133,16 @@ def assign(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Rule]:
 def start_step(start_epoch: float | None, steps_per_epoch: int) -> int | None:
     """The first step at which a rule's parameters train; None if never."""
     return None if start_epoch is None else round(start_epoch * steps_per_epoch)
+
+
+def within_run(rules: Sequence[Rule], *, steps_per_epoch: int, total_steps: int) -> list[Rule]:
+    """The same plan, where what would start at or after the run's last step starts never (None)."""
+    return [
+        rule
+        if (start_step(rule.start_epoch, steps_per_epoch) or 0) < total_steps
+        else replace(rule, start_epoch=None)
+        for rule in rules
+    ]
 
 
 def lr_factor(

@@ -3,8 +3,10 @@
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,7 +14,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from t5ts.checks import check_overrides
-from t5ts.config import CONF, Config, identity, register
+from t5ts.config import CONF, SCHEMAS, Config, identity, register
 from t5ts.errors import ConfigError
 
 GROUPS = {
@@ -174,6 +176,30 @@ def test_the_other_series_is_an_option_of_data_in_another_place(composed) -> Non
         said = rf"data@ood={wrong} does not exist; allowed: csv, etth1.* or ~data@ood for none\."
         with pytest.raises(ConfigError, match=said):
             check_overrides([f"data@ood={wrong}"])
+
+
+def _types(hint: Any) -> set[Any]:
+    """The types that a hint is made of: int and None for `int | None` or `list[int] | None`."""
+    parts = get_args(hint)
+    return {hint} if not parts else {t for part in parts for t in _types(part)}
+
+
+def test_every_number_has_a_finite_range_beside_it() -> None:
+    schemas = [Config, *(schema for options in SCHEMAS.values() for schema in options.values())]
+    schemas += [f.type for f in fields(Config) if is_dataclass(f.type)]
+    numbers = [f for schema in schemas for f in fields(schema) if {int, float} & _types(f.type)]
+    assert len(numbers) > 60
+    for f in numbers:
+        holds = f.metadata["allowed"].holds
+        assert not any(map(holds, (math.nan, math.inf, -math.inf, 1e31))), f.name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [([], "fbf1ef6500"), (["init=t5", "freeze=staged"], "7628d439ac")],
+)
+def test_identities_of_earlier_runs_stay(overrides: list[str], expected: str, composed) -> None:
+    assert identity(composed(*overrides)) == expected
 
 
 def test_zero_is_a_value(composed) -> None:

@@ -57,10 +57,10 @@ def test_cfg_job_prints_the_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["optim.lrr=1"], 1, ["optim.lrr"]),
+        (["optim.lrr=1"], 2, ["optim.lrr"]),
         (["backbone=0"], 2, ["t5ts: backbone=0", "t5_small"]),
         (["data=etth3"], 2, ["t5ts: data=etth3", "etth1"]),
-        (["optim.lr=fast"], 1, ["optim.lr", "Float"]),
+        (["optim.lr=fast"], 2, ["optim.lr", "Float"]),
         (["backbone=shared", "init=t5"], 2, ["t5ts: init=t5", "backbone=shared"]),
         (["data=csv", "data.path=missing.csv"], 2, ["t5ts: ", "missing.csv"]),
         (["backbone=local", "backbone.path=nowhere", "init=t5"], 2, ["t5ts: ", "nowhere"]),

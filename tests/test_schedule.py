@@ -2,12 +2,27 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import read, rows
 
-from t5ts.schedule import Rule, assign, forecaster_plan, lr_factor, rewarmup_factor, start_step
+from t5ts.build import build
+from t5ts.config import Config
+from t5ts.errors import ConfigError
+from t5ts.experiment import run
+from t5ts.schedule import (
+    Rule,
+    assign,
+    forecaster_plan,
+    lr_factor,
+    rewarmup_factor,
+    start_step,
+    within_run,
+)
 
 NAMES = [
     "patch.projection.weight",
@@ -97,6 +112,29 @@ def test_an_uncovered_parameter_is_an_error_naming_it() -> None:
             num_blocks=0, unfreeze_epoch=0, order="all_at_once", blocks_per_stage=1,
             epochs_per_stage=1, always=[], encoder_lr_scale=1, layer_decay=1,
         ), ["surprise.weight"])  # fmt: skip
+
+
+def test_what_starts_when_the_run_is_over_never_trains() -> None:
+    rules = [Rule(pattern="", start_epoch=s, lr_scale=1.0) for s in (None, 0.0, 1.94, 1.96, 2.0, 9)]
+    within = within_run(rules, steps_per_epoch=10, total_steps=20)
+    assert [rule.start_epoch for rule in within] == [None, 0.0, 1.94, None, None, None]
+
+
+def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(
+    tiny: Callable[..., Config], run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    staged = ("freeze=staged", "freeze.blocks_per_stage=1", "train.epochs=2")
+    caplog.set_level("WARNING", "t5ts")
+    run_dir.mkdir()
+    run(tiny(*staged, "freeze.unfreeze_epoch=1"), run_dir=run_dir)
+    plan = {line["component"]: line for line in read(run_dir / "provenance.json")["plan"]}
+    assert (plan["block_1"]["start_epoch"], plan["block_0"]["start_epoch"]) == (1.0, None)
+    assert [row["grad_norm/block_0"] for row in rows(run_dir) if row["kind"] == "step"][-1] == 0
+    assert "block_0" in caplog.text
+    assert "block_1" not in caplog.text
+    with pytest.raises(ConfigError, match=r"freeze\.unfreeze_epoch=1\.99"):
+        build(tiny(*staged, "freeze.unfreeze_epoch=1.99"))
+    build(tiny(*staged, "freeze.unfreeze_epoch=1.99", "debug=fast_dev_run"))  # is no result
 
 
 def test_fractional_epochs() -> None:

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from t5ts.errors import ConfigError
 from t5ts.model.encoders import Encoder, NoEncoder
 from t5ts.model.normalize import InstanceNorm, NoNorm, build_normalize
 from t5ts.model.patching import PatchEmbedding, WholeContext
@@ -103,21 +102,16 @@ def build_forecaster(
         head_generator: Draws the head, on the CPU.
 
     Raises:
-        ConfigError: for a value that is impossible, or impossible beside another.
+        ConfigError: if the scale is the embedding's, and its RMS is unknown or not positive.
 
     Source: flattened head, Nie et al. 2023 (PatchTST), section 3.1.
     """
-    if num_channels < 1 or output_len < 1:
-        raise ConfigError(
-            f"num_channels={num_channels} and output_len={output_len} must be at least 1."
-        )
+    assert num_channels >= 1
+    assert output_len >= 1
     patch: PatchEmbedding | WholeContext
     if isinstance(encoder, NoEncoder):
-        if norm or scale != "none":
-            raise ConfigError(
-                f"norm={norm} and scale={scale!r} act on tokens, and a forecaster without encoder "
-                "has none: use norm=false and scale=none (patch=plain) with it."
-            )
+        assert not norm, "there are no tokens"
+        assert scale == "none"
         patch = WholeContext(
             seq_len=seq_len, num_channels=num_channels, channels=channels, hidden=hidden
         )

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t5ts.errors import ConfigError
-
 
 class Linear(nn.Linear):
     """`nn.Linear` that leaves its parameters for a later load or init, and draws nothing."""
@@ -108,8 +106,3 @@ def attend(
             q, k, v, attn_mask=bias_1hNN, dropout_p=dropout, scale=scale
         )
     return mixed.transpose(1, 2).flatten(2)
-
-
-def check_dropout(dropout: float) -> None:
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError(f"dropout={dropout} must be at least 0 and less than 1.")

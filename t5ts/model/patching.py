@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from t5ts.errors import ConfigError
 
 CHANNEL_MODES = ("independent", "mixing")
-SCALES = ("none", "div_sqrt_d", "mul_sqrt_d", "match_embedding")
 HIDDEN_MODES = ("none", "value", "token")
 
 
@@ -57,7 +56,7 @@ class PatchEmbedding(nn.Module):
         generator: Source of the initial weights, on the CPU.
 
     Raises:
-        ConfigError: for a value that is impossible, or impossible beside another.
+        ConfigError: if the scale is the embedding's, and its RMS is unknown or not positive.
 
     Source: Nie et al. 2023 (PatchTST), section 3.1; norm, scale, padding and hidden steps own.
     """
@@ -78,19 +77,10 @@ class PatchEmbedding(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        _check_channels(channels)
-        _check_hidden(hidden)
         stride = patch_len if stride is None else stride
-        if not 1 <= patch_len <= seq_len:
-            raise ConfigError(
-                f"patch_len={patch_len} must be from 1 to seq_len={seq_len}: "
-                "lower patch.patch_len or raise seq_len."
-            )
-        if not 1 <= stride <= patch_len:
-            raise ConfigError(
-                f"stride={stride} must be from 1 to patch_len={patch_len}: "
-                "a longer stride would skip observations."
-            )
+        assert 1 <= stride <= patch_len <= seq_len
+        assert channels in CHANNEL_MODES
+        assert hidden in HIDDEN_MODES
         self.d_model = d_model
         self.patch_len = patch_len
         self.stride = stride
@@ -147,22 +137,14 @@ class WholeContext(nn.Module):
         num_channels: Channels C.
         channels: "independent" or "mixing".
         hidden: "none" or "value" (0 for a hidden step); see `PatchEmbedding`.
-
-    Raises:
-        ConfigError: if `channels` or `hidden` is none of these.
     """
 
     def __init__(
         self, *, seq_len: int, num_channels: int, channels: str, hidden: str = "none"
     ) -> None:
         super().__init__()
-        _check_channels(channels)
-        _check_hidden(hidden)
-        if hidden == "token":
-            raise ConfigError(
-                "hidden='token' needs tokens, and a forecaster without encoder has none: "
-                "use hidden='value' (task.mask=value) with it."
-            )
+        assert channels in CHANNEL_MODES
+        assert hidden in ("none", "value")  # there are no tokens
         self.hidden = hidden
         self.mixing = channels == "mixing"
         self.num_patches = 1
@@ -175,19 +157,7 @@ class WholeContext(nn.Module):
         return x_BCL.flatten(1)[:, None] if self.mixing else x_BCL.flatten(0, 1)[:, None]
 
 
-def _check_channels(channels: str) -> None:
-    if channels not in CHANNEL_MODES:
-        raise ConfigError(f"channels={channels!r} is unknown: use {' or '.join(CHANNEL_MODES)}.")
-
-
-def _check_hidden(hidden: str) -> None:
-    if hidden not in HIDDEN_MODES:
-        raise ConfigError(f"hidden={hidden!r} is unknown: use one of {', '.join(HIDDEN_MODES)}.")
-
-
 def _scale_factor(scale: str, *, d_model: int, norm: bool, embedding_rms: float | None) -> float:
-    if scale not in SCALES:
-        raise ConfigError(f"scale={scale!r} is unknown: use one of {', '.join(SCALES)}.")
     if scale == "match_embedding":
         if embedding_rms is None:
             raise ConfigError(
@@ -196,10 +166,6 @@ def _scale_factor(scale: str, *, d_model: int, norm: bool, embedding_rms: float 
             )
         if not (math.isfinite(embedding_rms) and embedding_rms > 0):
             raise ConfigError(f"embedding_rms={embedding_rms} must be finite and positive.")
-        if not norm:
-            raise ConfigError(
-                "scale=match_embedding with norm=false matches nothing, since tokens then have "
-                "their patch's RMS: set norm=true or another scale."
-            )
+        assert norm, "without it tokens have their patch's RMS"
         return embedding_rms
     return {"none": 1.0, "div_sqrt_d": d_model**-0.5, "mul_sqrt_d": d_model**0.5}[scale]

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t5ts.errors import ConfigError
-from t5ts.model.layers import Conv1d, Dropout, Linear, attend, check_dropout
+from t5ts.model.layers import Conv1d, Dropout, Linear, attend
 
 
 class _Stem(nn.Module):
@@ -118,10 +117,6 @@ class SharedEncoder(nn.Module):
         stem: Whether there is a convolution stem.
         norm_first: Norm before each sublayer, inside the residual branch, instead of after it.
 
-    Raises:
-        ConfigError: if the heads do not divide the width, the width is odd, or dropout is no
-            probability.
-
     Source: the lab log's SharedEncoder; post-norm layers and positions, Vaswani et al. 2017;
         `norm_first`, Xiong et al. 2020.
     """
@@ -138,11 +133,7 @@ class SharedEncoder(nn.Module):
         norm_first: bool = False,
     ) -> None:
         super().__init__()
-        if d_model % num_heads or d_model % 2:
-            raise ConfigError(
-                f"d_model={d_model} must be even and a multiple of num_heads={num_heads}."
-            )
-        check_dropout(dropout)
+        assert d_model % num_heads == d_model % 2 == 0
         self.d_model = d_model
         self.num_blocks = num_layers
         self.stem = _Stem(d_model) if stem else nn.Identity()

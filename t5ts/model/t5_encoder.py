@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t5ts.errors import ConfigError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.layers import Dropout, Embedding, Linear, attend, check_dropout, mark_unset
+from t5ts.model.layers import Dropout, Embedding, Linear, attend, mark_unset
 
 
 class _RMSNorm(nn.Module):
@@ -197,20 +196,12 @@ class T5Encoder(nn.Module):
         dropout: Probability, on the input, the attention weights, inside the feed-forward, after
             each sublayer and after the final norm, as T5 has it.
 
-    Raises:
-        ConfigError: if the feed-forward is none of T5's, or dropout is no probability.
-
     Source: Raffel et al. 2020; Shazeer 2020 for the gated feed-forward.
     """
 
     def __init__(self, arch: T5Architecture, *, dropout: float) -> None:
         super().__init__()
-        if arch.feed_forward_proj not in ("relu", "gated-gelu"):
-            raise ConfigError(
-                f"feed_forward_proj={arch.feed_forward_proj!r} is no T5 feed-forward: "
-                "use 'relu' (v1.0) or 'gated-gelu' (v1.1, Flan)."
-            )
-        check_dropout(dropout)
+        assert arch.feed_forward_proj in ("relu", "gated-gelu")  # v1.0; v1.1 and Flan
         self.d_model = arch.d_model
         self.num_blocks = arch.num_layers
         self.block = nn.ModuleList(

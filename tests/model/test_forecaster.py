@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from t5ts.errors import ConfigError
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.encoders import Encoder, NoEncoder, component_of
 from t5ts.model.forecaster import HEAD_INIT_GAIN, Forecaster, build_forecaster, scale_audit
@@ -198,25 +197,6 @@ def test_nan_in_a_context_reaches_the_forecast() -> None:
     isnan = build_model(build_t5()).eval()(x).isnan()
     assert isnan[1, 2].all()
     assert isnan.sum() == 5
-
-
-@pytest.mark.parametrize(
-    ("encoder", "changes", "message"),
-    [
-        (NoEncoder(), {"norm": True}, "patch=plain"),
-        (NoEncoder(), {"scale": "div_sqrt_d"}, "patch=plain"),
-        (NoEncoder(), {"channels": "both"}, "independent or mixing"),
-        (NoEncoder(), {"normalize": "revin"}, "instance"),
-        (NoEncoder(), {"output_len": 0}, "output_len=0"),
-        (NoEncoder(), {"num_channels": 0}, "num_channels=0"),
-        (build_shared(), {"patch_len": 32}, "patch_len=32"),
-    ],
-)
-def test_impossible_values_are_refused(
-    encoder: Encoder, changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build_model(encoder, **changes)
 
 
 # ------------------------------------------------------------------------------ scale audit

@@ -1,0 +1,258 @@
+"""Command lines that ask for nonsense, and the real entry point to try them on."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from hydra._internal.hydra import Hydra
+
+from t5ts import run
+
+#: A command line (split at blanks), and what its message must name.
+HOSTILE = [
+    # unknown keys, with Hydra's prefixes too
+    ("+optim.learning_rate=5", "optim.lr"),
+    ("++optim.learning_rate=5", "optim.lr"),
+    ("optim.learning_rate=5", "optim.lr"),
+    ("+optimizer=sgd", "optim"),
+    ("++optimizer=sgd", "optim"),
+    ("optimizer=sgd", "optim"),
+    ("+optimizer.learning_rate=5", "optim.lr"),
+    ("+learning_rate=5", "optim.lr"),
+    ("lr=5", "optim.lr"),
+    ("+epochs=5", "train.epochs"),
+    ("+train.epoch=5", "train.epochs"),
+    ("+model=t5", "model"),
+    ("+data.frac=0.5", "data.fraction"),
+    ("+backbone.layers=3", "backbone.num_layers"),
+    ("+freeze.unfreeze_epochs=3", "freeze.unfreeze_epoch"),
+    ("+a.b.c=1", "a.b.c"),
+    ("++seed.x=1", "seed.x"),
+    ("+seed.x=1", "seed.x"),
+    ("backbone.path.x=1", "backbone.path"),
+    ("+optim={learning_rate:5}", "optim"),
+    ("+optim@other=adamw", "optim"),
+    ("--multirun +optimizer=sgd seed=0,1", "optim"),
+    ("--multirun +optim.learning_rate=1,2", "optim.lr"),
+    ("--multirun ++optim.learning_rate=1 seed=0,1", "optim.lr"),
+    ("--multirun hydra/sweeper=t5ts +optim.learning_rate=1,2", "optim.lr"),
+    ("--multirun experiment=unfreeze_grid +optimizer=sgd", "optim"),
+    ("optim.lrr=1", "optim.lr"),
+    ("nothing=1", "nothing"),
+    ("freeze.=1", "freeze"),
+    # what a run cannot do without, removed
+    ("~seed", "seed"),
+    ("~backbone", "backbone"),
+    ("~data", "data"),
+    ("~optim", "optim"),
+    ("~train", "train"),
+    ("~init", "init"),
+    ("~freeze", "freeze"),
+    ("~tracker", "tracker"),
+    ("~optim.lr", "optim.lr"),
+    ("~data.name", "data.name"),
+    ("~nothing", "nothing"),
+    ("~seed=0", "seed"),
+    ("--multirun ~seed init=random,t5", "seed"),
+    ("~hydra", "hydra"),
+    ("~hydra.run", "hydra"),
+    # what Hydra's grammar or OmegaConf cannot read
+    ("=3", "=3"),
+    ("seed", "seed"),
+    ("seed=${nope}", "nope"),
+    ("seed=${seed}", "seed"),
+    ("data.name=${nope:1}", "nope"),
+    ("optim.lr=${data.name}", "optim.lr"),
+    ("horizon=${oc.env:T5TS_NOPE}", "T5TS_NOPE"),
+    ("seed=${", "seed"),
+    ("backbone=${nope}", "nope"),
+    ("backbone.path=~/t5", "backbone.path"),
+    ("data=csv data.path=~/x.csv", "data.path"),
+    ("seed=[1", "seed"),
+    ("seed={a:1", "seed"),
+    ("seed='1", "seed"),
+    ('data.name="x', "data.name"),
+    ("seed=1)", "seed"),
+    ("freeze.always=[a,", "freeze.always"),
+    ("seed=int(", "seed"),
+    ("seed=1,2", "seed"),
+    ("seed=choice(1,2)", "seed"),
+    ("optim.lr=interval(1e-4,1e-2)", "optim.lr"),
+    ("--multirun optim.lr=interval(1e-4,1e-2)", "hydra/sweeper=t5ts"),
+    ("--multirun optim.lr=tag(log,interval(1e-4,1e-2))", "hydra/sweeper=t5ts"),
+    ("--multirun seed=int(interval(1,3))", "hydra/sweeper=t5ts"),
+    ("seed=???", "seed"),
+    ("data=csv data.path=???", "data.path"),
+    ("data=csv", "data.path"),
+    ("==", "="),
+    ("[]", "[]"),
+    ("seed=1 seed", "seed"),
+    ("été=1", "été"),
+    # wrong types
+    ("seed=1.5", "seed"),
+    ("seed=null", "seed"),
+    ("seed=", "seed"),
+    ("seed={}", "seed"),
+    ("seed=[1,2]", "seed"),
+    ("seed=true x=1", "x"),
+    ("optim.lr=fast", "optim.lr"),
+    ("optim.lr=null", "optim.lr"),
+    ("optim.lr=[0.1]", "optim.lr"),
+    ("optim.lr={a:1}", "optim.lr"),
+    ("train.epochs=ten", "train.epochs"),
+    ("freeze.always=layer_norm", "freeze.always"),
+    ("freeze.always={a:b}", "freeze.always"),
+    ("data.stations=JFK", "data.stations"),
+    ("backbone.path=[a,b]", "backbone.path"),
+    ("optim=null", "optim"),
+    ("optim={lr:1}", "optim"),
+    ("data={}", "data"),
+    ("backbone=", "backbone"),
+    ("backbone=0", "backbone"),
+    ("backbone=[t5_small,linear]", "backbone"),
+    ("data=../x", "data"),
+    ("experiment=nope", "experiment"),
+    ("arm=nope", "arm"),
+    # Hydra's own settings
+    ("hydra.run.dir=/proc/x", "hydra.run.dir"),
+    ("hydra.run.dir=", "hydra.run.dir"),
+    ("hydra.run.dir=null", "hydra.run.dir"),
+    ("hydra.run.dir=/dev/null/x", "hydra.run.dir"),
+    ("hydra.run.dir=${nope}", "nope"),
+    ("hydra.run.dir=" + "x" * 300, "hydra.run.dir"),
+    ("--multirun seed=0,1 hydra.sweep.dir=/proc/x", "hydra.sweep.dir"),
+    ("--multirun seed=0,1 hydra.sweep.dir=", "hydra.sweep.dir"),
+    ("--multirun seed=0,1 hydra.sweep.dir=null", "hydra.sweep.dir"),
+    ("hydra.nope=1", "hydra.nope"),
+    ("hydra.job.chdir=maybe", "chdir"),
+    ("hydra/launcher=nope", "nope"),
+    ("--multirun hydra/sweeper=nope seed=1,2", "nope"),
+    ("hydra.mode=nope", "mode"),
+    ("--multirun hydra.launcher._target_=nope seed=0,1", "nope"),
+    ("--run --multirun seed=0,1", "multirun"),
+    ("--resolve", "resolve"),
+    ("--config-name nope", "nope"),
+    ("--config-dir nope", "nope"),
+    ("--cfg nope", "nope"),
+    ("--nope", "nope"),
+    ("--cfg job --resolve seed=${nope}", "nope"),
+    ("--cfg job +optimizer=sgd", "optim"),
+    ("--multirun init=nope,t5", "init"),
+    ("--multirun train.precision=nan seed=0,1", "train.precision"),
+    ("--multirun optim.lr=nan", "optim.lr"),
+]  # fmt: skip
+
+#: Values that are refused together: every key must be named in the one message.
+TOGETHER = [
+    "seed=-1 seq_len=0 optim.lr=nan optim.eps=inf optim.weight_decay=inf optim.clip_norm=inf"
+    " optim.beta2=nan optim.warmup_epochs=inf optim.encoder_lr_scale=inf init.factor=inf",
+    "seed=999999999999999999999 seq_len=99999999999999999999 horizon=99999999999999999999"
+    " optim.lr=inf optim.eps=1e9 train.batch_size=99999999999999999999"
+    " train.epochs=99999999999 train.threads=1000000000",
+    "optim.lr=1e309 optim.clip_norm=0 optim.weight_decay=-1 optim.beta1=1 optim.layer_decay=0"
+    " optim.min_lr_ratio=nan optim.warmup_epochs=nan data.fraction=nan data.windows_per_epoch=0",
+    "optim.lr=-1 backbone.dropout=nan backbone.num_layers=0 backbone.num_heads=0 backbone.d_kv=0"
+    " backbone.d_model=-4 backbone.d_ff=0 backbone.vocab_size=-5 backbone.embedding_rms=nan"
+    " backbone.feed_forward_proj=gelu backbone.revision= backbone.hub_id=",
+    "train.checkpoint_every_s=nan train.reuse_max_gb=inf train.threads=0 train.log_every=0"
+    " train.probe_every=-1 train.eval_every_epochs=0 train.precision=fp8 train.device=tpu"
+    " train.resume= train.reuse_dir= train.grad_accumulation=0 debug.overfit_windows=0",
+    "data=synthetic data.ar=[nan] data.trend=inf data.noise_std=inf data.walk_std=-1"
+    " data.season_amplitude=nan data.num_rows=99999999999999999 data.num_channels=0 data.season=0"
+    " data.seed=-1 data.splits=[nan,0.1,0.2]",
+    "data@ood=synthetic ood.ar=[inf] ood.noise_std=nan ood.name=a/b",
+    "freeze=staged freeze.epochs_per_stage=inf freeze.unfreeze_epoch=nan freeze.order=sideways"
+    " freeze.rewarmup_epochs=inf freeze.blocks_per_stage=0 freeze.name=other patch.scale=big"
+    " patch.channels=all patch.patch_len=0 patch.stride=0 normalize.name=batch",
+    "freeze=norms freeze.always=['('] data.name=../../x backbone.name=../x init.name=..",
+    "freeze=norms freeze.always=[''] data.name=/etc/x tracker.project=a/b tracker.group=../x",
+    "freeze=norms freeze.always=['.*'] data.name= tracker.project= tracker.entity=a/b"
+    " tracker.tags=[''] tracker.mode=on objective=loss optim.schedule=linear optim.algorithm=sgd",
+    "data._target_=os.system data.name=.. data.stations=[''] patch.name=",
+    "data._target_=t5ts.data.sources.load_csv data.name=a/b task.name=..",
+    "data=csv data.path= data.time= data.id= data.season=0 data.name=a\\b",
+    "task=reconstruct task.ratio=nan task.min_len=0 task.max_len=999999999 task.mask=all",
+    "backbone=shared backbone.num_layers=0 backbone.num_heads=0 backbone.d_model=1",
+    # pairs
+    "optim.warmup_epochs=11 freeze.rewarmup_epochs=1000 backbone.full_params=[1] claims=[nope]",
+    "backbone=shared backbone.d_model=130",
+    "backbone=shared backbone.d_model=15 backbone.num_heads=3",
+    "freeze=staged freeze.unfreeze_epoch=10 backbone.full_params=[9,1]",
+    "backbone=local backbone.path=",
+]
+
+
+@dataclass
+class Outcome:
+    """How a command line ended.
+
+    Attributes:
+        status: The exit status; None if an exception reached Python, which prints a traceback.
+        said: What stood on stderr.
+        trained: How many runs began.
+        left: Files that it left behind.
+    """
+
+    status: int | None
+    said: str
+    trained: int
+    left: list[Path]
+
+    def fault(self, *named: str) -> str | None:
+        """What is wrong with this as an answer to nonsense; None if nothing is."""
+        if self.status is None or "Traceback" in self.said:
+            return f"traceback: {self.said[-300:]}"
+        if self.trained or self.status == 0:
+            return "accepted"
+        if self.status != 2 or not all(key in self.said for key in named):
+            return f"status {self.status}, {named} are not all named: {self.said}"
+        if self.left:
+            return f"left behind: {self.left}"
+        return None
+
+
+@contextmanager
+def entered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """Runs count as trained when they would begin: nothing imports torch."""
+    begun: list[object] = []
+
+    def begin(config: object, **_how: object) -> SimpleNamespace:
+        begun.append(config)
+        return SimpleNamespace(objective=0.0)
+
+    experiment = ModuleType("t5ts.experiment")
+    experiment.run = begin  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "t5ts.experiment", experiment)
+        # It composes everything once more to read hydra.mode, and ignores all errors.
+        patch.setattr(Hydra, "get_mode", lambda *_args, **_kwargs: None)
+        yield begun
+
+
+def outcome(
+    arguments: list[str],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Outcome:
+    """Call the entry point of `python -m t5ts.run` as a process would, in an empty folder."""
+    folder.mkdir(exist_ok=True)
+    capsys.readouterr()
+    with monkeypatch.context() as patch, entered(monkeypatch) as begun:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["run.py", *arguments])
+        status: int | None = 0
+        try:
+            run.cli()
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else 0
+        except Exception as error:
+            status = None
+            print(repr(error), file=sys.stderr)
+    left = [] if begun else list(folder.rglob("*"))
+    captured = capsys.readouterr()
+    return Outcome(status, captured.err + captured.out, len(begun), left)
