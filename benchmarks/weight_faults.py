@@ -72,6 +72,7 @@ def reinitialised(folder: Path, target: Path, pattern: str, factor: float) -> Pa
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     kept = {
         name: tensor
         for name, tensor in load_file(folder / "model.safetensors").items()
