@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,13 @@ from t5ts.model.encoders import Encoder, NoEncoder, component_of
 from t5ts.model.forecaster import Forecaster, build_forecaster
 from t5ts.model.shared_encoder import SharedEncoder
 from t5ts.model.t5_encoder import T5Encoder
-from t5ts.model.weights import LoadReport, encoder_state, read_architecture, state_digest
+from t5ts.model.weights import (
+    LoadReport,
+    encoder_state,
+    load_checkpoint,
+    read_architecture,
+    state_digest,
+)
 from t5ts.optim import OptimSettings, PlannedOptimizer
 from t5ts.reconstruct import Reconstruct
 from t5ts.schedule import forecaster_plan, start_step, within_run
@@ -352,22 +359,40 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         return shared, None
     assert isinstance(backbone, T5Backbone)
     arch = t5_architecture(backbone)
-    full = backbone.full_params
+    init = config.init.name
+    if init != "random":  # a stream of its own: matched noise is not random's
+        generator = component_generator(config.seed, f"encoder/{init}")
     state, report = encoder_state(
-        init=config.init.name,
+        init=init,
         arch=arch,
         generator=generator,
         factor=config.init.factor,
         scale_norms=config.init.scale_norms,
-        hub_id=None if backbone.path else backbone.hub_id,
-        path=backbone.path,
-        revision=backbone.revision,
-        expected_full_params=None if full is None else (full[0], full[1]),
-        expected_sha256=backbone.sha256,
+        load=partial(load_backbone, backbone, arch=arch),
     )
     encoder = T5Encoder(arch, dropout=backbone.dropout)
     encoder.load_state_dict(state)
     return encoder, report
+
+
+def load_backbone(
+    backbone: T5Backbone, *, arch: T5Architecture, **options: Any
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Load and verify a backbone's checkpoint; `options` go to `load_checkpoint`.
+
+    Raises:
+        WeightsError: as `load_checkpoint`.
+    """
+    full = backbone.full_params
+    return load_checkpoint(
+        hub_id=None if backbone.path else backbone.hub_id,
+        path=backbone.path,
+        arch=arch,
+        revision=backbone.revision,
+        expected_full_params=None if full is None else (full[0], full[1]),
+        expected_sha256=backbone.sha256,
+        **options,
+    )
 
 
 def t5_architecture(backbone: T5Backbone) -> T5Architecture:

@@ -1,9 +1,11 @@
 """`python -m t5ts.download`: fetch and verify a checkpoint or a data set, or show what is there."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -12,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from t5ts.checks import check_overrides
 from t5ts.command import finish
 from t5ts.config import CONF, Config, T5Backbone, from_hydra, register
-from t5ts.errors import UserError
+from t5ts.errors import Interrupted, UserError
 
 EPILOG = """examples:
   python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict
@@ -45,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     _set_environment(options)
+    logging.basicConfig(format="t5ts: %(message)s")
+    logging.getLogger("t5ts").setLevel(logging.INFO)
     register()
     try:
         check_overrides(options.overrides)
@@ -58,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"t5ts: {stop}; run the same command again", file=sys.stderr)
+        return 130
     except (HydraException, OmegaConfBaseException) as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 1
@@ -103,59 +110,59 @@ def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
 
 
 def _fetch_backbone(config: Config, options: argparse.Namespace) -> None:
-    from t5ts.build import t5_architecture
-    from t5ts.model.weights import describe, load_checkpoint
+    from t5ts.build import load_backbone, t5_architecture
+    from t5ts.model.weights import describe
 
     backbone = config.backbone
     if not isinstance(backbone, T5Backbone) or not (backbone.hub_id or backbone.path):
         raise UserError(f"backbone={backbone.name} has no checkpoint to fetch.")
-    _, report = load_checkpoint(
-        hub_id=None if backbone.path else backbone.hub_id,
-        path=backbone.path,
+    _, report = load_backbone(
+        backbone,
         arch=t5_architecture(backbone),
-        revision=backbone.revision,
         token=options.token,
         endpoint=options.endpoint,
         cache_dir=options.cache_dir,
         offline=options.offline or None,
         refresh=not options.offline,
-        expected_full_params=_range(backbone),
-        expected_sha256=backbone.sha256,
     )
     print("\n".join(describe(report)))
     print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
 
 
-def _range(backbone: T5Backbone) -> tuple[int, int] | None:
-    full = backbone.full_params
-    return None if full is None else (full[0], full[1])
+def _cached(backbone: T5Backbone, cache_dir: str | None) -> Path | None:
+    from t5ts.model.hub import cached_snapshot
+
+    snapshot = cached_snapshot(
+        str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir
+    )
+    return None if snapshot is None else snapshot.folder
 
 
 def _list(cache_dir: str | None) -> None:
-    from t5ts.model.hub import cache_status
-
     print(f"{'backbone':<21}{'id':<28}{'parameters':>12}  {'licence':<11} cached")
     for backbone in _checkpoint_backbones():
         least, most = backbone.full_params or [0, 0]
-        if backbone.path:
-            cached = "comes with t5ts"
-        else:
-            path, size = cache_status(
-                str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir
-            )
-            cached = "no" if path is None else f"{size / 1e6:.0f} MB in {path}"
+        where = "comes with t5ts"
+        if not backbone.path:
+            try:
+                folder = _cached(backbone, cache_dir)
+                where = "no"
+                if folder is not None:
+                    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+                    where = f"{size / 1e6:.0f} MB in {folder}"
+            except UserError as error:
+                where = str(error)
         parameters = f"{(least + most) / 2e6:.0f} M"
         print(
             f"{backbone.name:<21}{backbone.path or backbone.hub_id:<28}{parameters:>12}"
-            f"  {backbone.licence:<11} {cached}"
+            f"  {backbone.licence:<11} {where}"
         )
 
 
 def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
     """Verify the named backbone, or every one that is cached or comes with t5ts."""
-    from t5ts.build import t5_architecture
-    from t5ts.model.hub import cache_status
-    from t5ts.model.weights import describe, load_checkpoint, verify_cached
+    from t5ts.build import load_backbone, t5_architecture
+    from t5ts.model.weights import describe
 
     if overrides:
         named = _config(overrides).backbone
@@ -163,32 +170,12 @@ def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
             raise UserError(f"backbone={named.name} has no checkpoint to verify.")
         backbones = [named]
     else:
-        backbones = [
-            backbone
-            for backbone in _checkpoint_backbones()
-            if backbone.path
-            or cache_status(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)[
-                0
-            ]
-        ]
-    if not overrides and all(backbone.path for backbone in backbones):
-        print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
+        backbones = [b for b in _checkpoint_backbones() if b.path or _cached(b, cache_dir)]
+        if all(backbone.path for backbone in backbones):
+            print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
     for backbone in backbones:
-        if backbone.path:
-            _, report = load_checkpoint(
-                path=backbone.path,
-                arch=t5_architecture(backbone),
-                expected_full_params=_range(backbone),
-                expected_sha256=backbone.sha256,
-            )
-        else:
-            report = verify_cached(
-                str(backbone.hub_id),
-                arch=t5_architecture(backbone),
-                revision=backbone.revision,
-                cache_dir=cache_dir,
-                expected_full_params=_range(backbone),
-            )
+        arch = t5_architecture(backbone)
+        _, report = load_backbone(backbone, arch=arch, cache_dir=cache_dir, offline=True)
         print("\n".join(describe(report)))
 
 

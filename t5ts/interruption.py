@@ -18,9 +18,6 @@ def stop_on_signals() -> Iterator[threading.Event]:
     The handlers of before are back afterwards, so that these may be nested.
     """
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals can be caught in the main thread only
-        return
 
     def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
         if stop.is_set():
@@ -43,6 +40,9 @@ def interrupt_on_signals() -> AbstractContextManager[None]:
 
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals can be caught in the main thread only
+        return
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -143,6 +143,7 @@ class HubServer:
         self.repos: dict[str, dict[str, bytes | Path]] = {}
         self.faults: list[Fault] = []
         self.token: str | None = None
+        self.is_plain_mirror = False  # it then names no commits
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.endpoint = ""
         self._etags: dict[tuple[str, str], str] = {}
@@ -174,9 +175,15 @@ class HubServer:
         held = self.repos[hub_id][name]
         return held.read_bytes() if isinstance(held, Path) else held
 
-    def fault_for(self, method: str, path: str) -> Fault:
-        """The first fault that applies to a request, counted down; a harmless one otherwise."""
+    def fault_for(self, method: str, path: str, *, first_byte: bool) -> Fault:
+        """The first fault that applies to a request, counted down; a harmless one otherwise.
+
+        A request for a file's first byte alone is spared faults of the body.
+        """
         for fault in self.faults:
+            of_body = (fault.drop_after, fault.stall_after, fault.short, fault.flip)
+            if first_byte and any(of_body):
+                continue
             if fault.where in path and method in fault.methods and fault.times != 0:
                 if fault.times is not None:
                     fault.times -= 1
@@ -204,7 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, method: str) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((method, path, {k.lower(): v for k, v in self.headers.items()}))
-        fault = self.hub.fault_for(method, path)
+        first_byte = self.headers.get("Range") == "bytes=0-0"
+        fault = self.hub.fault_for(method, path, first_byte=first_byte)
         time.sleep(fault.hang_s)
         if fault.body is not None:
             return self._send(method, 200, fault.body.encode(), {"Content-Type": "text/html"})
@@ -246,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_entry(self, method: str, hub_id: str, name: str, fault: Fault) -> None:
         etag = self.hub.etag(hub_id, name)
-        headers = {"X-Repo-Commit": COMMIT}
+        headers = {} if self.hub.is_plain_mirror else {"X-Repo-Commit": COMMIT}
         if len(etag) == 40:
             return self._send_file(method, hub_id, name, fault, headers | {"ETag": f'"{etag}"'})
         headers["X-Linked-Etag"] = f'"{etag}"'
@@ -268,11 +276,13 @@ class _Handler(BaseHTTPRequestHandler):
         start, status = 0, 200
         wanted = self.headers.get("Range", "")
         if wanted.startswith("bytes=") and method == "GET":
-            start = int(wanted.removeprefix("bytes=").split("-")[0])
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start = int(first)
             if start >= len(data):
                 return self._send(method, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
             status = 206
-            headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+            total, data = len(data), data[: int(last) + 1] if last else data
+            headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{total}"}
         if fault.stall_after is not None and method == "GET":
             return self._stall(status, data[start:], headers, fault.stall_after)
         return self._send(method, status, data[start:], headers, fault.drop_after)

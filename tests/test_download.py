@@ -1,6 +1,7 @@
 """The download command, against a local server that speaks the hub's protocol."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -68,62 +69,48 @@ def test_verify_needs_no_network_and_finds_damage(hub, tmp_path: Path, capsys) -
     assert "t5ts: " in capsys.readouterr().err
 
 
-def kill_in_mid_download(hub: HubServer, tmp_path: Path, *, after: int) -> int:
-    """Download in a process of its own and kill -9 it once `after` more bytes of it are on disk.
-
-    Returns:
-        The bytes of the weight file that it leaves behind.
-    """
-    hub.faults = [Fault("cdn/", stall_after=after)]
-    before = sum(part.stat().st_size for part in (tmp_path / "cache").rglob("*.t5ts-partial"))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    environment["HF_HUB_DOWNLOAD_TIMEOUT"] = "60"  # the server stalls: killed, not timed out
-    process = subprocess.Popen(
-        [sys.executable, "-m", "t5ts.download", *BACKBONE, *places(hub, tmp_path)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            parts = list((tmp_path / "cache").rglob("*.t5ts-partial"))
-            # The last few KB may still be in the process's buffer.
-            if parts and parts[0].stat().st_size >= before + after - 20_000:
-                break
-            time.sleep(0.01)
-        assert process.poll() is None, "the download ended before it could be killed"
-    finally:
-        process.kill()
-    assert process.wait() == -9
-    hub.faults = []
-    (part,) = (tmp_path / "cache").rglob("*.t5ts-partial")
-    return part.stat().st_size
-
-
-def test_kill_9_in_mid_download_leaves_a_cache_that_the_next_call_completes(
-    hub, tmp_path: Path, capsys
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [("download", signal.SIGTERM), ("download", signal.SIGKILL), ("run", signal.SIGINT)],
+)
+def test_a_signal_ends_a_download_and_the_same_command_completes_it(
+    hub, tmp_path: Path, module: str, number: signal.Signals
 ) -> None:
-    """Twice killed: never taken for a checkpoint, resumed where it stopped, then verified."""
-    cache = tmp_path / "cache"
-    weights = hub.read(HUB_ID, "model.safetensors")
-    left = [kill_in_mid_download(hub, tmp_path, after=len(weights) // 3) for _ in range(2)]
-    assert 0 < left[0] < left[1] < len(weights)
-    (part,) = cache.rglob("*.t5ts-partial")
-    assert part.read_bytes() == weights[: left[1]]
-    assert hub_module.cached_snapshot(HUB_ID, cache_dir=cache) is None
-    assert not [p for p in cache.rglob("*.safetensors") if p.exists()]
-
-    hub.requests.clear()
-    assert main([*BACKBONE, *places(hub, tmp_path)]) == 0
-    assert "pretrained T5, verified" in capsys.readouterr().out
-    (request,) = hub.asked("GET", "cdn/")
-    assert request["range"] == f"bytes={left[1]}-"
-    assert not list(cache.rglob("*.t5ts-partial"))
-    blob = cache / ("models--" + HUB_ID.replace("/", "--")) / "blobs"
-    etag = hub.etag(HUB_ID, "model.safetensors")
-    assert file_sha256(blob / etag) == etag
-    assert main(["--verify", *BACKBONE, "--cache-dir", str(cache)]) == 0
+    """At once, with one line; the unfinished file is never taken for a checkpoint."""
+    hub.faults = [Fault("cdn/", stall_after=1000)]
+    home = tmp_path / "home"
+    command = [sys.executable, "-m", f"t5ts.{module}", *BACKBONE]
+    if module == "run":
+        command += ["init=t5", "data=synthetic", f"hydra.run.dir={tmp_path / 'run'}"]
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_DOWNLOAD_TIMEOUT": "120",  # the server stalls
+    }
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not any(h.get("range") != "bytes=0-0" for h in hub.asked("GET", "cdn/")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    if number == signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 130
+        (line,) = [line for line in errors.splitlines() if "stopped" in line]
+        assert "model.safetensors" in line
+        assert "Traceback" not in errors
+        assert not list(home.rglob("*.incomplete"))
+    assert hub_module.cached_snapshot(HUB_ID, cache_dir=home / "hub") is None
+    hub.faults = []
+    options = ["--endpoint", hub.endpoint, "--cache-dir", str(home / "hub")]
+    assert main([*BACKBONE, *options]) == 0
+    assert main(["--verify", *BACKBONE, *options[2:]]) == 0
 
 
 def test_data_is_fetched_or_read_by_name(tmp_path: Path, capsys) -> None:

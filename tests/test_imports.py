@@ -34,7 +34,7 @@ LEVELS = {
     "probes": 3,
     "checkpoint": 3,
     "tracking": 3,
-    "interruption": 3,
+    "interruption": 0,
     "run_directory": 3,
     "evaluation": 3,
     "train": 4,

@@ -1,11 +1,14 @@
-"""Does this encoder look freshly initialised? The test that stops a fake pretrained arm.
+"""Which tensors of an encoder look freshly initialised? The test that stops a fake pretrained arm.
 
-A T5 initialiser draws each matrix with a standard deviation fixed by its shape (the init law) and
-sets the LayerNorms to a constant. Training moves each matrix's spread by its own factor (T5's
-queries alone grow several-fold), lets the norms differ, and makes rows and columns unequal.
+A T5 initialiser draws each matrix independently entry by entry, with a standard deviation fixed by
+its shape (the init law), and sets the LayerNorms to a constant. Training moves each matrix's spread
+by its own factor, makes rows and columns unequal, adds a few strong directions, and lets the norms
+differ. Each matrix and each norm vector is judged, since loaders re-initialise what they do not
+find: a checkpoint saved after that is part trained, part fresh.
 """
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +24,20 @@ LAW_LIMIT = 3.0
 # Relative spread of LayerNorm weights that brief training cannot have caused without moving the
 # matrices too: norms like that over fresh matrices mean that the matrices were not loaded.
 NORMS_MOVED = 0.15
+# Structure of a matrix in standard errors: 3,700 independent draws (normal, uniform, rounded to
+# int8) gave 4.9 at most.
+STRUCTURE_LIMIT = 6.0
+# Structure that a matrix must be expected to have, by what the others have, before its absence
+# means that it was not trained with them. Checkpoints after 50 to 1,000 steps gave 24 at most.
+STRUCTURE_EXPECTED = 40.0
+# Median relative spread of the norms that moved, from which a constant one was not trained with
+# them; below it, rounding to bf16 or int8 may have made it constant.
+NORMS_TRAINED = 0.03
+ZERO_ROWS = 0.25  # share of zero rows or columns that neither training nor rounding leaves
+# Log ratio of two kinds' spreads that tells other initialisers from T5's, whose queries alone are
+# smaller by 1/√d_kv: those are off by more, brief training by less.
+OTHER_LAW = 0.35
+_SPECTRUM_SIZE = 256  # largest corner of a matrix whose spectrum is computed, for speed
 
 
 @dataclass(frozen=True)
@@ -33,39 +50,58 @@ class Freshness:
         factor: That best common factor (HF's `initializer_factor`).
         norm_spread: RMS deviation of all LayerNorm weights from their median, relative to it;
             0 when each tensor is constant.
-        num_exchangeable: Matrices whose row and column norms scatter as independent draws would.
+        drifted: Whether the spread of all queries, or keys, … together is off T5's law, but so
+            little that it started there: a sign of training where single matrices show none.
         num_matrices: Matrices examined.
-        constant: Matrices whose entries are all equal.
+        structureless: Matrices that scatter as independent draws do: fresh, shuffled, or trained
+            too briefly to tell.
+        fresh: Tensors that look freshly initialised or redrawn while the others were trained.
+        broken: What no training leaves (constant matrices, zero norms or rows, copied blocks).
     """
 
     law_distance: float
     factor: float
     norm_spread: float
-    num_exchangeable: int
+    drifted: bool
     num_matrices: int
-    constant: tuple[str, ...]
+    structureless: tuple[str, ...]
+    fresh: tuple[str, ...]
+    broken: tuple[str, ...]
+
+    @property
+    def origin(self) -> str:
+        """What an encoder that is not refused seems to be, as in `LoadReport.origin`."""
+        if self.law_distance < LAW_LIMIT:
+            return "barely trained"
+        return "control" if len(self.structureless) == self.num_matrices else "pretrained"
 
     @property
     def verdict(self) -> str | None:
-        """Why the encoder counts as freshly initialised, or None when it looks trained."""
-        if self.constant:
-            return f"{self.constant[0]} is constant, as nothing that was trained is"
-        if self.law_distance < LAW_LIMIT and not 0 < self.norm_spread < NORMS_MOVED:
-            norms = (
-                f"while its LayerNorm weights vary by {self.norm_spread:.0%}: were the matrices "
-                "left out when it was saved or converted?"
-                if self.norm_spread
-                else "and all LayerNorm weights are constant"
-            )
+        """Why the encoder cannot be a pretrained one, or None when it looks trained."""
+        if self.broken:
+            return _listed(self.broken) + ", which no training leaves"
+        if len(self.structureless) == self.num_matrices and not self.drifted:
+            if self.law_distance < LAW_LIMIT and not 0 < self.norm_spread < NORMS_MOVED:
+                norms = (
+                    f"while its LayerNorm weights vary by {self.norm_spread:.0%}: were the "
+                    "matrices left out when it was saved or converted?"
+                    if self.norm_spread
+                    else "and all LayerNorm weights are constant"
+                )
+                return (
+                    f"the spread of its {self.num_matrices} matrices is T5's initialisation law "
+                    f"times {self.factor:.3g} (distance {self.law_distance:.2g}, trained is above "
+                    f"{LAW_LIMIT:g}), {norms}"
+                )
+            if not self.norm_spread:
+                return (
+                    "all LayerNorm weights are constant, and in each of its "
+                    f"{self.num_matrices} matrices rows and columns scatter as independent draws do"
+                )
+        if self.fresh:
             return (
-                f"the spread of its {self.num_matrices} matrices is T5's initialisation law times "
-                f"{self.factor:.3g} (distance {self.law_distance:.2g}, trained is above "
-                f"{LAW_LIMIT:g}), {norms}"
-            )
-        if not self.norm_spread and self.num_exchangeable == self.num_matrices:
-            return (
-                "all LayerNorm weights are constant, and in each of its "
-                f"{self.num_matrices} matrices rows and columns scatter as independent draws do"
+                f"{len(self.fresh)} of its tensors look untrained among trained ones "
+                f"({_listed(self.fresh)}): keys that did not load when it was saved or converted?"
             )
         return None
 
@@ -73,11 +109,9 @@ class Freshness:
     def notes(self) -> list[str]:
         """What a user should know about an encoder that is not refused."""
         notes = []
-        if self.law_distance < LAW_LIMIT:
-            notes.append(
-                "note: barely trained, only its LayerNorm weights tell it from T5's initialisation"
-            )
-        elif self.num_exchangeable == self.num_matrices:
+        if self.origin == "barely trained":
+            notes.append("note: barely trained, hardly different from T5's initialisation")
+        elif self.origin == "control":
             notes.append(
                 "note: rows and columns scatter like independent draws in every matrix, as in a "
                 "shuffled or synthetic checkpoint"
@@ -90,7 +124,7 @@ class Freshness:
 def examine(
     state: Mapping[str, Tensor], law: Mapping[str, float], norms: Mapping[str, Tensor]
 ) -> Freshness:
-    """Compare an encoder's tensors with its initialisation law.
+    """Compare an encoder's tensors with its initialisation law, and with each other.
 
     Args:
         state: Matrices by name, any float dtype.
@@ -102,7 +136,10 @@ def examine(
 
     Source: own. The log of a sample standard deviation has variance (kurtosis − 1) / 4n.
     """
-    logs, scales, exchangeable, constant = [], [], 0, []
+    logs: dict[str, float] = {}
+    scales: dict[str, float] = {}
+    broken: list[str] = []
+    structure: dict[str, float] = {}
     for name, sigma in law.items():
         matrix = state[name].float()
         largest = matrix.abs().max()
@@ -111,23 +148,100 @@ def examine(
         squares = centred.square()
         variance = squares.mean(dtype=torch.float64).item()
         if not variance > 1e-12:
-            constant.append(name)
+            broken.append(f"{name} is constant")
             continue
+        zeros = max((matrix == 0).all(dim=axis).float().mean().item() for axis in (0, 1))
+        if zeros > ZERO_ROWS:
+            broken.append(f"{zeros:.0%} of the rows or columns of {name} are zero")
         kurtosis = squares.square().mean(dtype=torch.float64).item() / variance**2
-        logs.append(math.log(math.sqrt(variance) * largest.item() / sigma))
+        logs[name] = math.log(math.sqrt(variance) * largest.item() / sigma)
         sampling = math.sqrt(max(kurtosis - 1, 0.5) / (4 * matrix.numel()))
-        scales.append(math.hypot(LAW_TOLERANCE, sampling))
-        exchangeable += _is_exchangeable(squares, kurtosis)
-    factor_log = torch.tensor(logs, dtype=torch.float64).median().item() if logs else 0.0
-    distances = [((x - factor_log) / s) ** 2 for x, s in zip(logs, scales, strict=True)]
+        scales[name] = math.hypot(LAW_TOLERANCE, sampling)
+        structure[name] = _structure(centred, squares, variance, kurtosis)
+    factor_log = torch.tensor(list(logs.values())).double().median().item() if logs else 0.0
+    off = {name: x - factor_log for name, x in logs.items()}
+    distances = [(x / scales[name]) ** 2 for name, x in off.items()]
+    broken += [f"{name} is zero" for name, weight in norms.items() if not weight.any()]
+    broken += _copies(state, law)
+    spread = _norm_spread(norms)
+    # Norms that hardly moved: too early to tell, some matrices start later than others.
+    left_out = [] if 0 < spread < NORMS_MOVED else _left_out(structure, state, law)
     return Freshness(
         law_distance=sum(distances) / len(distances) if distances else 0.0,
         factor=math.exp(factor_log),
-        norm_spread=_norm_spread(norms),
-        num_exchangeable=exchangeable,
+        norm_spread=spread,
+        drifted=_has_drifted(off, scales),
         num_matrices=len(law),
-        constant=tuple(constant),
+        structureless=tuple(n for n, value in structure.items() if value < STRUCTURE_LIMIT),
+        fresh=(*_untouched(norms), *left_out),
+        broken=tuple(broken),
     )
+
+
+def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float]) -> bool:
+    kinds: dict[str, list[str]] = {}
+    for name in off:
+        kinds.setdefault(name.split(".")[-2], []).append(name)
+    kinds.pop("relative_attention_bias", None)  # too small to be told from the law
+    means = [statistics.fmean(off[name] for name in names) for names in kinds.values()]
+    pooled = [
+        abs(sum(off[name] / scales[name] for name in names)) / math.sqrt(len(names))
+        for names in kinds.values()
+    ]
+    is_t5s_law = all(abs(mean) < OTHER_LAW for mean in means)
+    return is_t5s_law and max(pooled, default=0.0) >= STRUCTURE_LIMIT
+
+
+def _untouched(norms: Mapping[str, Tensor]) -> list[str]:
+    """Constant norm vectors among norms that training has clearly moved."""
+    spreads = {
+        name: (weight.double().std() / weight.double().mean().abs().clamp_min(1e-30)).item()
+        for name, weight in norms.items()
+    }
+    constant = [name for name, weight in norms.items() if bool((weight == weight[0]).all())]
+    moved = [spread for name, spread in spreads.items() if name not in constant]
+    return constant if moved and statistics.median(moved) >= NORMS_TRAINED else []
+
+
+def _left_out(
+    structure: Mapping[str, float], state: Mapping[str, Tensor], law: Mapping[str, float]
+) -> list[str]:
+    """Structureless matrices among so strongly structured ones that they were not trained too.
+
+    Structure grows with the square of the relative displacement from the initialisation and with
+    the square root of the size. Under Adafactor all matrices are displaced by the same share of
+    their spread, under Adam by the same amount: the smaller of the two is expected.
+    """
+    moved = [name for name, value in structure.items() if value >= STRUCTURE_LIMIT]
+    if not moved:
+        return []
+    fresh = []
+    for name in structure.keys() - moved:
+        expected = statistics.median(
+            structure[other]
+            * math.sqrt(state[name].numel() / state[other].numel())
+            * min(1.0, (law[other] / law[name]) ** 2)
+            for other in moved
+        )
+        if expected > STRUCTURE_EXPECTED:
+            fresh.append(name)
+    return sorted(fresh)
+
+
+def _copies(state: Mapping[str, Tensor], law: Mapping[str, float]) -> list[str]:
+    """Blocks whose matrices are all equal, bit for bit, to another block's."""
+    blocks: dict[str, dict[str, Tensor]] = {}
+    for name in law:
+        _, number, part = name.split(".", 2)
+        if "relative_attention_bias" not in part:
+            blocks.setdefault(number, {})[part] = state[name]
+    copies = []
+    for i, (number, block) in enumerate(blocks.items()):
+        for earlier, other in list(blocks.items())[:i]:
+            if any(torch.equal(matrix, other[part]) for part, matrix in block.items()):
+                copies.append(f"block.{number} is a copy of block.{earlier}")
+                break
+    return copies
 
 
 def _norm_spread(norms: Mapping[str, Tensor]) -> float:
@@ -138,16 +252,44 @@ def _norm_spread(norms: Mapping[str, Tensor]) -> float:
     return (weights / median - weights.median().sign()).square().mean().sqrt().item()
 
 
-def _is_exchangeable(squares: Tensor, kurtosis: float) -> bool:
-    """Whether neither row nor column norms scatter more than independent entries' would.
+def _structure(centred: Tensor, squares: Tensor, variance: float, kurtosis: float) -> float:
+    """How much more than independent entries a matrix is, in standard errors.
 
-    For independent entries the sum of squares over m of them has relative variance
-    (kurtosis − 1) / m; an estimate of it from R sums is itself off by about sqrt(2 / R).
+    The largest excess of three: the scatter of its row and column norms, of its row and column
+    sums, and its largest singular value. For independent entries a sum of squares over m of them
+    has relative variance (kurtosis − 1) / m, an estimate of a variance from R sums is itself off
+    by about sqrt(2 / R), and the largest singular value follows the Tracy-Widom law (Johnstone
+    2001, "On the distribution of the largest eigenvalue in principal components analysis").
     """
+    excess = [_edge_excess(centred, variance)]
     for axis in (0, 1):
-        sums = squares.sum(dim=axis, dtype=torch.float64)
-        relative = (sums.var() / sums.mean().square()).item() if sums.numel() > 1 else 0.0
-        expected = max(kurtosis - 1, 0.1) / squares.shape[axis]
-        if relative > expected * (1 + 8 * math.sqrt(2 / sums.numel())):
-            return False
-    return True
+        m, count = centred.shape[axis], centred.shape[1 - axis]
+        if count < 2:
+            continue
+        error = math.sqrt(2 / (count - 1))
+        norms = squares.sum(dim=axis, dtype=torch.float64)
+        relative = (norms.var() / norms.mean().square()).item()
+        excess.append((relative * m / max(kurtosis - 1, 0.1) - 1) / error)
+        sums = centred.sum(dim=axis, dtype=torch.float64)
+        excess.append((sums.square().mean().item() / (m * variance) - 1) / error)
+    return max(excess)
+
+
+def _edge_excess(centred: Tensor, variance: float) -> float:
+    corner = centred[:_SPECTRUM_SIZE, :_SPECTRUM_SIZE]
+    # Clipped: single outliers, which a shuffled checkpoint keeps, are no structure.
+    corner = corner.clamp(-4 * math.sqrt(variance), 4 * math.sqrt(variance))
+    if corner.shape[0] > corner.shape[1]:
+        corner = corner.T
+    power = corner.square().mean().item()
+    if not power:
+        return 0.0
+    top = torch.linalg.eigvalsh(corner @ corner.T)[-1].item() / power
+    a, b = (math.sqrt(n - 0.5) for n in corner.shape)
+    # Mean −1.2065 and standard deviation 1.268 are the Tracy-Widom law's for real matrices.
+    return ((top - (a + b) ** 2) / ((a + b) * (1 / a + 1 / b) ** (1 / 3)) + 1.2065) / 1.268
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

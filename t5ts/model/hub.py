@@ -1,52 +1,103 @@
-"""Checkpoints from the Hugging Face hub: into the hub's own cache, or a plain reason why not.
+"""Checkpoints from the Hugging Face hub, into the hub's own cache, or a plain reason why not.
 
-huggingface_hub alone retries a dead network for 23 s, starts an interrupted file from zero and
-checks a plain download's size only. Here one quick request decides whether the hub is there, each
-file resumes where it stopped, and a file enters the cache only after its content hash matched the
-hub's. `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the proxy variables work as usual.
+huggingface_hub downloads, resumes dropped connections, locks and shows progress. Two things are
+added: quick probes decide whether the hub and its file server answer at all (the client alone
+retries a dead network for 23 s), and content is compared with the hash that the hub names it by.
+`HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the proxy variables work as usual.
 """
 
+import hashlib
+import logging
 import os
-import re
-import shutil
-import sys
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from t5ts.errors import WeightsError
-from t5ts.model.checkpoint_file import choose_weight_file, file_sha256, weight_files_of
-from t5ts.model.hub_errors import (
-    Request,
-    explain,
-    is_network_failure,
-    is_timeout,
-    status_of,
-    wrong_id,
+from t5ts.errors import Interrupted, WeightsError
+from t5ts.interruption import interrupt_on_signals
+from t5ts.model.checkpoint_file import (
+    CorruptError,
+    checkpoint_files,
+    choose_weight_file,
+    file_sha256,
 )
+from t5ts.model.hub_errors import Request, explain, is_outage
 
-ANSWER_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT says otherwise
-STALL_TIMEOUT_S = 3.5  # without a byte of a file, unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise
-MAX_ATTEMPTS = 4  # connections per file before the rest is left to the next run
+PROBE_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT says otherwise
 
-# The hub names large files by SHA-256. Small ones carry git's SHA-1, mirrors' anything: those are
-# checked by their length and by what is read from them.
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
+log = logging.getLogger("t5ts")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One commit of a repository in the local cache, complete enough to load."""
+    """One commit of a repository in the local cache, complete enough to load.
+
+    Attributes:
+        folder: Where its files are (or links to them).
+        downloaded: Whether it has just been downloaded.
+    """
 
     folder: Path
-    commit: str
-    downloaded: bool
+    downloaded: bool = False
+
+    @property
+    def commit(self) -> str:
+        """The commit on the hub."""
+        return self.folder.name
+
+    @property
+    def repository(self) -> Path:
+        """The cache's folder of the whole repository: deleting it always heals the cache."""
+        return self.folder.parents[1]
+
+    def check(self, hashes: dict[str, str]) -> None:
+        """Compare files with the content hashes that the cache names its blobs by.
+
+        A cache that was copied with its links followed is checked too: each file must be one of
+        the blobs. Without blobs there is nothing to compare with.
+
+        Args:
+            hashes: SHA-256 by file name.
+
+        Raises:
+            WeightsError: if a file is not what the hub sent; one just downloaded is removed.
+        """
+        blobs = self.repository / "blobs"
+        known = {blob.name for blob in blobs.iterdir()} if blobs.is_dir() else set()
+        for name, sha256 in hashes.items():
+            path = self.folder / name
+            expected = {path.resolve().name} if path.is_symlink() else known
+            # Mirrors name blobs as they like: only hashes can be compared with.
+            expected = {n for n in expected if len(n) in (40, 64) and set(n) <= _HEX}
+            if not expected or expected & {sha256, _git_sha1(path, expected)}:
+                continue
+            if self.downloaded:
+                path.resolve().unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+                raise WeightsError(
+                    f"{name} arrived corrupted: its content hash is not the hub's. It was removed. "
+                    "Run again; if it happens twice, a proxy or mirror (HF_ENDPOINT) is altering "
+                    "the file."
+                )
+            raise CorruptError(
+                f"The cached file {path} is corrupted: it does not have the content hash that the "
+                "hub gave it."
+            )
+
+
+_HEX = set("0123456789abcdef")
+
+
+def _git_sha1(path: Path, expected: set[str]) -> str | None:
+    """Git's hash of a file, by which the hub names small files; None if none is expected."""
+    if all(len(name) == 64 for name in expected) or path.stat().st_size > 100_000_000:
+        return None
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def cached_snapshot(
@@ -54,44 +105,33 @@ def cached_snapshot(
 ) -> Snapshot | None:
     """The cached commit that `revision` names, if config and all weight files are there.
 
-    Never touches the network.
-    """
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    def find(name: str) -> Path | None:
-        found = try_to_load_from_cache(hub_id, name, cache_dir=cache_dir, revision=revision)
-        return Path(found) if isinstance(found, str) else None
-
-    try:
-        config = find("config.json")
-    except HFValidationError as error:
-        raise wrong_id(hub_id) from error
-    if config is None:
-        return None
-    folder = config.parent
-    try:
-        main = choose_weight_file((path.name for path in folder.iterdir()), where=hub_id)
-        index = (folder / main).read_text("utf-8") if main.endswith(".index.json") else None
-        names = weight_files_of(main, index, where=hub_id)
-    except (WeightsError, OSError):
-        return None
-    if not all((folder / name).is_file() for name in names):
-        return None
-    return Snapshot(folder, folder.name, downloaded=False)
-
-
-def cache_status(
-    hub_id: str, *, revision: str = "main", cache_dir: str | Path | None = None
-) -> tuple[Path | None, int]:
-    """Where a checkpoint is cached (None if it is not, or not completely) and its bytes on disk.
-
     Never touches the network and does not verify: `weights.verify_cached` does.
+
+    Raises:
+        WeightsError: if the id is none, or the cache cannot be read.
     """
-    snapshot = cached_snapshot(hub_id, revision=revision, cache_dir=cache_dir)
-    if snapshot is None:
-        return None, 0
-    return snapshot.folder, sum(p.stat().st_size for p in snapshot.folder.rglob("*") if p.is_file())
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    request = _request(hub_id, revision, None, cache_dir or constants.HF_HUB_CACHE)
+    try:
+        config = try_to_load_from_cache(
+            hub_id, "config.json", cache_dir=request.cache_dir, revision=revision
+        )
+        if not isinstance(config, str):
+            return None
+        snapshot = Snapshot(Path(config).parent)
+        names = {path.name for path in snapshot.folder.iterdir() if path.exists()}
+        main = choose_weight_file(names, where=hub_id)
+        if main.endswith(".index.json"):
+            snapshot.check({main: file_sha256(snapshot.folder / main)})
+        complete = names.issuperset(checkpoint_files(snapshot.folder, main))
+    except CorruptError as error:
+        raise error.in_cache(snapshot.repository) from error
+    except WeightsError:
+        return None
+    except Exception as error:
+        raise explain(error, request) from error
+    return snapshot if complete else None
 
 
 def fetch_snapshot(
@@ -119,244 +159,152 @@ def fetch_snapshot(
         refresh: Ask the hub for the revision's newest commit even if one is cached.
 
     Raises:
-        WeightsError: if it cannot be had, saying why and what to do.
+        WeightsError: if it is not available, saying why and what to do.
+        Interrupted: after SIGINT or SIGTERM; nothing of an unfinished file is kept.
     """
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE if offline is None else offline
-    request = Request(
+    request = _request(hub_id, revision, endpoint, cache_dir)
+    cached = cached_snapshot(hub_id, revision=revision, cache_dir=request.cache_dir)
+    if cached is not None and (offline or not refresh):
+        return cached
+    if offline:
+        raise WeightsError(
+            f"{hub_id} (revision {revision}) is not complete in the cache {request.cache_dir}, and "
+            f"offline mode forbids asking the hub.{request.meant} Unset HF_HUB_OFFLINE, or "
+            f"{request.remedy}"
+        )
+    try:
+        commit, names = _within(partial(_list_files, request, token))
+    except WeightsError:
+        raise
+    except Exception as error:
+        # Whatever the client raises is the user's to fix: it stops the run with one message.
+        if cached is not None and is_outage(error):
+            log.warning(
+                "%s cannot be asked for newer files (%s); the cached commit %s is used.",
+                request.endpoint,
+                type(error).__name__,
+                cached.commit,
+            )
+            return cached
+        raise explain(error, request) from error
+    if cached is not None and cached.commit == commit:
+        return cached
+    return _download(request, token, commit, names)
+
+
+def _request(
+    hub_id: str, revision: str, endpoint: str | None, cache_dir: str | Path | None
+) -> Request:
+    from huggingface_hub import constants
+
+    return Request(
         hub_id=hub_id,
         revision=revision,
         endpoint=(endpoint or constants.ENDPOINT).rstrip("/"),
         cache_dir=Path(cache_dir or constants.HF_HUB_CACHE).expanduser(),
     )
-    if not refresh or offline:
-        cached = cached_snapshot(hub_id, revision=revision, cache_dir=request.cache_dir)
-        if cached is not None:
-            return cached
-    if offline:
-        raise WeightsError(
-            f"{hub_id} (revision {revision}) is not complete in the cache {request.cache_dir}, and "
-            f"offline mode forbids asking the hub.{request.hint} Unset HF_HUB_OFFLINE, or "
-            f"{request.remedy}"
-        )
-    try:
-        commit, names = _within(partial(_ask_for_files, request, token), request)
-        return _download_all(request, token, commit, names)
-    except WeightsError:
-        raise
-    except Exception as error:
-        # Whatever the client raises is the user's to mend: it stops the run with one message.
-        raise explain(error, request) from error
 
 
-def check_content(path: Path, sha256: str) -> None:
-    """Compare a cached file with the content hash that the cache names its blob by.
-
-    Args:
-        path: A file of a snapshot; one that is no link into the cache's blobs has no such name.
-        sha256: The file's SHA-256 as just computed.
-
-    Raises:
-        WeightsError: if the file is not what the hub sent.
-    """
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name) and sha256 != blob.name:
-        raise WeightsError(
-            f"The cached file {path.name} is corrupted: {blob} does not have the content hash that "
-            f"the hub gave it. Delete that file and run again to download it anew: rm {blob}"
-        )
-
-
-def _ask_for_files(request: Request, token: str | bool | None) -> tuple[str, list[str]]:
+def _list_files(request: Request, token: str | bool | None) -> tuple[str, list[str]]:
     """The commit that the revision names and its file names: the one request that decides."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=request.endpoint, token=token)
-    info = api.model_info(request.hub_id, revision=request.revision, timeout=_answer_timeout_s())
+    info = api.model_info(request.hub_id, revision=request.revision, timeout=_probe_timeout_s())
     names = [sibling.rfilename for sibling in info.siblings or []]
     if not info.sha:
         raise ValueError("the answer names no commit")
     if "config.json" not in names:
         raise WeightsError(
-            f"{request.hub_id} has no config.json, so it is no transformers checkpoint. "
-            f"{request.choose}"
+            f"{request.hub_id} has no config.json, so it is no transformers checkpoint. Choose a "
+            "T5 checkpoint such as t5-small, google/flan-t5-small or t5-base."
         )
     choose_weight_file(names, where=f"The repository {request.hub_id}")
     return info.sha, names
 
 
-def _download_all(
+def _download(
     request: Request, token: str | bool | None, commit: str, names: list[str]
 ) -> Snapshot:
-    """Fetch config and weights as verified blobs, then let the client link them in its cache."""
+    """Fetch config and weights, file by file, in this thread: a signal ends it at once.
+
+    (`snapshot_download` waits for its threads, until the file is there or its time-outs are over.)
+    """
     from huggingface_hub import hf_hub_download
 
     main = choose_weight_file(names, where=request.hub_id)
-    wanted = ["config.json", main]
-    _fetch_blob(request, token, commit, "config.json")
-    blob = _fetch_blob(request, token, commit, main)
-    if main.endswith(".index.json"):
-        shards = weight_files_of(main, blob.read_text("utf-8"), where=request.hub_id)
-        for shard in shards:
-            _fetch_blob(request, token, commit, shard)
-        wanted += shards
-    # Linked only now: a snapshot whose config stands there always has its weights beside it. The
-    # time limit is for the client's own retries, should the hub fail between two requests.
-    for name in wanted:
-        link = partial(
-            hf_hub_download,
-            request.hub_id,
-            name,
-            revision=commit,
-            endpoint=request.endpoint,
-            cache_dir=request.cache_dir,
-            token=token,
-            etag_timeout=_answer_timeout_s(),
+    wanted = [main, "config.json"]  # a snapshot with a config always has its weights beside it
+    log.info("Fetching %s from %s; a first Ctrl-C stops it.", request.hub_id, request.endpoint)
+    name = main
+    try:
+        with interrupt_on_signals():
+            while wanted:
+                name = wanted.pop(0)
+                _within(partial(_probe_file, request, token, commit, name))
+                path = hf_hub_download(
+                    request.hub_id,
+                    name,
+                    # The branch leads to the commit in the cache only when all is there.
+                    revision=commit if wanted else request.revision,
+                    endpoint=request.endpoint,
+                    cache_dir=request.cache_dir,
+                    token=token,
+                    etag_timeout=_probe_timeout_s(),
+                )
+                if name.endswith(".index.json"):
+                    wanted[:0] = checkpoint_files(Path(path).parent, name)[2:]
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped while downloading {name} of {request.hub_id}; nothing of it was kept"
+        ) from None
+    except CorruptError as error:
+        raise error.in_cache(Path(path).parents[2]) from error
+    except WeightsError:
+        raise
+    except Exception as error:
+        raise explain(error, request, file=name) from error
+    folder = Path(path).parent
+    if folder.name != commit:
+        raise WeightsError(
+            f"{request.hub_id} changed on the hub while it was downloaded ({request.revision} is "
+            "another commit now): run the same command again."
         )
-        linked = _within(link, request)
-    folder = Path(linked).parent
-    if request.revision != folder.name:
-        reference = folder.parents[1] / "refs" / request.revision
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        fresh = reference.with_name(f"{reference.name}.{os.getpid()}.tmp")
-        fresh.write_text(folder.name)
-        fresh.replace(reference)
-    return Snapshot(folder, folder.name, downloaded=True)
+    return Snapshot(folder, downloaded=True)
 
 
-def _fetch_blob(request: Request, token: str | bool | None, commit: str, name: str) -> Path:
-    """Bring one file into the cache's blobs under its content hash, resuming a partial one."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.utils import WeakFileLock
+def _probe_file(request: Request, token: str | bool | None, commit: str, name: str) -> None:
+    """Ask for a file's first byte, redirects to the file server included."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     url = hf_hub_url(request.hub_id, name, revision=commit, endpoint=request.endpoint)
-    ask = partial(
-        get_hf_file_metadata,
-        url,
-        token=token,
-        timeout=_answer_timeout_s(),
-        endpoint=request.endpoint,
-    )
-    meta = _within(ask, request)
-    if not meta.etag or "/" in meta.etag:
-        raise ValueError(f"the answer for {name} has no ETag")
-    storage = request.cache_dir / ("models--" + request.hub_id.replace("/", "--"))
-    blob = storage / "blobs" / meta.etag
-    if blob.exists():
-        return blob
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    locks = request.cache_dir / ".locks" / storage.name
-    locks.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(locks / f"{meta.etag}.lock"):
-        if blob.exists():
-            return blob
-        part = blob.with_name(f"{meta.etag}.t5ts-partial")
-        _check_space(request, part, name, meta.size)
-        _download(request, token, url, part, name, meta.size)
-        if _SHA256.fullmatch(meta.etag) and file_sha256(part) != meta.etag:
-            part.unlink()
-            raise WeightsError(
-                f"{name} of {request.hub_id} arrived corrupted: its content hash is not the hub's "
-                f"({meta.etag}). Nothing was kept. Run again; if it happens twice, a proxy or "
-                "mirror (HF_ENDPOINT) is altering the file."
-            )
-        part.replace(blob)
-    return blob
+    headers = build_hf_headers(token=token) | {"Range": "bytes=0-0"}
+    with get_session().stream("GET", url, headers=headers, timeout=_probe_timeout_s()) as response:
+        if response.status_code != 416:  # an empty file has no first byte
+            hf_raise_for_status(response)
+        next(response.iter_raw(), None)
 
 
-def _download(
-    request: Request,
-    token: str | bool | None,
-    url: str,
-    part: Path,
-    name: str,
-    size: int | None,
-) -> None:
-    """Append to `part` until it has `size` bytes, taking up dropped connections by Range."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, tqdm
-
-    chosen = "HF_HUB_DOWNLOAD_TIMEOUT" in os.environ
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT if chosen else STALL_TIMEOUT_S
-    # Signed CDN addresses of a redirect never see the token: the client drops it with the host.
-    headers = build_hf_headers(token=token) | {"Accept-Encoding": "identity"}
-    if size is None:
-        part.unlink(missing_ok=True)  # without a length there is no telling what is missing
-    last: Exception | None = None
-    fruitless = 0
-    bar: Any = (
-        tqdm(total=size, unit="B", unit_scale=True, desc=f"{request.hub_id} {name}")
-        if sys.stderr.isatty() and (size or 0) > 1e6
-        else nullcontext()
-    )
-    with bar as progress:
-        for _ in range(MAX_ATTEMPTS):
-            have = part.stat().st_size if part.exists() else 0
-            if size is not None and have > size:
-                part.unlink()
-                have = 0
-            if size is not None and have == size and part.exists():
-                return
-            if progress is not None:
-                progress.n = have
-            ranged = {"Range": f"bytes={have}-"} if have else {}
-            try:
-                with get_session().stream(
-                    "GET", url, headers=headers | ranged, timeout=timeout
-                ) as response:
-                    hf_raise_for_status(response)
-                    # 200 in answer to a range is the whole file from its start.
-                    with part.open("ab" if response.status_code == 206 else "wb") as file:
-                        for chunk in response.iter_bytes():
-                            file.write(chunk)
-                            if progress is not None:
-                                progress.update(len(chunk))
-                if size is None:
-                    return
-            except Exception as error:
-                # 416: the server's file ends where ours does, short of the promised size.
-                if status_of(error) != 416 and not is_network_failure(error):
-                    raise
-                last = error
-            if (part.stat().st_size if part.exists() else 0) <= have:
-                fruitless += 1
-                if fruitless == 2 or have or is_timeout(last):
-                    break
-    have = part.stat().st_size if part.exists() else 0
-    if have == size:
-        return
-    raise WeightsError(
-        f"The download of {name} of {request.hub_id} from {request.endpoint} broke off at {have:,} "
-        f"of {size or 0:,} bytes (truncated). What came is kept apart from the cache's files and "
-        "the next run resumes there: run the same command again."
-    ) from last
-
-
-def _check_space(request: Request, part: Path, name: str, size: int | None) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    free = shutil.disk_usage(part.parent).free
-    if size is not None and size - have > free:
-        raise WeightsError(
-            f"No disk space for {name} of {request.hub_id}: {size - have:,} bytes are needed, "
-            f"{free:,} are free in {request.cache_dir}. Free some, or set HF_HOME to a larger disk."
-        )
-
-
-def _answer_timeout_s() -> float:
+def _probe_timeout_s() -> float:
     from huggingface_hub import constants
 
     chosen = "HF_HUB_ETAG_TIMEOUT" in os.environ
-    return constants.HF_HUB_ETAG_TIMEOUT if chosen else ANSWER_TIMEOUT_S
+    return constants.HF_HUB_ETAG_TIMEOUT if chosen else PROBE_TIMEOUT_S
 
 
-def _within(work: Callable[[], T], request: Request) -> T:
-    """Run `work` in a daemon thread and stop waiting soon after its own timeouts should have come.
+def _within(work: Callable[[], T]) -> T:
+    """Run `work` in a daemon thread and stop waiting soon after its own time-out.
 
-    A name look-up has no timeout that a client could set, and a host with several addresses is
-    tried with the full timeout on each.
+    A name look-up has no time-out that a client could set, and a host with several addresses is
+    tried with the full time-out on each.
+
+    Raises:
+        TimeoutError: if it has not ended by then.
     """
-    seconds = _answer_timeout_s() + 0.5
+    seconds = _probe_timeout_s() + 0.5
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -372,5 +320,5 @@ def _within(work: Callable[[], T], request: Request) -> T:
     if errors:
         raise errors[0]
     if not results:
-        raise explain(TimeoutError(f"no answer within {seconds:g} s"), request)
+        raise TimeoutError(f"no answer within {seconds:g} s")
     return results[0]

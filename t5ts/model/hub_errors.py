@@ -19,6 +19,99 @@ KNOWN_IDS = (
     *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
     *(f"google/t5-efficient-{size}" for size in ("tiny", "mini", "small", "base", "large")),
 )
+_WRONG_ID = (
+    "The hub has no model {id!r}.{meant} Allowed are ids of T5 checkpoints such as t5-small or "
+    "google/flan-t5-small; if the model is private, set HF_TOKEN or run `hf auth login`."
+)
+_TOKEN = (
+    "Access to {id} needs a valid token: {endpoint} answered {status}{via}.{meant} Set HF_TOKEN to "
+    "a valid token with read access, or run `hf auth login`; if the model needs none, unset "
+    "HF_TOKEN."
+)
+_PROXY = (
+    "The proxy {proxy} refused the connection to {endpoint} ({why}). Check HTTPS_PROXY/HTTP_PROXY "
+    "and its credentials, add {host} to NO_PROXY to go around it, or {remedy}"
+)
+_BROKE_OFF = (
+    "The download of {file} of {id} from {endpoint} broke off ({why}). Nothing was kept: run the "
+    "same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer for a slow line)."
+)
+_NO_NETWORK = (
+    "No network: {endpoint} cannot be reached{via} ({why}), and {id} is not in the cache {cache}."
+    "{meant} Check the network, HF_ENDPOINT and the proxy variables (HF_HUB_ETAG_TIMEOUT=30 waits "
+    "longer), or {remedy}"
+)
+#: What an error is (a class among its causes' bases, HTTP statuses, lower-case text of its message)
+#: and the message; the first that applies is used. The client's classes are told apart by name,
+#: since the HTTP library under huggingface_hub has changed twice.
+_TABLE: tuple[tuple[str | range, str], ...] = (
+    ("HFValidationError", _WRONG_ID),
+    (
+        "GatedRepoError",
+        "{id} is gated: accept its licence at {endpoint}/{id}, then set HF_TOKEN to a token of "
+        "that account or run `hf auth login`.",
+    ),
+    (
+        "RevisionNotFoundError",
+        "{id} has no revision {revision!r}. Use main, or a branch, tag or full commit listed at "
+        "{endpoint}/{id}/commits/main.",
+    ),
+    ("RepositoryNotFoundError", _WRONG_ID),
+    (
+        "RemoteEntryNotFoundError",
+        "{id} names a file that the hub does not have ({why}). Choose a T5 checkpoint such as "
+        "t5-small, google/flan-t5-small or t5-base.",
+    ),
+    (
+        "FileMetadataError",
+        "{endpoint} is no complete mirror of the hub ({why}). Set HF_ENDPOINT to one that is, or "
+        "unset it.",
+    ),
+    ("ProxyError", _PROXY),
+    (range(407, 408), _PROXY),
+    (range(401, 404, 2), _TOKEN),
+    (
+        range(429, 430),
+        "{endpoint} answered 429 for {id}: too many requests from here. Wait some minutes, set "
+        "HF_TOKEN (known users have higher limits), or {remedy}",
+    ),
+    (
+        range(500, 600),
+        "{endpoint} answered {status} for {id}: the hub has a fault of its own (see "
+        "status.huggingface.co). Run again later, or {remedy}",
+    ),
+    (
+        range(100, 600),
+        "{endpoint} answered {status} for {id} ({why}). Check HF_ENDPOINT and the id, or {remedy}",
+    ),
+    *(
+        (
+            kind,
+            "{endpoint!r} is no address of a hub ({why}). Set HF_ENDPOINT to one such as "
+            "https://huggingface.co, or unset it; check the proxy variables too.",
+        )
+        for kind in ("UnsupportedProtocol", "InvalidURL", "LocalProtocolError")
+    ),
+    (
+        "certificate verify failed",
+        "The certificate of {endpoint} is not trusted ({why}). If your network replaces "
+        "certificates, set SSL_CERT_FILE to its authority's file; otherwise {remedy}",
+    ),
+    ("consistency check failed", _BROKE_OFF),
+    ("TransportError", _NO_NETWORK),
+    ("TimeoutError", _NO_NETWORK),
+    ("ConnectionError", _NO_NETWORK),
+    (
+        "proxy",
+        "The proxy setting {proxy} cannot be used ({why}). Fix HTTPS_PROXY/HTTP_PROXY/ALL_PROXY "
+        "or unset them.",
+    ),
+    (
+        "",
+        "{endpoint} did not answer as a hub does when asked for {id} ({kind}: {why}). Check "
+        "HF_ENDPOINT, proxies and log-in pages of the network, or {remedy}",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -42,15 +135,10 @@ class Request:
         )
 
     @property
-    def hint(self) -> str:
+    def meant(self) -> str:
         """The known ids that may be meant, as a question; empty where the id is a known one."""
-        meant = [] if self.hub_id in KNOWN_IDS else suggestions(self.hub_id)
-        return f" Did you mean {' or '.join(meant)}?" if meant else ""
-
-    @property
-    def choose(self) -> str:
-        """What to choose instead."""
-        return "Choose a T5 checkpoint such as t5-small, google/flan-t5-small or t5-base."
+        near = [] if self.hub_id in KNOWN_IDS else suggestions(self.hub_id)
+        return f" Did you mean {' or '.join(near)}?" if near else ""
 
     @property
     def proxy(self) -> str | None:
@@ -64,12 +152,8 @@ class Request:
             if url := proxies.get(scheme):
                 names = [f"{scheme}_proxy", f"{scheme.upper()}_PROXY"]
                 variable = next((n for n in names if os.environ.get(n)), names[1])
-                location = urlsplit(url if "//" in url else f"//{url}")
-                try:
-                    port = f":{location.port}" if location.port else ""
-                except ValueError:
-                    port = ""
-                return f"{variable} ({location.hostname or url}{port})"
+                # Without the credentials that may stand before the host.
+                return f"{variable} ({url.split('//')[-1].split('@')[-1].rstrip('/')})"
         return None
 
 
@@ -85,157 +169,64 @@ def suggestions(hub_id: str) -> list[str]:
     return [known for known in dict.fromkeys(near) if known != hub_id][:3]
 
 
-def wrong_id(hub_id: str) -> WeightsError:
-    """The error for an id that names no repository, with the likely ones."""
-    meant = suggestions(hub_id)
-    hint = f" Did you mean {' or '.join(meant)}?" if meant else ""
-    return WeightsError(
-        f"The hub has no model {hub_id!r}.{hint} Allowed are ids of T5 checkpoints such as "
-        "t5-small or google/flan-t5-small; if the model is private, set HF_TOKEN or run "
-        "`hf auth login`."
-    )
+def is_outage(error: BaseException) -> bool:
+    """Whether the hub could not be asked at all, as opposed to having said no."""
+    status = _status(error)
+    return status >= 500 if status else bool(_kinds(error) & {"TransportError", "TimeoutError"})
 
 
-def is_network_failure(error: BaseException) -> bool:
-    """Whether the connection failed or broke (as opposed to the hub saying no)."""
-    names = _class_names(error)
-    return "ProxyError" not in names and bool(
-        names & {"NetworkError", "TimeoutException", "RemoteProtocolError", "TimeoutError"}
-    )
-
-
-def is_timeout(error: BaseException | None) -> bool:
-    """Whether nothing came in time."""
-    return error is not None and bool(_class_names(error) & {"TimeoutException", "TimeoutError"})
-
-
-def status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error carries, if one does."""
-    for link in _chain(error):
-        status = getattr(getattr(link, "response", None), "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
-
-
-def explain(error: BaseException, request: Request) -> WeightsError:
+def explain(error: BaseException, request: Request, *, file: str | None = None) -> WeightsError:
     """Turn whatever the hub client raised into one message with its remedy.
 
     Args:
-        error: As caught. The client's classes are told apart by name along the chain of causes,
-            since the HTTP library under huggingface_hub has changed twice.
+        error: As caught.
         request: What was asked.
+        file: The file whose content was being downloaded, if one was.
 
     Returns:
         The error to raise.
     """
-    names = _class_names(error)
-    hub_id, endpoint = request.hub_id, request.endpoint
-    status = status_of(error)
+    kinds, status = _kinds(error), _status(error)
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     # The client's errors are OSErrors too, and a connection that a firewall forbids carries EPERM.
     if (
         isinstance(error, OSError)
         and error.errno
-        and not names & {"HTTPError", "TransportError", "ConnectionError", "TimeoutError"}
+        and not kinds & {"HTTPError", "TransportError", "ConnectionError", "TimeoutError"}
     ):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return WeightsError(
-                f"No disk space left while writing {hub_id} to the cache {request.cache_dir}. "
-                "Free some, or set HF_HOME to a larger disk; the download resumes where it stopped."
-            )
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return WeightsError(
-            f"The cache {request.cache_dir} cannot be used ({error}). Mend its permissions or set "
-            "HF_HOME to a folder that you can write."
-        )
-    if "OfflineModeIsEnabled" in names:
-        return WeightsError(
-            f"Offline mode forbids asking the hub for {hub_id}. Unset HF_HUB_OFFLINE, or "
-            + request.remedy
-        )
-    if "HFValidationError" in names:
-        return wrong_id(hub_id)
-    if "GatedRepoError" in names:
-        return WeightsError(
-            f"{hub_id} is gated: accept its licence at {endpoint}/{hub_id}, then set HF_TOKEN to a "
-            "token of that account or run `hf auth login`."
-        )
-    if "RevisionNotFoundError" in names:
-        return WeightsError(
-            f"{hub_id} has no revision {request.revision!r}. Use main, or a branch, tag or full "
-            f"commit listed at {endpoint}/{hub_id}/commits/main."
+            f"The cache {request.cache_dir} cannot be {'filled' if full else 'used'} ({why}). "
+            + ("Free some disk space" if full else "Fix its permissions")
+            + ", or set HF_HOME to another folder."
         )
     # Without a valid token the hub answers 401 to ids that do not exist as to private ones.
-    if "RepositoryNotFoundError" in names and not (status == 401 and hub_id in KNOWN_IDS):
-        return wrong_id(hub_id)
-    if "EntryNotFoundError" in names:
-        return WeightsError(
-            f"{hub_id} names a file that the hub does not have ({_first_line(error)}). "
-            f"{request.choose}"
-        )
-    if "ProxyError" in names or status == 407:
-        return WeightsError(
-            f"The proxy {request.proxy or 'in your environment'} refused the connection to "
-            f"{endpoint} ({_first_line(error)}). Check HTTPS_PROXY/HTTP_PROXY and its credentials, "
-            f"add {urlsplit(endpoint).hostname} to NO_PROXY to go around it, or {request.remedy}"
-        )
-    if status in (401, 403):
-        via = f" (answered through the proxy {request.proxy})" if request.proxy else ""
-        why = "Access needs a valid token" if status == 401 else "Access is forbidden"
-        # Ids that do not exist get a 401 too, hence the hint.
-        return WeightsError(
-            f"{why}: {endpoint} answered {status} for {hub_id}{via}.{request.hint} Set HF_TOKEN to "
-            "a valid token with read access, or run `hf auth login`; if the model needs none, "
-            "unset HF_TOKEN."
-        )
-    if status == 429:
-        return WeightsError(
-            f"{endpoint} answered 429 for {hub_id}: too many requests from here. Wait some "
-            "minutes, set HF_TOKEN (known users have higher limits), or " + request.remedy
-        )
-    if status is not None and status >= 500:
-        return WeightsError(
-            f"{endpoint} answered {status} for {hub_id}: the hub has a fault of its own (see "
-            f"status.huggingface.co). Run again later, or {request.remedy}"
-        )
-    if status is not None:
-        return WeightsError(
-            f"{endpoint} answered {status} for {hub_id} ({_first_line(error)}). Check HF_ENDPOINT "
-            f"and the id, or {request.remedy}"
-        )
-    if names & {"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"}:
-        return WeightsError(
-            f"{endpoint!r} is no address of a hub ({_first_line(error)}). Set HF_ENDPOINT to one "
-            "such as https://huggingface.co, or unset it; check the proxy variables too."
-        )
-    if "TransportError" in names or isinstance(error, TimeoutError | ConnectionError):
-        return _no_network(error, request)
-    if names & {"ImportError"} or "proxy" in str(error).lower():
-        return WeightsError(
-            f"The proxy setting {request.proxy or 'in your environment'} cannot be used "
-            f"({_first_line(error)}). Mend HTTPS_PROXY/HTTP_PROXY/ALL_PROXY or unset them."
-        )
-    return WeightsError(
-        f"{endpoint} did not answer as a hub does when asked for {hub_id} "
-        f"({type(error).__name__}: {_first_line(error)}). Check HF_ENDPOINT, proxies and log-in "
-        f"pages of the network, or {request.remedy}"
+    if status == 401 and request.hub_id in KNOWN_IDS:
+        kinds -= {"RepositoryNotFoundError"}
+    text = " ".join(str(link) for link in _chain(error)).lower()
+    message = next(
+        message
+        for key, message in _TABLE
+        if (status in key if isinstance(key, range) else key in kinds or key in text)
     )
-
-
-def _no_network(error: BaseException, request: Request) -> WeightsError:
-    text = " ".join(str(link) for link in _chain(error))
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
-        return WeightsError(
-            f"The certificate of {request.endpoint} is not trusted ({_first_line(error)}). If your "
-            "network replaces certificates, set SSL_CERT_FILE to its authority's file; "
-            f"otherwise {request.remedy}"
-        )
-    via = f" through the proxy {request.proxy}" if request.proxy else ""
-    check = "Check the network, HF_ENDPOINT and the proxy variables"
-    check += " (HF_HUB_ETAG_TIMEOUT=30 waits longer), or " if is_timeout(error) else ", or "
+    if message is _NO_NETWORK and file is not None:
+        message = _BROKE_OFF
     return WeightsError(
-        f"No network: {request.endpoint} cannot be reached{via} ({_first_line(error)}), and "
-        f"{request.hub_id} is not in the cache {request.cache_dir}.{request.hint} {check}"
-        f"{request.remedy}"
+        message.format(
+            id=request.hub_id,
+            revision=request.revision,
+            endpoint=request.endpoint,
+            host=urlsplit(request.endpoint).hostname,
+            cache=request.cache_dir,
+            remedy=request.remedy,
+            meant=request.meant,
+            proxy=request.proxy or "in your environment",
+            via=f" through the proxy {request.proxy}" if request.proxy else "",
+            status=status,
+            kind=type(error).__name__,
+            why=why,
+            file=file,
+        )
     )
 
 
@@ -248,10 +239,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
-def _class_names(error: BaseException) -> set[str]:
+def _kinds(error: BaseException) -> set[str]:
     return {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+def _status(error: BaseException) -> int:
+    """The HTTP status that an error carries; 0 without one."""
+    statuses = (getattr(getattr(e, "response", None), "status_code", 0) for e in _chain(error))
+    return next((status for status in statuses if status), 0)

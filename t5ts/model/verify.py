@@ -1,5 +1,6 @@
 """Is this folder the pretrained T5 it claims to be? Checked before anything trains."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -8,15 +9,16 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model import freshness
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import FLOAT_DTYPES, CheckpointFiles
+from t5ts.model.checkpoint_file import FLOAT_DTYPES, CheckpointFiles, TensorInfo
 from t5ts.model.config_file import architecture_of
+from t5ts.model.freshness import Freshness, examine
 from t5ts.model.tensors import POSITION_BIAS, encoder_shapes, init_law
 
 # Published T5 v1.0 files carry this bias of the decoder's cross-attention, which no T5 has used
 # since; transformers ignores it too (T5Model._keys_to_ignore_on_load_unexpected).
 STALE_KEY = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_BLOCK = re.compile(r"encoder\.block\.\d+\.")
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
@@ -76,6 +78,19 @@ def check_header(
             f"{', '.join(FLOAT_DTYPES)}; use the original floating-point checkpoint."
         )
     missing, unexpected = sorted(set(shapes) - in_encoder), sorted(in_encoder - set(shapes))
+    if missing and (prefix := _foreign_prefix(header, missing[-1])) is not None:
+        raise WeightsError(
+            f"{folder}: its tensors are named {prefix}final_layer_norm.weight and the like, not "
+            "encoder.final_layer_norm.weight: saved from a wrapper or from the encoder stack "
+            "alone. Save it again with save_pretrained of transformers' T5EncoderModel, or rename "
+            "them."
+        )
+    blocks = {int(n.split(".")[2]) for n in in_encoder if _BLOCK.match(n)}
+    if blocks and max(blocks) + 1 != arch.num_layers:
+        raise WeightsError(
+            f"{folder}: the weights have {max(blocks) + 1} encoder blocks, config.json's num_layers"
+            f" is {arch.num_layers}. Correct config.json, or fetch both again."
+        )
     if missing:
         raise WeightsError(
             f"{folder}: {len(missing)} of {len(shapes)} encoder tensors are missing, for instance "
@@ -128,16 +143,27 @@ def check_header(
     others = sorted(set(counted) - set(shapes) - decoder - {embedding, "lm_head.weight"})
     if others:
         notes.append(f"note: {len(others)} tensors are no T5's, for instance {others[0]}")
-    if "chronos_config" in files.config:
-        notes.append("note: a Chronos checkpoint, pretrained on time series and not on text")
     return num_full, notes
+
+
+def _foreign_prefix(header: Mapping[str, TensorInfo], missing: str) -> str | None:
+    """What stands where `encoder.` should, if the encoder is there under other names."""
+    stem = missing.removeprefix("encoder.")
+    found = [name for name in header if name.endswith(stem) and not name.startswith("decoder.")]
+    prefixes = sorted({name.removesuffix(stem) for name in found} - {"encoder."}, key=len)
+    return next((p for p in prefixes if p == "" or p.endswith(".")), None)
 
 
 def read_encoder(files: CheckpointFiles, arch: T5Architecture) -> tuple[dict[str, Tensor], float]:
     """The encoder's tensors in float32 and the embedding's RMS, all finite."""
     embedding = next(name for name in _EMBEDDINGS if name in files.header)
     names = list(encoder_shapes(arch))
-    stored = files.read([*(f"encoder.{name}" for name in names), embedding])
+    # Contiguous copies: a legacy file's tensors may share storage or map the file. Cast before they
+    # are checked: float64 can hold what float32 cannot.
+    stored = {
+        name: tensor.to(torch.float32, copy=True).contiguous()
+        for name, tensor in files.read([*(f"encoder.{n}" for n in names), embedding]).items()
+    }
     for name, tensor in stored.items():
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
@@ -148,23 +174,17 @@ def read_encoder(files: CheckpointFiles, arch: T5Architecture) -> tuple[dict[str
     rms = stored[embedding].double().square().mean().sqrt().item()
     if rms == 0.0:
         raise WeightsError(f"{files.folder}: {embedding} is all zeros. Choose another checkpoint.")
-    # contiguous copies: a legacy file's tensors may share storage or map the file
-    return {
-        name: stored[f"encoder.{name}"].to(torch.float32, copy=True).contiguous() for name in names
-    }, rms
+    return {name: stored[f"encoder.{name}"] for name in names}, rms
 
 
-def check_trained(state: Mapping[str, Tensor], arch: T5Architecture, folder: Path) -> list[str]:
+def check_trained(state: Mapping[str, Tensor], arch: T5Architecture, folder: Path) -> Freshness:
+    """Refuse an encoder that looks freshly initialised, whole or in part."""
     law = init_law(arch)
     norms = {name: tensor for name, tensor in state.items() if name not in law}
-    seen = freshness.examine(state, law, norms)
+    seen = examine(state, law, norms)
     if seen.verdict is not None:
         raise WeightsError(
             f"{folder} looks freshly initialised, not pretrained: {seen.verdict}. Use a trained "
             "checkpoint; if random weights are what you want, say init=random."
         )
-    return [
-        f"not a random initialisation: distance {seen.law_distance:.3g} from T5's init law (fresh: "
-        f"below {freshness.LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}",
-        *seen.notes,
-    ]
+    return seen

@@ -5,6 +5,8 @@ the checkpoint, not to the encoder that trains on patches: it is checked, counte
 reported, then left behind.
 """
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,14 @@ from torch import Tensor
 from t5ts.errors import WeightsError
 from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
-from t5ts.model.config_file import read_architecture
+from t5ts.model.checkpoint_file import (
+    CheckpointFiles,
+    choose_weight_file,
+    file_sha256,
+    open_checkpoint,
+)
+from t5ts.model.config_file import CorruptError, read_architecture
+from t5ts.model.freshness import LAW_LIMIT
 from t5ts.model.packaged import checkpoint_folder
 from t5ts.model.tensors import (
     count,
@@ -42,7 +50,6 @@ __all__ = [
     "read_architecture",
     "shuffled_state",
     "state_digest",
-    "verify_cached",
 ]
 
 INITS = ("random", "t5", "matched", "shuffled")
@@ -65,6 +72,15 @@ class LoadReport:
         num_params_trained: The same without the token embedding: what the arm trains.
         embedding_rms: Root mean square of the token embeddings (the init law's, for "random").
         tensors: Number of encoder tensors.
+        weights_sha256: SHA-256 of the weight file; of several shards, that of the lines that
+            `sha256sum` prints for them in the order of their names.
+        origin: What the tensors are: "pretrained" on text as far as can be told, "time series" (a
+            Chronos checkpoint), "barely trained", "control" (no structure: shuffled or redrawn) or
+            "random". A report can call no other than "pretrained" text pretraining.
+        is_control: Whether they are a control, made by an arm or loaded from a file.
+        fresh_tensors: Tensors that scatter as a fresh draw does, of a checkpoint that is not
+            refused; nearly all of them where it was barely trained.
+        norms_constant: Whether all LayerNorm weights are constant, as before any training.
         checks: What was verified, in words; entries that begin with "note:" deserve a look.
         tensors_sha256: `state_digest` of the returned tensors: the proof of the arm.
         checkpoint_sha256: `state_digest` of the checkpoint's tensors that a control was made from.
@@ -82,6 +98,11 @@ class LoadReport:
     num_params_trained: int
     embedding_rms: float
     tensors: int
+    weights_sha256: str | None = None
+    origin: str
+    is_control: bool = False
+    fresh_tensors: list[str] = field(default_factory=list)
+    norms_constant: bool = False
     checks: list[str] = field(default_factory=list)
     tensors_sha256: str
     checkpoint_sha256: str | None = None
@@ -94,41 +115,25 @@ def encoder_state(
     generator: torch.Generator,
     factor: float = 1.0,
     scale_norms: bool = False,
-    hub_id: str | None = None,
-    path: str | Path | None = None,
-    revision: str = "main",
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    cache_dir: str | Path | None = None,
-    offline: bool | None = None,
-    expected_full_params: tuple[int, int] | None = None,
-    expected_sha256: str | None = None,
+    load: Callable[[], tuple[dict[str, Tensor], LoadReport]],
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """The encoder's tensors for any init arm: the one place that arms come from.
 
     Args:
         init: "random" (reads nothing), "t5" (the checkpoint), or a control made from the same
             checkpoint: "matched", "shuffled".
-        arch: The encoder's shape; a checkpoint must agree with it.
-        generator: CPU generator for the arm's own randomness; "t5" draws nothing.
+        arch: The encoder's shape.
+        generator: CPU generator of this arm alone; "t5" draws nothing.
         factor: Scale of the "random" arm; see `random_state`.
         scale_norms: See `random_state`.
-        hub_id: Repository on the hub; or
-        path: A checkpoint folder. One of the two, unless `init` is "random".
-        revision: As for `load_checkpoint`, like the following ones.
-        token: Access token for the hub.
-        endpoint: The hub's address.
-        cache_dir: The hub's cache.
-        offline: Use the cache only.
-        expected_full_params: Least and most parameters that the whole checkpoint may have.
-        expected_sha256: SHA-256 that the weight file must have.
+        load: Loads the checkpoint (`load_checkpoint`); not called for "random".
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and the report that proves the arm.
 
     Raises:
-        WeightsError: if `init` is unknown or the weights cannot be had or trusted. There is no
-            fallback.
+        WeightsError: if `init` is unknown or the weights are not available or not to be trusted.
+            There is no fallback.
     """
     if init not in INITS:
         raise WeightsError(f"init={init!r} is unknown; allowed are {', '.join(INITS)}.")
@@ -138,6 +143,7 @@ def encoder_state(
         return state, LoadReport(
             init=init,
             source="random",
+            origin="random",
             architecture=asdict(arch),
             num_params_encoder=trained + arch.vocab_size * arch.d_model,
             num_params_trained=trained,
@@ -149,18 +155,7 @@ def encoder_state(
             ],
             tensors_sha256=state_digest(state),
         )
-    state, report = load_checkpoint(
-        hub_id=hub_id,
-        path=path,
-        arch=arch,
-        revision=revision,
-        token=token,
-        endpoint=endpoint,
-        cache_dir=cache_dir,
-        offline=offline,
-        expected_full_params=expected_full_params,
-        expected_sha256=expected_sha256,
-    )
+    state, report = load()
     if init == "t5":
         return state, report
     make, words = {
@@ -171,6 +166,8 @@ def encoder_state(
     return state, replace(
         report,
         init=init,
+        origin="control",
+        is_control=True,
         checks=[*report.checks, f"control, not pretrained: {words}"],
         tensors_sha256=state_digest(state),
         checkpoint_sha256=report.tensors_sha256,
@@ -218,7 +215,7 @@ def load_checkpoint(
             f"path={None if path is None else str(path)!r}. Set backbone=t5_small for the hub, or "
             "backbone=local backbone.path=DIR."
         )
-    commit = None
+    snapshot = None
     if hub_id is not None:
         snapshot = hub.fetch_snapshot(
             hub_id,
@@ -229,26 +226,31 @@ def load_checkpoint(
             offline=offline,
             refresh=refresh,
         )
-        folder, commit = snapshot.folder, snapshot.commit
-    else:
-        folder = checkpoint_folder(str(path))
-    files = open_checkpoint(folder)
-    hashes = {file.name: file_sha256(file) for file in files.files}
-    if hub_id is not None:
-        for file in files.files:
-            hub.check_content(file, hashes[file.name])
-    if expected_sha256 is not None:
-        _check_sha256(files.files[-1], hashes, expected_sha256)
-    found = check_config(files, arch)
-    num_full, notes = check_header(files, found, expected_full_params)
-    state, embedding_rms = read_encoder(files, found)
-    notes += check_trained(state, found, folder)
+    folder = checkpoint_folder(str(path)) if snapshot is None else snapshot.folder
+    try:
+        files, hashes = _open(folder, snapshot)
+        found = check_config(files, arch)
+        num_full, notes = check_header(files, found, expected_full_params)
+        weights_sha256 = _weights_sha256(files, hashes)
+        if expected_sha256 not in (None, weights_sha256):
+            raise WeightsError(
+                f"{files.weights[0]} is not the file that this backbone names: its SHA-256 is "
+                f"{weights_sha256}, backbone.sha256 is {expected_sha256}. It was altered or cut "
+                "short; restore it (reinstall t5ts or check it out again), or use backbone=local "
+                "for a checkpoint of your own. (The pin of several shards is that of the lines of "
+                "`sha256sum`: sha256sum model-*.safetensors | sha256sum.)"
+            )
+        state, embedding_rms = read_encoder(files, found)
+    except CorruptError as error:
+        raise (error if snapshot is None else error.in_cache(snapshot.repository)) from error
+    seen = check_trained(state, found, folder)
+    is_text = "chronos_config" not in files.config
     trained = count(encoder_shapes(found))
     return state, LoadReport(
         init="t5",
         source=hub_id if hub_id is not None else str(path),
         path=str(folder),
-        revision=commit,
+        revision=None if snapshot is None else snapshot.commit,
         files=hashes,
         format=files.format,
         architecture=asdict(found),
@@ -257,6 +259,11 @@ def load_checkpoint(
         num_params_trained=trained,
         embedding_rms=embedding_rms,
         tensors=len(state),
+        weights_sha256=weights_sha256,
+        origin="time series" if not is_text else seen.origin,
+        is_control=seen.origin == "control",
+        fresh_tensors=list(seen.structureless),
+        norms_constant=not seen.norm_spread,
         checks=[
             "config.json is a T5's" + ("" if arch is None else " and equals the backbone's values"),
             f"{files.format}, read without running code from it, not quantised",
@@ -264,41 +271,37 @@ def load_checkpoint(
             "all values finite",
             *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
             *notes,
+            *(
+                []
+                if is_text
+                else ["note: a Chronos checkpoint, pretrained on time series, not text"]
+            ),
+            f"not a random initialisation: distance {seen.law_distance:.3g} from T5's init law "
+            f"(fresh: below {LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}",
+            *seen.notes,
         ],
         tensors_sha256=state_digest(state),
     )
 
 
-def _check_sha256(file: Path, hashes: dict[str, str], expected: str) -> None:
-    if hashes[file.name] != expected:
-        raise WeightsError(
-            f"{file} is not the file that this backbone names: its SHA-256 is {hashes[file.name]}, "
-            f"backbone.sha256 is {expected}. It was altered or cut short; restore it (reinstall "
-            "t5ts or check it out again), or use backbone=local for a checkpoint of your own."
-        )
+def _open(folder: Path, snapshot: hub.Snapshot | None) -> tuple[CheckpointFiles, dict[str, str]]:
+    """Open a folder and hash its files; the hub's content hashes are compared before it is read."""
+    if snapshot is not None:
+        main = choose_weight_file((path.name for path in folder.iterdir()), where=str(folder))
+        first = [name for name in ("config.json", main) if (folder / name).is_file()]
+        snapshot.check({name: file_sha256(folder / name) for name in first})
+    files = open_checkpoint(folder)
+    hashes = {file.name: file_sha256(file) for file in files.files}
+    if snapshot is not None:
+        snapshot.check(hashes)
+    return files, hashes
 
 
-def verify_cached(
-    hub_id: str,
-    *,
-    arch: T5Architecture | None = None,
-    revision: str = "main",
-    cache_dir: str | Path | None = None,
-    expected_full_params: tuple[int, int] | None = None,
-) -> LoadReport:
-    """Verify a cached checkpoint without a network, file hashes included.
-
-    Raises:
-        WeightsError: if it is not cached, or corrupted, or not a trained T5.
-    """
-    return load_checkpoint(
-        hub_id=hub_id,
-        arch=arch,
-        revision=revision,
-        cache_dir=cache_dir,
-        offline=True,
-        expected_full_params=expected_full_params,
-    )[1]
+def _weights_sha256(files: CheckpointFiles, hashes: dict[str, str]) -> str:
+    if len(files.files) == 2:  # config.json and one file
+        return hashes[files.weights[0].name]
+    lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in files.weights)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def describe(report: LoadReport) -> list[str]:
@@ -313,8 +316,13 @@ def describe(report: LoadReport) -> list[str]:
     notes = [check for check in report.checks if check.startswith("note:")]
     verdict = {
         "random": "random initialisation, nothing pretrained",
-        "t5": "pretrained T5, verified",
-    }.get(report.init, f"control '{report.init}' made from a verified T5")
+        "pretrained": "pretrained T5, verified",
+        "time series": "T5 pretrained on time series, verified",
+        "barely trained": "T5 that was hardly trained",
+        "control": "T5 without structure, as a shuffled or redrawn one",
+    }[report.origin]
+    if report.init in ("matched", "shuffled"):
+        verdict = f"control '{report.init}' made from a verified T5"
     return [
         f"weights    {report.source}{revision} ({report.format or 'drawn'}), "
         f"in {report.path or 'memory'}",

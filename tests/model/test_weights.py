@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, write_checkpoint
 
 from t5ts.errors import WeightsError
-from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import count
 from t5ts.model.weights import (
@@ -88,14 +88,16 @@ def test_impossible_factor_is_refused(factor: float) -> None:
         random_state(TINY, generator=generator(), factor=factor)
 
 
-def test_matched_keeps_each_tensors_mean_and_std() -> None:
-    state = trained_looking_encoder(T5_SMALL)
+def test_matched_keeps_each_tensors_mean_and_std_exactly() -> None:
+    state = trained_looking_encoder(TINY) | {"two": torch.tensor([1.0, 3.0]), "one": torch.ones(1)}
     control = matched_state(state, generator=generator())
     for name, tensor in state.items():
-        mean, std, root = tensor.mean().item(), tensor.std().item(), math.sqrt(tensor.numel())
-        assert abs(control[name].mean().item() - mean) < 5 * std / root, name
-        assert control[name].std().item() == pytest.approx(std, rel=5 / root), name
-        assert not torch.equal(control[name], tensor)
+        theirs, ours = tensor.double(), control[name].double()
+        assert ours.mean().item() == pytest.approx(theirs.mean().item(), rel=1e-5, abs=1e-7), name
+        assert ours.std(correction=0).item() == pytest.approx(
+            theirs.std(correction=0).item(), rel=1e-5
+        ), name
+        assert torch.equal(ours, theirs) == (name == "one")
 
 
 @settings(max_examples=50, deadline=None)
@@ -138,11 +140,14 @@ def test_digest_sees_name_shape_dtype_and_value() -> None:
 
 def test_every_arm_is_what_it_says_and_proves_it(tiny_folder: Path) -> None:
     arms: dict[str, Any] = {
-        init: encoder_state(init=init, arch=TINY, generator=generator(), path=tiny_folder)
-        for init in ("t5", "matched", "shuffled")
+        init: encoder_state(
+            init=init,
+            arch=TINY,
+            generator=generator(),
+            load=partial(load_checkpoint, path=tiny_folder, arch=TINY),
+        )
+        for init in INITS
     }
-    arms["random"] = encoder_state(init="random", arch=TINY, generator=generator())
-    assert set(arms) == set(INITS)
     for init, (state, report) in arms.items():
         assert report.init == init
         assert report.tensors_sha256 == state_digest(state)
@@ -160,16 +165,13 @@ def test_every_arm_is_what_it_says_and_proves_it(tiny_folder: Path) -> None:
     assert arms["matched"][1].checkpoint_sha256 == arms["shuffled"][1].checkpoint_sha256 == loaded
 
 
-def test_random_reads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def forbidden(*_: object, **__: object) -> None:
+def test_random_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> Any:
         raise AssertionError("init=random asked for a file")
 
-    monkeypatch.setattr(hub, "fetch_snapshot", forbidden)
     monkeypatch.setattr(Path, "open", forbidden)
     monkeypatch.setattr(Path, "read_text", forbidden)
-    state, report = encoder_state(
-        init="random", arch=TINY, generator=generator(), hub_id="t5-small", path=tmp_path / "none"
-    )
+    state, report = encoder_state(init="random", arch=TINY, generator=generator(), load=forbidden)
     assert report.files == {}
     assert report.source == "random"
     assert report.embedding_rms == 1.0
@@ -178,7 +180,7 @@ def test_random_reads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_unknown_init_names_the_allowed_ones() -> None:
     with pytest.raises(WeightsError, match=r"'pretrained'.*random, t5, matched, shuffled"):
-        encoder_state(init="pretrained", arch=TINY, generator=generator())
+        encoder_state(init="pretrained", arch=TINY, generator=generator(), load=load_checkpoint)
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -191,6 +193,7 @@ def test_exactly_one_source(both: bool, tiny_folder: Path) -> None:
 def test_loading_draws_nothing_from_any_generator(tiny_folder: Path) -> None:
     own = generator()
     before, state_before = torch.get_rng_state(), own.get_state()
-    encoder_state(init="t5", arch=TINY, generator=own, path=tiny_folder)
+    load = partial(load_checkpoint, path=tiny_folder)
+    encoder_state(init="t5", arch=TINY, generator=own, load=load)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(own.get_state(), state_before)

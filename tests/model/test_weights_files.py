@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import random
 import struct
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from t5ts.model.weights import LoadReport, load_checkpoint, read_architecture
 TRAINED = count(encoder_shapes(TINY))
 # decoder: the encoder's tensors, and per block a cross-attention of 4 64×64 matrices and a norm
 FULL = 2 * TRAINED + 100 * 64 + 2 * (4 * 64 * 64 + 64)
+WEIGHTS_FILE = "model.safetensors"
 QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
 
@@ -232,6 +234,19 @@ def test_broken_config(folder: Path, text: str, part: str) -> None:
         ({"num_heads": True}, ["num_heads is True"]),
         ({"feed_forward_proj": "swish"}, ["'swish'", "gated-gelu"]),
         ({"layer_norm_epsilon": "x"}, ["layer_norm_epsilon"]),
+        ({"num_decoder_layers": "6"}, ["num_decoder_layers is '6'"]),
+        ({"num_decoder_layers": 6.0}, ["num_decoder_layers is 6.0"]),
+        ({"num_layers": 10**9}, ["num_layers"]),
+        ({"dense_act_fn": "gelu_new"}, ["feed_forward_proj is 'relu', dense_act_fn is 'gelu_new'"]),
+        ({"is_gated_act": True}, ["is_gated_act is True"]),
+        (
+            {"feed_forward_proj": "gated-gelu", "dense_act_fn": "relu"},
+            ["feed_forward_proj", "dense_act_fn is 'relu'"],
+        ),
+        ({"feed_forward_proj": "gated-gelu", "is_gated_act": False}, ["is_gated_act is False"]),
+        ({"feed_forward_proj": ["relu"]}, ["feed_forward_proj is ['relu']"]),
+        ({"hidden_size": 512}, ["d_model is 64, hidden_size is 512"]),
+        ({"num_hidden_layers": 6}, ["num_layers is 2, num_hidden_layers is 6"]),
     ],
 )
 def test_config_that_is_no_usable_t5(
@@ -264,7 +279,7 @@ def test_git_lfs_pointer(folder: Path) -> None:
 def test_truncated_safetensors(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    refused(folder, "truncated or corrupted", "fetch the checkpoint again")
+    refused(folder, "truncated or corrupted", "Fetch the checkpoint again")
 
 
 @settings(
@@ -307,7 +322,7 @@ def test_config_of_another_size(folder: Path) -> None:
     edit(folder, vocab_size=200)
     refused(folder, "shared.weight", "(100, 64)", "(200, 64)")
     edit(folder, vocab_size=100, num_layers=3)
-    refused(folder, "missing", "encoder.block.2")
+    refused(folder, "2 encoder blocks", "num_layers is 3")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
@@ -351,3 +366,101 @@ def test_index_that_leaves_its_folder(folder: Path) -> None:
     refused(folder, "outside its folder")
     index.write_text("{}")
     refused(folder, "no index of shards")
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "model.", "t5.encoder.", ""])
+def test_foreign_prefixes_are_named(folder: Path, prefix: str) -> None:
+    tensors = {f"{prefix}{n.removeprefix('encoder.')}": t for n, t in full_model(TINY).items()}
+    save_file(tensors, folder / "model.safetensors")
+    refused(folder, f" {prefix}final_layer_norm.weight", "save_pretrained")
+
+
+def test_config_with_too_few_layers(folder: Path) -> None:
+    edit(folder, num_layers=1)
+    refused(folder, "2 encoder blocks", "num_layers is 1")
+
+
+def test_variant_alone_is_named(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    refused(folder, "model.fp16.safetensors", "renamed to model.safetensors")
+
+
+@pytest.mark.parametrize("name", [QUERY, "encoder.final_layer_norm.weight"])
+def test_overflow_in_the_cast_is_found(folder: Path, name: str) -> None:
+    with_tensors(folder, lambda t: t.update({name: t[name].double().fill_(1e300)}))
+    refused(folder, name, "NaN or infinite")
+
+
+def test_pin_of_a_single_file_and_of_shards(folder: Path) -> None:
+    one = load(folder)[1]
+    assert one.weights_sha256 == one.files["model.safetensors"]
+    shard(folder, "safetensors", save_file)
+    several = load(folder)[1]
+    load(folder, expected_sha256=several.weights_sha256)
+    for pin in (*several.files.values(), one.weights_sha256):
+        refused(folder, "backbone.sha256", expected_sha256=pin)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "shards", "config.json", "directory"])
+@pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(36, "name too long")])
+def test_unreadable_is_one_message(
+    folder: Path, kind: str, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "shards":
+        shard(folder, "safetensors", save_file)
+    if kind == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    word = {"config.json": "config.json", "shards": "-00001-of", "bin": ".bin"}.get(kind, "model.s")
+
+    def denied(true: Callable[..., Any]) -> Callable[..., Any]:
+        def method(path: Path, *args: Any, **kwargs: Any) -> Any:
+            if path == folder if kind == "directory" else word in path.name:
+                raise error
+            return true(path, *args, **kwargs)
+
+        return method
+
+    names = ("iterdir",) if kind == "directory" else ("open", "read_bytes")
+    for name in names:
+        monkeypatch.setattr(Path, name, denied(getattr(Path, name)))
+    refused(folder, "cannot be read", "backbone.path")
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin", "config.json", "index"])
+def test_a_directory_in_a_files_place_is_one_message(folder: Path, kind: str) -> None:
+    name = "model.safetensors.index.json" if kind == "index" else kind
+    for path in (folder / name, folder / ("config" if kind == "config.json" else WEIGHTS_FILE)):
+        if path.is_file():
+            path.unlink()
+    (folder / name).mkdir()
+    refused(folder, name)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "a\0b"])
+def test_impossible_paths_are_one_message(path: str) -> None:
+    refused(Path(path))
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_no_damage_of_any_file_escapes_as_another_error(
+    folder: Path, ending: str, sharded: bool
+) -> None:
+    """Flipped, cut and overwritten bytes; `benchmarks.weight_faults` does thousands."""
+    draw = random.Random(0)
+    save = {"safetensors": save_file, "bin": torch.save}[ending]
+    if sharded:
+        shard(folder, ending, save)
+    elif ending == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for i in range(15):
+            at = draw.randrange(min(len(whole), 3000))
+            changed = whole[:at] if i % 5 == 0 else whole[:at] + b"\x95" + whole[at + 1 :]
+            file.write_bytes(changed)
+            with contextlib.suppress(WeightsError):
+                load(folder)
+        file.write_bytes(whole)

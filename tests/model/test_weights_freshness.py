@@ -1,6 +1,8 @@
 """What looks freshly initialised is refused, what was trained passes."""
 
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, writ
 
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
+from t5ts.model.config_file import read_architecture
 from t5ts.model.freshness import LAW_LIMIT, Freshness, examine
+from t5ts.model.packaged import checkpoint_folder
 from t5ts.model.tensors import init_law, matched_state, random_state, shuffled_state
 from t5ts.model.weights import load_checkpoint
 
@@ -97,11 +101,12 @@ def test_constant_matrix_is_refused(value: float) -> None:
 def test_controls_are_told_from_trained_weights() -> None:
     """A shuffled or redrawn checkpoint keeps its spreads; its evenness is what gives it away."""
     state = trained_looking_encoder(T5_SMALL)
-    assert look(state, T5_SMALL).num_exchangeable <= 1  # the small position bias may pass
+    assert len(look(state, T5_SMALL).structureless) <= 1  # the small position bias may pass
     for make in (matched_state, shuffled_state):
         control = make(state, generator=torch.Generator().manual_seed(0))
         seen = look(control, T5_SMALL)
-        assert seen.num_exchangeable == seen.num_matrices
+        assert len(seen.structureless) == seen.num_matrices
+        assert seen.origin == "control"
 
 
 def test_fresh_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -118,4 +123,112 @@ def test_shuffled_checkpoint_is_noted(tmp_path: Path) -> None:
     control = shuffled_state(state, generator=torch.Generator().manual_seed(0))
     tensors = full_model(TINY) | {f"encoder.{name}": t for name, t in control.items()}
     report = load_checkpoint(path=write_checkpoint(tmp_path / "t5", TINY, tensors))[1]
-    assert any(check.startswith("note:") and "shuffled" in check for check in report.checks)
+    assert report.is_control
+    assert report.origin == "control"
+    assert len(report.fresh_tensors) == len(init_law(TINY))
+
+
+PACKAGED = checkpoint_folder("packaged:t5_tiny_en")
+WI = "block.2.layer.1.DenseReluDense.wi.weight"
+
+
+@pytest.fixture(scope="module")
+def tiny_en() -> dict[str, Tensor]:
+    """The packaged encoder, really pretrained on text."""
+    return load_checkpoint(path=PACKAGED)[0]
+
+
+def initialised(init: str) -> dict[str, Tensor]:
+    """A fresh encoder of the packaged one's shape, by some library's initialiser."""
+    generator = torch.Generator().manual_seed(5)
+    arch = read_architecture(PACKAGED)
+    factor = {"hf": 1.0, "chronos": 0.05}.get(init, 1.0)
+    state = random_state(arch, generator=generator, factor=factor, scale_norms=True)
+    for name in init_law(arch):
+        if init == "bert":
+            state[name].normal_(0.0, 0.02, generator=generator)
+        elif init == "linear":
+            torch.nn.init.kaiming_uniform_(state[name], a=5**0.5, generator=generator)
+    return state
+
+
+@pytest.mark.parametrize("init", ["hf", "chronos", "bert", "linear"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"block\.0\.",
+        r"block\.3\.",
+        r"block\.[123]\.",
+        "DenseReluDense",
+        r"SelfAttention\.[qkvo]",
+        r"\.q\.weight",
+        r"\.v\.weight",
+        r"block\.1\..*(SelfAttention|DenseReluDense)",
+        "final_layer_norm",
+        re.escape(WI),
+        r"block\.0\.layer\.0\.SelfAttention\.k",
+    ],
+)
+def test_partly_fresh_is_refused_and_named(
+    tiny_en: dict[str, Tensor], pattern: str, init: str
+) -> None:
+    fresh = initialised(init)
+    gone = {name for name in tiny_en if re.search(pattern, name)}
+    seen = look(
+        {name: fresh[name] if name in gone else tensor for name, tensor in tiny_en.items()},
+        read_architecture(PACKAGED),
+    )
+    assert seen.verdict is not None
+    assert set(seen.fresh) <= gone
+    assert set(seen.fresh) >= {name for name in gone if "bias" not in name}
+
+
+def zero_rows(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor[: int(0.9 * len(tensor))] = 0
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"final_layer_norm.weight": torch.zeros_like}, "final_layer_norm.weight"),
+        ({WI: zero_rows}, WI),
+        ({WI: lambda tensor: zero_rows(tensor.T).T}, WI),
+    ],
+)
+def test_what_no_training_leaves_is_refused(
+    tiny_en: dict[str, Tensor], change: dict[str, Callable[[Tensor], Tensor]], named: str
+) -> None:
+    state = tiny_en | {name: make(tiny_en[name]) for name, make in change.items()}
+    seen = look(state, read_architecture(PACKAGED))
+    assert len(seen.broken) == 1
+    assert named in str(seen.verdict)
+
+
+@pytest.mark.parametrize("copies", [["3"], ["1", "2", "3"]])
+def test_copied_blocks_are_refused(tiny_en: dict[str, Tensor], copies: list[str]) -> None:
+    state = dict(tiny_en)
+    for name in tiny_en:
+        if name.startswith("block.0.") and "bias" not in name:
+            state |= {name.replace("block.0", f"block.{i}"): tiny_en[name] for i in copies}
+    assert len(look(state, read_architecture(PACKAGED)).broken) == len(copies)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8", "norms frozen"])
+def test_a_pretrained_encoder_passes_in_every_precision(
+    tiny_en: dict[str, Tensor], kind: str
+) -> None:
+    def stored(name: str, tensor: Tensor) -> Tensor:
+        if kind == "norms frozen":
+            return tensor if "norm" not in name else torch.ones_like(tensor)
+        if kind == "int8":
+            step = tensor.abs().max() / 127
+            return (tensor / step).round() * step
+        return tensor.to(getattr(torch, kind)).float()
+
+    state = {name: stored(name, tensor) for name, tensor in tiny_en.items()}
+    seen = look(state, read_architecture(PACKAGED))
+    assert seen.verdict is None
+    assert seen.origin == "pretrained"
+    assert not seen.structureless

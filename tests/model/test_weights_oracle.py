@@ -1,8 +1,9 @@
 """transformers as the judge: same init law, same tensors, its fresh models refused."""
 
 import math
+import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,21 @@ def test_transformers_fresh_models_are_refused(kind: str, factor: float, tmp_pat
         load_checkpoint(path=tmp_path, arch=TINY)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "feed_forward"),
+    [(r"block\.1\.", "relu"), ("DenseReluDense", "gated-gelu"), (r"SelfAttention\.[qkvo]", "relu")],
+)
+def test_what_transformers_saves_after_keys_did_not_load_is_refused(
+    pattern: str, feed_forward: str, tmp_path: Path
+) -> None:
+    arch = replace(TINY, feed_forward_proj=feed_forward, num_layers=4)
+    kept = {n: t for n, t in full_model(arch).items() if not re.search("encoder.*" + pattern, n)}
+    folder = write_checkpoint(tmp_path / "part", arch, kept)
+    transformers.T5EncoderModel.from_pretrained(folder).save_pretrained(tmp_path / "whole")
+    with pytest.raises(WeightsError, match="look untrained among trained ones"):
+        load_checkpoint(path=tmp_path / "whole", arch=arch)
+
+
 def test_from_pretrained_reads_the_same_tensors(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY))
     state, report = load_checkpoint(path=folder)
@@ -94,16 +110,24 @@ def test_t5_small_counts_are_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "lr", "steps", "barely"),
-    [("AdamW", 1e-3, 40, True), ("SGD", 0.3, 60, True), ("AdamW", 1e-2, 40, False)],
+    ("optimizer", "lr", "steps", "freeze", "barely"),
+    [
+        ("AdamW", 1e-3, 40, None, True),
+        ("SGD", 0.3, 60, None, True),
+        ("AdamW", 1e-2, 40, None, False),
+        ("AdamW", 1e-2, 40, "layer_norm", False),
+    ],
 )
 def test_a_briefly_but_really_trained_t5_passes(
-    optimizer: str, lr: float, steps: int, barely: bool, tmp_path: Path
+    optimizer: str, lr: float, steps: int, freeze: str | None, barely: bool, tmp_path: Path
 ) -> None:
     """Copying random tokens, from HF's own initialisation; what barely moved is noted."""
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(t5_config(TINY, decoder_start_token_id=0))
-    optimize = getattr(torch.optim, optimizer)(model.parameters(), lr=lr)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = freeze is None or freeze not in name
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimize = getattr(torch.optim, optimizer)(trained, lr=lr)
     losses = []
     for _ in range(steps):
         tokens = torch.randint(2, 20, (16, 8))
@@ -116,5 +140,6 @@ def test_a_briefly_but_really_trained_t5_passes(
     assert losses[-1] < losses[0]
     model.save_pretrained(tmp_path)
     _, report = load_checkpoint(path=tmp_path, arch=TINY)
-    assert any("note: barely trained" in check for check in report.checks) == barely
+    assert (report.origin == "barely trained") == barely
+    assert report.norms_constant == (freeze is not None)
     assert report.num_params_full == model.num_parameters()
