@@ -94,7 +94,9 @@ class Dying:
 
     def start(self, number: int) -> pool._Process:
         self.starts += 1
-        process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+        process = subprocess.Popen(
+            [sys.executable, "-c", "raise SystemExit(1)"], stdout=subprocess.PIPE
+        )
         process.wait()
         log = self.folder / "worker.log"
         log.write_text("out of luck\n")

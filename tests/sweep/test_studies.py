@@ -18,7 +18,7 @@ Open = Callable[..., list[optuna.Study]]
 
 
 @pytest.fixture(scope="module")
-def open_sweep() -> Open:
+def open_sweep(tmp_path_factory: pytest.TempPathFactory) -> Open:
     register()
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 
@@ -36,7 +36,8 @@ def open_sweep() -> Open:
         found = parse_space(
             {}, [*tasks, space], arms=settings.arms, conditions={}, config=config, groups=groups
         )
-        return open_studies(storage, found, settings, made_for(found, settings, config))
+        purpose = made_for(found, settings, config)
+        return open_studies(storage, found, settings, purpose, tmp_path_factory.mktemp("sweep"))
 
     return make
 
