@@ -127,6 +127,7 @@ def open_studies(
             study.set_user_attr(CHANGES, [*recorded, change])
         if changes or before is None or lost:
             study.set_user_attr(MADE_FOR, dict(purpose))
+    sweep_dir.mkdir(parents=True, exist_ok=True)
     write_json(recorded_purpose, dict(purpose))
     return studies
 

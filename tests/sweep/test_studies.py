@@ -63,6 +63,14 @@ def test_the_same_sweep_finds_its_studies_again(open_sweep: Open) -> None:
         ({"arguments": ["objective=val_mae"]}, ["objectives.val_loss", "objectives.val_mae"]),
         ({"arguments": ["seed=1"]}, ["settings.seed: 0 → 1"]),
         ({"arguments": ["freeze=staged"]}, ["settings.freeze.name: none → staged"]),
+        (
+            {"arguments": ["hydra/sweeper/sampler=random"]},
+            ["sampler._target_: optuna.samplers.TPESampler → optuna.samplers.RandomSampler"],
+        ),
+        ({"arguments": ["hydra.sweeper.seed=1"]}, ["sampler.seed: 0 → 1"]),
+        ({"arguments": ["hydra/sweeper/pruner=asha"]}, ["pruner._target_", "pruner.min_resource"]),
+        ({"arguments": ["hydra/sweeper/pruner=none"]}, ["pruner: absent → None"]),
+        ({"arguments": ["hydra.sweeper.grace_epochs=3"]}, ["pruner.grace_epochs: 1.0 → 3"]),
     ],
 )
 def test_another_purpose_is_refused_by_name(
