@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeperConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -30,7 +29,11 @@ Plugins.instance()
 ConfigStore.instance().store(
     group="hydra/sweeper",
     name="basic",
-    node=BasicSweeperConf(_target_="hydra_plugins.t5ts_sweeper.PlainSweeper"),
+    node={
+        "_target_": "hydra_plugins.t5ts_sweeper.PlainSweeper",
+        "max_batch_size": None,
+        "params": None,
+    },
 )
 
 
