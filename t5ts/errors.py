@@ -25,6 +25,10 @@ class ResumeError(UserError):
     """A checkpoint is corrupted or belongs to another run."""
 
 
+class DirectoryInUse(ResumeError):
+    """Another process is running in the run directory."""
+
+
 class TrainingError(UserError):
     """A loss or a gradient is no longer finite; says where, and what is left to go on from."""
 

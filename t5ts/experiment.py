@@ -48,6 +48,7 @@ def run(
     run_dir: Path,
     group: str | None = None,
     after_epoch: Callable[[Mapping[str, Any]], None] = lambda _row: None,
+    pictures: bool = True,
 ) -> Result:
     """Run one configuration in its directory, or go on with it, or find it done.
 
@@ -58,6 +59,7 @@ def run(
         run_dir: Its directory; made if missing.
         group: Name of the sweep that it belongs to.
         after_epoch: Called with each epoch's row of metrics.jsonl; it may raise to end the run.
+        pictures: Whether to draw the run's pictures at its end.
 
     Raises:
         UserError: for whatever the user can mend, before anything is trained wherever possible.
@@ -76,7 +78,7 @@ def run(
             return done
         resume_from = checkpoint_to_resume(resume, run_dir)
         with distributed.handing_out((config, run_dir.absolute(), resume_from)):
-            result = _run(config, run_dir, group, resume_from, stop, after_epoch)
+            result = _run(config, run_dir, group, resume_from, stop, after_epoch, pictures)
         assert result is not None
         return result
 
@@ -101,6 +103,7 @@ def _run(
     resume_from: Path | None,
     stop: threading.Event,
     after_epoch: Callable[[Mapping[str, Any]], None],
+    pictures: bool = False,
 ) -> Result | None:
     """Build, train, measure; what came out is process 0's, which alone writes, to return."""
     with distributed.main_first():
@@ -228,19 +231,23 @@ def _run(
     for split, losses_W in window_losses.items():
         np.save(run_dir / f"{split}_losses.npy", losses_W)
     write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
-    return _finish(result, state, run_dir, tracker)
+    return _finish(result, state, run_dir, tracker, pictures)
 
 
-def _finish(result: Result, state: FitState, run_dir: Path, tracker: Tracker) -> Result:
+def _finish(
+    result: Result, state: FitState, run_dir: Path, tracker: Tracker, pictures: bool
+) -> Result:
     """Write the result, draw the pictures, and say what came out."""
-    from t5ts.analysis.plots import draw_run  # matplotlib: half a second, not before the first step
-
     unfinished = run_dir / "result.json.unfinished"
     write_json(unfinished, asdict(result))
     # result.json is what says that a run is finished: it appears when everything else stands.
-    pictures = draw_run(run_dir, result_file=unfinished)
+    images: list[Path] = []
+    if pictures:
+        from t5ts.analysis.plots import draw_run  # matplotlib: half a second
+
+        images = draw_run(run_dir, result_file=unfinished)
     tracker.finish(
-        {"objective": result.objective, "best_epoch": state.best_epoch, **result.metrics}, pictures
+        {"objective": result.objective, "best_epoch": state.best_epoch, **result.metrics}, images
     )
     unfinished.replace(run_dir / "result.json")
     report(result, run_dir)

@@ -11,22 +11,37 @@ from typing import Any
 log = logging.getLogger("t5ts")
 
 
+class _Ask:
+    """A signal handler: the first signal asks for a stop, the second stops at once."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.stop.set()
+        log.warning("stopping at the next step; once more to stop at once")
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
     """SIGINT and SIGTERM ask for a stop where it loses nothing; a second one stops at once.
 
-    The handlers of before are back afterwards, so that these may be nested.
+    Nested uses share the outermost one's event: a signal that reaches a run when its last step is
+    done also stops the sweep around it. The outermost restores the earlier handlers.
     """
     stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - signal's signature
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        log.warning("stopping at the next step; once more to stop at once")
-
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals can be caught in the main thread only
+        return
+    outer = signal.getsignal(signal.SIGTERM)
+    if isinstance(outer, _Ask):
+        yield outer.stop
+        return
+    ask = _Ask()
     with _handling(ask):
-        yield stop
+        yield ask.stop
 
 
 def interrupt_on_signals() -> AbstractContextManager[None]:

@@ -11,7 +11,9 @@ import traceback
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.core.utils import env_override
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -23,8 +25,21 @@ from t5ts.checks import check, check_overrides
 from t5ts.command import finish
 from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import Interrupted, UserError
+from t5ts.interruption import stop_on_signals
 
 register()
+# `--multirun` alone: Hydra's grid, which here runs the other jobs too when one fails. (After
+# Hydra has loaded its plugins, which would put its own back.)
+Plugins.instance()
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="basic",
+    node={
+        "_target_": "hydra_plugins.t5ts_sweeper.PlainSweeper",
+        "max_batch_size": None,
+        "params": None,
+    },
+)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -32,21 +47,27 @@ def main(cfg: DictConfig) -> float:
     """Run one composed configuration and return the objective to Hydra."""
     hydra_config = HydraConfig.get()
     run_dir = Path(hydra_config.runtime.output_dir)
-    group = None
-    if hydra_config.mode == RunMode.MULTIRUN:
-        group = Path(hydra_config.sweep.dir).name
+    is_multirun = hydra_config.mode == RunMode.MULTIRUN
+    group = Path(hydra_config.sweep.dir).name if is_multirun else None
     try:
+        if is_multirun:
+            with stop_on_signals() as stop:  # the multirun's own
+                if stop.is_set():
+                    raise Interrupted("stopped between two jobs")
         config = from_hydra(cfg)
         check(config)
         from t5ts.experiment import run  # torch: seconds, so only now
 
-        return run(config, run_dir=run_dir, group=group).objective
+        return run(config, run_dir=run_dir, group=group, pictures=not is_multirun).objective
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         _remove_if_empty(run_dir)
+        if is_multirun and not isinstance(error, distributed.PeersLost):
+            raise  # Hydra marks this job as failed and runs the others
         sys.exit(2)
-    except Interrupted as stop:
-        print(f"t5ts: {stop}; the same command goes on from there ({run_dir})", file=sys.stderr)
+    except Interrupted as stopped:
+        where = f"hydra.sweep.dir={hydra_config.sweep.dir}" if is_multirun else run_dir
+        print(f"t5ts: {stopped}; the same command goes on from there ({where})", file=sys.stderr)
         sys.exit(130)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from t5ts.analysis.results import Result, read_result
 from t5ts.config import Config, identity
-from t5ts.errors import ResumeError
+from t5ts.errors import DirectoryInUse, ResumeError
 
 log = logging.getLogger("t5ts")
 
@@ -32,13 +32,13 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory: two processes in one would write over each other.
 
     Raises:
-        ResumeError: if another process holds it.
+        DirectoryInUse: if another process holds it.
     """
     with (run_dir / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ResumeError(
+            raise DirectoryInUse(
                 f"another process is running in {run_dir}: wait for it, or give this run a"
                 " directory of its own with hydra.run.dir=DIR."
             ) from error

@@ -1,15 +1,114 @@
-"""Hydra's door to t5ts.sweep: `hydra/sweeper=t5ts`; and `hydra/sweeper=optuna`, to compare.
+"""Hydra sweeper plugins: `hydra/sweeper=t5ts`, the plain grid, and `=optuna` to compare.
 
 Hydra imports this file at every start, to see which plugins there are: so it imports nothing
 heavy. The settings and their defaults are `conf/hydra/sweeper/t5ts.yaml`.
 """
 
 import sys
+import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
+
+
+class PlainSweeper(BasicSweeper):
+    """Hydra's grid (`--multirun` alone): runs every job, and reports the failed ones at the end."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Let the launcher's failed jobs be kept for the report."""
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.failed: dict[int, JobReturn] = {}
+        assert self.launcher is not None
+        launch = self.launcher.launch
+
+        def launch_all(
+            job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+        ) -> list[JobReturn]:
+            jobs = launch(job_overrides, initial_job_idx=initial_job_idx)
+            failed = {n: job for n, job in enumerate(jobs) if job.status == JobStatus.FAILED}
+            self.failed |= {initial_job_idx + n: job for n, job in failed.items()}
+            # Hydra would raise the first failure's exception when it reads its result.
+            return [job for n, job in enumerate(jobs) if n not in failed]
+
+        self.launcher.launch = launch_all  # type: ignore[method-assign]
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Refuse, before the first job, a batch in which no job's configuration can run."""
+        from t5ts.checks import check
+        from t5ts.config import from_hydra
+        from t5ts.errors import UserError
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        problems = {}
+        for number, overrides in enumerate(batch):
+            loader = self.hydra_context.config_loader
+            config = loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(config):
+                del config["hydra"]
+            try:
+                check(from_hydra(config))
+            except UserError as error:
+                problems[f"#{number}"] = str(error)
+        if len(problems) == len(batch):
+            print(f"t5ts: no job can run:\n{_grouped(problems)}", file=sys.stderr)
+            sys.exit(2)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the grid of these task overrides; exit status 2 or 1 if a job failed."""
+        from t5ts.errors import UserError
+        from t5ts.interruption import stop_on_signals
+
+        parsed = OverridesParser.create().parse_overrides(arguments)
+        for line, override in zip(arguments, parsed, strict=True):
+            if isinstance(override.value(), IntervalSweep):
+                print(
+                    f"t5ts: {line}: a grid has no intervals; search it with hydra/sweeper=t5ts, or"
+                    " name values: choice(A,B) or range(A,B,STEP).",
+                    file=sys.stderr,
+                )
+                sys.exit(2)
+        with stop_on_signals():
+            returns = super().sweep(arguments)
+        if not self.failed:
+            return returns
+        assert self.overrides is not None
+        assert self.config is not None
+        jobs = [job for batch in self.overrides for job in batch]
+        same = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+        errors = {
+            " ".join([f"#{number}", *(line for line in jobs[number] if line not in same)]): (
+                job._return_value
+            )
+            for number, job in self.failed.items()
+        }
+        bugs = [error for error in errors.values() if not isinstance(error, UserError)]
+        for bug in bugs:
+            traceback.print_exception(bug)
+        print(
+            f"t5ts: {len(errors)} of {len(jobs)} jobs failed; the results of the others are in"
+            f" {self.config.hydra.sweep.dir}:\n"
+            + _grouped({job: str(e) or type(e).__name__ for job, e in errors.items()}),
+            file=sys.stderr,
+        )
+        sys.exit(1 if bugs else 2)
+
+
+def _grouped(problems: Mapping[str, str]) -> str:
+    """A paragraph for each message, with the jobs that have it."""
+    jobs: dict[str, list[str]] = {}
+    for job, message in problems.items():
+        jobs.setdefault(message, []).append(job)
+    return "\n".join(f"  {', '.join(of)}: {message}" for message, of in jobs.items())
 
 
 class T5tsSweeper(Sweeper):
@@ -37,6 +136,13 @@ class T5tsSweeper(Sweeper):
             sweep(self.config, arguments, hydra_context=self.hydra_context)
         except UserError as error:
             print(f"t5ts: {error}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:  # a full disk, say, while the results were written
+            print(
+                f"t5ts: {error}\nFix that, and run the same command again: what is done stays done"
+                f" ({self.config.hydra.sweep.dir}).",
+                file=sys.stderr,
+            )
             sys.exit(2)
         except Interrupted as stop:
             print(f"t5ts: {stop}", file=sys.stderr)

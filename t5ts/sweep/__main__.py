@@ -4,19 +4,38 @@ It stops, with its trial's checkpoint written, when stdin is closed: a coordinat
 leaves nobody behind.
 """
 
+import contextlib
+import json
 import os
 import pickle
 import signal
 import sys
 import threading
+import traceback
 
 from t5ts.errors import Interrupted, UserError
-from t5ts.sweep.worker import Work, work
+from t5ts.sweep.worker import BrokenDevice, Work, disk_fault, work
+
+#: Exit status of a worker whose GPU failed; a new process may find it well.
+BROKEN_DEVICE = 3
 
 
 def main() -> int:
-    """Read the work, do trials, and say by the exit status how it ended."""
+    """Read the work, do trials, and say by the exit status how it ended.
+
+    Standard output is a pipe to the coordinator for the last message alone, which must get there
+    on a full disk too; everything else goes to the log, which is standard error.
+    """
+    to_coordinator = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     job: Work = pickle.load(sys.stdin.buffer)
+
+    def end(status: int, message: str, trials_done: int = 0) -> int:
+        report = {"message": message[:10_000], "trials_done": trials_done}
+        os.write(to_coordinator, json.dumps(report).encode())
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            print(f"t5ts: {message}", file=sys.stderr)
+        return status
 
     def stop_with_coordinator() -> None:
         # Not through sys.stdin, whose lock Python wants back when it ends.
@@ -26,13 +45,25 @@ def main() -> int:
     threading.Thread(target=stop_with_coordinator, daemon=True).start()
     try:
         work(job, worker=int(os.environ["T5TS_WORKER"]))
+    except BrokenDevice as error:
+        return end(BROKEN_DEVICE, str(error), error.trials_done)
     except UserError as error:
-        print(f"t5ts: {error}", file=sys.stderr)
-        return 2
+        return end(2, str(error))
     except Interrupted:
         return 130
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        if words := disk_fault(error):
+            return end(2, f"{words}: free some space, and run the same command again.")
+        return end(1, f"{type(error).__name__}: {error}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os._exit(ended)  # Python's own end would flush again, and leave with another status
+    sys.exit(ended)

@@ -12,28 +12,34 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 from rich.console import Console
 
 from t5ts import distributed
+from t5ts.analysis.results import read_result
 from t5ts.analysis.sweep_plots import History, draw_sweep
+from t5ts.analysis.words import plural
 from t5ts.checks import check
 from t5ts.config import CONF, from_hydra
-from t5ts.errors import ConfigError, Interrupted, UserError
+from t5ts.errors import ConfigError, DataError, Interrupted, ResumeError, UserError
 from t5ts.interruption import interrupt_on_signals
-from t5ts.sweep.display import Display, announce, best_table, best_trials, epochs_of
-from t5ts.sweep.ledger import Ledger, is_void
+from t5ts.sweep.display import Display, announce, best_table, best_trials, budget_of, epochs_of
+from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.repeated import repeated
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import Base, Space, Value, arm_name, parse_space
-from t5ts.sweep.storage import open_storage, without_password
+from t5ts.sweep.space import Base, Space, Value, arm_name, parse_space, value_of
+from t5ts.sweep.storage import how_to_rebuild, open_storage, without_password
 from t5ts.sweep.studies import made_for, open_studies
+from t5ts.sweep.trial import read_trials, values_of
 from t5ts.sweep.worker import POLL_S, Work, open_arms
 from t5ts.sweep.worker import work as do_trials
 
 RESULTS = "optimization_results.yaml"
+#: Of an arm's results, what its search cost.
+BUDGET = ("trials", "settings", "complete", "pruned", "failed", "epochs")
 #: Workers that have taken no trial for so long, though some are left, are gone.
 IDLE_S = 5.0
 #: Trials below which a parameter's importance is noise.
@@ -77,7 +83,8 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     sweep_dir = Path(config.hydra.sweep.dir)
     epochs = _check_space(space, config, choices, hydra_context)
     storage = open_storage(settings.storage, sweep_dir)
-    studies = open_studies(storage, space, settings, made_for(space, settings, config))
+    purpose = made_for(space, settings, config)
+    studies = open_studies(storage, space, settings, purpose, sweep_dir)
     work = Work(
         config=_to_write_down(config),
         hydra_context=hydra_context,
@@ -87,6 +94,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         sweep_dir=sweep_dir,
     )
     ledgers = [arm.ledger for arm in open_arms(work)]
+    _check_records(settings, ledgers, sweep_dir)
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     announce(console, space, settings, ledgers, epochs)
     if all(ledger.is_finished() for ledger in ledgers):
@@ -137,7 +145,7 @@ def _from_best(space: Space, path: Path) -> Space:
             arm_name(arm["arm"]): Base(
                 overrides=tuple(arm["overrides"]),
                 searched=tuple(arm["best_params"]),
-                trials=arm["trials"],
+                budget={key: arm[key] for key in BUDGET if key in arm},
             )
             for arm in arms.values()
         },
@@ -169,10 +177,10 @@ def _check_space(
                     del point["hydra"]
                 for name, value in corner.items():
                     if name not in options:
-                        OmegaConf.update(point, name, value)
+                        OmegaConf.update(point, name, value_of(value))
                 checked = from_hydra(point)
                 check(checked)
-            except (HydraException, ConfigError) as error:
+            except (HydraException, OmegaConfBaseException, ConfigError) as error:
                 named = " ".join(f"{k}={v}" for k, v in {**arm, **corner}.items())
                 raise ConfigError(
                     f"the space holds a point that cannot run ({named}):\n{error}\n"
@@ -190,9 +198,10 @@ def _to_write_down(config: DictConfig) -> DictConfig:
         if not OmegaConf.is_interpolation(written.hydra.sweeper, "storage"):
             storage = written.hydra.sweeper.storage
             written.hydra.sweeper.storage = None if storage is None else without_password(storage)
+        # As they were written: an interpolation in one of them is each trial's own to resolve.
+        lines: Any = OmegaConf.to_container(written.hydra.overrides.hydra, resolve=False)
         written.hydra.overrides.hydra = [
-            without_password(line) if "sweeper.storage=" in line else line
-            for line in written.hydra.overrides.hydra
+            without_password(line) if "sweeper.storage=" in line else line for line in lines
         ]
     return written
 
@@ -314,7 +323,17 @@ def _finish(
     sweep_dir: Path,
 ) -> None:
     """The table, `optimization_results.yaml` and the pictures."""
+    found = _check_records(settings, ledgers, sweep_dir)
     console.print(best_table(space, settings, ledgers))
+    for arm, ledger in zip(space.arms, ledgers, strict=True):
+        budget = budget_of(ledger)
+        repeats = budget["trials"] - budget["settings"]
+        if repeats:
+            console.print(
+                f"repeats    {arm_name(arm)}: {plural(repeats, 'trial')} of {budget['trials']} at a"
+                f" setting that was drawn before; {budget['settings']} distinct settings",
+                markup=False,
+            )
     counts = epochs_of([trial for ledger in ledgers for trial in ledger.trials()])
     console.print(
         f"epochs     {counts['trained']} trained of {counts['asked']} asked for"
@@ -334,6 +353,58 @@ def _finish(
         _histories(space, settings, ledgers), settings.objectives[0], sweep_dir
     ):
         console.print(f"picture    {picture}", markup=False)
+    for ledger in ledgers:
+        for trial in best_trials(ledger, settings)[:1]:
+            folder = found.get((ledger.study.study_name, trial.user_attrs["slot"]))
+            if folder is not None:
+                _draw_best(console, folder)
+
+
+def _draw_best(console: Console, folder: Path) -> None:
+    """The pictures of an arm's best trial; the other trials have none."""
+    from t5ts.analysis.plots import draw_run  # matplotlib: half a second
+
+    try:
+        draw_run(folder)
+    except DataError as error:  # of a directory that another machine has, or an older t5ts wrote
+        console.print(f"best trial {folder}: no pictures ({error})", markup=False)
+    else:
+        console.print(f"best trial {folder / 'plots'}", markup=False)
+
+
+def _check_records(
+    settings: SweepSettings, ledgers: Sequence[Ledger], sweep_dir: Path
+) -> dict[tuple[str, int], Path]:
+    """Compare the studies with what the trials' result.json say, which is what counts.
+
+    Returns:
+        Directory of each trial that is here (a database may have others'), by study and slot.
+
+    Raises:
+        ResumeError: naming the trials that differ, and the way out.
+    """
+    found = read_trials(sweep_dir)
+    problems = []
+    for ledger in ledgers:
+        name = ledger.study.study_name
+        for trial in ledger.trials():
+            folder, _ = found.get((name, trial.user_attrs.get("slot", -1)), (None, None))
+            if trial.state != TrialState.COMPLETE or folder is None:
+                continue
+            path = folder / "result.json"
+            try:
+                values = values_of(read_result(path), settings)
+            except (DataError, LookupError, TypeError, AttributeError) as error:
+                problems.append(f"{path} is corrupt: {error}")
+                continue
+            pairs = zip(trial.values, values, strict=True)
+            if not all(math.isclose(told, own, rel_tol=1e-9) for told, own in pairs):
+                problems.append(f"study {name} says {trial.values}, {path} says {values}")
+    if problems:
+        names = [ledger.study.study_name for ledger in ledgers]
+        remedy = how_to_rebuild(settings.storage, sweep_dir, names)
+        raise ResumeError("\n".join([*problems, remedy]))
+    return {whose: folder for whose, (folder, _) in found.items()}
 
 
 def _histories(space: Space, settings: SweepSettings, ledgers: Sequence[Ledger]) -> list[History]:
@@ -382,7 +453,7 @@ def _results(
         "best_params": dict(best[0].params),
         "best_value": best[0].values[0],
         "trial": best[0].user_attrs["slot"],
-        "trials": sum(t.state.is_finished() and not is_void(t) for t in ledger.trials()),
+        **budget_of(ledger),
         "arm": dict(arm),
         "overrides": space.overrides(best[0].params, arm),
     }

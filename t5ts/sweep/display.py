@@ -1,9 +1,11 @@
 """How a sweep shows itself: what it will do, how it goes, what came out."""
 
 import contextlib
+import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,6 +41,18 @@ def epochs_of(trials: Sequence[FrozenTrial]) -> dict[str, int]:
         if epochs and trial.state == TrialState.PRUNED:
             counts["pruned"] += epochs["asked"] - epochs["trained"] - epochs["reused"]
     return counts
+
+
+def budget_of(ledger: Ledger) -> dict[str, Any]:
+    """What an arm's search has cost so far: trials that count, their settings and their epochs."""
+    counted = [t for t in ledger.trials() if t.state.is_finished() and not is_void(t)]
+    states = Counter(STATES[trial.state] for trial in counted)
+    return {
+        "trials": len(counted),
+        "settings": len({json.dumps(t.params, sort_keys=True) for t in counted}),
+        **{state: states[state] for state in ("complete", "pruned", "failed")},
+        "epochs": epochs_of(counted),
+    }
 
 
 class Display:

@@ -30,8 +30,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 #: Ways in which an attempt ends without being the slot's result: its worker died, it was stopped,
-#: or it is beyond `n_trials` or another attempt has its slot.
-DIED, STOPPED, SURPLUS = "died", "stopped", "surplus"
+#: it was refused what it needs (data, weights), or it is beyond `n_trials` or another attempt has
+#: its slot.
+DIED, STOPPED, REFUSED, SURPLUS = "died", "stopped", "refused", "surplus"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +42,14 @@ class Claim:
     Attributes:
         trial: Optuna's handle, with the sampler of this slot.
         slot: Its place in the study.
-        deaths: Workers that died in it before.
+        before: How often its earlier attempts ended in each way.
+        last_reason: Why the attempt before this one ended.
     """
 
     trial: Trial
     slot: int
-    deaths: int
+    before: Counter[str]
+    last_reason: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +192,13 @@ class Ledger:
             if point is not None:
                 self.study._storage.set_trial_system_attr(asked._trial_id, "fixed_params", point)
             trial = Trial(self.study, asked._trial_id)
-            return Claim(trial=trial, slot=slot, deaths=_deaths(trials, mine))
+            earlier = _earlier(trials, mine)
+            return Claim(
+                trial=trial,
+                slot=slot,
+                before=Counter(str(attempt.user_attrs.get("void")) for attempt in earlier),
+                last_reason=earlier[0].user_attrs.get("reason") if earlier else None,
+            )
 
     def beat(self, trial: Trial) -> None:
         """Say that this trial's worker lives."""
@@ -211,6 +220,10 @@ class Ledger:
         trial = self.study._storage.get_trial(trial_id)
         if self._end(trial, how, reason):
             self._enqueue_again(trial)
+
+    def set_aside(self, trial_id: int, reason: str) -> None:
+        """End an attempt as refused; another is made when nothing else is left to take."""
+        self._end(self.study._storage.get_trial(trial_id), REFUSED, reason)
 
     def reclaim(self) -> list[str]:
         """Hand back the trials of dead workers; returns a line for each."""
@@ -305,9 +318,10 @@ def _slots(trials: Sequence[FrozenTrial]) -> list[int | None]:
     return slots
 
 
-def _deaths(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> int:
-    count = 0
+def _earlier(trials: Sequence[FrozenTrial], trial: FrozenTrial) -> list[FrozenTrial]:
+    """The attempts before this one at the same slot, the latest first."""
+    found = []
     while (before := _before(trial)) is not None:
         trial = trials[before]
-        count += trial.user_attrs.get("void") == DIED
-    return count
+        found.append(trial)
+    return found

@@ -1,5 +1,6 @@
 """Worker processes on this machine: started, watched, replaced when they die, stopped together."""
 
+import json
 import logging
 import os
 import pickle
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t5ts.errors import UserError
 from t5ts.sweep.worker import Work
@@ -32,6 +34,14 @@ class _Process:
     log_start: int  # bytes that earlier workers wrote
     begun: float
     starts: int = 1
+
+    def report(self) -> dict[str, Any]:
+        """What an ended worker wrote at its end; empty if it was killed."""
+        assert self.process.stdout is not None
+        try:
+            return dict(json.loads(self.process.stdout.read()))
+        except ValueError:
+            return {}
 
 
 class Pool:
@@ -58,8 +68,8 @@ class Pool:
             process = subprocess.Popen(
                 [sys.executable, "-m", "t5ts.sweep"],
                 stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.PIPE,  # for its last message alone
+                stderr=output,
                 env=self._environments[number],
                 # Ctrl-C reaches the coordinator alone, which then stops them in order.
                 start_new_session=True,
@@ -84,16 +94,24 @@ class Pool:
             status = worker.process.poll()
             if status is None or status == 0:
                 continue
-            said = _last_words(worker.log, since=worker.log_start)
+            report = worker.report()
+            said = report.get("message") or _last_words(worker.log, since=worker.log_start)
             if status == 2:
                 raise UserError(said)
-            has_worked = time.monotonic() - worker.begun > WORKED_S
+            has_worked = (
+                report["trials_done"] > 0 if report else time.monotonic() - worker.begun > WORKED_S
+            )
             if worker.starts >= MAX_STARTS and not has_worked:
                 raise UserError(
                     f"worker {worker.number} died at {worker.starts} starts in a row (status"
                     f" {status}); its last lines, from {worker.log}:\n{said}"
                 )
-            log.warning("worker %s died (status %s): starting another", worker.number, status)
+            log.warning(
+                "worker %s died (status %s): starting another%s",
+                worker.number,
+                status,
+                f" ({said})" if report else "",
+            )
             started = self._start(worker.number)
             started.starts = 1 if has_worked else worker.starts + 1
             self._workers[index] = started
@@ -146,4 +164,4 @@ def _last_words(path: Path, *, since: int = 0) -> str:
     ours = [index for index, line in enumerate(lines) if line.startswith("t5ts: ")]
     if ours:
         return "\n".join(lines[ours[-1] :]).removeprefix("t5ts: ")
-    return "\n".join(lines[-15:])
+    return "\n".join(lines[-15:]) or f"(nothing; is the disk of {path} full?)"

@@ -1,12 +1,16 @@
 """The sweeper's settings; `conf/hydra/sweeper/t5ts.yaml` explains each word."""
 
+import difflib
 import hashlib
 import importlib.util
+import math
+import operator
 import pkgutil
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -28,10 +32,23 @@ NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy"}
 #: Samplers whose draws belong together over the study, so that one seed must serve all slots.
 ONE_SEED = ("QMCSampler", "BruteForceSampler")
 
+#: What a field's metadata may ask of its value.
+RULES: dict[str, Callable[[Any, Any], bool]] = {
+    "least": operator.ge,
+    "most": operator.le,
+    "above": operator.gt,
+    "choices": lambda value, choices: value in choices,
+    "holds": lambda value, holds: holds(value),
+}
+
+
+def _is_sampler_or_pruner(value: dict[str, Any]) -> bool:
+    return isinstance(value.get("_target_"), str)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings:
-    """`hydra.sweeper`, checked.
+    """`hydra.sweeper`, checked: types by the annotations, `least`, `most`, … by the metadata.
 
     Attributes:
         objectives: Names; the first is what pruning looks at.
@@ -42,25 +59,46 @@ class SweepSettings:
     objectives: tuple[str, ...]
     directions: tuple[str, ...]
     params: dict[str, Any]
-    n_trials: int
-    n_jobs: int
+    n_trials: int = field(metadata={"least": 1})
+    n_jobs: int = field(metadata={"least": 1})
     storage: str | None
-    study_name: str
-    max_failure_rate: float
+    study_name: str = field(
+        metadata={
+            "holds": lambda name: name.strip(". ") != "" and not set(name) & set("/\\\0"),
+            "allowed": "a name without slashes",
+        }
+    )
+    max_failure_rate: float = field(metadata={"least": 0, "most": 1})
     custom_search_space: str | None
-    best_of: str | None
+    best_of: str | None = field(
+        metadata={
+            "holds": lambda folder: folder not in (NOT_GIVEN, ""),
+            "allowed": "the directory of a finished sweep (hydra.sweeper.best_of=DIR)",
+        }
+    )
     arms: tuple[str, ...]
-    seed: int
-    grace_epochs: float
+    seed: int = field(metadata={"least": 0, "most": 2**32 - 1})
+    grace_epochs: float = field(metadata={"least": 0})
     reuse: bool
-    reuse_max_gb: float
+    reuse_max_gb: float = field(metadata={"least": 0})
     keep_last: bool
-    heartbeat_s: float
-    lost_after_s: float
-    on_change: str
-    conditions: dict[str, dict[str, list[str]]]
-    sampler: dict[str, Any]
-    pruner: dict[str, Any]
+    heartbeat_s: float = field(metadata={"above": 0})
+    lost_after_s: float = field(metadata={"above": 0})
+    on_change: str = field(metadata={"choices": ("refuse", "record")})
+    conditions: dict[str, dict[str, tuple[str, ...]]]
+    sampler: dict[str, Any] = field(
+        metadata={
+            "holds": _is_sampler_or_pruner,
+            "allowed": "an option of hydra/sweeper/sampler,"
+            " or any Optuna class by sampler._target_",
+        }
+    )
+    pruner: dict[str, Any] = field(
+        metadata={
+            "holds": _is_sampler_or_pruner,
+            "allowed": "an option of hydra/sweeper/pruner, or any Optuna class by pruner._target_",
+        }
+    )
 
     @property
     def is_grid(self) -> bool:
@@ -72,13 +110,18 @@ class SweepSettings:
         """Whether trials may be stopped early: never in a grid, which would then have holes."""
         return not self.is_grid and not str(self.pruner["_target_"]).endswith("NopPruner")
 
+    @property
+    def sampler_seed(self) -> int:
+        """The sampler's own seed, or else the sweeper's."""
+        own = self.sampler.get("seed")
+        return self.seed if own is None else own
+
     def make_sampler(self, slot: int) -> BaseSampler:
         """The sampler of a slot: a function of the seed and the slot, not of who asks when."""
         if self.is_grid:
             return RandomSampler()  # a grid's points are given, nothing is drawn
         target = str(self.sampler["_target_"]).rpartition(".")[2]
-        seed = self.sampler.get("seed")
-        seed = self.seed if seed is None else seed
+        seed = self.sampler_seed
         if target not in ONE_SEED:
             digest = hashlib.sha256(f"{seed}/{slot}".encode()).digest()
             seed = int.from_bytes(digest[:4], "big")
@@ -105,27 +148,25 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
         ConfigError: all problems in one message.
     """
     values: dict[str, Any] = OmegaConf.to_container(sweeper, resolve=True)  # type: ignore[assignment]
-    values.pop("_target_"), values.pop("_recursive_", None), values.pop("_convert_", None)
-    named = values.pop("objective")
+    for key in ("_target_", "_recursive_", "_convert_"):
+        values.pop(key, None)
+    named, given = values.pop("objective"), values.pop("direction")
     objectives = _as_list(objective if named is None else named)
-    given = values.pop("direction")
     directions = [_direction(name) for name in objectives] if given is None else _as_list(given)
-    problems = _problems(values, objectives, directions)
+    for key, empty in (("arms", ()), ("params", {}), ("conditions", {})):
+        values[key] = empty if values[key] is None else values[key]
+    if values["study_name"] is None:
+        values["study_name"] = experiment or "sweep"
+    values |= {"objectives": objectives, "directions": directions}
+    problems = [*_field_problems(values), *_pair_problems(values)]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(f"hydra.sweeper.{problem}" for problem in problems))
     if len(objectives) > 1 and not str(values["pruner"]["_target_"]).endswith("NopPruner"):
         # Optuna has no rule for several; one of them alone would not be what was asked for.
         values["pruner"] = {"_target_": "optuna.pruners.NopPruner"}
-    values["arms"] = tuple(values["arms"] or ())
-    values["params"] = values["params"] or {}
-    values["conditions"] = values["conditions"] or {}
-    values["study_name"] = values["study_name"] or experiment or "sweep"
-    known = {field.name for field in fields(SweepSettings)}
-    settings = SweepSettings(
-        objectives=tuple(objectives),
-        directions=tuple(str(direction) for direction in directions),
-        **{key: value for key, value in values.items() if key in known},
-    )
+    for key in ("objectives", "directions", "arms"):
+        values[key] = tuple(values[key])
+    settings = SweepSettings(**values)
     # What cannot be made or found is said now.
     settings.make_sampler(0), settings.make_pruner()
     if settings.custom_search_space is not None:
@@ -187,9 +228,59 @@ def _direction(objective: str) -> str:
     return "maximize" if OBJECTIVES.get(objective) == "max" else "minimize"
 
 
-def _problems(
-    values: dict[str, Any], objectives: Sequence[str], directions: Sequence[str]
-) -> list[str]:
+def _field_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with single settings: unknown, of another type, or out of range."""
+    known = {field.name: field for field in fields(SweepSettings)}
+    kinds = get_type_hints(SweepSettings)
+    problems = []
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" It has: {', '.join(known)}."
+            problems.append(f"{key} is not a setting of the sweeper.{hint}")
+            continue
+        rules = known[key].metadata
+        if not _is_of(value, kinds[key]) or not _holds(value, rules):
+            allowed = rules.get("allowed") or _allowed(kinds[key], rules)
+            problems.append(f"{key}={value} is not allowed; allowed: {allowed}.")
+    return problems
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether YAML's or the command line's value is of an annotation's type."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_is_of(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_is_of(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _is_of(k, parts[0]) and _is_of(v, parts[1]) for k, v in value.items()
+        )
+    if kind in (int, float):
+        numbers = int if kind is int else int | float
+        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
+    return kind is Any or isinstance(value, kind)
+
+
+def _holds(value: Any, rules: Mapping[str, Any]) -> bool:
+    return value is None or all(
+        rule(value, rules[name]) for name, rule in RULES.items() if name in rules
+    )
+
+
+def _allowed(kind: Any, rules: Mapping[str, Any]) -> str:
+    if "choices" in rules:
+        return ", ".join(rules["choices"])
+    words = {int: "a whole number", float: "a number", bool: "true, false"}
+    ranges = {"least": "{} or more", "most": "at most {}", "above": "above {}"}
+    said = [text.format(rules[key]) for key, text in ranges.items() if key in rules]
+    return ", ".join([words.get(kind, str(kind).replace("tuple[str, ...]", "[NAME, …]")), *said])
+
+
+def _pair_problems(values: Mapping[str, Any]) -> list[str]:
+    objectives, directions = values["objectives"], values["directions"]
+    heartbeat_s, lost_after_s = values["heartbeat_s"], values["lost_after_s"]
     allowed = (*OBJECTIVES, *COSTS)
     rules: list[tuple[str, bool, str]] = [
         *((f"objective={name}", name in allowed, ", ".join(allowed)) for name in objectives),
@@ -204,60 +295,18 @@ def _problems(
         ),
         (
             f"direction={list(directions)} beside objective={list(objectives)}",
-            len(directions) == len(objectives),
+            len(directions) == len(objectives) > 0,
             "one direction for each objective",
         ),
-        _at_least(values, "n_trials", 1, whole=True),
-        _at_least(values, "n_jobs", 1, whole=True),
-        _at_least(values, "seed", 0, whole=True),
-        _at_least(values, "grace_epochs", 0),
-        _at_least(values, "reuse_max_gb", 0),
         (
-            f"max_failure_rate={values['max_failure_rate']}",
-            _is_number(values["max_failure_rate"]) and 0 <= values["max_failure_rate"] <= 1,
-            "0 to 1",
-        ),
-        (
-            f"heartbeat_s={values['heartbeat_s']}, lost_after_s={values['lost_after_s']}",
-            _is_number(values["heartbeat_s"])
-            and _is_number(values["lost_after_s"])
-            and 0 < 2 * values["heartbeat_s"] <= values["lost_after_s"],
-            "seconds above 0, lost_after_s at least twice heartbeat_s",
-        ),
-        (
-            f"best_of={values['best_of']}",
-            values["best_of"] != NOT_GIVEN,
-            "the directory of a finished sweep (hydra.sweeper.best_of=DIR)",
-        ),
-        (
-            f"on_change={values['on_change']}",
-            values["on_change"] in ("refuse", "record"),
-            "refuse, record",
-        ),
-        *(
-            (
-                f"{key}={values[key]}",
-                isinstance(values[key], dict) and "_target_" in values[key],
-                f"an option of hydra/sweeper/{key}, or any Optuna class by {key}._target_",
-            )
-            for key in ("sampler", "pruner")
+            f"heartbeat_s={heartbeat_s}, lost_after_s={lost_after_s}",
+            not (_is_of(heartbeat_s, float) and _is_of(lost_after_s, float))
+            or 2 * heartbeat_s <= lost_after_s,
+            "lost_after_s at least twice heartbeat_s",
         ),
     ]
     return [
-        f"hydra.sweeper.{what} is not allowed; allowed: {allowed_values}."
+        f"{what} is not allowed; allowed: {allowed_values}."
         for what, holds, allowed_values in rules
         if not holds
     ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _at_least(
-    values: dict[str, Any], key: str, least: int, *, whole: bool = False
-) -> tuple[str, bool, str]:
-    value = values[key]
-    holds = _is_number(value) and value >= least and (isinstance(value, int) or not whole)
-    kind = "a whole number" if whole else "a number"
-    return f"{key}={value}", holds, f"{kind}, {least} or more"

@@ -51,12 +51,12 @@ class Base:
     Attributes:
         overrides: Its command line.
         searched: Keys that were searched there.
-        trials: Trials that it is the best of.
+        budget: What the search cost: its trials, distinct settings, and epochs.
     """
 
     overrides: tuple[str, ...]
     searched: tuple[str, ...]
-    trials: int
+    budget: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,7 @@ def parse_space(
         ConfigError: for a key that does not exist, a distribution that is empty or of the wrong
             kind, or an arm that is not a choice.
     """
-    lines = [f"{key}={value}" for key, value in params.items()] + list(arguments)
+    lines = [f"{key}={_as_text(value)}" for key, value in params.items()] + list(arguments)
     swept: dict[str, BaseDistribution] = {}
     fixed: dict[str, str] = {}
     for line, override in zip(lines, _parse(lines), strict=True):
@@ -418,6 +418,11 @@ def describe(distribution: BaseDistribution) -> str:
     step = "" if distribution.step in (None, 1) else f" in steps of {distribution.step:g}"
     log = " on a logarithmic scale" if distribution.log else ""
     return f"{kind} from {distribution.low:g} to {distribution.high:g}{step}{log}"
+
+
+def value_of(value: Value) -> Any:
+    """A choice as a configuration holds it: `null` and lists are searched by their text."""
+    return OverridesParser.create().parse_override(f"key={_as_text(value)}").value()
 
 
 def _as_text(value: Any) -> str:

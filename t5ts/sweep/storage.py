@@ -1,57 +1,109 @@
 """Where a study is kept: a journal file by default, a database by URL for several machines."""
 
 import fcntl
+import json
 import os
 import random
 import re
 import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.storages.journal import BaseJournalBackend
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from t5ts.errors import ConfigError
+from t5ts.errors import ConfigError, ResumeError
 
 JOURNAL = "study.journal"
 #: Of opening a database whose tables another sweep is making.
 OPEN_ATTEMPTS = 10
 
 
-class FlockedJournal(BaseJournalFileLock):
-    """A lock that dies with its holder, and mends what a dead writer left half-written.
+class Journal(BaseJournalBackend):
+    """The study's records: a line of JSON each, with a checksum, written under a lock.
 
-    Optuna's own locks are files, which a killed process leaves behind: everyone then waits out
-    their grace period of 30 s. Its reader, besides, gives up on a study for ever when a record
-    that was cut short is followed by another.
+    Optuna's own file backend has no checksums, gives up on a study for ever when a record that was
+    cut short is followed by another, and its locks are files, which a killed process leaves behind
+    for 30 s. This lock dies with its holder. Lines of Optuna's own (without a checksum) are read.
+
+    Args:
+        path: The file.
     """
 
-    def __init__(self, journal: Path) -> None:
-        self._journal = journal
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._starts = [0]  # of each record read so far, and of the next
+        self._has_checksums = False
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The records from a number on.
+
+        Raises:
+            ResumeError: naming the line and the way out, if a record is corrupt.
+        """
+        number = min(log_number_from, len(self._starts) - 1)
+        with self._path.open("rb") as file:
+            file.seek(self._starts[number])
+            # A last line without its end is being written, or is cut off by the next writer.
+            while (line := file.readline()).endswith(b"\n"):
+                try:
+                    record = self._parsed(line)
+                except ValueError:
+                    with self._locked():  # now nobody is writing it
+                        file.seek(self._starts[number])
+                        line = file.readline()
+                    try:
+                        record = self._parsed(line)
+                    except ValueError as error:
+                        raise ResumeError(
+                            f"{self._path}, line {number + 1}: corrupt ({error})."
+                            f" {how_to_rebuild(None, self._path.parent)}"
+                        ) from error
+                if number + 1 == len(self._starts):
+                    self._starts.append(self._starts[number] + len(line))
+                if number >= log_number_from:
+                    yield record
+                number += 1
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write records to the disk."""
+        lines = (json.dumps(record, separators=(",", ":"))[:-1].encode() for record in logs)
+        sealed = b"".join(b'%b,"crc":"%08x"}\n' % (line, zlib.crc32(line)) for line in lines)
+        with self._locked(), self._path.open("ab") as file:
+            file.write(sealed)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _parsed(self, line: bytes) -> dict[str, Any]:
+        sealed = _SEALED.fullmatch(line)
+        if sealed is None and self._has_checksums:
+            raise ValueError("no checksum")
+        if sealed is not None:
+            if zlib.crc32(sealed[1]) != int(sealed[2], 16):
+                raise ValueError("the checksum differs")
+            self._has_checksums = True
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            raise ValueError("not a record")
+        return record
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock; first cut off a last record without its line end."""
         # Not ".lock", which is Optuna's own name for one, and a dead holder's to its other readers.
-        self._path = journal.with_name(journal.name + ".flock")
-        self._held: IO[bytes] | None = None
-
-    def acquire(self) -> bool:
-        """Wait for the lock; then cut off a last record without its line end."""
-        held = self._path.open("ab")
-        try:
+        with self._path.with_name(self._path.name + ".flock").open("ab") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            _cut_unfinished_record(self._journal)
-        except BaseException:
-            held.close()
-            raise
-        self._held = held
-        return True
+            _cut_unfinished_record(self._path)
+            yield
 
-    def release(self) -> None:
-        """Let the next one write."""
-        assert self._held is not None
-        self._held.close()
-        self._held = None
+
+#: A record with its checksum.
+_SEALED = re.compile(rb'(.*),"crc":"([0-9a-f]{8})"\}\n')
 
 
 def _cut_unfinished_record(journal: Path) -> None:
@@ -66,6 +118,23 @@ def _cut_unfinished_record(journal: Path) -> None:
             file.truncate(end)
 
 
+def how_to_rebuild(url: str | None, sweep_dir: Path, studies: Sequence[str] = ("NAME",)) -> str:
+    """The way out when a study is corrupt: its trials' directories hold everything that counts."""
+    journal = sweep_dir / JOURNAL
+    remove = (
+        f"mv '{journal}' '{journal}.corrupt'"
+        if url is None
+        else "; ".join(
+            f"optuna delete-study --storage '{without_password(url)}' --study-name '{name}'"
+            for name in studies
+        )
+    )
+    return (
+        f"What counts is each trial's result.json: take the study away ({remove}) and run the same"
+        " command again; the study is rebuilt from the trials' directories."
+    )
+
+
 def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
     """Open the study's storage, making it where there is none.
 
@@ -76,6 +145,7 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
 
     Raises:
         ConfigError: if the directory is not writable, or the database cannot be reached.
+        ResumeError: if the journal is corrupt.
     """
     # Optuna announces every storage and study; what the user should know is said by t5ts.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -89,7 +159,15 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
                 f"the sweep's directory {sweep_dir} cannot be written ({error.strerror}):"
                 " choose another with hydra.sweep.dir=DIR."
             ) from error
-        return JournalStorage(JournalFileBackend(str(journal), FlockedJournal(journal)))
+        try:
+            return JournalStorage(Journal(journal))
+        except (OSError, ResumeError):
+            raise
+        except Exception as error:  # whatever Optuna meets in records that make no sense
+            raise ResumeError(
+                f"{journal} is corrupt ({type(error).__name__}: {error})."
+                f" {how_to_rebuild(None, sweep_dir)}"
+            ) from error
     try:
         return _database(url)
     except Exception as error:  # whatever the driver raises: all of it is about this URL

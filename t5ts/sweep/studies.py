@@ -1,7 +1,9 @@
 """A sweep's studies: made, found again, and refused where they are another sweep's."""
 
 import json
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -9,16 +11,24 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import json_to_distribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 import t5ts
+from t5ts.analysis.results import read_json, read_metrics, read_result
 from t5ts.config import NOT_IDENTITY
-from t5ts.errors import ConfigError
-from t5ts.provenance import code_digest
+from t5ts.errors import ConfigError, DataError
+from t5ts.provenance import code_digest, write_json
+from t5ts.sweep.ledger import STOPPED
 from t5ts.sweep.settings import SweepSettings
 from t5ts.sweep.space import Space, Value, arm_name, describe
+from t5ts.sweep.trial import read_trials, values_of
 
 #: Study attributes: what a study was made for, and what was recorded when that changed.
 MADE_FOR, CHANGES = "t5ts:made_for", "t5ts:changes"
+#: In the sweep's directory: what its studies were made for.
+PURPOSE = "made_for.json"
+
+log = logging.getLogger("t5ts.sweep")
 
 
 def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[str, Any]:
@@ -43,6 +53,12 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
     searched = space.as_json()
     return {
         "grid": settings.is_grid,
+        "sampler": None
+        if settings.is_grid
+        else {**settings.sampler, "seed": settings.sampler_seed},
+        "pruner": {**settings.pruner, "grace_epochs": settings.grace_epochs}
+        if settings.prunes
+        else None,
         "space": searched["distributions"],
         "conditions": searched["conditions"],
         "custom_search_space": settings.custom_search_space,
@@ -58,13 +74,19 @@ def open_studies(
     space: Space,
     settings: SweepSettings,
     purpose: Mapping[str, Any],
+    sweep_dir: Path,
 ) -> list[optuna.Study]:
     """The study of each arm, in the order of `space.arms`.
+
+    A study that is new although the sweep's directory has trials of it (it was corrupt, and taken
+    away) is rebuilt from them.
 
     Raises:
         ConfigError: naming every difference, if a study was made for something else and
             `on_change` is refuse, or a grid would go on where its points are not the trials'.
     """
+    on_disk = read_trials(sweep_dir)
+    recorded_purpose = sweep_dir / PURPOSE
     studies = [
         optuna.create_study(
             study_name=study_name(settings.study_name, arm),
@@ -76,16 +98,14 @@ def open_studies(
     ]
     for study in studies:
         before = study.user_attrs.get(MADE_FOR)
-        if before is None:
-            study.set_user_attr(MADE_FOR, dict(purpose))
-            continue
-        changes = differences(before, purpose)
-        if not changes:
-            continue
+        lost = {} if before else {n: of for (s, n), of in on_disk.items() if s == study.study_name}
+        if lost and recorded_purpose.is_file():
+            before = read_json(recorded_purpose)
+        changes = [] if before is None else differences(before, purpose)
         is_other_grid = settings.is_grid and any(
             change.startswith(("grid:", "space.", "conditions.")) for change in changes
         )
-        if settings.on_change == "refuse" or is_other_grid:
+        if changes and (settings.on_change == "refuse" or is_other_grid):
             raise ConfigError(
                 f"study {study.study_name} was made for something else:\n"
                 + "".join(f"  {change}\n" for change in changes)
@@ -98,11 +118,76 @@ def open_studies(
                     " hydra.sweeper.on_change=record."
                 )
             )
-        recorded = study.user_attrs.get(CHANGES, [])
-        from_trial = len(study.get_trials(deepcopy=False))
-        study.set_user_attr(CHANGES, [*recorded, {"from_trial": from_trial, "changes": changes}])
-        study.set_user_attr(MADE_FOR, dict(purpose))
+        if lost:
+            rebuild(study, space, settings, lost)
+        if changes:
+            log.warning("study %s goes on, changed:\n  %s", study.study_name, "\n  ".join(changes))
+            recorded = study.user_attrs.get(CHANGES, [])
+            change = {"from_trial": len(study.get_trials(deepcopy=False)), "changes": changes}
+            study.set_user_attr(CHANGES, [*recorded, change])
+        if changes or before is None or lost:
+            study.set_user_attr(MADE_FOR, dict(purpose))
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    write_json(recorded_purpose, dict(purpose))
     return studies
+
+
+def rebuild(
+    study: optuna.Study,
+    space: Space,
+    settings: SweepSettings,
+    on_disk: Mapping[int, tuple[Path, Mapping[str, Any]]],
+) -> None:
+    """Fill an empty study from its trials' directories; those without an end are to be done again.
+
+    Args:
+        study: Without trials.
+        space: The sweep's.
+        settings: The sweeper's.
+        on_disk: Directory and trial.json by slot.
+    """
+    for slot in range(max(on_disk) + 1):
+        folder, record = on_disk.get(slot, (None, {}))
+        params = dict(record.get("params", {}))
+        told = record.get("distributions", {})
+        state, values, curve = TrialState.FAIL, None, {}
+        attributes = {"slot": slot, "epochs": record.get("epochs"), "reason": record.get("reason")}
+        try:
+            if folder is not None and record.get("state") in ("complete", "pruned"):
+                curve = {
+                    row["epoch"]: row[settings.objectives[0]]
+                    for row in read_metrics(folder, "eval")
+                    if row.get(settings.objectives[0]) is not None
+                }
+            if folder is not None and record.get("state") == "complete":
+                values = values_of(read_result(folder / "result.json"), settings)
+                state = TrialState.COMPLETE
+            elif record.get("state") == "pruned":
+                state = TrialState.PRUNED
+            elif record.get("state") != "failed":
+                raise DataError("it had not ended")
+        except (DataError, LookupError, TypeError, AttributeError) as error:
+            log.warning("study %s: trial %s is done again: %s", study.study_name, slot, error)
+            attributes |= {"void": STOPPED, "reason": str(error)}
+            curve = {}
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                values=values,
+                params=params,
+                distributions={
+                    key: json_to_distribution(told[key])
+                    if key in told
+                    else space.distributions[key]
+                    for key in params
+                },
+                user_attrs={key: value for key, value in attributes.items() if value is not None},
+                intermediate_values=curve,
+            )
+        )
+    log.warning(
+        "study %s was rebuilt from the directories of %s trials", study.study_name, len(on_disk)
+    )
 
 
 def study_name(name: str, arm: Mapping[str, Value]) -> str:

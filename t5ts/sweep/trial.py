@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +10,24 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from optuna.distributions import distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from t5ts.analysis.results import Result, read_json, read_metrics
+from t5ts.analysis.results import Result, read_json, read_metrics, read_result
 from t5ts.checks import check
 from t5ts.config import OBJECTIVES, Config, from_hydra
+from t5ts.errors import ConfigError, DataError, DirectoryInUse, Interrupted
+from t5ts.interruption import stop_on_signals
 from t5ts.provenance import write_json
 from t5ts.sweep.ledger import Claim, Ledger, is_void
 from t5ts.sweep.settings import COSTS, SweepSettings
 from t5ts.sweep.space import Base, Value, arm_name
 
 log = logging.getLogger("t5ts.sweep")
+
+#: Between two looks at a directory in which another process still runs.
+WAIT_S = 0.5
 
 
 class Pruned(Exception):
@@ -66,23 +73,42 @@ class TrialTask:
         self.run_dir: Path | None = None
         self.config: Config | None = None
         self._reported = -1
-        self._last_row: Mapping[str, Any] = {}
 
     def __call__(self, cfg: DictConfig) -> Result:
         """Train this point in the directory that Hydra made for it."""
         from t5ts.experiment import run  # torch
 
-        self.run_dir = Path(HydraConfig.get().runtime.output_dir)
-        self.config = from_hydra(cfg)
-        check(self.config)
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+        config = from_hydra(cfg)
+        check(config)
+        whose = owner_of(run_dir)
+        if whose is not None and whose != (self.arm.ledger.study.study_name, self.claim.slot):
+            raise ConfigError(
+                f"{run_dir} is the directory of trial {whose[1]} of {whose[0]}: give each trial its"
+                " own, with ${hydra.job.num} in hydra.sweep.subdir."
+            )
+        self.run_dir, self.config = run_dir, config
         self._say_live(epoch=0, value=None)
         self.write("running", None, None)
-        return run(
-            self.config,
-            run_dir=self.run_dir,
-            group=self.group,
-            after_epoch=self.after_epoch,
-        )
+        _put_corrupt_result_aside(run_dir)
+        wait_until = time.monotonic() + self.settings.lost_after_s
+        with stop_on_signals() as stop:
+            while True:
+                try:
+                    return run(
+                        config,
+                        run_dir=run_dir,
+                        group=self.group,
+                        after_epoch=self.after_epoch,
+                        pictures=False,
+                    )
+                except DirectoryInUse as error:
+                    # The worker that this trial was taken from still lives, on another machine.
+                    if stop.is_set():
+                        raise Interrupted(str(error)) from error
+                    if time.monotonic() > wait_until:
+                        raise
+                    time.sleep(WAIT_S)
 
     def after_epoch(self, row: Mapping[str, Any]) -> None:
         """Report an epoch to the study, and stop where it is not worth going on.
@@ -94,25 +120,30 @@ class TrialTask:
         assert self.config is not None
         assert self.run_dir is not None
         trial, objective = self.claim.trial, self.settings.objectives[0]
-        self._last_row = row
-        is_measured = objective in row
         self._say_live(epoch=row["epoch"], value=row.get(objective))
         if not self.arm.ledger.is_mine(trial):
             raise Lost("taken for dead and given to another worker; this attempt stops")
-        if not (self.settings.prunes and len(self.settings.objectives) == 1):
+        if objective not in row or not self._report():
             return
-        if objective not in OBJECTIVES or not is_measured:
-            return
-        # Epochs of an earlier attempt, or of a frozen phase that was reused, are reported too.
-        for earlier in read_metrics(self.run_dir, "eval"):
-            if earlier["epoch"] > self._reported and earlier.get(objective) is not None:
-                trial.report(earlier[objective], step=earlier["epoch"])
-                self._reported = earlier["epoch"]
         epoch = row["epoch"]
         if epoch >= self.config.train.epochs or epoch < self._judged_from():
             return
         if trial.should_prune():
             raise Pruned(f"at epoch {epoch} with {objective} {row[objective]:.4g}")
+
+    def _report(self) -> bool:
+        """Tell the pruner every epoch of the run so far; False if there is no pruning.
+
+        Epochs of an earlier attempt, or of a frozen phase that was reused, are reported too.
+        """
+        objective = self.settings.objectives[0]
+        if not self.settings.prunes or objective not in OBJECTIVES or self.run_dir is None:
+            return False
+        for row in read_metrics(self.run_dir, "eval"):
+            if row["epoch"] > self._reported and row.get(objective) is not None:
+                self.claim.trial.report(row[objective], step=row["epoch"])
+                self._reported = row["epoch"]
+        return True
 
     def _judged_from(self) -> float:
         """The first epoch at which the trial may be pruned: grace after its encoder first moves."""
@@ -142,13 +173,18 @@ class TrialTask:
     def _end(self, state: str, reason: str | None, result: Result | None) -> None:
         """The study, and the directory says the same."""
         trial, study = self.claim.trial, self.arm.ledger.study
+        if result is not None:
+            try:
+                self._report()
+            except DataError as error:  # the result counts, the pruner's curve is a help
+                log.warning("not reported to the pruner: %s", error)
         if reason is not None:
             trial.set_user_attr("reason", reason)
         trial.set_user_attr("epochs", self._epochs())
         values = None
         if result is not None:
             trial.set_user_attr("metrics", result.metrics | {c: getattr(result, c) for c in COSTS})
-            values = [_value(result, name) for name in self.settings.objectives]
+            values = values_of(result, self.settings)
             if not all(math.isfinite(value) for value in values):
                 reason = f"an objective is not finite: {', '.join(map(str, values))}"
                 state, values = "failed", None
@@ -168,17 +204,20 @@ class TrialTask:
         """Epochs that the point asks for, that were trained, and that were reused."""
         if self.config is None or self.run_dir is None:
             return {"asked": 0, "trained": 0, "reused": 0}
-        reached = int(self._last_row.get("epoch", 0))
-        about = read_json(self.run_dir / "provenance.json")["reuse"] if self._last_row else None
+        try:
+            reached = max((int(r["epoch"]) for r in read_metrics(self.run_dir, "eval")), default=0)
+            about = read_json(self.run_dir / "provenance.json").get("reuse")
+        except DataError:  # not begun yet
+            reached, about = 0, None
         reused = 0 if about is None else about["epochs"]
         asked = self.config.train.epochs
-        return {"asked": asked, "trained": reached - reused, "reused": reused}
+        return {"asked": asked, "trained": max(0, reached - reused), "reused": reused}
 
     def write(self, state: str, reason: str | None, values: list[float] | None) -> None:
         """`trial.json`: what the study knows of this run, for those who read directories only."""
         if self.run_dir is None:
             return
-        trial, base = self.claim.trial, self.arm.base
+        trial, base, epochs = self.claim.trial, self.arm.base, self._epochs()
         write_json(
             self.run_dir / "trial.json",
             {
@@ -188,18 +227,54 @@ class TrialTask:
                 "state": state,
                 "reason": reason,
                 "params": trial.params,
-                "searched_before": base and {"keys": base.searched, "trials": base.trials},
+                "distributions": {
+                    k: distribution_to_json(d) for k, d in trial.distributions.items()
+                },
+                "searched_before": base and {"keys": base.searched, **base.budget},
                 "objectives": self.settings.objectives,
                 "values": values,
                 "n_trials": self.arm.ledger.n_trials,
-                "reused_epochs": self._epochs()["reused"],
+                "epochs": epochs,
+                "reused_epochs": epochs["reused"],
             },
         )
 
 
-def _value(result: Result, name: str) -> float:
-    if name in COSTS:
-        return float(getattr(result, name))
-    if name == result.objective_name:
-        return result.objective
-    return result.metrics[name]
+def values_of(result: Result, settings: SweepSettings) -> list[float]:
+    """The objectives' values, from a run's result.json."""
+    figures = {
+        **result.metrics,
+        **{name: float(getattr(result, name)) for name in COSTS},
+        result.objective_name: result.objective,
+    }
+    return [figures[name] for name in settings.objectives]
+
+
+def owner_of(run_dir: Path) -> tuple[str, int] | None:
+    """Study and slot of the trial that a directory belongs to; None if it is free or unreadable."""
+    try:
+        record = read_json(run_dir / "trial.json")
+        return record["study"], record["number"]
+    except (DataError, KeyError):
+        return None
+
+
+def read_trials(sweep_dir: Path) -> dict[tuple[str, int], tuple[Path, dict[str, Any]]]:
+    """Directory and trial.json of each trial below a sweep's directory, by study and slot."""
+    found = {}
+    for path in sorted(sweep_dir.rglob("trial.json")):
+        whose = owner_of(path.parent)
+        if whose is not None:
+            found[whose] = (path.parent, read_json(path))
+    return found
+
+
+def _put_corrupt_result_aside(run_dir: Path) -> None:
+    """Let a trial whose result.json cannot be read be done again."""
+    path = run_dir / "result.json"
+    try:
+        if path.exists():
+            read_result(path)
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is corrupt (%s): moved to result.json.corrupt", path, error)
+        path.replace(path.with_name("result.json.corrupt"))

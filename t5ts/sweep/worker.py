@@ -4,7 +4,9 @@ The same object runs as a process of this machine (`python -m t5ts.sweep`), or a
 Hydra launcher (joblib, submitit, Ray), on this machine or another.
 """
 
+import errno
 import logging
+import re
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -19,20 +21,29 @@ from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from t5ts import distributed
 from t5ts.analysis.results import Result
+from t5ts.analysis.words import plural
 from t5ts.config import register
-from t5ts.errors import ConfigError, DataError, Interrupted, UserError, WeightsError
+from t5ts.errors import (
+    ConfigError,
+    DataError,
+    DirectoryInUse,
+    Interrupted,
+    UserError,
+    WeightsError,
+)
 from t5ts.interruption import stop_on_signals
-from t5ts.sweep.ledger import STOPPED, Claim, Ledger, Owner
+from t5ts.sweep.ledger import DIED, REFUSED, STOPPED, Claim, Ledger, Owner
 from t5ts.sweep.repeated import repeated
 from t5ts.sweep.settings import SweepSettings, find_function
 from t5ts.sweep.space import Space, Value, arm_name, sharing_order
 from t5ts.sweep.storage import open_storage
-from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask
+from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask, owner_of
 
 log = logging.getLogger("t5ts.sweep")
 
@@ -40,6 +51,24 @@ log = logging.getLogger("t5ts.sweep")
 POLL_S = 0.5
 #: Workers that may die in one trial before it counts as failed.
 MAX_DEATHS = 3
+#: Trials that a worker may set aside for want of data or weights while none has been measured.
+MAX_REFUSALS = 3
+#: What no other trial would escape: the disk is full, read-only or broken.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+DISK_WORDS = re.compile(
+    r"No space left on device|disk quota exceeded|read-only file system|disk is full", re.IGNORECASE
+)
+DEVICE_WORDS = re.compile(r"CUDA|CUBLAS|cuDNN|NCCL")
+
+
+class BrokenDevice(UserError):
+    """The GPU failed: a new process may find it well, this one will not.
+
+    Attributes:
+        trials_done: What the worker had done before.
+    """
+
+    trials_done = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +141,32 @@ def work(job: Work, *, worker: int) -> int:
 
     Raises:
         Interrupted: after SIGINT or SIGTERM; the trial was handed back with its checkpoint.
-        UserError: if no trial could be done (data or weights that cannot be had), or too many
-            failed.
+        BrokenDevice: if the GPU failed; the trial was handed back.
+        UserError: if no trial could be done (no data, no weights, a full disk), or too many failed.
     """
     register()
     setup_globals()
     owner = Owner()
     arms = open_arms(job)
     done = 0
+    refused: dict[tuple[str, int], str] = {}
     with stop_on_signals() as stop:
         while True:
             if stop.is_set():
                 raise Interrupted("stopped between two trials")
-            _check_failures(arms, job.settings)
+            _check_failures(arms, job.settings, refused)
             claimed = _claim(job, arms, owner)
             if claimed is not None:
-                _do(job, *claimed, worker=worker)
-                done += 1
+                try:
+                    reason = _do(job, arms, *claimed, worker=worker)
+                except BrokenDevice as broken:
+                    broken.trials_done = done
+                    raise
+                arm, claim = claimed
+                refused.pop((arm_name(arm.values), claim.slot), None)
+                if reason is not None:
+                    refused[arm_name(arm.values), claim.slot] = reason
+                done += reason is None
                 continue
             if all(arm.ledger.is_finished() for arm in arms):
                 return done
@@ -152,48 +190,85 @@ def _claim(job: Work, arms: list[Arm], owner: Owner) -> tuple[Arm, Claim] | None
     return None
 
 
-def _check_failures(arms: list[Arm], settings: SweepSettings) -> None:
+def _check_failures(
+    arms: list[Arm], settings: SweepSettings, refused: Mapping[tuple[str, int], str]
+) -> None:
+    """Stop where too many trials failed, or none of this worker's gets what it needs.
+
+    Args:
+        arms: The sweep's.
+        settings: The sweeper's.
+        refused: Why this worker set trials aside, by arm and slot.
+    """
     failed = sum(arm.ledger.progress().failed for arm in arms)
     budget = sum(arm.ledger.n_trials for arm in arms)
-    if failed > settings.max_failure_rate * budget:
+    too_many = failed + len(refused) > settings.max_failure_rate * budget
+    if refused and (too_many or (len(refused) >= MAX_REFUSALS and not _any_has_run(arms))):
+        *_, reason = refused.values()
+        raise DataError(
+            f"{reason}\n{plural(len(refused), 'trial')} could not be done for want of data or"
+            " weights, and will be tried again: fix that, and run the same command; what is done"
+            " stays done."
+        )
+    if too_many:
         raise UserError(
             f"{failed} of {budget} trials failed, above"
             f" hydra.sweeper.max_failure_rate={settings.max_failure_rate:g}: each one's line and"
-            " trial.json say why. Mend them, or raise the rate, and run the same command again;"
-            " what is done stays done."
+            " trial.json say why. Raise the rate to go on without them, and run the same command"
+            " again; what is done stays done."
         )
 
 
-def _do(job: Work, arm: Arm, claim: Claim, *, worker: int) -> None:
-    """One trial, from its parameters to its end in the study and in its directory."""
+def _any_has_run(arms: list[Arm]) -> bool:
+    """Whether some trial of the sweep has been measured: its data and weights are there."""
+    return any(
+        t.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        or t.user_attrs.get("live", {}).get("value") is not None
+        for arm in arms
+        for t in arm.ledger.trials()
+    )
+
+
+def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim, *, worker: int) -> str | None:
+    """One trial, from its parameters to its end in the study and in its directory.
+
+    Returns:
+        Why it was set aside, if it was.
+    """
     trial, ledger = claim.trial, arm.ledger
-    if claim.deaths >= MAX_DEATHS:
-        reason = f"{claim.deaths} workers died in it (out of memory?)"
+    if claim.before[DIED] >= MAX_DEATHS:
+        reason = f"{claim.before[DIED]} workers ended in it (out of memory?): {claim.last_reason}"
         trial.set_user_attr("reason", reason)
         ledger.study.tell(trial, state=TrialState.FAIL)
-        return
+        return None
     task = TrialTask(
         settings=job.settings, group=job.sweep_dir.name, arm=arm, claim=claim, worker=worker
     )
-    with _heartbeat(ledger, trial, job.settings.heartbeat_s):
-        try:
-            config = _point(job, arm, claim)
-        except (HydraException, ConfigError) as error:
-            task.end("failed", f"the point cannot be composed: {error}", None)
-            return
-        returned = run_job(
-            task_function=task,
-            config=config,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
-            hydra_context=job.hydra_context,
-        )
-        outcome = returned._return_value
-        if returned.status == JobStatus.COMPLETED:
-            assert isinstance(outcome, Result)
-            task.end("complete", None, outcome)
-            return
-    _tell_failure(task, outcome)
+    try:
+        with _heartbeat(ledger, trial, job.settings.heartbeat_s):
+            try:
+                config = _point(job, arm, claim)
+            except (HydraException, OmegaConfBaseException, ConfigError) as error:
+                task.end("failed", f"the point cannot be composed: {error}", None)
+                return None
+            returned = run_job(
+                task_function=task,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+                hydra_context=job.hydra_context,
+            )
+            outcome = returned._return_value
+            if returned.status == JobStatus.COMPLETED:
+                assert isinstance(outcome, Result)
+                task.end("complete", None, outcome)
+                return None
+    except KeyboardInterrupt:
+        _give_back(task, STOPPED, "stopped at once")
+        raise Interrupted("stopped at once") from None
+    except Exception as error:  # of the storage, or of Hydra before the run
+        outcome = error
+    return _tell_failure(task, outcome, arms)
 
 
 def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
@@ -213,6 +288,10 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
             config.train.reuse_max_gb = job.settings.reuse_max_gb
         if arm.values:
             config.hydra.sweep.subdir = f"{arm_name(arm.values)}/{config.hydra.sweep.subdir}"
+        whose = owner_of(job.sweep_dir / config.hydra.sweep.subdir)
+        if whose not in (None, (arm.ledger.study.study_name, claim.slot)):
+            # The user's subdir does not tell them apart (a point drawn twice, say).
+            config.hydra.sweep.subdir = f"{config.hydra.sweep.subdir}-{claim.slot}"
     return config
 
 
@@ -231,23 +310,45 @@ def _suggest_more(job: Work, trial: optuna.Trial) -> None:
         raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
 
 
-def _tell_failure(task: TrialTask, error: BaseException) -> None:
-    """Record why a trial has no result, and raise what should end the worker."""
-    ledger, trial = task.arm.ledger, task.claim.trial
+def _tell_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str | None:
+    """Record why a trial has no result, and raise what should end the worker.
+
+    Returns:
+        Why it was set aside, if it was.
+    """
+    slot = task.claim.slot
+    if words := disk_fault(error):
+        _give_back(task, STOPPED, words)
+        raise UserError(
+            f"{words}: free some space or mend the disk, and run the same command again; trial"
+            f" {slot} goes on from its last checkpoint, what is done stays done."
+        ) from error
+    if _is_device_fault(error):
+        words = f"{type(error).__name__}: {error}".splitlines()[0]
+        _give_back(task, DIED, words)
+        raise BrokenDevice(f"trial {slot}: {words}") from error
     match error:
         case Pruned():
             task.end("pruned", str(error), None)
         case Lost() | UpdateFinishedTrialError():
-            log.warning("slot %s: %s", task.claim.slot, error)
-        case Interrupted():
-            task.write("interrupted", str(error), None)
-            ledger.hand_back(trial._trial_id, STOPPED, str(error))
+            log.warning("slot %s: %s", slot, error)
+        case Interrupted() | distributed.PeersLost():
+            _give_back(task, STOPPED, str(error))
             raise error
-        case DataError() | WeightsError() | distributed.PeersLost():
-            # No other point would fare better: stop, and let the trial be done once it is mended.
+        case DirectoryInUse():
+            log.warning("slot %s is tried again later: %s", slot, error)
+            task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
+        case DataError() | WeightsError() | OSError():
+            # The point's own fault, or that of the machine? Others are tried before it is again.
+            if task.claim.before[REFUSED] and _any_has_run(arms):
+                task.end("failed", str(error), None)
+                return None
+            log.warning("slot %s is tried again later: %s", slot, error)
             task.write("interrupted", str(error), None)
-            ledger.hand_back(trial._trial_id, STOPPED, str(error))
-            raise error
+            task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
+            if task.claim.before[REFUSED]:
+                raise error if isinstance(error, UserError) else DataError(str(error))
+            return str(error)
         case UserError():
             task.end("failed", str(error), None)
         case _ if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
@@ -257,8 +358,44 @@ def _tell_failure(task: TrialTask, error: BaseException) -> None:
             torch.cuda.empty_cache()
             task.end("failed", f"out of memory: {error}".splitlines()[0], None)
         case _:
-            log.error("slot %s failed", task.claim.slot, exc_info=error)
+            log.error("slot %s failed", slot, exc_info=error)
             task.end("failed", f"{type(error).__name__}: {error}", None)
+    return None
+
+
+def _give_back(task: TrialTask, how: str, reason: str) -> None:
+    """Let another worker make the next attempt at a trial."""
+    for record in (
+        lambda: task.write("interrupted", reason, None),
+        lambda: task.arm.ledger.hand_back(task.claim.trial._trial_id, how, reason),
+    ):
+        try:
+            record()
+        except OSError as error:  # no disk to write to: others see that this worker is gone
+            log.warning("slot %s: not written down (%s)", task.claim.slot, error)
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What a full or failing disk said, if an error comes from one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+            where = "" if cause.filename is None else f" ({cause.filename})"
+            return f"{cause.strerror or cause}{where}"
+        if DISK_WORDS.search(str(cause)):  # of libraries with errors of their own
+            return str(cause).splitlines()[0]
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _is_device_fault(error: BaseException) -> bool:
+    """Whether the GPU's state may be lost: nothing works in this process from then on."""
+    name = type(error).__name__
+    return name == "AcceleratorError" or (
+        isinstance(error, RuntimeError)
+        and name != "OutOfMemoryError"
+        and DEVICE_WORDS.search(str(error)) is not None
+    )
 
 
 @contextmanager

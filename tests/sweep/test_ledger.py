@@ -202,7 +202,7 @@ def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(tmp_path: Path) -> 
     assert (progress.failed, progress.waiting) == (0, 1)
     again = take(ledger, Owner())
     assert again is not None
-    assert (again.slot, again.deaths) == (first.slot, 1)
+    assert (again.slot, again.before["died"]) == (first.slot, 1)
     assert again.trial.params == first.trial.params
     assert again.trial.number != first.trial.number
 
@@ -212,7 +212,7 @@ def test_a_stop_is_no_death(tmp_path: Path) -> None:
     for _ in range(3):
         claim = take(ledger, Owner())
         assert claim is not None
-        assert claim.deaths == 0
+        assert claim.before["died"] == 0
         ledger.hand_back(claim.trial._trial_id, STOPPED, "stopped")
 
 

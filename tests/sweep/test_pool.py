@@ -1,10 +1,12 @@
 """Each worker's share of the machine."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from sweep.sweeps import environment
 
 from t5ts.errors import UserError
 from t5ts.sweep import pool
@@ -81,11 +83,33 @@ def test_what_an_earlier_worker_said_is_not_this_ones_reason(tmp_path: Path) -> 
     assert _last_words(log, since=begun) == "Traceback\nMemoryError"
 
 
-class Dying:
-    """Worker processes that end with status 1 as soon as they are looked at."""
+def test_a_workers_last_message_needs_no_disk() -> None:
+    """Its log is on a full one: the sweep's message is not empty."""
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "t5ts.sweep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=full, env={**environment(), "T5TS_WORKER": "0"},
+        )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(pickle.dumps(None))  # no work at all: an error like any other
+        process.stdin.flush()
+        assert process.wait(timeout=60) == 1
+    worker = pool._Process(number=0, process=process, log=Path(), log_start=0, begun=0.0)
+    assert "AttributeError" in worker.report()["message"]
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, lives_s: float) -> None:
-        self.now, self.starts = 0.0, 0
+
+class Dying:
+    """Worker processes that end as soon as they are looked at, with a report or without."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        folder: Path,
+        *,
+        lives_s: float,
+        program: str = "raise SystemExit(1)",
+    ) -> None:
+        self.now, self.starts, self.program = 0.0, 0, program
         monkeypatch.setattr(pool.time, "monotonic", lambda: self.now)
         self.pool = object.__new__(Pool)
         self.pool._start = self.start  # type: ignore[method-assign]
@@ -94,7 +118,7 @@ class Dying:
 
     def start(self, number: int) -> pool._Process:
         self.starts += 1
-        process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+        process = subprocess.Popen([sys.executable, "-c", self.program], stdout=subprocess.PIPE)
         process.wait()
         log = self.folder / "worker.log"
         log.write_text("out of luck\n")
@@ -114,6 +138,32 @@ def test_a_worker_that_dies_at_every_start_ends_the_sweep(
     with pytest.raises(UserError, match="out of luck"):
         dying.watch()
     assert dying.starts == pool.MAX_STARTS
+
+
+BROKEN = """
+import json
+print(json.dumps({{"message": "CUDA error", "trials_done": {}}}))
+raise SystemExit(3)
+"""
+
+
+def test_a_gpu_that_stays_broken_ends_the_sweep_however_long_each_worker_took(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dying = Dying(monkeypatch, tmp_path, lives_s=pool.WORKED_S + 1.0, program=BROKEN.format(0))
+    for _ in range(pool.MAX_STARTS - 1):
+        dying.watch()
+    with pytest.raises(UserError, match="CUDA error"):
+        dying.watch()
+
+
+def test_a_gpu_that_fails_now_and_then_does_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dying = Dying(monkeypatch, tmp_path, lives_s=1.0, program=BROKEN.format(1))
+    for _ in range(pool.MAX_STARTS + 1):
+        dying.watch()
+    assert dying.starts == pool.MAX_STARTS + 2
 
 
 def test_deaths_after_work_do_not_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

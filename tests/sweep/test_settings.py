@@ -17,7 +17,10 @@ def make() -> Callable[..., SweepSettings]:
     register()
 
     def settings(*overrides: str, **more: Any) -> SweepSettings:
-        named = [o if o.startswith("hydra") else f"hydra.sweeper.{o}" for o in overrides]
+        named = [
+            o if o.startswith("hydra") else f"+hydra.sweeper.{o[1:]}" if o[0] == "+" else
+            f"hydra.sweeper.{o}" for o in overrides
+        ]  # fmt: skip
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", ["hydra/sweeper=t5ts", *named], return_hydra_config=True)
         return read_settings(
@@ -54,8 +57,8 @@ def test_each_objective_brings_its_direction(make: Callable[..., SweepSettings])
         ("seed=-1", ["seed=-1", "0 or more"]),
         ("grace_epochs=-0.5", ["grace_epochs=-0.5"]),
         ("reuse_max_gb=much", ["reuse_max_gb=much"]),
-        ("max_failure_rate=1.5", ["max_failure_rate=1.5", "0 to 1"]),
-        ("heartbeat_s=0", ["heartbeat_s=0", "seconds above 0"]),
+        ("max_failure_rate=1.5", ["max_failure_rate=1.5", "at most 1"]),
+        ("heartbeat_s=0", ["heartbeat_s=0", "above 0"]),
         ("heartbeat_s=60", ["lost_after_s=90", "twice heartbeat_s"]),
         ("on_change=ask", ["on_change=ask", "refuse, record"]),
         ("objective=loss", ["objective=loss", "val_loss"]),
@@ -64,6 +67,16 @@ def test_each_objective_brings_its_direction(make: Callable[..., SweepSettings])
         ("direction=[minimize,minimize]", ["one direction for each objective"]),
         ("sampler=tpe", ["sampler=tpe", "hydra/sweeper/sampler"]),
         ("pruner=null", ["pruner=None", "hydra/sweeper/pruner"]),
+        ("lost_after_s=inf", ["lost_after_s=inf"]),
+        ("grace_epochs=nan", ["grace_epochs=nan"]),
+        ("reuse=maybe", ["reuse=maybe", "true, false"]),
+        ("arms=init", ["arms=init", "NAME"]),
+        ("params=5", ["params=5"]),
+        ("study_name=7", ["study_name=7"]),
+        ("study_name=../../x", ["study_name=../../x", "name"]),
+        ("storage=3", ["storage=3"]),
+        ("+n_trails=3", ["n_trails", "n_trials"]),
+        ("+conditions.a=b", ["conditions"]),
     ],
 )
 def test_bad_settings_are_refused_by_name(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5ts.errors import ConfigError
+from t5ts.errors import ConfigError, ResumeError
 from t5ts.sweep.storage import JOURNAL, open_storage, without_password
 
 
@@ -64,6 +64,39 @@ def ask_with(backend: optuna.storages.journal.JournalFileBackend) -> None:
         storage = optuna.storages.JournalStorage(backend)
         study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
         study.tell(study.ask(), 1.0)
+
+
+def told(folder: Path) -> list[tuple[int, str, list[float] | None]]:
+    study = optuna.load_study(study_name="study", storage=open_storage(None, folder))
+    return [(t.number, t.state.name, t.values) for t in study.get_trials()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_flipped_bit_is_found_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("study")
+    ask(folder, 2)
+    before = told(folder)
+    journal = folder / JOURNAL
+    whole = bytearray(journal.read_bytes())
+    whole[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    journal.write_bytes(whole)
+    try:
+        after = told(folder)
+    except ResumeError:
+        return
+    # Where the last record's line end is gone it is as if that had never been written.
+    lost_end = not whole.endswith(b"\n")
+    assert after == before or (lost_end and after[:-1] == before[:-1])
+
+
+def test_lines_of_optunas_own_are_read(tmp_path: Path) -> None:
+    journal = tmp_path / JOURNAL
+    ask_with(optuna.storages.journal.JournalFileBackend(str(journal)))
+    ask(tmp_path, 1)
+    assert finished(tmp_path) == 3
 
 
 def test_writers_do_not_lose_each_others_records(tmp_path: Path) -> None:

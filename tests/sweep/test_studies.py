@@ -18,7 +18,7 @@ Open = Callable[..., list[optuna.Study]]
 
 
 @pytest.fixture(scope="module")
-def open_sweep() -> Open:
+def open_sweep(tmp_path_factory: pytest.TempPathFactory) -> Open:
     register()
     groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 
@@ -36,7 +36,8 @@ def open_sweep() -> Open:
         found = parse_space(
             {}, [*tasks, space], arms=settings.arms, conditions={}, config=config, groups=groups
         )
-        return open_studies(storage, found, settings, made_for(found, settings, config))
+        purpose = made_for(found, settings, config)
+        return open_studies(storage, found, settings, purpose, tmp_path_factory.mktemp("sweep"))
 
     return make
 
@@ -62,6 +63,14 @@ def test_the_same_sweep_finds_its_studies_again(open_sweep: Open) -> None:
         ({"arguments": ["objective=val_mae"]}, ["objectives.val_loss", "objectives.val_mae"]),
         ({"arguments": ["seed=1"]}, ["settings.seed: 0 → 1"]),
         ({"arguments": ["freeze=staged"]}, ["settings.freeze.name: none → staged"]),
+        (
+            {"arguments": ["hydra/sweeper/sampler=random"]},
+            ["sampler._target_: optuna.samplers.TPESampler → optuna.samplers.RandomSampler"],
+        ),
+        ({"arguments": ["hydra.sweeper.seed=1"]}, ["sampler.seed: 0 → 1"]),
+        ({"arguments": ["hydra/sweeper/pruner=asha"]}, ["pruner._target_", "pruner.min_resource"]),
+        ({"arguments": ["hydra/sweeper/pruner=none"]}, ["pruner: absent → None"]),
+        ({"arguments": ["hydra.sweeper.grace_epochs=3"]}, ["pruner.grace_epochs: 1.0 → 3"]),
     ],
 )
 def test_another_purpose_is_refused_by_name(

@@ -1,27 +1,22 @@
 """Whole sweeps by their command line, with the workers' loop in this process: it saves imports."""
 
 import math
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import SMALL, TINY_T5
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from optuna.trial import TrialState
 from runs import read, rows
+from sweep.conftest import Sweep
 from sweep.sweeps import attempts, results, run_dirs
 
-from t5ts import run
 from t5ts.analysis.results import Result
 from t5ts.sweep import coordinator
 from t5ts.sweep.worker import Work, work
 
-COMMON = ["hydra/sweeper=t5ts", *SMALL, *TINY_T5, "train.epochs=3", "train.threads=1"]
 GRID = ["hydra/sweeper/sampler=grid"]
 LR = "optim.lr=tag(log,interval(1e-4,1e-2))"
 #: A pruner that gives up every trial as soon as it is asked.
@@ -30,39 +25,6 @@ MERCILESS = [
     "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner",
     "+hydra.sweeper.pruner.upper=-1",
 ]
-Sweep = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Sweep]:
-    """Run a sweep in `tmp_path/NAME` (None: where its command leads): status, stdout, stderr."""
-
-    def in_this_process(job: Any, display: Any) -> None:
-        work(job, worker=0)
-        display.update()
-
-    monkeypatch.setattr(coordinator, "_with_pool", in_this_process)
-    # Drawing a trial takes longer than training it. (The sweep's own pictures are drawn.)
-    monkeypatch.setattr("t5ts.analysis.plots.draw_run", lambda *_, **__: [])
-    monkeypatch.chdir(tmp_path)
-
-    def go(name: str | None, *overrides: str) -> tuple[int, str, str]:
-        where = [] if name is None else [f"hydra.sweep.dir={tmp_path / name}"]
-        arguments = ["t5ts.run", "--multirun", *COMMON, *where, *overrides]
-        monkeypatch.setattr(sys, "argv", arguments)
-        GlobalHydra.instance().clear()
-        status = 0
-        try:
-            run.cli()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    yield go
-    GlobalHydra.instance().clear()
 
 
 def params(folder: Path, study: str = "sweep") -> dict[int, dict[str, Any]]:
@@ -286,7 +248,9 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(sweep: Sweep, tmp_pat
         assert config["train"]["reuse_dir"] is None
         assert config["seed"] in (7, 8)
         # The report may then blame the weights although each arm has settings of its own.
-        assert read(path)["searched_before"] == {"keys": ["optim.lr"], "trials": 2}
+        before = read(path)["searched_before"]
+        assert (before["keys"], before["trials"], before["settings"]) == (["optim.lr"], 2, 2)
+        assert before["epochs"] == {"asked": 6, "trained": 6, "reused": 0, "pruned": 0}
 
 
 def test_several_objectives_give_a_front(sweep: Sweep, tmp_path: Path) -> None:
