@@ -21,7 +21,6 @@ from torch import Tensor
 
 from t5ts import distributed
 
-
 #: What a batch's Gram product is of: whether a value is scored (1 or 0), |error|, prediction and
 #: truth, and their changes since the last value. Entry (COUNT, X) of it is the sum of X.
 COUNT, ERROR, LEVELS, CHANGES = 0, 1, (2, 3), (4, 5)

@@ -186,7 +186,7 @@ class ThreadsOfEachOperation(TorchDispatchMode):
         super().__init__()
         self.seen: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen.add(torch.get_num_threads())
         return func(*args, **(kwargs or {}))
 

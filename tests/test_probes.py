@@ -104,7 +104,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._live: list[tuple[weakref.ref, int]] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         flat_in, _ = torch.utils._pytree.tree_flatten((args, kwargs))
         old = {t.untyped_storage().data_ptr() for t in flat_in if isinstance(t, torch.Tensor)}
