@@ -42,7 +42,8 @@ NOT_IDENTITY = (
 )
 #: What else the selected checkpoint is measured on, and the value that means: on nothing. It moves
 #: no other number, so an identity has it only where it is on: those of runs without it stay.
-MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False}
+#: Likewise TF32, which moves no number on a CPU.
+MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False, "train.tf32": True}
 
 
 @dataclass(kw_only=True)
@@ -236,6 +237,7 @@ class TrainConfig:
     eval_batch_size: int = 256
     grad_accumulation: int = 1
     precision: str = "auto"
+    tf32: bool = True  # on a GPU: float32 matrix products on tensor cores, inputs rounded to TF32
     device: str = "auto"
     compile: bool = False
     threads: int | None = None  # of each process

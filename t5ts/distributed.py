@@ -241,8 +241,8 @@ def _contact() -> Iterator[Any]:
     """torch.distributed, with a lost peer as one message."""
     assert _group is not None
     lost = (
-        "another process of this run ended, or did not answer; its own message says why. The same"
-        " command goes on from the last checkpoint."
+        "another process of this run ended, or did not answer; its own message, if it had time for"
+        " one, says why. The same command resumes from the last checkpoint."
     )
     if _group.broken:
         raise PeersLost(lost)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from t5ts import distributed
 from t5ts.analysis.results import Result, read_metrics
-from t5ts.build import Setup, Shift, build, plan_table, setup_summary
+from t5ts.build import Setup, Shift, build, plan_table, precision_name, setup_summary
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config, identity
 from t5ts.console import announce, device_name, report
@@ -292,7 +292,7 @@ def _write_beginning(
             "seed": config.seed,
             **code_and_machine(),
             "device": device_name(setup.device),
-            "precision": str(setup.autocast or torch.float32),
+            "precision": precision_name(setup),
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
             **summary,

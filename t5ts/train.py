@@ -197,7 +197,7 @@ def fit(
     Step s of epoch e sees the windows `epoch_order(e)[s·B : (s+1)·B]`; the last batch of an epoch
     may be smaller and none is dropped. Learning rates and what is frozen follow from the step.
     Of several processes each takes its share of those B windows, gradients are summed over all, and
-    process 0 alone writes; dropout aside, the numbers are those of one process.
+    process 0 alone writes; dropout and rounding aside, the numbers are those of one process.
 
     Args:
         setup: The run's objects, as new.

@@ -11,8 +11,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t5ts import experiment, train
-from t5ts.build import build
-from t5ts.config import Config
+from t5ts.build import _set_tf32, build, device_and_precision, precision_name
+from t5ts.config import Config, identity
 from t5ts.errors import Interrupted
 from t5ts.experiment import run
 from t5ts.model.encoders import component_of
@@ -119,3 +119,46 @@ def test_a_step_in_fp16_waits_for_no_number(optim: str, reads: int, tiny: Compos
     assert asked.count == reads
     assert not ratios
     assert len(row_R) == len(norms.components) + 3
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, None)])
+def test_emulated_bf16_is_not_chosen(
+    native: bool, chosen: torch.dtype | None, tiny: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T4 and V100 have bf16 in software only, slower than float32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or native,
+    )
+    assert device_and_precision(tiny()) == (torch.device("cuda"), chosen)
+
+
+def test_tf32_is_for_gpus_and_recorded(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU `high` would round too."""
+    asked: list[bool] = []
+
+    def no_further(_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("t5ts.build._set_tf32", lambda *, on: asked.append(on))
+    monkeypatch.setattr("t5ts.build.device_and_precision", lambda _: (torch.device("cuda"), None))
+    monkeypatch.setattr("t5ts.build.load_series", no_further)
+    for override in ("train.tf32=true", "train.tf32=false"):
+        with pytest.raises(Interrupted):
+            build(tiny(override))
+    monkeypatch.undo()
+    setup = build(tiny())
+    assert asked == [True, False]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert precision_name(setup) == "torch.float32"
+    assert (
+        identity(tiny()) == identity(tiny("train.tf32=true")) != identity(tiny("train.tf32=false"))
+    )
+    try:
+        _set_tf32(on=True)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert "TF32" in precision_name(setup)
+    finally:
+        _set_tf32(on=False)

@@ -106,7 +106,7 @@ def meddle(name: str, ends: dict[str, Any], patch: pytest.MonkeyPatch, *, resume
     if name == "unbuilt" and distributed.rank() == 1:
         patch.setattr(experiment, "build", out_of_memory)
     if name == "unwritten":
-        patch.setattr(t5ts.train, "_save", no_space)
+        patch.setattr(t5ts.train, "save_checkpoint", no_space)
 
 
 def prune_after_two(row: Mapping[str, Any]) -> None:
