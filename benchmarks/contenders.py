@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import t5ts.train
-from t5ts.build import build_model, build_optimizer
-from t5ts.config import Config, from_hydra, register
+from t5ts.build import build, build_model, build_optimizer
+from t5ts.config import Config, TrackerConfig, from_hydra, register
 from t5ts.data.windows import Windows, epoch_order
-from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import Forecaster
 from t5ts.probes import GradientNorms
 from t5ts.progress import ProgressBar
@@ -126,6 +125,8 @@ def make_config(spec: Spec) -> Config:
     overrides = [
         "backbone=t5_small",
         f"train.batch_size={spec.batch}",
+        f"train.device={spec.device}",
+        f"train.checkpoint_every_s={NEVER}",
         f"train.log_every={LOG_EVERY}",
         f"optim.clip_norm={CLIP_NORM}",
         # One constant rate for all parameters, since every contender can have that: with rates of
@@ -233,14 +234,10 @@ def run_ours(spec: Spec, baton: Baton, folder: Path) -> None:
     tracker = WandbTracker(
         run_dir=folder,
         config={"benchmark": "step", "batch": spec.batch},
-        project="t5ts-bench",
-        entity=None,
-        group=None,
+        settings=TrackerConfig(name="wandb", mode="offline", project="t5ts-bench"),
+        group="step",
         job_type="bench",
         name="step",
-        tags=[],
-        mode="offline",
-        run_id="step",
     )
     assert tracker._run is not None, "W&B did not start"
     train: Any = t5ts.train  # names in a module are not assignable to a type checker
@@ -248,7 +245,7 @@ def run_ours(spec: Spec, baton: Baton, folder: Path) -> None:
     ratios: Any = train.UpdateRatios
     ratios.__init__ = baton.clock("ratios", ratios.__init__)
     ratios.measure = baton.clock("ratios", ratios.measure)
-    train._step_row = baton.clock("rows", train._step_row)
+    train.StepRows.of_step = baton.clock("rows", train.StepRows.of_step)
     metrics: Any = MetricsFile(folder / "metrics.jsonl")
     metrics.append = baton.clock("metrics.jsonl", metrics.append)
     logged: Any = tracker
@@ -301,9 +298,31 @@ def _fit(
     probe_every: int | None = None,
 ) -> None:
     config = make_config(spec)
+    train = replace(config.train, log_every=log_every, compile=spec.compile)
+    if probe_every is not None:
+        train = replace(train, probe_every=probe_every)
     windows, model = make_windows(config, spec), make_model(config, spec)
-    optimizer = build_optimizer(
-        config, model, steps_per_epoch=STEPS_PER_EPOCH, total_steps=STEPS_PER_EPOCH
+    setup = replace(
+        build(config),
+        device=torch.device(spec.device),
+        autocast=autocast_dtype(spec),
+        task=make_task(config),
+        train=windows,
+        model=model,
+        optimizer=build_optimizer(
+            config, model, steps_per_epoch=STEPS_PER_EPOCH, total_steps=STEPS_PER_EPOCH
+        ),
+        epochs=1,
+        windows_per_epoch=len(windows),
+        steps_per_epoch=STEPS_PER_EPOCH,
+    )
+    output = t5ts.train.Output(
+        metrics=metrics,
+        tracker=tracker,
+        progress=ProgressBar(total_steps=STEPS_PER_EPOCH, enabled=False),
+        checkpoints=folder / "checkpoint",
+        epochs=1,
+        after_epoch=lambda _row: None,
     )
 
     def should_stop() -> bool:
@@ -311,40 +330,13 @@ def _fit(
         return False
 
     t5ts.train.fit(
-        model,
-        optimizer,
-        make_task(config),
-        windows,
+        setup,
+        replace(config, train=train),
         # Evaluation is no part of a step, and happens before the first turn only.
         lambda: {"val_loss": 1.0, "val_corr": 0.0, "val_skill": 0.0},
-        settings=t5ts.train.FitSettings(
-            seed=0,
-            dropout_seed=0,
-            epochs=1,
-            batch_size=spec.batch,
-            grad_accumulation=1,
-            steps_per_epoch=STEPS_PER_EPOCH,
-            windows_per_epoch=len(windows),
-            autocast=autocast_dtype(spec),
-            compile=spec.compile,
-            eval_every_epochs=1,
-            log_every=log_every,
-            probe_every=probe_every or config.train.probe_every,
-            checkpoint_every_s=float(NEVER),
-            objective="val_loss",
-            maximize=False,
-            frozen_eval_mode=False,
-            identity="bench",
-        ),
-        component_of=component_of,
-        initial={name: p.detach().clone() for name, p in model.named_parameters()},
-        metrics=metrics,
-        tracker=tracker,
-        progress=ProgressBar(total_steps=STEPS_PER_EPOCH, enabled=False),
-        checkpoints=folder / "checkpoint",
+        output,
         resume_from=None,
         should_stop=should_stop,
-        after_epoch=lambda _row: None,
     )
 
 

@@ -102,6 +102,7 @@ def build(config: Config) -> Setup:
     device, autocast = device_and_precision(config)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
+    _set_tf32(on=config.train.tf32 and device.type == "cuda")
     task = build_task(config)
     series = load_series(config.data)
     splits = build_windows(
@@ -258,8 +259,25 @@ def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | No
     chosen = config.train.precision
     if chosen == "auto":
         # T5 was trained in bf16; its feed-forward overflows fp16, so that is never chosen here.
-        chosen = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        # Emulated bf16 (T4, V100) is slower than float32.
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen = "bf16" if has_bf16 else "fp32"
     return device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[chosen]
+
+
+def _set_tf32(*, on: bool) -> None:
+    """Let float32 products be rounded to TF32 (10 bits of 23), or not; on a GPU only.
+
+    On a CPU torch's "high" would allow rounded products too, and golden losses would move.
+    """
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
+def precision_name(setup: Setup) -> str:
+    """The precision of a run as provenance.json has it."""
+    tf32 = torch.get_float32_matmul_precision() == "high"
+    return f"{setup.autocast or torch.float32}{' with TF32 products' if tf32 else ''}"
 
 
 def load_series(data: DataConfig) -> Series:

@@ -45,7 +45,8 @@ NOT_IDENTITY = (
 )
 #: What else the selected checkpoint is measured on, and the value that means: on nothing. It moves
 #: no other number, so an identity has it only where it is on: those of runs without it stay.
-MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False}
+#: Likewise TF32, which moves no number on a CPU.
+MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False, "train.tf32": True}
 
 
 @dataclass(frozen=True)
@@ -305,6 +306,7 @@ class TrainConfig:
     eval_batch_size: int = number(256, "[1, 1e6]")
     grad_accumulation: int = number(1, "[1, 1e6]")
     precision: str = choice("auto", "auto", "fp32", "bf16", "fp16")
+    tf32: bool = True  # on a GPU: float32 matrix products on tensor cores, inputs rounded to TF32
     device: str = choice("auto", "auto", "cpu", "cuda")
     compile: bool = False
     threads: int | None = number(None, "[1, 1024]")  # of each process

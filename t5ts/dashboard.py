@@ -123,10 +123,11 @@ def workspace(project: str, logged: Logged, *, entity: str = "") -> Any:
             by_arm("Validation loss (MSE, train-standardised)", "val_loss", "epoch"),
             by_arm("Validation correlation (Pearson r)", "val_corr", "epoch"),
             by_arm("Skill against the task's naive forecast", "val_skill", "epoch"),
-            by_arm("Training loss", "train_loss", "step"),
+            by_arm("Training loss", "step/train_loss", "step"),
         ],
         f"Gradient norms (L2, before clipping), {by}": [
-            by_arm(f"Gradient norm: {c}", f"grad_norm/{c}", "step", log=True) for c in components
+            by_arm(f"Gradient norm: {c}", f"step/grad_norm/{c}", "step", log=True)
+            for c in components
         ],
         f"Learning rates, {by}": [by_arm(f"Rate: {c}", f"lr/{c}", "step") for c in parts],
         f"Mixed precision, {by}": [

@@ -15,7 +15,7 @@ the sizes of the shares. The price: communication does not overlap with the back
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +25,7 @@ from t5ts.errors import ConfigError, Interrupted, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Parameter
 
 #: A process that does not answer for so long counts as lost.
 TIMEOUT = timedelta(minutes=30)
@@ -240,8 +241,8 @@ def _contact() -> Iterator[Any]:
     """torch.distributed, with a lost peer as one message."""
     assert _group is not None
     lost = (
-        "another process of this run ended, or did not answer; its own message says why. The same"
-        " command goes on from the last checkpoint."
+        "another process of this run ended, or did not answer; its own message, if it had time for"
+        " one, says why. The same command resumes from the last checkpoint."
     )
     if _group.broken:
         raise PeersLost(lost)
@@ -333,6 +334,25 @@ def all_reduce_sum(*tensors: "Tensor") -> None:
         parts = flat.split([member.numel() for member in bucket])
         torch._foreach_copy_(bucket, [p.view(m.shape) for p, m in zip(parts, bucket, strict=True)])
         bucket, size = [], 0
+
+
+def sum_gradients(loss: "Tensor", parameters: "Iterable[Parameter]") -> None:
+    """Sum a loss and the parameters' gradients over the processes; none counts as zeros.
+
+    Args:
+        loss: () of the gradients' dtype.
+        parameters: What trains; the same in every process.
+    """
+    if _group is None:
+        return
+    import torch
+
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:  # this process had no window
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    all_reduce_sum(loss, *gradients)
 
 
 def all_reduce_max(tensor: "Tensor") -> None:

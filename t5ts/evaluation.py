@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from t5ts import distributed
 from t5ts.data.windows import Windows
 from t5ts.errors import DataError
-from t5ts.metrics import RegressionSums
+from t5ts.metrics import RegressionSums, one_thread
 from t5ts.task import Task
 
 
@@ -61,10 +61,11 @@ def evaluate(
         batch = task.batch(windows.gather(index_B), index_B)
         with autocast_to(device, autocast):
             prediction_BCH = model(show(batch.inputs_BCL, index_B))
-        sums.update(prediction_BCH, batch.target_BCH, task.last_value(batch))
-        if window_losses is not None:
-            error_BCH = prediction_BCH.float() - batch.target_BCH  # NaN where nothing is scored
-            window_losses.append(error_BCH.square().nanmean(dim=(1, 2)).cpu())
+        with one_thread(device):
+            sums.update(prediction_BCH, batch.target_BCH, task.last_value(batch))
+            if window_losses is not None:
+                error_BCH = prediction_BCH.float() - batch.target_BCH  # NaN where nothing is scored
+                window_losses.append(error_BCH.square().nanmean(dim=(1, 2)).cpu())
     sums.add_other_processes()
     return sums.compute(mase_denominator_C=mase_denominator_C, naive_mse=naive_mse)
 
@@ -84,14 +85,15 @@ def evaluate_baselines(
         DataError: if nothing in them can be scored, since every target falls into a gap.
     """
     sums: dict[str, RegressionSums] = {}
-    for index_B in torch.arange(len(windows)).split(batch_size):
-        batch = task.batch(windows.gather(index_B), index_B)
-        last_BCH = task.last_value(batch)
-        for name, prediction_BCH in task.baselines(batch, season=season).items():
-            if name not in sums:
-                channels, device = windows.series_TC.shape[1], windows.series_TC.device
-                sums[name] = RegressionSums(channels, device=device)
-            sums[name].update(prediction_BCH, batch.target_BCH, last_BCH)
+    channels, device = windows.series_TC.shape[1], windows.series_TC.device
+    with one_thread(device):
+        for index_B in torch.arange(len(windows)).split(batch_size):
+            batch = task.batch(windows.gather(index_B), index_B)
+            last_BCH = task.last_value(batch)
+            for name, prediction_BCH in task.baselines(batch, season=season).items():
+                if name not in sums:
+                    sums[name] = RegressionSums(channels, device=device)
+                sums[name].update(prediction_BCH, batch.target_BCH, last_BCH)
     metrics = {
         name: its.compute(mase_denominator_C=mase_denominator_C) for name, its in sums.items()
     }

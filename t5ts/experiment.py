@@ -12,27 +12,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from t5ts import distributed
 from t5ts.analysis.results import Result, read_metrics
-from t5ts.build import Setup, Shift, build, component_seed, plan_table, setup_summary
+from t5ts.build import Setup, Shift, build, plan_table, precision_name, setup_summary
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import OBJECTIVES, Config, identity
+from t5ts.config import Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
 from t5ts.errors import Interrupted, UserError
 from t5ts.evaluation import evaluate, evaluate_baselines
 from t5ts.interruption import stop_on_signals
-from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import scale_audit
 from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, write_json
 from t5ts.reuse import Reuse
 from t5ts.run_directory import checkpoint_to_resume, finished_result, locked, put_aside
 from t5ts.shuffling import shuffle_time
-from t5ts.tracking import MetricsFile, NoMetricsFile, NullTracker, Tracker, WandbTracker
-from t5ts.train import FitSettings, FitState, fit
+from t5ts.tracking import (
+    MetricsFile,
+    NoMetricsFile,
+    NullTracker,
+    Tracker,
+    WandbTracker,
+    run_name,
+)
+from t5ts.train import FitState, Output, fit
 
 log = logging.getLogger("t5ts")
 
@@ -170,22 +177,21 @@ def _run(
             total_steps=setup.epochs * setup.steps_per_epoch,
             enabled=config.train.progress and distributed.is_main(),
         ) as progress:
-            state = fit(
-                setup.model,
-                setup.optimizer,
-                task,
-                setup.train,
-                lambda: measure("val"),
-                settings=_fit_settings(config, setup),
-                component_of=component_of,
-                initial={n: p.detach().clone() for n, p in setup.model.named_parameters()},
+            output = Output(
                 metrics=metrics,
                 tracker=tracker,
                 progress=progress,
                 checkpoints=run_dir / "checkpoint",
+                epochs=setup.epochs,
+                after_epoch=end_epoch,
+            )
+            state = fit(
+                setup,
+                config,
+                lambda: measure("val"),
+                output,
                 resume_from=reuse.resume_from,
                 should_stop=stop.is_set,
-                after_epoch=end_epoch,
             )
     except BaseException:
         tracker.abandon()
@@ -254,44 +260,19 @@ def _finish(
     return result
 
 
-def _fit_settings(config: Config, setup: Setup) -> FitSettings:
-    train = config.train
-    return FitSettings(
-        seed=config.seed,
-        dropout_seed=component_seed(config.seed, "dropout"),
-        epochs=setup.epochs,
-        batch_size=train.batch_size,
-        grad_accumulation=train.grad_accumulation,
-        steps_per_epoch=setup.steps_per_epoch,
-        windows_per_epoch=setup.windows_per_epoch,
-        autocast=setup.autocast,
-        compile=train.compile,
-        eval_every_epochs=train.eval_every_epochs,
-        log_every=train.log_every,
-        probe_every=train.probe_every,
-        checkpoint_every_s=train.checkpoint_every_s,
-        objective=config.objective,
-        maximize=OBJECTIVES[config.objective] == "max",
-        frozen_eval_mode=config.freeze.eval_mode,
-        identity=identity(config),
-    )
-
-
 def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
     if config.tracker.name == "none":
         return NullTracker()
+    # In a sweep, what was searched; Hydra knows it.
+    overrides = HydraConfig.get().overrides.task if group and HydraConfig.initialized() else []
     return WandbTracker(
         run_dir=run_dir,
         # Nested: W&B reads a dot in a key as a step down, in filters, columns and panels.
         config=asdict(config),
-        project=config.tracker.project,
-        entity=config.tracker.entity,
+        settings=config.tracker,
         group=config.tracker.group or group or config.data.name,
         job_type=config.arm,
-        name=f"{config.arm}-s{config.seed}",
-        tags=config.tracker.tags,
-        mode=config.tracker.mode,
-        run_id=identity(config),
+        name=run_name(config.arm, config.seed, overrides),
     )
 
 
@@ -318,7 +299,7 @@ def _write_beginning(
             "seed": config.seed,
             **code_and_machine(),
             "device": device_name(setup.device),
-            "precision": str(setup.autocast or torch.float32),
+            "precision": precision_name(setup),
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
             **summary,

@@ -182,20 +182,37 @@ class PlannedOptimizer:
         return tensors, steps
 
     def load_state(
-        self, tensors: Mapping[str, Tensor], steps: Mapping[str, float], *, step: int
+        self,
+        tensors: Mapping[str, Tensor],
+        steps: Mapping[str, float],
+        *,
+        step: int,
+        skipped_steps: int = 0,
     ) -> None:
         """Restore `state()` as it was at `step`: unfreezes what had been unfrozen by then.
+
+        Args:
+            tensors: State tensors, keyed `NAME/KEY`.
+            steps: Step counts by parameter.
+            step: Steps done, the skipped ones included.
+            skipped_steps: How many of them a GradScaler skipped. A group may have no state yet
+                where it has had no more steps than that.
 
         Raises:
             ValueError: if the state speaks of other parameters than those that had begun to train.
         """
         # What starts at `step` itself has not stepped yet and has no state.
         self.unfreeze(step - 1)
-        expected = set(self.trainable()) if step > 0 else set()
-        if set(steps) != expected:
-            raise ValueError(
-                f"optimizer state of other parameters: {sorted(set(steps) ^ expected)[:3]}"
-            )
+        begun = [group for group in self.inner.param_groups if group["start"] < step]
+        allowed = {name for group in begun for name in group["names"]}
+        needed = {
+            name
+            for group in begun
+            if step - group["start"] > skipped_steps or not steps.keys().isdisjoint(group["names"])
+            for name in group["names"]
+        }
+        if wrong := (steps.keys() - allowed) | (needed - steps.keys()):
+            raise ValueError(f"optimizer state of other parameters: {sorted(wrong)[:3]}")
         for name, parameter in self.trainable().items():
             if name not in steps:
                 continue

@@ -95,8 +95,11 @@ def cli() -> None:
                 from t5ts.experiment import follow  # torch, which setup has imported already
 
                 follow()
-    except distributed.PeersLost:
-        sys.exit(2)  # in the others: process 0, or the one that failed, has said why
+    except distributed.PeersLost as lost:
+        # In the others. Process 0, if it is there, has said so; if not, the next one speaks for it.
+        if os.environ.get("RANK") == "1":
+            print(f"t5ts: process 1: {lost}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         sys.exit(2)

@@ -24,6 +24,7 @@ OF_ONE_RUN = (
     "ood_losses.npy",
     "forecast_sample.json",
     "plots",
+    "wandb-run-id",
 )
 
 

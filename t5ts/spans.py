@@ -81,9 +81,12 @@ def draw_masks(
     order_BS = np.argsort(gap_BS, axis=1, kind="stable")
     gap_BS, length_BS = (np.take_along_axis(x, order_BS, axis=1) for x in (gap_BS, length_BS))
     start_BS = gap_BS + np.cumsum(length_BS, axis=1) - length_BS
-    step_L = np.arange(seq_len)
-    inside_BSL = (step_L >= start_BS[..., None]) & (step_L < (start_BS + length_BS)[..., None])
-    return inside_BSL.any(axis=1)
+    # Up by one where a span begins, down where it ends: spans never touch, so no edge is written
+    # twice, except in column L, which takes the spans that are not there and is cut off.
+    edge_BL = np.zeros((len(start_BS), seq_len + 1), dtype=np.int8)
+    np.put_along_axis(edge_BL, np.minimum(start_BS, seq_len), 1, axis=1)
+    np.put_along_axis(edge_BL, np.minimum(start_BS + length_BS, seq_len), -1, axis=1)
+    return edge_BL[:, :seq_len].cumsum(axis=1, dtype=np.int8).astype(bool)
 
 
 def _lengths(draw_BS: np.ndarray, total: int, min_len: int, max_len: int) -> np.ndarray:

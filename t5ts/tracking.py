@@ -8,11 +8,14 @@ import netrc
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from t5ts.config import NOT_IDENTITY, TrackerConfig
 from t5ts.errors import UserError
 from t5ts.provenance import json_ready
 
@@ -22,6 +25,41 @@ log = logging.getLogger("t5ts")
 REACH_TIMEOUT_S = 2.0
 #: Seconds that an online start may take before the run goes on offline.
 INIT_TIMEOUT_S = 20.0
+#: Length of a W&B run's name.
+MOST_CHARACTERS = 128
+
+
+#: In a run directory: the id of its W&B run.
+RUN_ID_FILE = "wandb-run-id"
+#: What each logged key is drawn against. A key has one meaning: a step's loss and gradient norms
+#: are `step/…`, those without it are an epoch's means.
+STEP_METRICS = {
+    **dict.fromkeys(("step/*", "update_ratio/*", "lr/*", "amp/*", "nonfinite_steps"), "step"),
+    **dict.fromkeys(("train_loss", "grad_norm/*", "grad_norm_max/*", "val_*"), "epoch"),
+    **dict.fromkeys(("distance_from_init/*", "perf/elapsed_s", "perf/eval_s"), "epoch"),
+    "perf/windows_per_s": "step",
+}
+#: Overrides that a run's name has already, or that say nothing of what was searched.
+NOT_IN_NAME = ("arm", "backbone", "experiment", "freeze", "init", "objective", "seed")
+
+
+def run_name(arm: str, seed: int, overrides: Sequence[str]) -> str:
+    """What a run of a sweep is called: arm and seed, and the overrides that made it.
+
+    Args:
+        arm: Name of the arm.
+        seed: The run's.
+        overrides: As Hydra has them for this run, `key=value`.
+    """
+    searched = []
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in NOT_IN_NAME or f"{key}.".startswith((*(f"{k}." for k in NOT_IDENTITY), "hydra.")):
+            continue
+        with suppress(ValueError):
+            value = f"{float(value):.4g}"
+        searched.append(f"{key.rpartition('.')[2]}={value}")
+    return " ".join([f"{arm}-s{seed}", *searched])[:MOST_CHARACTERS]
 
 
 class MetricsFile:
@@ -42,10 +80,14 @@ class MetricsFile:
         os.fsync(self._file.fileno())
         return self.path.stat().st_size
 
-    def cut(self, length: int) -> None:
-        """Drop the rows after `length` bytes: those that a resumed run writes again."""
+    def cut(self, length: int) -> int:
+        """Drop the rows after `length` bytes, which a resumed run writes again; says how many."""
+        with self.path.open("rb") as file:
+            file.seek(length)
+            dropped = sum(1 for line in file if line.endswith(b"\n"))
         self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)
+        return dropped
 
     def close(self) -> None:
         """Close the file."""
@@ -61,15 +103,22 @@ class NoMetricsFile(MetricsFile):
     def append(self, row: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def cut(self, length: int) -> None:
-        """Do nothing."""
+    def cut(self, length: int) -> int:  # noqa: ARG002
+        """Do nothing: there are no rows."""
+        return 0
 
     def close(self) -> None:
         """Do nothing."""
 
 
 class Tracker(Protocol):
-    """What a run tells the world while it goes."""
+    """What a run tells the world while it goes.
+
+    Attributes:
+        resumed: Whether an earlier process of this run directory has sent rows to the same place.
+    """
+
+    resumed: bool
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Hand on one row of metrics."""
@@ -84,6 +133,8 @@ class Tracker(Protocol):
 class NullTracker:
     """No tracker."""
 
+    resumed = False
+
     def log(self, row: Mapping[str, Any]) -> None:
         """Do nothing: the row stands in metrics.jsonl."""
 
@@ -95,42 +146,57 @@ class NullTracker:
 
 
 class WandbTracker:
-    """The real W&B client, online or offline; after a failure it falls silent and says so once."""
+    """The real W&B client, online or offline; after a failure it falls silent and says so once.
+
+    A run directory is one W&B run, whose id is kept in it: a resumed run finds it there, and the
+    same command in another directory gets another.
+
+    Args:
+        run_dir: The run's directory; W&B's own files go there too.
+        config: Nested values.
+        settings: `tracker` of the configuration.
+        group: Name of the sweep or of the data.
+        job_type: The arm.
+        name: What the run is called.
+    """
 
     def __init__(
         self,
         *,
         run_dir: Path,
         config: Mapping[str, Any],
-        project: str,
-        entity: str | None,
-        group: str | None,
+        settings: TrackerConfig,
+        group: str,
         job_type: str,
         name: str,
-        tags: Sequence[str],
-        mode: str,
-        run_id: str,
     ) -> None:
+        self.resumed = False
         self._run: Any = None
-        chosen, why = choose_mode(mode)
+        chosen, why = choose_mode(settings.mode)
         if chosen == "disabled":
             log.info("W&B: off (%s)", why)
             return
         try:
             import wandb
 
+            id_file = run_dir / RUN_ID_FILE
+            known = id_file.read_text().strip() if id_file.is_file() else ""
+            run_id = known or uuid.uuid4().hex[:10]
+
             def start(as_mode: Any) -> Any:
                 return wandb.init(
                     dir=str(run_dir),
-                    project=project,
-                    entity=entity,
+                    project=settings.project,
+                    entity=settings.entity,
                     group=group,
                     job_type=job_type,
                     name=name,
-                    tags=list(tags),
+                    tags=list(settings.tags),
                     config=dict(config),
                     id=run_id,
                     resume="allow" if as_mode == "online" else None,
+                    # A trial before this one, in the same process, may have lost its run.
+                    reinit="finish_previous",
                     mode=as_mode,
                     settings=wandb.Settings(
                         init_timeout=INIT_TIMEOUT_S, silent=True, console="off"
@@ -143,12 +209,12 @@ class WandbTracker:
                 if chosen == "offline":
                     raise
                 chosen, why = "offline", f"online failed: {_first_line(error)}"
+                wandb.teardown()  # else the id counts as in use by the start that failed
                 self._run = start(chosen)
-            self._run.define_metric("step")
-            self._run.define_metric("epoch")
-            for pattern in ("train_loss", "grad_norm/*", "update_ratio/*", "lr/*", "amp/*"):
-                self._run.define_metric(pattern, step_metric="step")
-            self._run.define_metric("val_*", step_metric="epoch")
+            self.resumed = bool(known)
+            id_file.write_text(run_id + "\n")
+            for pattern, step in STEP_METRICS.items():
+                self._run.define_metric(pattern, step_metric=step)
             self._run.define_metric("val_loss", step_metric="epoch", summary="min")
             self._run.define_metric("val_corr", step_metric="epoch", summary="max")
             if chosen == "online":

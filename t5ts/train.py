@@ -1,9 +1,9 @@
-"""The training loop: `fit` is all of it."""
+"""The training loop: `fit` is all of it, `train_step` one step of it."""
 
 import ctypes
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,38 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from t5ts import distributed
+from t5ts.build import Setup, component_seed
 from t5ts.checkpoint import load_checkpoint, save_checkpoint
-from t5ts.data.windows import Windows, epoch_order
+from t5ts.config import OBJECTIVES, Config, identity
+from t5ts.data.windows import epoch_order
 from t5ts.errors import Interrupted, ResumeError, TrainingError
 from t5ts.evaluation import autocast_to
+from t5ts.model.encoders import component_of
 from t5ts.optim import PlannedOptimizer
-from t5ts.probes import GradientNorms, UpdateRatios, distance_from_init
+from t5ts.probes import DistanceFromInit, GradientNorms, UpdateRatios
 from t5ts.progress import ProgressBar
-from t5ts.task import Task
+from t5ts.task import Batch
 from t5ts.tracking import MetricsFile, Tracker
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """What the loop needs to know; see `conf/train` for the words."""
-
-    seed: int
-    dropout_seed: int
-    epochs: int
-    batch_size: int
-    grad_accumulation: int
-    steps_per_epoch: int
-    windows_per_epoch: int
-    autocast: torch.dtype | None  # None: no autocast
-    compile: bool
-    eval_every_epochs: int
-    log_every: int
-    probe_every: int
-    checkpoint_every_s: float
-    objective: str
-    maximize: bool
-    frozen_eval_mode: bool
-    identity: str
 
 
 @dataclass
@@ -64,48 +44,168 @@ class FitState:
     epoch_max: list[float] = field(default_factory=list)
 
 
+#: What the progress bar shows of a row, and under which name.
+_SHOWN = {"step/train_loss": "loss", "perf/windows_per_s": "windows/s", "val_corr": "val_corr"}
+
+
+@dataclass(kw_only=True)
+class Output:
+    """Where a run's numbers go while it trains.
+
+    Attributes:
+        metrics: Rows go here first …
+        tracker: … and then here, unless it was sent them before the run was interrupted.
+        progress: The progress bar.
+        checkpoints: Folder of last.safetensors and best.safetensors.
+        epochs: Of the whole run, to be shown.
+        after_epoch: Called with each epoch's row once it and the checkpoint are written; what it
+            raises ends the run (a sweep prunes so).
+    """
+
+    metrics: MetricsFile
+    tracker: Tracker
+    progress: ProgressBar
+    checkpoints: Path
+    epochs: int
+    after_epoch: Callable[[Mapping[str, Any]], None]
+    _already_sent: int = 0
+
+    def start(self, metrics_bytes: int) -> None:
+        """Drop the rows after a checkpoint: they are written again, and the tracker has them."""
+        dropped = self.metrics.cut(metrics_bytes)
+        self._already_sent = dropped if self.tracker.resumed else 0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write one row, and show what a reader watches."""
+        self.metrics.append(row)
+        if self._already_sent:
+            self._already_sent -= 1
+        else:
+            self.tracker.log({key: value for key, value in row.items() if value is not None})
+        shown = {show: row[key] for key, show in _SHOWN.items() if key in row}
+        self.progress.update(step=row["step"], epoch=int(row["epoch"]), **shown)
+        if "val_loss" in row:
+            self.progress.say(_epoch_line(row, self.epochs))
+
+    def not_finite(self, what: str) -> TrainingError:
+        """The error for a value that is not finite, with what is left and what to do."""
+        last = self.checkpoints / "last.safetensors"
+        left = f"The last good checkpoint is {last}." if last.is_file() else "No checkpoint yet."
+        return TrainingError(
+            f"{what} is not finite. {left} Lower optim.lr or optim.encoder_lr_scale, lengthen"
+            " optim.warmup_epochs, or use train.precision=fp32."
+        )
+
+
+class StepRows:
+    """Each step's loss and gradient norms: they wait on the device until a row is logged.
+
+    Args:
+        components: Parts of the model with a gradient norm.
+        state: Takes what is read back; a checkpoint keeps it.
+        scaler: Of fp16; its factor is the last entry of each row.
+        output: Names the checkpoint in an error.
+    """
+
+    def __init__(
+        self,
+        components: Sequence[str],
+        state: FitState,
+        scaler: torch.amp.GradScaler,
+        output: Output,
+    ) -> None:
+        self._columns = [
+            "train_loss",
+            *(f"grad_norm/{component}" for component in (*components, "total")),
+        ]
+        self._state, self._scaler, self._output = state, scaler, output
+        self._scale = scaler.get_scale()
+        self._held: list[Tensor] = []
+
+    def add(self, row_R: Tensor) -> None:
+        """Hold one step's row, as `train_step` gives it."""
+        self._held.append(row_R)
+
+    def read_back(self) -> None:
+        """Copy the held rows to the host at once.
+
+        Raises:
+            TrainingError: if one of them is not finite, naming its step and columns. A GradScaler
+                skips steps whose gradients overflow: they are counted, not fatal.
+        """
+        if not self._held:
+            return
+        state = self._state
+        first_step = state.step - len(self._held) + 1
+        rows = torch.stack(self._held).tolist()
+        self._held.clear()
+        for step, (*row, scale) in enumerate(rows, start=first_step):
+            state.skipped_steps += scale < self._scale
+            self._scale = scale
+            bad = [name for name, v in zip(self._columns, row, strict=True) if not math.isfinite(v)]
+            if bad and not (self._scaler.is_enabled() and math.isfinite(row[0])):
+                raise self._output.not_finite(f"step {step}: {', '.join(bad)}")
+            if not bad:
+                self._add_to_epoch(row)
+            state.pending.append(row)
+
+    def _add_to_epoch(self, row: list[float]) -> None:
+        state = self._state
+        if state.epoch_count == 0:
+            state.epoch_sum, state.epoch_max = [0.0] * len(row), [-math.inf] * len(row)
+        state.epoch_count += 1
+        state.epoch_sum = [total + v for total, v in zip(state.epoch_sum, row, strict=True)]
+        state.epoch_max = [max(most, v) for most, v in zip(state.epoch_max, row, strict=True)]
+
+    def of_step(self) -> dict[str, Any]:
+        """The logged step: mean loss since the last one, and this step's gradient norms."""
+        rows, self._state.pending = self._state.pending, []
+        nonfinite = sum(not all(math.isfinite(v) for v in row) for row in rows)
+        values = [sum(row[0] for row in rows) / len(rows), *rows[-1][1:]]
+        named = {f"step/{name}": v for name, v in zip(self._columns, values, strict=True)}
+        return named | {"nonfinite_steps": nonfinite} | self._of_scaler()
+
+    def of_epoch(self) -> dict[str, Any]:
+        """Means over the epoch's finite steps and the largest gradient norms; starts again."""
+        state, row = self._state, dict[str, Any]()
+        if state.epoch_count:
+            sums = zip(self._columns, state.epoch_sum, state.epoch_max, strict=True)
+            for name, total, most in sums:
+                row[name] = total / state.epoch_count
+                if name != "train_loss":
+                    row[name.replace("grad_norm", "grad_norm_max")] = most
+        state.epoch_count = 0
+        return row | self._of_scaler()
+
+    def _of_scaler(self) -> dict[str, Any]:
+        if not self._scaler.is_enabled():
+            return {}
+        return {"amp/scale": self._scale, "amp/skipped_steps": self._state.skipped_steps}
+
+
 def fit(
-    model: nn.Module,
-    optimizer: PlannedOptimizer,
-    task: Task,
-    train: Windows,
+    setup: Setup,
+    config: Config,
     validate: Callable[[], dict[str, float]],
+    output: Output,
     *,
-    settings: FitSettings,
-    component_of: Callable[[str], str],
-    initial: Mapping[str, Tensor],
-    metrics: MetricsFile,
-    tracker: Tracker,
-    progress: ProgressBar,
-    checkpoints: Path,
     resume_from: Path | None,
     should_stop: Callable[[], bool],
-    after_epoch: Callable[[Mapping[str, Any]], None],
 ) -> FitState:
     """Train, evaluate, log and checkpoint, from the start or from a checkpoint to the end.
 
     Step s of epoch e sees the windows `epoch_order(e)[s·B : (s+1)·B]`; the last batch of an epoch
     may be smaller and none is dropped. Learning rates and what is frozen follow from the step.
     Of several processes each takes its share of those B windows, gradients are summed over all, and
-    process 0 alone writes; dropout aside, the numbers are those of one process.
+    process 0 alone writes; dropout and rounding aside, the numbers are those of one process.
 
     Args:
-        model: A forecaster; its parameters are `optimizer`'s.
-        optimizer: The plan's optimizer, as new.
-        task: Cuts windows into inputs and targets.
-        train: Windows to train on.
+        setup: The run's objects, as new.
+        config: The run's values.
         validate: Evaluates the model on the validation windows: `val_*` metrics.
-        settings: The loop's values.
-        component_of: Component of a parameter name.
-        initial: Copy of every parameter before training, for the distance from it.
-        metrics: Rows go here first.
-        tracker: … and then here.
-        progress: Shows how it goes.
-        checkpoints: Folder of last.safetensors and best.safetensors.
-        resume_from: A checkpoint of this run to go on from; None starts anew.
-        should_stop: Asked after each step; True ends with a checkpoint and `Interrupted`.
-        after_epoch: Called with each epoch's row once it and the checkpoint are written; what it
-            raises ends the run (a sweep prunes so).
+        output: Where the numbers go.
+        resume_from: A checkpoint of this run to resume from; None starts at step 0.
+        should_stop: Called after each step; True ends with a checkpoint and `Interrupted`.
 
     Returns:
         The state at the end; best.safetensors holds the best epoch's weights.
@@ -115,195 +215,173 @@ def fit(
         ResumeError: if the checkpoint is unreadable or another run's.
         Interrupted: after `should_stop`, with the checkpoint written.
     """
-    device = next(model.parameters()).device
-    if device.type == "cpu":
-        _keep_freed_memory()
-    norms = GradientNorms(component_of, list(optimizer.parameters))
-    columns = [
-        "train_loss",
-        *(f"grad_norm/{component}" for component in norms.components),
-        "grad_norm/total",
-    ]
-    # fp16 alone needs a scaler; for the rest it is switched off and passes everything through.
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.autocast == torch.float16)
-    forward = torch.compile(model) if settings.compile else model
-    # From here on dropout alone draws from it, differently in each process.
-    torch.manual_seed(settings.dropout_seed + distributed.rank())
+    train, optimizer = config.train, setup.optimizer
+    _prepare(setup, config)
+    distance = DistanceFromInit(component_of, optimizer.parameters)
+    scaler = _build_scaler(setup)
     state = FitState()
     if resume_from is not None:
-        state = _restore(resume_from, model, optimizer, scaler, device, settings)
+        state = _restore(resume_from, setup, scaler, identity(config))
     # Equal already where machines and libraries are; a bit of difference would never go away.
     distributed.broadcast_tensors(*optimizer.parameters.values())
-    metrics.cut(state.metrics_bytes)
-    held: list[Tensor] = []  # the pending rows' device tensors: read back only when logged
+    output.start(state.metrics_bytes)
+    norms = GradientNorms(component_of, list(optimizer.parameters))
+    rows = StepRows(norms.components, state, scaler, output)
+    total_steps = setup.epochs * setup.steps_per_epoch
     last_saved = shown_at = time.perf_counter()
     started = last_saved - state.train_s
     seen_windows, order_epoch = 0, -1
 
-    def write(row: dict[str, Any]) -> None:
-        metrics.append(row)
-        tracker.log({key: value for key, value in row.items() if value is not None})
-
     def save_last() -> None:
-        generators = _generator_states(device)
-
-        def write_file() -> None:
-            state.train_s = time.perf_counter() - started
-            state.metrics_bytes = metrics.sync()
-            last = checkpoints / "last.safetensors"
-            _save(last, model, optimizer, scaler, generators, state, settings)
-
-        distributed.on_main(write_file)
-
-    def read_back() -> None:
-        """Bring the held rows to the host, and stop if one of them is not finite."""
-        if not held:
-            return
-        rows = torch.stack(held).tolist()
-        first_step = state.step - len(rows)
-        held.clear()
-        for offset, row in enumerate(rows):
-            bad = [name for name, v in zip(columns, row, strict=True) if not math.isfinite(v)]
-            # A GradScaler skips steps whose gradients overflow: they are counted, not fatal.
-            if bad and (not scaler.is_enabled() or not math.isfinite(row[0])):
-                raise TrainingError(
-                    f"step {first_step + offset + 1}: {', '.join(bad)} is not finite."
-                    f" {_last_good(checkpoints)} Lower optim.lr or optim.encoder_lr_scale,"
-                    " lengthen optim.warmup_epochs, or use train.precision=fp32."
-                )
-            if not bad:
-                _add_to_epoch(state, row)
-            state.pending.append(row)
+        nonlocal last_saved
+        state.train_s = time.perf_counter() - started
+        _save(setup, output, scaler, state, identity(config))
+        last_saved = time.perf_counter()
 
     def end_epoch(epoch: int) -> None:
-        """Evaluate, log, and keep the checkpoints."""
-        nonlocal last_saved
         begun = time.perf_counter()
         row: dict[str, Any] = {"kind": "eval", "epoch": epoch, "step": state.step}
-        row |= _epoch_row(state, columns)
-        is_due = epoch % settings.eval_every_epochs == 0 or epoch == settings.epochs
+        row |= rows.of_epoch()
+        is_due = epoch % train.eval_every_epochs == 0 or epoch == setup.epochs
         if is_due:
-            values = validate()
-            if not math.isfinite(values["val_loss"]):
-                raise TrainingError(
-                    f"epoch {epoch}: val_loss is not finite. {_last_good(checkpoints)}"
-                    " Lower optim.lr or optim.encoder_lr_scale, or use train.precision=fp32."
-                )
-            row |= values
-            distances = distance_from_init(component_of, initial, optimizer.parameters)
-            row |= {f"distance_from_init/{name}": value for name, value in distances.items()}
-        if scaler.is_enabled():
-            row |= {"amp/scale": scaler.get_scale(), "amp/skipped_steps": state.skipped_steps}
+            row |= validate()
+            if not math.isfinite(row["val_loss"]):
+                raise output.not_finite(f"epoch {epoch}: val_loss")
+            row |= {f"distance_from_init/{name}": v for name, v in distance.measure().items()}
         now = time.perf_counter()
         row |= {"perf/elapsed_s": now - started, "perf/eval_s": now - begun}
-        write(row)
-        if is_due:
-            progress.update(step=state.step, epoch=epoch, val_corr=row["val_corr"])
-            progress.say(_epoch_line(row, settings.epochs))
-            if _is_better(row[settings.objective], state, settings):
-                state.best_epoch = epoch
-                state.best_metrics = {k: v for k, v in row.items() if k.startswith("val_")}
-                weights = {f"model/{name}": p for name, p in model.state_dict().items()}
-                about = {"identity": settings.identity, "epoch": epoch, **state.best_metrics}
-                best = checkpoints / "best.safetensors"
-                distributed.on_main(lambda: save_checkpoint(best, weights, about))
+        output.write(row)
+        if is_due and _is_better(row[config.objective], state, config.objective):
+            _keep_best(row, setup.model, output, state, identity(config))
         save_last()
-        last_saved = time.perf_counter()
-        distributed.on_main(lambda: after_epoch(row))
+        distributed.on_main(lambda: output.after_epoch(row))
 
     if state.step == 0 and state.best_epoch < 0:
         end_epoch(0)  # before the first step: the early advantage is one of the questions
 
-    while state.step < settings.epochs * settings.steps_per_epoch:
-        epoch, batch_number = divmod(state.step, settings.steps_per_epoch)
+    while state.step < total_steps:
+        epoch, batch_number = divmod(state.step, setup.steps_per_epoch)
         if epoch != order_epoch:
             order = epoch_order(
-                len(train), seed=settings.seed, epoch=epoch, limit=settings.windows_per_epoch
+                len(setup.train), seed=config.seed, epoch=epoch, limit=setup.windows_per_epoch
             )
         if optimizer.unfreeze(state.step) or epoch != order_epoch:
-            _set_modes(model, frozen_eval_mode=settings.frozen_eval_mode)
+            _set_modes(setup.model, frozen_eval_mode=config.freeze.eval_mode)
         order_epoch = epoch
         optimizer.set_learning_rates(state.step)
-        index_B = order[batch_number * settings.batch_size :][: settings.batch_size]
-
-        loss = torch.zeros((), device=device)
-        share_B = distributed.share(index_B)
-        splits = max(1, min(settings.grad_accumulation, len(share_B)))
-        parts = [
-            task.batch(train.gather(part_B), part_B, epoch)
-            for part_B in share_B.tensor_split(splits)
-            if len(part_B)
-        ]
-        if not parts:  # the last batch has fewer windows than there are processes
-            scaler.scale(loss)  # it makes its scale at the first call
-        scored = torch.zeros((), dtype=torch.int64, device=device)
-        num_scored = sum((batch.num_scored for batch in parts), scored)
-        distributed.all_reduce_sum(num_scored)
-        num_scored = num_scored.clamp_min(1)
-        for batch in parts:
-            with autocast_to(device, settings.autocast):
-                prediction_BCH = forward(batch.inputs_BCL)
-            # A part weighs as many targets as it has, so that any split gives the same gradient.
-            part_loss = task.loss(prediction_BCH, batch) * (batch.num_scored / num_scored)
-            scaler.scale(part_loss).backward()
-            loss += part_loss.detach()
-
-        trainable = optimizer.trainable()
-        if distributed.world_size() > 1:
-            # Still scaled: what overflowed in one process overflows in the sum, and all skip.
-            _sum_over_processes(loss, trainable)
-        scaler.unscale_(optimizer.inner)
-        norm_K = norms.measure(trainable)
-        if device.type == "cuda":
-            # Summed in no fixed order there, and clipping by other norms would part the weights.
-            distributed.broadcast_tensors(norm_K)
-        optimizer.clip(norm_K[-1])
-        is_probed = state.step % settings.probe_every == 0
-        ratios = UpdateRatios(component_of, trainable) if is_probed else None
-        scale_before = scaler.get_scale()
-        scaler.step(optimizer.inner)
-        scaler.update()
-        state.skipped_steps += scaler.get_scale() < scale_before
-        optimizer.inner.zero_grad(set_to_none=True)
-
-        held.append(torch.cat([loss[None], norm_K]))
+        index_B = order[batch_number * train.batch_size :][: train.batch_size]
+        batches = _share_of(index_B, setup, epoch, splits=train.grad_accumulation)
+        probed = state.step % train.probe_every == 0
+        row_R, ratios = train_step(setup, batches, scaler, norms, probed=probed)
+        rows.add(row_R)
         state.step += 1
         seen_windows += len(index_B)
-        if ratios is not None:
-            values = {f"update_ratio/{name}": value for name, value in ratios.measure().items()}
-            write({"kind": "probe", "step": state.step, "epoch": epoch, **values})
-        if state.step % settings.log_every == 0:
-            read_back()
-            row = _step_row(state, columns, component_of, optimizer)
-            if scaler.is_enabled():
-                row |= {"amp/scale": scaler.get_scale(), "amp/skipped_steps": state.skipped_steps}
+        about = {"step": state.step, "epoch": state.step / setup.steps_per_epoch}
+        if ratios:
+            output.write({"kind": "probe"} | about | ratios)
+        if state.step % train.log_every == 0:
+            rows.read_back()
             now = time.perf_counter()
-            row |= {"epoch": epoch, "perf/windows_per_s": seen_windows / (now - shown_at)}
-            seen_windows, shown_at = 0, now
-            write(row)
-            progress.update(
-                step=state.step,
-                epoch=epoch,
-                loss=row["train_loss"],
-                **{"windows/s": row["perf/windows_per_s"]},
+            about |= rows.of_step() | _rates(optimizer)
+            output.write(
+                {"kind": "step"} | about | {"perf/windows_per_s": seen_windows / (now - shown_at)}
             )
-        is_last_of_epoch = state.step % settings.steps_per_epoch == 0
+            seen_windows, shown_at = 0, now
+        is_last_of_epoch = state.step % setup.steps_per_epoch == 0
         if is_last_of_epoch:
-            read_back()
+            rows.read_back()
             end_epoch(epoch + 1)
             seen_windows, shown_at = 0, time.perf_counter()
         stops, is_old = distributed.any_of(
-            should_stop(), time.perf_counter() - last_saved > settings.checkpoint_every_s
+            should_stop(), time.perf_counter() - last_saved > train.checkpoint_every_s
         )
         if not is_last_of_epoch and (stops or is_old):
-            read_back()
+            rows.read_back()
             save_last()
-            last_saved = time.perf_counter()
-        if stops and state.step < settings.epochs * settings.steps_per_epoch:
+        if stops and state.step < total_steps:
             raise Interrupted(f"stopped after step {state.step}, checkpoint written")
 
     state.train_s = time.perf_counter() - started
     return state
+
+
+def train_step(
+    setup: Setup,
+    batches: Sequence[Batch],
+    scaler: torch.amp.GradScaler,
+    norms: GradientNorms,
+    *,
+    probed: bool,
+) -> tuple[Tensor, dict[str, float]]:
+    """Forward, backward and one update of what trains.
+
+    Args:
+        setup: Model, optimizer and task.
+        batches: This process's share of the step's windows, in parts; none if it has no window.
+        scaler: Of fp16.
+        norms: Measures the gradients.
+        probed: Whether to measure the update's size too.
+
+    Returns:
+        (K + 3,) the loss over all processes, the gradient norms of the K components and of all
+        together before clipping, and the scaler's factor afterwards; it is still on the device.
+        And `update_ratio/*` by component; empty unless `probed`.
+    """
+    optimizer = setup.optimizer
+    loss = torch.zeros((), device=setup.device)
+    num_scored = sum((b.num_scored for b in batches), loss.new_zeros((), dtype=torch.int64))
+    distributed.all_reduce_sum(num_scored)
+    for batch in batches:
+        with autocast_to(setup.device, setup.autocast):
+            prediction_BCH = setup.model(batch.inputs_BCL)
+        # A part weighs as many targets as it has, so that any split gives the same gradient.
+        share = batch.num_scored / num_scored.clamp_min(1)
+        part_loss = setup.task.loss(prediction_BCH, batch) * share
+        scaler.scale(part_loss).backward()
+        loss += part_loss.detach()
+    trainable = optimizer.trainable()
+    # Still scaled: what overflowed in one process overflows in the sum, and all skip the step.
+    distributed.sum_gradients(loss, trainable.values())
+    scaler.unscale_(optimizer.inner)
+    norm_K = norms.measure(trainable)
+    optimizer.clip(norm_K[-1])
+    ratios = UpdateRatios(component_of, trainable) if probed else None
+    scaler.step(optimizer.inner)
+    scaler.update()
+    optimizer.inner.zero_grad(set_to_none=True)
+    # `get_scale` would wait for the device; a 1 that is scaled does not.
+    row_R = torch.cat([loss[None], norm_K, scaler.scale(torch.ones_like(loss))[None]])
+    measured = ratios.measure() if ratios is not None else {}
+    return row_R, {f"update_ratio/{name}": value for name, value in measured.items()}
+
+
+def _build_scaler(setup: Setup) -> torch.amp.GradScaler:
+    """fp16's scaler; for other precisions it is switched off and passes everything through."""
+    enabled = setup.autocast == torch.float16
+    scaler = torch.amp.GradScaler(setup.device.type, enabled=enabled)
+    scaler.scale(torch.zeros((), device=setup.device))  # it makes its factor at the first call
+    return scaler
+
+
+def _share_of(index_B: Tensor, setup: Setup, epoch: int, *, splits: int) -> list[Batch]:
+    """This process's part of a step's windows, in at most `splits` batches."""
+    share_B = distributed.share(index_B)
+    if not len(share_B):
+        return []  # the last batch has fewer windows than there are processes
+    return [
+        setup.task.batch(setup.train.gather(part_B), part_B, epoch)
+        for part_B in share_B.tensor_split(min(splits, len(share_B)))
+    ]
+
+
+def _prepare(setup: Setup, config: Config) -> None:
+    """What the process and the model need before the first step."""
+    if setup.device.type == "cpu":
+        _keep_freed_memory()
+    if config.train.compile:
+        setup.model.compile_blocks()
+    # From here on dropout alone draws from it, differently in each process.
+    torch.manual_seed(component_seed(config.seed, "dropout") + distributed.rank())
 
 
 def _keep_freed_memory() -> None:
@@ -320,16 +398,6 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**30)
 
 
-def _sum_over_processes(loss: Tensor, trainable: Mapping[str, nn.Parameter]) -> None:
-    """Sum loss and gradients over the processes; one without windows adds zeros."""
-    gradients = []
-    for parameter in trainable.values():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    distributed.all_reduce_sum(loss, *gradients)
-
-
 def _set_modes(model: nn.Module, *, frozen_eval_mode: bool) -> None:
     """Training mode; with `frozen_eval_mode`, no dropout in modules that are wholly frozen."""
     model.train()
@@ -341,52 +409,31 @@ def _set_modes(model: nn.Module, *, frozen_eval_mode: bool) -> None:
             module.eval()
 
 
-def _is_better(value: float, state: FitState, settings: FitSettings) -> bool:
+def _is_better(value: float, state: FitState, objective: str) -> bool:
     """Whether this epoch is the best so far; the first counts, an undefined value never does."""
     if state.best_epoch < 0:
         return True
-    best = state.best_metrics[settings.objective]
+    best = state.best_metrics[objective]
     if math.isnan(value) or math.isnan(best):
         return math.isnan(best) and not math.isnan(value)
-    return value > best if settings.maximize else value < best
+    return value > best if OBJECTIVES[objective] == "max" else value < best
 
 
-def _add_to_epoch(state: FitState, row: list[float]) -> None:
-    if state.epoch_count == 0:
-        state.epoch_sum, state.epoch_max = [0.0] * len(row), [-math.inf] * len(row)
-    state.epoch_count += 1
-    state.epoch_sum = [total + value for total, value in zip(state.epoch_sum, row, strict=True)]
-    state.epoch_max = [max(most, value) for most, value in zip(state.epoch_max, row, strict=True)]
+def _keep_best(
+    row: Mapping[str, Any], model: nn.Module, output: Output, state: FitState, own: str
+) -> None:
+    """Write best.safetensors for the epoch of a row."""
+    state.best_epoch = row["epoch"]
+    state.best_metrics = {k: v for k, v in row.items() if k.startswith("val_")}
+    weights = {f"model/{name}": p for name, p in model.state_dict().items()}
+    about = {"identity": own, "epoch": state.best_epoch, **state.best_metrics}
+    path = output.checkpoints / "best.safetensors"
+    distributed.on_main(lambda: save_checkpoint(path, weights, about))
 
 
-def _epoch_row(state: FitState, columns: list[str]) -> dict[str, float]:
-    """Means over the epoch's finite steps, and the largest gradient norms; then starts anew."""
-    row: dict[str, float] = {}
-    if state.epoch_count:
-        for name, total, most in zip(columns, state.epoch_sum, state.epoch_max, strict=True):
-            row[name] = total / state.epoch_count
-            if name != "train_loss":
-                row[name.replace("grad_norm", "grad_norm_max")] = most
-    state.epoch_count = 0
-    return row
-
-
-def _step_row(
-    state: FitState,
-    columns: list[str],
-    component_of: Callable[[str], str],
-    optimizer: PlannedOptimizer,
-) -> dict[str, Any]:
-    """A logged step: mean loss since the last one, this step's gradient norms and rates."""
-    rows, state.pending = state.pending, []
-    row: dict[str, Any] = {"kind": "step", "step": state.step}
-    row["train_loss"] = sum(r[0] for r in rows) / len(rows)
-    row |= dict(zip(columns[1:], rows[-1][1:], strict=True))
-    nonfinite = sum(not all(math.isfinite(v) for v in r) for r in rows)
-    row["nonfinite_steps"] = nonfinite
-    for name, lr in optimizer.learning_rates().items():
-        row[f"lr/{component_of(name)}"] = lr
-    return row
+def _rates(optimizer: PlannedOptimizer) -> dict[str, float]:
+    """`lr/*`: the learning rate of each component that trains."""
+    return {f"lr/{component_of(name)}": lr for name, lr in optimizer.learning_rates().items()}
 
 
 def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
@@ -395,11 +442,6 @@ def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
         f"epoch {row['epoch']:>3}/{epochs}  {trained}val_loss {row['val_loss']:.4f}"
         f"  val_corr {row['val_corr']:.4f}  val_skill {row['val_skill']:+.3f}"
     )
-
-
-def _last_good(checkpoints: Path) -> str:
-    last = checkpoints / "last.safetensors"
-    return f"The last good checkpoint is {last}." if last.is_file() else "No checkpoint yet."
 
 
 def _generator_states(device: torch.device) -> dict[str, Tensor]:
@@ -420,43 +462,34 @@ def _generator_name(kind: str, rank: int) -> str:
 
 
 def _save(
-    path: Path,
-    model: nn.Module,
-    optimizer: PlannedOptimizer,
-    scaler: torch.amp.GradScaler,
-    generators: Mapping[str, Tensor],
-    state: FitState,
-    settings: FitSettings,
+    setup: Setup, output: Output, scaler: torch.amp.GradScaler, state: FitState, own: str
 ) -> None:
-    optimizer_tensors, steps = optimizer.state()
-    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"optim/{name}": tensor for name, tensor in optimizer_tensors.items()}
-    save_checkpoint(
-        path,
-        tensors | dict(generators),
-        {
-            "identity": settings.identity,
+    """Write last.safetensors, from process 0; the random generators are every process's."""
+    generators = _generator_states(setup.device)
+
+    def write() -> None:
+        state.metrics_bytes = output.metrics.sync()
+        optimizer_tensors, steps = setup.optimizer.state()
+        tensors = {f"model/{name}": tensor for name, tensor in setup.model.state_dict().items()}
+        tensors |= {f"optim/{name}": tensor for name, tensor in optimizer_tensors.items()}
+        about = {
+            "identity": own,
             "fit": asdict(state),
             "optimizer_steps": steps,
             "scaler": scaler.state_dict(),
-        },
-    )
+        }
+        save_checkpoint(output.checkpoints / "last.safetensors", tensors | generators, about)
+
+    distributed.on_main(write)
 
 
-def _restore(
-    path: Path,
-    model: nn.Module,
-    optimizer: PlannedOptimizer,
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-    settings: FitSettings,
-) -> FitState:
+def _restore(path: Path, setup: Setup, scaler: torch.amp.GradScaler, own: str) -> FitState:
     """Put model, optimizer, scaler and generators back to where a checkpoint was written."""
     tensors, saved = load_checkpoint(path)
-    if saved.get("identity") != settings.identity or "fit" not in saved:
+    if saved.get("identity") != own or "fit" not in saved:
         raise ResumeError(
             f"the checkpoint {path} belongs to another configuration (identity"
-            f" {saved.get('identity')}, this run's is {settings.identity}): resume with the command"
+            f" {saved.get('identity')}, this run's is {own}): resume with the command"
             " that made it, or start anew with train.resume=never."
         )
     state = FitState(**saved["fit"])
@@ -464,13 +497,19 @@ def _restore(
     def of(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    model.load_state_dict(of("model/"))
-    optimizer.load_state(of("optim/"), saved["optimizer_steps"], step=state.step)
+    setup.model.load_state_dict(of("model/"))
+    setup.optimizer.load_state(
+        of("optim/"),
+        saved["optimizer_steps"],
+        step=state.step,
+        skipped_steps=state.skipped_steps,
+    )
     scaler.load_state_dict(saved["scaler"])
     # Written by fewer processes, it has no generator of this one, which keeps its seed.
-    own = {kind: tensors.get(_generator_name(kind, distributed.rank())) for kind in ("cpu", "cuda")}
-    if own["cpu"] is not None:
-        torch.set_rng_state(own["cpu"])
-    if device.type == "cuda" and own["cuda"] is not None:
-        torch.cuda.set_rng_state(own["cuda"], device)
+    generators = {kind: tensors.get(_generator_name(kind, distributed.rank()))
+                  for kind in ("cpu", "cuda")}  # fmt: skip
+    if generators["cpu"] is not None:
+        torch.set_rng_state(generators["cpu"])
+    if setup.device.type == "cuda" and generators["cuda"] is not None:
+        torch.cuda.set_rng_state(generators["cuda"], setup.device)
     return state

@@ -59,7 +59,7 @@ def test_panels_show_metrics_that_a_run_logs(real: Path, tmp_path: Path) -> None
     )
     train = (Path(dashboard.__file__).parent / "train.py").read_text()
     assert all(f'"{name}"' in train for name in fp16)
-    norms = {key for key in logged if key.startswith(("grad_norm/", "lr/"))}
+    norms = {key for key in logged if key.startswith(("step/grad_norm/", "lr/"))}
     assert norms | {"val_loss", "val_corr"} <= set(shown)
     for config in shown.values():
         assert config["groupBy"] == "jobType"  # the arm

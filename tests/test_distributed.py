@@ -46,7 +46,7 @@ def torchrun(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Its output; a process that is left waiting for another is a failure, not a hanging test."""
     try:
-        return process.communicate(timeout=60)
+        return process.communicate(timeout=150)
     except subprocess.TimeoutExpired:
         process.terminate()
         pytest.fail(f"the processes did not end: {process.communicate()}")
@@ -84,10 +84,9 @@ def test_two_processes_give_the_numbers_of_one(
     one, both = rows(tmp_path / "one"), rows(two / name)
     assert len(one) == len(both) > 8
     for expected, got in zip(one, both, strict=True):
-        # Losses, metrics, rates, gradient norms, distances. Adam's update of a gradient near 0
-        # depends on its last bits: its ratio is 1e-5's.
-        rel = 1e-5 if expected["kind"] == "probe" else 1e-6
-        assert numbers(got) == pytest.approx(numbers(expected), rel=rel, abs=1e-9, nan_ok=True)
+        # Losses, metrics, rates, gradient norms, distances: float32 sums of shares are those of
+        # the whole batch but for rounding (1e-7 here, 1e-6 seen elsewhere), which Adam passes on.
+        assert numbers(got) == pytest.approx(numbers(expected), rel=1e-5, abs=1e-9, nan_ok=True)
     result, of_two = read(tmp_path / "one" / "result.json"), read(two / name / "result.json")
     for part in ("metrics", "initial"):
         assert numbers(of_two[part]) == pytest.approx(numbers(result[part]), rel=1e-6, abs=1e-9)
@@ -166,26 +165,29 @@ def test_what_fails_in_one_ends_the_run_in_both_and_the_next_goes_on(
 def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_goes_on_from(
     tiny: Compose, tmp_path: Path
 ) -> None:
-    """The command line, as a user meets it: one dies, then torchrun is told to stop."""
+    """The command line, as a user meets it: one dies, the other dies, torchrun is told to stop.
+
+    What is left of the processes says one line each time, also where process 0 is gone.
+    """
     overrides = [WITHOUT_DROPOUT, "train.epochs=40", "freeze=staged", "freeze.unfreeze_epoch=2"]
     place = tmp_path / "work"
     place.mkdir()
     run_dir = place / "run"
     command = ["-m", "t5ts.run", *SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
-    for number, rows_first in ((signal.SIGKILL, 6), (signal.SIGTERM, 60)):
+    for killed, rows_first in ((1, 6), (0, 30), (None, 60)):
         process = torchrun(*command, cwd=place)
         wait_for_rows(run_dir, rows_first, process)
-        target = process.pid
-        if number == signal.SIGKILL:
-            children = Path(f"/proc/{target}/task/{target}/children").read_text().split()
-            target = next(int(pid) for pid in children if is_process_1(int(pid)))
-        os.kill(target, number)
+        if killed is None:
+            process.terminate()
+        else:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            target = next(int(pid) for pid in children if is_process(killed, int(pid)))
+            os.kill(target, signal.SIGKILL)
         _, err = finish(process)  # it ends: nobody waits for the one that is gone
         assert process.returncode != 0
         said = [line for line in err.splitlines() if line.startswith("t5ts: ")]
         assert len(said) == 1, err
-        words = "goes on from the last" if number == signal.SIGKILL else "checkpoint written"
-        assert words in said[0]
+        assert ("checkpoint written" if killed is None else "last checkpoint") in said[0]
         assert not re.search(r'File ".*/t5ts/[\w/]+\.py", line', err)  # no traceback of ours
         assert not (run_dir / "result.json").exists()
     result = run(tiny(*overrides), run_dir=run_dir)
@@ -198,16 +200,17 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_goes_on_from(
     by_hydra = {".hydra", "run.log"}
     names = {path.name for path in run_dir.iterdir()}
     assert names == {path.name for path in (tmp_path / "whole").iterdir()} | by_hydra
-    assert (run_dir / "run.log").read_text().count("seed 0") == 2
+    assert (run_dir / "run.log").read_text().count("seed 0") == 3
 
 
-def is_process_1(pid: int) -> bool:
-    return b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+def is_process(number: int, pid: int) -> bool:
+    variable = f"LOCAL_RANK={number}".encode()
+    return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def wait_for_rows(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
     metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not (metrics.exists() and metrics.read_text().count("\n") >= count):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the run did not get going"

@@ -82,7 +82,7 @@ def test_a_run_leaves_a_directory_that_explains_itself(tiny: Compose, run_dir: P
     assert provenance["seed"] == 0
     step_rows = [row for row in rows(run_dir) if row["kind"] == "step"]
     for component in ("patch", "block_0", "block_1", "final_norm", "head", "total"):
-        assert all(math.isfinite(row[f"grad_norm/{component}"]) for row in step_rows)
+        assert all(math.isfinite(row[f"step/grad_norm/{component}"]) for row in step_rows)
     assert all(math.isfinite(row["distance_from_init/block_1"]) for row in evals)
 
 
@@ -106,7 +106,7 @@ def test_what_the_probes_say_is_what_the_plan_says(tiny: Compose, run_dir: Path)
         step = row["step"] - 1  # rows count steps done
         for block, start in (("block_1", 1), ("block_0", 2)):  # top_down, a block an epoch
             trains = step >= start * per_epoch
-            assert (row[f"grad_norm/{block}"] > 0) == trains
+            assert (row[f"step/grad_norm/{block}"] > 0) == trains
             assert (f"lr/{block}" in row) == trains
     last = [row for row in rows(run_dir) if row["kind"] == "eval"]
     moved = [row["distance_from_init/block_0"] > 0 for row in last]
@@ -115,7 +115,7 @@ def test_what_the_probes_say_is_what_the_plan_says(tiny: Compose, run_dir: Path)
 
 def test_gradient_norms_do_not_climb_after_unfreezing(tiny: Compose, run_dir: Path) -> None:
     run(tiny(*STAGED, "train.log_every=1", "train.epochs=6"), run_dir=run_dir)
-    norms = [r["grad_norm/block_1"] for r in rows(run_dir) if r["kind"] == "step"]
+    norms = [r["step/grad_norm/block_1"] for r in rows(run_dir) if r["kind"] == "step"]
     thawed = [norm for norm in norms if norm > 0]
     assert max(thawed[-10:]) < 5 * max(thawed[:10])
 
@@ -420,8 +420,9 @@ def test_fp16_skips_and_counts_the_steps_that_overflow(
         def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
             return 100 * super().loss(prediction_BCH, batch)
 
-    def fit(model, optimizer, task, *args, **kwargs):
-        return real(model, optimizer, Loud(task.seq_len, task.horizon), *args, **kwargs)
+    def fit(setup, *args, **kwargs):
+        loud = replace(setup, task=Loud(setup.task.seq_len, setup.task.horizon))
+        return real(loud, *args, **kwargs)
 
     monkeypatch.setattr(experiment, "fit", fit)
     result = run(config, run_dir=run_dir)

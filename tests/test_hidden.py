@@ -67,7 +67,9 @@ def test_training_on_gaps_learns_and_scores_observed_targets_alone(
 ) -> None:
     result = run(gappy(), run_dir=run_dir)
     assert result.metrics["val_loss"] < 0.8 * result.initial["val_loss"]
-    assert all(math.isfinite(row["train_loss"]) for row in rows(run_dir) if row["kind"] == "step")
+    assert all(
+        math.isfinite(row["step/train_loss"]) for row in rows(run_dir) if row["kind"] == "step"
+    )
     truth = read(run_dir / "forecast_sample.json")["windows"]
     assert any(value is None for window in truth for value in window["truth"])
 

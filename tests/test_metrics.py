@@ -8,8 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from t5ts.data.windows import Windows
+from t5ts.evaluation import evaluate, evaluate_baselines
 from t5ts.metrics import RegressionSums
+from t5ts.task import Forecast
 
 
 def sample(seed: int = 0, windows: int = 37, channels: int = 3, horizon: int = 5):
@@ -165,3 +169,61 @@ def test_nothing_to_score_is_nan_and_no_error() -> None:
     assert math.isnan(got["loss"])
     assert math.isnan(got["corr"])
     assert math.isnan(got["skill"])
+
+
+def test_small_errors_are_exact() -> None:
+    """e² as a difference of p², py and y² would be off by 1e-4 here."""
+    _, truth, last = sample()
+    prediction = (1000 + truth.double()) + 1e-7
+    got = computed(prediction, 1000 + truth.double(), last)
+    assert got["loss"] == pytest.approx(1e-14, rel=1e-5)
+
+
+class ThreadsOfEachOperation(TorchDispatchMode):
+    """Notes how many threads each operation has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(torch.get_num_threads())
+        return func(*args, **(kwargs or {}))
+
+
+class Still(torch.nn.Module):
+    """Predicts zeros; its own operations have the threads that the run gives it."""
+
+    threads = 0
+
+    def forward(self, x_BCL):
+        self.threads = torch.get_num_threads()
+        return x_BCL[..., :4]
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_small_operations_of_evaluation_have_one_thread() -> None:
+    """Beside a busy process two threads made an update of 2 ms one of 210 ms."""
+    windows = Windows(torch.randn(60, 2), name="val", window_len=12, first_row=0, num_windows=40)
+    task, model, sums = Forecast(seq_len=8, horizon=4), Still(), RegressionSums(3)
+    data = sample()
+    with ThreadsOfEachOperation() as update:
+        sums.update(*data)
+    naive = evaluate_baselines(windows, task, season=4, batch_size=16, mase_denominator_C=None)
+    assert set(naive) == {"seasonal_naive", "last_value", "mean"}
+    evaluate(
+        model, windows, task, batch_size=16, autocast=None, mase_denominator_C=None, naive_mse=1.0
+    )
+    assert update.seen == {1}
+    assert model.threads == torch.get_num_threads() == 2
+    with pytest.raises(RuntimeError):
+        sums.update(*sample(channels=5))
+    assert torch.get_num_threads() == 2

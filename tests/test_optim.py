@@ -134,6 +134,34 @@ def test_state_round_trip_goes_on_bit_for_bit(algorithm) -> None:
             assert torch.equal(value, again.state_dict()[name]), (stop, name)
 
 
+@pytest.mark.parametrize("algorithm", ["adamw", "adamw_rms"])
+@pytest.mark.parametrize("skipped", [{0}, {0, 1}, {0, 1, 2, 3}, {3}, {3, 4}, {1, 3}])
+@pytest.mark.parametrize("stop", [1, 2, 4, 5])
+def test_state_after_skipped_steps_goes_on_bit_for_bit(algorithm, skipped, stop) -> None:
+    """A GradScaler skips its first steps: whatever has not stepped yet has no state."""
+    settings = OptimSettings(**{**vars(SETTINGS), "algorithm": algorithm})
+
+    def train(net, optimizer, numbers) -> None:
+        for number in numbers:
+            if number in skipped:
+                optimizer.unfreeze(number)
+            else:
+                step(net, optimizer, number)
+
+    net = model()
+    optimizer = planned(net, settings)
+    train(net, optimizer, range(stop))
+    again = model()
+    again.load_state_dict(net.state_dict())
+    other = planned(again, settings)
+    done = sum(number < stop for number in skipped)
+    other.load_state(*copy.deepcopy(optimizer.state()), step=stop, skipped_steps=done)
+    train(net, optimizer, range(stop, 7))
+    train(again, other, range(stop, 7))
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
 def test_state_of_other_parameters_is_refused() -> None:
     net = model()
     optimizer = planned(net)
@@ -141,6 +169,9 @@ def test_state_of_other_parameters_is_refused() -> None:
     tensors, steps = optimizer.state()
     with pytest.raises(ValueError, match="other parameters"):
         planned(model()).load_state(tensors, steps, step=4)
+    other = {"4.weight": steps["4.weight"], "0.weight": 1.0}
+    with pytest.raises(ValueError, match="other parameters"):
+        planned(model()).load_state(tensors, other, step=1, skipped_steps=1)
 
 
 @pytest.mark.parametrize("limit", [0.01, 1e6])

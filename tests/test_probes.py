@@ -1,10 +1,14 @@
 """Norms and ratios against their definitions."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from t5ts.probes import GradientNorms, UpdateRatios, distance_from_init
+from t5ts import probes
+from t5ts.probes import DistanceFromInit, GradientNorms, UpdateRatios
 
 
 def net() -> nn.ModuleDict:
@@ -61,20 +65,70 @@ def test_a_nan_gradient_shows_in_its_component_and_the_total() -> None:
 def test_update_ratio_and_distance() -> None:
     model = net()
     parameters = dict(model.named_parameters())
-    initial = {n: p.detach().clone() for n, p in parameters.items()}
+    distance = DistanceFromInit(component, parameters)
     ratios = UpdateRatios(component, parameters)
     with torch.no_grad():
         for p in model["a"].parameters():
             p.mul_(1.1)
     assert ratios.measure() == pytest.approx({"a": 0.1, "b": 0.0}, abs=1e-6)
-    got = distance_from_init(component, initial, parameters)
-    assert got == pytest.approx({"a": 0.1, "b": 0.0}, abs=1e-6)
+    for _ in range(2):
+        assert distance.measure() == pytest.approx({"a": 0.1, "b": 0.0}, abs=1e-6)
 
 
 def test_distance_from_zero_is_infinite_once_moved() -> None:
     p = nn.Parameter(torch.zeros(3))
-    initial = {"a.w": p.detach().clone()}
-    assert distance_from_init(component, initial, {"a.w": p}) == {"a": 0.0}
+    distance = DistanceFromInit(component, {"a.w": p})
+    assert distance.measure() == {"a": 0.0}
     with torch.no_grad():
         p.add_(1)
-    assert distance_from_init(component, initial, {"a.w": p}) == {"a": float("inf")}
+    assert distance.measure() == {"a": float("inf")}
+
+
+def test_a_gpus_sums_by_component_are_the_cpus() -> None:
+    """They need no `index_add_`, whose order is not fixed there, and spread no NaN."""
+    squares, places = torch.rand(50), torch.randint(0, 4, (50,))
+    squares[7] = float("nan")
+    in_order, by_mask = (
+        add(squares, places, 5) for add in (probes._add_in_order, probes._add_by_mask)
+    )
+    torch.testing.assert_close(by_mask, in_order, equal_nan=True)
+    assert by_mask.isnan().sum() == 1
+    assert by_mask[4] == 0.0
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that the operations inside held at once in new tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: list[tuple[weakref.ref, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        flat_in, _ = torch.utils._pytree.tree_flatten((args, kwargs))
+        old = {t.untyped_storage().data_ptr() for t in flat_in if isinstance(t, torch.Tensor)}
+        for t in torch.utils._pytree.tree_flatten(out)[0]:
+            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in old:
+                self._live.append((weakref.ref(t), t.nbytes))
+        self._live = [(ref, size) for ref, size in self._live if ref() is not None]
+        self.peak = max(self.peak, sum(size for _, size in self._live))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("probe", "tensors"),
+    [
+        # A copy of what trains, for one step.
+        (lambda parameters: lambda: UpdateRatios(component, parameters).measure(), 10),
+        # One tensor at a time.
+        (lambda parameters: DistanceFromInit(component, parameters).measure, 2),
+    ],
+    ids=["update ratios", "distance"],
+)
+def test_probes_hold_few_copies(probe, tensors) -> None:
+    parameters = {f"a.{i}": nn.Parameter(torch.ones(1000)) for i in range(10)}
+    measure = probe(parameters)
+    with LiveBytes() as held:
+        measure()
+    assert held.peak <= (tensors + 0.5) * 4000

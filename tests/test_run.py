@@ -120,8 +120,8 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
     assert provenance["windows"]["val"] == 2880 - 24 + 1
     assert provenance["windows"]["test"] == 2880 - 24 + 1
     steps = [row for row in rows(run_dir) if row["kind"] == "step"]
-    assert [row["grad_norm/block_1"] > 0 for row in steps] == [False] * 4 + [True] * 4
-    assert [row["grad_norm/block_0"] > 0 for row in steps] == [False] * 6 + [True] * 2
+    assert [row["step/grad_norm/block_1"] > 0 for row in steps] == [False] * 4 + [True] * 4
+    assert [row["step/grad_norm/block_0"] > 0 for row in steps] == [False] * 6 + [True] * 2
     assert list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
 
 

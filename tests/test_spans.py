@@ -1,6 +1,7 @@
 """Masked spans: as many, as long and as scattered as stated, and a function of numbers alone."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -78,3 +79,14 @@ def test_neighbouring_masks_are_not_alike(other) -> None:
     a = draw(windows)
     b = draw(windows + shift, seed=other.get("seed", 0), epoch=other.get("epoch", 0))
     assert (a & b).sum(axis=1).mean() == pytest.approx(19 * 19 / 128, rel=0.05)
+
+
+def test_memory_does_not_grow_with_spans_times_steps() -> None:
+    """(B, S, L) bytes of it were 200 MB for a batch of long windows."""
+    shape = {"seq_len": 2000, "ratio": 0.4, "min_len": 2, "max_len": 4}
+    draw([0], **shape)  # the tables of lengths are made once
+    tracemalloc.start()
+    mask = draw(range(128), **shape)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * mask.size  # a few arrays of (B, S) or (B, L), 8 bytes an entry

@@ -5,8 +5,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from runs import rows
 
-from t5ts.tracking import MetricsFile, NullTracker, WandbTracker, choose_mode
+from t5ts import experiment, tracking
+from t5ts.config import TrackerConfig
+from t5ts.experiment import run
+from t5ts.tracking import MetricsFile, NullTracker, WandbTracker, choose_mode, run_name
 
 WANDB_VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "HTTPS_PROXY", "https_proxy")
 
@@ -18,21 +22,16 @@ def _no_wandb_environment(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def wandb_tracker(run_dir: Path, **changes) -> WandbTracker:
-    values = {
-        "run_dir": run_dir,
-        "config": {"optim.lr": 0.1, "freeze.always": ["a"]},
-        "project": "t5ts-test",
-        "entity": None,
-        "group": "study",
-        "job_type": "t5_small-t5-staged",
-        "name": "t5_small-t5-staged-s0",
-        "tags": ["x"],
-        "mode": "offline",
-        "run_id": "abc123",
-    }
+def wandb_tracker(run_dir: Path, *, mode: str = "offline", project: str = "test") -> WandbTracker:
     run_dir.mkdir(exist_ok=True)
-    return WandbTracker(**(values | changes))
+    return WandbTracker(
+        run_dir=run_dir,
+        config={"optim.lr": 0.1, "freeze.always": ["a"]},
+        settings=TrackerConfig(name="wandb", project=project, tags=["x"], mode=mode),
+        group="study",
+        job_type="t5_small-t5-staged",
+        name="t5_small-t5-staged-s0",
+    )
 
 
 def test_metrics_file_appends_cuts_and_writes_only_json(tmp_path: Path) -> None:
@@ -45,7 +44,7 @@ def test_metrics_file_appends_cuts_and_writes_only_json(tmp_path: Path) -> None:
         {"step": 1, "loss": 0.1 + 0.2},
         {"step": 2, "loss": None, "norm": None},
     ]
-    file.cut(length)
+    assert file.cut(length) == 1
     file.append({"step": 3})
     file.close()
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
@@ -148,3 +147,136 @@ def test_no_tracker_takes_everything() -> None:
     tracker.log({"val_loss": 1.0})
     tracker.finish({}, [])
     assert vars(tracker) == {}
+
+
+def test_an_online_start_that_fails_goes_on_offline(
+    tmp_path: Path, monkeypatch, caplog, wandb_summary
+) -> None:
+    """The client held the failed start's id for a run in use, and no row went anywhere."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # nobody listens there afterwards
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 1.0)
+    caplog.set_level("INFO", logger="t5ts")
+    tracker = wandb_tracker(tmp_path / "run", mode="online")
+    tracker.log({"epoch": 0, "val_loss": 0.5})
+    tracker.finish({"objective": 0.5}, [])
+    assert "W&B: offline (online failed" in caplog.text
+    assert "left out" not in caplog.text
+    assert wandb_summary(tmp_path / "run")["summary"]["objective"] == 0.5
+
+
+def test_a_run_directory_is_one_wandb_run(tmp_path: Path) -> None:
+    """The same command in another directory is another run; resumed, it is the same."""
+    ids = {}
+    for number, name in enumerate(("a", "b", "a")):
+        tracker = wandb_tracker(tmp_path / name)
+        ids[number] = tracker._run.id
+        assert tracker.resumed == (number == 2)
+        tracker.abandon()
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_after_a_failure_the_next_run_is_its_own(tmp_path: Path, wandb_summary) -> None:
+    """In a sweep the next trial starts in the same process."""
+    lost = wandb_tracker(tmp_path / "lost")
+    lost._fail(RuntimeError("the cable is cut"))
+    tracker = wandb_tracker(tmp_path / "next")
+    tracker.log({"epoch": 0, "val_loss": 0.25})
+    tracker.finish({}, [])
+    assert wandb_summary(tmp_path / "next")["summary"]["val_loss"]["min"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "a-s1"),
+        (["init=t5", "freeze=staged", "seed=1", "backbone=x", "experiment=demo"], "a-s1"),
+        (["optim.lr=0.00036728194"], "a-s1 lr=0.0003673"),
+        (["freeze.unfreeze_epoch=2", "+optim.lr=1e-3"], "a-s1 unfreeze_epoch=2 lr=0.001"),
+        (["data=etth1", "tracker.mode=offline", "tracker=none", "train.resume=never"],
+         "a-s1 data=etth1"),
+        (["train.reuse_dir=x", "hydra.sweeper.n_jobs=2", "claims=[init=t5]"], "a-s1"),
+        ([f"data.path=/{'x' * 200}.csv"], f"a-s1 path=/{'x' * 200}.csv"[:128]),
+    ],
+)  # fmt: skip
+def test_a_trial_is_called_after_what_was_searched(overrides, name) -> None:
+    assert run_name("a", 1, overrides) == name
+
+
+class Killed(BaseException):
+    """Stands for kill -9."""
+
+
+class Recorder(NullTracker):
+    """Keeps the rows that it is sent, over the processes of a run."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict] = []
+
+    def log(self, row) -> None:
+        self.sent.append({k: v for k, v in row.items() if not k.startswith("perf/")})
+
+
+def run_with(recorder: Recorder, config, run_dir: Path, monkeypatch, *, killed_after: int) -> None:
+    monkeypatch.setattr(experiment, "_build_tracker", lambda *_: recorder)
+    real = experiment.fit
+    steps = 0
+
+    def fit(*args, should_stop, **kwargs):
+        def stop() -> bool:
+            nonlocal steps
+            steps += 1
+            if steps == killed_after:
+                raise Killed
+            return should_stop()
+
+        return real(*args, should_stop=stop, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "fit", fit)
+        run(config, run_dir=run_dir)
+
+
+def test_a_resume_sends_no_row_twice(small, tmp_path: Path, monkeypatch) -> None:
+    config = small("backbone=linear", "train.log_every=1")
+    recorder = Recorder()
+    with pytest.raises(Killed):
+        run_with(recorder, config, tmp_path, monkeypatch, killed_after=9)
+    assert len(recorder.sent) > 9
+    recorder.resumed = True
+    run_with(recorder, config, tmp_path, monkeypatch, killed_after=0)
+    kept = [{k: v for k, v in row.items() if v is not None} for row in rows(tmp_path)]
+    assert recorder.sent == kept
+
+
+def test_a_tracker_that_starts_with_a_resume_is_sent_all_rows_from_there(
+    small, tmp_path: Path, monkeypatch
+) -> None:
+    config = small("backbone=linear", "train.log_every=1")
+    with pytest.raises(Killed):
+        run_with(Recorder(), config, tmp_path, monkeypatch, killed_after=9)
+    late = Recorder()
+    run_with(late, config, tmp_path, monkeypatch, killed_after=0)
+    steps = [row["step"] for row in late.sent if row["kind"] == "step"]
+    assert steps == list(range(steps[0], steps[-1] + 1))
+    assert steps[0] < 9
+
+
+def test_one_key_has_one_meaning(small, run_dir: Path) -> None:
+    """A step's values and an epoch's means have keys of their own, in the file as in W&B."""
+    run(small("backbone=linear", "train.log_every=1", "train.probe_every=1"), run_dir=run_dir)
+    kinds: dict[str, set[str]] = {}
+    for row in rows(run_dir):
+        kinds.setdefault(row["kind"], set()).update(row)
+    common = {"kind", "step", "epoch"}
+    assert set(kinds) == {"eval", "step", "probe"}
+    for one in kinds:
+        for other in set(kinds) - {one}:
+            assert kinds[one] & kinds[other] == common
+    assert {"train_loss", "grad_norm/total", "grad_norm_max/total"} <= kinds["eval"]
+    assert {"step/train_loss", "step/grad_norm/total"} <= kinds["step"]
+    # `epoch` is how many epochs are done, in every row.
+    per_epoch = next(row["step"] for row in rows(run_dir) if row.get("epoch") == 1)
+    assert all(row["epoch"] == row["step"] / per_epoch for row in rows(run_dir))

@@ -11,6 +11,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def meddle(name: str, ends: dict[str, Any], patch: pytest.MonkeyPatch, *, resume
     """In every process: what must go wrong in the run of that name; and note how it ends."""
     real_fit = experiment.fit
 
-    def fit(model, optimizer, task, *args, should_stop, **kwargs):
+    def fit(setup, *args, should_stop, **kwargs):
         steps = 0
 
         def stop() -> bool:
@@ -89,10 +90,10 @@ def meddle(name: str, ends: dict[str, Any], patch: pytest.MonkeyPatch, *, resume
             return should_stop() or (stops_here and steps == STOP_AFTER)
 
         if name == "fp16" and distributed.rank() == 1:
-            task = Loud(task.seq_len, task.horizon)
-        state = real_fit(model, optimizer, task, *args, should_stop=stop, **kwargs)
+            setup = replace(setup, task=Loud(setup.task.seq_len, setup.task.horizon))
+        state = real_fit(setup, *args, should_stop=stop, **kwargs)
         digest = hashlib.sha256()
-        for tensor in model.state_dict().values():
+        for tensor in setup.model.state_dict().values():
             digest.update(tensor.numpy().tobytes())
         ends[name] = {"skipped_steps": state.skipped_steps, "weights": digest.hexdigest()}
         return state
@@ -105,7 +106,7 @@ def meddle(name: str, ends: dict[str, Any], patch: pytest.MonkeyPatch, *, resume
     if name == "unbuilt" and distributed.rank() == 1:
         patch.setattr(experiment, "build", out_of_memory)
     if name == "unwritten":
-        patch.setattr(t5ts.train, "_save", no_space)
+        patch.setattr(t5ts.train, "save_checkpoint", no_space)
 
 
 def prune_after_two(row: Mapping[str, Any]) -> None:

@@ -57,6 +57,19 @@ class Forecaster(nn.Module):
         y_BCH = forecast.reshape(x_BCL.shape[0], x_BCL.shape[1], -1)
         return self.normalize.invert(y_BCH, mean_BC1, divisor_BC1)
 
+    def compile_blocks(self) -> None:
+        """Compile each block of the encoder by itself, in place.
+
+        They are the same code with other weights and are compiled together: once for each state
+        that a block can be in (frozen, training, evaluating), however many blocks and stages of
+        unfreezing there are. The model as a whole would be compiled again at each stage, until
+        torch gives up. What an earlier model of this process left behind is forgotten, since it
+        counts towards that limit too.
+        """
+        torch.compiler.reset()
+        for block in () if isinstance(self.encoder, NoEncoder) else self.encoder.block:
+            block.compile()
+
 
 def build_forecaster(
     *,

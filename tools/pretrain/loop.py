@@ -66,7 +66,7 @@ def precision(device: torch.device, chosen: str) -> torch.dtype | None:
     """
     if chosen == "auto":
         tiles = device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
-        gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         chosen = "bf16" if tiles or gpu else "fp32"
     return torch.bfloat16 if chosen == "bf16" else None
 

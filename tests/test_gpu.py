@@ -1,0 +1,82 @@
+"""benchmarks/gpu.py works where it can be tried: every part, tiny, on a CPU."""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.pyplot  # noqa: F401 - before the forks, as what follows
+import pytest
+import torch
+import torch._dynamo  # torch's optimizers import it
+
+import t5ts.analysis.plots
+import t5ts.experiment  # noqa: F401
+from benchmarks import gpu
+from benchmarks.step import Outcome, Turn
+
+
+class Forked:
+    """A run in a fork of this process: as `subprocess.Popen`, without importing torch again."""
+
+    def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], **_: object) -> None:
+        assert command[:3] == [sys.executable, "-m", "t5ts.run"]
+        assert (cwd / "t5ts").is_dir()
+        self._process = multiprocessing.get_context("fork").Process(
+            target=self._run, args=(command[3:], env)
+        )
+        self._process.start()
+
+    @staticmethod
+    def _run(arguments: list[str], environment: dict[str, str]) -> None:
+        from t5ts.run import cli
+
+        os.environ.update(environment)
+        sys.argv = ["t5ts.run", *arguments]
+        cli()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+    def communicate(self) -> tuple[str, None]:
+        self._process.join()
+        return "", None
+
+
+def measured(spec, *, rounds: int, contenders) -> Outcome:
+    turn = Turn(steps=10, seconds=0.5, cpu_s=0.5, clocked={})
+    assert spec.device == "cpu"
+    return Outcome(spec, {name: [turn] * rounds for name in contenders}, {})
+
+
+def test_every_part_runs_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(Popen=Forked, PIPE=None, STDOUT=None))
+    monkeypatch.setattr(gpu, "measure", measured)
+    assert gpu.main(["--cpu-smoke"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("no GPU")
+    assert out.count("equal bit for bit") == 2
+    assert "| 2 | off | 40 | 40 | 1.00 |" in out  # batch 2: 10 steps in half a second
+    assert all(f"| {name} |" in out for name in ("fp32", "fp32 + TF32", "bf16"))
+    assert out.count("| 2 | ") >= 3
+
+
+def test_what_does_not_fit_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = gpu.step_table(gpu.SMOKE, None, lambda: 0.0)
+    assert "not measured" in lines[-1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().out.startswith("no GPU")

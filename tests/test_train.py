@@ -1,0 +1,164 @@
+"""The loop's corners: compiled blocks, fp16 that waits for nothing, rows that are sent once."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from runs import rows
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from t5ts import experiment, train
+from t5ts.build import _set_tf32, build, device_and_precision, precision_name
+from t5ts.config import Config, identity
+from t5ts.errors import Interrupted
+from t5ts.experiment import run
+from t5ts.model.encoders import component_of
+from t5ts.probes import GradientNorms
+from t5ts.task import Batch, Forecast
+
+Compose = Callable[..., Config]
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    """Counts what torch.compile compiles, and compiles nothing: no C compiler is needed."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    yield counter
+    torch.compiler.reset()
+
+
+def test_stages_of_unfreezing_compile_nothing_again(
+    tiny: Compose, tmp_path: Path, compilations: CompileCounter
+) -> None:
+    """A block is frozen, or trains, or evaluates: that many programs, however deep the encoder."""
+    counts = []
+    for blocks in (3, 5):  # as many stages
+        staged = ["freeze=staged", "freeze.unfreeze_epoch=1", f"train.epochs={blocks + 1}"]
+        few = [f"backbone.num_layers={blocks}", "data.windows_per_epoch=70", "backbone.dropout=0"]
+        compilations.frame_count = 0
+        compiled = run(tiny("train.compile=true", *staged, *few), run_dir=tmp_path / str(blocks))
+        counts.append(compilations.frame_count)
+    assert counts[0] == counts[1]
+    assert 0 < counts[0] < torch._dynamo.config.recompile_limit
+    plain = run(tiny(*staged, *few), run_dir=tmp_path / "plain")
+    assert compiled.metrics == pytest.approx(plain.metrics, rel=1e-4)
+
+
+class Loud(Forecast):
+    """Losses whose gradients overflow fp16 at the scaler's first scale."""
+
+    def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return 100 * super().loss(prediction_BCH, batch)
+
+
+@pytest.fixture
+def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16 on the CPU, where users are refused it, with losses that overflow at first."""
+    monkeypatch.setattr(
+        "t5ts.build.device_and_precision", lambda _: (torch.device("cpu"), torch.float16)
+    )
+    monkeypatch.setattr(
+        "t5ts.build.build_task", lambda config: Loud(config.seq_len, config.horizon)
+    )
+
+
+@pytest.mark.usefixtures("fp16")
+@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("optim", ["adamw", "adamw_rms"])
+def test_fp16_resumes_after_skipped_steps_bit_for_bit(
+    step: int, optim: str, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("train.epochs=2", "train.log_every=1", f"optim={optim}")
+    run(config, run_dir=tmp_path / "whole")
+    real, steps = experiment.fit, 0
+
+    def fit(*args, should_stop, **kwargs):
+        def stop() -> bool:
+            nonlocal steps
+            steps += 1
+            return steps == step or should_stop()
+
+        return real(*args, should_stop=stop, **kwargs)
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    with pytest.raises(Interrupted):
+        run(config, run_dir=tmp_path / "parts")
+    skipped = rows(tmp_path / "parts")[-1]["amp/skipped_steps"]
+    assert skipped == step or (step == 5 and skipped >= 2)
+    run(config, run_dir=tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the values that the host asks for: on a GPU it waits for each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("fp16")
+# torch's GradScaler asks once where an optimizer cannot skip a step by itself.
+@pytest.mark.parametrize(("optim", "reads"), [("adamw", 0), ("adamw_rms", 1)])
+def test_a_step_in_fp16_waits_for_no_number(optim: str, reads: int, tiny: Compose) -> None:
+    setup = build(tiny(f"optim={optim}", "optim.clip_norm=null", "optim.lr=1e-4"))
+    scaler = train._build_scaler(setup)
+    norms = GradientNorms(component_of, list(setup.optimizer.parameters))
+    first, second = (
+        train._share_of(torch.arange(8 * i, 8 * i + 8), setup, 0, splits=2) for i in (0, 1)
+    )
+    train.train_step(setup, first, scaler, norms, probed=False)
+    with HostReads() as asked:
+        row_R, ratios = train.train_step(setup, second, scaler, norms, probed=False)
+    assert asked.count == reads
+    assert not ratios
+    assert len(row_R) == len(norms.components) + 3
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, None)])
+def test_emulated_bf16_is_not_chosen(
+    native: bool, chosen: torch.dtype | None, tiny: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T4 and V100 have bf16 in software only, slower than float32."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or native,
+    )
+    assert device_and_precision(tiny()) == (torch.device("cuda"), chosen)
+
+
+def test_tf32_is_for_gpus_and_recorded(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU `high` would round too."""
+    asked: list[bool] = []
+
+    def no_further(_: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("t5ts.build._set_tf32", lambda *, on: asked.append(on))
+    monkeypatch.setattr("t5ts.build.device_and_precision", lambda _: (torch.device("cuda"), None))
+    monkeypatch.setattr("t5ts.build.load_series", no_further)
+    for override in ("train.tf32=true", "train.tf32=false"):
+        with pytest.raises(Interrupted):
+            build(tiny(override))
+    monkeypatch.undo()
+    setup = build(tiny())
+    assert asked == [True, False]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert precision_name(setup) == "torch.float32"
+    assert (
+        identity(tiny()) == identity(tiny("train.tf32=true")) != identity(tiny("train.tf32=false"))
+    )
+    try:
+        _set_tf32(on=True)
+        assert torch.get_float32_matmul_precision() == "high"
+        assert "TF32" in precision_name(setup)
+    finally:
+        _set_tf32(on=False)
