@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,14 @@ NOT_IDENTITY = (
     "train.reuse_dir",
     "train.reuse_max_gb",
 )
-#: What else the selected checkpoint is measured on, and the value that means: on nothing. It moves
-#: no other number, so an identity has it only where it is on: those of runs without it stay.
-MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False}
+#: Settings that change nothing at one value: what else the selected checkpoint is measured on, and
+#: how a table is read where that is not detected. An identity has them only at other values, so
+#: that those of runs from before such a setting stay.
+MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False} | {
+    f"{data}.{key}": None
+    for data in ("data", "ood")
+    for key in ("separator", "decimal", "time_format", "nulls", "encoding")
+}
 
 
 @dataclass(kw_only=True)
@@ -189,6 +193,11 @@ class CsvData(DataConfig):
     missing: str = "error"
     splits: list[Any] = field(default_factory=lambda: [0.7, 0.1, 0.2])
     season: int | None = None
+    separator: str | None = None  # null = detected, like the four below
+    decimal: str | None = None
+    time_format: str | None = None  # strptime's, or s, ms, us, ns, excel
+    nulls: list[str] | None = None  # besides the usual spellings of a missing value
+    encoding: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -338,18 +347,18 @@ def identity(config: DictConfig | Config) -> str:
 
 def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str, Any]:
     """The resolved config as nested dicts, less some dotted keys and what is off."""
-    off = [key for key, value in MEASURED_BESIDES.items() if attrgetter(key)(config) == value]
     if isinstance(config, Config):
         values: Any = asdict(config)
     else:
         root = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         values = OmegaConf.to_container(root, resolve=True)
-    for dotted in (*keys, *off):
+    for dotted in (*keys, *MEASURED_BESIDES):
         *parents, last = dotted.split(".")
         node = values
         for key in parents:
-            node = node[key]
-        node.pop(last, None)
+            node = node.get(key) or {}
+        if dotted in keys or (last in node and node[last] == MEASURED_BESIDES[dotted]):
+            node.pop(last, None)
     return values
 
 
