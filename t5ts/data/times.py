@@ -91,6 +91,7 @@ def parse_times(
     has_format = time_format is not None and "%" in time_format
     parsed: list[np.ndarray] = []
     texts: _Texts | None = None
+    walls = _Walls()
     first_row = 1
     for piece in pieces:
         if piece.is_empty():
@@ -112,7 +113,11 @@ def parse_times(
         if texts is not None and piece.dtype == pl.String:
             texts.add(piece, first_row)
         elif piece.dtype == pl.Date or isinstance(piece.dtype, pl.Datetime):
-            parsed.append(piece.cast(pl.Datetime("us")).to_physical().to_numpy())
+            utc = piece.cast(pl.Datetime("us")).to_physical().to_numpy()
+            if isinstance(piece.dtype, pl.Datetime) and piece.dtype.time_zone:
+                local = piece.dt.replace_time_zone(None).cast(pl.Datetime("us")).to_physical()
+                walls.add(utc, local.to_numpy() - utc)
+            parsed.append(utc)
         elif piece.dtype.is_numeric():
             parsed.append(piece.to_numpy())
         else:
@@ -128,6 +133,7 @@ def parse_times(
         del parsed
         if is_number:
             result, notes = _from_numbers(result, where, time_format)
+        result = walls.instead_of(result, notes)
     for extreme in (result.min(), result.max()):
         iso(int(extreme), where=where)
     return result, notes
@@ -141,12 +147,40 @@ def iso(micros: int, *, where: str = "time column") -> str:
         raise DataError(f"{where}: a time lies outside the years 1 to 9999.") from None
 
 
+class _Walls:
+    """Local clock times, kept while they are all of one time of the day.
+
+    Days that begin at local midnight are 23 or 25 hours apart where the clocks change: a calendar
+    is then the regular grid, and UTC is none.
+    """
+
+    def __init__(self) -> None:
+        self._local: list[np.ndarray] | None = []
+
+    def add(self, utc_us: np.ndarray, shift_us: np.ndarray) -> None:
+        """The next rows: UTC, and how far the local clock is ahead of it."""
+        if self._local is not None:
+            local = utc_us + shift_us
+            alike = ((local - (self._local or [local])[0][0]) % DAY_US == 0).all()
+            self._local = [*self._local, local] if alike else None
+
+    def instead_of(self, utc_us: np.ndarray, notes: list[str]) -> np.ndarray:
+        """The local times, with a note, if they are such days and not always as far from UTC."""
+        if self._local:
+            local = np.concatenate(self._local)
+            if len(local) == len(utc_us) and np.ptp(local - utc_us):
+                notes.append("times are local: all of one time of the day, at changing UTC offsets")
+                return local
+        return utc_us
+
+
 class _Texts:
     """Times written as texts: every format that reads all of them so far."""
 
     def __init__(self, first: str, where: str, given: str | None) -> None:
         self.first, self._where = first, where
         self._named: set[str] = set()
+        self._walls = _Walls()
         match = re.match(ZONE, _plain(pl.Series([first]))[0])
         self._has_zone = match is not None and given is None
         formats = FORMATS if given is None else [_given_format(given)]
@@ -197,6 +231,8 @@ class _Texts:
                 del self._parsed[form]
             else:
                 self._parsed[form].append((times.to_physical() - shift_us).to_numpy())
+        if self._parsed and self._has_zone and not self._named:
+            self._walls.add(next(iter(self._parsed.values()))[-1], shift_us.to_numpy())
         if not self._parsed:
             row, text = first_row + good_rows, texts[good_rows]
             if not self._has_zone and self._given is None and re.match(ZONE, text):
@@ -251,6 +287,7 @@ class _Texts:
             notes = [f"times read as {form[0].replace('%.f', '.%f')} {shown}"]
         if self._has_zone:
             notes.append(f"times taken to UTC {shown}")
+            found = self._walls.instead_of(found, notes)
         return found, notes
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import zipfile
+import zoneinfo
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +68,11 @@ EARLY = [dt.datetime(2013, 1, 1) + DAY * i for i in range(12)]
 BERLIN = every(start=dt.datetime(2020, 10, 24, 22))  # UTC; the clocks change in the night to 25th
 
 
-def berlin(pattern: str) -> list[str]:
-    import zoneinfo
+BERLIN_ZONE = zoneinfo.ZoneInfo("Europe/Berlin")
 
-    zone = zoneinfo.ZoneInfo("Europe/Berlin")
-    return [t.replace(tzinfo=dt.UTC).astimezone(zone).strftime(pattern) for t in BERLIN]
+
+def berlin(pattern: str) -> list[str]:
+    return [t.replace(tzinfo=dt.UTC).astimezone(BERLIN_ZONE).strftime(pattern) for t in BERLIN]
 
 
 def excel(t: dt.datetime) -> float:
@@ -156,6 +157,8 @@ TIMES = {
     "a place": (form("%Y-%m-%d %H:%M Europe/Paris"), T0 - HOUR, 3600, {}),
     "offsets that change": (berlin("%Y-%m-%d %H:%M:%S%z"), BERLIN[0], 3600, {}),
     "zone names that change": (berlin("%Y-%m-%d %H:%M %Z"), BERLIN[0], 3600, {}),
+    "local midnights": ([t.replace(tzinfo=BERLIN_ZONE).isoformat() for t in every(DAY, dt.datetime(2020, 10, 1))], dt.datetime(2020, 10, 1), 86_400, {}),
+    "local month starts": ([t.replace(tzinfo=BERLIN_ZONE).isoformat() for t in months()], dt.datetime(2013, 1, 1), "1 month", {}),
     "30 Hz in ms": ([(T0 + dt.timedelta(seconds=i / 30)).isoformat(timespec="milliseconds") for i in range(N)], T0, 1 / 30, {}),
     "60 Hz in us": ([(T0 + dt.timedelta(seconds=i / 60)).isoformat(timespec="microseconds") for i in range(N)], T0, 1 / 60, {}),
     "30 Hz epochs": ([round((UNIX + i / 30) * 1000) for i in range(N)], T0, 1 / 30, {}),
@@ -388,6 +391,13 @@ def test_tables_that_cannot_be_trusted_are_refused(tmp_path, name):
     assert message.isprintable()
     for word in words:
         assert word in message
+
+
+def test_local_days_of_a_parquet_with_a_zone(tmp_path):
+    times = pl.Series("time", every(DAY, dt.datetime(2020, 10, 1))).dt.replace_time_zone("Europe/Berlin")
+    pl.DataFrame([times, pl.Series("a", VALUES)]).write_parquet(tmp_path / "x.parquet")
+    series = load_csv(path=str(tmp_path / "x.parquet"))
+    assert (series.start, series.step_s) == ("2020-10-01T00:00:00", 86_400)
 
 
 def test_arrow_and_parquet_of_pandas(tmp_path):
