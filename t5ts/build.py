@@ -184,17 +184,10 @@ def _build_shift(
         raise DataError(
             f"ood={config.ood.name}: {error} (What is called data.… here is ood.….)"
         ) from error
-    test = Windows(
-        splits.test.series_TC,
-        name="ood",
-        window_len=splits.test.window_len,
-        first_row=splits.test.first_row,
-        num_windows=len(splits.test),
-    )
     return Shift(
         series=series,
         splits=splits,
-        test=test,
+        test=splits.test.first(len(splits.test), name="ood"),
         denominator_C=denominator_C,
         baseline_season=task.baseline_season(series.season),
     )
@@ -293,14 +286,7 @@ def _windows_in_use(config: Config, splits: WindowSplits) -> tuple[Windows, Wind
     count = config.debug.overfit_windows
     if count is None:
         return splits.train, splits.val, splits.test
-    full = splits.train
-    few = Windows(
-        full.series_TC,
-        name="train",
-        window_len=full.window_len,
-        first_row=full.first_row,
-        num_windows=min(count, len(full)),
-    )
+    few = splits.train.first(min(count, len(splits.train)), name="train")
     return few, few, few
 
 

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +42,18 @@ NOT_IDENTITY = (
     "train.reuse_dir",
     "train.reuse_max_gb",
 )
-#: What else the selected checkpoint is measured on, and the value that means: on nothing. It moves
-#: no other number, so an identity has it only where it is on: those of runs without it stay.
-#: Likewise TF32, which moves no number on a CPU.
-MEASURED_BESIDES: dict[str, Any] = {"ood": None, "train.shuffled_test": False, "train.tf32": True}
+#: Settings that change nothing at one value: what else the selected checkpoint is measured on, and
+#: how a table is read where that is not detected. An identity has them only at other values, so
+#: that those of runs from before such a setting stay.
+MEASURED_BESIDES: dict[str, Any] = {
+    "ood": None,
+    "train.shuffled_test": False,
+    "train.tf32": True,  # moves no number on a CPU
+} | {
+    f"{data}.{key}": None
+    for data in ("data", "ood")
+    for key in ("separator", "decimal", "time_format", "nulls", "encoding")
+}
 
 
 @dataclass(frozen=True)
@@ -258,6 +265,11 @@ class CsvData(DataConfig):
     missing: str = text("error")
     splits: list[Any] = field(default_factory=lambda: [0.7, 0.1, 0.2])
     season: int | None = number(None, "[1, 1e9]")
+    separator: str | None = None  # null = detected, like the four below
+    decimal: str | None = None
+    time_format: str | None = text(None)  # strptime's, or s, ms, us, ns, excel
+    nulls: list[str] | None = None  # besides the usual spellings of a missing value
+    encoding: str | None = text(None)
 
 
 @dataclass(kw_only=True)
@@ -413,18 +425,18 @@ def identity(config: DictConfig | Config) -> str:
 
 def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str, Any]:
     """The resolved config as nested dicts, less some dotted keys and what is off."""
-    off = [key for key, value in MEASURED_BESIDES.items() if attrgetter(key)(config) == value]
     if isinstance(config, Config):
         values: Any = asdict(config)
     else:
         root = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         values = OmegaConf.to_container(root, resolve=True)
-    for dotted in (*keys, *off):
+    for dotted in (*keys, *MEASURED_BESIDES):
         *parents, last = dotted.split(".")
         node = values
         for key in parents:
-            node = node[key]
-        node.pop(last, None)
+            node = node.get(key) or {}
+        if dotted in keys or (last in node and node[last] == MEASURED_BESIDES[dotted]):
+            node.pop(last, None)
     return values
 
 

@@ -100,7 +100,6 @@ def evaluate_baselines(
     if math.isnan(metrics[task.naive]["loss"]):
         raise DataError(
             f"The {windows.name} windows have no target that could be scored: all of it falls into"
-            " gaps of the data (data.missing=mask). Move data.splits, or bring a series with values"
-            " there."
+            " gaps, which are not scored. Move data.splits, or bring a series with values there."
         )
     return metrics

@@ -271,3 +271,12 @@ def test_the_t5_of_a_named_arm_may_be_chosen(composed: Callable[..., Config]) ->
 def test_a_named_arm_is_the_run_that_its_groups_give(composed: Callable[..., Config]) -> None:
     named = composed("arm=log_fair", "backbone=t5_small")
     assert identity(named) == identity(composed("backbone=t5_small", "init=random", "freeze=none"))
+
+
+def test_keys_of_a_table_are_in_an_identity_only_where_they_are_set(
+    composed: Callable[..., Config],
+) -> None:
+    table = ["data=csv", "data.path=x"]
+    assert identity(composed(*table)) == "f9d508177c"  # from before these keys
+    keys = ["separator=tab", "decimal=','", "time_format=s", "nulls=[-9999]", "encoding=latin-1"]
+    assert len({identity(composed(*table, f"data.{key}")) for key in keys}) == len(keys)

@@ -139,6 +139,38 @@ def test_windows_without_a_target_are_counted_and_weigh_nothing(
     assert baselines["mean"]["loss"] == pytest.approx(np.nanmean(whole**2), rel=1e-12)
 
 
+@pytest.mark.parametrize("rows_changed", [slice(480, 600), slice(485, 600)])
+def test_interpolate_looks_ahead_nowhere_and_scores_no_gap(
+    rows_changed: slice, gappy: Compose, tmp_path: Path
+) -> None:
+    """Other test rows leave every validation window as it was, also at a gap over the border."""
+    seen = []
+    for change in (None, rows_changed):
+        path = tmp_path / "bars.csv"
+        write_csv(path, empty=slice(470, 485))
+        if change is not None:
+            header, *lines = path.read_text().splitlines()
+            lines[change] = [line.split(",")[0] + ",1.0,2.0" for line in lines[change]]
+            path.write_text("\n".join([header, *lines]) + "\n")
+        setup = build(gappy("data.missing=interpolate"))
+        batch = setup.task.batch(setup.val.gather(torch.arange(len(setup.val))), torch.arange(0))
+        seen.append(batch)
+        assert not bool(batch.inputs_BCL.isnan().any())
+        assert bool(batch.target_BCH.isnan().any())
+    assert torch.equal(seen[0].inputs_BCL, seen[1].inputs_BCL)
+    assert torch.equal(seen[0].target_BCH.nan_to_num(9), seen[1].target_BCH.nan_to_num(9))
+
+
+def test_the_packaged_weather_scores_no_repaired_value(composed: Compose) -> None:
+    """A tenth of JFK's pressure is missing: 854 hours of it."""
+    setup = build(composed("backbone=linear", "patch=plain", "tracker=none"))
+    assert torch.isnan(setup.train.series_TC).sum() > 800
+    batch = setup.task.batch(setup.test.gather(torch.arange(len(setup.test))), torch.arange(0))
+    assert not bool(batch.inputs_BCL.isnan().any())
+    pressure = setup.series.channels.index("JFK.pressure")
+    assert 0.05 < float(batch.target_BCH[:, pressure].isnan().double().mean()) < 0.2
+
+
 def test_a_split_without_any_target_is_refused_before_training(
     gappy: Compose, tmp_path: Path, run_dir: Path
 ) -> None:

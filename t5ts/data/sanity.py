@@ -50,7 +50,7 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
     span = f", {series.span[0]} … {series.span[1]}" if series.start else ""
     line = (
         f"{series.name}: {len(series.values_TC)} rows × {len(series.channels)} channels{span}, "
-        f"step {series.step_s:g} s, gaps {series.gap_share:.2%}, {series.season_note}; windows "
+        f"step {series.step}, gaps {series.gap_share:.2%}, {series.season_note}; windows "
         + ", ".join(f"{part.name} {len(part)}" for part in parts)
         + "; variance after scaling "
         + ", ".join(f"{name} {value:.3g}" for name, value in variance.items())
@@ -59,6 +59,13 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
         f"channel {series.channels[c]!r} is constant in the train rows: it is scaled by 1, left "
         "out of correlation and MASE, and pulls the loss towards 0"
         for c in splits.constant_channels
+    ]
+    warnings += [
+        f"channel {series.channels[c]!r} is an exact ramp in the train rows, like a row number or a"
+        " clock: it is predicted without error and makes losses look small; leave it out"
+        " (data.channels) unless it is meant"
+        for c in range(len(series.channels))
+        if c not in splits.constant_channels and _is_ramp(series.values_TC[:train_end, c])
     ]
     low, high = ALIKE
     varying = np.setdiff1d(np.arange(len(series.channels)), splits.constant_channels)
@@ -74,6 +81,21 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
                     f"moved by {mean_C[c]:.2g} standard deviations)"
                 )
     return Sanity(line=line, warnings=warnings, mean_mse=mean_mse, variance=variance)
+
+
+def _is_ramp(values_T: np.ndarray) -> bool:
+    """Whether equal steps lead from the first value to the last; float32's rounding is allowed."""
+    known = np.flatnonzero(~np.isnan(values_T))
+    if len(known) < 4:
+        return False
+    (first, last), (low, high) = known[[0, -1]], values_T[known[[0, -1]]].astype(np.float64)
+    for start in range(0, len(values_T), CHUNK_ROWS):
+        chunk_T = values_T[start : start + CHUNK_ROWS].astype(np.float64)
+        line_T = low + (high - low) * (np.arange(len(chunk_T)) + start - first) / (last - first)
+        chunk_T -= line_T
+        if np.nanmax(np.abs(chunk_T), initial=0.0) > 1e-6 * abs(high - low):
+            return False
+    return True
 
 
 def _moments(rows_TC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

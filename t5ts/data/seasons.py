@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from t5ts.data.series import Step
 from t5ts.errors import DataError
 
-# Calendar periods in seconds: minute, hour, day, week, year.
+# Calendar periods in seconds; of months and business days: a year, and a week's five days.
 PERIODS_S = {
     "minute": 60.0,
     "hour": 3600.0,
@@ -19,12 +20,12 @@ MAX_ROWS = 200_000
 MAX_CHANNELS = 32
 
 
-def choose_season(train_TC: np.ndarray, *, step_s: float, season: int | None) -> tuple[int, str]:
+def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tuple[int, str]:
     """The season to use and a sentence saying where it comes from.
 
     Args:
         train_TC: Train rows in any units; NaN allowed.
-        step_s: Seconds between rows.
+        step: From one row to the next.
         season: Rows in one season if the user gave it, else None: it is inferred.
 
     Returns:
@@ -40,24 +41,25 @@ def choose_season(train_TC: np.ndarray, *, step_s: float, season: int | None) ->
                 "null to infer it."
             )
         return season, f"season {season}: given"
-    candidates = candidate_seasons(step_s, num_rows=min(len(train_TC), MAX_ROWS))
+    candidates = candidate_seasons(step, num_rows=min(len(train_TC), MAX_ROWS))
     if not candidates:
-        return 1, f"season 1: no calendar period fits a step of {step_s:g} s and the train rows"
+        return 1, f"season 1: no calendar period fits a step of {step} and the train rows"
     sample_TC = train_TC[-MAX_ROWS:, :MAX_CHANNELS]
     scores = {lag: _prominence(sample_TC, lag) for lag in candidates}
-    peaks = {lag: score for lag, score in scores.items() if score > _chance(len(sample_TC) / lag)}
+    enough = {lag: _chance(len(sample_TC) / lag) for lag in candidates}
+    peaks = {lag: score for lag, (score, _) in scores.items() if score > enough[lag]}
     if not peaks:
         tried = ", ".join(str(lag) for lag in candidates)
         return 1, f"season 1: no autocorrelation peak at {tried} rows"
     # The day's multiple, the week, scores like the day itself: prefer the shortest that does.
     chosen = min(lag for lag, score in peaks.items() if score >= 0.9 * max(peaks.values()))
     return chosen, (
-        f"season {chosen}: inferred ({candidates[chosen]}; autocorrelation peak "
-        f"{scores[chosen]:.2f}); set data.season to overrule"
+        f"season {chosen}: inferred ({candidates[chosen]}; autocorrelation "
+        f"{scores[chosen][1]:.2f} there, without trend); set data.season to overrule"
     )
 
 
-def candidate_seasons(step_s: float, *, num_rows: int) -> dict[int, str]:
+def candidate_seasons(step: Step, *, num_rows: int) -> dict[int, str]:
     """Calendar periods that are whole numbers of rows and recur three times in the rows.
 
     Returns:
@@ -65,8 +67,8 @@ def candidate_seasons(step_s: float, *, num_rows: int) -> dict[int, str]:
     """
     candidates: dict[int, str] = {}
     for name, period_s in PERIODS_S.items():
-        rows = round(period_s / step_s)
-        whole = abs(rows * step_s - period_s) <= 0.01 * period_s
+        rows = round(period_s / step.seconds)
+        whole = abs(rows * step.seconds - period_s) <= 0.01 * period_s
         if rows >= 2 and whole and 3 * rows <= num_rows:
             candidates.setdefault(rows, name)
     return candidates
@@ -81,8 +83,10 @@ def _chance(num_periods: float) -> float:
     return 0.15 + 1.5 / num_periods**0.5
 
 
-def _prominence(rows_TC: np.ndarray, lag: int) -> float:
-    """Autocorrelation at `lag` above its mean at half a period to either side, over channels.
+def _prominence(rows_TC: np.ndarray, lag: int) -> tuple[float, float]:
+    """Autocorrelation at `lag` above its mean at half a period to either side, and by itself.
+
+    Both are means over channels.
 
     A moving mean over one period is taken off first: it takes trend and drift with it and leaves
     a season of that period whole.
@@ -106,5 +110,6 @@ def _prominence(rows_TC: np.ndarray, lag: int) -> float:
             float(x[:-k] @ x[k:]) / power * x.size / (x.size - k)
             for k in (lag, lag - half, lag + half)
         )
-        values.append(at - (below + above) / 2)
-    return float(np.mean(values)) if values else 0.0
+        values.append((at - (below + above) / 2, min(at, 1.0)))
+    prominence, at = np.mean(values, axis=0) if values else (0.0, 0.0)
+    return float(prominence), float(at)

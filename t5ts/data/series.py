@@ -1,13 +1,64 @@
-"""A series: the values, and all that must be said about them."""
+"""A series: the values, the step from row to row, and what must be known about them."""
 
 from __future__ import annotations
 
+import calendar
 import datetime
 import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+# Mean seconds of the units that a step may count.
+UNITS_S = {"s": 1.0, "month": 31_557_600 / 12, "business day": 7 / 5 * 86_400}
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one row to the next: so many seconds, calendar months, or days from Monday to Friday."""
+
+    count: float
+    unit: str = "s"
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds; the mean length where it varies."""
+        return self.count * UNITS_S[self.unit]
+
+    def __str__(self) -> str:
+        if self.unit == "s":
+            return duration(self.count)
+        return f"{self.count:g} {self.unit}{'s' * (self.count != 1)}"
+
+    def time(self, start: datetime.datetime, row: int) -> datetime.datetime:
+        """Time of a row, given that of row 0. Months that start at their end keep to their ends."""
+        if self.unit == "s":
+            return start + datetime.timedelta(seconds=row * self.count)
+        clock = start.time()
+        if self.unit == "business day":
+            date = np.busday_offset(start.date(), round(row * self.count), roll="forward")
+            return datetime.datetime.combine(datetime.date.fromisoformat(str(date)), clock)
+        month = start.year * 12 + start.month - 1 + round(row * self.count)
+        year, month = divmod(month, 12)
+        last = calendar.monthrange(year, month + 1)[1]
+        at_end = start.day == calendar.monthrange(start.year, start.month)[1]
+        day = last if at_end else min(start.day, last)
+        return datetime.datetime.combine(datetime.date(year, month + 1, day), clock)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that they are a whole number of, else in the largest they fill.
+
+    >>> duration(2_419_200), duration(5400), duration(1 / 30)
+    ('28 days', '90 min', '33.33 ms')
+    """
+    units = {"days": 86_400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3, "µs": 1e-6}
+    filled = {unit: seconds / size for unit, size in units.items() if seconds >= size}
+    whole = {unit: n for unit, n in filled.items() if abs(n - round(n)) < 1e-9 * n}
+    unit, number = next(iter((whole or filled or {"s": seconds}).items()))
+    text = f"{number:,.0f}" if unit in whole else f"{number:.4g}"
+    return f"{text} {'day' if unit == 'days' and number == 1 else unit}"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -16,12 +67,13 @@ class Series:
 
     Attributes:
         name: Short name for messages and plots.
-        values_TC: (T, C) float32, C-contiguous, data units; NaN only under `data.missing=mask`.
-            `build_windows` consumes it: afterwards it holds standardised values.
+        values_TC: (T, C) float32, C-contiguous, data units less `offset_C`; NaN where a value is
+            missing. `build_windows` consumes it: afterwards it holds standardised values.
         channels: (C,) names.
         units: (C,) units, "" where not known.
         start: ISO time of row 0, UTC or as the source has it; "" if none.
-        step_s: Seconds between rows.
+        step_s: Seconds between rows; their mean where the step is not counted in seconds.
+        step_unit: What the step counts: see `Step`.
         season: Rows in one season; 1 where there is none.
         season_note: Whether the season is given, inferred or known.
         borders: Exclusive ends of the train, validation and test rows.
@@ -29,7 +81,12 @@ class Series:
         licence: Its licence, or "the user's own".
         notes: What was repaired, reordered or assumed on loading, one sentence each.
         gap_share: Share of the values on the regular grid that were missing before repair.
-        sha256: Of the bytes of `values_TC` as loaded, before standardisation.
+        fills_contexts: Whether gaps are filled where they are seen, and from earlier rows only
+            (`data.missing=interpolate`); they are never scored. Without it gaps stay NaN.
+        offset_C: (C,) float64, data units: taken off before values were cast to float32, which
+            would lose what is small beside it; None is 0 for all.
+        sha256: Of the bytes of `values_TC` as loaded, before standardisation, with what is not 0
+            or off of the two above.
         best_mse: Synthetic series only: least achievable mean squared error of a forecast per
             element, in train-standardised units.
         scaler: (mean_C, std_C, constant channels) once `values_TC` is standardised, else None.
@@ -48,6 +105,9 @@ class Series:
     licence: str
     notes: list[str] = field(default_factory=list)
     gap_share: float = 0.0
+    step_unit: str = "s"
+    fills_contexts: bool = False
+    offset_C: np.ndarray | None = None
     sha256: str = ""
     best_mse: float | None = None
     scaler: tuple[np.ndarray, np.ndarray, list[int]] | None = None
@@ -62,8 +122,20 @@ class Series:
         train_end, val_end, test_end = self.borders
         assert 0 < train_end < val_end < test_end <= len(values)
         assert self.season >= 1
+        if self.offset_C is not None and not self.offset_C.any():
+            self.offset_C = None
         if not self.sha256:
-            self.sha256 = hashlib.sha256(values.data).hexdigest()
+            digest = hashlib.sha256(values.data)
+            if self.offset_C is not None:
+                digest.update(self.offset_C.tobytes())
+            if self.fills_contexts and self.gap_share:
+                digest.update(b"gaps are filled in contexts")
+            self.sha256 = digest.hexdigest()
+
+    @property
+    def step(self) -> Step:
+        """The step from one row to the next."""
+        return Step(self.step_s / UNITS_S[self.step_unit], self.step_unit)
 
     @property
     def span(self) -> tuple[str, str]:
@@ -74,8 +146,7 @@ class Series:
         """ISO time of a row, to the second (finer where the step is); "" without times."""
         if not self.start:
             return ""
-        start = datetime.datetime.fromisoformat(self.start)
-        return (start + datetime.timedelta(seconds=row * self.step_s)).isoformat()
+        return self.step.time(datetime.datetime.fromisoformat(self.start), row).isoformat()
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data, for `provenance.json`."""
@@ -87,6 +158,7 @@ class Series:
             "units": list(self.units),
             "span": list(self.span),
             "step_s": self.step_s,
+            "step": str(self.step),
             "season": self.season,
             "season_note": self.season_note,
             "borders": list(self.borders),

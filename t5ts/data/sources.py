@@ -1,4 +1,4 @@
-"""The data sources: each loader returns a `Series` that states what it is and what was mended."""
+"""The data sources: each loader returns a `Series` that states what it is and how it was read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from t5ts.data.fetch import ETT_FILES, KNOWN_SHA256, check_sha256, fetch_ett
-from t5ts.data.gaps import repair
+from t5ts.data.gaps import count_gaps
 from t5ts.data.seasons import choose_season
-from t5ts.data.series import Series
+from t5ts.data.series import Series, Step
 from t5ts.data.splits import split_borders
 from t5ts.data.synthetic import best_forecast_mse, generate
 from t5ts.errors import DataError
@@ -47,7 +47,7 @@ def load_nyc_weather(
     """Hourly NOAA weather at three New York airports, 2013; travels inside the package.
 
     Hours that the source lacks and values outside the physical range of their instrument are
-    missing; they are repaired by linear interpolation (nearest value at the ends) and counted.
+    missing and counted. In a context such a gap holds the last value before it; none is scored.
     Splits are 70/10/20 % in time order.
 
     Args:
@@ -135,7 +135,7 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
     table = read_table(path, time="date")
     scale = 4 if dataset.startswith("ettm") else 1
     grid = table.grid
-    found = (table.channels, len(table.values_TC), grid.start, grid.step_us / 1e6)
+    found = (table.channels, len(table.values_TC), grid.start, grid.step.seconds)
     expected = (ETT_COLUMNS, ETT_HOURLY_ROWS * scale, ETT_START, 3600 / scale)
     if found != expected:
         raise DataError(
@@ -167,8 +167,13 @@ def load_csv(
     missing: str = "error",
     splits: Sequence[float | str] = (0.7, 0.1, 0.2),
     season: int | None = None,
+    separator: str | None = None,
+    decimal: str | None = None,
+    time_format: str | None = None,
+    nulls: Sequence[str] | None = None,
+    encoding: str | None = None,
 ) -> Series:
-    """A CSV or Parquet file of your own, wide or long.
+    """A CSV, Parquet or Arrow file of your own, wide or long.
 
     Under `missing=error` the file must be clean: sorted, one row for each step, every value a
     finite number; anything else stops with the row named. Under `interpolate` and `mask` rows are
@@ -176,8 +181,10 @@ def load_csv(
     and times off the regular grid are errors always.
 
     Args:
-        path, time, channels, id, value: See `t5ts.data.tables.read_table`.
-        missing: error, interpolate (linear; nearest at the ends) or mask (stays NaN).
+        path, time, channels, id, value, separator, decimal, time_format, nulls, encoding: See
+            `t5ts.data.tables.read_table`.
+        missing: error, interpolate (in contexts a gap holds the last value before it) or mask
+            (stays NaN); gaps are not scored.
         splits: Three ratios that sum to 1, or two ISO dates (start of validation, of test).
         season: Rows in one season; None infers it from the train rows' autocorrelation at
             calendar periods.
@@ -187,7 +194,19 @@ def load_csv(
     """
     from t5ts.data.tables import read_table
 
-    table = read_table(path, time=time, channels=channels, id=id, value=value, missing=missing)
+    table = read_table(
+        path,
+        time=time,
+        channels=channels,
+        id=id,
+        value=value,
+        missing=missing,
+        separator=separator,
+        decimal=decimal,
+        time_format=time_format,
+        nulls=nulls,
+        encoding=encoding,
+    )
     return _series(
         table,
         name=Path(path).stem,
@@ -257,8 +276,8 @@ def load_synthetic(
         walk_std=walk_std,
         seed=seed,
     )
-    start, step_s = "2020-01-01T00:00:00", 3600.0
-    borders = split_borders(splits, num_rows=num_rows, start=start, step_s=step_s, name="synthetic")
+    start, step = "2020-01-01T00:00:00", Step(3600.0)
+    borders = split_borders(splits, num_rows=num_rows, start=start, step=step, name="synthetic")
     variance_C = values_TC[: borders[0]].astype(np.float64).var(axis=0)
     best_mse = None
     if horizon is not None:
@@ -272,7 +291,7 @@ def load_synthetic(
         channels=[f"x{channel}" for channel in range(num_channels)],
         units=[""] * num_channels,
         start=start,
-        step_s=step_s,
+        step_s=step.seconds,
         season=season,
         season_note=f"season {season}: known (it is the sine's)",
         borders=borders,
@@ -296,15 +315,13 @@ def _series(
     borders: tuple[int, int, int] | None = None,
     season_note: str = "",
 ) -> Series:
-    """Repairs a table and puts borders, season and provenance to it."""
-    start, step_s, num_rows = table.grid.start, table.grid.step_s, len(table.values_TC)
+    """Counts a table's gaps and puts borders, season and provenance to it."""
+    start, step, num_rows = table.grid.start, table.grid.step, len(table.values_TC)
     if borders is None:
-        borders = split_borders(splits, num_rows=num_rows, start=start, step_s=step_s, name=name)
-    gap_share, repairs = repair(table.values_TC, table.channels, missing=missing, name=name)
+        borders = split_borders(splits, num_rows=num_rows, start=start, step=step, name=name)
+    gap_share, gaps = count_gaps(table.values_TC, table.channels, missing=missing, name=name)
     if not season_note:
-        season, season_note = choose_season(
-            table.values_TC[: borders[0]], step_s=step_s, season=season
-        )
+        season, season_note = choose_season(table.values_TC[: borders[0]], step=step, season=season)
     assert season is not None
     return Series(
         name=name,
@@ -312,14 +329,17 @@ def _series(
         channels=table.channels,
         units=units,
         start=start,
-        step_s=step_s,
+        step_s=step.seconds,
+        step_unit=step.unit,
         season=season,
         season_note=season_note,
         borders=borders,
         source=source,
         licence=licence,
-        notes=[*notes, *repairs],
+        notes=[*notes, *gaps],
         gap_share=gap_share,
+        fills_contexts=missing == "interpolate",
+        offset_C=table.offset_C,
     )
 
 

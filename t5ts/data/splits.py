@@ -6,6 +6,7 @@ import datetime
 import math
 from collections.abc import Sequence
 
+from t5ts.data.series import Step
 from t5ts.errors import DataError
 
 ALLOWED = (
@@ -15,7 +16,7 @@ ALLOWED = (
 
 
 def split_borders(
-    splits: Sequence[float | str], *, num_rows: int, start: str, step_s: float, name: str
+    splits: Sequence[float | str], *, num_rows: int, start: str, step: Step, name: str
 ) -> tuple[int, int, int]:
     """Turns ratios or dates into row numbers, in time order.
 
@@ -24,7 +25,7 @@ def split_borders(
             a date is the first row at or after it.
         num_rows: T.
         start: ISO time of row 0, "" if none (then dates are refused).
-        step_s: Seconds between rows.
+        step: From one row to the next.
         name: The series' name, for messages.
 
     Returns:
@@ -46,9 +47,8 @@ def split_borders(
     elif len(values) == 2 and all(isinstance(value, str) for value in values):
         if not start:
             raise DataError(f"data.splits has dates, but {name} has no times. {ALLOWED}")
-        train_end, val_end = (_row_of(str(value), start, step_s) for value in values)
-        last = datetime.datetime.fromisoformat(start)
-        last += datetime.timedelta(seconds=step_s * (num_rows - 1))
+        train_end, val_end = (_row_of(str(value), start, step) for value in values)
+        last = step.time(datetime.datetime.fromisoformat(start), num_rows - 1)
         if not 0 < train_end < val_end < num_rows:
             raise DataError(
                 f"data.splits={values} does not leave rows for train, validation and test: {name} "
@@ -68,12 +68,22 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _row_of(date: str, start: str, step_s: float) -> int:
+def _row_of(date: str, start: str, step: Step) -> int:
+    """The first row at or after a date."""
     try:
         moment = datetime.datetime.fromisoformat(date)
     except ValueError:
         raise DataError(f"data.splits has {date!r}, which is not an ISO date. {ALLOWED}") from None
     if moment.tzinfo is not None:
         moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
-    seconds = (moment - datetime.datetime.fromisoformat(start)).total_seconds()
-    return math.ceil(seconds / step_s - 1e-9)
+    first = datetime.datetime.fromisoformat(start)
+    row = math.ceil((moment - first).total_seconds() / step.seconds - 1e-9)
+    if step.unit != "s":  # the mean length was a guess
+        try:
+            while step.time(first, row) < moment:
+                row += 1
+            while step.time(first, row - 1) >= moment:
+                row -= 1
+        except ValueError:  # outside the years 1 to 9999: it is outside the series anyway
+            pass
+    return row

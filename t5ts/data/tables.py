@@ -1,11 +1,20 @@
-"""CSV and Parquet files, wide or long, read into one (T, C) float32 array."""
+"""Tables (CSV, Parquet, Arrow), wide or long, read into one (T, C) float32 array."""
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import contextlib
-from collections.abc import Iterator, Sequence
+import csv
+import gzip
+import io
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -14,21 +23,54 @@ from t5ts.data.gaps import check_policy
 from t5ts.data.times import TIME_NAMES, Grid, parse_times, regular_grid
 from t5ts.errors import DataError
 
-PARQUET = (".parquet", ".pq")
-NULLS = ["", "NA", "N/A", "NaN", "nan", "NAN", "null", "NULL", "None"]
+NULLS = """|NA|N/A|n/a|#N/A|#NA|<NA>|NaN|nan|NAN|-nan|-NaN|null|NULL|Null|None|none|NaT|?|-|--|.
+|missing|#VALUE!|#DIV/0!|1.#QNAN|1.#IND|-1.#IND""".replace("\n", "").split("|")
 # Text of a CSV that is parsed at once: more is no faster, and costs ten times its size in memory.
 BLOCK_BYTES = 2 * 2**20
-# How gzip, zlib and zstd files begin; polars unpacks them.
-COMPRESSED = (b"\x1f\x8b", b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
+# Rows of a Parquet or Arrow column that are converted at once.
+SLICE_ROWS = 2**20
+KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".feather": "Arrow", ".arrow": "Arrow",
+         ".ipc": "Arrow", b"PAR1": "Parquet", b"ARROW1": "Arrow"}  # fmt: skip
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+# How zlib and zstd begin; polars unpacks them.
+PACKED = (b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
+# What is given as a table and is none: how it begins, what it is, and what to do.
+FOREIGN = [
+    (rb"PK\x03\x04(?s:.*)(xl/|\[Content_Types\])", "an Excel workbook", "Save it as CSV."),
+    (rb"PK\x03\x04", "a zip archive", "Unpack it."),
+    (rb"\xd0\xcf\x11\xe0", "an Excel workbook", "Save it as CSV."),
+    (rb"\x89HDF", "an HDF5 file", "Save the table as CSV or Parquet."),
+    (rb"SQLite format 3", "an SQLite database", "Save the table as CSV."),
+    (rb"\x93NUMPY|\x80[\x02-\x05]", "NumPy or pickle", "Save the table as CSV or Parquet."),
+    (rb"FEA1", "an old Feather file (version 1)", "Save it again, as version 2 or Parquet."),
+    (rb"\s*(\{|\[\s*[\[{])", "JSON", "Save the table as CSV or Parquet."),
+    (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page or XML", "Download the table itself."),
+]
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+# Columns that pandas writes for its row labels, and names of clocks: no series beside a time.
+INDEX = re.compile(r"(_duplicated_\d+|Unnamed: \d+|__index_level_\d+__)?")
+CLOCKS = {*TIME_NAMES, "epoch", "unix", "unixtime", "unix_time", "unix_timestamp", "epoch_time"}
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+# A channel whose values lie so many times further from 0 than from each other gets an offset.
+FAR = 16
 # polars' Rust panics are BaseExceptions of their own; a damaged file must not show as one.
-READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError)
+READ_ERRORS = (
+    pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, EOFError,
+    zlib.error, lzma.LZMAError, csv.Error,
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
 class Table:
-    """What a file holds: values on a regular grid (NaN where missing) and where the grid lies."""
+    """What a file holds: values on a regular grid (NaN where missing) and where the grid lies.
+
+    Attributes:
+        values_TC: float32, less `offset_C`.
+        offset_C: float64; not 0 where float32 would lose what is small beside it.
+    """
 
     values_TC: np.ndarray
+    offset_C: np.ndarray
     channels: list[str]
     grid: Grid
     notes: list[str]
@@ -42,24 +84,37 @@ def read_table(
     id: str | None = None,
     value: str | None = None,
     missing: str = "error",
+    separator: str | None = None,
+    decimal: str | None = None,
+    time_format: str | None = None,
+    nulls: Sequence[str] | None = None,
+    encoding: str | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> Table:
     """Reads a wide table (a column per channel) or a long one (a row per channel and time).
 
     The times are read first, then the values straight into the result: column by column from a
-    Parquet file, block by block from a CSV. A wide table's peak is thus the result and one column
-    or block, and 8 bytes for each row where rows are moved.
+    Parquet or Arrow file, block by block from a CSV. A wide table's peak is thus the result and one
+    column or block, and 8 bytes for each row where rows are moved.
 
     Args:
-        path: `.parquet` or `.pq` is Parquet; anything else is CSV (`.tsv`: tab-separated) with a
-            header line.
-        time: Time column; None takes the one called date, time, timestamp, datetime or ds.
-        channels: Wide: value columns in the order wanted; None takes all but the time column.
+        path: Parquet or Arrow (Feather 2) by its content or name; anything else is CSV with a
+            header line, also packed by gzip, bzip2, xz, zlib or zstd.
+        time: Time column; None takes the one called date, time, timestamp, datetime or ds, or an
+            index of dates that pandas left without a name. "A+B" joins columns by a blank, which
+            Date and Time are without being asked.
+        channels: Wide: value columns in the order wanted; None takes all but the time column, row
+            labels of pandas, columns without a name, and other clocks.
             Long: the ids wanted; None takes all, sorted.
         id: Long: the column that tells the channels apart. Given together with `value`.
         value: Long: the column of values.
-        missing: Policy; see `t5ts.data.times.regular_grid` and `t5ts.data.gaps.repair`, which the
-            caller applies. Infinite values are refused under `error`, else they are missing.
+        missing: Policy; see `t5ts.data.times.regular_grid` and `t5ts.data.gaps`. Infinite values
+            are refused under `error`, else they are missing.
+        separator: Of a CSV's columns; None takes that of , ; tab | which fits the first lines.
+        decimal: "." or ","; None takes what the first lines show, and refuses 1,234 alone.
+        time_format: See `t5ts.data.times.parse_times`.
+        nulls: What else means a missing value, beside NULLS; numbers too (-9999).
+        encoding: Of a CSV; None takes UTF-8, UTF-16 or else Windows-1252.
         block_bytes: Text of a CSV that is parsed at once. Changes memory and speed, and which of
             several faults is named; never the result.
 
@@ -69,51 +124,58 @@ def read_table(
     check_policy(missing)
     if (id is None) != (value is None):
         raise DataError("data.id and data.value go together: a long table needs both, a wide none.")
-    file = _File(path, block_bytes)
-    time = _time_column(file, time)
-    where = f"{file.path}, column {time!r}"
+    file = _File(path, separator, decimal, list(nulls or ()), encoding, block_bytes)
+    clocks = _time_columns(file, time)
+    where = f"{file.path}, column {'+'.join(clocks)!r}"
+
+    def times() -> tuple[np.ndarray, list[str]]:
+        return parse_times(file.texts(clocks), where=where, time_format=time_format)
+
     if id is not None and value is not None:
-        return _read_long(file, time, id, value, channels, missing)
-    names = [name for name in file.names if name != time] if channels is None else list(channels)
+        return _read_long(file, clocks, id, value, channels, missing, where, times)
+    notes = list(file.notes)
+    names = list(channels or ())
+    if channels is None:
+        names = [name for name in file.names if name not in clocks]
+        left_out = [n for n in names if INDEX.fullmatch(n) or n.strip().lower() in CLOCKS]
+        names = [name for name in names if name not in left_out]
+        if left_out:
+            notes.append(f"columns {left_out} left out: row labels or clocks (data.channels)")
     file.check_columns(names, "data.channels")
-    if channels is None and "" in names:
-        raise DataError(
-            f"{file.path}: column {file.names.index('') + 1} has no name; pandas writes its row "
-            "numbers so (index=False leaves them out). Name the column, or name the value columns "
-            "in data.channels."
-        )
-    if not names or len(set(names)) < len(names) or time in names:
+    if not names or len(set(names)) < len(names) or set(names) & set(clocks):
         raise DataError(
             f"{file.path}: data.channels={names} must name value columns once each; allowed: "
-            f"{', '.join(name for name in file.names if name != time) or 'none in this file'}."
+            f"{_listing([n for n in file.names if n not in clocks]) or 'none in this file'}."
         )
-    file.open(texts=[time], values=names)
-    grid = regular_grid(parse_times(file.texts(time), where=where), missing=missing, where=where)
-    notes = list(grid.notes)
-    values_TC = file.values(grid.num_rows, grid.rows)
+    file.open(texts=clocks, values=names)
+    times_us, read = times()
+    grid = regular_grid(times_us, missing=missing, where=where, keys=_long_keys(file, names))
+    notes += read + grid.notes
+    values_TC, offset_C = file.values(grid.num_rows, grid.rows)
     for column, name in enumerate(names):
         _check_finite(values_TC[:, column], name, missing, file, notes)
-    return Table(values_TC=values_TC, channels=names, grid=grid, notes=notes)
+    return Table(values_TC=values_TC, offset_C=offset_C, channels=names, grid=grid, notes=notes)
 
 
 def _read_long(
     file: _File,
-    time: str,
+    clocks: list[str],
     id: str,
     value: str,
     channels: Sequence[str] | None,
     missing: str,
+    where: str,
+    times: Callable[[], tuple[np.ndarray, list[str]]],
 ) -> Table:
     file.check_columns([id], "data.id")
     file.check_columns([value], "data.value")
-    if len({time, id, value}) < 3:
+    if len({*clocks, id, value}) < len(clocks) + 2:
         raise DataError(f"{file.path}: data.time, data.id and data.value must be three columns.")
-    file.open(texts=[time, id], values=[value])
-    where = f"{file.path}, column {time!r}"
-    times_us = parse_times(file.texts(time), where=where)
+    file.open(texts=[*clocks, id], values=[value])
+    times_us, notes = times()
+    notes = file.notes + notes
     found, ids = _read_ids(file, id)
-    notes: list[str] = []
-    values = file.values(len(times_us))[:, 0]
+    values = file.values(len(times_us), dtype=np.float64)[0][:, 0]
     _check_finite(values, value, missing, file, notes)
     names = found if channels is None else [str(name) for name in channels]
     if unknown := [name for name in names if name not in set(found)]:
@@ -155,11 +217,20 @@ def _read_long(
             f"series of column {id!r}. Choose series that overlap (data.channels)."
         )
     grid = regular_grid(instants, missing=missing, where=where)
-    times_us -= grid.start_us
-    times_us //= grid.step_us
-    values_TC = _nan_array((grid.num_rows, len(names)))
-    values_TC[times_us, columns] = values
-    return Table(values_TC=values_TC, channels=names, grid=grid, notes=notes + grid.notes)
+    rows = np.searchsorted(instants, times_us)
+    if grid.rows is not None:
+        rows = grid.rows[rows]
+    starts = np.searchsorted(columns, np.arange(len(names)))
+    offset_C = _offsets(np.fmin.reduceat(values, starts), np.fmax.reduceat(values, starts))
+    values_TC = np.full((grid.num_rows, len(names)), np.nan, np.float32)
+    values_TC[rows, columns] = values - offset_C[columns]
+    return Table(
+        values_TC=values_TC,
+        offset_C=offset_C,
+        channels=names,
+        grid=grid,
+        notes=notes + grid.notes,
+    )
 
 
 def _read_ids(file: _File, id: str) -> tuple[list[str], np.ndarray]:
@@ -167,7 +238,7 @@ def _read_ids(file: _File, id: str) -> tuple[list[str], np.ndarray]:
     codes: dict[str, int] = {}
     coded: list[np.ndarray] = []
     first_row = 1
-    for piece in file.texts(id):
+    for piece in file.texts([id]):
         ids = piece.cast(pl.String)
         if ids.null_count():
             row = first_row + int(ids.is_null().arg_max() or 0)
@@ -183,14 +254,33 @@ def _read_ids(file: _File, id: str) -> tuple[list[str], np.ndarray]:
 
 
 class _File:
-    """A CSV or Parquet file: names and types first, columns when they are asked for."""
+    """A table on disk: its columns first, then what they hold when it is asked for."""
 
-    def __init__(self, path: str | Path | None, block_bytes: int) -> None:
+    def __init__(
+        self,
+        path: str | Path | None,
+        separator: str | None,
+        decimal: str | None,
+        nulls: list[str],
+        encoding: str | None,
+        block_bytes: int,
+    ) -> None:
         if not path:
             raise DataError("data.path is not set: name a CSV or Parquet file (data.path=FILE).")
         self.path = Path(path).expanduser()
-        self.parquet = self.path.suffix.lower() in PARQUET
-        self._separator = "\t" if self.path.suffix.lower() == ".tsv" else ","
+        self.notes: list[str] = []
+        self._nulls = [*NULLS, *map(str, nulls)]
+        self._null_numbers = []
+        for text in nulls:
+            with contextlib.suppress(ValueError):
+                self._null_numbers.append(float(text))
+        self._separator = {"tab": "\t", r"\t": "\t"}.get(separator or "", separator)
+        if self._separator is not None and len(self._separator.encode()) != 1:
+            raise DataError(f"data.separator={separator!r}; allowed: one character, or tab.")
+        if decimal not in (None, ".", ","):
+            raise DataError(f"data.decimal={decimal!r}; allowed: '.' and ','.")
+        self._decimal = decimal
+        self._encoding = encoding
         self._block_bytes = block_bytes
         self._texts: list[str] = []
         self._values: list[str] = []
@@ -201,26 +291,110 @@ class _File:
                 raise DataError(f"{self.path} does not exist (data.path, from {Path.cwd()}).")
             if self.path.stat().st_size == 0:
                 raise DataError(f"{self.path} is empty (0 bytes).")
-            self.types = dict(self._schema())
+            self.names = self._find_names()
         except DataError:
             raise
         except READ_ERRORS as error:
             raise self._unreadable(error) from None
-        self.names = list(self.types)
         for name in self.names:
             base, mark, number = name.rpartition("_duplicated_")
-            if mark and number.isdigit() and base in self.types:
+            if mark and base and number.isdigit() and base in self.names:
                 raise DataError(f"{self.path}: two columns are called {base!r}. Rename one.")
 
-    def _schema(self) -> pl.Schema | dict[str, pl.DataType]:
-        if self.parquet:
-            return pl.read_parquet_schema(self.path)
-        head = pl.read_csv(self.path, n_rows=0, infer_schema=False, separator=self._separator)
-        return head.schema
+    def _find_names(self) -> list[str]:
+        with self.path.open("rb") as file:
+            self._head = file.read(2**16)
+        kinds = [kind for mark, kind in KINDS.items() if mark in (self._head[:4], self._head[:6])]
+        self._kind = (kinds or [KINDS.get(self.path.suffix.lower(), "CSV")])[0]
+        for pattern, what, remedy in FOREIGN:
+            if not kinds and re.match(pattern, self._head):
+                raise DataError(
+                    f"{self.path} is {what}, not CSV, Parquet or Arrow (data.path). {remedy}"
+                )
+        if self._kind != "CSV":
+            schema = pl.read_parquet_schema if self._kind == "Parquet" else pl.read_ipc_schema
+            return list(schema(self.path))
+        with self._unpacked() as file:
+            head = file.read(2**18)
+        self._detect_encoding(head)
+        with self._stream() as stream:
+            header = _header(stream)
+            sample = header + stream.read(2**16)
+        lines = sample.decode("utf-8", "replace").splitlines()
+        lines = lines[:1000] if len(sample) < 2**16 else lines[:1000][:-1] or lines
+        if lines and (given := re.fullmatch(r"sep=(.)", lines[0])):  # Excel's own line
+            raise DataError(
+                f"{self.path}: the first line is {lines[0]!r}. Delete it, and set data.separator="
+                f"{given[1]!r}."
+            )
+        self._detect_separator(lines)
+        self._detect_decimal(lines)
+        names = pl.read_csv(header, n_rows=0, infer_schema=False, separator=self._sep).columns
+        self._names = names
+        return names
+
+    def _detect_encoding(self, head: bytes) -> None:
+        if self._encoding is not None:
+            try:
+                codecs.lookup(self._encoding)
+            except LookupError:
+                raise DataError(
+                    f"data.encoding={self._encoding!r} is not known; allowed: utf-8, utf-16, "
+                    "latin-1, cp1252 and Python's others."
+                ) from None
+            return
+        even, odd = head[::2].count(0), head[1::2].count(0)
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            self._encoding = "utf-16"
+        elif max(even, odd) > len(head) // 4 and min(even, odd) < len(head) // 16:
+            self._encoding = "utf-16-be" if even > odd else "utf-16-le"
+        else:
+            try:
+                decoder.decode(head)
+                self._encoding = "utf-8"
+            except UnicodeDecodeError:
+                self._encoding = "cp1252"
+        if self._encoding != "utf-8":
+            self.notes.append(f"encoding {self._encoding} detected (data.encoding)")
+
+    def _detect_separator(self, lines: list[str]) -> None:
+        self._sep = self._separator or ("\t" if self.path.suffix.lower() == ".tsv" else ",")
+        if self._separator is not None or not lines:
+            return
+        # Whether rows are as long as the header, a time column is found, and how many columns are.
+        fits: dict[str, tuple[float, bool, int]] = {}
+        for mark in SEPARATORS:
+            header, *rows = [row for row in csv.reader(lines[:50], delimiter=mark) if row]
+            if len(header) > 1:
+                alike = [len(row) == len(header) for row in rows]
+                has_time = any(name.strip().lower() in TIME_NAMES for name in header)
+                fits[mark] = (sum(alike) / max(len(alike), 1), has_time, len(header))
+        if self._sep in fits and fits[self._sep] >= max(fits.values()):
+            return
+        if fits:
+            self._sep = max(fits, key=lambda mark: fits[mark])
+            self.notes.append(f"columns separated by {SEPARATORS[self._sep]} (data.separator)")
+
+    def _detect_decimal(self, lines: list[str]) -> None:
+        self._point = self._decimal or "."
+        if self._decimal is not None or self._sep == ",":
+            return
+        cells = [cell.strip() for row in csv.reader(lines[1:], delimiter=self._sep) for cell in row]
+        commas = [cell for cell in cells if re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", cell)]
+        if not commas:
+            return
+        if all(re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", cell) for cell in commas):
+            raise DataError(
+                f"{self.path}: {commas[0]!r} may be a fraction or thousands. Say which: "
+                "data.decimal=',' (fractions); thousands must be written without a mark."
+            )
+        self._point = ","
+        self.notes.append("decimal commas detected (data.decimal)")
 
     def check_columns(self, names: list[str], key: str) -> None:
         for name in names:
-            if name not in self.types:
+            if name not in self.names:
                 raise DataError(
                     f"{self.path}: {key} has {name!r}, which is not a column; allowed: "
                     f"{_listing(self.names)}."
@@ -230,23 +404,51 @@ class _File:
         """Says which columns will be read: as text (unless the file has their type), as numbers."""
         self._texts, self._values = texts, values
 
-    def texts(self, name: str) -> Iterator[pl.Series]:
-        """A column of times or ids, in pieces."""
-        for _, piece in self._pieces([name]):
-            yield piece.get_column(name)
+    def texts(self, names: list[str]) -> Iterator[pl.Series]:
+        """A column of times or ids, in pieces; several are joined by a blank."""
+        if self._kind == "CSV" or len(names) == 1:
+            frames: Iterator[pl.DataFrame] = (piece for _, piece in self._pieces(names))
+        else:
+            frames = iter([pl.DataFrame([self._read_column(name) for name in names])])
+        for frame in frames:
+            if len(names) == 1:
+                yield frame.get_column(names[0])
+            else:
+                texts = [pl.col(name).cast(pl.String).str.strip_chars() for name in names]
+                yield frame.select(pl.concat_str(texts, separator=" ").alias("t"))["t"]
 
-    def values(self, num_rows: int, rows: np.ndarray | None = None) -> np.ndarray:
+    def first(self, name: str) -> object:
+        """A column's first value."""
+        for piece in self.texts([name]):
+            return piece[0] if len(piece) else None
+        return None
+
+    def values(
+        self,
+        num_rows: int,
+        rows: np.ndarray | None = None,
+        *,
+        dtype: type = np.float32,
+        offset_C: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The value columns.
 
         Args:
             num_rows: Rows of the result.
             rows: Where each row of the file goes; None if the result has the file's rows.
+            dtype: Of the result.
+            offset_C: Taken off before the cast; None finds what float32 needs, which takes a
+                second reading where that is not 0.
 
         Returns:
-            (num_rows, C) float32, NaN where the file has nothing.
+            (num_rows, C) values less the offsets, NaN where the file has nothing, and (C,) float64
+            offsets.
         """
         shape = (num_rows, len(self._values))
-        values_TC = np.empty(shape, np.float32) if rows is None else _nan_array(shape)
+        values_TC: np.ndarray = (
+            np.empty(shape, dtype) if rows is None else np.full(shape, np.nan, dtype)
+        )
+        low_C, high_C = np.full(shape[1], np.inf), np.full(shape[1], -np.inf)
         held = num_rows if rows is None else len(rows)
         end = 0
         for first, piece in self._pieces(self._values):
@@ -255,130 +457,266 @@ class _File:
                 break
             into = slice(first, end) if rows is None else rows[first:end]
             for name in piece.columns:
-                numbers = self._numbers(piece.get_column(name))
-                values_TC[into, self._values.index(name)] = numbers
+                c = self._values.index(name)
+                numbers = self._numbers(piece.get_column(name), first)
+                if offset_C is not None:
+                    numbers = numbers - offset_C[c]
+                elif numbers.dtype != dtype:
+                    finite = np.isfinite(numbers)
+                    low_C[c] = min(low_C[c], np.min(numbers, where=finite, initial=np.inf))
+                    high_C[c] = max(high_C[c], np.max(numbers, where=finite, initial=-np.inf))
+                values_TC[into, c] = numbers
             del piece, numbers  # not kept while the next is read
         if end != held:
             raise DataError(f"{self.path} changed while it was read: it had {held} rows.")
-        return values_TC
+        if offset_C is None:
+            offset_C = _offsets(low_C, high_C)
+            if offset_C.any():
+                del values_TC
+                return self.values(num_rows, rows, dtype=dtype, offset_C=offset_C)
+        return values_TC, offset_C
 
     def _pieces(self, names: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
         """Columns and the row that they begin at: each whole (Parquet), or all in blocks (CSV)."""
-        if self.parquet:
+        if self._kind != "CSV":
             for name in names:
-                yield 0, self._read_parquet(name)
+                column = self._read_column(name).to_frame()
+                for first in range(0, max(column.height, 1), SLICE_ROWS):
+                    yield first, column.slice(first, SLICE_ROWS)
             return
-        types: dict[str, type[pl.DataType]] = dict.fromkeys(names, pl.String)
-        if names == self._values:
-            # The texts come along: only a row that is read whole is found to be too long.
-            types = dict.fromkeys(self._texts, pl.String) | dict.fromkeys(names, pl.Float32)
+        as_numbers = bool(self._values) and names == self._values
         first = 0
-        for block in _csv_blocks(self.path, self._block_bytes):
-            try:
-                rows = self._read_csv(block, types)
-            except READ_ERRORS as error:
-                raise self._diagnosis(block, first) or self._unreadable(error) from None
-            yield first, rows.select(names)
-            first += rows.height
-
-    def _read_parquet(self, name: str) -> pl.DataFrame:
         try:
-            return pl.read_parquet(self.path, columns=[name])
+            for block in self._blocks():
+                rows = self._read_block(block, names, as_numbers, first)
+                yield first, rows
+                first += rows.height
+        except READ_ERRORS as error:
+            if isinstance(error, DataError):
+                raise
+            raise self._unreadable(error) from None
+
+    def _read_column(self, name: str) -> pl.Series:
+        try:
+            if self._kind == "Parquet":
+                return pl.read_parquet(self.path, columns=[name]).to_series()
+            return pl.read_ipc(self.path, columns=[name]).to_series()
         except READ_ERRORS as error:
             raise self._unreadable(error) from None
 
-    def _read_csv(self, block: bytes | Path, types: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-        return pl.read_csv(
-            block,
-            columns=list(types),
-            schema_overrides=types,
-            null_values=NULLS,
-            separator=self._separator,
-        )
+    def _read_block(
+        self, block: bytes, names: list[str], as_numbers: bool, first: int
+    ) -> pl.DataFrame:
+        """Some rows of a CSV; those that polars refuses are read again as texts, cell by cell."""
+        types: dict[str, type[pl.DataType]] = dict.fromkeys(self.names, pl.String)
+        if as_numbers and self._point == ".":
+            types |= dict.fromkeys(names, pl.Float64)
+        # All columns are read with the values: only so is a row that is too long found out.
+        columns = None if as_numbers else names
+        with contextlib.suppress(*READ_ERRORS):
+            rows = pl.read_csv(
+                block,
+                schema_overrides=types,
+                columns=columns,
+                null_values=self._nulls,
+                separator=self._sep,
+            )
+            if not as_numbers or self._point == ".":
+                return rows.select(names)
+        try:
+            rows = pl.read_csv(
+                block, infer_schema=False, null_values=self._nulls, separator=self._sep
+            )
+        except READ_ERRORS as error:
+            raise self._diagnosis(block, first) or self._unreadable(error) from None
+        if not as_numbers:
+            return rows.select(names)
+        wrong: list[tuple[int, str, str]] = []
+        for name in names:
+            texts = rows.get_column(name).str.strip_chars()
+            if self._point == ",":
+                texts = texts.str.replace(r"\.", "x", literal=False).str.replace(",", ".")
+            numbers = texts.cast(pl.Float64, strict=False)
+            bad = numbers.is_null() & texts.is_not_null() & ~texts.is_in(self._nulls)
+            if bad.any():
+                row = int(bad.arg_max() or 0)
+                wrong.append((row, name, rows.get_column(name)[row]))
+            rows = rows.with_columns(numbers.alias(name))
+        if wrong:
+            row, name, text = min(wrong, key=lambda found: found[0])
+            remedy = (
+                "Correct it, or name the value columns in data.channels (columns: "
+                f"{_listing(self.names)}). Missing values may be empty, NA, NaN or null, or named "
+                "in data.nulls."
+            )
+            if re.search(r"\d[.,]\d", text):
+                remedy += (
+                    f" Numbers are read with a decimal {self._point!r} (data.decimal) and without "
+                    "marks between thousands."
+                )
+            raise DataError(
+                f"{self.path}: row {first + row + 1} of column {name!r} has {text!r}, not a "
+                f"number. {remedy}"
+            )
+        return rows.select(names)
 
-    def _numbers(self, column: pl.Series) -> np.ndarray:
-        """A value column as float32, NaN where null."""
+    def _diagnosis(self, block: bytes, first: int) -> DataError | None:
+        """What polars could not split into rows: a row too long, bytes, or a quote not closed."""
+        try:
+            text = block.decode()
+        except UnicodeDecodeError as error:
+            return DataError(
+                f"{self.path}: after row {first} a text is not {self._encoding} ({error.reason}). "
+                "Name the file's encoding, as in data.encoding=latin-1."
+            )
+        if block.count(b'"') % 2:
+            line = next(line for line in text.splitlines() if line.count('"') % 2)
+            return DataError(
+                f"{self.path}: quotes do not pair up; the line {line[:80]}"
+                " has an odd number of them. Close it, or write a quote inside a text as two."
+            )
+        for row, cells in enumerate(csv.reader(io.StringIO(text), delimiter=self._sep)):
+            if row and len(cells) > len(self.names):
+                return DataError(
+                    f"{self.path}: row {first + row} has {len(cells)} fields and the header "
+                    f"{len(self.names)}: {self._sep.join(cells)[:80]!r}. Quote texts that hold a "
+                    f"{self._sep!r}, write numbers with a point, or set data.separator."
+                )
+        return None
+
+    def _numbers(self, column: pl.Series, first: int) -> np.ndarray:
+        """A value column as float64 (float32 if the file has it so), NaN where null."""
         dtype = column.dtype
         if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
             raise DataError(
                 f"{self.path}: column {column.name!r} holds {dtype}, not numbers. Name the value "
                 "columns in data.channels."
             )
-        return column.cast(pl.Float32).to_numpy()
-
-    def _diagnosis(self, block: bytes | Path, first: int) -> DataError | None:
-        """Finds what made a block unreadable: a text in a value column, or a quote not closed."""
-        wrong: list[tuple[int, str, str]] = []
-        with contextlib.suppress(*READ_ERRORS):
-            texts = self._read_csv(block, dict.fromkeys(self._values, pl.String))
-            for column in texts.iter_columns():
-                bad = column.str.strip_chars_start().cast(pl.Float32, strict=False).is_null()
-                bad &= column.is_not_null()
-                if bad.any():
-                    row = int(bad.arg_max() or 0)
-                    wrong.append((row, column.name, column[row]))
-        if wrong:
-            row, name, text = min(wrong, key=lambda found: found[0])
-            return DataError(
-                f"{self.path}: row {first + row + 1} of column {name!r} has {text!r}, not a "
-                f"number. Mend it, or name the value columns in data.channels (columns: "
-                f"{_listing(self.names)}). Missing values may be empty, NA, NaN or null."
-            )
-        if isinstance(block, bytes) and block.count(b'"') % 2:
-            line = next(line for line in block.splitlines() if line.count(b'"') % 2)
-            return DataError(
-                f"{self.path}: quotes do not pair up; the line {line[:80].decode(errors='replace')}"
-                " has an odd number of them. Close it, or write a quote inside a text as two."
-            )
-        return None
+        numbers = column.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64).to_numpy()
+        for null in self._null_numbers:
+            numbers = np.where(numbers == null, np.nan, numbers)
+        if numbers.dtype == np.float64 and np.nanmax(np.abs(numbers), initial=0) > FLOAT32_MAX:
+            too_large = np.isfinite(numbers) & (np.abs(numbers) > FLOAT32_MAX)
+            if too_large.any():
+                row = int(np.argmax(too_large))
+                raise DataError(
+                    f"{self.path}: row {first + row + 1} of column {column.name!r} has "
+                    f"{numbers[row]:g}, beyond float32's {FLOAT32_MAX:.1e}. Write it in a larger "
+                    "unit, or name it in data.nulls if it stands for a missing value."
+                )
+        return numbers
 
     def _unreadable(self, error: BaseException) -> DataError:
-        kind = "Parquet" if self.parquet else "CSV"
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return DataError(f"{self.path} cannot be read as {kind}: {lines[0]}")
+        return DataError(f"{self.path} cannot be read as {self._kind}: {lines[0]}")
+
+    def _unpacked(self) -> BinaryIO:
+        for mark, opener in OPENERS.items():
+            if self._head.startswith(mark):
+                return opener(self.path)  # type: ignore[operator]
+        if self._head.startswith(PACKED):
+            lines = pl.read_csv(
+                self.path, has_header=False, separator="\x01", quote_char=None, infer_schema=False
+            )
+            return io.BytesIO("\n".join(lines.to_series().fill_null("")).encode())
+        return self.path.open("rb")
+
+    def _stream(self) -> BinaryIO:
+        """The file's text in UTF-8."""
+        file = self._unpacked()
+        if codecs.lookup(self._encoding or "utf-8").name == "utf-8":
+            return file
+        return codecs.EncodedFile(file, "utf-8", self._encoding, "replace")
+
+    def _blocks(self) -> Iterator[bytes]:
+        """A CSV's rows in blocks of so many bytes and more, each under the file's header.
+
+        polars maps a file that it is given by name, so that all of its text would count as memory
+        of this process. A block ends where a line does, outside of quotes: after an even number of
+        them. Blank lines are dropped, those of separators alone too.
+        """
+        blank = re.compile(rb"(?m)^[ %b]*\r?(\n|\Z)" % re.escape(self._sep.encode()))
+        signs = (b"\n\n", b"\n\r", b"\n" + self._sep.encode(), b"\n ")
+        num_blank = 0
+        with self._stream() as file:
+            header = _header(file)
+            while block := file.read(self._block_bytes):
+                lines = [block, file.readline()]
+                quotes = sum(text.count(b'"') for text in lines)
+                while quotes % 2 and (line := file.readline()):
+                    lines.append(line)
+                    quotes += line.count(b'"')
+                text = header + b"".join(lines)
+                if any(sign in text for sign in signs):
+                    text, dropped = blank.subn(b"", text)
+                    num_blank += dropped
+                yield text
 
 
-def _csv_blocks(path: Path, size: int) -> Iterator[bytes | Path]:
-    """A CSV's rows in blocks of `size` bytes and more, each under the file's header.
+def _header(file: BinaryIO) -> bytes:
+    """The first line that is not blank, and those that a quoted name goes on in."""
+    header = file.readline().removeprefix(codecs.BOM_UTF8)
+    while not header.strip() and (line := file.readline()):
+        header = line
+    while header.count(b'"') % 2 and (line := file.readline()):
+        header += line
+    return header
 
-    polars maps a file that it is given by name, so that all of its text would count as memory of
-    this process. A block ends where a line does, outside of quotes: after an even number of them.
-    What cannot be cut (a compressed file, a header with an odd quote) is the path itself.
+
+def _offsets(low_C: np.ndarray, high_C: np.ndarray) -> np.ndarray:
+    """What to take off before float32: 0, or the extreme of a channel that is nearest to 0.
+
+    float32 keeps 24 bits, so 1.6e9 ± 3 would be one value. An offset among the values leaves them
+    exact to 2⁻²⁴ of their range.
     """
-    with path.open("rb") as file:
-        header = file.readline()
-        while not header.strip(b"\xef\xbb\xbf\r\n") and (line := file.readline()):
-            header += line
-        if header.startswith(COMPRESSED) or header.count(b'"') % 2:
-            yield path
-            return
-        while block := file.read(size):
-            lines = [header, block, file.readline()]
-            quotes = sum(text.count(b'"') for text in lines)
-            while quotes % 2 and (line := file.readline()):
-                lines.append(line)
-                quotes += line.count(b'"')
-            yield b"".join(lines)
+    nearest_C = np.where(low_C > 0, low_C, np.minimum(high_C, 0.0))
+    far_C = np.isfinite(nearest_C) & (np.abs(nearest_C) > FAR * (high_C - low_C))
+    return np.where(far_C, nearest_C, 0.0)
 
 
-def _time_column(file: _File, time: str | None) -> str:
+def _time_columns(file: _File, time: str | None) -> list[str]:
+    """The column of times, or the columns that make them up."""
     if time is not None:
-        file.check_columns([time], "data.time")
-        return time
+        parts = [time] if time in file.names else [part.strip() for part in time.split("+")]
+        file.check_columns(parts if len(parts) > 1 else [time], "data.time")
+        return parts
+    lower = {name.strip().lower(): name for name in reversed(file.names)}
+    if "date" in lower and "time" in lower:
+        day, clock = str(file.first(lower["date"])), str(file.first(lower["time"]))
+        if ":" not in day and re.match(r"\s*\d\d?:\d\d", clock):
+            return [lower["date"], lower["time"]]
     for wanted in TIME_NAMES:
-        for name in file.names:
-            if name.strip().lower() == wanted:
-                return name
-    if len(file.names) == 1 and (found := [mark for mark in ";\t|" if mark in file.names[0]]):
-        raise DataError(
-            f"{file.path}: its columns seem to be separated by {found[0]!r} ({file.names[0]!r}). "
-            "Separate them by commas and write numbers with a point, or name the file .tsv if it "
-            "has tabs."
-        )
+        if wanted in lower:
+            return [lower[wanted]]
+    for name in file.names:
+        if INDEX.fullmatch(name):
+            first = file.first(name)
+            if re.match(r"\d{4}-\d\d|\d\d?[/.]\d\d?[/.]\d{4}", str(first)):
+                return [name]
+    hint = ""
+    if len(file.names) == 1:
+        hint = " It has one column: name what separates its columns (data.separator)."
+    elif any(re.match(r"\s*[+-]?\d", name) for name in file.names):
+        hint = " Its first line seems to be data: write the columns' names above it."
     raise DataError(
         f"{file.path}: no time column: none is called {', '.join(TIME_NAMES)}. Name it "
-        f"(data.time=COLUMN); columns: {_listing(file.names)}."
+        f"(data.time=COLUMN, or data.time=YEAR+MONTH+DAY with data.time_format='%Y %m %d'); "
+        f"columns: {_listing(file.names)}.{hint}"
     )
+
+
+def _long_keys(file: _File, names: list[str]) -> str:
+    """The keys that would read the file as a long table; "" if it does not look like one."""
+    if len(names) < 2:
+        return ""
+    texts = []
+    for name in names:
+        first = file.first(name)
+        if isinstance(first, str) and not re.fullmatch(r"\s*[+-]?[\d.,]+([eE].*)?", first):
+            texts.append(name)
+    id = (texts or [n for n in names if re.fullmatch(r"(?i).*(id|name|code)", n)] or names)[0]
+    value = [name for name in names if name != id][-1]
+    return f"data.id={id} data.value={value}"
 
 
 def _check_finite(
@@ -390,25 +728,21 @@ def _check_finite(
         return
     row = int(np.argmin(finite_T))
     if missing == "error":
-        if not finite_T.any():
+        if np.isnan(column_T).all():
             raise DataError(
                 f"{file.path}: column {name!r} has no value at all. Leave it out: name the others "
                 "in data.channels."
             )
-        what = "is missing" if np.isnan(column_T[row]) else "is infinite (or beyond float32)"
+        what = "is missing" if np.isnan(column_T[row]) else "is infinite"
         raise DataError(
             f"{file.path}: row {row + 1} of column {name!r} {what}; "
-            f"{int(np.count_nonzero(~finite_T))} such values. Mend them, or choose data.missing="
-            "interpolate (straight lines over the gaps) or mask (gaps are left out of the loss)."
+            f"{int(np.count_nonzero(~finite_T))} such values. Correct them, or choose data.missing="
+            "interpolate or mask, which leave gaps out of the loss."
         )
     infinite_T = np.isinf(column_T)
     if infinite_T.any():
         notes.append(f"{int(infinite_T.sum())} infinite values of {name} treated as missing")
         column_T[infinite_T] = np.nan
-
-
-def _nan_array(shape: tuple[int, int]) -> np.ndarray:
-    return np.full(shape, np.nan, dtype=np.float32)
 
 
 def _listing(names: Sequence[str], most: int = 12) -> str:

@@ -6,6 +6,7 @@ The three splits share one standardised tensor. A window is a row number; a batc
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from t5ts.data.series import Series
 from t5ts.errors import DataError
+from t5ts.task import last_seen
 
 # Rows per pass of the scaler: its float64 temporaries stay a few MB whatever the series' length.
 CHUNK_ROWS = 65_536
@@ -29,15 +31,28 @@ class Windows:
         context_len: Rows of a window that may lie before the split; 0 for train.
         first_row: Row of the series at which window 0 starts.
         name: "train", "val" or "test"; "ood" for another series' test windows.
+        context_len: Rows of a window that are seen and not scored.
+        carried: Rows of the series with a gap, ascending (G,), and the values that fill it in a
+            context (G, C); None where gaps stay NaN.
     """
 
     def __init__(
-        self, series_TC: Tensor, *, name: str, window_len: int, first_row: int, num_windows: int
+        self,
+        series_TC: Tensor,
+        *,
+        name: str,
+        window_len: int,
+        first_row: int,
+        num_windows: int,
+        context_len: int = 0,
+        carried: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.series_TC = series_TC
         self.name = name
         self.window_len = window_len
         self.first_row = first_row
+        self.context_len = context_len
+        self.carried = carried
         self._num_windows = num_windows
         last = first_row + num_windows - 1
         assert num_windows > 0, "an empty split is build_windows's to refuse"
@@ -57,8 +72,10 @@ class Windows:
             index_B: (B,) integer window numbers, 0 … len − 1, on any device.
 
         Returns:
-            (B, C, W) contiguous float32 on the series' device; NaN where the series has no value
-            (`data.missing=mask`).
+            (B, C, W) contiguous float32 on the series' device; NaN where the series has no value.
+            Under `data.missing=interpolate` the context has none: a gap there holds the last value
+            before it (0, the train mean, before the first), so that no step is computed from a
+            later one. In what is scored a gap is always NaN.
 
         Raises:
             IndexError: on the CPU, if a number is out of range (on a GPU: a device assertion).
@@ -66,7 +83,24 @@ class Windows:
         Source: own. index_select was 2–5 times faster than advanced indexing here.
         """
         index_B = index_B.to(self.series_TC.device, non_blocking=True)
-        return self._windows_KCW.index_select(0, index_B)
+        windows_BCW = self._windows_KCW.index_select(0, index_B)
+        if self.carried is not None and self.context_len:
+            rows_G, values_GC = self.carried
+            context_BCL = windows_BCW[..., : self.context_len]
+            place_B = torch.searchsorted(rows_G, index_B + self.first_row).clamp_max(
+                len(rows_G) - 1
+            )
+            first_BC = context_BCL[..., 0]
+            first_BC.copy_(torch.where(first_BC.isnan(), values_GC[place_B], first_BC))
+            context_BCL.copy_(last_seen(context_BCL))
+        return windows_BCW
+
+    def first(self, num_windows: int, *, name: str) -> Windows:
+        """The first windows of these under another name."""
+        part = copy.copy(self)
+        part.name, part._num_windows = name, num_windows
+        part._windows_KCW = self._windows_KCW[:num_windows]
+        return part
 
 
 @dataclass(kw_only=True, eq=False)
@@ -107,7 +141,7 @@ def build_windows(
     rows − target_len + 1.
 
     The scaler sees all train rows and nothing else, whatever `fraction` is, so that val_loss has
-    the same unit at every fraction. NaN values (`data.missing=mask`) are ignored by it and stay.
+    the same unit at every fraction. NaN values are ignored by it and stay in the series.
 
     Args:
         series: Consumed: its `values_TC` holds standardised values afterwards (no second copy of
@@ -144,13 +178,16 @@ def build_windows(
     if not _has_value(series.values_TC[train_start + context_len : train_end]):
         raise DataError(
             f"The train windows of {series.name} have no target that could be learned: rows"
-            f" {train_start + context_len} … {train_end - 1} are all gaps (data.missing=mask). Move"
-            " data.splits, or raise data.fraction."
+            f" {train_start + context_len} … {train_end - 1} are all gaps, which are not scored."
+            " Move data.splits, or raise data.fraction."
         )
     standardise(series)
     assert series.scaler is not None
     mean_C, std_C, constant_channels = series.scaler
     series_TC = torch.from_numpy(series.values_TC).to(device)
+    carried = _carried(series.values_TC) if series.fills_contexts else None
+    if carried is not None:
+        carried = (carried[0].to(device), carried[1].to(device))
     windows = {
         name: Windows(
             series_TC,
@@ -158,6 +195,8 @@ def build_windows(
             window_len=window_len,
             first_row=first,
             num_windows=end - first - window_len + 1,
+            context_len=context_len,
+            carried=carried,
         )
         for name, (first, end, _, _) in spans.items()
     }
@@ -175,6 +214,23 @@ def _has_value(rows_TC: np.ndarray) -> bool:
     """Whether anything is not NaN; stops at the first chunk that has a value."""
     chunks = range(0, len(rows_TC), CHUNK_ROWS)
     return any(not np.isnan(rows_TC[start : start + CHUNK_ROWS]).all() for start in chunks)
+
+
+def _carried(values_TC: np.ndarray) -> tuple[Tensor, Tensor] | None:
+    """The rows with a gap and, for each channel, the last value at or before them; 0 before any."""
+    is_gap_T = np.zeros(len(values_TC), dtype=bool)
+    for values_T in values_TC.T:
+        is_gap_T |= np.isnan(values_T)
+    rows_G = np.flatnonzero(is_gap_T)
+    if not len(rows_G):
+        return None
+    filled_GC = np.zeros((len(rows_G), values_TC.shape[1]), dtype=np.float32)
+    for column, values_T in enumerate(values_TC.T):
+        known = np.flatnonzero(~np.isnan(values_T))
+        place_G = np.searchsorted(known, rows_G, side="right") - 1
+        has_G = place_G >= 0
+        filled_GC[has_G, column] = values_T[known[place_G[has_G]]]
+    return torch.from_numpy(rows_G), torch.from_numpy(filled_GC)
 
 
 def standardise(series: Series) -> None:
@@ -222,6 +278,8 @@ def standardise(series: Series) -> None:
                 "standard deviation of its train rows: train and later rows differ wildly. "
                 "Look at the data, or leave the channel out (data.channels)."
             )
+    if series.offset_C is not None:
+        mean_C = mean_C + series.offset_C
     series.scaler = (mean_C, std_C, [int(c) for c in np.flatnonzero(constant_C)])
 
 

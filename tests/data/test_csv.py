@@ -191,17 +191,17 @@ def test_splits_by_date_and_season_given(tmp_path):
 # --- the policy for missing values ---------------------------------------------------------------
 
 
-def test_gaps_are_interpolated_counted_and_noted(tmp_path):
+def test_gaps_are_kept_counted_and_noted(tmp_path):
     values = ["", *range(1, 10), "NA", "", 12, *range(13, 19), "NaN"]
     path = write(tmp_path, rows_text(hours(20), values))
     refused(path, "row 1 ", "'a'", "missing", "data.missing")
-    series = load_csv(path=path, missing="interpolate")
-    np.testing.assert_allclose(series.values_TC[:, 0], [1, *range(1, 19), 18])
-    assert series.gap_share == pytest.approx(4 / 20)
-    assert "4 missing values" in series.notes[0]
-    assert "longest gap 2 rows in a" in series.notes[0]
-    masked = load_csv(path=path, missing="mask").values_TC[:, 0]
-    assert np.flatnonzero(np.isnan(masked)).tolist() == [0, 10, 11, 19]
+    for missing in ("interpolate", "mask"):
+        series = load_csv(path=path, missing=missing)
+        assert np.flatnonzero(np.isnan(series.values_TC[:, 0])).tolist() == [0, 10, 11, 19]
+        assert series.fills_contexts == (missing == "interpolate")
+        assert series.gap_share == pytest.approx(4 / 20)
+        assert "4 missing values" in series.notes[0]
+        assert "longest gap 2 rows in a" in series.notes[0]
 
 
 def test_skipped_and_unsorted_times_are_mended_and_noted(tmp_path):
@@ -221,7 +221,7 @@ def test_infinities_are_refused_or_missing(tmp_path):
     path = write(tmp_path, rows_text(hours(20), [*range(7), "inf", *range(12)]))
     refused(path, "row 8 ", "'a'", "infinite")
     series = load_csv(path=path, missing="interpolate")
-    assert series.values_TC[7, 0] == 3
+    assert np.flatnonzero(np.isnan(series.values_TC[:, 0])).tolist() == [7]
     assert "1 infinite values of a" in series.notes[0]
 
 
@@ -257,7 +257,6 @@ def test_files_that_are_no_files(tmp_path):
         (rows_text(hours(5)), ["data.id and data.value"], {"id": "a"}),
         (rows_text(hours(20), ["x", *range(19)]), ["row 1 ", "'a'", "'x'"], {}),
         (rows_text(hours(300), [*range(299), "calm"]), ["row 300", "'a'", "'calm'"], {}),
-        (rows_text(hours(20), [*range(19), "1 "]), ["row 20", "'a'", "'1 '"], {}),
         (rows_text(hours(20), [*range(12), '"1', *range(7)]), ["quotes", '12:00:00,"1'], {}),
         (rows_text(hours(20)) + '2020-01-01 20:00:00",1\n', ["quotes", '20:00:00",1'], {}),
         (rows_text(hours(20), [""] * 20), ["'a'", "no value"], {}),
@@ -275,13 +274,17 @@ def test_files_that_are_no_files(tmp_path):
         ),
         (
             rows_text([*hours(9, "%Y-%m-%d %H:%M:%SZ"), "2020-01-01 09:00:00+01:00"]),
-            ["mixed time zones"],
+            ["duplicate times", "08:00:00"],
             {},
         ),
         (rows_text(hours(9)[::-1]), ["not sorted", "row 2", "data.missing"], {}),
         (rows_text([*hours(9), hours(9)[-1]]), ["1 duplicate times", "08:00:00"], {}),
         (rows_text([*hours(9), hours(9)[3]]), ["duplicate times"], {"missing": "mask"}),
-        (rows_text([*hours(9), "2020-01-01 10:00:00"]), ["irregular step", "7200 s"], {}),
+        (
+            rows_text([*hours(9), "2020-01-01 10:00:00"]),
+            ["irregular step", "row 10", "2 h", "1 h"],
+            {},
+        ),
         (
             rows_text([*hours(9), "2020-01-01 08:30:00"]),
             ["off the grid", "Resample"],
@@ -305,11 +308,9 @@ def test_files_that_are_no_files(tmp_path):
         ),
         (rows_text(hours(20)), ["data.season"], {"season": 0}),
         (rows_text(hours(20)), ["data.season"], {"season": 2.5}),
-        ("time;a\n2020-01-01;1,5\n", ["separated by ';'", "time;a", "commas"], {}),
-        ("time\ta\n2020-01-01\t1\n", ["separated by '\\t'", ".tsv"], {}),
-        (rows_text(hours(20), header=",time"), ["column 1 has no name", "index=False"], {}),
-        (rows_text(hours(20)) + "2020-01-01 20:00:00,1,2,3\n", ["CSV"], {}),
-        (rows_text([10**18, 10**18 * 10, 3], header="time,a"), ["row 2"], {}),
+        (rows_text(hours(20), header=",time"), ["data.channels"], {}),
+        (rows_text(hours(20)) + "2020-01-01 20:00:00,1,2,3\n", ["row 21", "4 fields"], {}),
+        (rows_text([10**18, 10**18 * 10, 3], header="time,a"), ["1e+19", "plausible"], {}),
     ],
 )
 def test_bad_tables(tmp_path, text, words, keys):
@@ -417,7 +418,7 @@ def test_a_fault_is_named_alike_whatever_the_blocks(
 
     expected = outcome(2**20)
     assert outcome(block_bytes) == expected
-    if column == 2 and fault in ("", "calm", "inf", "1e99", "1 "):
+    if column == 2 and fault in ("", "calm", "inf", "1e99"):
         assert f"row {row + 1} of column 'v'" in str(expected)
     if column == 0 and row and fault != '"':
         assert f"row {row + 1} has" in str(expected)

@@ -24,7 +24,7 @@ def test_line_and_figures():
     assert sanity.mean_mse["train"] == pytest.approx(1)
     assert sanity.mean_mse["val"] == pytest.approx((scaled[200:260] ** 2).mean(), rel=1e-5)
     assert sanity.variance["test"] == pytest.approx(scaled[260:320].var(0).mean(), rel=1e-5)
-    for words in ("330 rows × 3 channels", "2020-01-01T00:00:00 …", "step 3600 s", "gaps 0.00%"):
+    for words in ("330 rows × 3 channels", "2020-01-01T00:00:00 …", "step 1 h", "gaps 0.00%"):
         assert words in sanity.line
     assert "windows train 181, val 57, test 57" in sanity.line
     assert sanity.warnings == []

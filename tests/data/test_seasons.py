@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from t5ts.data.seasons import MAX_ROWS, candidate_seasons, choose_season
+from t5ts.data.series import Step
 
 
 def wave(num_rows, *periods, noise=0.5, trend=0.0, seed=0):
@@ -30,7 +31,9 @@ def wave(num_rows, *periods, noise=0.5, trend=0.0, seed=0):
 )
 @pytest.mark.parametrize("trend", [0.0, 0.01])
 def test_the_calendar_period_of_a_noisy_wave_is_found(step_s, period, num_rows, trend):
-    season, note = choose_season(wave(num_rows, period, trend=trend), step_s=step_s, season=None)
+    season, note = choose_season(
+        wave(num_rows, period, trend=trend), step=Step(step_s), season=None
+    )
     assert season == period
     assert "inferred" in note
 
@@ -38,7 +41,7 @@ def test_the_calendar_period_of_a_noisy_wave_is_found(step_s, period, num_rows, 
 def test_day_wins_over_its_own_multiple_and_gaps_do_not_matter():
     values = wave(2000, 24)
     values[np.random.default_rng(1).random(values.shape) < 0.3] = np.nan
-    assert choose_season(values, step_s=3600, season=None)[0] == 24
+    assert choose_season(values, step=Step(3600), season=None)[0] == 24
 
 
 @pytest.mark.parametrize("kind", ["noise", "walk", "constant", "empty"])
@@ -50,16 +53,16 @@ def test_no_season_is_said_where_there_is_none(kind):
         "constant": np.ones_like(noise),
         "empty": np.full_like(noise, np.nan),
     }[kind]
-    season, note = choose_season(values, step_s=3600, season=None)
+    season, note = choose_season(values, step=Step(3600), season=None)
     assert season == 1
     assert "no autocorrelation peak at 24, 168 rows" in note
 
 
 def test_candidates_must_fit_step_and_rows():
-    assert candidate_seasons(3600, num_rows=10_000) == {24: "day", 168: "week"}
-    assert candidate_seasons(3600, num_rows=100) == {24: "day"}
-    assert candidate_seasons(7 * 3600, num_rows=1000) == {24: "week"}
-    assert candidate_seasons(7.3e9, num_rows=1000) == {}
-    assert max(candidate_seasons(1, num_rows=MAX_ROWS)) <= MAX_ROWS / 3
-    note = choose_season(np.ones((20, 1), np.float32), step_s=7.3e9, season=None)[1]
+    assert candidate_seasons(Step(3600), num_rows=10_000) == {24: "day", 168: "week"}
+    assert candidate_seasons(Step(3600), num_rows=100) == {24: "day"}
+    assert candidate_seasons(Step(7 * 3600), num_rows=1000) == {24: "week"}
+    assert candidate_seasons(Step(7.3e9), num_rows=1000) == {}
+    assert max(candidate_seasons(Step(1), num_rows=MAX_ROWS)) <= MAX_ROWS / 3
+    note = choose_season(np.ones((20, 1), np.float32), step=Step(7.3e9), season=None)[1]
     assert "no calendar period" in note

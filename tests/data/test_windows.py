@@ -294,3 +294,64 @@ def test_a_gpu_gathers_what_the_cpu_gathers():
     on_gpu = build_windows(random_series(), context_len=8, target_len=4, device="cuda")
     index = epoch_order(len(on_cpu.train), seed=0, epoch=0)
     assert torch.equal(on_gpu.train.gather(index).cpu(), on_cpu.train.gather(index))
+
+
+def gappy(seed: int, *, change: slice | None = None) -> Series:
+    """A series of which a third is missing, the first rows and some long runs among it."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(5, 2, size=(300, 2))
+    missing = rng.random(values.shape) < 0.2
+    missing[:3, 0] = missing[40:60] = missing[190:215] = missing[250:262, 1] = True
+    values[missing] = np.nan
+    if change is not None:
+        values[change] = rng.normal(100, 50, size=values[change].shape)
+    series = make_series(values, (200, 240, 300))
+    series.fills_contexts = True
+    return series
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_contexts_are_filled_from_earlier_rows_and_gaps_are_not_scored(seed):
+    """Against a plain loop, in every window of every split."""
+    splits = build_windows(gappy(seed), context_len=12, target_len=6)
+    for part in (splits.train, splits.val, splits.test, splits.val.first(5, name="few")):
+        windows = part.gather(torch.arange(len(part))).numpy()
+        truth_TC = part.series_TC.numpy()
+        for number, window_CW in enumerate(windows):
+            first = part.first_row + number
+            for channel in range(2):
+                for step in range(12):
+                    known = [v for v in truth_TC[: first + step + 1, channel] if not np.isnan(v)]
+                    assert window_CW[channel, step] == (known[-1] if known else 0)
+            np.testing.assert_array_equal(window_CW[:, 12:], truth_TC[first + 12 : first + 18].T)
+    assert np.isnan(windows[..., 12:]).any()
+
+
+def test_no_step_of_a_context_is_computed_from_a_later_one():
+    kept = build_windows(gappy(0), context_len=12, target_len=6)
+    for row in (195, 205, 236, 255):
+        changed = build_windows(gappy(0, change=slice(row, None)), context_len=12, target_len=6)
+        for name in ("val", "test"):
+            if row < 200:  # the scaler sees train rows, these among them
+                continue
+            old, new = getattr(kept, name), getattr(changed, name)
+            index = torch.arange(len(old))
+            rows_KW = old.first_row + index[:, None] + torch.arange(18)
+            is_earlier = (rows_KW < row)[:, None].expand(-1, 2, -1)
+            same = (old.gather(index) == new.gather(index)) | old.gather(index).isnan()
+            assert bool(same[is_earlier].all())
+            assert not bool(new.gather(index)[..., :12].isnan().any())
+
+
+def test_a_reconstruction_hides_every_gap():
+    splits = build_windows(gappy(0), context_len=0, target_len=18)
+    windows = splits.val.gather(torch.arange(len(splits.val)))
+    assert bool(windows.isnan().any())
+
+
+def test_scaler_and_denominator_see_observed_values_alone():
+    filled, masked = gappy(1), gappy(1)
+    masked.fills_contexts = False
+    for series in (filled, masked):
+        build_windows(series, context_len=12, target_len=6)
+    np.testing.assert_array_equal(filled.values_TC, masked.values_TC)
