@@ -135,7 +135,9 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     ),
 }
 #: Loader's notes that speak against "pretrained on text".
-_DOUBTS = re.compile("fresh|not on text|barely trained|shuffled|before any training|redrawn")
+_DOUBTS = re.compile(
+    "origin:|fresh|not on text|barely trained|shuffled|before any training|redrawn"
+)
 
 
 def headline(facts: Facts) -> tuple[str, str]:

@@ -131,6 +131,25 @@ def test_what_the_loader_notes_reaches_the_verdict(tmp_path: Path, note: str, ki
         assert note.removeprefix("note: ") in shown
 
 
+@pytest.mark.parametrize(
+    ("loaded", "kind"),
+    [
+        ({"origin": "pretrained"}, TRANSFERS),
+        ({"origin": "control", "is_control": True}, WITHHELD),
+        ({"origin": "time series"}, LOWER_HERE),
+        ({"origin": "barely trained"}, LOWER_HERE),
+        ({"origin": "pretrained", "fresh_tensors": ["block_1.wo"]}, LOWER_HERE),
+    ],
+)
+def test_what_the_loader_found_reaches_the_verdict(
+    tmp_path: Path, loaded: dict[str, Any], kind: str
+) -> None:
+    write(tmp_path, {"t5-none": -0.06, "random-none": 0, "matched-none": 0})
+    edit(tmp_path, "t5-*", "provenance.json", lambda p: p["weights"].update(loaded))
+    edit(tmp_path, "random-*", "provenance.json", lambda p: p["weights"].update(origin="random"))
+    assert found(tmp_path).kind == kind
+
+
 def test_the_headline_names_the_checkpoint_and_what_was_not_asked(tmp_path: Path) -> None:
     write(tmp_path, {"t5-none": -0.06, "random-none": 0})
     edit(tmp_path, "t5-*", "provenance.json", lambda p: p["weights"].update(source="org/name"))
