@@ -17,6 +17,7 @@ families: intervals at Holm's level.
 needed, resolvable: whether the announced numbers of seeds and effects are met by later studies.
 failures: an arm that fails at a few seeds. curse: the best of many settings, tested at the seeds
 that chose it. headline: both arms choose plan and setting by validation, then are compared.
+data-sets: one of several data sets, and all of them, as the headline.
 In these, lines called "chosen on" were looked at when the rule was made, "fresh" ones only after.
 """
 
@@ -446,6 +447,8 @@ def _failures(rng: np.random.Generator, studies: int) -> None:
             verdict, stands = judge(x)
             flagged = [bool(outlying(row)) for row in x[:1000]]
             some = fails[:1000].any(axis=1)
+            left = [row[~bad] for row, bad in zip(x[:2000], fails[:2000], strict=True)]
+            lost = [abs(m) > h for m, h in (_t(row) for row in left if len(row) > 1)]
             rows.append(
                 (
                     group,
@@ -453,15 +456,17 @@ def _failures(rng: np.random.Generator, studies: int) -> None:
                     f"{100 * rate:g} % by {size:g}",
                     seeds,
                     _share(~fails.any(axis=1)),
+                    _share(lost),
                     _share(verdict),
                     _share(verdict & stands),
                     _share(np.array(flagged)[some]),
                 )
             )
     _table(
-        f"An arm that leads but fails at some seeds, equal on average ({studies} studies)",
-        "settings | log losses | failures, spreads | seeds | none seen | t decides |"
-        " and robust_p < 5 % | failures seen are flagged",
+        f"An arm that leads and fails at some seeds, equal on average ({studies} studies)",
+        "settings | log losses | failures, spreads | seeds | none seen |"
+        " t decides, failed seeds left out | t decides | and robust_p < 5 % |"
+        " failures seen are flagged",
         rows,
     )
     rows = []
@@ -479,16 +484,17 @@ def _failures(rng: np.random.Generator, studies: int) -> None:
 
 def _curse(rng: np.random.Generator, studies: int) -> None:
     rows = []
-    for group, settings, spreads, shared, seeds in (
-        ("chosen on", 30, (0.02, 0.004), 1.0, 5),
-        ("fresh", 30, (0.02, 0.004), 0.7, 5),
-        ("fresh", 12, (0.017, 0.006), 0.8, 3),
-        ("fresh", 12, (0.017, 0.006), 0.8, 10),
-        ("fresh", 60, (0.01, 0.01), 0.8, 5),
-        ("fresh", 100, (0.03, 0.003), 0.5, 5),
+    for group, tried, spreads, shared, seeds in (
+        ("chosen on", (30, 30), (0.02, 0.004), 1.0, 5),
+        ("fresh", (30, 30), (0.02, 0.004), 0.7, 5),
+        ("fresh", (12, 12), (0.017, 0.006), 0.8, 3),
+        ("fresh", (12, 12), (0.017, 0.006), 0.8, 10),
+        ("fresh", (60, 60), (0.01, 0.01), 0.8, 5),
+        ("fresh", (100, 100), (0.03, 0.003), 0.5, 5),
+        ("unequal budgets", (40, 8), (0.01, 0.01), 0.9, 5),
     ):
         same, fresh = [], []
-        for spread in spreads:
+        for settings, spread in zip(tried, spreads, strict=True):
             # What a run's luck does to validation, it does in part to the test.
             luck = rng.normal(size=(studies, settings, seeds))
             best = luck.mean(axis=2).argmin(axis=1)
@@ -500,14 +506,39 @@ def _curse(rng: np.random.Generator, studies: int) -> None:
         for noisy, steady in (same, fresh):
             mean, half = _t(noisy - steady)
             found += [mean < -half, mean > half, np.abs(mean) <= half]
-        rows.append(
-            (group, settings, ", ".join(map(str, spreads)), shared, seeds, *map(_share, found))
-        )
+        setting = (group, *(", ".join(map(str, x)) for x in (tried, spreads)), shared, seeds)
+        rows.append((*setting, *map(_share, found)))
     _table(
         f"The best of many equal settings, no true effect ({studies} studies): at the seeds that"
         " chose it, and in a final run at fresh seeds",
-        "settings | tried | spreads | test follows validation | seeds | noisier arm wins |"
+        "settings | tried | spreads | test follows validation | seeds | first arm wins |"
         " it loses | covers | final: it wins | it loses | covers",
+        rows,
+    )
+
+
+def _data_sets(rng: np.random.Generator, studies: int) -> None:
+    rows = []
+    for sets, mean, between, seeds in (
+        (3, 0.0, 0.03, 5),
+        (5, 0.0, 0.02, 10),
+        (10, 0.0, 0.04, 3),
+        (5, -0.03, 0.02, 5),
+        (10, -0.03, 0.04, 3),
+    ):
+        truth = rng.normal(mean, between, (studies, sets))
+        x = truth[..., None] + 0.012 * rng.normal(size=(studies, sets, seeds))
+        first = _t(x[:, 0])
+        over = _t(x.mean(axis=2))
+        decided = [np.abs(m) > half for m, half in (first, over)]
+        against = (decided[0]) & (np.sign(first[0]) != np.sign(truth.mean(axis=1)))
+        covers = np.abs(over[0] - mean) <= over[1]
+        setting = (sets, f"{100 * mean:g} ± {100 * between:g}", seeds)
+        rows.append((*setting, *map(_share, (*decided, against, covers))))
+    _table(
+        f"Several data sets: effects differ between them ({studies} studies)",
+        "data sets | effects, % | seeds | the first is decided | all together are |"
+        " the first is decided against their mean | interval over data sets covers",
         rows,
     )
 
@@ -610,6 +641,7 @@ TABLES: dict[str, tuple[Callable[[np.random.Generator, int], None], float]] = {
     "failures": (_failures, 1),
     "curse": (_curse, 1 / 5),
     "headline": (_headline, 1 / 5),
+    "data-sets": (_data_sets, 1),
 }
 
 

@@ -218,8 +218,8 @@ def robust_p(
     nothing in them tells; Student's t then calls the lead real. Here the hypothesis is that the
     mean of seeds that did not fail is at most rate · spreads standard deviations from 0, which the
     failures take away again. Below 5 % the direction stands even so; above it the result is about
-    the kind of seeds seen. Failures that are among the seeds need no such test: they widen the t
-    interval so much that fewer than half of the seeds never carry a verdict.
+    the kind of seeds seen. Failures among the seeds need no such test: they widen the t interval
+    so much that up to three of them, at seeds that otherwise agree, never carry a verdict.
 
     Args:
         differences: (n,) paired differences; NaN are left out.
