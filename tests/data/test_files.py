@@ -394,7 +394,9 @@ def test_tables_that_cannot_be_trusted_are_refused(tmp_path, name):
 
 
 def test_local_days_of_a_parquet_with_a_zone(tmp_path):
-    times = pl.Series("time", every(DAY, dt.datetime(2020, 10, 1))).dt.replace_time_zone("Europe/Berlin")
+    times = pl.Series("time", every(DAY, dt.datetime(2020, 10, 1))).dt.replace_time_zone(
+        "Europe/Berlin"
+    )
     pl.DataFrame([times, pl.Series("a", VALUES)]).write_parquet(tmp_path / "x.parquet")
     series = load_csv(path=str(tmp_path / "x.parquet"))
     assert (series.start, series.step_s) == ("2020-10-01T00:00:00", 86_400)
