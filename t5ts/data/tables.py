@@ -330,6 +330,13 @@ class _File:
                 f"{self.path}: the first line is {lines[0]!r}. Delete it, and set data.separator="
                 f"{given[1]!r}."
             )
+        start = sample[:4096].decode("utf-8", "replace")
+        if re.search(r"[\x00-\x08\x0e-\x19\ufffd]", start[:-3]) or re.search(rb"\r(?!\n)", header):
+            raise DataError(
+                f"{self.path}: it begins with no text in {self._encoding}. It may be a binary "
+                "file, in another encoding (data.encoding), or end its lines with CR alone; save "
+                "the table as CSV in UTF-8."
+            )
         self._detect_separator(lines)
         self._detect_decimal(lines)
         names = pl.read_csv(header, n_rows=0, infer_schema=False, separator=self._sep).columns
