@@ -33,7 +33,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.model.tensors import state_digest
 
 ROOT = Path(__file__).parents[1]
-KILL_AFTER_EPOCHS = 2
+KILL_AFTER_EPOCHS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ SMOKE = Sizes(
         "data=synthetic", "data.num_rows=600", "seq_len=32", "horizon=8", "patch.patch_len=8",
         "backbone=t5_efficient_tiny", "backbone.d_model=16", "backbone.d_ff=32", "backbone.d_kv=8",
         "backbone.num_layers=2", "backbone.num_heads=2", "backbone.vocab_size=100",
-        "train.epochs=4", "train.log_every=2", "train.threads=1",
+        "train.epochs=3", "train.log_every=2", "train.threads=1",
     ),
 )  # fmt: skip
 

@@ -34,16 +34,15 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
 def test_stages_of_unfreezing_compile_nothing_again(
     tiny: Compose, tmp_path: Path, compilations: CompileCounter
 ) -> None:
-    """A block is frozen, or trains, or evaluates: that many programs, however deep the encoder."""
-    counts = []
-    for blocks in (3, 5):  # as many stages
-        staged = ["freeze=staged", "freeze.unfreeze_epoch=1", f"train.epochs={blocks + 1}"]
-        few = [f"backbone.num_layers={blocks}", "data.windows_per_epoch=70", "backbone.dropout=0"]
-        compilations.frame_count = 0
-        compiled = run(tiny("train.compile=true", *staged, *few), run_dir=tmp_path / str(blocks))
-        counts.append(compilations.frame_count)
-    assert counts[0] == counts[1]
-    assert 0 < counts[0] < torch._dynamo.config.recompile_limit
+    """A block evaluates, is frozen, or trains, below others that do or not: at most 5 programs.
+
+    The model as a whole has one for each of these 6 stages and one that evaluates, and t5_large's
+    24 are more than torch compiles.
+    """
+    staged = ["freeze=staged", "freeze.unfreeze_epoch=1", "train.epochs=7"]
+    few = ["backbone.num_layers=6", "data.windows_per_epoch=70", "backbone.dropout=0"]
+    compiled = run(tiny("train.compile=true", *staged, *few), run_dir=tmp_path / "compiled")
+    assert 0 < compilations.frame_count <= 5
     plain = run(tiny(*staged, *few), run_dir=tmp_path / "plain")
     assert compiled.metrics == pytest.approx(plain.metrics, rel=1e-4)
 

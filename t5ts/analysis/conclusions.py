@@ -135,7 +135,9 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     ),
 }
 #: Loader's notes that speak against "pretrained on text".
-_DOUBTS = re.compile("fresh|not on text|barely trained|shuffled|before any training|redrawn")
+_DOUBTS = re.compile(
+    "origin:|fresh|not on text|barely trained|shuffled|before any training|redrawn"
+)
 
 
 def headline(facts: Facts) -> tuple[str, str]:
@@ -256,7 +258,9 @@ def _facts(study: Study, judged: Verdict) -> Facts:
         ],
     )
     judged.is_provisional = max(map(chosen_from, pair.rivals)) > 1
-    progress = _progress(study, sides)
+    controls = [c.pair.rivals[1] for c in _controls(judged, pair.treatment)]
+    asked = [*sides, *(arm for arms in controls for arm in arms)]
+    progress = _progress(study, asked)
     if pair.seeds:
         judged.reasons.append(
             f"Test loss of {pair.name}, on {condition.name}: {_sure(main)}. Each is at its own best"
@@ -272,7 +276,7 @@ def _facts(study: Study, judged: Verdict) -> Facts:
         facts.outcome = "unfinished"
         facts.values = {
             "progress": " and ".join(f"{done}/{asked} ({name})" for name, done, asked in progress),
-            "command": _command(sides),
+            "command": _command(asked),
         }
         judged.reasons.append(
             "No verdict before the end: whoever looks often and stops when the answer pleases is"
@@ -366,12 +370,7 @@ def _text_or_scale(judged: Verdict, facts: Facts) -> None:
     """Who beats random weights must also beat controls that have the checkpoint's scale alone."""
     assert facts.main is not None
     treatment = facts.main.pair.treatment
-    controls = [
-        c
-        for c in judged.comparisons
-        if c.pair.kind == "control" and c.pair.treatment.backbone == treatment.backbone
-        if c.pair.seeds
-    ]
+    controls = [c for c in _controls(judged, treatment) if c.pair.seeds]
     worst = [WITHHELD, HIGHER, ALIKE, CANNOT_TELL, LOWER]
     rank = {id(c): (worst.index(c.kind), -c.effect.value) for c in controls}
     rival = facts.rival = min(controls, key=lambda c: rank[id(c)], default=None)
@@ -400,6 +399,11 @@ def _text_or_scale(judged: Verdict, facts: Facts) -> None:
         )
     if rival.kind == CANNOT_TELL and rival.effect.is_known:
         _count_needed(judged, rival)
+
+
+def _controls(judged: Verdict, treatment: Arm) -> list[Comparison]:
+    of_backbone = (c for c in judged.comparisons if c.pair.treatment.backbone == treatment.backbone)
+    return [c for c in of_backbone if c.pair.kind == "control"]
 
 
 def _add_cautions(judged: Verdict, facts: Facts) -> None:

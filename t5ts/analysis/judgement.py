@@ -145,7 +145,7 @@ class Findings:
     @property
     def main(self) -> Verdict:
         """The verdict that is drawn: one that can be reached, on the most training data."""
-        last = (UNFINISHED, WITHHELD, NOTHING)
+        last = (NOT_LEARNED, UNFINISHED, WITHHELD, NOTHING)
         reached = [v for v in self.verdicts if v.kind not in last]
         broken = [v for v in self.verdicts if v.kind == WITHHELD]
         return (broken or reached or self.verdicts)[0]

@@ -21,7 +21,7 @@ FAILED_SHARE = 0.2
 #: One arm's trials came to less than this share of what the other's did: no equal tuning.
 TRAINED_SHARE = 0.5
 #: Words of the loader's notes on weights that are not what init=t5 promises.
-NOT_PRETRAINED = re.compile("control, not pretrained")
+NOT_PRETRAINED = re.compile("control, not pretrained|origin: (control|random)")
 #: Settings that name a checkpoint or say what is known of it: they may differ between two.
 _OF_CHECKPOINT = (
     *CHECKPOINT,
@@ -99,13 +99,19 @@ def check_plans(pairs: Iterable[Pair]) -> list[Check]:
 
 def loader_notes(arm: Arm) -> list[str]:
     """What the loader noted of a pretrained arm's weights, each note once."""
-    checks = (
-        check
-        for run in arm.runs
-        for check in (run.provenance.get("weights") or {}).get("checks") or ()
-        if check.startswith("note:") or NOT_PRETRAINED.search(check)
-    )
-    return list(dict.fromkeys(check.removeprefix("note:").strip() for check in checks))
+    notes: list[str] = []
+    for loaded in (run.provenance.get("weights") or {} for run in arm.runs):
+        notes += [
+            check.removeprefix("note:").strip()
+            for check in loaded.get("checks") or ()
+            if check.startswith("note:") or NOT_PRETRAINED.search(check)
+        ]
+        if loaded.get("origin", "pretrained") != "pretrained":
+            notes.append(f"origin: {loaded['origin']}")
+        if fresh := loaded.get("fresh_tensors"):
+            shown = ", ".join(fresh[:3]) + (", …" if len(fresh) > 3 else "")
+            notes.append(f"{plural(len(fresh), 'tensor')} like a fresh draw ({shown})")
+    return list(dict.fromkeys(notes))
 
 
 def _differences(pair: Pair) -> Check:

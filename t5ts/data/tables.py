@@ -26,7 +26,7 @@ from t5ts.errors import DataError
 NULLS = """|NA|N/A|n/a|#N/A|#NA|<NA>|NaN|nan|NAN|-nan|-NaN|null|NULL|Null|None|none|NaT|?|-|--|.
 |missing|#VALUE!|#DIV/0!|1.#QNAN|1.#IND|-1.#IND""".replace("\n", "").split("|")
 # Text of a CSV that is parsed at once: more is no faster, and costs ten times its size in memory.
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 2**20
 # Rows of a Parquet or Arrow column that are converted at once.
 SLICE_ROWS = 2**20
 KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".feather": "Arrow", ".arrow": "Arrow",
@@ -149,7 +149,10 @@ def read_table(
         )
     file.open(texts=clocks, values=names)
     times_us, read = times()
-    grid = regular_grid(times_us, missing=missing, where=where, keys=_long_keys(file, names))
+    grid = regular_grid(
+        times_us, missing=missing, where=where, keys=lambda: _long_keys(file, names)
+    )
+    del times_us
     notes += read + grid.notes
     values_TC, offset_C = file.values(grid.num_rows, grid.rows)
     for column, name in enumerate(names):
@@ -326,6 +329,13 @@ class _File:
             raise DataError(
                 f"{self.path}: the first line is {lines[0]!r}. Delete it, and set data.separator="
                 f"{given[1]!r}."
+            )
+        start = sample[:4096].decode("utf-8", "replace")
+        if re.search(r"[\x00-\x08\x0e-\x19\ufffd]", start[:-3]) or re.search(rb"\r(?!\n)", header):
+            raise DataError(
+                f"{self.path}: it begins with no text in {self._encoding}. It may be a binary "
+                "file, in another encoding (data.encoding), or end its lines with CR alone; save "
+                "the table as CSV in UTF-8."
             )
         self._detect_separator(lines)
         self._detect_decimal(lines)
@@ -636,8 +646,7 @@ class _File:
         them. Blank lines are dropped, those of separators alone too.
         """
         blank = re.compile(rb"(?m)^[ %b]*\r?(\n|\Z)" % re.escape(self._sep.encode()))
-        signs = (b"\n\n", b"\n\r", b"\n" + self._sep.encode(), b"\n ")
-        num_blank = 0
+        signs = [ord(sign) for sign in ("\n", "\r", " ", self._sep)]
         with self._stream() as file:
             header = _header(file)
             while block := file.read(self._block_bytes):
@@ -647,9 +656,9 @@ class _File:
                     lines.append(line)
                     quotes += line.count(b'"')
                 text = header + b"".join(lines)
-                if any(sign in text for sign in signs):
-                    text, dropped = blank.subn(b"", text)
-                    num_blank += dropped
+                chars = np.frombuffer(text, np.uint8)
+                if np.isin(chars[1:][chars[:-1] == ord("\n")], signs).any():
+                    text = blank.sub(b"", text)
                 yield text
 
 
@@ -706,9 +715,9 @@ def _time_columns(file: _File, time: str | None) -> list[str]:
 
 
 def _long_keys(file: _File, names: list[str]) -> str:
-    """The keys that would read the file as a long table; "" if it does not look like one."""
+    """The keys that would read the file as a long table."""
     if len(names) < 2:
-        return ""
+        return "data.id=COLUMN data.value=COLUMN"
     texts = []
     for name in names:
         first = file.first(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -428,7 +428,13 @@ class Grid:
         return iso(self.start_us)
 
 
-def regular_grid(times_us: np.ndarray, *, missing: str, where: str, keys: str = "") -> Grid:
+def regular_grid(
+    times_us: np.ndarray,
+    *,
+    missing: str,
+    where: str,
+    keys: Callable[[], str] = lambda: "data.id=COLUMN data.value=COLUMN",
+) -> Grid:
     """Finds the regular grid that the times lie on.
 
     A step is a number of seconds (also one that the stamps round, as 1/30 s in milliseconds), of
@@ -441,7 +447,7 @@ def regular_grid(times_us: np.ndarray, *, missing: str, where: str, keys: str = 
         times_us: (rows,) int64, microseconds, file order.
         missing: The policy for missing values.
         where: File and column, for messages.
-        keys: The keys that would read a long table, for the message on repeated times.
+        keys: Finds the keys that would read a long table, for the message on repeated times.
 
     Raises:
         DataError: for fewer than 3 rows, duplicate times, and what the policy refuses.
@@ -470,7 +476,7 @@ def regular_grid(times_us: np.ndarray, *, missing: str, where: str, keys: str = 
         raise DataError(
             f"{where}: {int(np.count_nonzero(steps == 0))} duplicate times, the first {twice}. "
             "If rows belong to several series, name the column that tells them apart and the "
-            f"column of values ({keys or 'data.id=COLUMN data.value=COLUMN'}); else keep one row "
+            f"column of values ({keys()}); else keep one row "
             "for each time. Local times repeat an hour in autumn: write UTC."
         )
     start = int(times_us[0])

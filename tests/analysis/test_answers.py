@@ -131,6 +131,25 @@ def test_what_the_loader_notes_reaches_the_verdict(tmp_path: Path, note: str, ki
         assert note.removeprefix("note: ") in shown
 
 
+@pytest.mark.parametrize(
+    ("loaded", "kind"),
+    [
+        ({"origin": "pretrained"}, TRANSFERS),
+        ({"origin": "control", "is_control": True}, WITHHELD),
+        ({"origin": "time series"}, LOWER_HERE),
+        ({"origin": "barely trained"}, LOWER_HERE),
+        ({"origin": "pretrained", "fresh_tensors": ["block_1.wo"]}, LOWER_HERE),
+    ],
+)
+def test_what_the_loader_found_reaches_the_verdict(
+    tmp_path: Path, loaded: dict[str, Any], kind: str
+) -> None:
+    write(tmp_path, {"t5-none": -0.06, "random-none": 0, "matched-none": 0})
+    edit(tmp_path, "t5-*", "provenance.json", lambda p: p["weights"].update(loaded))
+    edit(tmp_path, "random-*", "provenance.json", lambda p: p["weights"].update(origin="random"))
+    assert found(tmp_path).kind == kind
+
+
 def test_the_headline_names_the_checkpoint_and_what_was_not_asked(tmp_path: Path) -> None:
     write(tmp_path, {"t5-none": -0.06, "random-none": 0})
     edit(tmp_path, "t5-*", "provenance.json", lambda p: p["weights"].update(source="org/name"))
@@ -483,3 +502,19 @@ def test_of_one_data_set_the_other_conditions_are_in_the_headline(tmp_path: Path
     study = found(tmp_path)
     assert study.main.condition.name in study.headline
     assert f"1 {DOES_NOT}" in study.headline
+
+
+def test_a_control_that_is_not_finished_is_waited_for(tmp_path: Path) -> None:
+    write(tmp_path, {"t5-none": -0.06, "random-none": 0})
+    write(tmp_path, {"matched-none": 0}, seeds=range(2))
+    write_run(tmp_path / "open", Arm(init="matched", freeze="none"), 2, stop_after=3)
+    study = found(tmp_path)
+    assert study.kind == UNFINISHED
+    assert "2/3 (matched-none)" in study.headline
+
+
+def test_a_data_set_without_learning_is_not_the_studys_answer(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, {"t5-none": -0.06, "random-none": 0}, data__name=name)
+    naive_is_better(tmp_path / "a")
+    assert found(tmp_path).kind == LOWER_HERE

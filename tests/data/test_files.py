@@ -376,6 +376,10 @@ REFUSED_TABLES = {
     "two separators": (PLAIN, ["data.separator"], {"separator": ";;"}),
     "a decimal star": (PLAIN, ["data.decimal"], {"decimal": "*"}),
     "a wrong separator": (PLAIN, ["data.separator"], {"separator": ";"}),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, ["no text", "data.encoding"], {}),
+    "zeros": (b"\0" * 500, ["no text"], {}),
+    "UTF-16 called UTF-8": (PLAIN.encode("utf-16"), ["no text", "data.encoding"], {"encoding": "utf-8"}),
+    "lines of CR alone": (PLAIN.replace("\n", "\r"), ["CR"], {}),
     "an old Feather": (b"FEA1" + b"\0" * 99, ["Feather", "version 2"], {}),
 }  # fmt: skip
 
