@@ -35,6 +35,7 @@ NOT_IDENTITY = (
     "claims",
     "tracker",
     "train.resume",
+    "train.resume_on_other_code",
     "train.checkpoint_every_s",
     "train.progress",
     "train.reuse_dir",
@@ -245,6 +246,7 @@ class TrainConfig:
     probe_every: int = 100
     checkpoint_every_s: float = 600.0
     resume: str = "auto"
+    resume_on_other_code: bool = False  # also where t5ts, torch or numpy changed meanwhile
     progress: bool = True
     reuse_dir: str | None = None  # frozen epochs are shared there (see t5ts.reuse); null = off
     reuse_max_gb: float = 4.0  # bound of that folder in GiB; the least recently used goes first

@@ -4,12 +4,13 @@ Only Hydra is imported before the configuration has been composed, so that `--he
 `--cfg job` and a typo answer at once.
 """
 
-import shutil
+import os
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -37,19 +38,14 @@ def main(cfg: DictConfig) -> float:
 
         return run(config, run_dir=run_dir, group=group).objective
     except UserError as error:
+        from t5ts.run_directory import remove_if_unused
+
         print(f"t5ts: {error}", file=sys.stderr)
-        _remove_if_empty(run_dir)
+        remove_if_unused(run_dir)
         sys.exit(2)
     except Interrupted as stop:
         print(f"t5ts: {stop}; the same command goes on from there ({run_dir})", file=sys.stderr)
         sys.exit(130)
-
-
-def _remove_if_empty(run_dir: Path) -> None:
-    """Leave no directory behind for a run that was refused before it began."""
-    before_work = {".hydra", "run.log", ".lock"}
-    if {path.name for path in run_dir.iterdir()} <= before_work:
-        shutil.rmtree(run_dir)
 
 
 def cli() -> None:
@@ -58,6 +54,7 @@ def cli() -> None:
     Of several that torchrun started, process 0 alone has a command line; the others do what it
     hands out, and say nothing.
     """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print with a traceback
     try:
         with distributed.setup():
             if distributed.is_main():
@@ -71,6 +68,18 @@ def cli() -> None:
         sys.exit(2)  # in the others: process 0, or the one that failed, has said why
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
+        sys.exit(2)
+    except HydraException as error:
+        print(error, *([error.__cause__] if error.__cause__ else []), sep="\n", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"t5ts: {error}: Hydra cannot make the run's folder. Choose another place with"
+            " hydra.run.dir=DIR (--multirun: hydra.sweep.dir=DIR).",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

@@ -8,6 +8,7 @@ import netrc
 import os
 import socket
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,22 +31,26 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("a", encoding="utf-8")
+        self._crc32 = 0
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row and hand it to the operating system."""
-        self._file.write(json.dumps(json_ready(dict(row))) + "\n")
+        line = json.dumps(json_ready(dict(row))) + "\n"
+        self._file.write(line)
         self._file.flush()
+        self._crc32 = zlib.crc32(line.encode(), self._crc32)
 
-    def sync(self) -> int:
-        """Force the rows to the disk; returns the file's length, for a checkpoint to remember."""
+    def sync(self) -> tuple[int, int]:
+        """Force the rows to the disk; returns the file's length and CRC-32, for the checkpoint."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        return self.path.stat().st_size
+        return self.path.stat().st_size, self._crc32
 
     def cut(self, length: int) -> None:
         """Drop the rows after `length` bytes: those that a resumed run writes again."""
         self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)
+        self._crc32 = zlib.crc32(self.path.read_bytes())
 
     def close(self) -> None:
         """Close the file."""

@@ -15,7 +15,7 @@ from t5ts import distributed
 from t5ts.checkpoint import load_checkpoint, save_checkpoint
 from t5ts.data.windows import Windows, epoch_order
 from t5ts.errors import Interrupted, ResumeError, TrainingError
-from t5ts.evaluation import autocast_to
+from t5ts.evaluation import autocast_to, peak_memory
 from t5ts.optim import PlannedOptimizer
 from t5ts.probes import GradientNorms, UpdateRatios, distance_from_init
 from t5ts.progress import ProgressBar
@@ -44,6 +44,8 @@ class FitSettings:
     maximize: bool
     frozen_eval_mode: bool
     identity: str
+    #: Inputs and code of the run (`t5ts.provenance`), for the checkpoint to hold.
+    record: Mapping[str, Any]
 
 
 @dataclass
@@ -56,6 +58,8 @@ class FitState:
     skipped_steps: int = 0
     train_s: float = 0.0
     metrics_bytes: int = 0
+    metrics_crc32: int = 0
+    peak_memory_bytes: float = 0.0
     #: Steps since the last logged row: (loss, gradient norms …) each.
     pending: list[list[float]] = field(default_factory=list)
     #: Of the epoch so far: finite steps, and per column the sum and the largest value.
@@ -149,7 +153,8 @@ def fit(
 
         def write_file() -> None:
             state.train_s = time.perf_counter() - started
-            state.metrics_bytes = metrics.sync()
+            state.metrics_bytes, state.metrics_crc32 = metrics.sync()
+            state.peak_memory_bytes = max(peak_memory(device), state.peak_memory_bytes)
             last = checkpoints / "last.safetensors"
             _save(last, model, optimizer, scaler, generators, state, settings)
 
@@ -303,6 +308,7 @@ def fit(
             raise Interrupted(f"stopped after step {state.step}, checkpoint written")
 
     state.train_s = time.perf_counter() - started
+    state.peak_memory_bytes = max(peak_memory(device), state.peak_memory_bytes)
     return state
 
 
@@ -436,6 +442,7 @@ def _save(
         tensors | dict(generators),
         {
             "identity": settings.identity,
+            **settings.record,
             "fit": asdict(state),
             "optimizer_steps": steps,
             "scaler": scaler.state_dict(),
