@@ -4,13 +4,11 @@ Only Hydra is imported before the configuration has been composed, so that `--he
 `--cfg job` and a typo answer at once.
 """
 
-import os
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -54,7 +52,6 @@ def cli() -> None:
     Of several that torchrun started, process 0 alone has a command line; the others do what it
     hands out, and say nothing.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print with a traceback
     try:
         with distributed.setup():
             if distributed.is_main():
@@ -68,18 +65,6 @@ def cli() -> None:
         sys.exit(2)  # in the others: process 0, or the one that failed, has said why
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
-        sys.exit(2)
-    except HydraException as error:
-        print(error, *([error.__cause__] if error.__cause__ else []), sep="\n", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(
-            f"t5ts: {error}: Hydra cannot make the run's folder. Choose another place with"
-            " hydra.run.dir=DIR (--multirun: hydra.sweep.dir=DIR).",
-            file=sys.stderr,
-        )
         sys.exit(2)
 
 

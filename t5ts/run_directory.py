@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from t5ts.analysis.results import Result, check_files, read_json, read_result
-from t5ts.checkpoint import read_state
 from t5ts.config import Config, identity
 from t5ts.errors import DataError, DirectoryInUse, InputsChanged, OutputError, ResumeError
 from t5ts.provenance import made_with
@@ -239,6 +238,8 @@ def check_resumable(checkpoint: Path, config: Config) -> dict[str, Any]:
         ResumeError: if the checkpoint, or what belongs to it, is missing, corrupted, of another
             configuration, or of other code.
     """
+    from t5ts.checkpoint import read_state  # torch: not to refuse a configuration
+
     state = read_state(checkpoint)
     if state.get("identity") != identity(config) or "fit" not in state:
         raise ResumeError(

@@ -22,6 +22,7 @@ from test_reuse import changed
 from t5ts import experiment, run_directory
 from t5ts.analysis import plots
 from t5ts.analysis.results import read_json, read_result
+from t5ts.analysis.study import collect
 from t5ts.build import load_once
 from t5ts.config import Config
 from t5ts.data.windows import Windows
@@ -257,7 +258,9 @@ def test_damage_is_found_before_training_and_the_advice_works(
 )
 def test_a_damaged_finished_run_is_not_shown(name: str, config: Config, run_dir: Path) -> None:
     result = run(config, run_dir=run_dir)
+    assert collect([run_dir]).runs
     flip(run_dir / name, -40, 1)
+    assert not collect([run_dir]).runs  # nor does the report read it
     with pytest.raises(ResumeError, match=rf"{name}.*train\.resume=never"):
         run(config, run_dir=run_dir)
     again = run(changed(config, {"train.resume": "never"}), run_dir=run_dir)
