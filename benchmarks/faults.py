@@ -148,7 +148,7 @@ def starts(folder: Path, count: int) -> Counter[str]:
     for number in range(count):
         run_dir = folder / f"twice-{number}"
         command = [sys.executable, "-m", "t5ts.run", *SETTING, f"hydra.run.dir={run_dir}"]
-        command.append("train.epochs=100")
+        command.append("train.epochs=40")
         pair = []
         for _ in range(2):
             pair.append(subprocess.Popen(command, stdout=-3, stderr=-3, cwd=CONF.parent))
