@@ -1,8 +1,10 @@
 """From a checked config to the objects of a run; nothing here trains or writes."""
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +24,9 @@ from t5ts.config import (
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, WindowSplits, build_windows, mase_denominator
 from t5ts.errors import ConfigError, DataError
+from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
+from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
 from t5ts.model.encoders import Encoder, NoEncoder, component_of
 from t5ts.model.forecaster import Forecaster, build_forecaster
 from t5ts.model.shared_encoder import SharedEncoder
@@ -104,8 +108,8 @@ def build(config: Config) -> Setup:
         torch.set_num_threads(config.train.threads)
     _set_tf32(on=config.train.tf32 and device.type == "cuda")
     task = build_task(config)
-    series = load_series(config.data)
-    splits = build_windows(
+    series = load_once(config.data)
+    splits = _windows(
         series,
         context_len=task.context_len,
         target_len=task.target_len,
@@ -167,7 +171,7 @@ def _build_shift(
     if config.ood is None:
         return None
     try:
-        series = load_series(config.ood)
+        series = load_once(config.ood)
         theirs, ours = series.channels, trained_on.channels
         if len(theirs) != len(ours):
             raise ConfigError(
@@ -176,7 +180,7 @@ def _build_shift(
                 " both, channel by channel, so take as many of each (channels; also stations of"
                 " nyc_weather, num_channels of synthetic), or another series."
             )
-        splits = build_windows(
+        splits = _windows(
             series, context_len=task.context_len, target_len=task.target_len, device=device
         )
         denominator_C = _denominator(task, series, splits)
@@ -280,6 +284,39 @@ def load_series(data: DataConfig) -> Series:
     series = get_method(data._target_)(**arguments)
     assert isinstance(series, Series)
     return series
+
+
+#: The last two series that were loaded, by what they were loaded from: a run's data and its ood.
+_loaded: dict[str, Series] = {}
+
+
+def load_once(data: DataConfig) -> Series:
+    """Load a series, or take the one that this process has loaded, if its file is unchanged.
+
+    Nothing may write to it but `build_windows`, which standardises it once.
+    """
+    text = [asdict(data)[name] for name in ("path", "dir") if hasattr(data, name)]
+    files = [Path(value).expanduser() for value in text if value]
+    files += [path for folder in files if folder.is_dir() for path in sorted(folder.iterdir())]
+    stats = [path.stat() for path in files if path.exists()]
+    stamps = [[stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino] for stat in stats]
+    values = {k: v for k, v in asdict(data).items() if k not in ("fraction", "windows_per_epoch")}
+    key = json.dumps([values, str(Path.cwd()), stamps])
+    series = _loaded.pop(key, None)
+    if series is None:
+        while len(_loaded) > 1:
+            del _loaded[next(iter(_loaded))]
+        series = load_series(data)
+    _loaded[key] = series
+    return series
+
+
+def _windows(series: Series, **how: Any) -> WindowSplits:
+    try:
+        return build_windows(series, **how)
+    except DataError:
+        _loaded.clear()  # it may have failed halfway through standardising
+        raise
 
 
 def _windows_in_use(config: Config, splits: WindowSplits) -> tuple[Windows, Windows, Windows]:
@@ -463,6 +500,82 @@ def build_optimizer(
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
+
+
+def inputs(
+    *,
+    series: Series,
+    ood: Series | None,
+    weights: dict[str, str] | None,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> dict[str, Any]:
+    """What a run's numbers come from besides its configuration and code, JSON-able.
+
+    Args:
+        series: Its data.
+        ood: The other series, where it has one.
+        weights: SHA-256 of each file of the encoder's checkpoint, by name; None without one.
+        device: Where it trains.
+        autocast: In which precision.
+    """
+
+    def facts(of: Series) -> dict[str, Any]:
+        known = of.fingerprint()
+        return {
+            name: known[name]
+            for name in ("rows", "channels", "borders", "season", "gap_share", "sha256")
+        }
+
+    return {
+        "data": facts(series),
+        "ood": None if ood is None else facts(ood),
+        "weights": weights or None,
+        "device": device.type,
+        "precision": str(autocast or torch.float32),
+    }
+
+
+def setup_inputs(setup: Setup) -> dict[str, Any]:
+    """The `inputs` of a run that is built."""
+    return inputs(
+        series=setup.series,
+        ood=None if setup.ood is None else setup.ood.series,
+        weights=None if setup.report is None else setup.report.files,
+        device=setup.device,
+        autocast=setup.autocast,
+    )
+
+
+def present_inputs(config: Config) -> dict[str, Any]:
+    """The `inputs` that a run would have now; its weights are hashed, and not loaded.
+
+    Without the weights' entry if they would have to be downloaded first.
+
+    Raises:
+        UserError: as for `build`.
+    """
+    device, autocast = device_and_precision(config)
+    weights: dict[str, str] | None = None
+    backbone = config.backbone
+    is_cached = True
+    if isinstance(backbone, T5Backbone) and config.init.name != "random":
+        folder: str | Path | None = backbone.path
+        if folder is None:
+            assert backbone.hub_id is not None
+            snapshot = hub.cached_snapshot(backbone.hub_id, revision=backbone.revision)
+            folder = None if snapshot is None else snapshot.folder
+        is_cached = folder is not None
+        if folder is not None:
+            weights = {path.name: file_sha256(path) for path in open_checkpoint(folder).files}
+    found = inputs(
+        series=load_once(config.data),
+        ood=None if config.ood is None else load_once(config.ood),
+        weights=weights,
+        device=device,
+        autocast=autocast,
+    )
+    return found if is_cached else {k: v for k, v in found.items() if k != "weights"}
 
 
 def plan_table(setup: Setup, *, lr: float) -> list[dict[str, Any]]:

@@ -1,25 +1,30 @@
 """Checkpoints: one safetensors file each, written atomically, with its JSON in the header.
 
-A file is written beside its place, flushed to the disk and renamed over it, so that a kill at any
-moment leaves the old checkpoint or the new one. A CRC-32 of the tensors' bytes stands in the
-header, since a flipped bit leaves the format intact.
+A file is written under another name, flushed to the disk and renamed, so that a kill at any moment
+leaves the old checkpoint or the new one. Its header holds a CRC-32 of the whole file, header
+included: flipped bits leave the format intact.
 """
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from t5ts.errors import ResumeError
 
-FORMAT = "t5ts-1"
+FORMAT = "t5ts-2"
+#: The checksum as the header holds it; it is computed with zeros in its own place.
+_CHECKSUM = re.compile(rb'"crc32":"([0-9a-f]{8})"')
+_BLANK = "0" * 8
+_LARGEST_HEADER = 100_000_000  # safetensors' own limit, in bytes
+_CHUNK = 2**24
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -31,19 +36,35 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
         state: JSON-able; floats come back bit for bit.
 
     Raises:
-        OSError: if the disk is full or not writable; the old file then still stands.
+        OSError: if the disk is full or not writable; the old file is then untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"format": FORMAT, "state": json.dumps(state), "crc32": str(_crc32(on_cpu))}
+    metadata = {"format": FORMAT, "state": json.dumps(state), "crc32": _BLANK}
     temporary = path.with_suffix(".tmp")
     try:
-        save_file(on_cpu, temporary, metadata=metadata)
-        with temporary.open("rb") as file:
+        try:
+            save_file(on_cpu, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise _as_os_error(error, temporary) from error
+        place, checksum = _checksum(temporary)
+        with temporary.open("r+b") as file:
+            file.seek(place)
+            file.write(checksum.encode())
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state alone, once the whole file is proven intact.
+
+    Raises:
+        ResumeError: as for `load_checkpoint`.
+    """
+    return _open(path, lambda _name: False)[1]
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -55,20 +76,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ResumeError: naming the file, if it is missing, cut short, altered or not a checkpoint.
     """
-    remedy = "Remove it to start anew, or give another with train.resume=PATH."
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise ResumeError(f"no checkpoint at {path}. {remedy}") from error
-    except (SafetensorError, OSError) as error:
-        raise ResumeError(f"the checkpoint {path} cannot be read ({error}). {remedy}") from error
-    if metadata.get("format") != FORMAT:
-        raise ResumeError(f"{path} is not a t5ts checkpoint. {remedy}")
-    if metadata.get("crc32") != str(_crc32(tensors)):
-        raise ResumeError(f"the checkpoint {path} is corrupted: its checksum differs. {remedy}")
-    return tensors, json.loads(metadata["state"])
+    return _open(path, lambda _name: True)
 
 
 def load_part(
@@ -85,11 +93,50 @@ def load_part(
         return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["state"])
 
 
-def _crc32(tensors: Mapping[str, Tensor]) -> int:
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(name.encode(), crc)
-        flat = tensors[name].reshape(-1)
-        if flat.numel():
-            crc = zlib.crc32(flat.view(torch.uint8).numpy().data, crc)
-    return crc
+def _open(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    remedy = (
+        "Start again with train.resume=never (what is there is kept, in previous-N), or resume"
+        " from another checkpoint with train.resume=PATH in a directory of its own."
+    )
+    try:
+        if not path.is_file():
+            raise ResumeError(f"no checkpoint at {path}. {remedy}")
+        place, checksum = _checksum(path)
+        with path.open("rb") as file:
+            file.seek(place)
+            is_intact = file.read(len(checksum)) == checksum.encode()
+        if is_intact:
+            return load_part(path, wanted)
+        if _is_foreign(path):
+            raise ResumeError(f"{path} is not a checkpoint of this t5ts. {remedy}")
+    except (SafetensorError, OSError) as error:
+        raise ResumeError(f"the checkpoint {path} cannot be read ({error}). {remedy}") from error
+    raise ResumeError(f"the checkpoint {path} is corrupted: its checksum differs. {remedy}")
+
+
+def _checksum(path: Path) -> tuple[int, str]:
+    """Where a file holds its checksum (0: nowhere) and what it should be, as 8 hex digits."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        head = file.read(min(int.from_bytes(length, "little"), _LARGEST_HEADER))
+        found = _CHECKSUM.search(head)
+        place = 0 if found is None else found.start(1)
+        blank = head[:place] + _BLANK.encode() + head[place + len(_BLANK) :]
+        crc = zlib.crc32(blank, zlib.crc32(length))
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return place and len(length) + place, f"{crc:08x}"
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether an unproven file is another program's, or an older t5ts's, rather than damaged."""
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get("format") != FORMAT
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> Exception:
+    """The operating system's error inside safetensors' own, which holds it as text."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return (
+        error if number is None else OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+    )

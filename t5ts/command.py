@@ -42,3 +42,27 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
             _silence()
         else:
             super().handleError(record)
+
+
+class RunLog(logging.FileHandler):
+    """run.log, opened at the first line: by then the process holds the run directory."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename, encoding="utf-8", delay=True)
+        self._has_failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, if the file can be opened."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once that the log cannot be written; the run does not depend on it."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            print(f"t5ts: {self.baseFilename} cannot be written ({error})", file=sys.stderr)

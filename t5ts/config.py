@@ -37,6 +37,7 @@ NOT_IDENTITY = (
     "claims",
     "tracker",
     "train.resume",
+    "train.resume_on_other_code",
     "train.checkpoint_every_s",
     "train.progress",
     "train.reuse_dir",
@@ -328,6 +329,7 @@ class TrainConfig:
     probe_every: int = number(100, "[1, 1e12]")
     checkpoint_every_s: float = number(600.0, "(0, 1e9]")
     resume: str = text("auto")
+    resume_on_other_code: bool = False  # also where t5ts, torch or numpy changed meanwhile
     progress: bool = True
     reuse_dir: str | None = text(None)  # shares frozen epochs; null = off
     reuse_max_gb: float = number(4.0, "(0, 1e6]")  # bound of that folder, GiB

@@ -136,9 +136,10 @@ def report(result: Result, run_dir: Path) -> None:
                 for name, metrics in result.baselines["ood"].items()
             ),
         ]
+    peak = result.peak_memory_bytes / 2**20
     lines.append(
         f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
-        f" {result.seconds:.0f} s; peak memory {result.peak_memory_bytes / 2**20:.0f} MiB"
+        f" {result.seconds:.0f} s; peak memory {'–' if math.isnan(peak) else f'{peak:.0f} MiB'}"
     )
     if result.reused_epochs:
         lines.append(

@@ -25,8 +25,16 @@ class ResumeError(UserError):
     """A checkpoint is corrupted or belongs to another run."""
 
 
+class InputsChanged(ResumeError):
+    """A run directory's data, weights, device or precision are not those that it was begun with."""
+
+
 class DirectoryInUse(ResumeError):
-    """Another process is running in the run directory."""
+    """Another process holds the run directory."""
+
+
+class OutputError(UserError):
+    """The run directory cannot be written: a full disk, a read-only or removed folder."""
 
 
 class TrainingError(UserError):

@@ -1,8 +1,13 @@
 """Measuring a model, or a forecast that needs none, on all windows of a split."""
 
+import ctypes
+import gc
 import math
+import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,12 +83,25 @@ def evaluate_baselines(
     season: int,
     batch_size: int,
     mase_denominator_C: Tensor | None,
+    computed: dict[Any, Any],
 ) -> dict[str, dict[str, float]]:
     """The same metrics for the predictions that need no training, on all windows of a split.
+
+    Args:
+        windows: The split.
+        task: Cuts windows.
+        season: What the seasonal forecast repeats.
+        batch_size: Windows at a time.
+        mase_denominator_C: See `RegressionSums.compute`.
+        computed: `Series.computed` of the windows' series: they are computed once for each.
 
     Raises:
         DataError: if nothing in them can be scored, since every target falls into a gap.
     """
+    span = (windows.first_row, len(windows), windows.window_len, str(windows.series_TC.device))
+    key = (type(task), task, season, batch_size, *span)
+    if key in computed:
+        return deepcopy(computed[key])
     sums: dict[str, RegressionSums] = {}
     channels, device = windows.series_TC.shape[1], windows.series_TC.device
     with one_thread(device):
@@ -102,4 +120,36 @@ def evaluate_baselines(
             f"The {windows.name} windows have no target that could be scored: all of it falls into"
             " gaps, which are not scored. Move data.splits, or bring a series with values there."
         )
+    computed[key] = deepcopy(metrics)
     return metrics
+
+
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure `peak_memory`: what earlier runs of this process freed is given back."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    with suppress(OSError):  # peak_memory then says that it does not know
+        _CLEAR_REFS.write_text("5")  # sets VmHWM, the peak, to what is resident now
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory in bytes since `reset_peak_memory`; NaN where it cannot be reset.
+
+    On a GPU the allocator's; on a CPU what was resident, the libraries and the data included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):
+        with _CLEAR_REFS.open("w"):  # writable, so that the reset was possible
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found is not None:
+            return 1024.0 * int(found[1])
+    return math.nan

@@ -1,8 +1,6 @@
 """The composition root: a checked config becomes a trained model and a run directory."""
 
 import logging
-import resource
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,19 +15,38 @@ from omegaconf import OmegaConf
 
 from t5ts import distributed
 from t5ts.analysis.results import Result, read_metrics
-from t5ts.build import Setup, Shift, build, plan_table, precision_name, setup_summary
+from t5ts.build import (
+    Setup,
+    Shift,
+    build,
+    plan_table,
+    precision_name,
+    present_inputs,
+    setup_inputs,
+    setup_summary,
+)
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
-from t5ts.errors import Interrupted, UserError
-from t5ts.evaluation import evaluate, evaluate_baselines
+from t5ts.errors import Interrupted, ResumeError, UserError
+from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.forecaster import scale_audit
 from t5ts.progress import ProgressBar
-from t5ts.provenance import code_and_machine, write_json
+from t5ts.provenance import code_and_machine, file_crc32, made_with, write_json, write_text
 from t5ts.reuse import Reuse
-from t5ts.run_directory import checkpoint_to_resume, finished_result, locked, put_aside
+from t5ts.run_directory import (
+    bring_in,
+    check_inputs,
+    check_resumable,
+    disk_errors,
+    find_checkpoint,
+    finished_result,
+    locked,
+    other_code,
+    put_aside,
+)
 from t5ts.shuffling import shuffle_time
 from t5ts.tracking import (
     MetricsFile,
@@ -57,7 +74,7 @@ def run(
     after_epoch: Callable[[Mapping[str, Any]], None] = lambda _row: None,
     pictures: bool = True,
 ) -> Result:
-    """Run one configuration in its directory, or go on with it, or find it done.
+    """Run one configuration in its directory, or resume it, or show it where it is finished.
 
     Below torchrun, process 0 calls this and the others `follow`.
 
@@ -69,25 +86,45 @@ def run(
         pictures: Whether to draw the run's pictures at its end.
 
     Raises:
-        UserError: for whatever the user can mend, before anything is trained wherever possible.
+        UserError: for whatever the user can fix, before anything is trained wherever possible.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
     distributed.require_setup()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with locked(run_dir), stop_on_signals() as stop:
+    with disk_errors(run_dir), locked(run_dir), stop_on_signals() as stop:
         resume = config.train.resume
         if resume == "never":
             put_aside(run_dir)
         elif (run_dir / "result.json").is_file():
-            done = finished_result(config, run_dir)
-            log.info("This run is finished already; train.resume=never trains it anew.")
-            report(done, run_dir)
-            return done
-        resume_from = checkpoint_to_resume(resume, run_dir)
+            return _show(config, run_dir)
+        resume_from = find_checkpoint(resume, run_dir)
+        before = None if resume_from is None else check_resumable(resume_from, config)
         with distributed.handing_out((config, run_dir.absolute(), resume_from)):
-            result = _run(config, run_dir, group, resume_from, stop, after_epoch, pictures)
+            result = _run(config, run_dir, group, resume_from, before, stop, after_epoch, pictures)
         assert result is not None
         return result
+
+
+def _show(config: Config, run_dir: Path) -> Result:
+    """A finished run's result, if it is what this command would compute.
+
+    Raises:
+        ResumeError: if it is corrupted, or has another configuration or other inputs.
+        UserError: if the inputs cannot be read.
+    """
+    result, provenance = finished_result(config, run_dir)
+    log.info("This run is finished; train.resume=never trains it again.")
+    recorded = provenance.get("inputs")
+    if recorded is None:
+        log.warning("Its inputs were not recorded by the older t5ts that made it: not compared.")
+    else:
+        present = present_inputs(config)
+        check_inputs(recorded, present, run_dir)
+        if present.keys() < recorded.keys():
+            log.warning("Its weights are not in the cache any more: not compared.")
+        if (code := other_code(provenance["code"][-1])) is not None:
+            log.info("It was made by other code: %s", code)
+    report(result, run_dir)
+    return result
 
 
 def follow() -> None:
@@ -95,7 +132,7 @@ def follow() -> None:
     for config, run_dir, resume_from in distributed.runs():
         try:
             with stop_on_signals() as stop:
-                _run(config, run_dir, None, resume_from, stop, lambda _row: None)
+                _run(config, run_dir, None, resume_from, None, stop, lambda _row: None)
         except Exception as error:
             if not distributed.is_common(error):
                 raise
@@ -108,14 +145,20 @@ def _run(
     run_dir: Path,
     group: str | None,
     resume_from: Path | None,
+    before: Mapping[str, Any] | None,
     stop: threading.Event,
     after_epoch: Callable[[Mapping[str, Any]], None],
     pictures: bool = False,
 ) -> Result | None:
-    """Build, train, measure; what came out is process 0's, which alone writes, to return."""
+    """Build, train, measure; the result is process 0's, which alone writes, to return.
+
+    Args:
+        before: What the checkpoint to resume from recorded of its run; known to process 0.
+    """
     with distributed.main_first():
         setup = build(config)
-    task, device = setup.task, setup.device
+    task = setup.task
+    reset_peak_memory(setup.device)
     batch_size = config.train.eval_batch_size
     # Windows, and whose season and whose naive errors they are measured by.
     splits: dict[str, tuple[Windows, Setup | Shift]] = {
@@ -130,6 +173,7 @@ def _run(
             season=own.baseline_season,
             batch_size=batch_size,
             mase_denominator_C=own.denominator_C,
+            computed=own.series.computed,
         )
         for split, (windows, own) in splits.items()
     }
@@ -153,14 +197,23 @@ def _run(
     first = task.batch(setup.train.gather(first_B), first_B, epoch=0)
     audit = scale_audit(setup.model, first.inputs_BCL)
     plan = plan_table(setup, lr=config.optim.lr)
+    codes = [] if before is None else [*before["code"]]
+    if codes[-1:] != [made_with()]:
+        codes.append(made_with())
+    record: dict[str, Any] = {"inputs": setup_inputs(setup), "code": codes}
     tracker: Tracker = NullTracker()
     metrics: MetricsFile = NoMetricsFile()
     try:
         with distributed.shared_fate():
-            reuse = Reuse(config, setup, run_dir, resume_from)
+            if before is not None:
+                assert resume_from is not None
+                check_inputs(before["inputs"], record["inputs"], resume_from.parent.parent)
+                bring_in(resume_from, run_dir)
+            reuse = Reuse(config, setup, run_dir, resume_from, record)
             if distributed.is_main():
                 announce(config, setup, audit, plan)
-                _write_beginning(config, setup, run_dir, audit, plan, resume_from, reuse.about)
+                more = {"resumed_from": resume_from and str(resume_from), "reuse": reuse.about}
+                _write_beginning(config, setup, run_dir, audit, plan, record | more)
                 tracker = _build_tracker(config, run_dir, group)
                 # Tracker and sweep hear of reused epochs as of trained ones.
                 for row in reuse.install():
@@ -183,6 +236,7 @@ def _run(
                 progress=progress,
                 checkpoints=run_dir / "checkpoint",
                 epochs=setup.epochs,
+                record={"identity": identity(config), **record},
                 after_epoch=end_epoch,
             )
             state = fit(
@@ -193,51 +247,62 @@ def _run(
                 resume_from=reuse.resume_from,
                 should_stop=stop.is_set,
             )
+
+        # Test windows are read once, here, for the checkpoint that validation selected; those of
+        # another series too, which had no say in the selection.
+        selected = run_dir / "checkpoint" / "best.safetensors"
+        best, about = load_checkpoint(selected)
+        if about["epoch"] != state.best_epoch:
+            raise ResumeError(
+                f"{selected} holds the weights of epoch {about['epoch']}, but the best epoch is"
+                f" {state.best_epoch}: epochs that this run repeated after a kill came out"
+                " otherwise than before. Start again with train.resume=never."
+            )
+        setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
+        last_metrics: dict[str, float] = {}
+        window_losses: dict[str, np.ndarray] = {}
+        for split in [split for split in splits if split != "val"]:
+            shares: list[torch.Tensor] = []
+            last_metrics |= measure(split, window_losses=shares)
+            parts = distributed.gather_objects(shares)  # the shares follow one another
+            window_losses[split] = torch.cat([loss_B for part in parts for loss_B in part]).numpy()
+        if config.train.shuffled_test:
+            last_metrics |= measure("test", name="shuffled", show=shuffle_time)
+        if not distributed.is_main():
+            return None
+        files = ["config.yaml", "metrics.jsonl"]
+        # Per window, for tests that respect the overlap of windows (Diebold-Mariano).
+        for split, losses_W in window_losses.items():
+            files.append(f"{split}_losses.npy")
+            np.save(run_dir / files[-1], losses_W)
+        write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
+        result = Result(
+            identity=identity(config),
+            arm=config.arm,
+            data=setup.series.name,
+            seed=config.seed,
+            objective_name=config.objective,
+            objective=state.best_metrics[config.objective],
+            best_epoch=state.best_epoch,
+            metrics=state.best_metrics | last_metrics,
+            initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
+            baselines=baselines,
+            baseline_season=setup.baseline_season,
+            best_achievable_loss=setup.series.best_mse,
+            scale_audit=audit,
+            seconds=state.train_s,
+            peak_memory_bytes=state.peak_memory_bytes,
+            skipped_steps=state.skipped_steps,
+            debug=config.debug.name,
+            reused_epochs=reuse.reused_epochs,
+            files={name: file_crc32(run_dir / name) for name in files},
+        )
+        return _finish(result, state, run_dir, tracker, pictures)
     except BaseException:
         tracker.abandon()
         raise
-    metrics.close()
-
-    # Test windows are read once, here, for the checkpoint that validation selected; those of
-    # another series too, which had no say in the selection.
-    best, _ = load_checkpoint(run_dir / "checkpoint" / "best.safetensors")
-    setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
-    last_metrics: dict[str, float] = {}
-    window_losses: dict[str, np.ndarray] = {}
-    for split in [split for split in splits if split != "val"]:
-        shares: list[torch.Tensor] = []
-        last_metrics |= measure(split, window_losses=shares)
-        parts = distributed.gather_objects(shares)  # the shares follow one another
-        window_losses[split] = torch.cat([loss_B for part in parts for loss_B in part]).numpy()
-    if config.train.shuffled_test:
-        last_metrics |= measure("test", name="shuffled", show=shuffle_time)
-    if not distributed.is_main():
-        return None
-    result = Result(
-        identity=identity(config),
-        arm=config.arm,
-        data=setup.series.name,
-        seed=config.seed,
-        objective_name=config.objective,
-        objective=state.best_metrics[config.objective],
-        best_epoch=state.best_epoch,
-        metrics=state.best_metrics | last_metrics,
-        initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
-        baselines=baselines,
-        baseline_season=setup.baseline_season,
-        best_achievable_loss=setup.series.best_mse,
-        scale_audit=audit,
-        seconds=state.train_s,
-        peak_memory_bytes=_peak_memory(device),
-        skipped_steps=state.skipped_steps,
-        debug=config.debug.name,
-        reused_epochs=reuse.reused_epochs,
-    )
-    # Per window, for tests that respect the overlap of windows (Diebold-Mariano).
-    for split, losses_W in window_losses.items():
-        np.save(run_dir / f"{split}_losses.npy", losses_W)
-    write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
-    return _finish(result, state, run_dir, tracker, pictures)
+    finally:
+        metrics.close()
 
 
 def _finish(
@@ -282,11 +347,10 @@ def _write_beginning(
     run_dir: Path,
     audit: dict[str, float],
     plan: list[dict[str, Any]],
-    resume_from: Path | None,
-    reuse: dict[str, Any] | None,
+    past: Mapping[str, Any],
 ) -> None:
     """`config.yaml` and `provenance.json`: written before the first step, whatever comes."""
-    OmegaConf.save(OmegaConf.create(asdict(config)), run_dir / "config.yaml")
+    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     summary = setup_summary(setup)
     if setup.report is not None:
         # The arm is proven from the tensors in the model, not from what the loader said.
@@ -310,8 +374,7 @@ def _write_beginning(
                 **asdict(setup.task),
                 "notes": setup.task.notes(setup.series.season),
             },
-            "resumed_from": None if resume_from is None else str(resume_from),
-            "reuse": reuse,
+            **past,
         },
     )
 
@@ -352,10 +415,3 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
             for i in range(count)
         ],
     }
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux

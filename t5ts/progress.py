@@ -62,8 +62,9 @@ class ProgressBar:
         self._bar.update(self._task, completed=step, epoch=str(epoch), numbers=text)
 
     def say(self, line: str) -> None:
-        """Print a line above the bar, or log it where there is no bar."""
-        if self._bar is None:
-            log.info(line)
-        else:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        """Log a line; the bar makes room for it."""
+        if self._bar is not None:
+            self._bar.stop()
+        log.info(line)
+        if self._bar is not None:
+            self._bar.start()

@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+import zlib
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,15 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+#: Taken when the code is loaded: files that are edited later are not what runs here.
+LOADED_CODE = code_digest()
+
+
+def made_with() -> dict[str, str]:
+    """The code and the libraries that compute a run's numbers."""
+    return {"t5ts": LOADED_CODE} | {name: version(name) for name in ("torch", "numpy")}
+
+
 def git_revision(folder: Path) -> dict[str, Any] | None:
     """Commit and whether tracked files differ from it; None outside a checkout or without git."""
 
@@ -92,11 +103,40 @@ def processor() -> str:
     return platform.processor()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or not there at all; NaN and inf become null."""
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own checksum (key crc32); NaN and inf become null.
+
+    The file is whole or not there at all. `t5ts.analysis.results.read_json` verifies it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    ready = json_ready(dict(value))
+    write_text(path, json.dumps(ready | {"crc32": content_crc32(ready)}, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is whole or not there at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(json_ready(value), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def content_crc32(value: Mapping[str, Any]) -> str:
+    """CRC-32 of a JSON object's content, as 8 hex digits; layout and order of keys do not count."""
+    return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
+def file_crc32(path: Path) -> str:
+    """CRC-32 of a file's bytes, as 8 hex digits."""
+    return f"{zlib.crc32(path.read_bytes()):08x}"
 
 
 def json_ready(value: Any) -> Any:

@@ -33,17 +33,13 @@ from t5ts.errors import ConfigError
 from t5ts.model.tensors import state_digest
 from t5ts.optim import PlannedOptimizer
 from t5ts.prefix_store import PrefixStore
-from t5ts.provenance import code_digest, package_versions, processor
+from t5ts.provenance import LOADED_CODE, code_digest, package_versions, processor
 from t5ts.schedule import ACTS_LATER, start_step
 
 log = logging.getLogger("t5ts")
 
 #: Environment variables that choose among kernels.
 _KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_")
-
-
-#: Taken when the code is loaded: files that are edited later are not what runs here.
-_LOADED_CODE = code_digest()
 
 
 class Reuse:
@@ -54,6 +50,7 @@ class Reuse:
         setup: Its objects, as new.
         run_dir: Its directory.
         resume_from: The checkpoint that it goes on from, which then comes before any prefix.
+        record: The run's inputs and code, as its checkpoints hold them.
 
     Attributes:
         resume_from: Where `fit` is to start from: the given checkpoint, or after `install` the
@@ -66,8 +63,14 @@ class Reuse:
     """
 
     def __init__(
-        self, config: Config, setup: Setup, run_dir: Path, resume_from: Path | None
+        self,
+        config: Config,
+        setup: Setup,
+        run_dir: Path,
+        resume_from: Path | None,
+        record: Mapping[str, Any],
     ) -> None:
+        self._record = record
         self.resume_from = resume_from
         self.about: dict[str, Any] | None = None
         self._setup, self._run_dir, self._identity = setup, run_dir, identity(config)
@@ -143,13 +146,18 @@ class Reuse:
             file.write(rows)
             file.flush()
             os.fsync(file.fileno())
-        fit = state["last"]["fit"] | {"train_s": 0.0, "metrics_bytes": len(rows.encode())}
+        content = rows.encode()
+        fit = state["last"]["fit"] | {
+            "metrics_bytes": len(content),
+            "metrics_crc32": zlib.crc32(content),
+            "peak_memory_bytes": 0.0,
+        }
         # The last file to appear is the one that a run is resumed from.
         self.resume_from = folder / "last.safetensors"
         save_checkpoint(
             self.resume_from,
             initial | prefix.tensors_of("last/"),
-            state["last"] | self._own_identity | {"fit": fit},
+            state["last"] | self._own_identity | self._record | {"fit": fit},
         )
         return [json.loads(line) for line in rows.splitlines()]
 
@@ -165,7 +173,7 @@ class Reuse:
         try:
             if self._store.has(key, epoch):
                 return
-            if code_digest() != _LOADED_CODE:
+            if code_digest() != LOADED_CODE:
                 self._stop_publishing("t5ts's source files have changed since this process began")
             elif not self._store.publish(key, epoch, self._entry(epoch)):
                 self._stop_publishing("an entry exceeds train.reuse_max_gb")
@@ -189,7 +197,7 @@ class Reuse:
 
     def _longest(self) -> "_Prefix | None":
         assert self._store is not None
-        if code_digest() != _LOADED_CODE:
+        if code_digest() != LOADED_CODE:
             self._stop_publishing("t5ts's source files have changed since this process began")
             return None
         for epoch in range(self._frozen_epochs, -1, -1):
@@ -274,7 +282,7 @@ def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
         "steps_per_epoch": setup.steps_per_epoch,
         "data": setup.series.fingerprint(),
         "initial": state_digest(setup.model.state_dict()),
-        "code": _LOADED_CODE,
+        "code": LOADED_CODE,
         "versions": {"python": platform.python_version(), **package_versions()},
         "torch": [torch.__version__, torch.version.git_version],
         "device": [device.type, torch.cuda.get_device_name(device) if is_gpu else processor()],

@@ -5,7 +5,6 @@ Only Hydra is imported before the configuration has been composed, so that `--he
 """
 
 import os
-import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -60,8 +59,10 @@ def main(cfg: DictConfig) -> float:
 
         return run(config, run_dir=run_dir, group=group, pictures=not is_multirun).objective
     except UserError as error:
+        from t5ts.run_directory import remove_if_unused
+
         print(f"t5ts: {error}", file=sys.stderr)
-        _remove_if_empty(run_dir)
+        remove_if_unused(run_dir)
         if is_multirun and not isinstance(error, distributed.PeersLost):
             raise  # Hydra marks this job as failed and runs the others
         sys.exit(2)
@@ -69,13 +70,6 @@ def main(cfg: DictConfig) -> float:
         where = f"hydra.sweep.dir={hydra_config.sweep.dir}" if is_multirun else run_dir
         print(f"t5ts: {stopped}; the same command goes on from there ({where})", file=sys.stderr)
         sys.exit(130)
-
-
-def _remove_if_empty(run_dir: Path) -> None:
-    """Leave no directory behind for a run that was refused before it began."""
-    before_work = {".hydra", "run.log", ".lock"}
-    if {path.name for path in run_dir.iterdir()} <= before_work:
-        shutil.rmtree(run_dir)
 
 
 def cli() -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -68,17 +69,20 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("a", encoding="utf-8")
+        self._crc32 = 0
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row and hand it to the operating system."""
-        self._file.write(json.dumps(json_ready(dict(row))) + "\n")
+        line = json.dumps(json_ready(dict(row))) + "\n"
+        self._file.write(line)
         self._file.flush()
+        self._crc32 = zlib.crc32(line.encode(), self._crc32)
 
-    def sync(self) -> int:
-        """Force the rows to the disk; returns the file's length, for a checkpoint to remember."""
+    def sync(self) -> tuple[int, int]:
+        """Force the rows to the disk; returns the file's length and CRC-32, for the checkpoint."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        return self.path.stat().st_size
+        return self.path.stat().st_size, self._crc32
 
     def cut(self, length: int) -> int:
         """Drop the rows after `length` bytes, which a resumed run writes again; says how many."""
@@ -87,6 +91,7 @@ class MetricsFile:
             dropped = sum(1 for line in file if line.endswith(b"\n"))
         self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)
+        self._crc32 = zlib.crc32(self.path.read_bytes())
         return dropped
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from t5ts.checkpoint import load_checkpoint, save_checkpoint
 from t5ts.config import OBJECTIVES, Config, identity
 from t5ts.data.windows import epoch_order
 from t5ts.errors import Interrupted, ResumeError, TrainingError
-from t5ts.evaluation import autocast_to
+from t5ts.evaluation import autocast_to, peak_memory
 from t5ts.model.encoders import component_of
 from t5ts.optim import PlannedOptimizer
 from t5ts.probes import DistanceFromInit, GradientNorms, UpdateRatios
@@ -36,6 +36,8 @@ class FitState:
     skipped_steps: int = 0
     train_s: float = 0.0
     metrics_bytes: int = 0
+    metrics_crc32: int = 0
+    peak_memory_bytes: float = 0.0
     #: Steps since the last logged row: (loss, gradient norms …) each.
     pending: list[list[float]] = field(default_factory=list)
     #: Of the epoch so far: finite steps, and per column the sum and the largest value.
@@ -58,6 +60,7 @@ class Output:
         progress: The progress bar.
         checkpoints: Folder of last.safetensors and best.safetensors.
         epochs: Of the whole run, to be shown.
+        record: Identity, inputs and code of the run (`t5ts.provenance`), for checkpoints to hold.
         after_epoch: Called with each epoch's row once it and the checkpoint are written; what it
             raises ends the run (a sweep prunes so).
     """
@@ -67,6 +70,7 @@ class Output:
     progress: ProgressBar
     checkpoints: Path
     epochs: int
+    record: Mapping[str, Any]
     after_epoch: Callable[[Mapping[str, Any]], None]
     _already_sent: int = 0
 
@@ -235,7 +239,8 @@ def fit(
     def save_last() -> None:
         nonlocal last_saved
         state.train_s = time.perf_counter() - started
-        _save(setup, output, scaler, state, identity(config))
+        state.peak_memory_bytes = max(peak_memory(setup.device), state.peak_memory_bytes)
+        _save(setup, output, scaler, state)
         last_saved = time.perf_counter()
 
     def end_epoch(epoch: int) -> None:
@@ -302,6 +307,7 @@ def fit(
             raise Interrupted(f"stopped after step {state.step}, checkpoint written")
 
     state.train_s = time.perf_counter() - started
+    state.peak_memory_bytes = max(peak_memory(setup.device), state.peak_memory_bytes)
     return state
 
 
@@ -461,19 +467,17 @@ def _generator_name(kind: str, rank: int) -> str:
     return f"rng/{kind}" if rank == 0 else f"rng/{kind}/{rank}"
 
 
-def _save(
-    setup: Setup, output: Output, scaler: torch.amp.GradScaler, state: FitState, own: str
-) -> None:
+def _save(setup: Setup, output: Output, scaler: torch.amp.GradScaler, state: FitState) -> None:
     """Write last.safetensors, from process 0; the random generators are every process's."""
     generators = _generator_states(setup.device)
 
     def write() -> None:
-        state.metrics_bytes = output.metrics.sync()
+        state.metrics_bytes, state.metrics_crc32 = output.metrics.sync()
         optimizer_tensors, steps = setup.optimizer.state()
         tensors = {f"model/{name}": tensor for name, tensor in setup.model.state_dict().items()}
         tensors |= {f"optim/{name}": tensor for name, tensor in optimizer_tensors.items()}
         about = {
-            "identity": own,
+            **output.record,
             "fit": asdict(state),
             "optimizer_steps": steps,
             "scaler": scaler.state_dict(),

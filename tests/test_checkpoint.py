@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from t5ts.checkpoint import load_checkpoint, save_checkpoint
+from t5ts.checkpoint import load_checkpoint, read_state, save_checkpoint
 from t5ts.errors import ResumeError
 
 TENSORS = {
@@ -38,18 +36,28 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_any_flipped_byte_of_the_tensors_is_noticed(data, tmp_path_factory) -> None:
-    path = tmp_path_factory.mktemp("c") / "last.safetensors"
-    save_checkpoint(path, TENSORS, STATE)
-    content = bytearray(path.read_bytes())
+def test_no_flipped_bit_and_no_cut_is_used(tmp_path: Path) -> None:
+    """A third of the header's bits, some of the tensors' (benchmarks.faults does them all)."""
+    path = tmp_path / "last.safetensors"
+    small = {
+        "a": torch.randn(5, 3),
+        "b": torch.randn(4).to(torch.bfloat16),
+        "empty": torch.zeros(0),
+    }
+    save_checkpoint(path, small, STATE | {'"crc32":"00000000"': 1})
+    content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    place = data.draw(st.integers(header, len(content) - 1))
-    content[place] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(content)
-    with pytest.raises(ResumeError, match=r"corrupted.*train\.resume"):
-        load_checkpoint(path)
+    bits = [*range(0, 8 * header, 3), *range(8 * header, 8 * len(content), 13)]
+    for bit in bits:
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ResumeError, match=r"train\.resume"):
+            (read_state if bit % 5 else load_checkpoint)(path)
+    for length in range(0, len(content), 5):
+        path.write_bytes(content[:length])
+        with pytest.raises(ResumeError, match=r"train\.resume"):
+            load_checkpoint(path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
@@ -67,7 +75,7 @@ def test_a_foreign_or_missing_file_is_refused(tmp_path: Path) -> None:
 
     foreign = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(2)}, foreign)
-    with pytest.raises(ResumeError, match="not a t5ts checkpoint"):
+    with pytest.raises(ResumeError, match="not a checkpoint of this t5ts"):
         load_checkpoint(foreign)
     with pytest.raises(ResumeError, match="no checkpoint at"):
         load_checkpoint(tmp_path / "nothing.safetensors")

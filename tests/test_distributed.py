@@ -197,7 +197,7 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_goes_on_from(
         assert numbers(got) == pytest.approx(numbers(expected), rel=1e-5, abs=1e-9, nan_ok=True)
     # Process 0 alone has written: no second log, lock, folder or row.
     assert [path.name for path in place.iterdir()] == ["run"]
-    by_hydra = {".hydra", "run.log"}
+    by_hydra = {"run.log"}
     names = {path.name for path in run_dir.iterdir()}
     assert names == {path.name for path in (tmp_path / "whole").iterdir()} | by_hydra
     assert (run_dir / "run.log").read_text().count("seed 0") == 3

@@ -323,6 +323,7 @@ def test_the_test_windows_are_read_once_and_after_training(
             measure(model, windows, *a, **k),
         )[1],
     )
+    monkeypatch.setattr("t5ts.build._loaded", {})  # with what other tests have computed
     run(tiny(), run_dir=run_dir)
     assert evaluated == ["val"] * 5 + ["test"]
     # Before training only the baselines, which see no model, read the test windows.

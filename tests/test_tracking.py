@@ -38,7 +38,7 @@ def test_metrics_file_appends_cuts_and_writes_only_json(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
     file.append({"step": 1, "loss": 0.1 + 0.2})
-    length = file.sync()
+    length, _crc32 = file.sync()
     file.append({"step": 2, "loss": float("nan"), "norm": float("inf")})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1, "loss": 0.1 + 0.2},

@@ -2,11 +2,12 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from t5ts.errors import DataError
+from t5ts.provenance import content_crc32, file_crc32
 
 
 @dataclass(kw_only=True)
@@ -23,10 +24,12 @@ class Result:
             value and mean.
         baseline_season: The season that seasonal naive repeats.
         best_achievable_loss: Of synthetic data, else None.
-        seconds: Training and evaluation, over all processes of a resumed run; what another run
-            trained (`reused_epochs`) is not in it.
-        peak_memory_bytes: Of the GPU's allocator, or of the process on a CPU.
+        seconds: Training and evaluation, over all processes of a resumed run; reused epochs count
+            as long as they took where they were trained.
+        peak_memory_bytes: During this run: of the GPU's allocator, or resident in the process on a
+            CPU. NaN where the system does not tell (a CPU elsewhere than on Linux).
         reused_epochs: Epochs that this run took from another one instead of training them.
+        files: CRC-32 of the run's other files (those without a checksum of their own), by name.
     """
 
     identity: str
@@ -43,10 +46,11 @@ class Result:
     best_achievable_loss: float | None
     scale_audit: dict[str, float]
     seconds: float
-    peak_memory_bytes: int
+    peak_memory_bytes: float
     skipped_steps: int
     debug: str
     reused_epochs: int = 0
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
@@ -80,12 +84,31 @@ def read_result(path: Path) -> Result:
     """A run's `result.json`; what is not defined there (null) is NaN here.
 
     Raises:
-        DataError: if it is missing or not JSON.
+        DataError: if it is missing, corrupted, or not a result of this version.
     """
     values = read_json(path)
-    for key in ("metrics", "initial", "scale_audit", "baselines"):
-        values[key] = _nan_for_null(values[key])
-    return Result(**values)
+    try:
+        for key in ("metrics", "initial", "scale_audit", "baselines", "peak_memory_bytes"):
+            values[key] = _nan_for_null(values[key])
+        return Result(**values)
+    except (AttributeError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is not a result of this version ({error}).") from error
+
+
+def check_files(run_dir: Path, result: Result) -> None:
+    """Prove that what a finished run left is still what it wrote.
+
+    Raises:
+        DataError: naming the first file that is missing or altered.
+    """
+    for name, crc32 in result.files.items():
+        path = run_dir / name
+        try:
+            found = file_crc32(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error}).") from error
+        if found != crc32:
+            raise DataError(f"{path} is corrupted: its checksum differs from result.json's.")
 
 
 def _nan_for_null(value: Any) -> Any:
@@ -98,14 +121,20 @@ def read_json(path: Path) -> dict[str, Any]:
     """One of a run directory's JSON files.
 
     Raises:
-        DataError: if it is missing, not JSON, or no JSON object.
+        DataError: if it cannot be read, is no JSON object, or its checksum (where it has one: an
+            older t5ts wrote none) differs.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
-    except ValueError as error:  # no JSON, or no UTF-8
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error}).") from error
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
         raise DataError(f"{path} is not JSON ({error}).") from error
     if not isinstance(value, dict):
         raise DataError(f"{path} holds a JSON {type(value).__name__}, not an object.")
+    crc32 = value.pop("crc32", None)
+    if crc32 is not None and crc32 != content_crc32(value):
+        raise DataError(f"{path} is corrupted: its checksum differs.")
     return value

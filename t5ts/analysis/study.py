@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from t5ts.analysis.results import Result, read_json, read_result
+from t5ts.analysis.results import Result, check_files, read_json, read_result
 from t5ts.config import NOT_IDENTITY
 from t5ts.errors import DataError
 
@@ -305,7 +305,8 @@ def read_run(path: Path) -> Run:
         if (path / "metrics.jsonl").is_file():
             _read_metrics(run)
         if (path / "result.json").is_file():
-            run.result = _read_result(path / "result.json")
+            run.result = read_result(path / "result.json")
+            check_files(path, run.result)
             run.state = "finished"
             run.written = (path / "result.json").stat().st_mtime
     except (DataError, OSError) as error:
@@ -322,13 +323,6 @@ def read_run(path: Path) -> Run:
         run.result, run.state = None, "failed"
         run.trial = run.trial | {"reason": "its loss is not finite"}
     return run
-
-
-def _read_result(path: Path) -> Result:
-    try:
-        return read_result(path)
-    except (AttributeError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is not a result of this version ({error}).") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -90,6 +90,7 @@ class Series:
         best_mse: Synthetic series only: least achievable mean squared error of a forecast per
             element, in train-standardised units.
         scaler: (mean_C, std_C, constant channels) once `values_TC` is standardised, else None.
+        computed: What was computed of this series, by what it depends on besides (a cache).
     """
 
     name: str
@@ -111,6 +112,7 @@ class Series:
     sha256: str = ""
     best_mse: float | None = None
     scaler: tuple[np.ndarray, np.ndarray, list[int]] | None = None
+    computed: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         values = self.values_TC

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,14 @@ from optuna.trial import TrialState
 from t5ts.analysis.results import Result, read_json, read_metrics, read_result
 from t5ts.checks import check
 from t5ts.config import OBJECTIVES, Config, from_hydra
-from t5ts.errors import ConfigError, DataError, DirectoryInUse, Interrupted
+from t5ts.errors import (
+    ConfigError,
+    DataError,
+    DirectoryInUse,
+    InputsChanged,
+    Interrupted,
+    ResumeError,
+)
 from t5ts.interruption import stop_on_signals
 from t5ts.provenance import write_json
 from t5ts.sweep.ledger import Claim, Ledger, is_void
@@ -109,6 +116,13 @@ class TrialTask:
                     if time.monotonic() > wait_until:
                         raise
                     time.sleep(WAIT_S)
+                except InputsChanged:
+                    raise
+                except ResumeError as error:
+                    if config.train.resume == "never":
+                        raise
+                    log.warning("%s It is put aside and the trial trained again.", error)
+                    config = replace(config, train=replace(config.train, resume="never"))
 
     def after_epoch(self, row: Mapping[str, Any]) -> None:
         """Report an epoch to the study, and stop where it is not worth going on.

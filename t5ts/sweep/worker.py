@@ -33,7 +33,9 @@ from t5ts.errors import (
     ConfigError,
     DataError,
     DirectoryInUse,
+    InputsChanged,
     Interrupted,
+    OutputError,
     UserError,
     WeightsError,
 )
@@ -332,13 +334,13 @@ def _tell_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str
             task.end("pruned", str(error), None)
         case Lost() | UpdateFinishedTrialError():
             log.warning("slot %s: %s", slot, error)
-        case Interrupted() | distributed.PeersLost():
+        case Interrupted() | distributed.PeersLost() | InputsChanged():
             _give_back(task, STOPPED, str(error))
             raise error
         case DirectoryInUse():
             log.warning("slot %s is tried again later: %s", slot, error)
             task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
-        case DataError() | WeightsError() | OSError():
+        case DataError() | WeightsError() | OutputError() | OSError():
             # The point's own fault, or that of the machine? Others are tried before it is again.
             if task.claim.before[REFUSED] and _any_has_run(arms):
                 task.end("failed", str(error), None)

@@ -1,0 +1,439 @@
+"""A run directory: whose it is, what its numbers were made from, and whether they are intact."""
+
+import hashlib
+import logging
+import resource
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from runs import local_t5, read, rows
+from test_experiment import die_after
+from test_reuse import changed
+
+from t5ts import experiment, run_directory
+from t5ts.analysis import plots
+from t5ts.analysis.results import read_json, read_result
+from t5ts.analysis.study import collect
+from t5ts.build import load_once
+from t5ts.config import Config
+from t5ts.data.windows import Windows
+from t5ts.errors import (
+    DataError,
+    DirectoryInUse,
+    InputsChanged,
+    Interrupted,
+    OutputError,
+    ResumeError,
+)
+from t5ts.experiment import run
+from t5ts.progress import ProgressBar
+from t5ts.provenance import json_ready
+from t5ts.run_directory import locked, put_aside, remove_if_unused
+from t5ts.tracking import NullTracker
+
+Compose = Callable[..., Config]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "draw_run", lambda *_, **__: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(composed: Compose) -> Config:
+    """A linear model on a CSV, composed once; each test gives it its own file."""
+    no_data = [line for line in SMALL if not line.startswith("data")]
+    return composed(
+        "backbone=linear", *no_data, "train.epochs=2", "data=csv", "data.path=x",
+        "data.channels=[a]", "data.season=24",
+    )  # fmt: skip
+
+
+def write(path: Path, values: list[float]) -> None:
+    times = np.datetime64("2024-01-01T00:00:00") + 3600 * np.arange(len(values))
+    path.write_text("time,a\n" + "".join(f"{t},{v}\n" for t, v in zip(times, values, strict=True)))
+
+
+VALUES: list[float] = np.random.default_rng(0).normal(size=600).round(3).tolist()
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    path = tmp_path / "series.csv"
+    write(path, VALUES)
+    return path
+
+
+@pytest.fixture
+def config(base: Config, csv: Path) -> Config:
+    return changed(base, {"data.path": str(csv)})
+
+
+def interrupt(config: Config, run_dir: Path, step: int = 8) -> None:
+    """Run up to a step of the second epoch (epochs have 6)."""
+    with pytest.MonkeyPatch.context() as patched:
+        die_after(patched, step, politely=True)
+        with pytest.raises(Interrupted):
+            run(config, run_dir=run_dir)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }  # fmt: skip
+
+
+def flip(path: Path, place: int = -20, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+# --- inputs ---
+
+EDITS = {
+    "a value": [0.5, *VALUES[1:]],
+    "the last value": [*VALUES[:-1], 0.5],
+    "more rows": [*VALUES, *VALUES[:30]],
+    "fewer rows": VALUES[:500],
+}
+
+
+@pytest.mark.parametrize("edited", EDITS.values(), ids=EDITS)
+def test_other_data_is_refused_and_the_old_data_is_welcome(
+    edited: list[float], config: Config, csv: Path, run_dir: Path
+) -> None:
+    interrupt(config, run_dir)
+    left = snapshot(run_dir)
+    write(csv, edited)
+    with pytest.raises(InputsChanged, match="data"):
+        run(config, run_dir=run_dir)
+    assert snapshot(run_dir) == left
+    write(csv, VALUES)
+    result = run(config, run_dir=run_dir)
+    write(csv, edited)
+    with pytest.raises(InputsChanged, match=r"data .*sha256.*train\.resume=never.*hydra\.run\.dir"):
+        run(config, run_dir=run_dir)
+    write(csv, VALUES)
+    assert run(config, run_dir=run_dir).metrics == result.metrics
+    write(csv, edited)
+    anew = run(changed(config, {"train.resume": "never"}), run_dir=run_dir)
+    assert anew.baselines != result.baselines
+
+
+def test_other_data_of_the_other_series_is_refused(
+    config: Config, csv: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    other = deepcopy(config.data)
+    other.path = str(shutil.copy(csv, tmp_path / "other.csv"))
+    config = changed(config, {"ood": other})
+    run(config, run_dir=run_dir)
+    write(tmp_path / "other.csv", EDITS["a value"])
+    with pytest.raises(InputsChanged, match="ood"):
+        run(config, run_dir=run_dir)
+
+
+def test_other_weights_under_the_same_path_are_refused(
+    small: Compose, tmp_path: Path, run_dir: Path
+) -> None:
+    """Else a resumed run's provenance would name weights that its numbers do not come from."""
+    path = local_t5(tmp_path / "t5")
+    config = small("backbone=local", f"backbone.path={path}", "init=t5", "train.epochs=1")
+    interrupt(config, run_dir, step=2)
+    named = read(run_dir / "provenance.json")["weights"]["files"]
+    kept = (path / "model.safetensors").read_bytes()
+    flip(path / "model.safetensors", -3)
+    with pytest.raises(InputsChanged, match=r"weights .*model\.safetensors"):
+        run(config, run_dir=run_dir)
+    (path / "model.safetensors").write_bytes(kept)
+    run(config, run_dir=run_dir)
+    assert read(run_dir / "provenance.json")["inputs"]["weights"] == named
+    flip(path / "model.safetensors", -3)
+    with pytest.raises(InputsChanged, match=r"weights .*model\.safetensors"):
+        run(config, run_dir=run_dir)
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_another_precision_is_refused(
+    is_finished: bool, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """device=auto has one identity on a CPU and on a GPU."""
+    if is_finished:
+        run(config, run_dir=run_dir)
+    else:
+        interrupt(config, run_dir)
+    monkeypatch.setattr(
+        "t5ts.build.device_and_precision", lambda _: (torch.device("cpu"), torch.bfloat16)
+    )
+    with pytest.raises(InputsChanged, match=r"precision .torch\.float32 → torch\.bfloat16"):
+        run(config, run_dir=run_dir)
+
+
+def test_other_code_is_told_when_shown_and_refused_when_resumed(
+    config: Config, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    run(config, run_dir=run_dir)
+    interrupt(config, tmp_path / "half")
+    now = {"t5ts": "f" * 64, "torch": "9", "numpy": "3"}
+    for module in (experiment, run_directory):
+        monkeypatch.setattr(module, "made_with", lambda: now)
+    with caplog.at_level("INFO", logger="t5ts"):
+        run(config, run_dir=run_dir)
+    assert sum("other code" in record.getMessage() for record in caplog.records) == 1
+    with pytest.raises(ResumeError, match=r"torch .* → 9.*train\.resume_on_other_code=true"):
+        run(config, run_dir=tmp_path / "half")
+    run(changed(config, {"train.resume_on_other_code": True}), run_dir=tmp_path / "half")
+    codes = read(tmp_path / "half" / "provenance.json")["code"]
+    assert len(codes) == 2
+    assert codes[1] == now
+
+
+def test_a_run_of_an_older_t5ts_is_shown(config: Config, run_dir: Path, caplog) -> None:
+    from t5ts.provenance import write_json
+
+    result = run(config, run_dir=run_dir)
+    values = read_json(run_dir / "provenance.json")
+    del values["inputs"], values["code"]
+    write_json(run_dir / "provenance.json", values)
+    caplog.clear()
+    assert run(config, run_dir=run_dir).metrics == result.metrics
+    assert sum("not recorded" in record.getMessage() for record in caplog.records) == 1
+
+
+# --- damage ---
+
+#: File, and what happens to it; each is found before the first step.
+DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
+    ("checkpoint/last.safetensors", lambda p: flip(p, 100)),
+    ("checkpoint/last.safetensors", lambda p: flip(p)),
+    ("checkpoint/best.safetensors", lambda p: flip(p)),
+    ("checkpoint/best.safetensors", Path.unlink),
+    ("metrics.jsonl", Path.unlink),
+    ("metrics.jsonl", lambda p: p.write_bytes(b"")),
+    ("metrics.jsonl", lambda p: p.write_bytes(p.read_bytes()[:-100])),
+    ("metrics.jsonl", lambda p: p.write_bytes(p.read_bytes()[:-200] + bytes(200))),
+    ("metrics.jsonl", lambda p: flip(p, 30, 1)),
+    ("provenance.json", lambda p: flip(p, 30)),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE)
+def test_damage_is_found_before_training_and_the_advice_works(
+    name: str, damage: Callable[[Path], None], config: Config, run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    interrupt(config, run_dir)
+    damage(run_dir / name)
+    left = snapshot(run_dir)
+    never = changed(config, {"train.resume": "never"})
+    elsewhere = changed(config, {"train.resume": str(run_dir)})
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment, "build", lambda _: pytest.fail("it should not come so far"))
+        for wanted, place in ((config, run_dir), (elsewhere, tmp_path / "other")):
+            with pytest.raises(ResumeError, match=r"train\.resume=never"):
+                run(wanted, run_dir=place)
+        assert snapshot(run_dir) == left
+        assert set(snapshot(tmp_path / "other")) <= {".lock"}
+    run(never, run_dir=run_dir)
+    kept = snapshot(run_dir / "previous-1")
+    assert kept == {name: left[name] for name in kept}
+    assert set(left) - set(kept) == {".lock"}
+    run(config, run_dir=tmp_path / "whole")
+    assert rows(run_dir) == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "name", ["result.json", "provenance.json", "config.yaml", "metrics.jsonl", "test_losses.npy"]
+)
+def test_a_damaged_finished_run_is_not_shown(name: str, config: Config, run_dir: Path) -> None:
+    result = run(config, run_dir=run_dir)
+    assert collect([run_dir]).runs
+    flip(run_dir / name, -40, 1)
+    assert not collect([run_dir]).runs  # nor does the report read it
+    with pytest.raises(ResumeError, match=rf"{name}.*train\.resume=never"):
+        run(config, run_dir=run_dir)
+    again = run(changed(config, {"train.resume": "never"}), run_dir=run_dir)
+    assert again.metrics == result.metrics
+    assert (run_dir / "previous-1" / name).is_file()
+
+
+def test_no_flipped_bit_of_a_result_changes_a_value(config: Config, run_dir: Path) -> None:
+    run(config, run_dir=run_dir)
+    path = run_dir / "result.json"
+    content = path.read_bytes()
+    expected = json_ready(asdict(read_result(path)))
+    refused = 0
+    for bit in range(0, 8 * len(content), 41):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            assert json_ready(asdict(read_result(path))) == expected, bit
+        except DataError:
+            refused += 1
+    assert refused > len(content) / 10
+
+
+# --- who holds it ---
+
+
+def test_what_another_process_holds_is_left_alone(config: Config, run_dir: Path) -> None:
+    with locked(run_dir):
+        (run_dir / "run.log").write_text("a line")
+        left = snapshot(run_dir)
+        with pytest.raises(DirectoryInUse):
+            run(config, run_dir=run_dir)
+        remove_if_unused(run_dir)
+        assert snapshot(run_dir) == left
+    remove_if_unused(run_dir)
+    assert not run_dir.exists()
+    remove_if_unused(run_dir)
+    with locked(run_dir):  # and after its removal it is held as if it were new
+        assert (run_dir / ".lock").is_file()
+
+
+def test_a_lock_whose_file_was_removed_holds_nothing(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process removes the directory between this one's open and its lock."""
+    real = run_directory.fcntl.flock
+    calls = []
+
+    def flock(*arguments: Any) -> None:
+        if not calls:
+            shutil.rmtree(run_dir)
+        calls.append(arguments)
+        real(*arguments)
+
+    monkeypatch.setattr(run_directory.fcntl, "flock", flock)
+    with locked(run_dir):
+        assert (run_dir / ".lock").is_file()
+    assert len(calls) == 2
+
+
+def test_put_aside_never_meets_an_earlier_folder(run_dir: Path) -> None:
+    for name in ("previous-2", "previous-3"):
+        (run_dir / name).mkdir(parents=True)
+    for attempt in range(3):
+        (run_dir / "metrics.jsonl").write_text(f"{attempt}")
+        put_aside(run_dir)
+    kept = {p.parent.name: p.read_text() for p in run_dir.glob("previous-*/metrics.jsonl")}
+    assert sorted(kept.values()) == ["0", "1", "2"]
+
+
+# --- the disk ---
+
+
+def test_a_full_disk_is_one_message_and_the_run_resumes(
+    config: Config, run_dir: Path, tmp_path: Path
+) -> None:
+    """A limit on a file's size stands for it: the kernel refuses the write in the same way."""
+    whole = run(config, run_dir=tmp_path / "whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    left: list[int] = []
+    for limit in (100, 2000, (tmp_path / "whole" / "metrics.jsonl").stat().st_size - 100):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(OutputError, match="File too large"):
+                run(config, run_dir=run_dir)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        left += [1 for path in run_dir.rglob("*.tmp")]
+    assert not left
+    assert run(config, run_dir=run_dir).metrics == whole.metrics
+    assert rows(run_dir) == rows(tmp_path / "whole")
+
+
+def test_a_directory_that_is_removed_or_cannot_be_made(config: Config, run_dir: Path) -> None:
+    def remove(row: Any) -> None:
+        if row["epoch"] == 1:
+            shutil.rmtree(run_dir)
+
+    with pytest.raises(OutputError, match=str(run_dir)):
+        run(config, run_dir=run_dir, after_epoch=remove)
+    assert not run_dir.exists()
+    for place in ("/proc/none/run", str(Path(config.data.path) / "run")):  # type: ignore[attr-defined]
+        with pytest.raises(OutputError, match=place):
+            run(config, run_dir=Path(place))
+
+
+# --- figures of the process ---
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is not known")
+def test_the_peak_of_memory_is_the_runs_own(config: Config, tmp_path: Path) -> None:
+    ballast = np.ones(60_000_000)  # 480 MB before the run are none of its own
+    low = run(config, run_dir=tmp_path / "a").peak_memory_bytes
+    del ballast
+    high = run(config, run_dir=tmp_path / "b").peak_memory_bytes
+    ballast = np.ones(60_000_000)
+    del ballast
+    after = run(config, run_dir=tmp_path / "c").peak_memory_bytes
+    assert low > after + 400e6
+    assert after == pytest.approx(high, abs=100e6)
+
+
+def test_what_a_data_set_needs_is_computed_once(
+    config: Config, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_test: list[str] = []
+    real = Windows.gather
+
+    def gather(self: Windows, index_B: torch.Tensor) -> torch.Tensor:
+        read_test.append(self.name)
+        return real(self, index_B)
+
+    monkeypatch.setattr(Windows, "gather", gather)
+    first = run(config, run_dir=tmp_path / "a")
+    digest = hashlib.sha256(load_once(config.data).values_TC.tobytes()).hexdigest()
+    reads = read_test.count("test")
+    read_test.clear()
+    second = run(changed(config, {"optim.lr": 1e-4}), run_dir=tmp_path / "b")
+    assert read_test.count("test") < reads  # the baselines' reads are gone
+    assert second.baselines == first.baselines
+    assert second.baselines is not first.baselines
+    assert hashlib.sha256(load_once(config.data).values_TC.tobytes()).hexdigest() == digest
+    write(csv, EDITS["a value"])
+    assert run(config, run_dir=tmp_path / "c").baselines != first.baselines
+
+
+def test_epochs_are_logged_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    caplog.set_level(logging.INFO, logger="t5ts")
+    with ProgressBar(total_steps=10) as bar:
+        bar.update(step=1, epoch=1, loss=1.0)
+        bar.say("epoch 1")
+        bar.update(step=2, epoch=1, loss=1.0)
+        bar.say("epoch 2")
+    assert [record.getMessage() for record in caplog.records] == ["epoch 1", "epoch 2"]
+
+
+@pytest.mark.parametrize("place", ["evaluate", "load_checkpoint", "_forecast_sample", "_finish"])
+def test_the_tracker_is_ended_wherever_a_run_fails(
+    place: str, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    class Watched(NullTracker):
+        def abandon(self) -> None:
+            ended.append(1)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("here")
+
+    monkeypatch.setattr(experiment, "_build_tracker", lambda *_: Watched())
+    monkeypatch.setattr(experiment, place, fail)
+    with pytest.raises(RuntimeError, match="here"):
+        run(config, run_dir=run_dir)
+    assert ended == [1]
