@@ -27,6 +27,8 @@ NORMS_MOVED = 0.15
 # Structure of a matrix in standard errors: 3,700 independent draws (normal, uniform, rounded to
 # int8) gave 4.9 at most.
 STRUCTURE_LIMIT = 6.0
+# The same for a single matrix: of some 100,000 draws of small ones, a few gave more than 6.
+STRUCTURE_ALONE = 10.0
 # Structure that a matrix must be expected to have, by what the others have, before its absence
 # means that it was not trained with them. Checkpoints after 50 to 1,000 steps gave 24 at most.
 STRUCTURE_EXPECTED = 40.0
@@ -53,6 +55,7 @@ class Freshness:
         drifted: Whether the spread of all queries, or keys, … together is off T5's law, but so
             little that it started there: a sign of training where single matrices show none.
         num_matrices: Matrices examined.
+        has_structure: Whether some matrices clearly scatter otherwise than independent draws do.
         structureless: Matrices that scatter as independent draws do: fresh, shuffled, or trained
             too briefly to tell.
         fresh: Tensors that look freshly initialised or redrawn while the others were trained.
@@ -64,6 +67,7 @@ class Freshness:
     norm_spread: float
     drifted: bool
     num_matrices: int
+    has_structure: bool
     structureless: tuple[str, ...]
     fresh: tuple[str, ...]
     broken: tuple[str, ...]
@@ -73,14 +77,14 @@ class Freshness:
         """What an encoder that is not refused seems to be, as in `LoadReport.origin`."""
         if self.law_distance < LAW_LIMIT:
             return "barely trained"
-        return "control" if len(self.structureless) == self.num_matrices else "pretrained"
+        return "pretrained" if self.has_structure else "control"
 
     @property
     def verdict(self) -> str | None:
         """Why the encoder cannot be a pretrained one, or None when it looks trained."""
         if self.broken:
             return _listed(self.broken) + ", which no training leaves"
-        if len(self.structureless) == self.num_matrices and not self.drifted:
+        if not self.has_structure and not self.drifted:
             if self.law_distance < LAW_LIMIT and not 0 < self.norm_spread < NORMS_MOVED:
                 norms = (
                     f"while its LayerNorm weights vary by {self.norm_spread:.0%}: were the "
@@ -172,6 +176,9 @@ def examine(
         norm_spread=spread,
         drifted=_has_drifted(off, scales),
         num_matrices=len(law),
+        # One matrix of many may seem structured by chance.
+        has_structure=sum(value >= STRUCTURE_LIMIT for value in structure.values()) > 1
+        or max(structure.values(), default=0.0) > STRUCTURE_ALONE,
         structureless=tuple(n for n, value in structure.items() if value < STRUCTURE_LIMIT),
         fresh=(*_untouched(norms), *left_out),
         broken=tuple(broken),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -34,6 +34,7 @@ def draw(seed: int = 0, arch: T5Architecture = TINY, factor: float = 1.0) -> dic
 
 
 @settings(max_examples=100, deadline=None)
+@example(seed=756, factor=1.0, scale_norms=False, others=False, gated=True)  # one seems structured
 @given(
     seed=st.integers(0, 2**31),
     factor=st.floats(1e-8, 1e8),
