@@ -142,7 +142,7 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_kwargs: Any) -> None:
         """Refuse intervals on Hydra's own grid, and values that no job could have."""
-        if "BasicSweeper" not in str(config.hydra.sweeper.get("_target_")):
+        if "PlainSweeper" not in str(config.hydra.sweeper.get("_target_")):
             return
         for line in config.hydra.overrides.task:
             if _parsed(line).is_interval_sweep():

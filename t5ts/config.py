@@ -436,7 +436,8 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
         *parents, last = dotted.split(".")
         node = values
         for key in parents:
-            node = node.get(key) or {}
+            child = node.get(key)
+            node = child if isinstance(child, dict) else {}
         if dotted in keys or (last in node and node[last] == MEASURED_BESIDES[dotted]):
             node.pop(last, None)
     return values

@@ -159,8 +159,9 @@ def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(com
     values = asdict(composed("tracker=none"))
     for key in ("claims", "tracker", "ood"):
         del values[key]
-    for key in ("resume", "checkpoint_every_s", "progress", "reuse_dir", "reuse_max_gb"):
+    for key in ("resume", "resume_on_other_code", "checkpoint_every_s", "progress"):
         del values["train"][key]
+    del values["train"]["reuse_dir"], values["train"]["reuse_max_gb"]
     del values["train"]["shuffled_test"], values["train"]["tf32"]
     text = json.dumps(values, sort_keys=True)
     assert identity(composed()) == hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -127,8 +127,9 @@ def test_windows_without_a_target_are_counted_and_weigh_nothing(
     write_csv(tmp_path / "bars.csv", empty=slice(425, 455))
     setup = build(gappy())
     baselines = evaluate_baselines(
-        setup.val, setup.task, season=24, batch_size=5, mase_denominator_C=setup.denominator_C
-    )
+        setup.val, setup.task, season=24, batch_size=5, mase_denominator_C=setup.denominator_C,
+        computed={},
+    )  # fmt: skip
     whole = setup.val.gather(torch.arange(len(setup.val)))[..., 32:].double().numpy()
     without = np.isnan(whole).all(axis=2).sum()
     assert without >= 2 * 23

@@ -35,7 +35,7 @@ LEVELS = {
     "checkpoint": 3,
     "tracking": 3,
     "interruption": 0,
-    "run_directory": 3,
+    "run_directory": 4,
     "evaluation": 3,
     "build": 5,
     "train": 6,

@@ -217,7 +217,9 @@ def test_small_operations_of_evaluation_have_one_thread() -> None:
     data = sample()
     with ThreadsOfEachOperation() as update:
         sums.update(*data)
-    naive = evaluate_baselines(windows, task, season=4, batch_size=16, mase_denominator_C=None)
+    naive = evaluate_baselines(
+        windows, task, season=4, batch_size=16, mase_denominator_C=None, computed={}
+    )
     assert set(naive) == {"seasonal_naive", "last_value", "mean"}
     evaluate(
         model, windows, task, batch_size=16, autocast=None, mase_denominator_C=None, naive_mse=1.0

@@ -350,7 +350,7 @@ def test_code_data_weights_and_machine_are_in_the_key(
     config = changed(base, {"train.reuse_dir": str(tmp_path / "store")})
 
     def key() -> str:
-        about = Reuse(config, setup, tmp_path / "run", None).about
+        about = Reuse(config, setup, tmp_path / "run", None, {}).about
         assert about is not None
         return about["key"]
 

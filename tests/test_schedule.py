@@ -129,7 +129,9 @@ def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(
     run(tiny(*staged, "freeze.unfreeze_epoch=1"), run_dir=run_dir)
     plan = {line["component"]: line for line in read(run_dir / "provenance.json")["plan"]}
     assert (plan["block_1"]["start_epoch"], plan["block_0"]["start_epoch"]) == (1.0, None)
-    assert [row["grad_norm/block_0"] for row in rows(run_dir) if row["kind"] == "step"][-1] == 0
+    assert [row["step/grad_norm/block_0"] for row in rows(run_dir) if row["kind"] == "step"][
+        -1
+    ] == 0
     assert "block_0" in caplog.text
     assert "block_1" not in caplog.text
     with pytest.raises(ConfigError, match=r"freeze\.unfreeze_epoch=1\.99"):

@@ -143,7 +143,7 @@ def test_tf32_is_for_gpus_and_recorded(tiny: Compose, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("t5ts.build._set_tf32", lambda *, on: asked.append(on))
     monkeypatch.setattr("t5ts.build.device_and_precision", lambda _: (torch.device("cuda"), None))
-    monkeypatch.setattr("t5ts.build.load_series", no_further)
+    monkeypatch.setattr("t5ts.build.load_once", no_further)
     for override in ("train.tf32=true", "train.tf32=false"):
         with pytest.raises(Interrupted):
             build(tiny(override))

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -42,41 +41,21 @@ class PlainSweeper(BasicSweeper):
         self.launcher.launch = launch_all  # type: ignore[method-assign]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Refuse, before the first job, a batch in which no job's configuration can run."""
-        from t5ts.checks import check
-        from t5ts.config import from_hydra
-        from t5ts.errors import UserError
-
-        assert self.config is not None
-        assert self.hydra_context is not None
-        problems = {}
-        for number, overrides in enumerate(batch):
-            loader = self.hydra_context.config_loader
-            config = loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(config):
-                del config["hydra"]
-            try:
-                check(from_hydra(config))
-            except UserError as error:
-                problems[f"#{number}"] = str(error)
-        if len(problems) == len(batch):
-            print(f"t5ts: no job can run:\n{_grouped(problems)}", file=sys.stderr)
-            sys.exit(2)
+        """Nothing: `sweep` has checked all jobs, and a bad one is no reason to stop the others."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run the grid of these task overrides; exit status 2 or 1 if a job failed."""
+        """Run the grid of these task overrides; exit status 2 or 1 if a job failed.
+
+        Before the first job's directory is made, a grid in which no job can run is refused.
+        """
         from t5ts.errors import UserError
         from t5ts.interruption import stop_on_signals
 
-        parsed = OverridesParser.create().parse_overrides(arguments)
-        for line, override in zip(arguments, parsed, strict=True):
-            if isinstance(override.value(), IntervalSweep):
-                print(
-                    f"t5ts: {line}: a grid has no intervals; search it with hydra/sweeper=t5ts, or"
-                    " name values: choice(A,B) or range(A,B,STEP).",
-                    file=sys.stderr,
-                )
-                sys.exit(2)
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parsed = parser.parse_overrides(arguments)
+        batches = self.split_arguments(parsed, self.max_batch_size)
+        self._refuse_if_none_can_run([job for batch in batches for job in batch])
         with stop_on_signals():
             returns = super().sweep(arguments)
         if not self.failed:
@@ -101,6 +80,28 @@ class PlainSweeper(BasicSweeper):
             file=sys.stderr,
         )
         sys.exit(1 if bugs else 2)
+
+    def _refuse_if_none_can_run(self, jobs: Sequence[Sequence[str]]) -> None:
+        from t5ts.checks import check
+        from t5ts.config import from_hydra
+        from t5ts.errors import UserError
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        problems = {}
+        for number, overrides in enumerate(jobs):
+            loader = self.hydra_context.config_loader
+            config = loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(config):
+                del config["hydra"]
+            try:
+                check(from_hydra(config))
+            except UserError as error:
+                problems[f"#{number}"] = str(error)
+            else:
+                return
+        print(f"t5ts: no job can run:\n{_grouped(problems)}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _grouped(problems: Mapping[str, str]) -> str:
