@@ -518,3 +518,20 @@ def test_a_data_set_without_learning_is_not_the_studys_answer(tmp_path: Path) ->
         write(tmp_path / name, {"t5-none": -0.06, "random-none": 0}, data__name=name)
     naive_is_better(tmp_path / "a")
     assert found(tmp_path).kind == LOWER_HERE
+
+
+# Old run directories.
+
+
+@pytest.mark.parametrize("newer", ["t5-none-*", "*-none-[012]"])
+def test_runs_of_an_older_t5ts_without_newer_keys_are_compared(tmp_path: Path, newer: str) -> None:
+    write(tmp_path, {"t5-none": -0.06, "random-none": 0})
+    for path in tmp_path.glob(f"{newer}/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["train"] |= {"tf32": True, "resume_on_other_code": False}
+        config["data"] |= dict.fromkeys(["separator", "decimal", "nulls"])
+        path.write_text(yaml.safe_dump(config))
+    for path in tmp_path.glob("*/provenance.json"):
+        path.unlink()  # then the data is known by its keys alone
+    study = found(tmp_path)
+    assert (study.kind, study.main.main.effect.count) == (LOWER_HERE, 5)  # type: ignore[union-attr]
