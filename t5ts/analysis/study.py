@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from t5ts.analysis.results import Result, check_files, read_json, read_result
+from t5ts.analysis.results import FAILURE, Result, check_files, read_json, read_result
 from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY
 from t5ts.errors import DataError
 
@@ -308,6 +308,8 @@ def read_run(path: Path) -> Run:
         if (path / "trial.json").is_file():
             run.trial = read_json(path / "trial.json")
             run.state = str(run.trial.get("state", run.state))
+        elif (path / FAILURE).is_file():
+            run.trial, run.state = read_json(path / FAILURE), "failed"
         run.config = _read_config(path / "config.yaml")
         if (path / "provenance.json").is_file():
             run.provenance = read_json(path / "provenance.json")
