@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from t5ts import distributed
-from t5ts.analysis.results import Result, read_metrics
+from t5ts.analysis.results import FAILURE, Result, read_metrics
 from t5ts.build import (
     Setup,
     Shift,
@@ -29,7 +29,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
-from t5ts.errors import Interrupted, ResumeError, UserError
+from t5ts.errors import Interrupted, ResumeError, TrainingError, UserError
 from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.forecaster import scale_audit
@@ -98,8 +98,15 @@ def run(
             return _show(config, run_dir)
         resume_from = find_checkpoint(resume, run_dir)
         before = None if resume_from is None else check_resumable(resume_from, config)
-        with distributed.handing_out((config, run_dir.absolute(), resume_from)):
-            result = _run(config, run_dir, group, resume_from, before, stop, after_epoch, pictures)
+        (run_dir / FAILURE).unlink(missing_ok=True)
+        try:
+            with distributed.handing_out((config, run_dir.absolute(), resume_from)):
+                result = _run(
+                    config, run_dir, group, resume_from, before, stop, after_epoch, pictures
+                )
+        except TrainingError as error:
+            write_json(run_dir / FAILURE, {"reason": str(error)})
+            raise
         assert result is not None
         return result
 

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from t5ts.analysis.results import Result, check_files, read_json, read_result
+from t5ts.analysis.results import FAILURE, Result, check_files, read_json, read_result
 from t5ts.config import Config, identity
 from t5ts.errors import DataError, DirectoryInUse, InputsChanged, OutputError, ResumeError
 from t5ts.provenance import made_with
@@ -24,6 +24,7 @@ log = logging.getLogger("t5ts")
 OF_ONE_RUN = (
     "result.json",
     "result.json.unfinished",
+    FAILURE,
     "metrics.jsonl",
     "config.yaml",
     "provenance.json",

@@ -14,6 +14,7 @@ from runs import local_t5, read, rows
 from safetensors.torch import load_file
 
 from t5ts import experiment
+from t5ts.analysis import collect
 from t5ts.analysis.plots import draw_run
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
@@ -280,6 +281,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_group_and_checkpoint(
     assert "train_loss" in message or "grad_norm/" in message
     assert str(run_dir / "checkpoint" / "last.safetensors") in message
     assert not (run_dir / "result.json").exists()
+    (read_back,) = collect([run_dir]).runs  # its arm's outcome, not a run to be waited for
+    assert (read_back.state, read_back.is_open) == ("failed", False)
 
 
 def test_gradient_accumulation_changes_memory_and_not_the_gradient(

@@ -94,7 +94,7 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "lower": (
         LOWER_HERE,
         "Test loss is {size} lower with {checkpoint} than with random weights ({interval});"
-        " whether its content or its scale does it was not asked.",
+        " whether its content or its scale does it {unknown}.",
     ),
     "scale": (
         DOES_NOT,
@@ -250,16 +250,10 @@ def _facts(study: Study, judged: Verdict) -> Facts:
         checkpoint=_checkpoint(pair.treatment),
         main=main,
         margin=judged.margin,
-        first=[
-            f"{arm.name} failed at {len(lost)} of {count} seeds."
-            for arm in sides
-            for lost, count in [failures(arm)]
-            if lost
-        ],
+        first=_failed(judged),
     )
     judged.is_provisional = max(map(chosen_from, pair.rivals)) > 1
-    controls = [c.pair.rivals[1] for c in _controls(judged, pair.treatment)]
-    asked = [*sides, *(arm for arms in controls for arm in arms)]
+    asked = [*sides, *_control_arms(judged)]
     progress = _progress(study, asked)
     if pair.seeds:
         judged.reasons.append(
@@ -305,6 +299,30 @@ def _facts(study: Study, judged: Verdict) -> Facts:
         judged.reasons += [_robust(main), _over_time(main)]
     judged.reasons = [reason for reason in judged.reasons if reason]
     return facts
+
+
+def _control_arms(judged: Verdict) -> list[Arm]:
+    """The arms of `matched` and `shuffled` weights beside the headline's checkpoint."""
+    assert judged.main is not None
+    backbone = judged.main.pair.treatment.backbone
+    return [
+        arm
+        for arm in judged.condition.arms
+        if arm.backbone == backbone and arm.init not in (PRETRAINED, RANDOM)
+    ]
+
+
+def _failed(judged: Verdict) -> list[str]:
+    """What failed of the arms that the headline is drawn from, a sentence each."""
+    if judged.main is None:
+        return []
+    arms = [*(arm for arms in judged.main.pair.rivals for arm in arms), *_control_arms(judged)]
+    return [
+        f"{arm.name} failed at {len(lost)} of {count} seeds."
+        for arm in arms
+        for lost, count in [failures(arm)]
+        if lost
+    ]
 
 
 def _no_pair(judged: Verdict) -> Facts:
@@ -375,10 +393,15 @@ def _text_or_scale(judged: Verdict, facts: Facts) -> None:
     rank = {id(c): (worst.index(c.kind), -c.effect.value) for c in controls}
     rival = facts.rival = min(controls, key=lambda c: rank[id(c)], default=None)
     if rival is None:
-        facts.outcome = "lower"
+        facts.outcome, facts.values = "lower", {"unknown": "was not asked"}
+        add = "init=matched and init=shuffled (experiment=controls)"
+        if run := dict.fromkeys(f"init={arm.init}" for arm in _control_arms(judged)):
+            facts.values["unknown"] = "is not known: no control finished its seeds under its plans"
+            plans = " or ".join(f"freeze={arm.freeze}" for arm in facts.main.pair.rivals[0])
+            seeds = ", ".join(map(str, facts.main.pair.seeds))
+            add = f"{' and '.join(run)} with {plans} at seeds {seeds}"
         judged.reasons.append(
-            "No control tells whether the text helps or only the weights' scale: add init=matched"
-            " and init=shuffled (experiment=controls)."
+            f"No control tells whether the text helps or only the weights' scale: add {add}."
         )
         return
     facts.outcome = {
@@ -388,7 +411,7 @@ def _text_or_scale(judged: Verdict, facts: Facts) -> None:
         CANNOT_TELL: "text or scale",
         LOWER: "helps",
     }[rival.kind]
-    if facts.outcome == "helps" and any(map(_DOUBTS.search, loader_notes(treatment))):
+    if facts.outcome == "helps" and _is_doubted(treatment):
         facts.outcome = "noted"
     if rival.kind == WITHHELD:
         judged.reasons += [_why_withheld(c) for c in controls if c.kind == WITHHELD]
@@ -399,6 +422,11 @@ def _text_or_scale(judged: Verdict, facts: Facts) -> None:
         )
     if rival.kind == CANNOT_TELL and rival.effect.is_known:
         _count_needed(judged, rival)
+
+
+def _is_doubted(arm: Arm) -> bool:
+    """Whether the loader notes something that speaks against "pretrained on text"."""
+    return any(map(_DOUBTS.search, loader_notes(arm)))
 
 
 def _controls(judged: Verdict, treatment: Arm) -> list[Comparison]:
@@ -754,27 +782,42 @@ def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -
     """Kind and headline over several data sets, each of which counts once."""
     effects, controls = (_mean_effects(judged, kind) for kind in ("best", "control"))
     overall, against = (log_ratio(np.exp(x), np.ones(len(x))) for x in (effects, controls))
-    first = judged[0][0].main
-    assert first is not None
+    every = [v for group in judged for v in group]
+    of_controls = [
+        c for v in every for c in v.comparisons if c.pair.kind == "control" and _is_of(v, c)
+    ]
+    doubted = [v.condition.name for v in every if v.main and _is_doubted(v.main.pair.treatment)]
     if overall.within(margin):
         kind, said = DOES_NOT, "No difference that matters."
     elif not overall.excludes_zero():
         kind, said = CANNOT_TELL, "Over data sets like these it cannot be told."
     elif overall.value > 0:
         kind, said = DOES_NOT, "Pretrained weights do not help."
+    elif any(c.kind == WITHHELD for c in of_controls):
+        kind, said = CANNOT_TELL, "But the controls' weights were not given the same chance."
     elif len(controls) < len(effects):
-        kind, said = LOWER_HERE, "Whether its content or its scale does it was not asked of all."
-    elif against.high < 0:
-        kind, said = TRANSFERS, "It is lower than with the controls' weights too."
-    else:
+        kind, said = LOWER_HERE, "Whether its content or its scale does it is not known of all."
+    elif not against.high < 0:
         kind, said = CANNOT_TELL, "But not shown to be lower than with the controls' weights."
+    elif doubted:
+        kind = LOWER_HERE
+        said = (
+            "It is lower than with the controls' weights too, but the loader doubts that these"
+            f" weights are T5's, pretrained on text ({'; '.join(doubted)})."
+        )
+    else:
+        kind, said = TRANSFERS, "It is lower than with the controls' weights too."
+    checkpoints = dict.fromkeys(_checkpoint(v.main.pair.treatment) for v in every if v.main)
+    which = " or ".join(checkpoints) + (", the best of each," if len(checkpoints) > 1 else "")
     text = (
-        f"Over {len(effects)} data sets test loss with {_checkpoint(first.pair.treatment)} against"
+        f"Over {len(effects)} data sets test loss with {which} against"
         f" random weights changes by {percent_interval(overall)} (95 % interval over data sets);"
         f" lower in {sum(e < 0 for e in effects)} of {len(effects)}. {said}"
     )
     if len(judged) < asked:
-        text += f" {asked - len(judged)} more data sets have no verdict."
-    if kind != CANNOT_TELL and any(v.is_provisional for group in judged for v in group):
+        text += f" Without a verdict: {plural(asked - len(judged), 'more data set')}."
+    failed = [f"{v.condition.name}: {line}" for v in every for line in _failed(v)]
+    text = " ".join([*failed, text])
+    if kind != CANNOT_TELL and any(v.is_provisional for v in every):
         text = f"Provisional: {text} Settings were chosen and tested on the same seeds."
     return kind, text

@@ -9,6 +9,9 @@ from typing import Any
 from t5ts.errors import DataError
 from t5ts.provenance import content_crc32, file_crc32
 
+#: Why a run failed, until it is started again: what its arm came to, as a result is.
+FAILURE = "failure.json"
+
 
 @dataclass(kw_only=True)
 class Result:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from t5ts.analysis.results import Result, check_files, read_json, read_result
-from t5ts.config import NOT_IDENTITY
+from t5ts.analysis.results import FAILURE, Result, check_files, read_json, read_result
+from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY
 from t5ts.errors import DataError
 
 Array = npt.NDArray[np.float64]
@@ -107,7 +107,13 @@ class Run:
     @cached_property
     def condition(self) -> tuple[tuple[str, str], ...]:
         """Data, the other series, task and lengths as configured; see `measured_on`."""
-        return _subset(self.config, lambda key: key.startswith(_CONDITION))
+        return tuple(
+            sorted(
+                (k, json.dumps(v))
+                for k, v in self.config.items()
+                if k.startswith(_CONDITION) and not _is_off(k, v)
+            )
+        )
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -131,9 +137,11 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything else that can change a number, less the seed."""
+        """Everything else that can change a number, less the seed; a key that is off is none."""
         apart = (*_NOT_SETTINGS, *_CONDITION)
-        return {k: v for k, v in self.config.items() if not k.startswith(apart)}
+        return {
+            k: v for k, v in self.config.items() if not k.startswith(apart) and not _is_off(k, v)
+        }
 
     def metric(self, name: str) -> float:
         """A final metric (val_ at the best epoch, others of the same weights); NaN if unknown."""
@@ -166,8 +174,9 @@ class Run:
             return None
 
 
-def _subset(config: dict[str, Any], wanted: Any) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((k, json.dumps(v)) for k, v in config.items() if wanted(k)))
+def _is_off(key: str, value: Any) -> bool:
+    """Whether an older t5ts, which had no such key, did the same."""
+    return key in MEASURED_BESIDES and value == MEASURED_BESIDES[key]
 
 
 def measured_on(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
@@ -299,6 +308,8 @@ def read_run(path: Path) -> Run:
         if (path / "trial.json").is_file():
             run.trial = read_json(path / "trial.json")
             run.state = str(run.trial.get("state", run.state))
+        elif (path / FAILURE).is_file():
+            run.trial, run.state = read_json(path / FAILURE), "failed"
         run.config = _read_config(path / "config.yaml")
         if (path / "provenance.json").is_file():
             run.provenance = read_json(path / "provenance.json")

@@ -487,7 +487,9 @@ def test_an_unfinished_sweep_says_how_to_resume(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("outcome", TEMPLATES)
 def test_no_headline_says_sure_or_blames_the_data(outcome: str) -> None:
-    values = dict.fromkeys(("needed", "progress", "command", "why", "elsewhere", "count"), "x")
+    values = dict.fromkeys(
+        ("needed", "progress", "command", "why", "elsewhere", "count", "unknown"), "x"
+    )
     words = dict.fromkeys(("size", "interval", "low", "high", "rival"), "x") | values
     kind, text = headline(Facts(outcome=outcome, checkpoint="c", values=words))
     assert kind == TEMPLATES[outcome][0]
@@ -518,3 +520,90 @@ def test_a_data_set_without_learning_is_not_the_studys_answer(tmp_path: Path) ->
         write(tmp_path / name, {"t5-none": -0.06, "random-none": 0}, data__name=name)
     naive_is_better(tmp_path / "a")
     assert found(tmp_path).kind == LOWER_HERE
+
+
+# Old run directories.
+
+
+@pytest.mark.parametrize("newer", ["t5-none-*", "*-none-[012]"])
+def test_runs_of_an_older_t5ts_without_newer_keys_are_compared(tmp_path: Path, newer: str) -> None:
+    write(tmp_path, {"t5-none": -0.06, "random-none": 0})
+    for path in tmp_path.glob(f"{newer}/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["train"] |= {"tf32": True, "resume_on_other_code": False}
+        config["data"] |= dict.fromkeys(["separator", "decimal", "nulls"])
+        path.write_text(yaml.safe_dump(config))
+    for path in tmp_path.glob("*/provenance.json"):
+        path.unlink()  # then the data is known by its keys alone
+    study = found(tmp_path)
+    assert (study.kind, study.main.main.effect.count) == (LOWER_HERE, 5)  # type: ignore[union-attr]
+
+
+# What a verdict over several data sets, or without a usable control, must not leave out.
+
+
+def doubted(root: Path) -> None:
+    edit(root, "*/t5-*", "provenance.json", lambda p: p["weights"].update(fresh_tensors=["q"]))
+
+
+def tuned_control(root: Path) -> None:
+    for name in "abc":
+        write(root / name, {"matched-none": 0.01}, data__name=name, optim__lr=3e-3)
+
+
+def failed_seed(root: Path) -> None:
+    for file in ("result.json", "metrics.jsonl"):
+        (root / "b/t5-none-1-b" / file).unlink()
+    (root / "b/t5-none-1-b/trial.json").write_text('{"state": "failed", "reason": "diverged"}')
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        (doubted, LOWER_HERE, "loader"),
+        (tuned_control, CANNOT_TELL, "same chance"),
+        (failed_seed, TRANSFERS, "t5-none failed at 1 of 5 seeds"),
+    ],
+)
+def test_an_answer_over_data_sets_keeps_what_each_of_them_says(
+    tmp_path: Path, change: Callable[[Path], None], kind: str, said: str
+) -> None:
+    for number, name in enumerate("abc"):
+        arms = {"t5-none": -0.06 + 0.001 * number, "random-none": 0, "matched-none": 0}
+        write(tmp_path / name, arms, data__name=name)
+    change(tmp_path)
+    study = found(tmp_path)
+    assert study.kind == kind
+    assert said in study.headline
+
+
+def test_an_answer_over_data_sets_names_every_checkpoint_that_it_is_drawn_from(
+    tmp_path: Path,
+) -> None:
+    for name, one, other in (("a", -0.06, -0.02), ("b", -0.02, -0.06), ("c", -0.06, -0.02)):
+        arms = {"one-t5-none": one, "one-random-none": 0}
+        write(tmp_path / name, arms | {"other-t5-none": other, "other-random-none": 0},
+              data__name=name)  # fmt: skip
+    study = found(tmp_path)
+    assert "one (" in study.headline
+    assert "other (" in study.headline
+
+
+@pytest.mark.parametrize(("failed", "kind"), [(5, LOWER_HERE), (1, TRANSFERS)])
+def test_failed_controls_come_first(tmp_path: Path, failed: int, kind: str) -> None:
+    write(tmp_path, {"t5-none": -0.06, "random-none": 0})
+    write(tmp_path, {"matched-none": 0}, seeds=range(failed, 5))
+    fail(tmp_path, "matched", range(failed))
+    study = found(tmp_path)
+    assert study.kind == kind
+    assert study.headline.startswith(f"matched-none failed at {failed} of 5 seeds")
+    assert "not asked" not in study.headline
+
+
+def test_controls_that_were_run_elsewhere_are_not_called_missing(tmp_path: Path) -> None:
+    write(tmp_path, {"t5-none": -0.06, "random-none": 0})
+    write(tmp_path, {"matched-staged": 0})
+    study = found(tmp_path)
+    assert study.kind == LOWER_HERE
+    assert "not asked" not in study.headline
+    assert any("init=matched with freeze=none" in reason for reason in study.reasons)
