@@ -11,11 +11,14 @@ from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+
+#: Jobs of the plain grid, which lists them all before the first begins.
+MAX_JOBS = 100_000
 
 
 class PlainSweeper(BasicSweeper):
@@ -42,7 +45,10 @@ class PlainSweeper(BasicSweeper):
         self.launcher.launch = launch_all  # type: ignore[method-assign]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Refuse, before the first job, a batch in which no job's configuration can run."""
+        """Nothing: `sweep` did it before Hydra made a directory."""
+
+    def _refuse_hopeless(self, batch: Sequence[Sequence[str]]) -> None:
+        """Refuse a batch in which no job's configuration can run."""
         from t5ts.checks import check
         from t5ts.config import from_hydra
         from t5ts.errors import UserError
@@ -68,15 +74,37 @@ class PlainSweeper(BasicSweeper):
         from t5ts.errors import UserError
         from t5ts.interruption import stop_on_signals
 
-        parsed = OverridesParser.create().parse_overrides(arguments)
+        assert self.hydra_context is not None
+        loader = self.hydra_context.config_loader
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        num_jobs = 1.0
         for line, override in zip(arguments, parsed, strict=True):
-            if isinstance(override.value(), IntervalSweep):
+            values = override.value()
+            if isinstance(values, RangeSweep) and values.step:
+                num_jobs *= max(0.0, (values.stop - values.start) / values.step)
+                if num_jobs > MAX_JOBS:
+                    print(
+                        f"t5ts: {line}: {num_jobs:g} jobs, more than the {MAX_JOBS} of a grid; name"
+                        " fewer values, or search with hydra/sweeper=t5ts.",
+                        file=sys.stderr,
+                    )
+                    sys.exit(2)
+            if isinstance(values, IntervalSweep):
                 print(
                     f"t5ts: {line}: a grid has no intervals; search it with hydra/sweeper=t5ts, or"
                     " name values: choice(A,B) or range(A,B,STEP).",
                     file=sys.stderr,
                 )
                 sys.exit(2)
+        batches = self.split_arguments(parsed, self.max_batch_size)
+        if not any(batches):
+            empty = [
+                line for line, o in zip(arguments, parsed, strict=True) if o.is_sweep_override()
+            ]
+            print(f"t5ts: {' '.join(empty)}: no job at all; name values.", file=sys.stderr)
+            sys.exit(2)
+        for batch in batches:
+            self._refuse_hopeless(batch)
         with stop_on_signals():
             returns = super().sweep(arguments)
         if not self.failed:
