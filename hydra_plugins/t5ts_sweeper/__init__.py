@@ -81,6 +81,8 @@ class PlainSweeper(BasicSweeper):
         for line, override in zip(arguments, parsed, strict=True):
             values = override.value()
             if isinstance(values, RangeSweep) and values.step:
+                assert values.start is not None
+                assert values.stop is not None
                 num_jobs *= max(0.0, (values.stop - values.start) / values.step)
                 if num_jobs > MAX_JOBS:
                     print(
