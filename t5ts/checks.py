@@ -207,6 +207,8 @@ def _field_problems(node: Any, prefix: str = "") -> Iterator[str]:
         value, allowed = getattr(node, f.name), f.metadata.get("allowed")
         if is_dataclass(value):
             yield from _field_problems(value, f"{f.name}.")
+        elif isinstance(value, list) and any(isinstance(x, list | dict) for x in value):
+            yield f"{prefix}{f.name}={value} is not allowed; allowed: a list of single values."
         elif allowed is not None and value is not None:
             elements = value if isinstance(value, list) else [value]
             if not all(allowed.holds(element) for element in elements):

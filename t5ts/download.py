@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (HydraException, OmegaConfBaseException) as error:
         print(f"t5ts: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 

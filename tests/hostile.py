@@ -144,6 +144,20 @@ HOSTILE = [
     ("--multirun init=nope,t5", "init"),
     ("--multirun train.precision=nan seed=0,1", "train.precision"),
     ("--multirun optim.lr=nan", "optim.lr"),
+    # lists in lists, and grids of no job or of too many
+    ("freeze=norms freeze.always=[[a]]", "freeze.always"),
+    ("data.channels=[[temp]]", "data.channels"),
+    ("tracker.tags=[[a]]", "tracker.tags"),
+    ("data=csv data.path=x data.nulls=[[1]]", "data.nulls"),
+    ("--multirun seed=range(0,1000000000)", "seed"),
+    ("--multirun seed=range(0,1000) init=t5,random horizon=range(1,1000)", "horizon"),
+    ("--multirun seed=range(5,0)", "seed"),
+    ("--multirun seed=range(0)", "seed"),
+    ("--multirun seed=shuffle(range(0,0))", "seed"),
+    ("--multirun init=glob(nope*)", "init"),
+    ("--multirun seed=glob(*)", "seed"),
+    ("--multirun optim.lr=[1,2],3", "optim.lr"),
+    ("--multirun freeze.always=[a],null", "freeze.always"),
 ]  # fmt: skip
 
 #: Values that are refused together: every key must be named in the one message.

@@ -11,10 +11,14 @@ from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+
+#: Jobs of the plain grid, which lists them all before the first begins.
+MAX_JOBS = 100_000
 
 
 class PlainSweeper(BasicSweeper):
@@ -54,8 +58,28 @@ class PlainSweeper(BasicSweeper):
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = parser.parse_overrides(arguments)
-        batches = self.split_arguments(parsed, self.max_batch_size)
-        self._refuse_if_none_can_run([job for batch in batches for job in batch])
+        num_jobs = 1.0
+        for line, override in zip(arguments, parsed, strict=True):
+            values = override.value()
+            if isinstance(values, RangeSweep) and values.step:
+                assert values.start is not None
+                assert values.stop is not None
+                num_jobs *= max(0.0, (values.stop - values.start) / values.step)
+                if num_jobs > MAX_JOBS:
+                    print(
+                        f"t5ts: {line}: {num_jobs:g} jobs, more than the {MAX_JOBS} of a grid; name"
+                        " fewer values, or search with hydra/sweeper=t5ts.",
+                        file=sys.stderr,
+                    )
+                    sys.exit(2)
+        jobs = [job for batch in self.split_arguments(parsed, self.max_batch_size) for job in batch]
+        if not jobs:
+            empty = [
+                line for line, o in zip(arguments, parsed, strict=True) if o.is_sweep_override()
+            ]
+            print(f"t5ts: {' '.join(empty)}: no job at all; name values.", file=sys.stderr)
+            sys.exit(2)
+        self._refuse_if_none_can_run(jobs)
         with stop_on_signals():
             returns = super().sweep(arguments)
         if not self.failed:
@@ -98,10 +122,9 @@ class PlainSweeper(BasicSweeper):
                 check(from_hydra(config))
             except UserError as error:
                 problems[f"#{number}"] = str(error)
-            else:
-                return
-        print(f"t5ts: no job can run:\n{_grouped(problems)}", file=sys.stderr)
-        sys.exit(2)
+        if len(problems) == len(jobs):
+            print(f"t5ts: no job can run:\n{_grouped(problems)}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _grouped(problems: Mapping[str, str]) -> str:

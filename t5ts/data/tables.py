@@ -8,6 +8,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import lzma
 import re
 import zlib
@@ -246,6 +247,7 @@ def _read_ids(file: _File, id: str) -> tuple[list[str], np.ndarray]:
         if ids.null_count():
             row = first_row + int(ids.is_null().arg_max() or 0)
             raise DataError(f"{file.path}: row {row} has no {id!r}.")
+        ids = ids.str.strip_chars()  # as times are
         for name in ids.unique():
             codes.setdefault(name, len(codes))
         coded.append(ids.replace_strict(codes, return_dtype=pl.Int32).to_numpy())
@@ -345,9 +347,9 @@ class _File:
 
     def _detect_encoding(self, head: bytes) -> None:
         if self._encoding is not None:
-            try:
-                codecs.lookup(self._encoding)
-            except LookupError:
+            try:  # codecs has hex, zip and the like too
+                "".encode(self._encoding)
+            except (LookupError, ValueError):
                 raise DataError(
                     f"data.encoding={self._encoding!r} is not known; allowed: utf-8, utf-16, "
                     "latin-1, cp1252 and Python's others."
@@ -390,7 +392,22 @@ class _File:
         self._point = self._decimal or "."
         if self._decimal is not None or self._sep == ",":
             return
-        cells = [cell.strip() for row in csv.reader(lines[1:], delimiter=self._sep) for cell in row]
+        rows = list(csv.reader(lines[1:], delimiter=self._sep))
+        cells = [cell.strip() for row in rows for cell in row]
+        for column in itertools.zip_longest(*rows, fillvalue=""):
+            dotted = {c.strip() for c in column if "." in c}
+            whole = {c.strip() for c in column} - dotted - set(self._nulls)
+            if (
+                len(dotted) > 2
+                and any(len(c) > 1 for c in whole)
+                and all(re.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", c) for c in dotted)
+                and all(re.fullmatch(r"[+-]?\d{1,3}", c) for c in whole)
+            ):
+                raise DataError(
+                    f"{self.path}: {min(dotted)!r} may be a fraction or thousands, beside "
+                    f"{max(whole)!r}. Say which: data.decimal='.' (fractions); thousands must be "
+                    "written without a mark."
+                )
         commas = [cell for cell in cells if re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", cell)]
         if not commas:
             return

@@ -51,6 +51,7 @@ EXCEL_EPOCH = -25_569  # 1899-12-30, in days since 1970
 ZONES = {"Z": 0, "UTC": 0, "GMT": 0, "UT": 0, "WET": 0, "WEST": 60, "CET": 60, "CEST": 120,
          "EET": 120, "EEST": 180, "MSK": 180, "JST": 540, "KST": 540, "EST": -300, "EDT": -240,
          "CDT": -300, "MST": -420, "MDT": -360, "PST": -480, "PDT": -420}  # fmt: skip
+MAX_OFFSET = 14 * 60  # minutes from UTC, in Kiribati
 ZONE = (
     r"^(.*[T ]\d{1,2}(?::?\d\d)?.*?) ?"
     r"(Z|[A-Z]{3,5}|(?:UTC|GMT)?[+-]\d\d(?::?\d\d)?|[A-Z][A-Za-z]+/[A-Za-z_/]+)$"
@@ -104,6 +105,11 @@ def parse_times(
         if piece.dtype == pl.String:
             piece = piece.str.strip_chars()
             if texts is None and (has_format or not _is_number(piece[0])):
+                if time_format in number_units:
+                    raise DataError(
+                        f"{where}: row {first_row} has {piece[0]!r}, no number, and "
+                        f"data.time_format={time_format} says numbers. {ALLOWED}"
+                    )
                 texts = _Texts(piece[0], where, time_format if has_format else None)
             if texts is None:
                 piece = _numbers(piece, first_row, where)
@@ -119,6 +125,8 @@ def parse_times(
                 walls.add(utc, local.to_numpy() - utc)
             parsed.append(utc)
         elif piece.dtype.is_numeric():
+            if isinstance(piece.dtype, pl.Decimal):
+                piece = piece.cast(pl.Float64)
             parsed.append(piece.to_numpy())
         else:
             raise DataError(f"{where}: a column of type {piece.dtype} holds no times. {ALLOWED}")
@@ -253,6 +261,11 @@ class _Texts:
                 f"offset (+01:00) or the place (Europe/Paris); known: {', '.join(ZONES)}."
             )
         minutes = int(digits[:2]) * 60 + int(digits[2:] or 0)
+        if minutes > MAX_OFFSET:
+            raise DataError(
+                f"{self._where}: {self.first!r} ends in no UTC offset like {zone!r}; they are at "
+                f"most 14 hours. If it is an interval, keep its start. {ALLOWED}"
+            )
         return -minutes if "-" in zone else minutes
 
     def _from_place(self, times: pl.Series) -> pl.Series:
@@ -357,6 +370,12 @@ def _from_numbers(
         raise DataError(f"{where}: row {row} has no time. {ALLOWED}")
     low, high = numbers.min().item(), numbers.max().item()
     is_whole = numbers.dtype.kind in "iu" or bool((numbers == np.floor(numbers)).all())
+    limit_us = 86_400e6 if unit == "excel" else EPOCH_UNITS.get(unit or "", 0)
+    if max(abs(low), abs(high)) * limit_us > 2**62:
+        raise DataError(
+            f"{where}: data.time_format={unit} puts {high} beyond year 9999; allowed:"
+            f" {', '.join(EPOCH_UNITS)}, excel or a format."
+        )
     found: tuple[np.ndarray, str] | None = None
     if unit is None and is_whole and low > 0 and high < 10**17:
         form = DIGITS.get(len(str(int(low))))
@@ -372,6 +391,7 @@ def _from_numbers(
                     "Correct it, or say what the numbers are (data.time_format)."
                 )
             if is_date.all():
+                _check_century(texts, times, where)
                 written = form[0] if form[1] == "" else "%Y" if len(texts[0]) == 4 else "%Y%m%d%H"
                 found = times.to_physical().to_numpy(), f"{written} dates"
     if found is None and (unit == "excel" or (unit is None and 25_569 <= low <= high < 73_050)):
@@ -395,6 +415,22 @@ def _from_numbers(
         )
     micros, how = found
     return micros, [f"times read as {how} ({numbers[0]} is {iso(int(micros[0]), where=where)})"]
+
+
+def _check_century(texts: pl.Series, times: pl.Series, where: str) -> None:
+    """Refuses months (years) at unequal or huge steps which are days (months) with short years."""
+    digits = len(texts[0])
+    if digits not in (4, 6):
+        return
+    steps = np.diff(times.dt.year().to_numpy() * 12 + times.dt.month().to_numpy())
+    is_even = not len(steps) or (np.ptp(steps) == 0 and abs(steps[0]) < 1200)
+    others = _strptime(texts, ("%y%m%d", "01" if digits == 4 else ""))
+    if not is_even and not others.null_count():
+        raise DataError(
+            f"{where}: {texts[0]} may be {iso(int(times.to_physical()[0]))} or "
+            f"{iso(int(others.to_physical()[0]))}. Say which: data.time_format="
+            f"{'%Y' if digits == 4 else '%Y%m'}, or write all digits of the years."
+        )
 
 
 def _mixed(where: str, row: int) -> DataError:

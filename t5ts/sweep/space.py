@@ -320,6 +320,10 @@ def _interval(value: IntervalSweep, key: str) -> BaseDistribution:
         raise ConfigError(
             f"{key}: interval({low:g}, {high:g}) is empty; the lower end comes first."
         )
+    if low == high:
+        raise ConfigError(f"{key}: interval({low:g}, {high:g}) has one value: write {key}={low:g}.")
+    if unknown := value.tags - {"log", "fraction"}:
+        raise ConfigError(f"{key}: tag({unknown.pop()}, …) means nothing; allowed: log, fraction.")
     log = "log" in value.tags
     whole = isinstance(low, int) and isinstance(high, int)
     if key in WHOLE and "fraction" not in value.tags:

@@ -508,3 +508,46 @@ def test_a_ramp_is_warned_of(tmp_path):
     warnings = check_sanity(series, build_windows(series, context_len=8, target_len=4)).warnings
     assert any("'No'" in warning and "ramp" in warning for warning in warnings)
     assert not any("'a'" in warning and "ramp" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("content", "keys", "named"),
+    [
+        # whole numbers with short years are no months and years of the 17th century
+        (text([f"{t:%y%m%d}" for t in months(start=(2016, 1))]), {}, "160101"),
+        (text([f"{t:%y%m}" for t in months(start=(2016, 1))]), {}, "1601"),
+        (text([f"{t:%y%m%d}" for t in months(12, start=(1916, 1), num=12)], VALUES[:12]), {}, "160101"),
+        # intervals of hours are no UTC offsets
+        (text([f"{t:%Y-%m-%d %H:%M}-{t + HOUR:%H:%M}" for t in every()]), {}, "interval"),
+        # what data.time_format says cannot be true
+        (text(every()), {"time_format": "s"}, "data.time_format=s"),
+        (text(every()), {"time_format": "excel"}, "data.time_format=excel"),
+        (text([UNIX * 10**9 + i for i in range(N)]), {"time_format": "s"}, "data.time_format=s"),
+        (text([UNIX * 10**6 + i for i in range(N)]), {"time_format": "ms"}, "9999"),
+        (text([UNIX * 10**6 + i for i in range(N)]), {"time_format": "excel"}, "data.time_format"),
+        # thousands with points, beside whole numbers
+        (text(every(), [f"{v:,}".replace(",", ".") for v in range(600, 600 + 40 * N, 40)], "time;a", ";"), {}, "data.decimal"),
+        # codecs that are no texts' encodings
+        *((text(every()), {"encoding": e}, "data.encoding") for e in ("hex", "rot13", "zlib", "bz2", "base64", "uu", "quopri")),
+    ],
+)  # fmt: skip
+def test_what_may_mean_something_else_is_refused(tmp_path, content, keys, named):
+    path = write(tmp_path / "x.csv", content)
+    for missing in ("error", "interpolate"):
+        with pytest.raises(DataError, match=named):
+            load_csv(path=path, missing=missing, splits=[0.5, 0.25, 0.25], season=1, **keys)
+
+
+def test_decimal_times_and_blanks_around_ids(tmp_path):
+    times = pl.Series([UNIX + 3600 * i for i in range(N)])
+    frame = pl.DataFrame({"time": times, "a": VALUES})
+    frame.with_columns(pl.col("time").cast(pl.Decimal(18, 3))).write_parquet(tmp_path / "x.parquet")
+    series = load_csv(path=str(tmp_path / "x.parquet"), splits=[0.5, 0.25, 0.25], season=1)
+    assert series.start == T0.isoformat()
+    rows = [f"{t},{s},{v}" for t, v in zip(every(), VALUES, strict=True) for s in ("p", " q")]
+    rows = [row.replace(" q", "q") if i % 4 == 1 else row for i, row in enumerate(rows)]
+    path = write(tmp_path / "x.csv", "\n".join(["time,s,v", *rows]))
+    assert load_csv(path=path, id="s", value="v", splits=[0.5, 0.25, 0.25], season=1).channels == [
+        "p",
+        "q",
+    ]

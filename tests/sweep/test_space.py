@@ -155,6 +155,8 @@ def test_a_range_excludes_its_stop_as_python_does(
         (["train.epochs=interval(1,9)"], "int(interval(A,B))"),
         (["train.epochs=1.5,2"], "train.epochs is a whole number"),
         (["optim.lr=interval(2,1)"], "interval(2, 1) is empty"),
+        (["optim.lr=interval(1,1)"], "one value"),
+        (["optim.lr=tag(lgo,interval(1e-4,1))"], "lgo"),
         (["train.epochs=range(3,3)"], "empty"),
         (["train.epochs=range(3,5,0)"], "step"),
         (["optim.lr=tag(log,interval(0,1))"], "optim.lr"),
