@@ -72,7 +72,8 @@ class PlainSweeper(BasicSweeper):
                         file=sys.stderr,
                     )
                     sys.exit(2)
-        jobs = [job for batch in self.split_arguments(parsed, self.max_batch_size) for job in batch]
+        batches = self.split_arguments(parsed, self.max_batch_size)
+        jobs: list[Sequence[str]] = [job for batch in batches for job in batch]
         if not jobs:
             empty = [
                 line for line, o in zip(arguments, parsed, strict=True) if o.is_sweep_override()
