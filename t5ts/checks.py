@@ -298,6 +298,18 @@ def _pair_problems(config: Config) -> list[str]:
             " provenance.json).",
         ),
         (
+            config.head == "per_patch"
+            and (
+                reconstruct is None
+                or isinstance(backbone, LinearBackbone)
+                or stride != patch.patch_len
+            ),
+            "head=per_patch gives each token its own patch back: it needs task=reconstruct (here"
+            f" {config.task.name}), an encoder (here backbone={backbone.name}) and patches that do"
+            f" not overlap (here patch.stride={stride} with patch.patch_len={patch.patch_len});"
+            " use head=flatten, or change these.",
+        ),
+        (
             isinstance(backbone, LinearBackbone) and freeze.name != "none",
             f"freeze={freeze.name} with backbone=linear: there is no encoder to freeze;"
             " use freeze=none.",

@@ -42,13 +42,14 @@ NOT_IDENTITY = (
     "train.reuse_dir",
     "train.reuse_max_gb",
 )
-#: Settings that change nothing at one value: what else the selected checkpoint is measured on, and
-#: how a table is read where that is not detected. An identity has them only at other values, so
-#: that those of runs from before such a setting stay.
+#: Settings that change nothing at one value: what the selected checkpoint is also measured on, how
+#: a table is read where that is not detected, what came after some runs. An identity has them only
+#: at other values, so that those of runs from before such a setting stay.
 MEASURED_BESIDES: dict[str, Any] = {
     "ood": None,
     "train.shuffled_test": False,
     "train.tf32": True,  # moves no number on a CPU
+    "head": "flatten",
 } | {
     f"{data}.{key}": None
     for data in ("data", "ood")
@@ -195,7 +196,9 @@ class PatchConfig:
     stride: int | None = number(None, "[1, 1e6]")  # null = patch_len
     channels: str = choice("independent", "independent", "mixing")
     norm: bool = True
-    scale: str = choice("mul_sqrt_d", "none", "div_sqrt_d", "mul_sqrt_d", "match_embedding")
+    scale: str = choice(
+        "mul_sqrt_d", "none", "div_sqrt_d", "mul_sqrt_d", "match_embedding", "native"
+    )
 
 
 @dataclass(kw_only=True)
@@ -368,6 +371,7 @@ class Config:
     seed: int = number(0, "[0, 1e15]")
     seq_len: int = number(128, "[1, 1e6]")
     horizon: int | None = number(None, "[1, 1e6]")  # the task's default; null where it has none
+    head: str = choice("flatten", "flatten", "per_patch")
     objective: str = choice("val_loss", *OBJECTIVES)
     #: `group=pattern` (as file names are matched): what a named arm says that it is.
     claims: list[str] = field(default_factory=list)
