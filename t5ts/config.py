@@ -294,6 +294,18 @@ class SyntheticData(DataConfig):
 
 
 @dataclass(kw_only=True)
+class TextInDisguiseData(DataConfig):
+    """English as a series: a control, in which text pretraining has something to give."""
+
+    _target_: str = choice(MISSING, "t5ts.data.sources.load_text_in_disguise")
+    num_rows: int = number(60_000, "[1, 1e9]")  # tokens of the text
+    num_channels: int = number(256, "[1, 1e5]")  # directions of the rotated embedding
+    noise_std: float = number(0.05, "[0, 1e6]")  # the signal's RMS is 1
+    seed: int = number(0, "[0, 1e15]")
+    splits: list[float] = number([0.9, 0.05, 0.05], "(0, 1)")
+
+
+@dataclass(kw_only=True)
 class OptimConfig:
     """The update rule and the learning rate, a pure function of the step."""
 
@@ -403,6 +415,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "ett": EttData,
         "csv": CsvData,
         "synthetic": SyntheticData,
+        "text_in_disguise": TextInDisguiseData,
     },
     "task": {"forecast": ForecastTask, "reconstruct": ReconstructTask},
 }
