@@ -21,6 +21,7 @@ from t5ts.config import (
 )
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, WindowSplits, build_windows, mase_denominator
+from t5ts.donor import load_donor, load_patch, norm_rms
 from t5ts.errors import ConfigError, DataError
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.encoders import Encoder, NoEncoder, component_of
@@ -337,6 +338,10 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
         patch_generator=component_generator(config.seed, "patch"),
         head_generator=component_generator(config.seed, "head"),
     )
+    if isinstance(model.patch, PatchEmbedding) and config.patch.path is not None:
+        load_patch(model.patch, config.patch.path)
+        if config.patch.scale == "native":  # the arm's RMS, whatever the donor's norm puts out
+            model.patch.scale /= norm_rms(model.patch.state_dict())
     return model, report
 
 
@@ -375,7 +380,9 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         generator=generator,
         factor=config.init.factor,
         scale_norms=config.init.scale_norms,
-        load=partial(load_backbone, backbone, arch=arch),
+        load=partial(load_donor, config.init.path, arch=arch)
+        if config.init.path
+        else partial(load_backbone, backbone, arch=arch),
     )
     encoder = T5Encoder(arch, dropout=backbone.dropout)
     encoder.load_state_dict(state)

@@ -50,6 +50,9 @@ MEASURED_BESIDES: dict[str, Any] = {
     "train.shuffled_test": False,
     "train.tf32": True,  # moves no number on a CPU
     "head": "flatten",
+    "init.path": None,
+    "patch.init": "fresh",
+    "patch.path": None,
 } | {
     f"{data}.{key}": None
     for data in ("data", "ood")
@@ -168,7 +171,8 @@ class LinearBackbone(BackboneConfig):
 class InitConfig:
     """Where the encoder's weights come from."""
 
-    name: str = choice(MISSING, "random", "t5", "matched", "shuffled")
+    name: str = choice(MISSING, "random", "t5", "run", "matched", "shuffled")
+    path: str | None = text(None)  # a finished run, whose encoder is the checkpoint
     factor: float = number(1.0, "(0, 1000]")  # of T5's init law; Chronos has 0.05
     scale_norms: bool = False  # whether `factor` also scales the LayerNorm weights (HF does)
 
@@ -192,6 +196,8 @@ class PatchConfig:
     """How a window becomes tokens."""
 
     name: str = named()
+    init: str = choice("fresh", "fresh", "run")  # run: the trained embedding of the run at `path`
+    path: str | None = text(None)
     patch_len: int = number(32, "[1, 1e6]")
     stride: int | None = number(None, "[1, 1e6]")  # null = patch_len
     channels: str = choice("independent", "independent", "mixing")

@@ -40,6 +40,8 @@ def announce(
         for line in describe(setup.report):
             log.info(line)
     scale = token_scale(setup.model)
+    if config.patch.path is not None and scale is not None:
+        log.info("patch      the trained embedding of %s", config.patch.path)
     if scale is not None:
         log.info("scale      patch.scale=%s: tokens times %.4g", config.patch.scale, scale)
     log.info(

@@ -24,6 +24,7 @@ GROUPS = {
 }
 #: What options cannot do without.
 NEEDS = {
+    ("init", "run"): "init.path=there",
     ("backbone", "local"): "backbone.path=some/dir",
     ("data", "csv"): "data.path=some.csv",
 }
@@ -101,6 +102,11 @@ def test_every_experiment_composes_and_states_its_question(path, composed) -> No
         (["freeze=staged", "freeze.unfreeze_epoch=null"], ["freeze=staged", "freeze=all"]),
         (["train.precision=fp16", "train.device=cpu"], ["train.precision=fp16", "train.device"]),
         (["patch=plain", "patch.scale=mul_sqrt_d"], ["patch.scale", "patch.norm"]),
+        (["init=run"], ["init=run", "init.path=RUN_DIR"]),
+        (["init=t5", "init.path=there"], ["init=t5", "init.path=there"]),
+        (["init=run", "init.path=there", "backbone=shared"], ["init=run", "backbone=shared"]),
+        (["patch.init=run"], ["patch.init=run", "patch.path"]),
+        (["patch.path=there"], ["patch.init=fresh", "patch.path=there"]),
         (["head=per_patch"], ["head=per_patch", "task=reconstruct", "head=flatten"]),
         (
             ["head=per_patch", "task=reconstruct", "task.mask=value", "backbone=linear"],
@@ -169,6 +175,7 @@ def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(com
     for key in ("resume", "checkpoint_every_s", "progress", "reuse_dir", "reuse_max_gb"):
         del values["train"][key]
     del values["train"]["shuffled_test"], values["train"]["tf32"]
+    del values["init"]["path"], values["patch"]["init"], values["patch"]["path"]
     text = json.dumps(values, sort_keys=True)
     assert identity(composed()) == hashlib.sha256(text.encode()).hexdigest()[:10]
 

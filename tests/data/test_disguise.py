@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from t5ts.build import load_series
 from t5ts.data.disguise import CHECKPOINT, TEXT_FILE, disguise
 from t5ts.errors import DataError
-from t5ts.model.packaged import checkpoint_folder
 
 PLAIN = {"num_rows": 500, "num_channels": 256, "noise_std": 0.0, "seed": 0}
 
@@ -20,7 +19,7 @@ PLAIN = {"num_rows": 500, "num_channels": 256, "noise_std": 0.0, "seed": 0}
 def test_the_ids_are_those_that_the_file_beside_them_describes():
     told = json.loads(TEXT_FILE.with_suffix(".json").read_text())
     ids = np.load(TEXT_FILE)["ids"]
-    tokenizer = (checkpoint_folder(CHECKPOINT) / "tokenizer.json").read_bytes()
+    tokenizer = (CHECKPOINT / "tokenizer.json").read_bytes()
     assert ids.dtype == np.uint16
     assert len(ids) == told["tokens"]
     assert hashlib.sha256(ids.tobytes()).hexdigest() == told["ids_sha256"]
@@ -32,14 +31,14 @@ def test_the_ids_are_those_that_the_file_beside_them_describes():
 def test_the_ids_are_english_in_the_checkpoints_own_tokens():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(checkpoint_folder(CHECKPOINT)))
+    tokenizer = AutoTokenizer.from_pretrained(str(CHECKPOINT))
     text = tokenizer.decode(np.load(TEXT_FILE)["ids"][:40].tolist())
     assert "Call me Ishmael." in text
 
 
 def test_without_noise_it_is_the_embedding_but_for_a_rotation_and_a_scale():
     ids = np.load(TEXT_FILE)["ids"][:500]
-    weights = load_file(checkpoint_folder(CHECKPOINT) / "model.safetensors")
+    weights = load_file(CHECKPOINT / "model.safetensors")
     signal_TD = weights["shared.weight"].float().numpy()[ids]
     values_TC = disguise(**PLAIN)
     assert np.square(values_TC).mean() == pytest.approx(1.0, rel=1e-4)
