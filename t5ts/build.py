@@ -23,12 +23,14 @@ from t5ts.config import (
 )
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, WindowSplits, build_windows, mase_denominator
+from t5ts.donor import load_donor, load_patch, norm_rms
 from t5ts.errors import ConfigError, DataError
 from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
 from t5ts.model.encoders import Encoder, NoEncoder, component_of
 from t5ts.model.forecaster import Forecaster, build_forecaster
+from t5ts.model.patching import PatchEmbedding
 from t5ts.model.shared_encoder import SharedEncoder
 from t5ts.model.t5_encoder import T5Encoder
 from t5ts.model.weights import (
@@ -351,10 +353,11 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
     encoder, report = _build_encoder(config)
     # Without an encoder there are no tokens: one linear map, whatever the patch group says.
     has_tokens = not isinstance(encoder, NoEncoder)
-    embedding_rms = None
-    if isinstance(config.backbone, T5Backbone) and report is not None:
-        given = config.backbone.embedding_rms
-        embedding_rms = report.embedding_rms if given is None else given
+    embedding_rms = None if report is None else report.embedding_rms
+    if config.patch.scale == "native":
+        embedding_rms = 1.0 if embedding_rms is None else embedding_rms
+    elif isinstance(config.backbone, T5Backbone) and config.backbone.embedding_rms is not None:
+        embedding_rms = config.backbone.embedding_rms
     model = build_forecaster(
         encoder=encoder,
         num_channels=num_channels,
@@ -368,9 +371,14 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
         embedding_rms=embedding_rms,
         hidden=_hidden(config, task),
         normalize=config.normalize.name,
+        head=config.head,
         patch_generator=component_generator(config.seed, "patch"),
         head_generator=component_generator(config.seed, "head"),
     )
+    if isinstance(model.patch, PatchEmbedding) and config.patch.path is not None:
+        load_patch(model.patch, config.patch.path)
+        if config.patch.scale == "native":  # the arm's RMS, whatever the donor's norm puts out
+            model.patch.scale /= norm_rms(model.patch.state_dict())
     return model, report
 
 
@@ -409,7 +417,9 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         generator=generator,
         factor=config.init.factor,
         scale_norms=config.init.scale_norms,
-        load=partial(load_backbone, backbone, arch=arch),
+        load=partial(load_donor, config.init.path, arch=arch)
+        if config.init.path
+        else partial(load_backbone, backbone, arch=arch),
     )
     encoder = T5Encoder(arch, dropout=backbone.dropout)
     encoder.load_state_dict(state)
@@ -602,6 +612,11 @@ def plan_table(setup: Setup, *, lr: float) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
+def token_scale(model: Forecaster) -> float | None:
+    """What tokens are multiplied by after their norm: `patch.scale` as a number; None without."""
+    return model.patch.scale if isinstance(model.patch, PatchEmbedding) else None
+
+
 def initial_digests(model: Forecaster) -> dict[str, str]:
     """SHA-256 of each part's tensors before training: arms are paired if patch and head agree."""
     return {
@@ -626,4 +641,5 @@ def setup_summary(setup: Setup) -> dict[str, Any]:
         "weights": None if setup.report is None else asdict(setup.report),
         "initial_sha256": initial_digests(setup.model),
         "steps_per_epoch": setup.steps_per_epoch,
+        "token_scale": token_scale(setup.model),
     }

@@ -261,7 +261,24 @@ def _pair_problems(config: Config) -> list[str]:
             " use init=random, or a T5 backbone such as backbone=t5_small.",
         ),
         (
-            config.init.name != "random" and t5 is not None and not has_checkpoint,
+            config.init.name == "run" and config.init.path is None,
+            "init=run needs init.path=RUN_DIR (a finished run, whose encoder is to be used).",
+        ),
+        (
+            config.init.name == "t5" and config.init.path is not None,
+            f"init=t5 is the backbone's checkpoint, and init.path={config.init.path} is a run: use"
+            " init=run (or random, matched, shuffled beside it), or leave init.path out.",
+        ),
+        (
+            (patch.init == "run") != (patch.path is not None),
+            f"patch.init={patch.init} with patch.path={patch.path}: patch.init=run needs"
+            " patch.path=RUN_DIR (a finished run), and patch.init=fresh has none.",
+        ),
+        (
+            config.init.name not in ("random", "run")
+            and config.init.path is None
+            and t5 is not None
+            and not has_checkpoint,
             f"init={config.init.name} with backbone={backbone.name} needs a checkpoint:"
             " give backbone.path=DIR (a T5 checkpoint's directory).",
         ),
@@ -298,6 +315,18 @@ def _pair_problems(config: Config) -> list[str]:
             "patch.scale=match_embedding with init=random needs backbone.embedding_rms=VALUE, so"
             " that every arm has the same scale (a run with init=t5 reports the value in its"
             " provenance.json).",
+        ),
+        (
+            config.head == "per_patch"
+            and (
+                reconstruct is None
+                or isinstance(backbone, LinearBackbone)
+                or stride != patch.patch_len
+            ),
+            "head=per_patch gives each token its own patch back: it needs task=reconstruct (here"
+            f" {config.task.name}), an encoder (here backbone={backbone.name}) and patches that do"
+            f" not overlap (here patch.stride={stride} with patch.patch_len={patch.patch_len});"
+            " use head=flatten, or change these.",
         ),
         (
             isinstance(backbone, LinearBackbone) and freeze.name != "none",

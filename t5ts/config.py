@@ -43,13 +43,17 @@ NOT_IDENTITY = (
     "train.reuse_dir",
     "train.reuse_max_gb",
 )
-#: Settings that change nothing at one value: what else the selected checkpoint is measured on, and
-#: how a table is read where that is not detected. An identity has them only at other values, so
-#: that those of runs from before such a setting stay.
+#: Settings that change nothing at one value: what the selected checkpoint is also measured on, how
+#: a table is read where that is not detected, what came after some runs. An identity has them only
+#: at other values, so that those of runs from before such a setting stay.
 MEASURED_BESIDES: dict[str, Any] = {
     "ood": None,
     "train.shuffled_test": False,
     "train.tf32": True,  # moves no number on a CPU
+    "head": "flatten",
+    "init.path": None,
+    "patch.init": "fresh",
+    "patch.path": None,
 } | {
     f"{data}.{key}": None
     for data in ("data", "ood")
@@ -168,7 +172,8 @@ class LinearBackbone(BackboneConfig):
 class InitConfig:
     """Where the encoder's weights come from."""
 
-    name: str = choice(MISSING, "random", "t5", "matched", "shuffled")
+    name: str = choice(MISSING, "random", "t5", "run", "matched", "shuffled")
+    path: str | None = text(None)  # a finished run, whose encoder is the checkpoint
     factor: float = number(1.0, "(0, 1000]")  # of T5's init law; Chronos has 0.05
     scale_norms: bool = False  # whether `factor` also scales the LayerNorm weights (HF does)
 
@@ -192,11 +197,15 @@ class PatchConfig:
     """How a window becomes tokens."""
 
     name: str = named()
+    init: str = choice("fresh", "fresh", "run")  # run: the trained embedding of the run at `path`
+    path: str | None = text(None)
     patch_len: int = number(32, "[1, 1e6]")
     stride: int | None = number(None, "[1, 1e6]")  # null = patch_len
     channels: str = choice("independent", "independent", "mixing")
     norm: bool = True
-    scale: str = choice("mul_sqrt_d", "none", "div_sqrt_d", "mul_sqrt_d", "match_embedding")
+    scale: str = choice(
+        "mul_sqrt_d", "none", "div_sqrt_d", "mul_sqrt_d", "match_embedding", "native"
+    )
 
 
 @dataclass(kw_only=True)
@@ -292,6 +301,18 @@ class SyntheticData(DataConfig):
 
 
 @dataclass(kw_only=True)
+class TextInDisguiseData(DataConfig):
+    """English as a series: a control, in which text pretraining has something to give."""
+
+    _target_: str = choice(MISSING, "t5ts.data.sources.load_text_in_disguise")
+    num_rows: int = number(60_000, "[1, 1e9]")  # tokens of the text
+    num_channels: int = number(256, "[1, 1e5]")  # directions of the rotated embedding
+    noise_std: float = number(0.05, "[0, 1e6]")  # the signal's RMS is 1
+    seed: int = number(0, "[0, 1e15]")
+    splits: list[float] = number([0.9, 0.05, 0.05], "(0, 1)")
+
+
+@dataclass(kw_only=True)
 class OptimConfig:
     """The update rule and the learning rate, a pure function of the step."""
 
@@ -370,6 +391,7 @@ class Config:
     seed: int = number(0, "[0, 1e15]")
     seq_len: int = number(128, "[1, 1e6]")
     horizon: int | None = number(None, "[1, 1e6]")  # the task's default; null where it has none
+    head: str = choice("flatten", "flatten", "per_patch")
     objective: str = choice("val_loss", *OBJECTIVES)
     #: `group=pattern` (as file names are matched): what a named arm says that it is.
     claims: list[str] = field(default_factory=list)
@@ -401,6 +423,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "ett": EttData,
         "csv": CsvData,
         "synthetic": SyntheticData,
+        "text_in_disguise": TextInDisguiseData,
     },
     "task": {"forecast": ForecastTask, "reconstruct": ReconstructTask},
 }

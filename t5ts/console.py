@@ -9,7 +9,7 @@ import torch
 
 from t5ts import distributed
 from t5ts.analysis.results import Result
-from t5ts.build import Setup, Shift
+from t5ts.build import Setup, Shift, token_scale
 from t5ts.config import Config
 from t5ts.data.sanity import check_sanity
 from t5ts.model.weights import describe
@@ -39,6 +39,11 @@ def announce(
     else:
         for line in describe(setup.report):
             log.info(line)
+    scale = token_scale(setup.model)
+    if config.patch.path is not None and scale is not None:
+        log.info("patch      the trained embedding of %s", config.patch.path)
+    if scale is not None:
+        log.info("scale      patch.scale=%s: tokens times %.4g", config.patch.scale, scale)
     log.info(
         "scale      RMS at step 0: %s",
         "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),

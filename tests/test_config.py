@@ -24,6 +24,7 @@ GROUPS = {
 }
 #: What options cannot do without.
 NEEDS = {
+    ("init", "run"): "init.path=there",
     ("backbone", "local"): "backbone.path=some/dir",
     ("data", "csv"): "data.path=some.csv",
 }
@@ -101,6 +102,18 @@ def test_every_experiment_composes_and_states_its_question(path, composed) -> No
         (["freeze=staged", "freeze.unfreeze_epoch=null"], ["freeze=staged", "freeze=all"]),
         (["train.precision=fp16", "train.device=cpu"], ["train.precision=fp16", "train.device"]),
         (["patch=plain", "patch.scale=mul_sqrt_d"], ["patch.scale", "patch.norm"]),
+        (["init=run"], ["init=run", "init.path=RUN_DIR"]),
+        (["init=t5", "init.path=there"], ["init=t5", "init.path=there"]),
+        (["init=run", "init.path=there", "backbone=shared"], ["init=run", "backbone=shared"]),
+        (["patch.init=run"], ["patch.init=run", "patch.path"]),
+        (["patch.path=there"], ["patch.init=fresh", "patch.path=there"]),
+        (["head=per_patch"], ["head=per_patch", "task=reconstruct", "head=flatten"]),
+        (
+            ["head=per_patch", "task=reconstruct", "task.mask=value", "backbone=linear"],
+            ["head=per_patch", "backbone=linear"],
+        ),
+        (["head=per_patch", "task=reconstruct", "patch.stride=8"], ["patch.stride=8", "overlap"]),
+        (["patch=plain", "patch.scale=native"], ["patch.scale=native", "patch.norm"]),
         (["patch.scale=match_embedding"], ["patch.scale", "init=random", "embedding_rms"]),
         (["backbone=local", "backbone.path=null"], ["backbone=local", "backbone.path=DIR"]),
         (["train.batch_size=4", "train.grad_accumulation=8"], ["accumulation=8", "batch_size=4"]),
@@ -157,12 +170,13 @@ def test_typos_and_wrong_types_are_refused_by_hydra(override, composed) -> None:
 def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(composed) -> None:
     """Runs from before there were such settings keep their directories."""
     values = asdict(composed("tracker=none"))
-    for key in ("claims", "tracker", "ood"):
+    for key in ("claims", "tracker", "ood", "head"):
         del values[key]
     for key in ("resume", "resume_on_other_code", "checkpoint_every_s", "progress"):
         del values["train"][key]
     del values["train"]["reuse_dir"], values["train"]["reuse_max_gb"]
     del values["train"]["shuffled_test"], values["train"]["tf32"]
+    del values["init"]["path"], values["patch"]["init"], values["patch"]["path"]
     text = json.dumps(values, sort_keys=True)
     assert identity(composed()) == hashlib.sha256(text.encode()).hexdigest()[:10]
 

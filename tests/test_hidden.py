@@ -201,14 +201,14 @@ def test_gradient_accumulation_weighs_parts_by_their_targets(
 # --------------------------------------------------------------------------- reconstruction
 
 
-@pytest.mark.parametrize("mask", ["token", "value"])
+@pytest.mark.parametrize(
+    ("mask", "head"), [("token", "flatten"), ("value", "flatten"), ("token", "per_patch")]
+)
 def test_reconstruction_runs_and_says_what_it_masks(
-    mask: str, tiny: Compose, run_dir: Path
+    mask: str, head: str, tiny: Compose, run_dir: Path
 ) -> None:
-    result = run(
-        tiny(*RECONSTRUCT, f"task.mask={mask}", "freeze=staged", "freeze.unfreeze_epoch=1"),
-        run_dir=run_dir,
-    )
+    changes = [f"task.mask={mask}", f"head={head}", "freeze=staged", "freeze.unfreeze_epoch=1"]
+    result = run(tiny(*RECONSTRUCT, *changes), run_dir=run_dir)
     assert result.metrics["val_loss"] < result.initial["val_loss"]
     assert list(result.baselines["val"]) == ["linear_interpolation", "last_value", "mean"]
     line = result.baselines["val"]["linear_interpolation"]["loss"]
@@ -238,10 +238,11 @@ def test_reconstruction_metrics_do_not_depend_on_the_evaluation_batch(
     assert results[0].metrics == pytest.approx(results[1].metrics, rel=1e-5)
 
 
+@pytest.mark.parametrize("head", ["flatten", "per_patch"])
 def test_reconstruction_resumed_equals_uninterrupted(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    head: str, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(*RECONSTRUCT, "train.epochs=2")
+    config = tiny(*RECONSTRUCT, f"head={head}", "train.epochs=2")
     run(config, run_dir=tmp_path / "whole")
     with monkeypatch.context() as patched:
         die_after(patched, 8, politely=True)

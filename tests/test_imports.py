@@ -37,6 +37,7 @@ LEVELS = {
     "interruption": 0,
     "run_directory": 4,
     "evaluation": 3,
+    "donor": 4,
     "build": 5,
     "train": 6,
     "reuse": 6,

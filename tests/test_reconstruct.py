@@ -111,11 +111,14 @@ def model(mask: str, *, encoder: bool = True, **changes) -> Forecaster:
 @pytest.mark.parametrize("normalize", ["instance", "none"])
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
 @pytest.mark.parametrize("stride", [None, 5])
-@pytest.mark.parametrize("mask", ["token", "value", "value without encoder"])
+@pytest.mark.parametrize("mask", ["token", "value", "value without encoder", "token per patch"])
 def test_masked_values_cannot_reach_the_prediction(mask, stride, channels, normalize) -> None:
     """Whatever stands at the masked steps: prediction, baselines and statistics stay the same."""
     word, encoder = mask.split()[0], "without" not in mask
-    forecaster = model(word, encoder=encoder, stride=stride, channels=channels, normalize=normalize)
+    changes = {"stride": stride, "channels": channels, "normalize": normalize}
+    if "per patch" in mask:
+        changes |= {"head": "per_patch", "stride": None, "patch_len": 8 if stride is None else 5}
+    forecaster = model(word, encoder=encoder, **changes)
     window = windows()
     is_masked = torch.from_numpy(expected_mask(None, 0))
     batch = TASK.batch(window, INDEX)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from t5ts.data import disguise
 from t5ts.data.fetch import ETT_FILES, KNOWN_SHA256, check_sha256, fetch_ett
 from t5ts.data.gaps import count_gaps
 from t5ts.data.seasons import choose_season
@@ -20,7 +21,14 @@ from t5ts.errors import DataError
 if TYPE_CHECKING:  # polars is imported by the loaders that read a file, not by --help
     from t5ts.data.tables import Table
 
-__all__ = ["Series", "load_csv", "load_ett", "load_nyc_weather", "load_synthetic"]
+__all__ = [
+    "Series",
+    "load_csv",
+    "load_ett",
+    "load_nyc_weather",
+    "load_synthetic",
+    "load_text_in_disguise",
+]
 
 NYC_FILE = Path(__file__).with_name("nyc_weather.parquet")
 NYC_STATIONS = ("EWR", "JFK", "LGA")
@@ -298,6 +306,40 @@ def load_synthetic(
         source=f"t5ts.data.synthetic, seed {seed}",
         licence="none needed",
         best_mse=best_mse,
+    )
+
+
+def load_text_in_disguise(
+    *,
+    num_rows: int,
+    num_channels: int,
+    noise_std: float,
+    seed: int,
+    splits: Sequence[float | str],
+) -> Series:
+    """English as a series: see `t5ts.data.disguise`, which also explains the arguments.
+
+    Raises:
+        DataError: for more rows or channels than there are, or splits that cannot be.
+    """
+    values_TC = disguise.disguise(
+        num_rows=num_rows, num_channels=num_channels, noise_std=noise_std, seed=seed
+    )
+    told, step = disguise.provenance(), Step(1.0)
+    name = "text_in_disguise"
+    return Series(
+        name=name,
+        values_TC=values_TC,
+        channels=[f"x{channel}" for channel in range(num_channels)],
+        units=[""] * num_channels,
+        start="",
+        step_s=step.seconds,
+        season=1,
+        season_note="season 1: known (a text has none)",
+        borders=split_borders(splits, num_rows=num_rows, start="", step=step, name=name),
+        source=f"{told['text']}; {told['source']}; seed {seed}",
+        licence=told["licence"],
+        notes=["a row is one token; its values are a rotated embedding plus noise"],
     )
 
 

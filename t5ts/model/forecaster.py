@@ -24,7 +24,9 @@ class Forecaster(nn.Module):
         normalize: Applied to the context and undone on the forecast.
         patch: From (B, C, L) to tokens (M, N, D).
         encoder: From tokens to hidden states of the same shape.
-        head: From N·D to H (channels independent) or to C·H (mixing).
+        head: From N·D to H (channels independent) or to C·H (mixing); with `per_patch` from D to
+            the P steps of a patch (independent) or to its C·P values (mixing).
+        per_patch: Whether each token gives back its own patch: one map for all of them.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Forecaster(nn.Module):
         patch: PatchEmbedding | WholeContext,
         encoder: Encoder,
         head: nn.Linear,
+        per_patch: bool = False,
     ) -> None:
         super().__init__()
         self.normalize = normalize
         self.patch = patch
         self.encoder = encoder
         self.head = head
+        self.per_patch = per_patch
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         """Forecast.
@@ -53,9 +57,18 @@ class Forecaster(nn.Module):
         """
         normed_BCL, mean_BC1, divisor_BC1 = self.normalize(x_BCL)
         hidden_MND = self.encoder(self.patch(normed_BCL))
-        forecast = self.head(hidden_MND.flatten(1))
-        y_BCH = forecast.reshape(x_BCL.shape[0], x_BCL.shape[1], -1)
+        if self.per_patch:
+            y_BCH = self._own_patches(hidden_MND, x_BCL.shape)
+        else:
+            y_BCH = self.head(hidden_MND.flatten(1)).reshape(x_BCL.shape[0], x_BCL.shape[1], -1)
         return self.normalize.invert(y_BCH, mean_BC1, divisor_BC1)
+
+    def _own_patches(self, hidden_MND: Tensor, shape: torch.Size) -> Tensor:
+        """Each token's patch at its place, (B, C, L); what belongs to the padding is dropped."""
+        assert isinstance(self.patch, PatchEmbedding)
+        patches_MNcP = self.head(hidden_MND).unflatten(-1, (-1, self.patch.patch_len))  # c: C or 1
+        y_BCW = patches_MNcP.transpose(1, 2).reshape(shape[0], shape[1], -1)
+        return y_BCW[..., self.patch.pad :]
 
     def compile_blocks(self) -> None:
         """Compile each block of the encoder by itself, in place.
@@ -85,6 +98,7 @@ def build_forecaster(
     embedding_rms: float | None,
     hidden: str = "none",
     normalize: str,
+    head: str = "flatten",
     patch_generator: torch.Generator,
     head_generator: torch.Generator,
 ) -> Forecaster:
@@ -107,17 +121,20 @@ def build_forecaster(
         channels: "independent" or "mixing".
         norm: LayerNorm on the tokens.
         scale: Scale of the tokens; see `PatchEmbedding`.
-        embedding_rms: For `scale="match_embedding"`.
+        embedding_rms: For `scale="match_embedding"` and "native".
         hidden: What stands for a step that is NaN: "none" (there is none), "value" or "token"; see
             `PatchEmbedding`. Statistics of the normalisation are then the visible steps'.
         normalize: "instance" or "none".
+        head: "flatten": one map from all tokens to the output. "per_patch": one map, the same for
+            all, from a token to its own patch; the output is then the context, so `output_len` is
+            `seq_len`, the stride is the patch length, and there are tokens.
         patch_generator: Draws the patch embedding, on the CPU.
         head_generator: Draws the head, on the CPU.
 
     Raises:
         ConfigError: if the scale is the embedding's, and its RMS is unknown or not positive.
 
-    Source: flattened head, Nie et al. 2023 (PatchTST), section 3.1.
+    Source: Nie et al. 2023 (PatchTST), section 3.1 (flattened) and 3.2 (per patch).
     """
     assert num_channels >= 1
     assert output_len >= 1
@@ -142,18 +159,25 @@ def build_forecaster(
             hidden=hidden,
             generator=patch_generator,
         )
-    fan_in = patch.num_patches * patch.d_model
-    head = torch.nn.utils.skip_init(
-        nn.Linear, fan_in, output_len * num_channels if patch.mixing else output_len
+    per_patch = head == "per_patch"
+    if per_patch:
+        assert isinstance(patch, PatchEmbedding), "there are no tokens"
+        assert patch.stride == patch.patch_len, "a step would have two tokens"
+        assert output_len == seq_len
+    fan_in = patch.d_model if per_patch else patch.num_patches * patch.d_model
+    steps = patch_len if per_patch else output_len
+    linear = torch.nn.utils.skip_init(
+        nn.Linear, fan_in, steps * num_channels if patch.mixing else steps
     )
     with torch.no_grad():
-        head.weight.normal_(0.0, HEAD_INIT_GAIN * fan_in**-0.5, generator=head_generator)
-        head.bias.zero_()
+        linear.weight.normal_(0.0, HEAD_INIT_GAIN * fan_in**-0.5, generator=head_generator)
+        linear.bias.zero_()
     return Forecaster(
         normalize=build_normalize(normalize, has_hidden=hidden != "none"),
         patch=patch,
         encoder=encoder,
-        head=head,
+        head=linear,
+        per_patch=per_patch,
     )
 
 

@@ -47,9 +47,10 @@ class PatchEmbedding(nn.Module):
         stride: Steps from one patch to the next; None for `patch_len`. At most `patch_len`.
         channels: "independent" or "mixing".
         norm: LayerNorm after the projection.
-        scale: "none", "div_sqrt_d", "mul_sqrt_d", or "match_embedding", which multiplies by
-            `embedding_rms`.
-        embedding_rms: RMS of the checkpoint's token embedding.
+        scale: "none", "div_sqrt_d", "mul_sqrt_d", or "match_embedding" and "native", which multiply
+            by `embedding_rms`.
+        embedding_rms: RMS of the token embedding: of the checkpoint, in every arm alike
+            ("match_embedding"), or of the one that the arm's own weights expect ("native").
         hidden: "none", "value" or "token". The mask token's entries are drawn after W and b, which
             are the same in all three: normal with std 1/√fan_in, so that a wholly hidden patch's
             token is as large as another.
@@ -158,10 +159,10 @@ class WholeContext(nn.Module):
 
 
 def _scale_factor(scale: str, *, d_model: int, norm: bool, embedding_rms: float | None) -> float:
-    if scale == "match_embedding":
+    if scale in ("match_embedding", "native"):
         if embedding_rms is None:
             raise ConfigError(
-                "scale=match_embedding needs embedding_rms, the RMS of a checkpoint's token "
+                f"scale={scale} needs embedding_rms, the RMS of a checkpoint's token "
                 "embedding: choose a backbone that has a checkpoint, or another scale."
             )
         if not (math.isfinite(embedding_rms) and embedding_rms > 0):

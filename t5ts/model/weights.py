@@ -52,7 +52,7 @@ __all__ = [
     "state_digest",
 ]
 
-INITS = ("random", "t5", "matched", "shuffled")
+INITS = ("random", "t5", "run", "matched", "shuffled")
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,8 @@ class LoadReport:
         num_params_full: Parameters of the whole checkpoint, tied tensors once.
         num_params_encoder: Encoder blocks, final norm and token embedding.
         num_params_trained: The same without the token embedding: what the arm trains.
-        embedding_rms: Root mean square of the token embeddings (the init law's, for "random").
+        embedding_rms: Root mean square of the token embeddings: the init law's for "random", that
+            of its own tokens for a run's encoder.
         tensors: Number of encoder tensors.
         weights_sha256: SHA-256 of the weight file; of several shards, that of the lines that
             `sha256sum` prints for them in the order of their names.
@@ -120,13 +121,13 @@ def encoder_state(
     """The encoder's tensors for any init arm: the one place that arms come from.
 
     Args:
-        init: "random" (reads nothing), "t5" (the checkpoint), or a control made from the same
-            checkpoint: "matched", "shuffled".
+        init: "random" (reads nothing), "t5" or "run" (the checkpoint: a T5, or the encoder of a
+            finished run), or a control made from the same checkpoint: "matched", "shuffled".
         arch: The encoder's shape.
-        generator: CPU generator of this arm alone; "t5" draws nothing.
+        generator: CPU generator of this arm alone; "t5" and "run" draw nothing.
         factor: Scale of the "random" arm; see `random_state`.
         scale_norms: See `random_state`.
-        load: Loads the checkpoint (`load_checkpoint`); not called for "random".
+        load: Loads the checkpoint (`load_checkpoint`, `load_donor`); not called for "random".
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and the report that proves the arm.
@@ -156,8 +157,8 @@ def encoder_state(
             tensors_sha256=state_digest(state),
         )
     state, report = load()
-    if init == "t5":
-        return state, report
+    if init in ("t5", "run"):
+        return state, replace(report, init=init)
     make, words = {
         "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
         "shuffled": (shuffled_state, "entries permuted inside each tensor"),

@@ -149,6 +149,33 @@ def test_linear_backbone_is_one_linear_map(channels: str) -> None:
         torch.testing.assert_close(model(x), x @ model.head.weight.T + model.head.bias)
 
 
+@pytest.mark.parametrize("channels", ["independent", "mixing"])
+@pytest.mark.parametrize("seq_len", [16, 14])  # without and with padding
+def test_per_patch_head_gives_each_token_its_own_patch_at_its_place(
+    channels: str, seq_len: int
+) -> None:
+    options = {"seq_len": seq_len, "output_len": seq_len, "channels": channels}
+    model = build_model(build_t5(), normalize="none", head="per_patch", **options).eval()
+    x, pad = torch.randn(2, 3, seq_len), model.patch.pad
+    y = model(x)
+    hidden_MND = model.encoder(model.patch(x))
+    for b in range(2):
+        for c in range(3):
+            for t in range(seq_len):
+                n, p = divmod(t + pad, 4)
+                mixing = channels == "mixing"
+                token = hidden_MND[b if mixing else b * 3 + c, n]
+                row = c * 4 + p if mixing else p
+                expected = model.head.weight[row] @ token + model.head.bias[row]
+                torch.testing.assert_close(y[b, c, t], expected)
+    # Same names and pairing as the flattened head's.
+    other = build_model(build_t5(seed=7), normalize="none", head="per_patch", **options)
+    assert [n for n, _ in model.head.named_parameters()] == ["weight", "bias"]
+    assert torch.equal(model.head.weight, other.head.weight)
+    std = HEAD_INIT_GAIN * model.patch.d_model**-0.5
+    assert model.head.weight.std().item() == pytest.approx(std, rel=0.2)
+
+
 def test_linear_backbone_does_not_depend_on_patching() -> None:
     x = torch.randn(2, 3, 16)
     forecasts = [build_model(NoEncoder(), patch_len=p, stride=s)(x) for p, s in ((4, None), (5, 2))]

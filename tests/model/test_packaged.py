@@ -10,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from t5ts.build import build_model
+from t5ts.build import build_model, token_scale
 from t5ts.config import Config
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
@@ -120,3 +120,29 @@ def test_it_is_small_and_says_what_it_is() -> None:
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {
         file.name for file in files
     }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "scale"),
+    [
+        (["init=t5"], YAML.embedding_rms),
+        (["init=matched"], YAML.embedding_rms),
+        (["init=shuffled"], YAML.embedding_rms),
+        (["init=t5", "backbone.embedding_rms=9"], YAML.embedding_rms),  # the file's, not a claim
+        (["init=random"], 1.0),
+        (["init=random", "init.factor=0.05"], 0.05),
+        (["init=random", "backbone=shared"], 1.0),
+        (["init=random", "backbone=linear", "task.mask=value", "head=flatten"], None),
+    ],
+)
+def test_native_scale_is_what_the_arms_own_weights_expect(
+    overrides: list[str], scale: float | None, composed: Callable[..., Config]
+) -> None:
+    arm = [f"backbone={NAME}", "patch.scale=native", "task=reconstruct", "head=per_patch"]
+    model, _ = build_model(composed(*arm, *overrides), num_channels=2)
+    assert token_scale(model) == (scale if scale is None else pytest.approx(scale, rel=1e-3))
+    paired, _ = build_model(composed(*arm, "init=random"), num_channels=2)
+    if model.encoder.d_model == paired.encoder.d_model:
+        for part in ("patch", "head"):
+            ours, theirs = getattr(model, part).state_dict(), getattr(paired, part).state_dict()
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

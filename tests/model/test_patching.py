@@ -97,7 +97,13 @@ def test_plain_tokens_have_about_their_patch_rms(channels: str) -> None:
 
 @pytest.mark.parametrize(
     ("scale", "rms"),
-    [("none", 1.0), ("div_sqrt_d", 64**-0.5), ("mul_sqrt_d", 8.0), ("match_embedding", 20.5)],
+    [
+        ("none", 1.0),
+        ("div_sqrt_d", 64**-0.5),
+        ("mul_sqrt_d", 8.0),
+        ("match_embedding", 20.5),
+        ("native", 20.5),
+    ],
 )
 def test_normed_tokens_have_the_scale_asked_for(scale: str, rms: float) -> None:
     patch = build_patch(d_model=64, norm=True, scale=scale, embedding_rms=20.5)
@@ -135,6 +141,7 @@ def test_whole_context_reshapes_and_learns_nothing(channels: str) -> None:
     ("changes", "message"),
     [
         ({"scale": "match_embedding", "norm": True}, "needs embedding_rms"),
+        ({"scale": "native", "norm": True}, "needs embedding_rms"),
         ({"scale": "match_embedding", "norm": True, "embedding_rms": 0.0}, "positive"),
         ({"scale": "match_embedding", "norm": True, "embedding_rms": float("nan")}, "finite"),
     ],

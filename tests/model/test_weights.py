@@ -179,7 +179,7 @@ def test_random_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_init_names_the_allowed_ones() -> None:
-    with pytest.raises(WeightsError, match=r"'pretrained'.*random, t5, matched, shuffled"):
+    with pytest.raises(WeightsError, match=r"'pretrained'.*random, t5, run, matched, shuffled"):
         encoder_state(init="pretrained", arch=TINY, generator=generator(), load=load_checkpoint)
 
 

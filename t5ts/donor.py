@@ -1,0 +1,183 @@
+"""A finished run as a donor: its encoder as a checkpoint, and its patch embedding."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from t5ts.checkpoint import load_checkpoint
+from t5ts.errors import ResumeError, WeightsError
+from t5ts.model.architecture import T5Architecture
+from t5ts.model.checkpoint_file import file_sha256
+from t5ts.model.patching import PatchEmbedding
+from t5ts.model.tensors import count, encoder_shapes, state_digest
+from t5ts.model.verify import check_trained
+from t5ts.model.weights import LoadReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Donor:
+    """What a finished run leaves behind: the tensors of its best checkpoint.
+
+    Attributes:
+        folder: The run directory.
+        config: Its config.yaml.
+        identity: Of that configuration.
+        tensors: The model's, by their names in it.
+        token_rms: RMS of its own tokens, as it was trained on them.
+        sha256: Of the checkpoint file.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    identity: str
+    tensors: Mapping[str, Tensor]
+    token_rms: float
+    sha256: str
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of a part ("patch.", "encoder."), by their names in it."""
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
+
+def read_donor(path: str | Path, *, key: str) -> Donor:
+    """Read a finished run's best checkpoint.
+
+    Args:
+        path: Its run directory.
+        key: The setting that names it, for messages.
+
+    Raises:
+        WeightsError: if it is no run's directory, the run is not finished, or a file is corrupt.
+    """
+    folder = Path(path).expanduser()
+    best = folder / "checkpoint" / "best.safetensors"
+    allowed = "allowed: the directory of a finished run (it has config.yaml and result.json)."
+    if not (folder / "config.yaml").is_file():
+        raise WeightsError(f"{key}={path} is no run directory; {allowed}")
+    if not (folder / "result.json").is_file():
+        raise WeightsError(
+            f"{key}={path}: that run is not finished; start its command again until it is;"
+            f" {allowed}"
+        )
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        told = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        first_rms, identity = float(told["scale_audit"]["input"]), str(told["identity"])
+        stored, _ = load_checkpoint(best)
+    except (OSError, ValueError, KeyError, TypeError, ResumeError) as error:
+        raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
+    assert isinstance(config, dict)
+    tensors = {
+        name.removeprefix("model/"): tensor
+        for name, tensor in stored.items()
+        if name.startswith("model/")
+    }
+    return Donor(
+        folder=folder,
+        config={str(key): value for key, value in config.items()},
+        identity=identity,
+        tensors=tensors,
+        token_rms=first_rms * norm_rms(tensors, "patch."),  # the norm starts at 1
+        sha256=file_sha256(best),
+    )
+
+
+def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:
+    """RMS of what a patch embedding's LayerNorm puts out; 1 where there is none."""
+    weight, bias = (tensors.get(f"{prefix}norm.{name}") for name in ("weight", "bias"))
+    if weight is None or bias is None:
+        return 1.0
+    return (weight.double().square() + bias.double().square()).mean().sqrt().item()
+
+
+def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Tensor], LoadReport]:
+    """The encoder of a finished run as a checkpoint, verified as one.
+
+    Args:
+        path: The run directory (`init.path`).
+        arch: The shape that this run's encoder has.
+
+    Returns:
+        float32 tensors named as in `encoder_shapes`, and what was verified.
+
+    Raises:
+        WeightsError: as `read_donor`; if the encoder is no T5 of that shape, has values that are
+            not finite, or looks freshly drawn (it was never trained).
+    """
+    donor = read_donor(path, key="init.path")
+    shapes, found = encoder_shapes(arch), donor.part("encoder.")
+    has = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if has != shapes:
+        names = shapes.keys() | has.keys()
+        wrong = sorted(name for name in names if shapes.get(name) != has.get(name))
+        raise WeightsError(
+            f"init.path={path}: the encoder of that run has another shape (backbone"
+            f" {donor.config.get('backbone', {}).get('name')}); {len(wrong)} tensors differ, for"
+            f" instance {wrong[0]}: {has.get(wrong[0], 'absent')} there,"
+            f" {shapes.get(wrong[0], 'absent')} here. Use the backbone that it was trained with."
+        )
+    state = {name: found[name].float() for name in shapes}
+    if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise WeightsError(f"init.path={path}: {bad[0]} has values that are NaN or infinite.")
+    seen = check_trained(state, arch, donor.folder)
+    trained = count(shapes)
+    return state, LoadReport(
+        init="run",
+        source=str(path),
+        path=str(donor.folder),
+        files={"best.safetensors": donor.sha256},
+        format="safetensors",
+        architecture=asdict(arch),
+        num_params_encoder=trained,
+        num_params_trained=trained,
+        embedding_rms=donor.token_rms,
+        tensors=len(state),
+        weights_sha256=donor.sha256,
+        origin="time series" if seen.origin == "pretrained" else seen.origin,
+        is_control=seen.origin == "control",
+        fresh_tensors=list(seen.structureless),
+        norms_constant=not seen.norm_spread,
+        checks=[
+            f"best checkpoint of the finished run {donor.identity}, its CRC-32 right",
+            f"all {len(state)} encoder tensors present with their shapes, none unexpected",
+            "all values finite",
+            f"the RMS is that of the run's own tokens, trained on data={_data_of(donor)}",
+            *seen.notes,
+        ],
+        tensors_sha256=state_digest(state),
+    )
+
+
+def load_patch(patch: PatchEmbedding, path: str | Path) -> None:
+    """Give a patch embedding the weights of a finished run's.
+
+    Args:
+        patch: Filled in place.
+        path: The run directory (`patch.path`).
+
+    Raises:
+        WeightsError: as `read_donor`; if that run's patch embedding has other tensors or shapes.
+    """
+    donor = read_donor(path, key="patch.path")
+    ours = {name: tuple(tensor.shape) for name, tensor in patch.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in donor.part("patch.").items()}
+    if ours != theirs:
+        raise WeightsError(
+            f"patch.path={path}: that run's patch embedding has {theirs}, this one's {ours}. They"
+            " must agree in backbone.d_model, patch.patch_len, patch.norm, patch.channels (mixing:"
+            " in the number of channels too) and task.mask."
+        )
+    patch.load_state_dict(donor.part("patch."))
+
+
+def _data_of(donor: Donor) -> str:
+    return str(donor.config.get("data", {}).get("name"))

@@ -1,0 +1,170 @@
+"""A finished run as a donor: its encoder as a checkpoint, its patch embedding for every arm."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, TINY_T5
+from runs import read, rows
+from test_experiment import die_after
+
+from t5ts.build import build_model, token_scale
+from t5ts.checkpoint import load_checkpoint
+from t5ts.config import Config
+from t5ts.errors import Interrupted, UserError, WeightsError
+from t5ts.experiment import run
+
+Compose = Callable[..., Config]
+#: Long and fast enough that the encoder no longer looks freshly drawn.
+TRAINED = ["init=random", "optim.encoder_lr_scale=5", "train.epochs=8", "patch.scale=native"]
+
+
+@pytest.fixture(scope="module")
+def donor(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("donor")
+    run(composed(*SMALL, *TINY_T5, *TRAINED), run_dir=folder)
+    return folder
+
+
+@pytest.fixture
+def copy(donor: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(donor, tmp_path / "copy"))
+
+
+@pytest.fixture
+def arm(composed: Compose, donor: Path) -> Compose:
+    return lambda *overrides: composed(*SMALL, *TINY_T5, f"init.path={donor}", *overrides)
+
+
+def best(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
+    stored, _ = load_checkpoint(folder / "checkpoint" / "best.safetensors")
+    name = f"model/{prefix}"
+    return {key.removeprefix(name): t for key, t in stored.items() if key.startswith(name)}
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_a_runs_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
+    arm: Compose, donor: Path
+) -> None:
+    theirs = best(donor, "encoder.")
+    model, report = build_model(arm("init=run"), num_channels=2)
+    assert same(model.encoder.state_dict(), theirs)
+    assert (report.init, report.is_control, report.source) == ("run", False, str(donor))
+    assert report.files["best.safetensors"] == report.weights_sha256
+    for init in ("matched", "shuffled"):
+        control, of = build_model(arm(f"init={init}"), num_channels=2)
+        ours = control.encoder.state_dict()
+        assert not same(ours, theirs)
+        assert (of.init, of.is_control, of.checkpoint_sha256) == (init, True, report.tensors_sha256)
+        sort = [{n: t.flatten().sort().values for n, t in x.items()} for x in (ours, theirs)]
+        assert same(*sort) == (init == "shuffled")
+    _, random = build_model(arm("init=random"), num_channels=2)
+    assert random.origin == "random"
+
+
+def test_native_scale_is_that_of_the_donors_own_trained_tokens(arm: Compose, donor: Path) -> None:
+    norm = best(donor, "patch.norm.")
+    rms = (norm["weight"].square() + norm["bias"].square()).mean().sqrt().item()
+    assert abs(rms - 1) > 1e-4  # the norm was trained
+    fresh, _ = build_model(arm("init=run", "patch.scale=native"), num_channels=2)
+    assert token_scale(fresh) == pytest.approx(rms, rel=1e-3)
+    # With the donor's patch embedding too: its very tokens, and the random arm's at its own RMS.
+    both = ["patch.scale=native", "patch.init=run", f"patch.path={donor}"]
+    for init, expected in (("run", rms), ("random", 1.0)):
+        model, _ = build_model(arm(f"init={init}", *both), num_channels=2)
+        assert same(model.patch.state_dict(), best(donor, "patch."))
+        assert token_scale(model) * rms == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_runs_encoder_survives_kill_and_resume(
+    arm: Compose, donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = arm("init=run", "patch.init=run", f"patch.path={donor}", "train.epochs=2")
+    run(config, run_dir=tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        die_after(patched, 8, politely=True)
+        with pytest.raises(Interrupted):
+            run(config, run_dir=tmp_path / "parts")
+    run(config, run_dir=tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    told = read(tmp_path / "parts" / "provenance.json")["weights"]
+    assert (told["init"], told["origin"]) == ("run", "barely trained")  # as it is
+
+
+def _unfinished(folder: Path) -> None:
+    (folder / "result.json").unlink()
+
+
+def _no_run(folder: Path) -> None:
+    (folder / "config.yaml").unlink()
+
+
+def _corrupt(folder: Path) -> None:
+    path = folder / "checkpoint" / "best.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _no_checkpoint(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoint")
+
+
+def _no_provenance(folder: Path) -> None:
+    (folder / "provenance.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (_unfinished, "not finished"),
+        (_no_run, "no run directory"),
+        (_corrupt, "corrupt"),
+        (_no_checkpoint, "no checkpoint"),
+        (_no_provenance, "scale_audit"),
+    ],
+)
+@pytest.mark.parametrize("part", ["init", "patch"])
+def test_a_donor_that_is_not_whole_is_refused(
+    spoil: Callable[[Path], None], named: str, part: str, copy: Path, tiny: Compose
+) -> None:
+    spoil(copy)
+    other = ["init=random"] if part == "patch" else []
+    config = tiny(
+        *other, f"{part}.{'name' if part == 'init' else 'init'}=run", f"{part}.path={copy}"
+    )
+    with pytest.raises(WeightsError, match=named) as error:
+        build_model(config, num_channels=2)
+    assert f"{part}.path={copy}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["init=run", "backbone.d_ff=48"], "another shape"),
+        (["init=run", "backbone.num_layers=3"], "block.2"),
+        (["init=random", "patch.init=run", "patch.patch_len=4"], "patch.patch_len"),
+        (["init=random", "patch.init=run", "patch.channels=mixing"], "patch.channels"),
+        (["init=random", "patch.init=run", "task=reconstruct", "horizon=null"], "task.mask"),
+    ],
+)
+def test_a_donor_of_another_shape_is_refused(
+    overrides: list[str], named: str, arm: Compose, donor: Path
+) -> None:
+    paths = [f"patch.path={donor}"] if "patch.init=run" in overrides else []
+    with pytest.raises(WeightsError, match=named):
+        build_model(arm(*overrides, *paths), num_channels=2)
+
+
+def test_a_run_that_never_trained_its_encoder_is_no_donor(tiny: Compose, tmp_path: Path) -> None:
+    run(
+        tiny("init=random", "freeze=all", "train.epochs=1", "optim.warmup_epochs=0"),
+        run_dir=tmp_path,
+    )
+    with pytest.raises(UserError, match="freshly initialised"):
+        build_model(tiny("init=run", f"init.path={tmp_path}"), num_channels=2)
