@@ -48,7 +48,8 @@ def test_commands_compose(path: Path, composed) -> None:
     found = 0
     for cell in json.loads(path.read_text())["cells"]:
         for line in "".join(cell["source"]).splitlines():
-            if not line.startswith("!{sys.executable} -m t5ts.run "):
+            # Quoted: a checkout's folder may have a blank in its name.
+            if not line.startswith('!"{sys.executable}" -m t5ts.run '):
                 continue
             found += 1
             words = line.split(" -m t5ts.run ")[1].split(" > ")[0].split()
