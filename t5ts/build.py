@@ -23,7 +23,7 @@ from t5ts.config import (
 )
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, WindowSplits, build_windows, mase_denominator
-from t5ts.donor import load_donor, load_patch, norm_rms
+from t5ts.donor import best_checkpoint, load_donor, load_patch, norm_rms
 from t5ts.errors import ConfigError, DataError
 from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
@@ -525,7 +525,7 @@ def inputs(
     Args:
         series: Its data.
         ood: The other series, where it has one.
-        weights: SHA-256 of each file of the encoder's checkpoint, by name; None without one.
+        weights: SHA-256 of each file that weights were read from, by name; None without one.
         device: Where it trains.
         autocast: In which precision.
     """
@@ -546,30 +546,44 @@ def inputs(
     }
 
 
-def setup_inputs(setup: Setup) -> dict[str, Any]:
+def setup_inputs(config: Config, setup: Setup) -> dict[str, Any]:
     """The `inputs` of a run that is built."""
+    files = {} if setup.report is None else setup.report.files
     return inputs(
         series=setup.series,
         ood=None if setup.ood is None else setup.ood.series,
-        weights=None if setup.report is None else setup.report.files,
+        weights=files | _patch_files(config),
         device=setup.device,
         autocast=setup.autocast,
     )
 
 
+def _patch_files(config: Config) -> dict[str, str]:
+    """Name and SHA-256 of the file that `patch.init=run` reads; nothing without it."""
+    if config.patch.path is None:
+        return {}
+    return {"patch": file_sha256(best_checkpoint(config.patch.path))}
+
+
 def present_inputs(config: Config) -> dict[str, Any]:
     """The `inputs` that a run would have now; its weights are hashed, and not loaded.
 
-    Without the weights' entry if they would have to be downloaded first.
+    Without the weights' entry if they would have to be downloaded first, or a donor is gone.
 
     Raises:
         UserError: as for `build`.
     """
     device, autocast = device_and_precision(config)
-    weights: dict[str, str] | None = None
+    weights: dict[str, str] = {}
     backbone = config.backbone
-    is_cached = True
-    if isinstance(backbone, T5Backbone) and config.init.name != "random":
+    donors = [config.patch.path, None if config.init.name == "random" else config.init.path]
+    is_cached = all(best_checkpoint(path).is_file() for path in donors if path is not None)
+    if not is_cached:
+        pass
+    elif config.init.name != "random" and config.init.path is not None:
+        best = best_checkpoint(config.init.path)
+        weights = {best.name: file_sha256(best)}
+    elif isinstance(backbone, T5Backbone) and config.init.name != "random":
         folder: str | Path | None = backbone.path
         if folder is None:
             assert backbone.hub_id is not None
@@ -581,7 +595,7 @@ def present_inputs(config: Config) -> dict[str, Any]:
     found = inputs(
         series=load_once(config.data),
         ood=None if config.ood is None else load_once(config.ood),
-        weights=weights,
+        weights=weights | _patch_files(config) if is_cached else None,
         device=device,
         autocast=autocast,
     )

@@ -48,6 +48,11 @@ class Donor:
         }
 
 
+def best_checkpoint(path: str | Path) -> Path:
+    """Where a run directory has the weights that validation selected."""
+    return Path(path).expanduser() / "checkpoint" / "best.safetensors"
+
+
 def read_donor(path: str | Path, *, key: str) -> Donor:
     """Read a finished run's best checkpoint.
 
@@ -59,7 +64,7 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
         WeightsError: if it is no run's directory, the run is not finished, or a file is corrupt.
     """
     folder = Path(path).expanduser()
-    best = folder / "checkpoint" / "best.safetensors"
+    best = best_checkpoint(path)
     allowed = "allowed: the directory of a finished run (it has config.yaml and result.json)."
     if not (folder / "config.yaml").is_file():
         raise WeightsError(f"{key}={path} is no run directory; {allowed}")

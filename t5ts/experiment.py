@@ -207,7 +207,7 @@ def _run(
     codes = [] if before is None else [*before["code"]]
     if codes[-1:] != [made_with()]:
         codes.append(made_with())
-    record: dict[str, Any] = {"inputs": setup_inputs(setup), "code": codes}
+    record: dict[str, Any] = {"inputs": setup_inputs(config, setup), "code": codes}
     tracker: Tracker = NullTracker()
     metrics: MetricsFile = NoMetricsFile()
     try:

@@ -13,7 +13,7 @@ from test_experiment import die_after
 from t5ts.build import build_model, token_scale
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
-from t5ts.errors import Interrupted, UserError, WeightsError
+from t5ts.errors import InputsChanged, Interrupted, UserError, WeightsError
 from t5ts.experiment import run
 
 Compose = Callable[..., Config]
@@ -94,6 +94,30 @@ def test_a_runs_encoder_survives_kill_and_resume(
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     told = read(tmp_path / "parts" / "provenance.json")["weights"]
     assert (told["init"], told["origin"]) == ("run", "barely trained")  # as it is
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        ["init=run", "init.path={}"],
+        ["init=shuffled", "init.path={}"],
+        ["init=random", "patch.init=run", "patch.path={}"],
+    ],
+    ids=["encoder", "control", "patch"],
+)
+def test_a_finished_run_is_shown_again_until_its_donor_changes(
+    composed: Compose, copy: Path, tmp_path: Path, by: list[str]
+) -> None:
+    overrides = [override.format(copy) for override in by]
+    config = composed(*SMALL, *TINY_T5, *overrides, "train.epochs=1")
+    first = run(config, run_dir=tmp_path / "run")
+    assert run(config, run_dir=tmp_path / "run") == first
+    other = composed(*SMALL, *TINY_T5, *TRAINED, "seed=1", "train.resume=never")
+    run(other, run_dir=copy)
+    with pytest.raises(InputsChanged, match="weights"):
+        run(config, run_dir=tmp_path / "run")
+    shutil.rmtree(copy)  # nothing to compare with: shown, with a warning
+    assert run(config, run_dir=tmp_path / "run") == first
 
 
 def _unfinished(folder: Path) -> None:
