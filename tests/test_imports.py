@@ -61,7 +61,7 @@ ROOMS = {
     "matplotlib": ("analysis",),
     "jinja2": ("analysis",),
     "scipy": ("analysis",),
-    "statsmodels": ("analysis",),
+    "statsmodels": (),
     "polars": ("data", "analysis"),
 }
 
