@@ -1,13 +1,17 @@
 """Do the notebooks run top to bottom, offline? python scripts/run_notebooks.py [NAME...].
 
 Each notebook runs in an empty folder of its own, so that it finds nothing that an earlier run has
-left, and without a network as far as W&B and the hub are concerned. The notebooks in git stay as
-they are, without outputs; `--out` keeps the executed copies.
+left, and without a network as far as W&B and the hub are concerned. The notebooks in git have their
+outputs, so that a code host shows the pictures: `--store` renews them, with a hash of the sources
+that they came from. `--out` keeps executed copies elsewhere.
 
-Exits with 1, and says which cell, if one fails or a picture that should be drawn is not.
+Exits with 1, and says which cell, if one fails, if a picture that should be drawn is not, or if
+what is stored came from other sources or has outputs of another kind.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import sys
@@ -22,6 +26,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 ROOT = Path(__file__).resolve().parents[1]
 #: Seconds that one cell may take: a machine that is shared needs many times what a quiet one does.
 CELL_TIMEOUT_S = 900
+#: Bytes of a stored notebook: a clone should stay small.
+MAX_BYTES = 300_000
 OFFLINE = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
 
 
@@ -53,7 +59,51 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
         drawn = any("image/png" in output.get("data", {}) for output in cell.outputs)
         if re.search(r"^draw\(", cell.source, flags=re.M) and not drawn:
             raise Failed(f"{path.name}, cell {number}: no picture from {cell.source!r}")
+        for output in cell.outputs:
+            if "text" in output:  # a stream: without this machine's paths and a terminal's line ends
+                for found in (f"{folder}/", f"{ROOT}/", "\r"):
+                    output.text = output.text.replace(found, "")
     return notebook
+
+
+def sources_sha256(notebook: nbformat.NotebookNode) -> str:
+    """A hash of what the cells say, whatever their outputs."""
+    sources = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def stale(notebook: nbformat.NotebookNode) -> str:
+    """Why stored outputs are not those of the cells; empty if they are."""
+    stored = notebook.metadata.get("t5ts", {}).get("sources_sha256")
+    if stored is None:
+        return "it has no stored outputs"
+    return "" if stored == sources_sha256(notebook) else "its cells changed after they were run"
+
+
+def kinds(notebook: nbformat.NotebookNode) -> list[set[str]]:
+    """Of each cell, what kinds of output it has: a stream's name, MIME types."""
+    return [
+        {kind for out in cell.get("outputs", ()) for kind in out.get("data", {out.get("name"): 0})}
+        for cell in notebook.cells
+    ]
+
+
+def store(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write a notebook with its outputs, less clocks and ids that change each time.
+
+    Raises:
+        Failed: if it is too large.
+    """
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    notebook.metadata = {
+        "kernelspec": notebook.metadata.kernelspec,
+        "language_info": {"name": "python"},
+        "t5ts": {"sources_sha256": sources_sha256(notebook)},
+    }
+    nbformat.write(notebook, path)
+    if path.stat().st_size > MAX_BYTES:
+        raise Failed(f"{path.name} has {path.stat().st_size} bytes, more than {MAX_BYTES}")
 
 
 def main() -> int:
@@ -61,6 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", metavar="NAME", nargs="*", help="parts of file names")
     parser.add_argument("--out", type=Path, help="keep the executed notebooks in this folder")
+    parser.add_argument("--store", action="store_true", help="renew the outputs in notebooks/")
     options = parser.parse_args()
     paths = [
         path
@@ -80,6 +131,13 @@ def main() -> int:
             began = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
                 notebook = execute(path, Path(folder))
+            stored = nbformat.read(path, as_version=4)
+            if options.store:
+                store(notebook, path)
+            elif why := stale(stored):
+                raise Failed(f"{path.name} is stale: {why}. Renew it: make notebooks ARGS=--store")
+            elif kinds(stored) != kinds(notebook):
+                raise Failed(f"{path.name}: outputs of another kind. make notebooks ARGS=--store")
             if options.out:
                 options.out.mkdir(parents=True, exist_ok=True)
                 nbformat.write(notebook, options.out / path.name)
