@@ -1,0 +1,221 @@
+"""README and docs: commands compose or parse, links lead somewhere, one journey runs."""
+
+import argparse
+import importlib
+import itertools
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import chdir
+from datetime import datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
+
+from t5ts.checks import check, check_overrides
+from t5ts.config import CONF, Config, from_hydra, register
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Other pages whose links are followed too.
+LINKING = [*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG"))]
+#: Modules that the pages describe and that may not have been merged yet.
+COMING = {"t5ts", "t5ts.predict", "t5ts.export"}
+#: How a command begins; `[` leaves synopses out.
+COMMAND = re.compile(r"(?:torchrun \S+|python) -m ((?:t5ts|tools|benchmarks)[\w.]*)([^\n#`]*)")
+#: Hydra's directories; and launchers, which are extras of their own.
+HYDRAS = ("hydra/launcher", "hydra.launcher", "hydra.run.", "hydra.sweep.", "hydra.sweeper.storage")
+TINY = ["train.epochs=1", "data.windows_per_epoch=32", "train.batch_size=16", "tracker=none"]
+
+
+def joined(page: Path) -> str:
+    """A page's text with continued lines joined."""
+    return re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each command's module and its words."""
+    for module, rest in COMMAND.findall(text):
+        words = shlex.split(rest)
+        if "…" not in rest and not any(word.startswith("[") for word in words):
+            yield module, [word for word in words if not word.startswith("2>")]
+
+
+COMMANDS = {(module, *words) for page in PAGES for module, words in commands(joined(page))}
+RUNS = sorted(command[1:] for command in COMMANDS if command[0] == "t5ts.run")
+OTHERS = sorted(command for command in COMMANDS if command[0] != "t5ts.run")
+
+
+def values_of(line: str) -> list[str]:
+    """An override for each value of a sweep; of a range or an interval for its start."""
+    override: Override = OverridesParser.create().parse_override(line)
+    if not override.is_sweep_override():
+        return [line]
+    sweep = override.value()
+    if isinstance(sweep, ChoiceSweep):
+        return [f"{override.key_or_group}={value}" for value in sweep.list]
+    return [f"{override.key_or_group}={sweep.start}"]
+
+
+def jobs(words: Iterable[str]) -> list[tuple[str, ...]]:
+    """The overrides of each job, less Hydra's own directories and launchers."""
+    own = [word for word in words if "=" in word or word.startswith("~")]
+    check_overrides(own)  # all options of a sweep
+    own = [word for word in own if not word.startswith(HYDRAS)]
+    return list(itertools.product(*map(values_of, own)))
+
+
+def composed(overrides: Iterable[str]) -> Config:
+    """What a job runs, checked."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = from_hydra(compose("config", overrides=list(overrides)))
+    check(config)
+    return config
+
+
+def test_there_are_commands() -> None:
+    assert len(RUNS) > 40
+    assert {module for module, *_ in OTHERS} >= {"t5ts.report", "t5ts.download", "t5ts.dashboard"}
+
+
+@pytest.mark.parametrize("words", RUNS, ids=" ".join)
+def test_run_commands_compose(words: tuple[str, ...]) -> None:
+    if not {"--help", "--cfg"} & set(words):
+        composed(jobs(words)[0])
+
+
+@pytest.mark.parametrize("command", OTHERS, ids=" ".join)
+def test_other_commands_parse(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real `main` up to its `parse_args`; then nothing happens."""
+    module, *words = command
+    if module in COMING and find_spec(f"{module}.__main__" if module == "t5ts" else module) is None:
+        pytest.skip(f"{module} is not there yet")
+    if not module.startswith("t5ts."):
+        assert find_spec(module) is not None
+        return
+
+    class ParsedError(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self: argparse.ArgumentParser, *arguments: object) -> None:
+        parse(self, *arguments)  # type: ignore[call-overload]
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    with pytest.raises(ParsedError):
+        importlib.import_module(module).main(words)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    named = {
+        target
+        for page in LINKING
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", joined(page), flags=re.M)
+    }
+    assert named - {"help"}
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
+        r"^\[\w+\]: (\S+)", text, flags=re.M
+    )
+    for target in targets:
+        if target.startswith(("http:", "https:")):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), flags=re.M)
+            slugs = {re.sub(r"[^\w -]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+            assert anchor in slugs, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    for path in re.findall(
+        r"`((?:t5ts|conf|tests|scripts|docs|tools)/[\w./-]+)`", page.read_text()
+    ):
+        assert (ROOT / path).exists(), path
+    for line in page.read_text().splitlines():
+        assert len(line) <= 130 or line.startswith("python "), line
+
+
+def test_the_tree_names_what_is_there() -> None:
+    tree = (ROOT / "docs" / "developers.md").read_text().split("## The tree")[1].split("```")[1]
+    named = set(re.findall(r"[\w.]+\.py\b", tree))
+    assert named == {path.name for path in (ROOT / "t5ts").glob("*.py")} - {"__init__.py"}
+
+
+def test_every_option_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for group in CONF.iterdir():
+        if group.is_dir() and group.name != "hydra":
+            for option in group.glob("*.yaml"):
+                assert f"`{option.stem}`" in text, option
+
+
+def test_every_key_is_documented() -> None:
+    """Of the groups whose keys have a table; keys that are no user's are left out."""
+    from dataclasses import fields
+
+    from t5ts.config import CsvData, FreezeConfig, OptimConfig, PatchConfig, TrainConfig
+
+    tables = {
+        "data.md": CsvData,
+        "freezing.md": FreezeConfig,
+        "interface.md": PatchConfig,
+        "configuration.md": OptimConfig,
+        "configuration.md ": TrainConfig,
+    }
+    internal = {"_target_", "name", "algorithm", "always", "norm"}
+    for page, schema in tables.items():
+        text = (ROOT / "docs" / page.strip()).read_text()
+        for key in {field.name for field in fields(schema)} - internal:
+            assert re.search(rf"`{key}`", text), (page, key)
+
+
+@pytest.fixture
+def your_csv(tmp_path: Path) -> Path:
+    """Hourly rows of two channels."""
+    start = datetime(2024, 1, 1)
+    rows = (f"{start + timedelta(hours=i)},{i % 24},{(i * 7) % 31}" for i in range(1000))
+    path = tmp_path / "your.csv"
+    path.write_text("\n".join(["time,load,price", *rows]) + "\n")
+    return path
+
+
+def test_your_own_csv_from_the_run_to_the_forecast(
+    your_csv: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """README's block, command by command, with few seeds and steps."""
+    from t5ts.experiment import run
+
+    block = joined(ROOT / "README.md").split("## Your own CSV")[1].split("## ")[0]
+    with chdir(your_csv.parent):
+        for module, words in commands(block):
+            if module == "t5ts.run":
+                folder = next(word.partition("=")[2] for word in words if "hydra." in word)
+                few = [re.sub(r"^seed=.*", "seed=0", word) for word in words]
+                for number, job in enumerate(jobs(few)):
+                    place = Path(folder) / (str(number) if "--multirun" in words else "")
+                    run(composed([*job, *TINY]), run_dir=place, pictures=False)
+            elif find_spec(module) is not None:
+                assert importlib.import_module(module).main(words) == 0
+            else:
+                assert module in COMING
+        assert Path("multirun/mine/report/report.html").is_file()
+        if find_spec("t5ts.predict"):
+            assert len(Path("forecast.csv").read_text().splitlines()) == 25
+    assert "seed" in capsys.readouterr().out
