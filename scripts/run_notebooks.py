@@ -60,7 +60,7 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
         if re.search(r"^draw\(", cell.source, flags=re.M) and not drawn:
             raise Failed(f"{path.name}, cell {number}: no picture from {cell.source!r}")
         for output in cell.outputs:
-            if "text" in output:  # a stream: without this machine's paths and a terminal's line ends
+            if "text" in output:  # without this machine's paths and a terminal's line ends
                 for found in (f"{folder}/", f"{ROOT}/", "\r"):
                     output.text = output.text.replace(found, "")
     return notebook

@@ -149,7 +149,7 @@ def test_files_that_pages_name_exist(page: Path) -> None:
     ):
         assert (ROOT / path).exists(), path
     for line in page.read_text().splitlines():
-        assert len(line) <= 130 or line.startswith("python "), line
+        assert len(line) <= 125, line
 
 
 def test_the_tree_names_what_is_there() -> None:
