@@ -40,12 +40,17 @@ def joined(page: Path) -> str:
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
     """Each command's module and its words."""
     for module, rest in COMMAND.findall(text):
-        words = shlex.split(rest)
+        words = shlex.split(rest.strip().partition("  ")[0])  # a remark stands two blanks behind
         if "…" not in rest and not any(word.startswith("[") for word in words):
             yield module, [word for word in words if not word.startswith("2>")]
 
 
 COMMANDS = {(module, *words) for page in PAGES for module, words in commands(joined(page))}
+COMMANDS |= {  # each preset opens with its own
+    (module, *words)
+    for preset in sorted((CONF / "experiment").glob("*.yaml"))
+    for module, words in commands(re.sub(r"\\\n# *", "", preset.read_text()))
+}
 RUNS = sorted(command[1:] for command in COMMANDS if command[0] == "t5ts.run")
 OTHERS = sorted(command for command in COMMANDS if command[0] != "t5ts.run")
 
@@ -205,6 +210,8 @@ def test_your_own_csv_from_the_run_to_the_forecast(
     block = joined(ROOT / "README.md").split("## Your own CSV")[1].split("## ")[0]
     with chdir(your_csv.parent):
         for module, words in commands(block):
+            if "--help" in words:
+                continue
             if module == "t5ts.run":
                 folder = next(word.partition("=")[2] for word in words if "hydra." in word)
                 few = [re.sub(r"^seed=.*", "seed=0", word) for word in words]
