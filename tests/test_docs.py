@@ -118,6 +118,18 @@ def test_other_commands_parse(command: tuple[str, ...], monkeypatch: pytest.Monk
         importlib.import_module(module).main(words)
 
 
+def test_the_front_door_stays_small() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert (ROOT / "README.md").stat().st_size <= 7_500
+    assert (ROOT / "docs" / "report.webp").stat().st_size <= 150_000
+
+
+def test_ci_runs_the_steps_of_its_script() -> None:
+    steps = re.findall(r"^make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), flags=re.M)
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r"run: make ([a-z-]+)", workflow) == steps
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     named = {
