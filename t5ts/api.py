@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from t5ts.analysis.judgement import Findings
-    from t5ts.trained import TrainedForecaster
+    from t5ts.forecasting.trained import TrainedForecaster
 
 
 @dataclass
@@ -70,8 +70,8 @@ def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> 
 
 
 def load(path: str | Path) -> "TrainedForecaster":
-    """The trained model of a finished run or of an export; see `t5ts.trained.load`."""
-    from t5ts.trained import load as load_trained
+    """The trained model of a finished run or of an export; see `t5ts.forecasting.trained.load`."""
+    from t5ts.forecasting.trained import load as load_trained
 
     return load_trained(path)
 

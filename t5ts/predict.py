@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--out {options.out}: its name must end in .csv or .parquet.")
         if not options.out.parent.is_dir():
             raise UserError(f"--out {options.out}: the folder {options.out.parent} does not exist.")
-        from t5ts.trained import errors, load, past, predict
+        from t5ts.forecasting.tables import errors, past, predict
+        from t5ts.forecasting.trained import load
 
         forecasters = [load(run) for run in runs]
         series = forecasters[0].read(options.data, overrides)

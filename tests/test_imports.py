@@ -47,7 +47,7 @@ LEVELS = {
     "api": 9,
     "run": 10,
     "__main__": 10,
-    "trained": 8,
+    "forecasting": 8,
     "export": 9,
     "predict": 9,
     "report": 9,
@@ -67,7 +67,7 @@ ROOMS = {
     "jinja2": ("analysis", "export"),
     "scipy": ("analysis",),
     "statsmodels": (),
-    "polars": ("data", "analysis", "trained", "predict", "api"),
+    "polars": ("data", "analysis", "forecasting", "predict", "api"),
 }
 
 

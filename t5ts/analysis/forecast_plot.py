@@ -14,7 +14,7 @@ def draw_forecast(frame: pl.DataFrame, past: pl.DataFrame, path: Path) -> None:
     """Draw a panel per channel: what was seen, what is forecast or filled, and what came.
 
     Args:
-        frame: As `t5ts.trained.predict` returns it.
+        frame: As `t5ts.forecasting.trained.predict` returns it.
         past: The rows before it: `time`, `channel`, `value`.
         path: Of the PNG.
     """

@@ -15,8 +15,9 @@ from t5ts.config import Config, stored_config
 from t5ts.errors import DataError, UserError, WeightsError
 from t5ts.experiment import run
 from t5ts.export import export
+from t5ts.forecasting.tables import errors, past, predict
+from t5ts.forecasting.trained import TrainedForecaster
 from t5ts.predict import main
-from t5ts.trained import TrainedForecaster, errors, past, predict
 
 Compose = Callable[..., Config]
 ROWS, SEQ_LEN, HORIZON = 600, 32, 8
@@ -149,8 +150,7 @@ def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler: Path) -> 
         assert np.isfinite(ours["value"].to_numpy()).all()
     # As the model says, where the gap is in the middle of the window that fills it.
     series = forecaster.read()
-    ((_, y_BCL),) = forecaster.run_model(series, [480])
-    expected = forecaster.in_data_units(y_BCL)[0, 0, 20:24]
+    expected = forecaster.predict_from(series, [480])[0, 0, 20:24]
     gap = filled.filter(is_filled=True, channel="load")["value"].to_numpy()
     assert gap == pytest.approx(expected)
 

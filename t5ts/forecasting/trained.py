@@ -7,7 +7,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,7 +32,7 @@ from t5ts.data.tables import FAR
 from t5ts.data.windows import Windows, carried, standardise
 from t5ts.donor import read_donor
 from t5ts.errors import DataError
-from t5ts.metrics import RegressionSums
+from t5ts.forecasting.tables import predict
 from t5ts.model.forecaster import Forecaster
 from t5ts.model.patching import PatchEmbedding
 from t5ts.reconstruct import Reconstruct
@@ -178,6 +177,9 @@ class TrainedForecaster:
         rows = len(values_TC)
         if rows < 3:
             raise DataError(f"The array has {rows} rows; give at least {self.config.seq_len}.")
+        missing = getattr(self.config.data, "missing", "interpolate")
+        if missing == "error" and np.isnan(values_TC).any():
+            raise DataError(f"The array has gaps, and {self.folder} was trained without any.")
         # float32 would lose what is small beside a channel's level.
         offset_C = np.where(np.abs(self.mean_C) > FAR * self.std_C, self.mean_C, 0.0)
         return Series(
@@ -192,7 +194,7 @@ class TrainedForecaster:
             borders=(1, 2, rows),
             source="an array",
             licence="the user's own",
-            fills_contexts=not isinstance(self.task, Reconstruct),
+            fills_contexts=missing == "interpolate" and not isinstance(self.task, Reconstruct),
             offset_C=offset_C,
         )
 
@@ -217,18 +219,29 @@ class TrainedForecaster:
         )
 
     @torch.no_grad()
-    def run_model(
-        self, series: Series, first_rows: Sequence[int]
-    ) -> Iterator[tuple[Batch, Tensor]]:
-        """Predict from the windows that start at some rows, a batch at a time.
+    def predict_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:
+        """Predict from the windows that start at some rows.
 
         Args:
             series: As `read` returns it.
             first_rows: (K,) of the contexts (of the windows to reconstruct).
 
-        Yields:
-            What the model saw, its target all NaN, and (B, C, H) predictions; train-standardised.
+        Returns:
+            (K, C, H) float64 in data units.
         """
+        batches = with_progress(self._contexts(series, first_rows), len(first_rows))
+        return np.concatenate([self.in_data_units(self.model(x_BCL)) for x_BCL in batches])
+
+    def naive_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:
+        """The same of the task's naive baseline."""
+        season, naive = self.task.baseline_season(self.season), []
+        for x_BCL in self._contexts(series, first_rows):
+            nothing_BCH = x_BCL.new_full((*x_BCL.shape[:2], self.horizon), math.nan)
+            found = self.task.baselines(Batch(x_BCL, nothing_BCH), season=season)
+            naive.append(self.in_data_units(found[self.task.naive]))
+        return np.concatenate(naive)
+
+    def _contexts(self, series: Series, first_rows: Sequence[int]) -> Iterator[Tensor]:
         series_TC = self.standardised(series)
         seq_len = self.config.seq_len
         windows = Windows(
@@ -240,11 +253,8 @@ class TrainedForecaster:
             context_len=self.task.context_len,
             carried=carried(series_TC.numpy()) if series.fills_contexts else None,
         )
-        chunks = torch.tensor(first_rows).split(BATCH_SIZE)
-        for first_B in with_progress(chunks, "predicting"):
-            inputs_BCL = windows.gather(first_B)
-            prediction_BCH = self.model(inputs_BCL)
-            yield Batch(inputs_BCL, torch.full_like(prediction_BCH, math.nan)), prediction_BCH
+        for first_B in torch.tensor(first_rows).split(BATCH_SIZE):
+            yield windows.gather(first_B)
 
     def in_data_units(self, x_BCH: Tensor) -> np.ndarray:
         """(B, C, H) float64 in data units, of train-standardised values."""
@@ -358,291 +368,14 @@ def with_overrides(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
     return changed
 
 
-def with_progress(chunks: Sequence[Tensor], words: str) -> Iterator[Tensor]:
-    """The chunks; with a progress bar where they are many and someone looks."""
-    if len(chunks) < 4 or not sys.stderr.isatty():
-        yield from chunks
+def with_progress(batches: Iterator[Tensor], windows: int) -> Iterator[Tensor]:
+    """The batches; with a progress bar where they are many and someone looks."""
+    total = -(-windows // BATCH_SIZE)
+    if total < 4 or not sys.stderr.isatty():
+        yield from batches
         return
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(chunks, words, console=Console(stderr=True), transient=True)
-
-
-def predict(
-    forecasters: Sequence[TrainedForecaster],
-    series: Series,
-    *,
-    start: str | int | None = None,
-    end: str | int | None = None,
-    every: int | None = None,
-) -> pl.DataFrame:
-    """Forecast with one model or with several: then their mean, and their spread.
-
-    Args:
-        forecasters: Of one task, horizon and set of channels: the seeds of an arm.
-        series: As `TrainedForecaster.read` returns it.
-        start, end, every: See `TrainedForecaster.predict`.
-
-    Returns:
-        As `TrainedForecaster.predict`; of several models `forecast` is the mean and `spread` the
-        standard deviation (ddof 1) among them.
-
-    Raises:
-        DataError: as there, or if the models do not go together.
-    """
-    first = forecasters[0]
-    for other in forecasters[1:]:
-        for name in ("channels", "step", "task_shape"):
-            ours, theirs = _facts(first)[name], _facts(other)[name]
-            if ours != theirs:
-                raise DataError(
-                    f"{first.folder} has {name} {ours}, {other.folder} {theirs}: predict with runs"
-                    " of one task and one data set at a time."
-                )
-    if isinstance(first.task, Reconstruct):
-        return _filled(forecasters, series, start, end)
-    starts, last = _forecast_starts(first, series, start, end, every)
-    return _forecasts(forecasters, series, starts, last)
-
-
-def _facts(forecaster: TrainedForecaster) -> dict[str, Any]:
-    task = forecaster.task
-    return {
-        "channels": forecaster.channels,
-        "step": forecaster.step,
-        "task_shape": (forecaster.config.task.name, forecaster.config.seq_len, task.output_len),
-    }
-
-
-def row_of(series: Series, moment: str | int, key: str) -> int:
-    """The row of a time or the row of that number; it may lie after the end of the data.
-
-    Raises:
-        DataError: if it is no time, or the data have none.
-    """
-    if isinstance(moment, int) or moment.lstrip("-").isdigit():
-        return int(moment)
-    if not series.start:
-        raise DataError(f"{key} {moment}: {series.name} has no times; give a row number.")
-    try:
-        wanted = datetime.fromisoformat(moment)
-    except ValueError:
-        raise DataError(f"{key} {moment} is not an ISO time such as {series.time_of(0)}.") from None
-    wanted = wanted.replace(tzinfo=None)
-    begun = datetime.fromisoformat(series.start)
-    row = math.ceil((wanted - begun).total_seconds() / series.step.seconds - 1e-9)
-    while series.step.time(begun, row) < wanted:  # months differ in length
-        row += 1
-    while row > 0 and series.step.time(begun, row - 1) >= wanted:
-        row -= 1
-    return row
-
-
-def _forecast_starts(
-    forecaster: TrainedForecaster,
-    series: Series,
-    start: str | int | None,
-    end: str | int | None,
-    every: int | None,
-) -> tuple[list[int], int]:
-    """The first row of each forecast, and the last row that is wanted."""
-    rows, horizon, seq_len = len(series.values_TC), forecaster.horizon, forecaster.config.seq_len
-    if start is None and end is not None:
-        raise DataError("An end without a start: give both (--from TIME --to TIME).")
-    first = rows if start is None else row_of(series, start, "--from")
-    if not seq_len <= first <= rows:
-        raise DataError(
-            f"--from {start}: a forecast can begin at {label(series, seq_len)} (after {seq_len}"
-            f" rows of context) at the earliest, and at {label(series, rows)} at the latest."
-        )
-    step = horizon if every is None else every
-    if step < 1:
-        raise DataError(f"--every {every}: give at least 1 row.")
-    starts = list(range(first, rows + 1, step))
-    most = starts[-1] + horizon - 1
-    last = most if start is None else max(first, rows - 1)
-    if end is not None:
-        last = row_of(series, end, "--to")
-        if not first <= last <= most:
-            raise DataError(
-                f"--to {end} must lie between {label(series, first)} and {label(series, most)}: the"
-                f" last forecast begins at {label(series, starts[-1])} and covers {horizon} rows."
-            )
-    return [row for row in starts if row <= last], last
-
-
-def label(series: Series, row: int) -> str | int:
-    """A row's time; its number where the data have no times."""
-    return series.time_of(row) or row
-
-
-def _forecasts(
-    forecasters: Sequence[TrainedForecaster], series: Series, starts: Sequence[int], last: int
-) -> pl.DataFrame:
-    first = forecasters[0]
-    contexts = [start - first.config.seq_len for start in starts]
-    by_model = []
-    naive_KCH: np.ndarray | None = None
-    season = first.task.baseline_season(first.season)
-    for forecaster in forecasters:
-        pairs = list(forecaster.run_model(series, contexts))
-        by_model.append(np.concatenate([forecaster.in_data_units(p) for _, p in pairs]))
-        if naive_KCH is None:
-            naive_KCH = np.concatenate(
-                [
-                    first.in_data_units(first.task.baselines(b, season=season)[first.task.naive])
-                    for b, _ in pairs
-                ]
-            )
-    assert naive_KCH is not None
-    row_KH = np.array(starts)[:, None] + np.arange(first.horizon)
-    values_TC = data_units(series)
-    known_KH = row_KH < len(values_TC)
-    actual_KCH = np.where(
-        known_KH[:, None],
-        values_TC[np.minimum(row_KH, len(values_TC) - 1)].transpose(0, 2, 1),
-        np.nan,
-    )
-    columns = {
-        "forecast": np.mean(by_model, axis=0),
-        **({"spread": np.std(by_model, axis=0, ddof=1)} if len(by_model) > 1 else {}),
-        **({"actual": actual_KCH} if known_KH.any() else {}),
-        first.task.naive: naive_KCH,
-    }
-    wanted_KH = row_KH <= last
-    num_channels = len(first.channels)
-    keep = np.repeat(wanted_KH[:, None], num_channels, axis=1).ravel()
-    repeated_KCH = np.broadcast_to(row_KH[:, None], actual_KCH.shape)
-    origin_KCH = np.broadcast_to(np.array(starts)[:, None, None] - 1, actual_KCH.shape)
-    channel_KCH = np.broadcast_to(np.arange(num_channels)[None, :, None], actual_KCH.shape)
-    return pl.DataFrame(
-        {
-            "origin": times(series, origin_KCH.ravel()[keep]),
-            "time": times(series, repeated_KCH.ravel()[keep]),
-            "channel": pl.Series(first.channels).gather(channel_KCH.ravel()[keep]),
-            **{
-                name: pl.Series(values.ravel()[keep]).fill_nan(None)
-                for name, values in columns.items()
-            },
-        }
-    )
-
-
-def data_units(series: Series) -> np.ndarray:
-    """(T, C) float64: the values of a series as its source has them."""
-    values_TC = series.values_TC.astype(np.float64)
-    return values_TC if series.offset_C is None else values_TC + series.offset_C
-
-
-def times(series: Series, rows_K: np.ndarray) -> pl.Series:
-    """The times of some rows; their numbers where the data have no times."""
-    if not series.start:
-        return pl.Series(rows_K)
-    unique, place_K = np.unique(rows_K, return_inverse=True)
-    begun = datetime.fromisoformat(series.start)
-    known = pl.Series(
-        [series.step.time(begun, int(row)) for row in unique], dtype=pl.Datetime("us")
-    )
-    return known.gather(place_K)
-
-
-def _filled(
-    forecasters: Sequence[TrainedForecaster],
-    series: Series,
-    start: str | int | None,
-    end: str | int | None,
-) -> pl.DataFrame:
-    """The series with its gaps filled; each by the window that has it nearest its middle."""
-    first, rows = forecasters[0], len(series.values_TC)
-    seq_len = first.config.seq_len
-    begin = 0 if start is None else row_of(series, start, "--from")
-    stop = rows - 1 if end is None else row_of(series, end, "--to")
-    if not 0 <= begin <= stop < rows:
-        raise DataError(
-            f"--from {start} --to {end}: give a span between {label(series, 0)} and"
-            f" {label(series, rows - 1)}."
-        )
-    values_TC = data_units(series)
-    missing_TC = np.isnan(values_TC)
-    gap_rows = begin + np.flatnonzero(missing_TC[begin : stop + 1].any(axis=1))
-    spread_TC = np.full_like(values_TC, np.nan)
-    if len(gap_rows):
-        stride = max(1, seq_len // 4)
-        firsts = np.clip((gap_rows - seq_len // 2) // stride * stride, 0, rows - seq_len)
-        starts = np.unique(firsts)
-        by_model = [
-            np.concatenate([f.in_data_units(p) for _, p in f.run_model(series, starts.tolist())])
-            for f in forecasters
-        ]
-        window = np.searchsorted(starts, firsts)
-        filled_GC = np.stack([y[window, :, gap_rows - firsts] for y in by_model])
-        missing_GC = missing_TC[gap_rows]
-        values_TC[gap_rows] = np.where(missing_GC, filled_GC.mean(axis=0), values_TC[gap_rows])
-        if len(by_model) > 1:
-            spread_GC = filled_GC.std(axis=0, ddof=1)
-            spread_TC[gap_rows] = np.where(missing_GC, spread_GC, np.nan)
-    span = slice(begin, stop + 1)
-    rows_T = np.arange(begin, stop + 1)
-    num_channels = len(first.channels)
-    return pl.DataFrame(
-        {
-            "time": times(series, np.repeat(rows_T, num_channels)),
-            "channel": first.channels * len(rows_T),
-            "value": values_TC[span].ravel(),
-            "is_filled": missing_TC[span].ravel(),
-            **(
-                {"spread": pl.Series(spread_TC[span].ravel()).fill_nan(None)}
-                if len(forecasters) > 1
-                else {}
-            ),
-        }
-    )
-
-
-def past(series: Series, frame: pl.DataFrame, *, rows: int) -> pl.DataFrame:
-    """The last rows before a forecast, for its picture: `time`, `channel`, `value`."""
-    end = row_of(series, str(frame["time"][0]), "time")
-    kept = np.arange(max(0, end - rows), end)
-    return pl.DataFrame(
-        {
-            "time": times(series, np.repeat(kept, len(series.channels))),
-            "channel": series.channels * len(kept),
-            "value": data_units(series)[kept].ravel(),
-        }
-    )
-
-
-def errors(forecaster: TrainedForecaster, frame: pl.DataFrame) -> pl.DataFrame:
-    """How far forecasts and the naive baseline were from what came, over all rows with both.
-
-    Args:
-        forecaster: Whose scaler gives the units.
-        frame: As `predict` returns it for a span.
-
-    Returns:
-        A row for the forecast and one for the baseline: `mse`, `mae` and `corr` as the run's own
-        metrics, and each channel's mean absolute error in data units, `mae CHANNEL`.
-    """
-
-    def values_CN(name: str) -> np.ndarray:
-        of_channel = (frame.filter(pl.col("channel") == c)[name] for c in forecaster.channels)
-        return np.stack([values_N.to_numpy().astype(np.float64) for values_N in of_channel])
-
-    actual_CN = values_CN("actual")
-    rows = []
-    for name in ("forecast", forecaster.task.naive):
-        predicted_CN = values_CN(name)
-        predicted_1CN, actual_1CN = (
-            torch.from_numpy((x_CN - forecaster.mean_C[:, None]) / forecaster.std_C[:, None])[None]
-            for x_CN in (predicted_CN, actual_CN)
-        )
-        sums = RegressionSums(len(forecaster.channels))
-        sums.update(predicted_1CN, actual_1CN, torch.zeros_like(actual_1CN))
-        metrics = sums.compute()
-        error_C = np.nanmean(np.abs(predicted_CN - actual_CN), axis=1)
-        rows.append(
-            {"of": name, "mse": metrics["loss"], "mae": metrics["mae"], "corr": metrics["corr"]}
-            | {f"mae {c}": e for c, e in zip(forecaster.channels, error_C.tolist(), strict=True)}
-        )
-    return pl.DataFrame(rows)
+    console = Console(stderr=True)
+    yield from track(batches, "predicting", total=total, console=console, transient=True)
