@@ -12,6 +12,8 @@ Legend of the tensor suffixes used in `model/`, `data/windows.py`, `task.py`, `t
 """
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # Before torch loads OpenMP. By default GNU's threads spin for a whole time slice at each barrier
 # where another process holds their core: a step on two threads then takes 20 to 40 times as long.
@@ -19,5 +21,17 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+if TYPE_CHECKING:
+    from t5ts.api import load, results, run, verdict
 
 __version__ = "0.1.0"
+__all__ = ["load", "results", "run", "verdict"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: the configuration alone takes half a second to import.
+    if name == "run":
+        return import_module("t5ts.run")
+    if name in __all__:
+        return getattr(import_module("t5ts.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

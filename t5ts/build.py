@@ -648,8 +648,10 @@ def setup_summary(setup: Setup) -> dict[str, Any]:
     ood = setup.ood
     tested = (setup.test,) if ood is None else (setup.test, ood.test)
     counts = {w.name: len(w) for w in (setup.train, setup.val, *tested)}
+    # What predicting with the run needs of its data.
+    scaler = {"mean": setup.splits.mean_C.tolist(), "std": setup.splits.std_C.tolist()}
     return {
-        "data": setup.series.fingerprint(),
+        "data": setup.series.fingerprint() | {"scaler": scaler},
         "ood": None if ood is None else ood.series.fingerprint(),
         "windows": counts,
         "weights": None if setup.report is None else asdict(setup.report),

@@ -9,8 +9,8 @@ Below `t5ts.build` nothing sees a config: functions take plain values.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +427,40 @@ SCHEMAS: dict[str, dict[str, type]] = {
     },
     "task": {"forecast": ForecastTask, "reconstruct": ReconstructTask},
 }
+
+
+def stored_config(values: Mapping[str, Any]) -> Config:
+    """The configuration that a run directory's config.yaml holds.
+
+    Args:
+        values: Nested dicts, resolved. Keys that an older t5ts did not have take their defaults.
+
+    Raises:
+        ConfigError: if it has a key or a value that this t5ts does not know.
+    """
+    try:
+        config = OmegaConf.structured(Config)
+        for group, schemas in [*SCHEMAS.items(), ("ood", SCHEMAS["data"])]:
+            if (found := values.get(group)) is None:
+                continue
+            fits = [
+                schema
+                for schema in schemas.values()
+                if set(found) <= (known := {f.name: f for f in fields(schema)}).keys()
+                and ("_target_" not in known or _is_loader(known["_target_"], found))
+            ]
+            if not fits:
+                raise ConfigError(f"no {group} has the keys {', '.join(sorted(found))}")
+            config[group] = OmegaConf.structured(min(fits, key=lambda s: len(fields(s))))
+        config = OmegaConf.to_object(OmegaConf.merge(config, values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _is_loader(target: Field[Any], found: Mapping[str, Any]) -> bool:
+    return bool(target.metadata["allowed"].holds(found["_target_"]))
 
 
 def register() -> None:

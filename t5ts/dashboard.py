@@ -380,5 +380,10 @@ def _write(path: Path, content: str) -> None:
         ) from error
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console script."""
     finish(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from t5ts.checkpoint import load_checkpoint
@@ -29,7 +31,8 @@ class Donor:
         identity: Of that configuration.
         tensors: The model's, by their names in it.
         token_rms: RMS of its own tokens, as it was trained on them.
-        sha256: Of the checkpoint file.
+        sha256: Of the checkpoint file; of an export's forecaster.json, which names its files'.
+        result, provenance: The run's result.json and provenance.json.
     """
 
     folder: Path
@@ -38,6 +41,8 @@ class Donor:
     tensors: Mapping[str, Tensor]
     token_rms: float
     sha256: str
+    result: dict[str, Any]
+    provenance: dict[str, Any]
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors of a part ("patch.", "encoder."), by their names in it."""
@@ -48,52 +53,92 @@ class Donor:
         }
 
 
+#: What transformers' T5EncoderModel must find beside the encoder; an export's holds no words.
+PLACEHOLDER = "shared.weight"
+#: The file that makes a folder an export (`t5ts.export`): it names and proves the others.
+EXPORT = "forecaster.json"
+
+
 def best_checkpoint(path: str | Path) -> Path:
-    """Where a run directory has the weights that validation selected."""
-    return Path(path).expanduser() / "checkpoint" / "best.safetensors"
+    """The file that proves the weights that validation selected, of a run or of an export."""
+    folder = Path(path).expanduser()
+    export = folder / EXPORT
+    return export if export.is_file() else folder / "checkpoint" / "best.safetensors"
 
 
 def read_donor(path: str | Path, *, key: str) -> Donor:
-    """Read a finished run's best checkpoint.
+    """Read a finished run's best checkpoint, from its directory or from an export of it.
 
     Args:
-        path: Its run directory.
+        path: The directory.
         key: The setting that names it, for messages.
 
     Raises:
-        WeightsError: if it is no run's directory, the run is not finished, or a file is corrupt.
+        WeightsError: if it is neither, the run is not finished, or a file is corrupt.
     """
     folder = Path(path).expanduser()
-    best = best_checkpoint(path)
-    allowed = "allowed: the directory of a finished run (it has config.yaml and result.json)."
-    if not (folder / "config.yaml").is_file():
-        raise WeightsError(f"{key}={path} is no run directory; {allowed}")
-    if not (folder / "result.json").is_file():
-        raise WeightsError(
-            f"{key}={path}: that run is not finished; start its command again until it is;"
-            f" {allowed}"
-        )
+    allowed = (
+        "allowed: the directory of a finished run (it has config.yaml and result.json), or what"
+        f" t5ts.export wrote (it has {EXPORT})."
+    )
     try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        told = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        first_rms, identity = float(told["scale_audit"]["input"]), str(told["identity"])
-        stored, _ = load_checkpoint(best)
-    except (OSError, ValueError, KeyError, TypeError, ResumeError) as error:
+        if (folder / EXPORT).is_file():
+            stored, told, tensors = _read_export(folder)
+        elif not (folder / "config.yaml").is_file():
+            raise WeightsError(f"{key}={path} is no run directory; {allowed}")
+        elif not (folder / "result.json").is_file():
+            raise WeightsError(
+                f"{key}={path}: that run is not finished; start its command again until it is;"
+                f" {allowed}"
+            )
+        else:
+            stored, told, tensors = _read_run(folder)
+        provenance = told["provenance"]
+        first_rms = float(provenance["scale_audit"]["input"])
+        identity = str(provenance["identity"])
+    except WeightsError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ResumeError) as error:
         raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
+    return Donor(
+        folder=folder,
+        config=stored,
+        identity=identity,
+        tensors=tensors,
+        token_rms=first_rms * norm_rms(tensors, "patch."),  # the norm starts at 1
+        sha256=file_sha256(best_checkpoint(path)),
+        result=told["result"],
+        provenance=provenance,
+    )
+
+
+def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Configuration, records and the model's tensors of a run directory."""
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)
+    told = {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("provenance", "result")
+    }
+    stored, _ = load_checkpoint(best_checkpoint(folder))
     tensors = {
         name.removeprefix("model/"): tensor
         for name, tensor in stored.items()
         if name.startswith("model/")
     }
-    return Donor(
-        folder=folder,
-        config={str(key): value for key, value in config.items()},
-        identity=identity,
-        tensors=tensors,
-        token_rms=first_rms * norm_rms(tensors, "patch."),  # the norm starts at 1
-        sha256=file_sha256(best),
-    )
+    return {str(key): value for key, value in config.items()}, told, tensors
+
+
+def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """The same of an export, whose files must have the checksums that it names."""
+    told = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+    tensors: dict[str, Tensor] = {}
+    for name, sha256 in told["files"].items():
+        if file_sha256(folder / name) != sha256:
+            raise ValueError(f"{name} is not the file that was exported: its SHA-256 differs")
+        tensors |= load_file(folder / name)
+    tensors.pop(PLACEHOLDER, None)
+    return told["config"], told, tensors
 
 
 def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:
@@ -139,7 +184,7 @@ def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Ten
         init="run",
         source=str(path),
         path=str(donor.folder),
-        files={"best.safetensors": donor.sha256},
+        files={best_checkpoint(path).name: donor.sha256},
         format="safetensors",
         architecture=asdict(arch),
         num_params_encoder=trained,

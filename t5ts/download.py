@@ -179,5 +179,10 @@ def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
         print("\n".join(describe(report)))
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console script."""
     finish(main)
+
+
+if __name__ == "__main__":
+    command()

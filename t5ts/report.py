@@ -150,5 +150,10 @@ def _log_to_wandb(findings: "Findings", written: "Written", out: Path, project: 
     )
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console script."""
     finish(main)
+
+
+if __name__ == "__main__":
+    command()

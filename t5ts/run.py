@@ -7,7 +7,10 @@ Only Hydra is imported before the configuration has been composed, so that `--he
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -25,6 +28,9 @@ from t5ts.command import finish
 from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 from t5ts.interruption import stop_on_signals
+
+if TYPE_CHECKING:
+    from t5ts.api import RunResult
 
 register()
 # `--multirun` alone: Hydra's grid, which here runs the other jobs too when one fails. (After
@@ -127,5 +133,22 @@ def _one_message(error: BaseException) -> str:
     return "\n".join(dict.fromkeys(kept))
 
 
-if __name__ == "__main__":
+class _CallableModule(ModuleType):
+    def __call__(self, overrides: Sequence[str] = (), **options: Any) -> "RunResult":
+        from t5ts.api import run
+
+        return run(overrides, **options)
+
+
+# `t5ts.run(...)` in Python and `python -m t5ts.run` are one name: importing this module puts it
+# where the function was, so it can be called itself.
+sys.modules[__name__].__class__ = _CallableModule
+
+
+def command() -> None:
+    """The console script."""
     finish(cli)
+
+
+if __name__ == "__main__":
+    command()

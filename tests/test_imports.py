@@ -44,7 +44,12 @@ LEVELS = {
     "console": 6,
     "experiment": 7,
     "sweep": 8,
-    "run": 9,
+    "api": 9,
+    "run": 10,
+    "__main__": 10,
+    "forecasting": 8,
+    "export": 9,
+    "predict": 9,
     "report": 9,
     "dashboard": 9,
     "download": 9,
@@ -59,10 +64,10 @@ ROOMS = {
     "wandb_workspaces": ("dashboard",),
     "optuna": ("sweep",),
     "matplotlib": ("analysis",),
-    "jinja2": ("analysis",),
+    "jinja2": ("analysis", "export"),
     "scipy": ("analysis",),
     "statsmodels": (),
-    "polars": ("data", "analysis"),
+    "polars": ("data", "analysis", "forecasting", "predict", "api"),
 }
 
 

@@ -185,9 +185,9 @@ def build_windows(
     assert series.scaler is not None
     mean_C, std_C, constant_channels = series.scaler
     series_TC = torch.from_numpy(series.values_TC).to(device)
-    carried = _carried(series.values_TC) if series.fills_contexts else None
-    if carried is not None:
-        carried = (carried[0].to(device), carried[1].to(device))
+    filled = carried(series.values_TC) if series.fills_contexts else None
+    if filled is not None:
+        filled = (filled[0].to(device), filled[1].to(device))
     windows = {
         name: Windows(
             series_TC,
@@ -196,7 +196,7 @@ def build_windows(
             first_row=first,
             num_windows=end - first - window_len + 1,
             context_len=context_len,
-            carried=carried,
+            carried=filled,
         )
         for name, (first, end, _, _) in spans.items()
     }
@@ -216,7 +216,7 @@ def _has_value(rows_TC: np.ndarray) -> bool:
     return any(not np.isnan(rows_TC[start : start + CHUNK_ROWS]).all() for start in chunks)
 
 
-def _carried(values_TC: np.ndarray) -> tuple[Tensor, Tensor] | None:
+def carried(values_TC: np.ndarray) -> tuple[Tensor, Tensor] | None:
     """The rows with a gap and, for each channel, the last value at or before them; 0 before any."""
     is_gap_T = np.zeros(len(values_TC), dtype=bool)
     for values_T in values_TC.T:

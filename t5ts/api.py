@@ -1,0 +1,99 @@
+"""t5ts from Python: what `import t5ts` offers. Heavy libraries load on the first call.
+
+import t5ts
+
+result = t5ts.run(["init=t5", "freeze=staged", "data=csv", "data.path=mine.csv"])
+t5ts.verdict(["outputs"]).headline          # what the report says first
+t5ts.results(["outputs"])                   # a polars row per run
+t5ts.load(result.run_dir).predict()         # the rows after the end of the data
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5ts.analysis.results import Result
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from t5ts.analysis.judgement import Findings
+    from t5ts.forecasting.trained import TrainedForecaster
+
+
+@dataclass
+class RunResult(Result):
+    """A run's `Result` and its directory."""
+
+    run_dir: Path = Path()
+
+
+def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> RunResult:
+    """Train one configuration, or resume it, or read its result where it is finished.
+
+    Args:
+        overrides: As on the command line: ["init=t5", "freeze=staged", "seed=1"].
+        run_dir: Its directory; None for the one that `python -m t5ts.run` would choose.
+
+    Returns:
+        Metrics of the selected checkpoint, its epoch, and `run_dir`.
+
+    Raises:
+        UserError: with one message, for whatever the user can fix.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    from t5ts.checks import check
+    from t5ts.config import CONF, from_hydra, register
+    from t5ts.errors import ConfigError
+
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+        folder = Path(composed.hydra.run.dir if run_dir is None else run_dir)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    with open_dict(composed):
+        del composed["hydra"]
+    config = from_hydra(composed)
+    check(config)
+    from t5ts.experiment import run as run_config
+
+    return RunResult(**vars(run_config(config, run_dir=folder)), run_dir=folder)
+
+
+def load(path: str | Path) -> "TrainedForecaster":
+    """The trained model of a finished run or of an export; see `t5ts.forecasting.trained.load`."""
+    from t5ts.forecasting.trained import load as load_trained
+
+    return load_trained(path)
+
+
+def results(dirs: Sequence[str | Path]) -> "pl.DataFrame":
+    """One row per run at or below some directories: arm, seed, settings, metrics, state.
+
+    Raises:
+        DataError: if a directory does not exist, or none holds a run.
+    """
+    from t5ts.analysis import collect
+
+    return collect(dirs).table()
+
+
+def verdict(dirs: Sequence[str | Path]) -> "Findings":
+    """What the report of these directories concludes: `headline`, `reasons`, `kind`.
+
+    Raises:
+        DataError: as `results`.
+    """
+    from t5ts.analysis import collect
+    from t5ts.analysis import verdict as judge
+
+    return judge(collect(dirs))

@@ -1,0 +1,200 @@
+"""`python -m t5ts.export RUN --out DIR`: a trained model as files that others can read.
+
+An export holds safetensors, JSON and Markdown only:
+
+    config.json, model.safetensors   the encoder, for transformers' T5EncoderModel
+    forecaster.safetensors           patch embedding, head and normalisation
+    forecaster.json                  configuration, scaler, records, checksums of the above
+    README.md                        the model card
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t5ts.command import finish
+from t5ts.errors import OutputError, UserError
+
+if TYPE_CHECKING:
+    from t5ts.donor import Donor
+
+CARD = Path(__file__).with_name("model_card.md.j2")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    made = argparse.ArgumentParser(
+        prog="python -m t5ts.export",
+        description="Export a finished run: its encoder for transformers, its forecaster for"
+        " t5ts.predict, t5ts.load and init=run, and a model card.",
+    )
+    made.add_argument("run", metavar="RUN", type=Path, help="directory of a finished run")
+    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new directory")
+    made.add_argument(
+        "--study",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="run directories to report on: their verdict goes into the model card",
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; the exit status is 2 for what the user can fix."""
+    options = parser().parse_args(arguments)
+    try:
+        out = export(options.run, options.out, study=options.study or ())
+    except UserError as error:
+        print(f"t5ts: {error}", file=sys.stderr)
+        return 2
+    for path in sorted(out.iterdir()):
+        print(f"{path}  ({path.stat().st_size:,} bytes)")
+    print(f"Forecast with it: python -m t5ts.predict '{out}' --data FILE --out forecast.csv")
+    return 0
+
+
+def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()) -> Path:
+    """Write a finished run's model into a new directory, which appears when it is whole.
+
+    Args:
+        run: A run directory, or another export.
+        out: A directory that does not exist, or is empty.
+        study: Run directories whose verdict goes into the model card.
+
+    Returns:
+        `out`.
+
+    Raises:
+        WeightsError: as `t5ts.donor.read_donor`.
+        OutputError: if `out` is not empty or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    from t5ts.donor import EXPORT, PLACEHOLDER, read_donor
+    from t5ts.model.checkpoint_file import file_sha256
+
+    donor, out = read_donor(run, key="RUN"), Path(out).expanduser()
+    verdict = _verdict(study) if study else None
+    temporary = out.with_name(f".{out.name}.unfinished")
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputError(f"{out} exists and is not empty: give a new directory with --out.")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        encoder = {n: t.contiguous() for n, t in donor.tensors.items() if n.startswith("encoder.")}
+        rest = {n: t.contiguous() for n, t in donor.tensors.items() if n not in encoder}
+        config = hf_config(donor.provenance)
+        if config is None:  # no T5: transformers has no class for it
+            rest, encoder = rest | encoder, {}
+        else:
+            # transformers wants a token embedding, which a forecaster has not. One row, at the RMS
+            # of the tokens that the encoder was trained on: backbone=local reads its scale there.
+            encoder[PLACEHOLDER] = next(iter(encoder.values())).new_full(
+                (1, config["d_model"]), donor.token_rms
+            )
+            save_file(encoder, temporary / "model.safetensors", metadata={"format": "pt"})
+            _write_json(temporary / "config.json", config)
+        save_file(rest, temporary / "forecaster.safetensors", metadata={"format": "pt"})
+        files = {path.name: file_sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
+        _write_json(
+            temporary / EXPORT,
+            {
+                "format": "t5ts-export-1",
+                "files": files,
+                "config": donor.config,
+                "provenance": donor.provenance,
+                "result": donor.result,
+            },
+        )
+        (temporary / "README.md").write_text(
+            card(donor, files=files, verdict=verdict),
+            encoding="utf-8",
+        )
+        if out.exists():
+            out.rmdir()
+        temporary.replace(out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error}): give another --out.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def hf_config(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
+    """transformers' config.json of a run's encoder; None if that is no T5."""
+    weights = provenance["weights"]
+    if weights is None:
+        return None
+    sizes = weights["architecture"]
+    return {
+        **sizes,
+        "model_type": "t5",
+        "architectures": ["T5EncoderModel"],
+        "vocab_size": 1,
+        "dense_act_fn": "relu" if sizes["feed_forward_proj"] == "relu" else "gelu_new",
+        "is_gated_act": sizes["feed_forward_proj"] != "relu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "dropout_rate": 0.1,
+        "pad_token_id": 0,
+        "eos_token_id": 0,
+        "torch_dtype": "float32",
+    }
+
+
+def _verdict(study: Sequence[str | Path]) -> tuple[str, list[str]]:
+    from t5ts.analysis import collect, verdict
+
+    found = verdict(collect([Path(folder) for folder in study]))
+    return found.headline, list(found.reasons)
+
+
+def card(donor: "Donor", *, files: Mapping[str, str], verdict: tuple[str, list[str]] | None) -> str:
+    """The model card: what it is, what it was trained on, how well it does, whose it is."""
+    from jinja2 import Environment, StrictUndefined
+
+    result, baselines = donor.result, donor.result["baselines"]["test"]
+    of_test = {name: value for name, value in result["metrics"].items() if name[:5] == "test_"}
+    metrics = [
+        [name, *(_number(of.get(name.removeprefix("test_"))) for of in columns)]
+        for name in of_test
+        for columns in [({k[5:]: v for k, v in of_test.items()}, *baselines.values())]
+    ]
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+        CARD.read_text(encoding="utf-8")
+    )
+    return template.render(
+        config=donor.config,
+        provenance=donor.provenance,
+        result=result,
+        data=donor.provenance["data"],
+        weights=donor.provenance["weights"],
+        licence=donor.config["backbone"].get("licence"),
+        has_encoder="model.safetensors" in files,
+        baselines=list(baselines),
+        metrics=metrics,
+        files=files,
+        verdict=verdict,
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def command() -> None:
+    """The console script."""
+    finish(main)
+
+
+if __name__ == "__main__":
+    command()

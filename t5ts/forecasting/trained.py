@@ -1,0 +1,381 @@
+"""A trained forecaster: read from a run directory or an export, ready to predict in data units."""
+
+from __future__ import annotations
+
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from t5ts.build import build_model, build_task, load_series
+from t5ts.config import (
+    CONF,
+    Config,
+    CsvData,
+    DataConfig,
+    InitConfig,
+    T5Backbone,
+    from_hydra,
+    register,
+    stored_config,
+)
+from t5ts.data.series import Series
+from t5ts.data.tables import FAR
+from t5ts.data.windows import Windows, carried, standardise
+from t5ts.donor import read_donor
+from t5ts.errors import DataError
+from t5ts.forecasting.tables import predict
+from t5ts.model.forecaster import Forecaster
+from t5ts.model.patching import PatchEmbedding
+from t5ts.reconstruct import Reconstruct
+from t5ts.task import Batch, Task
+
+#: What can be predicted from: a file, a polars or pandas frame, (T, C) values, a configuration, or
+#: None for the run's own data.
+Data: TypeAlias = str | Path | np.ndarray | DataConfig | Any | None
+
+#: Windows that are forecast at once.
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedForecaster:
+    """The checkpoint that validation selected, with the scaler and the channels of its run.
+
+    `t5ts.load(DIR)` makes one.
+
+    Attributes:
+        folder: The run directory or the export.
+        config: The run's configuration.
+        task: Forecast or Reconstruct.
+        model: From (B, C, L) to (B, C, H), train-standardised; in evaluation mode, on the CPU.
+        channels, units: (C,) of the data that it was trained on.
+        step: Between two rows, in words ("1 h").
+        season: Rows in one season of that data.
+        mean_C, std_C: (C,) float64, data units: the train rows' scaler.
+        result: The run's result.json: metrics, best epoch, arm.
+        provenance: What the run recorded of its weights, data and code.
+    """
+
+    folder: Path
+    config: Config
+    task: Task
+    model: Forecaster
+    channels: list[str]
+    units: list[str]
+    step: str
+    season: int
+    mean_C: np.ndarray
+    std_C: np.ndarray
+    result: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def horizon(self) -> int:
+        """Rows that one forecast covers."""
+        return self.task.output_len
+
+    def predict(
+        self,
+        data: Data = None,
+        *,
+        start: str | int | None = None,
+        end: str | int | None = None,
+        every: int | None = None,
+    ) -> pl.DataFrame:
+        """Forecast in data units; a run that reconstructs fills the gaps instead.
+
+        Args:
+            data: A file; a polars or pandas frame with a column per channel and, if it has times,
+                a time column (or a DatetimeIndex); a (T, C) array; a data configuration; None for
+                the run's own data. It is scaled as the run's train rows were.
+            start, end: First and last time (ISO) or row number to predict; None for both: the
+                `horizon` rows after the end of the data.
+            every: Rows from one forecast of a span to the next; the horizon, so that each row is
+                predicted once, where None.
+
+        Returns:
+            A row per forecast row and channel: `origin` (the last time that was seen), `time`,
+            `channel`, `forecast`; over a span also `actual` and the task's naive baseline. Times
+            are row numbers where the data have none. Of a reconstruction: `time`, `channel`,
+            `value` and `is_filled`, of all rows of the span.
+
+        Raises:
+            DataError: if the data have other channels or another step, or too few rows.
+
+        Example:
+            >>> forecaster = t5ts.load("outputs/my_run")  # doctest: +SKIP
+            >>> forecaster.predict("latest.csv")  # doctest: +SKIP
+        """
+        return predict([self], self.read(data), start=start, end=end, every=every)
+
+    def read(self, data: Data = None, overrides: Sequence[str] = ()) -> Series:
+        """Read data by the run's own rules for gaps and channels.
+
+        Args:
+            data: As for `predict`.
+            overrides: `data.KEY=VALUE`, for a file that is written otherwise than the run's; with
+                `data=NAME` first, another data configuration.
+
+        Raises:
+            DataError: as `predict`.
+        """
+        if isinstance(data, np.ndarray):
+            series = self._from_array(data)
+        elif data is None or isinstance(data, str | Path | DataConfig):
+            series = load_series(self._data_config(data, overrides))
+        else:
+            series = self._from_frame(data, overrides)
+        if series.channels != self.channels:
+            raise DataError(
+                f"{series.name} has the channels {', '.join(series.channels)}; {self.folder} was"
+                f" trained on {', '.join(self.channels)}, in this order. Give the same columns."
+            )
+        if series.start and self.step and str(series.step) != self.step:
+            raise DataError(
+                f"{series.name} has a row every {series.step}; {self.folder} was trained on rows"
+                f" every {self.step}. Resample the data."
+            )
+        if len(series.values_TC) < self.config.seq_len:
+            raise DataError(
+                f"{series.name} has {len(series.values_TC)} rows; {self.folder} needs"
+                f" {self.config.seq_len} to predict from (seq_len). Give more of its past."
+            )
+        return series
+
+    def _data_config(self, data: str | Path | DataConfig | None, overrides: Sequence[str]) -> Any:
+        own = data if isinstance(data, DataConfig) else self.config.data
+        if isinstance(data, str | Path):
+            if not isinstance(own, CsvData):  # the packaged weather is read as interpolate reads
+                missing = "interpolate" if self.provenance["data"]["gap_share"] else "error"
+                own = CsvData(_target_="t5ts.data.sources.load_csv", name="csv", missing=missing)
+            own = replace(
+                own,
+                path=str(data),
+                channels=list(self.channels),
+                season=self.season,
+                splits=[0.7, 0.1, 0.2],
+            )
+        if isinstance(self.task, Reconstruct) and isinstance(own, CsvData):
+            own = replace(own, missing="mask")  # the gaps are what is asked for
+        return with_overrides(own, overrides)
+
+    def _from_array(self, values_TC: np.ndarray) -> Series:
+        if values_TC.ndim != 2 or values_TC.shape[1] != len(self.channels):
+            raise DataError(
+                f"The array has shape {values_TC.shape}; {self.folder} needs (T,"
+                f" {len(self.channels)}), a column for each of {', '.join(self.channels)}."
+            )
+        rows = len(values_TC)
+        if rows < 3:
+            raise DataError(f"The array has {rows} rows; give at least {self.config.seq_len}.")
+        missing = getattr(self.config.data, "missing", "interpolate")
+        if missing == "error" and np.isnan(values_TC).any():
+            raise DataError(f"The array has gaps, and {self.folder} was trained without any.")
+        # float32 would lose what is small beside a channel's level.
+        offset_C = np.where(np.abs(self.mean_C) > FAR * self.std_C, self.mean_C, 0.0)
+        return Series(
+            name="array",
+            values_TC=np.array(values_TC - offset_C, dtype=np.float32, order="C"),
+            channels=list(self.channels),
+            units=list(self.units),
+            start="",
+            step_s=1.0,
+            season=self.season,
+            season_note="",
+            borders=(1, 2, rows),
+            source="an array",
+            licence="the user's own",
+            fills_contexts=missing == "interpolate" and not isinstance(self.task, Reconstruct),
+            offset_C=offset_C,
+        )
+
+    def _from_frame(self, frame: Any, overrides: Sequence[str]) -> Series:
+        if not isinstance(frame, pl.DataFrame):
+            if getattr(frame.index, "name", None) or frame.index.dtype.kind == "M":
+                frame = frame.reset_index(names=frame.index.name or "time")
+            frame = pl.DataFrame({str(name): frame[name].to_numpy() for name in frame.columns})
+        # By way of a file, so that a frame meets the same checks as a file.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "frame.parquet"
+            frame.write_parquet(path)
+            return self.read(path, overrides)
+
+    def standardised(self, series: Series) -> Tensor:
+        """(T, C) float32: a series as the model sees it, scaled as the run's train rows were."""
+        assert series.scaler is None
+        offset_C = 0.0 if series.offset_C is None else series.offset_C
+        shift_C = self.mean_C - offset_C
+        return torch.from_numpy(
+            ((series.values_TC.astype(np.float64) - shift_C) / self.std_C).astype(np.float32)
+        )
+
+    @torch.no_grad()
+    def predict_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:
+        """Predict from the windows that start at some rows.
+
+        Args:
+            series: As `read` returns it.
+            first_rows: (K,) of the contexts (of the windows to reconstruct).
+
+        Returns:
+            (K, C, H) float64 in data units.
+        """
+        batches = with_progress(self._contexts(series, first_rows), len(first_rows))
+        return np.concatenate([self.in_data_units(self.model(x_BCL)) for x_BCL in batches])
+
+    def naive_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:
+        """The same of the task's naive baseline."""
+        season, naive = self.task.baseline_season(self.season), []
+        for x_BCL in self._contexts(series, first_rows):
+            nothing_BCH = x_BCL.new_full((*x_BCL.shape[:2], self.horizon), math.nan)
+            found = self.task.baselines(Batch(x_BCL, nothing_BCH), season=season)
+            naive.append(self.in_data_units(found[self.task.naive]))
+        return np.concatenate(naive)
+
+    def _contexts(self, series: Series, first_rows: Sequence[int]) -> Iterator[Tensor]:
+        series_TC = self.standardised(series)
+        seq_len = self.config.seq_len
+        windows = Windows(
+            series_TC,
+            name="predict",
+            window_len=seq_len,
+            first_row=0,
+            num_windows=len(series_TC) - seq_len + 1,
+            context_len=self.task.context_len,
+            carried=carried(series_TC.numpy()) if series.fills_contexts else None,
+        )
+        for first_B in torch.tensor(first_rows).split(BATCH_SIZE):
+            yield windows.gather(first_B)
+
+    def in_data_units(self, x_BCH: Tensor) -> np.ndarray:
+        """(B, C, H) float64 in data units, of train-standardised values."""
+        values = x_BCH.double().cpu().numpy()
+        return values * self.std_C[:, None] + self.mean_C[:, None]
+
+
+def load(path: str | Path) -> TrainedForecaster:
+    """Read what a finished run has trained, from its directory or from an export.
+
+    Nothing but that directory is read: neither the hub nor the checkpoint that the run began with.
+
+    Args:
+        path: A run directory with result.json, or what `t5ts.export` wrote.
+
+    Raises:
+        WeightsError: if it is neither, is not finished, or is corrupt.
+        DataError: if it is a run of an older t5ts and its data, whose scaler it needs, changed.
+    """
+    donor = read_donor(path, key="RUN")
+    config = stored_config(donor.config)
+    facts = donor.provenance["data"]
+    model = _empty_model(config, donor.provenance, num_channels=len(facts["channels"]))
+    model.load_state_dict(donor.tensors)
+    mean_C, std_C = _scaler(config, facts)
+    return TrainedForecaster(
+        folder=donor.folder,
+        config=config,
+        task=build_task(config),
+        model=model.eval(),
+        channels=list(facts["channels"]),
+        units=list(facts["units"]),
+        step=facts["step"] if facts["span"][0] else "",
+        season=facts["season"],
+        mean_C=mean_C,
+        std_C=std_C,
+        result=donor.result,
+        provenance=donor.provenance,
+    )
+
+
+def _empty_model(config: Config, provenance: dict[str, Any], *, num_channels: int) -> Forecaster:
+    """A model of the run's shape; its weights come from the checkpoint, all of them."""
+    backbone = config.backbone
+    if isinstance(backbone, T5Backbone) and backbone.d_model is None:
+        sizes = provenance["weights"]["architecture"]
+        backbone = replace(
+            backbone,
+            **{
+                key: sizes[key]
+                for key in (
+                    "d_model", "d_ff", "d_kv", "num_layers", "num_heads", "vocab_size",
+                    "feed_forward_proj",
+                )
+            },
+        )  # fmt: skip
+    shape = replace(
+        config,
+        backbone=backbone,
+        init=InitConfig(name="random"),
+        patch=replace(config.patch, init="fresh", path=None, scale="none"),
+    )
+    model, _ = build_model(shape, num_channels=num_channels)
+    if isinstance(model.patch, PatchEmbedding):
+        model.patch.scale = provenance["token_scale"]
+    return model
+
+
+def _scaler(config: Config, facts: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the train rows, (C,) float64 each, data units."""
+    if "scaler" in facts:
+        return tuple(np.array(facts["scaler"][name]) for name in ("mean", "std"))  # type: ignore[return-value]
+    series = load_series(config.data)
+    if series.sha256 != facts["sha256"]:
+        raise DataError(
+            f"This run of an older t5ts did not record its scaler, and its data, {series.source},"
+            " have changed since: it cannot predict. Train it again."
+        )
+    standardise(series)
+    assert series.scaler is not None
+    return series.scaler[0], series.scaler[1]
+
+
+def with_overrides(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
+    """A data configuration with `data.KEY=VALUE` applied.
+
+    Raises:
+        DataError: for an unknown key or a wrong value.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not overrides:
+        return data
+    if other := [text for text in overrides if text.split("=")[0].split(".")[0] != "data"]:
+        raise DataError(f"{', '.join(other)}: only the data can be chosen here (data.KEY=VALUE).")
+    try:
+        if any(text.startswith("data=") for text in overrides):
+            register()
+            GlobalHydra.instance().clear()
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                return from_hydra(compose("config", overrides=list(overrides))).data
+        given = OmegaConf.from_dotlist([text.removeprefix("data.") for text in overrides])
+        changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), given))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise DataError(f"{', '.join(overrides)}: {str(error).splitlines()[0]}") from error
+    assert isinstance(changed, DataConfig)
+    return changed
+
+
+def with_progress(batches: Iterator[Tensor], windows: int) -> Iterator[Tensor]:
+    """The batches; with a progress bar where they are many and someone looks."""
+    total = -(-windows // BATCH_SIZE)
+    if total < 4 or not sys.stderr.isatty():
+        yield from batches
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(batches, "predicting", total=total, console=console, transient=True)

@@ -1,0 +1,315 @@
+"""Forecasts of a finished run: they are the run's own, in data units, for any data of its kind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import SMALL, TINY_T5
+
+import t5ts
+from t5ts.config import Config, stored_config
+from t5ts.errors import DataError, UserError, WeightsError
+from t5ts.experiment import run
+from t5ts.export import export
+from t5ts.forecasting.tables import errors, past, predict
+from t5ts.forecasting.trained import TrainedForecaster
+from t5ts.predict import main
+
+Compose = Callable[..., Config]
+ROWS, SEQ_LEN, HORIZON = 600, 32, 8
+CSV = ["data=csv", *(o for o in SMALL if not o.startswith("data"))]
+
+
+def table(rows: int = ROWS, *, gaps: bool = False, step: str = "1h") -> pl.DataFrame:
+    generator = np.random.default_rng(0)
+    hours = np.arange(rows)
+    load = 1000 + 50 * np.sin(hours / 24 * 2 * np.pi) + generator.normal(0, 5, rows)
+    temp = 10 + 8 * np.cos(hours / 24 * 2 * np.pi) + generator.normal(0, 1, rows)
+    if gaps:
+        load[500:504] = np.nan
+        temp[596:] = np.nan
+    time = pl.datetime_range(
+        pl.datetime(2024, 1, 1), pl.lit("2024-01-01").str.to_datetime().dt.offset_by(
+            f"{rows - 1}h" if step == "1h" else f"{2 * (rows - 1)}h"
+        ), step, eager=True,
+    )  # fmt: skip
+    return pl.DataFrame({"time": time, "load": load, "temp": temp}).fill_nan(None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trained")
+
+
+def finished(composed: Compose, folder: Path, name: str, *overrides: str, gaps: bool) -> Path:
+    data = folder / f"{name}.csv"
+    table(gaps=gaps).write_csv(data)
+    few = ["train.epochs=2", "train.progress=false"]
+    encoder = [] if "backbone=linear" in overrides else TINY_T5
+    horizon = ["horizon=null"] if "task=reconstruct" in overrides else []
+    config = composed(*CSV, *encoder, f"data.path={data}", *few, *overrides, *horizon)
+    run(config, run_dir=folder / name, pictures=False)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def clean(composed: Compose, folder: Path) -> Path:
+    return finished(composed, folder, "clean", gaps=False)
+
+
+@pytest.fixture(scope="module")
+def gappy(composed: Compose, folder: Path) -> Path:
+    return finished(composed, folder, "gappy", "data.missing=interpolate", gaps=True)
+
+
+@pytest.fixture(scope="module")
+def filler(composed: Compose, folder: Path) -> Path:
+    overrides = ["task=reconstruct", "data.missing=mask"]
+    return finished(composed, folder, "filler", *overrides, gaps=True)
+
+
+@pytest.mark.parametrize("name", ["clean", "gappy"])
+def test_predictions_are_the_runs_own(name: str, request: pytest.FixtureRequest) -> None:
+    run_dir = request.getfixturevalue(name)
+    sample = json.loads((run_dir / "forecast_sample.json").read_text())
+    forecaster = t5ts.load(run_dir)
+    for window in sample["windows"]:
+        frame = forecaster.predict(start=window["start"]).head(HORIZON)
+        assert frame["channel"].unique().to_list() == [sample["channel"]]
+        assert frame["time"][0].isoformat() == window["start"]
+        scale = forecaster.std_C[0]
+        for key, column in (("prediction", "forecast"), ("seasonal_naive", "seasonal_naive")):
+            np.testing.assert_allclose(frame[column] / scale, np.array(window[key]) / scale, 1e-6)
+        truth = np.array(window["truth"], dtype=float)
+        np.testing.assert_allclose(frame["actual"].to_numpy(), truth, rtol=1e-6)
+
+
+def test_errors_over_all_test_windows_are_the_runs_test_metrics(clean: Path) -> None:
+    forecaster = t5ts.load(clean)
+    first = forecaster.provenance["data"]["borders"][1]
+    frame = forecaster.predict(start=first, end=ROWS - 1, every=1)
+    whole = frame.filter(pl.len().over("origin", "channel") == HORIZON)
+    ours, naive = errors(forecaster, whole).iter_rows(named=True)
+    result = forecaster.result
+    for key in ("mse", "mae", "corr"):
+        name = "loss" if key == "mse" else key
+        assert ours[key] == pytest.approx(result["metrics"][f"test_{name}"], rel=1e-5)
+        baseline = result["baselines"]["test"]["seasonal_naive"][name]
+        assert naive[key] == pytest.approx(baseline, rel=1e-5)
+    of_load = whole.filter(pl.col("channel") == "load")
+    assert ours["mae load"] == pytest.approx((of_load["forecast"] - of_load["actual"]).abs().mean())
+
+
+def test_the_future_follows_the_end_and_needs_nothing_but_the_last_context(clean: Path) -> None:
+    forecaster = t5ts.load(clean)
+    future = forecaster.predict()
+    assert len(future) == 2 * HORIZON
+    assert "actual" not in future.columns
+    assert future["origin"].unique().item() == table()["time"][-1]
+    assert future["time"].unique().sort()[0] == table()["time"][-1] + np.timedelta64(1, "h")
+    tail = forecaster.predict(table().tail(SEQ_LEN))
+    assert tail["forecast"].to_list() == future["forecast"].to_list()
+
+
+def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean: Path) -> None:
+    forecaster, frame = t5ts.load(clean), table()
+    expected = forecaster.predict()["forecast"].to_numpy()
+    swapped = frame.select("temp", "time", "load")
+    pandas = pytest.importorskip("pandas").DataFrame(
+        {c: frame[c].to_numpy() for c in ("load", "temp")}, index=frame["time"].to_numpy()
+    )
+    for data in (frame, swapped, pandas):
+        np.testing.assert_array_equal(forecaster.predict(data)["forecast"], expected)
+    values = frame.select("load", "temp").to_numpy()
+    by_row = forecaster.predict(values)
+    np.testing.assert_allclose(by_row["forecast"], expected, rtol=1e-6)
+    assert by_row["time"].to_list() == [*range(ROWS, ROWS + HORIZON)] * 2
+
+
+def test_a_gap_in_a_context_is_filled_from_the_past_alone(gappy: Path) -> None:
+    forecaster = t5ts.load(gappy)
+    held = table(gaps=True).with_columns(pl.col("load", "temp").forward_fill())
+    ours = forecaster.predict()["forecast"].to_numpy()
+    np.testing.assert_array_equal(ours, forecaster.predict(held)["forecast"].to_numpy())
+
+
+def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler: Path) -> None:
+    forecaster, given = t5ts.load(filler), table(gaps=True)
+    filled = forecaster.predict()
+    assert len(filled) == 2 * ROWS
+    for channel in ("load", "temp"):
+        ours = filled.filter(pl.col("channel") == channel)
+        missing = given[channel].is_null()
+        assert ours["is_filled"].to_list() == missing.to_list()
+        kept = ours["value"].to_numpy()[~missing.to_numpy()]
+        np.testing.assert_allclose(kept, given[channel].drop_nulls().to_numpy(), rtol=1e-6)
+        assert np.isfinite(ours["value"].to_numpy()).all()
+    # As the model says, where the gap is in the middle of the window that fills it.
+    series = forecaster.read()
+    expected = forecaster.predict_from(series, [480])[0, 0, 20:24]
+    gap = filled.filter(is_filled=True, channel="load")["value"].to_numpy()
+    assert gap == pytest.approx(expected)
+
+
+def test_several_models_give_mean_and_spread(clean: Path, gappy: Path) -> None:
+    two = [t5ts.load(clean), t5ts.load(gappy)]
+    both = predict(two, two[0].read())
+    each = np.stack([predict([one], two[0].read())["forecast"].to_numpy() for one in two])
+    np.testing.assert_allclose(both["forecast"], each.mean(axis=0))
+    np.testing.assert_allclose(both["spread"], each.std(axis=0, ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (table().rename({"temp": "wind"}), "wind"),
+        (table().with_columns(pl.col("temp").alias("extra")).drop("temp"), "temp"),
+        (table(step="2h"), "2 h"),
+        (table(SEQ_LEN - 1), f"{SEQ_LEN - 1} rows"),
+        (np.zeros((100, 3)), "(100, 3)"),
+        ("absent.csv", "absent.csv"),
+    ],
+)
+def test_data_of_another_kind_are_refused(clean: Path, data: object, named: str) -> None:
+    with pytest.raises(DataError) as caught:
+        t5ts.load(clean).predict(data)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        {"start": "2024-01-01"},  # before the first whole context
+        {"start": "2030-01-01"},
+        {"start": "not a time"},
+        {"start": "2024-01-20", "end": "2024-01-10"},
+        {"start": "2024-01-20", "end": "2025-01-10"},
+        {"end": "2024-01-20"},
+        {"start": 500, "every": 0},
+    ],
+)
+def test_impossible_spans_are_refused(clean: Path, span: dict[str, object]) -> None:
+    with pytest.raises(DataError):
+        t5ts.load(clean).predict(**span)  # type: ignore[arg-type]
+
+
+def test_span_keeps_to_its_ends_and_predicts_each_row_once(clean: Path) -> None:
+    frame = t5ts.load(clean).predict(start=500, end=519)
+    rows = table()["time"][500:520].to_list()
+    assert frame.filter(channel="temp")["time"].to_list() == rows
+    partly = t5ts.load(clean).predict(start=ROWS - 4, end=ROWS + 3)
+    assert partly["actual"].null_count() == 2 * 4
+
+
+def test_history_for_the_picture_ends_where_the_forecast_begins(clean: Path) -> None:
+    forecaster = t5ts.load(clean)
+    series = forecaster.read()
+    before = past(series, predict([forecaster], series), rows=3)
+    expected = table().tail(3)["load"].to_numpy()
+    np.testing.assert_allclose(before.filter(channel="load")["value"], expected, rtol=1e-6)
+
+
+def test_command_writes_csv_parquet_and_picture(
+    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "other.csv"
+    table().write_csv(data, separator=";")
+    out = tmp_path / "forecast.csv"
+    assert main([str(clean), "--data", str(data), "--out", str(out), "--plot"]) == 0
+    assert out.with_suffix(".png").stat().st_size > 10_000
+    read = pl.read_csv(out, try_parse_dates=True)
+    assert read.equals(t5ts.load(clean).predict())
+    parquet = tmp_path / "forecast.parquet"
+    assert main([str(clean), "--from", "2024-01-20", "--out", str(parquet)]) == 0
+    assert "mae load" in capsys.readouterr().out
+    assert pl.read_parquet(parquet)["actual"].null_count() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["RUN", "--out", "forecast.txt"],
+        ["RUN", "--out", "absent/forecast.csv"],
+        ["data.path=x", "--out", "forecast.csv"],
+        ["RUN", "seed=1", "--out", "forecast.csv"],
+        ["RUN", "data.pth=1", "--out", "forecast.csv"],
+        ["RUN", "data=nyc_weather", "--out", "forecast.csv"],
+        ["absent", "--out", "forecast.csv"],
+    ],
+)
+def test_command_refuses_with_one_message(
+    clean: Path, arguments: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main([a.replace("RUN", str(clean)) for a in arguments]) == 2
+    assert capsys.readouterr().err.startswith("t5ts: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_is_the_run(clean: Path, tmp_path: Path) -> None:
+    out = export(clean, tmp_path / "model")
+    assert {p.suffix for p in out.iterdir()} <= {".json", ".safetensors", ".md"}
+    ours, theirs = t5ts.load(clean), t5ts.load(out)
+    assert theirs.predict().equals(ours.predict())
+    again = export(out, tmp_path / "again")
+    assert t5ts.load(again).predict().equals(ours.predict())
+    with pytest.raises(UserError):
+        export(clean, out)
+
+
+def test_exported_encoder_is_transformers(clean: Path, tmp_path: Path) -> None:
+    from transformers import T5EncoderModel
+
+    out = export(clean, tmp_path / "model")
+    theirs, found = T5EncoderModel.from_pretrained(out, output_loading_info=True)
+    assert not any(found.values())
+    tokens_MND = torch.randn(2, 3, 16)
+    ours = t5ts.load(out).model.encoder
+    with torch.no_grad():
+        expected = theirs.eval()(inputs_embeds=tokens_MND).last_hidden_state
+        torch.testing.assert_close(ours(tokens_MND), expected)
+
+
+def test_damaged_export_is_refused(clean: Path, tmp_path: Path) -> None:
+    out = export(clean, tmp_path / "model")
+    content = bytearray((out / "forecaster.safetensors").read_bytes())
+    content[-1] ^= 1
+    (out / "forecaster.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError):
+        t5ts.load(out)
+
+
+def test_run_without_an_encoder_is_exported_and_loaded(
+    composed: Compose, folder: Path, tmp_path: Path
+) -> None:
+    run_dir = finished(composed, folder, "linear", "backbone=linear", gaps=False)
+    out = export(run_dir, tmp_path / "model")
+    assert not (out / "model.safetensors").exists()
+    assert t5ts.load(out).predict().equals(t5ts.load(run_dir).predict())
+
+
+def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_path: Path) -> None:
+    overrides = [*CSV, "backbone=linear", f"data.path={folder / 'clean.csv'}", "train.epochs=1"]
+    result = t5ts.run(overrides, run_dir=tmp_path / "linear")
+    assert isinstance(t5ts.load(result.run_dir), TrainedForecaster)
+    frame = t5ts.results([tmp_path])
+    assert frame["test_loss"].to_list() == [result.metrics["test_loss"]]
+    assert t5ts.verdict([tmp_path, clean]).headline
+    with pytest.raises(UserError):
+        t5ts.run(["int=t5"])
+
+
+def test_stored_configuration_is_the_runs(composed: Compose, clean: Path, folder: Path) -> None:
+    expected = composed(*CSV, *TINY_T5, f"data.path={folder / 'clean.csv'}", "train.epochs=2",
+                        "train.progress=false")  # fmt: skip
+    assert t5ts.load(clean).config == expected
+    for data in ("nyc_weather", "synthetic", "etth1", "text_in_disguise"):
+        from dataclasses import asdict
+
+        config = composed(f"data={data}", "backbone=shared", "task=reconstruct")
+        assert stored_config(asdict(config)) == config
