@@ -34,7 +34,7 @@ test: $(STAMP)  ## the tests, offline on the CPU
 test-stock: $(STAMP)  ## the tests beside hydra-optuna-sweeper (needs a package index)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index tests/sweep/test_stock.py $(ARGS)
 
-notebooks: $(STAMP)  ## run the notebooks top to bottom, offline
+notebooks: $(STAMP)  ## run the notebooks offline; ARGS=--store renews their outputs
 	$(BIN)/python scripts/run_notebooks.py $(ARGS)
 
 check: $(STAMP)  ## ruff and mypy

@@ -23,8 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Other pages whose links are followed too.
 LINKING = [*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG"))]
-#: Modules that the pages describe and that may not have been merged yet.
-COMING = {"t5ts", "t5ts.predict", "t5ts.export"}
 #: How a command begins; `[` leaves synopses out.
 COMMAND = re.compile(r"(?:torchrun \S+|python) -m ((?:t5ts|tools|benchmarks)[\w.]*)([^\n#`]*)")
 #: Hydra's directories; and launchers, which are extras of their own.
@@ -98,8 +96,6 @@ def test_run_commands_compose(words: tuple[str, ...]) -> None:
 def test_other_commands_parse(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """A real `main` up to its `parse_args`; then nothing happens."""
     module, *words = command
-    if module in COMING and find_spec(f"{module}.__main__" if module == "t5ts" else module) is None:
-        pytest.skip(f"{module} is not there yet")
     if not module.startswith("t5ts."):
         assert find_spec(module) is not None
         return
@@ -230,11 +226,8 @@ def test_your_own_csv_from_the_run_to_the_forecast(
                 for number, job in enumerate(jobs(few)):
                     place = Path(folder) / (str(number) if "--multirun" in words else "")
                     run(composed([*job, *TINY]), run_dir=place, pictures=False)
-            elif find_spec(module) is not None:
+            elif module != "t5ts":
                 assert importlib.import_module(module).main(words) == 0
-            else:
-                assert module in COMING
         assert Path("multirun/mine/report/report.html").is_file()
-        if find_spec("t5ts.predict"):
-            assert len(Path("forecast.csv").read_text().splitlines()) == 25
+        assert len(Path("forecast.csv").read_text().splitlines()) == 1 + 2 * 24
     assert "seed" in capsys.readouterr().out
