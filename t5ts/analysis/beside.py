@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from t5ts.analysis.arms import PRETRAINED, RANDOM, Arm, Condition, Pair, paired
+from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, paired
 from t5ts.analysis.judgement import WITHHELD, Comparison, Findings, Verdict, compare, judge_family
 from t5ts.analysis.statistics import Estimate, log_ratio
 
@@ -62,11 +62,11 @@ def under_shift(findings: Findings) -> list[Beside]:
 
 
 def _asks_for_weights(a: Arm, b: Arm) -> bool:
-    return (a.init, b.init) == (PRETRAINED, RANDOM) and a.freeze == b.freeze
+    return a.is_pretrained and b.init == RANDOM and a.freeze == b.freeze
 
 
 def _asks_for_freezing(a: Arm, b: Arm) -> bool:
-    return a.init == b.init and a.freeze == "staged" and b.freeze in ("none", "all")
+    return a.weights == b.weights and a.freeze == "staged" and b.freeze in ("none", "all")
 
 
 def _compared(findings: Findings, asks: Callable[[Arm, Arm], bool], kind: str) -> list[Beside]:

@@ -27,6 +27,8 @@ TRANSFERS, LOWER_HERE = "transfers", "lower with this checkpoint"
 DOES_NOT, CANNOT_DISCRIMINATE = "does not transfer", "cannot discriminate"
 CANNOT_TELL, NOT_LEARNED = "cannot tell", "nothing learned"
 UNFINISHED, WITHHELD, NOTHING = "unfinished", "withheld", "nothing to compare"
+#: Of these the kinds that answer nothing.
+NO_VERDICT = (NOT_LEARNED, UNFINISHED, WITHHELD, NOTHING)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -68,30 +70,6 @@ class Comparison:
 
 
 @dataclass(kw_only=True, eq=False)
-class Facts:
-    """What a headline is written from, and nothing else; see `conclusions.headline`.
-
-    Attributes:
-        outcome: A key of `conclusions.TEMPLATES`.
-        checkpoint: Which pretrained weights.
-        main: Pretrained against random weights, each at its own best.
-        rival: The control that does best against the pretrained arm.
-        first: What is said before everything else: seeds that failed.
-        cautions: What is said at the end, a sentence each.
-        values: What else the outcome's template names.
-    """
-
-    outcome: str
-    checkpoint: str = ""
-    main: Comparison | None = None
-    rival: Comparison | None = None
-    margin: float = MARGIN
-    first: list[str] = field(default_factory=list)
-    cautions: list[str] = field(default_factory=list)
-    values: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True, eq=False)
 class Verdict:
     """What one condition shows.
 
@@ -109,12 +87,12 @@ class Verdict:
     """
 
     condition: Condition
-    kind: str
-    headline: str
-    reasons: list[str]
     main: Comparison | None
     comparisons: list[Comparison]
     checks: list[Check]
+    kind: str = NOTHING
+    headline: str = ""
+    reasons: list[str] = field(default_factory=list)
     is_provisional: bool = False
     seeds_needed: int | None = None
     margin: float = MARGIN
@@ -145,8 +123,7 @@ class Findings:
     @property
     def main(self) -> Verdict:
         """The verdict that is drawn: one that can be reached, on the most training data."""
-        last = (NOT_LEARNED, UNFINISHED, WITHHELD, NOTHING)
-        reached = [v for v in self.verdicts if v.kind not in last]
+        reached = [v for v in self.verdicts if v.kind not in NO_VERDICT]
         broken = [v for v in self.verdicts if v.kind == WITHHELD]
         return (broken or reached or self.verdicts)[0]
 

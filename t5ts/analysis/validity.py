@@ -106,7 +106,8 @@ def loader_notes(arm: Arm) -> list[str]:
             for check in loaded.get("checks") or ()
             if check.startswith("note:") or NOT_PRETRAINED.search(check)
         ]
-        if loaded.get("origin", "pretrained") != "pretrained":
+        promised = PRETRAINED[arm.init].origin if arm.is_pretrained else "pretrained"
+        if loaded.get("origin", promised) != promised:
             notes.append(f"origin: {loaded['origin']}")
         if fresh := loaded.get("fresh_tensors"):
             shown = ", ".join(fresh[:3]) + (", …" if len(fresh) > 3 else "")
@@ -259,7 +260,7 @@ def _weights_proven(pair: Pair) -> Check:
     drawn, other, made_from = [], [], set()
     for arm in (pair.treatment, pair.control):
         notes = [note for note in loader_notes(arm) if NOT_PRETRAINED.search(note)]
-        if arm.init == PRETRAINED and notes:
+        if arm.is_pretrained and notes:
             detail = f"the loader says of {arm.name}: {'; '.join(notes)}"
             return Check(name=name, status=BROKEN, detail=detail)
         for run in arm.best.finished.values() if arm.best else ():
@@ -270,7 +271,7 @@ def _weights_proven(pair: Pair) -> Check:
             said = (loaded.get("init", arm.init), loaded.get("tensors_sha256", digest))
             if said != (arm.init, digest):
                 other.append(run.path.name)
-            if arm.init == PRETRAINED:
+            if arm.is_pretrained:
                 pretrained.setdefault(arm.name, set()).add(digest)
             else:
                 drawn.append(digest)

@@ -13,7 +13,6 @@ import yaml
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, verdict
-from t5ts.analysis.conclusions import TEMPLATES, headline
 from t5ts.analysis.judgement import (
     CANNOT_TELL,
     DOES_NOT,
@@ -25,7 +24,6 @@ from t5ts.analysis.judgement import (
     TRANSFERS,
     UNFINISHED,
     WITHHELD,
-    Facts,
     Findings,
 )
 from t5ts.analysis.sections import sections
@@ -483,19 +481,6 @@ def test_an_unfinished_sweep_says_how_to_resume(tmp_path: Path) -> None:
     assert "4/6" in study.headline
     assert "5/6" in study.headline
     assert "--multirun init=t5,random hydra.sweeper.n_jobs=2" in study.headline
-
-
-@pytest.mark.parametrize("outcome", TEMPLATES)
-def test_no_headline_says_sure_or_blames_the_data(outcome: str) -> None:
-    values = dict.fromkeys(
-        ("needed", "progress", "command", "why", "elsewhere", "count", "unknown"), "x"
-    )
-    words = dict.fromkeys(("size", "interval", "low", "high", "rival"), "x") | values
-    kind, text = headline(Facts(outcome=outcome, checkpoint="c", values=words))
-    assert kind == TEMPLATES[outcome][0]
-    assert "{" not in text
-    assert "sure" not in text.replace("measure", "")
-    assert "this data set cannot" not in text.lower()
 
 
 def test_of_one_data_set_the_other_conditions_are_in_the_headline(tmp_path: Path) -> None:
