@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis.statistics import Array, Estimate, log_ratio
-from t5ts.analysis.study import Run, Study, measured_on
+from t5ts.analysis.study import Run, Study, measured_on, varying
 from t5ts.config import OBJECTIVES
 
 
@@ -248,6 +248,12 @@ class Condition:
         """All runs of all arms."""
         return [run for arm in self.arms for run in arm.runs]
 
+    @property
+    def series(self) -> str:
+        """Which data set: its checksum where it is known."""
+        prints = (json.loads(run.fingerprint)[0] for run in self.runs if run.fingerprint)
+        return str(next(prints, self.config["data.name"]))
+
     def arm(self, name: str) -> Arm:
         """The arm of a name: backbone-init-freeze, or init-freeze where all share the backbone."""
         return next(arm for arm in self.arms if arm.name == name)
@@ -341,12 +347,6 @@ def conditions(study: Study) -> list[Condition]:
     found.sort(key=lambda c: (str(c.config.get("data.name")), -float(c.config["data.fraction"])))
     _name_conditions(found)
     return found
-
-
-def varying(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys whose values differ between some settings, ascending; a key that is absent is null."""
-    keys = sorted({key for one in settings for key in one})
-    return [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
 
 
 def _name_conditions(found: Sequence[Condition]) -> None:

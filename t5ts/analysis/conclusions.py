@@ -1,6 +1,5 @@
 """The verdict: from a study's comparisons to an answer in words, or the reason for none."""
 
-import json
 import os
 import re
 import shlex
@@ -173,8 +172,8 @@ def _judge(
 
 def _conclude(study: Study, v: Verdict) -> None:
     """Kind, headline and reasons of a condition's verdict."""
-    outcome, values = _outcome(study, v)
-    v.kind = OUTCOMES[outcome]
+    v.outcome, values = _outcome(study, v)
+    v.kind = OUTCOMES[v.outcome]
     before, after = _failed(v), []
     main = v.main
     if main is not None:
@@ -194,7 +193,7 @@ def _conclude(study: Study, v: Verdict) -> None:
         v.reasons += [say("under_one_plan", c=c) for c in plans]
         if main.kind in (LOWER, HIGHER):
             v.reasons += [*_robust(main), *_over_time(main)]
-    v.headline = " ".join([*before, say(outcome, **values), *after])
+    v.headline = " ".join([*before, say(v.outcome, **values), *after])
 
 
 def _outcome(study: Study, v: Verdict) -> tuple[str, dict[str, Any]]:
@@ -526,7 +525,7 @@ def _answer(findings: Findings, margin: float) -> Findings:
         return findings
     lines = [say("each_condition", v=v) for v in verdicts]
     judged = _by_data(verdicts)
-    count = len({_data(v.condition) for v in verdicts})
+    count = len({v.condition.series for v in verdicts})
     kinds = Counter(v.kind for v in verdicts)
     stopped = next((kind for kind in (WITHHELD, UNFINISHED) if kinds[kind]), None)
     if count > 1 and stopped:
@@ -541,15 +540,11 @@ def _answer(findings: Findings, margin: float) -> Findings:
         kinds = Counter(v.kind for v in verdicts if v is not main)
         others = [f"{count} {kind}" for kind, count in kinds.items()]
         name = main.condition.name
-        findings.headline += " " + say("other_conditions", name=name, others=others)
+        withheld = [v.condition.name for v in verdicts if v is not main and v.kind == WITHHELD]
+        values = {"name": name, "others": others, "withheld": withheld}
+        findings.headline += " " + say("other_conditions", **values)
         findings.reasons += lines
     return findings
-
-
-def _data(condition: Condition) -> str:
-    """Which series: by its checksum where it is known."""
-    prints = (json.loads(run.fingerprint)[0] for run in condition.runs if run.fingerprint)
-    return str(next(prints, condition.config["data.name"]))
 
 
 def _by_data(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
@@ -557,7 +552,7 @@ def _by_data(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
     groups: dict[str, list[Verdict]] = {}
     for v in verdicts:
         if v.kind not in NO_VERDICT:
-            groups.setdefault(_data(v.condition), []).append(v)
+            groups.setdefault(v.condition.series, []).append(v)
     found = []
     for group in groups.values():
         most = max(v.condition.config["data.fraction"] for v in group)

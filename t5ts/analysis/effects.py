@@ -132,21 +132,15 @@ def speed(pair: Pair) -> Speed | None:
 
 def epochs_to(arm: Arm, target: float) -> float:
     """Mean epochs of the arm's best point to a validation loss; inf if a seed misses it."""
-    runs = arm.best.finished.values() if arm.best else ()
-    reached = [crossing(*run.curve("val_loss"), target) for run in runs]
+    reached = [crossing(*run.curve("val_loss"), target) for run in arm.finished.values()]
     return float(np.mean(reached)) if reached else math.nan
 
 
 def common_target(condition: Condition) -> float:
     """The validation loss that every seed of every arm's best point reaches."""
-    best = [
-        run.curve("val_loss")[1].min()
-        for arm in condition.arms
-        if arm.best
-        for run in arm.best.finished.values()
-        if len(run.curve("val_loss")[1])
-    ]
-    return float(max(best)) if best else math.nan
+    runs = (run for arm in condition.arms for run in arm.finished.values())
+    curves = (run.curve("val_loss")[1] for run in runs)
+    return float(max((curve.min() for curve in curves if len(curve)), default=math.nan))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -247,14 +241,14 @@ def regret(best: Arm, other: Arm | Point) -> Estimate:
     Signed so that above 0 is worse, whether the objective is to be small or large.
     """
     point = other.best if isinstance(other, Arm) else other
-    if best.best is None or point is None:
+    if point is None:
         return mean_interval([])
-    a, b = best.best.finished, point.finished
-    values = [
-        b[s].result.objective - a[s].result.objective  # type: ignore[union-attr]
-        for s in sorted(set(a) & set(b))
-    ]
-    return mean_interval([-v for v in values] if best.maximize else values)
+    a, b = (
+        {s: r.result.objective for s, r in of.items() if r.result}
+        for of in (best.finished, point.finished)
+    )
+    sign = -1 if best.maximize else 1
+    return mean_interval([sign * (b[seed] - a[seed]) for seed in sorted(a.keys() & b.keys())])
 
 
 @dataclass(kw_only=True, eq=False)
@@ -417,7 +411,7 @@ def forecasts(condition: Condition) -> list[tuple[Arm, dict[str, Any]]]:
     """The forecast sample of each arm's best point at its lowest seed."""
     found = []
     for arm in condition.arms:
-        run = next(iter(arm.best.finished.values()), None) if arm.best else None
+        run = next(iter(arm.finished.values()), None)
         sample = run.forecast_sample() if run else None
         if sample and sample.get("windows"):
             found.append((arm, sample))

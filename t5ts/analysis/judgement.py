@@ -75,6 +75,7 @@ class Verdict:
 
     Attributes:
         kind: One of the kinds of a study above.
+        outcome: Which of the findings behind a kind it is; a key of `conclusions.OUTCOMES`.
         headline: A sentence or two for a reader who knows nothing of the study.
         reasons: How sure it is, and what would make it surer.
         main: The comparison that the headline is about.
@@ -91,6 +92,7 @@ class Verdict:
     comparisons: list[Comparison]
     checks: list[Check]
     kind: str = NOTHING
+    outcome: str = ""
     headline: str = ""
     reasons: list[str] = field(default_factory=list)
     is_provisional: bool = False
@@ -122,10 +124,15 @@ class Findings:
 
     @property
     def main(self) -> Verdict:
-        """The verdict that is drawn: one that can be reached, on the most training data."""
+        """The verdict that is drawn: one that can be reached, on the most training data.
+
+        Over several data sets a withheld one comes first: it is why there is no answer.
+        """
         reached = [v for v in self.verdicts if v.kind not in NO_VERDICT]
         broken = [v for v in self.verdicts if v.kind == WITHHELD]
-        return (broken or reached or self.verdicts)[0]
+        is_one_series = len({v.condition.series for v in self.verdicts}) == 1
+        first = reached or broken if is_one_series else broken or reached
+        return (first or self.verdicts)[0]
 
 
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:

@@ -70,16 +70,10 @@ class Estimate:
 def mean_interval(values: Sequence[float] | Array) -> Estimate:
     """Student's t interval and test of a mean, for instance of paired differences over seeds.
 
-    mean ± t(0.975, n−1) · sd / √n, where sd has n−1 in its denominator. Identical values give an
-    interval of no width: seeds that differ in nothing say nothing about other seeds, so look twice.
-
-    Skew: if the weights change nothing, the two arms' losses at a seed may be exchanged, (a, b) is
-    distributed as (b, a), so a − b as b − a: symmetric about 0 however skewed the losses
-    themselves are, and the test keeps its 5 %. Not so where arms of equal mean differ in spread or
-    shape (random weights are drawn anew at each seed, a checkpoint is not): an asymmetric
-    difference of mean 0 is rejected more often than 5 % of the time, up to 12 % at 5 seeds where
-    it is exponential. `benchmarks/coverage.py` has both; `permutation_p` assumes exchangeability
-    alone.
+    mean ± t(0.975, n−1) · sd / √n, where sd has n−1 in its denominator. If the arms' losses at a
+    seed are exchangeable, their difference is symmetric and the test keeps its 5 %; where arms of
+    equal mean differ in spread or shape it rejects more, up to 12 % at 5 seeds where the
+    difference is exponential (`benchmarks/coverage.py` has both).
 
     Args:
         values: (n,) finite observations; NaN are left out.
@@ -103,10 +97,9 @@ def _t_estimate(
     from scipy.stats import t
 
     half = float(t.ppf(1 - ALPHA / 2, degrees)) * standard_error
+    p = float(mean == 0)  # where all observations are the same
     if standard_error > 0:
         p = 2 * float(t.sf(abs(mean) / standard_error, degrees))
-    else:
-        p = 1.0 if mean == 0 else 0.0
     return Estimate(
         value=mean, low=mean - half, high=mean + half, p=p, sd=sd, count=count, degrees=degrees
     )
@@ -176,12 +169,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def simultaneous(family: Sequence[Estimate]) -> list[Estimate]:
     """A family's estimates with Holm's p-values, each with the interval that says the same.
 
-    Holm tests the smallest of m p-values at 5 % / m, the next at 5 % / (m − 1), and stops at the
-    first that fails. Each interval here is at the level at which its own hypothesis was tested,
-    those behind the stop at the level of the stop. So an interval excludes 0 if and only if the
-    adjusted p is below 5 %, and the chance that any of them excludes a 0 that is true is at most
-    5 %. Every interval covers its truth in at least 95 % of studies; that all do at once is
-    promised for those that include 0 only (`benchmarks/coverage.py` measures it).
+    Each interval is at the level at which Holm tested its hypothesis (5 % / m for the smallest of
+    m p-values, then 5 % / (m − 1), …), those behind the first that failed at its level. So it
+    excludes 0 if and only if the adjusted p is below 5 %. That all cover their truth at once is
+    promised for those that include 0 only.
 
     Args:
         family: Unadjusted estimates (tests = 1); those without a p stay as they are.
@@ -213,13 +204,11 @@ def robust_p(
 ) -> float:
     """p of a mean against failures that these seeds happened not to show.
 
-    If one seed in ten fails by ten standard deviations, an arm that is one standard deviation ahead
-    at the others gains nothing on average. Five seeds show no such failure in 59 % of studies, and
-    nothing in them tells; Student's t then calls the lead real. Here the hypothesis is that the
-    mean of seeds that did not fail is at most rate · spreads standard deviations from 0, which the
-    failures take away again. Below 5 % the direction stands even so; above it the result is about
-    the kind of seeds seen. Failures among the seeds need no such test: they widen the t interval
-    so much that up to three of them, at seeds that otherwise agree, never carry a verdict.
+    If one seed in ten fails by ten standard deviations, a lead of one standard deviation at the
+    others is no gain on average, and 59 % of studies of five seeds show no such failure. The
+    hypothesis is that the mean of seeds that did not fail is at most rate · spreads standard
+    deviations from 0. Below 5 % the direction holds even so; above it the result is about the kind
+    of seeds seen.
 
     Args:
         differences: (n,) paired differences; NaN are left out.
@@ -250,10 +239,10 @@ def outlying(values: Sequence[float] | Array) -> list[int]:
     """Which values are unlike the others, if those are normal: wrong in 5 to 8 % of sets.
 
     Up to a quarter of them, one at least: the farthest is compared with Student's t to those that
-    remain, and taken out before the next. From 4 values on.
+    remain, and taken out before the next.
 
     Args:
-        values: (n,) finite values.
+        values: (n,) finite values; 4 at least, or none is.
 
     Returns:
         Indices, the farthest first.
@@ -283,15 +272,12 @@ def variance_over_time(series: Sequence[float] | Array, *, horizon: int) -> tupl
     """Variance of the mean of losses of windows that start at every step, and what it knows.
 
     The long-run variance is the mean square of the first ν coefficients of the orthonormal cosine
-    transform, the constant left out: slow waves of the series, on which dependence over less than
-    n/ν windows acts as on the mean itself. So nothing has to be assumed of how it dies out, and the
-    estimate has ν degrees of freedom. ν = n / 3h, at most 8 and at least 3: a few, since losses may
-    depend on each other far beyond the overlap (weather, load), and fewer where the overlap of
-    h − 1 windows would reach into the waves. Divided by Harvey, Leybourne & Newbold's
-    (n + 1 − 2h + h(h−1)/n) / n for what the estimated mean takes away.
+    transform, the constant left out: slow waves, on which dependence over less than n/ν windows
+    acts as on the mean itself. It has ν = n / 3h degrees of freedom, at most 8 and at least 3.
+    Divided by Harvey, Leybourne & Newbold's (n + 1 − 2h + h(h−1)/n) / n for the estimated mean.
 
-    Where it ends: if loss differences stay correlated over a fortieth of the windows, a test at 5 %
-    rejects 6 % of true hypotheses; over a twentieth 10 %, a tenth 12 % (benchmarks/coverage.py).
+    If loss differences stay correlated over a fortieth of the windows, a test at 5 % rejects 6 % of
+    true hypotheses; over a twentieth 10 %, a tenth 12 % (benchmarks/coverage.py).
 
     Args:
         series: (n,) in time order; at least 2.
@@ -318,9 +304,6 @@ def diebold_mariano(
 ) -> Estimate:
     """Diebold–Mariano: do two forecasts differ over time, given that windows overlap?
 
-    The mean of the loss difference a − b over the root of its `variance_over_time`, against
-    Student's t with that variance's degrees.
-
     Args:
         losses_a, losses_b: (n,) per window, in time order (a window starts at each step).
         horizon: Steps that a forecast reaches.
@@ -341,10 +324,8 @@ def diebold_mariano(
 def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
     """Interval of a mean difference for new seeds AND new windows of the same series.
 
-    Seeds and windows are crossed (each seed forecasts the same windows), so both are sources of
-    error: variance = s²(seed means)/S + `variance_over_time` of the seeds' mean difference, with
-    Satterthwaite's degrees of freedom. The seeds' interval alone (`mean_interval`) holds for
-    these very windows only.
+    Variance = s²(seed means)/S + `variance_over_time` of the seeds' mean difference, with
+    Satterthwaite's degrees of freedom.
 
     Args:
         differences_SW: (S, W) loss differences of S paired seeds on W windows in time order.
@@ -378,9 +359,8 @@ def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
 def crossed_log_ratio(numerator_SW: Array, denominator_SW: Array, *, horizon: int) -> Estimate:
     """Mean log-ratio of two arms' losses, with the interval for new seeds and new windows.
 
-    The value is `log_ratio`'s of the losses by seed (means over windows), so both can stand in one
-    line; its error over windows is that of log-ratios linearised at each seed's means. Unlike a
-    difference over the mean loss it cannot say "105 % lower".
+    The value is `log_ratio`'s of the losses by seed (means over windows); its error over windows is
+    that of log-ratios linearised at each seed's means.
 
     Args:
         numerator_SW, denominator_SW: (S, W) losses at the same seeds and windows, in time order.
@@ -413,10 +393,8 @@ def resolvable_effect(
 ) -> float:
     """The smallest true effect that so many paired seeds show, at Holm's most stringent level.
 
-    "Show": the interval excludes 0 on the right side, in `power` of studies. The spread is known
-    from a few seeds only, so the power is averaged over what they may have missed: over pilot
-    studies that announce this effect and later studies of `count` seeds, it is met. (Taken for the
-    true one, a spread from 5 seeds promises an effect that is shown in about 70 %.)
+    "Show": the interval excludes 0 on the right side, in `power` of studies, averaged over what a
+    pilot of few seeds may have missed of the spread.
 
     Args:
         sd: Standard deviation of paired differences.
@@ -452,9 +430,8 @@ def seeds_needed(
     """Paired seeds that decide whether there is a difference that matters, whatever the truth.
 
     A study decides if its interval excludes 0 or lies within ±margin. The truth that is hardest to
-    decide is half the margin: then the interval has to be shorter than the margin, more or less.
-    An effect that was seen is no part of this: what few seeds saw of a small effect is mostly
-    noise, and planned for that, studies decide in half of the cases where 80 % were announced.
+    decide is half the margin. The effect that was seen is no part of this: of a small effect few
+    seeds see mostly noise.
 
     Args:
         sd: Standard deviation of paired differences.
@@ -502,8 +479,7 @@ def seeds_needed(
 def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
     """Slope of a gap over the last epochs, estimated per seed: below 0 the gap is closing.
 
-    A least-squares line per seed, then Student's t over the seeds' slopes, so that the dependence
-    of one run's epochs on each other does not count as information.
+    A least-squares line per seed, then Student's t over the seeds' slopes.
 
     Args:
         gap_SE: (S, E) gap of S paired seeds at E epochs.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, Pair, varying
-from t5ts.analysis.study import Run
+from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, Pair
+from t5ts.analysis.study import Run, varying
 from t5ts.analysis.words import plural
 
 #: Fewer paired seeds than this, and a t interval is wide whatever the truth is.
