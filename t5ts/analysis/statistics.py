@@ -8,6 +8,7 @@ which is too small by √(4/5), and has no allowance for not knowing it; the t i
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -465,15 +466,9 @@ def seeds_needed(
         )
         return float(np.mean(1 - (above - below))) >= power
 
-    if not reaches(MOST_SEEDS):
-        return None
-    few, enough = 1, 2
-    while not reaches(enough):
-        few, enough = enough, min(2 * enough, MOST_SEEDS)
-    while enough - few > 1:
-        middle = (few + enough) // 2
-        few, enough = (few, middle) if reaches(middle) else (middle, enough)
-    return enough
+    counts = range(2, MOST_SEEDS + 1)
+    place = bisect_left(counts, True, key=reaches)
+    return counts[place] if place < len(counts) else None
 
 
 def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
