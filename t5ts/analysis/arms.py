@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +173,11 @@ class Arm:
     def tuned(self) -> dict[str, list[Any]]:
         """Settings that vary between the points, with the values tried, ascending."""
         settings = [point.settings for point in self.points]
-        return {
-            key: sorted(
-                {json.dumps(one.get(key)): one.get(key) for one in settings}.values(),
-                key=_sort_key,
-            )
+        tried = {
+            key: {json.dumps(one.get(key)): one.get(key) for one in settings}
             for key in varying(settings)
         }
+        return {key: sorted(values.values(), key=_sort_key) for key, values in tried.items()}
 
     @cached_property
     def architecture(self) -> dict[str, Any] | None:
@@ -315,22 +313,17 @@ class Pair:
 
     def curves(self, metric: str) -> tuple[Array, Array, Array]:
         """Epochs (E,) evaluated in all paired runs, and both arms' curves (S, E)."""
-        pairs = self.runs()
-        curves = [(a.curve(metric), b.curve(metric)) for a, b in pairs]
+        curves = [run.curve(metric) for run in self.all_runs]
         if not curves:
             return np.empty(0), np.empty((0, 0)), np.empty((0, 0))
-        shared = curves[0][0][0]
-        for a, b in curves:
-            shared = np.intersect1d(np.intersect1d(shared, a[0]), b[0])
+        epochs, values = shared_epochs(curves)
+        return epochs, values[::2], values[1::2]
 
-        def at_shared(curve: tuple[Array, Array]) -> Array:
-            return curve[1][np.isin(curve[0], shared)]
 
-        return (
-            shared,
-            np.stack([at_shared(a) for a, _ in curves]),
-            np.stack([at_shared(b) for _, b in curves]),
-        )
+def shared_epochs(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Epochs (E,) that all of C curves have, and their values there (C, E)."""
+    epochs = reduce(np.intersect1d, (x for x, _ in curves))
+    return epochs, np.stack([y[np.isin(x, epochs)] for x, y in curves])
 
 
 def conditions(study: Study) -> list[Condition]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.arms import Arm, Condition, Pair, Point
+from t5ts.analysis.arms import Arm, Condition, Pair, Point, shared_epochs
 from t5ts.analysis.statistics import (
     Array,
     Estimate,
@@ -57,12 +57,8 @@ def learning_curve(arm: Arm, metric: str) -> Band | None:
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
         return None
-    shared = curves[0][0]
-    for x, _ in curves[1:]:
-        shared = np.intersect1d(shared, x)
-    if len(shared) == 0:
-        return None
-    return band(shared, np.stack([y[np.isin(x, shared)] for x, y in curves]))
+    epochs, values = shared_epochs(curves)
+    return band(epochs, values) if len(epochs) else None
 
 
 def unfreezing(point: Point) -> list[float]:

@@ -71,11 +71,11 @@ def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist: {run_dir} is not a run directory.") from error
+    wanted = f'{{"kind": "{kind}"'.encode()
     rows = []
     for number, line in enumerate(lines, start=1):
-        if line.startswith(b'{"kind": "') and not line.startswith(f'{{"kind": "{kind}"'.encode()):
-            continue
-        if not line.strip():
+        is_other = line.startswith(b'{"kind": "') and not line.startswith(wanted)
+        if is_other or not line.strip():
             continue
         try:
             row = json.loads(line)

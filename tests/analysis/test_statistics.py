@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from benchmarks.coverage import FRESH, NULLS, TRUTH, crossed_study, headline, losses
+from benchmarks.coverage import FRESH, NULLS, TRUTH, crossed_study, losses
 from t5ts.analysis import statistics as s
 
 
@@ -319,22 +319,6 @@ def test_outlying_values(values: list[float], expected: list[int]) -> None:
 def test_outlying_values_are_seldom_seen_where_there_are_none(seeds: int) -> None:
     share = np.mean([bool(s.outlying(x)) for x in rng(seeds).normal(size=(1500, seeds))])
     assert share < 0.06 + 3 * math.sqrt(0.06 * 0.94 / 1500)
-
-
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-@pytest.mark.parametrize("arms", [((-0.06, -0.03), (0.0, -0.10)), ((0.0, -0.04), (-0.05, 0.03))])
-def test_a_lead_under_the_same_plan_only_is_no_headline(arms: Any, seeds: int) -> None:
-    """Both arms at their own best: random weights lead, whatever one of the plans does to them."""
-    found = headline(rng(seeds), 1000, arms, seeds=seeds)
-    helps = {rule: np.mean(mean + half < 0) for rule, (mean, half, _) in found.items()}
-    assert helps["same plan"] > 0.5
-    assert max(helps["own"], helps["final"]) < 0.02
-
-
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_a_final_run_at_fresh_seeds_covers_what_was_chosen(seeds: int) -> None:
-    mean, half, truth = headline(rng(seeds), 4000, ((0.0, 0.01), (0.0, 0.01)), seeds=seeds)["final"]
-    assert np.mean(np.abs(mean - truth) <= half) == pytest.approx(0.95, abs=0.012)
 
 
 def test_late_slope_is_the_mean_of_the_seeds_slopes() -> None:
