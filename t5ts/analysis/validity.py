@@ -299,15 +299,14 @@ def _weights_proven(pair: Pair) -> Evidence:
                 several.append(f"{arm.name} started from {len(distinct)} different encoders")
         else:
             drawn += digests
+    pretrained = set(checkpoints)
+    is_shared = len(pretrained) < len(checkpoints) or bool(pretrained & set(drawn))
+    control = pair.control.name
     faults = {
         "; ".join(several[:1]): bool(several),
-        "both arms started from the same encoder tensors": len(set(checkpoints)) < len(checkpoints)
-        or bool(set(checkpoints) & set(drawn)),
-        f"{pair.control.name}: two seeds started from the same encoder tensors": len(set(drawn))
-        < len(drawn),
-        f"{pair.control.name} was made from another checkpoint": bool(
-            made_from - {None, *checkpoints}
-        ),
+        "both arms started from the same encoder tensors": is_shared,
+        f"{control}: two seeds started from the same encoder tensors": len({*drawn}) < len(drawn),
+        f"{control} was made from another checkpoint": bool(made_from - {None, *pretrained}),
         f"trained other weights than the load report names: {', '.join(other[:5])}": bool(other),
     }
     for fault, is_there in faults.items():
