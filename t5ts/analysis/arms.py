@@ -34,8 +34,8 @@ class Pretraining:
 
 #: The inits whose benefit is asked for, in the order in which they are shown.
 PRETRAINED = {
-    "t5": Pretraining("the text", "T5's, pretrained on text", "pretrained"),
-    "run": Pretraining("the donor's training", "the donor run's, trained", "time series"),
+    "t5": Pretraining("T5's text pretraining", "T5's, pretrained on text", "pretrained"),
+    "run": Pretraining("the donor run's pretraining", "a trained donor run's", "time series"),
 }
 #: The init that they are compared with.
 RANDOM = "random"
@@ -115,7 +115,7 @@ class Arm:
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether it is asked of this arm what its weights are good for."""
+        """Whether its weights are the pretrained ones of a comparison."""
         return self.init in PRETRAINED
 
     @property
@@ -216,8 +216,8 @@ class Arm:
     @property
     def _searched_before(self) -> list[dict[str, Any]]:
         """What another sweep had searched before it handed on its best point (`final`)."""
-        said = (run.trial.get("searched_before") for run in self.runs)
-        return [before for before in said if before]
+        recorded = (run.trial.get("searched_before") for run in self.runs)
+        return [before for before in recorded if before]
 
     @property
     def epochs_trained(self) -> int:

@@ -1,4 +1,4 @@
-"""What the selected weights give beside the test windows: on another series, with time shuffled."""
+"""The selected weights on another series, and with the order of time shuffled."""
 
 import itertools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _NOT_WHICH = ("name", "_target_", "fraction", "windows_per_epoch", "dir", "sha25
 
 @dataclass(kw_only=True, eq=False)
 class Beside:
-    """A comparison on what the arms are measured on besides.
+    """A comparison of two arms on another series.
 
     Attributes:
         comparison: Of the loss there, judged in a family of its own.

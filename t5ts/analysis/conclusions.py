@@ -61,7 +61,7 @@ from t5ts.analysis.validity import (
     failures,
     loader_notes,
 )
-from t5ts.analysis.words import say
+from t5ts.analysis.words import sentence
 
 #: The verdict's kind by what was found; `sentences.j2` has a headline for each.
 OUTCOMES = {
@@ -101,15 +101,16 @@ _DOUBTS = re.compile(
 def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     """Judge every condition of a study.
 
-    The headline compares pretrained with random weights, each under the plan and setting that
-    validation chose for it, at paired seeds. Test loss is *lower with this checkpoint* if the
-    interval of the mean log-ratio, adjusted (Holm) for the study's data sets and checkpoints, lies
-    below 0. It *transfers* if that also holds against every control (`matched`, `shuffled`) that
-    was run, each at its own best. It *does not* if the interval lies above 0 or inside ±margin, or
-    if a control does as well; the set-up *cannot discriminate* if an encoder that stays random
-    does. There is no verdict from an unfinished sweep, where an invariant is broken, or where the
-    better arm has *learned nothing*: it does not beat the naive forecasts or `linear` on
-    validation, or its best epoch is mostly 0. Several data sets are one answer: their mean.
+    The headline compares pretrained weights (`arms.PRETRAINED`) with random ones, each under the
+    plan and setting that validation chose for it, at paired seeds. Test loss is *lower with this
+    checkpoint* if the interval of the mean log-ratio, adjusted (Holm) for the study's data sets and
+    checkpoints, lies below 0. It *transfers* if that also holds against every control (`matched`,
+    `shuffled`) that was run, each at its own best. It *does not* if the interval lies above 0 or
+    inside ±margin, or if a control does as well; the set-up *cannot discriminate* if an encoder
+    that stays random does. There is no verdict from an unfinished sweep, where an invariant is
+    broken, or where the better arm has *learned nothing*: it does not beat the naive forecasts or
+    `linear` on validation, or its best epoch is mostly 0. Several data sets are one answer: their
+    mean.
 
     Args:
         study: From `collect`.
@@ -147,7 +148,7 @@ def _judge(
         if c.pair.kind in ("best", "control", "weights", "same_plan", "checkpoint"):
             c.checks = check_pair(c.pair) if c.pair.seeds or c is main else []
             if c.broken:
-                c.kind = WITHHELD  # it alone: the others stand
+                c.kind = WITHHELD  # this comparison alone
     v = Verdict(
         condition=condition,
         main=main,
@@ -183,33 +184,33 @@ def _conclude(study: Study, v: Verdict) -> None:
     if main is not None and v.kind not in NO_VERDICT:
         if v.kind != CANNOT_TELL and v.is_provisional:
             before.insert(0, "Provisional:")
-            after.append(say("provisional", tried=max(map(chosen_from, main.pair.rivals))))
+            after.append(sentence("provisional", tried=max(map(chosen_from, main.pair.rivals))))
         plans = _of_headline(v, "weights")
         against = [c for c in plans if c.kind in (LOWER, HIGHER, ALIKE) and c.kind != main.kind]
         if v.kind != CANNOT_TELL and against:
-            after.append(say("one_plan_differs", against=against))
+            after.append(sentence("one_plan_differs", against=against))
         if notes := loader_notes(main.pair.treatment):
-            after.append(say("notes", notes=notes))
-        v.reasons += [say("under_one_plan", c=c) for c in plans]
+            after.append(sentence("notes", notes=notes))
+        v.reasons += [sentence("under_one_plan", c=c) for c in plans]
         if main.kind in (LOWER, HIGHER):
             v.reasons += [*_robust(main), *_over_time(main)]
-    v.headline = " ".join([*before, say(v.outcome, **values), *after])
+    v.headline = " ".join([*before, sentence(v.outcome, **values), *after])
 
 
 def _outcome(study: Study, v: Verdict) -> tuple[str, dict[str, Any]]:
-    """A key of `OUTCOMES` and what its headline names besides; the reasons go to the verdict."""
+    """A key of `OUTCOMES` and what its headline needs; adds the reasons to the verdict."""
     main = v.main
     if main is None:
         return _no_pair(v)
     v.is_provisional = max(map(chosen_from, main.pair.rivals)) > 1
     asked = _arms_asked(v)
     if main.pair.seeds:
-        v.reasons.append(say("best_plans", main=main, condition=v.condition.name))
+        v.reasons.append(sentence("best_plans", main=main, condition=v.condition.name))
     else:
         finished = {arm.name: list(arm.finished) for arm in main.pair.arms}
-        v.reasons.append(say("no_shared_seed", finished=finished))
+        v.reasons.append(sentence("no_shared_seed", finished=finished))
     if progress := _progress(study, asked):
-        v.reasons.append(say("no_peeking"))
+        v.reasons.append(sentence("no_peeking"))
         return "unfinished", {"progress": progress, "command": _command(asked)}
     if not main.pair.seeds:
         return "no_seed", {}
@@ -224,12 +225,12 @@ def _outcome(study: Study, v: Verdict) -> tuple[str, dict[str, Any]]:
 def _no_pair(v: Verdict) -> tuple[str, dict[str, Any]]:
     pretrained = [arm for arm in v.condition.arms if arm.is_pretrained]
     if not pretrained:
-        v.reasons = [say("add_pretrained")]
+        v.reasons = [sentence("add_pretrained")]
         return "no_pretrained", {}
     first = pretrained[0]
     others = [arm.name for arm in v.condition.arms if arm.init == RANDOM]
     needed = {"backbone": first.backbone, "needed": arms_needed(first)}
-    v.reasons = [say("add_random", others=others, **needed)]
+    v.reasons = [sentence("add_random", others=others, **needed)]
     return "no_arm", {"needed": sorted({arms_needed(arm) for arm in pretrained})}
 
 
@@ -240,7 +241,7 @@ def _what_it_shows(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]]:
     if frozen is not None and (
         frozen.effect.within(v.margin) or (frozen.kind == HIGHER and "all" not in plans)
     ):
-        v.reasons.append(say("seen_nothing", frozen=frozen))
+        v.reasons.append(sentence("seen_nothing", frozen=frozen))
         return "frozen", {}
     outcome: str = "wide"
     values: dict[str, Any] = {}
@@ -257,30 +258,34 @@ def _what_it_shows(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]]:
     else:
         values = {"count": _count_needed(v, main)}
         if main.p_t < ALPHA:
-            v.reasons.append(say("alone", main=main))
+            v.reasons.append(sentence("alone", main=main))
     if frozen is not None and frozen.effect.low <= 0 <= frozen.effect.high:
-        v.reasons.append(say("frozen_within", frozen=frozen))
+        v.reasons.append(sentence("frozen_within", frozen=frozen))
     return outcome, values
 
 
 def _content_or_scale(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]]:
     """Who beats random weights must also beat controls that have the checkpoint's scale alone."""
-    controls = [c for c in _of_headline(v, "control") if c.pair.seeds]
+    treatment = main.pair.treatment
+    controls = _of_headline(v, "control")
     if not controls:
         unfinished = list(dict.fromkeys(f"init={arm.init}" for arm in _control_arms(v)))
         plans = [f"freeze={arm.freeze}" for arm in main.pair.rivals[0]]
         values = {"controls": unfinished, "plans": plans, "seeds": main.pair.seeds}
-        v.reasons.append(say("add_controls", **values))
+        values |= {"weights": PRETRAINED[treatment.init], "donor": treatment.donor}
+        v.reasons.append(sentence("add_controls", **values))
         return "lower", values
     worst = list(AGAINST_CONTROL)
     rival = min(controls, key=lambda c: (worst.index(c.kind), -c.effect.value))
     outcome = AGAINST_CONTROL[rival.kind]
-    if outcome == "helps" and _is_doubted(main.pair.treatment):
+    if outcome == "helps" and _is_doubted(treatment):
         outcome = "noted"
     if rival.kind == WITHHELD:
-        v.reasons += [say("cannot_be_compared", c=c) for c in controls if c.kind == WITHHELD]
+        v.reasons += [sentence("cannot_be_compared", c=c) for c in controls if c.kind == WITHHELD]
     else:
-        v.reasons.append(say("against_control", rival=rival))
+        v.reasons.append(
+            sentence("against_control", rival=rival, weights=PRETRAINED[treatment.init])
+        )
     if rival.kind == CANNOT_TELL and rival.effect.is_known:
         _count_needed(v, rival)
     return outcome, {"rival": rival}
@@ -320,7 +325,9 @@ def _failed(v: Verdict) -> list[str]:
     """What failed of the arms that the headline is drawn from, a sentence each."""
     lost = [(arm, *failures(arm)) for arm in _arms_asked(v)]
     return [
-        say("failed_seeds", arm=arm, lost=seeds, count=count) for arm, seeds, count in lost if seeds
+        sentence("failed_seeds", arm=arm, lost=seeds, count=count)
+        for arm, seeds, count in lost
+        if seeds
     ]
 
 
@@ -337,7 +344,7 @@ def _not_learned(main: Comparison, condition: Condition) -> str:
     results = [run.result for run in runs.values() if run.result is not None]
     at_once = sum(result.best_epoch == 0 for result in results)
     if 2 * at_once >= len(runs):
-        return say("best_at_once", arm=wins, at_once=at_once, count=len(runs))
+        return sentence("best_at_once", arm=wins, at_once=at_once, count=len(runs))
     naive = [result.baselines["val"] for result in results]
     ratios = {
         name.replace("_", " "): log_ratio(
@@ -353,7 +360,7 @@ def _not_learned(main: Comparison, condition: Condition) -> str:
             )
             ratios[arm.name] = log_ratio(ours, theirs)
     better = {name: ratio for name, ratio in ratios.items() if ratio.value >= 0}
-    return say("beaten", arm=wins, better=better) if better else ""
+    return sentence("beaten", arm=wins, better=better) if better else ""
 
 
 def _progress(study: Study, arms: Iterable[Arm]) -> list[tuple[str, int, int]]:
@@ -393,8 +400,8 @@ def _command(arms: Iterable[Arm]) -> str:
     for run in runs:
         for folder in run.path.resolve().parents[:3]:
             if (folder / "multirun.yaml").is_file():
-                said = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))
-                lines = said["hydra"]["overrides"]
+                recorded = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))
+                lines = recorded["hydra"]["overrides"]
                 words = shlex.join([*lines["task"], *lines["hydra"]])
                 return f"`python -m t5ts.run --multirun {words}`"
         command = run.provenance.get("command") or []
@@ -435,9 +442,9 @@ def _each_checkpoint(v: Verdict, names: dict[Any, str]) -> list[str]:
             f"{name}: {own.kind}" for name, own in v.by_checkpoint.items() if own.kind != v.kind
         ]
         count = len(v.by_checkpoint)
-        v.headline += " " + say("best_checkpoint", name=first, count=count, others=others)
+        v.headline += " " + sentence("best_checkpoint", name=first, count=count, others=others)
     return [
-        say("with_checkpoint", name=name, headline=own.headline, reason=own.reasons[0])
+        sentence("with_checkpoint", name=name, headline=own.headline, reason=own.reasons[0])
         for name, own in v.by_checkpoint.items()
         if name != first
     ]
@@ -445,25 +452,27 @@ def _each_checkpoint(v: Verdict, names: dict[Any, str]) -> list[str]:
 
 def _between_checkpoints(v: Verdict, names: dict[Any, str]) -> list[str]:
     """Which of two checkpoints of one architecture is better; that others are not compared."""
-    said = []
+    sentences = []
     for c in v.comparisons:
         if c.pair.kind != "checkpoint" or not c.pair.seeds:
             continue
         if c.kind == WITHHELD:
-            said.append(say("cannot_be_compared", c=c))
+            sentences.append(sentence("cannot_be_compared", c=c))
             continue
         tuned = [is_instruction_tuned(arm.backbone) for arm in c.pair.arms]
         a, b = (names[arm.weights] for arm in c.pair.arms)
         is_tuning = tuned == [True, False]
         subject = "Instruction tuning" if is_tuning else f"The choice of {a} instead of {b}"
-        said.append(say("between_checkpoints", subject=subject, c=c))
+        sentences.append(sentence("between_checkpoints", subject=subject, c=c))
     shapes: dict[str, dict[str, None]] = {}
     for arm in v.condition.arms:
         if arm.is_pretrained:
             shapes.setdefault(str(arm.architecture), {})[names[arm.weights]] = None
     if len(shapes) > 1:
-        said.append(say("other_shapes", groups=[" and ".join(of) for of in shapes.values()]))
-    return said
+        sentences.append(
+            sentence("other_shapes", groups=[" and ".join(of) for of in shapes.values()])
+        )
+    return sentences
 
 
 def _frozen_random(v: Verdict, main: Comparison) -> Comparison | None:
@@ -490,21 +499,23 @@ def _count_needed(v: Verdict, c: Comparison) -> str:
         resolvable_effect(sd=sd, count=seeds, pilot=n, tests=tests) for seeds in (n, 2 * n)
     )
     values = {"n": n, "now": now, "twice": twice, "count": count, "margin": v.margin}
-    v.reasons.append(say("seeds_needed", **values))
+    v.reasons.append(sentence("seeds_needed", **values))
     return count
 
 
 def _robust(main: Comparison) -> list[str]:
-    """Whether the result is only about seeds that behave; nothing where it stands either way."""
+    """Whether the result is only about seeds that behave; empty where it holds either way."""
     a, b = main.pair.values("test_loss")
     logs = np.log(a / b)
     p = robust_p(logs)
     odd = [main.pair.seeds[i] for i in sorted(outlying(logs))]
-    said = [say("odd_seeds", odd=odd)] if odd else []
+    sentences = [sentence("odd_seeds", odd=odd)] if odd else []
     if not p < ALPHA:
         rate, spreads = f"{100 * FAILURE_RATE:g}", f"{FAILURE_SPREADS:g}"
-        said.append(say("seeds_like_these", rate=rate, spreads=spreads, count=len(logs), p=p))
-    return [" ".join(said)] if said else []
+        sentences.append(
+            sentence("seeds_like_these", rate=rate, spreads=spreads, count=len(logs), p=p)
+        )
+    return [" ".join(sentences)] if sentences else []
 
 
 def _over_time(main: Comparison) -> list[str]:
@@ -513,7 +524,7 @@ def _over_time(main: Comparison) -> list[str]:
     if wide is None or dm is None:
         return []
     holds = wide.excludes_zero() and (wide.value < 0) == (main.effect.value < 0)
-    return [say("over_time", wide=wide, dm=dm, holds=holds)]
+    return [sentence("over_time", wide=wide, dm=dm, holds=holds)]
 
 
 def _answer(findings: Findings, margin: float) -> Findings:
@@ -523,7 +534,7 @@ def _answer(findings: Findings, margin: float) -> Findings:
     findings.reasons = list(main.reasons)
     if len(verdicts) == 1:
         return findings
-    lines = [say("each_condition", v=v) for v in verdicts]
+    lines = [sentence("each_condition", v=v) for v in verdicts]
     judged = _by_data(verdicts)
     count = len({v.condition.series for v in verdicts})
     kinds = Counter(v.kind for v in verdicts)
@@ -531,18 +542,18 @@ def _answer(findings: Findings, margin: float) -> Findings:
     if count > 1 and stopped:
         names = [v.condition.name for v in verdicts if v.kind == stopped]
         findings.kind, findings.reasons = stopped, lines
-        findings.headline = say("stopped", count=count, kind=stopped, names=names)
+        findings.headline = sentence("stopped", count=count, kind=stopped, names=names)
     elif len(judged) > 1:
         findings.kind, findings.headline = _over_data(judged, count, margin)
         p = wilcoxon_p(_mean_effects(judged, "best"))
-        findings.reasons = [say("wilcoxon", p=p), *lines]
+        findings.reasons = [sentence("wilcoxon", p=p), *lines]
     else:
         kinds = Counter(v.kind for v in verdicts if v is not main)
         others = [f"{count} {kind}" for kind, count in kinds.items()]
         name = main.condition.name
         withheld = [v.condition.name for v in verdicts if v is not main and v.kind == WITHHELD]
         values = {"name": name, "others": others, "withheld": withheld}
-        findings.headline += " " + say("other_conditions", **values)
+        findings.headline += " " + sentence("other_conditions", **values)
         findings.reasons += lines
     return findings
 
@@ -592,14 +603,14 @@ def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -
     else:
         outcome = "noted" if doubted else "helps"
     kind = OUTCOMES[outcome]
-    text = say(
+    text = sentence(
         "over_data",
         effects=effects,
         overall=overall,
         lower=sum(effect < 0 for effect in effects),
         checkpoints=list(dict.fromkeys(map(_checkpoint, treatments))),
         missing=asked - len(judged),
-        finding=say(
+        finding=sentence(
             f"over_data_{outcome}",
             doubted=[v.condition.name for v in doubted],
             promise=" or ".join(dict.fromkeys(PRETRAINED[arm.init].promise for arm in treatments)),

@@ -45,7 +45,7 @@ class Comparison:
         new_windows: The same mean log-ratio with the interval for other stretches of the series
             as well as other seeds, not adjusted for the family; None where not recorded.
         kind: What it shows: lower, higher, no difference that matters, cannot tell, withheld.
-        checks: Its validity, where it is the verdict's own or stands beside it.
+        checks: Its validity, of the kinds that a verdict reads.
     """
 
     pair: Pair

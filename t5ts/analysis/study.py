@@ -175,7 +175,7 @@ class Run:
             return None
 
     def forecast_sample(self) -> dict[str, Any] | None:
-        """A few forecasts beside the truth; None if not recorded."""
+        """A few forecasts with the truth; None if not recorded."""
         try:
             return read_json(self.path / "forecast_sample.json")
         except DataError:

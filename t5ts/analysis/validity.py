@@ -41,7 +41,7 @@ class Check:
     """One invariant: what it asks, whether it holds, and the evidence.
 
     Attributes:
-        status: holds, note (worth knowing, the comparison stands), or broken (no verdict).
+        status: holds, note (worth knowing, the comparison is kept), or broken (no verdict).
     """
 
     name: str
@@ -58,7 +58,7 @@ def check_pair(pair: Pair) -> list[Check]:
         "no arm lost its seeds": _failed_seeds(pair),
         "paired start: same patch and head tensors at the same seed": _same_start(pair),
         "the arms' weights are proven": _weights_proven(pair),
-        "frozen parts stood still, unfrozen ones moved": _freezing_proven(pair),
+        "frozen parts did not move, unfrozen ones did": _freezing_proven(pair),
         "same data": _same(pair, lambda about: (about.get("data") or {}).get("sha256"), BROKEN),
         "same windows": _same(pair, lambda about: about.get("windows"), BROKEN),
         "same precision": _same(pair, lambda about: about.get("precision"), BROKEN),
@@ -94,7 +94,7 @@ def check_plans(pairs: Iterable[Pair]) -> list[Check]:
         for pair in pairs
         if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
     ]
-    detail = f"settings tried: {'; '.join(unequal)}. The one that was tuned more is favoured"
+    detail = f"settings tried: {'; '.join(unequal)}. This favours the arm with more"
     return _checks({"equal tuning of the plans": (NOTE, detail) if unequal else None})
 
 
@@ -154,7 +154,7 @@ def _differences(pair: Pair) -> Evidence:
 
     others = [k for k in differing if not k.startswith(weights)]
     if wrong := [k for k in others if k not in tuned]:
-        return BROKEN, f"{pair.name} also differ in {shown(wrong)}"
+        return BROKEN, f"{pair.name} differ in more than the weights: {shown(wrong)}"
     detail = f"{pair.name}: {shown(differing) or 'no setting differs'}"
     if others:
         detail += f" ({', '.join(others)} tuned in both arms, each at its own best)"
@@ -184,7 +184,10 @@ def _both_plans(pair: Pair) -> Evidence | None:
     if missing:
         add = " and ".join(missing)
         return BROKEN, f"the best plan of one was never run with the other: add {add}"
-    return NOTE, f"run with one of them only, and worse: {', '.join(sorted(plans[0] ^ plans[1]))}"
+    return (
+        NOTE,
+        f"plans run with only one of them, and worse: {', '.join(sorted(plans[0] ^ plans[1]))}",
+    )
 
 
 @dataclass(kw_only=True)
@@ -279,7 +282,7 @@ def _weights_proven(pair: Pair) -> Evidence:
     for arm in pair.arms:
         notes = [note for note in loader_notes(arm) if NOT_PRETRAINED.search(note)]
         if arm.is_pretrained and notes:
-            return BROKEN, f"the loader says of {arm.name}: {'; '.join(notes)}"
+            return BROKEN, f"loader notes on {arm.name}: {'; '.join(notes)}"
         digests = []
         for run in arm.finished.values():
             digest = _initial(run).get("encoder")
@@ -332,7 +335,7 @@ def _freezing_proven(pair: Pair) -> Evidence:
                 wrong.append(f"{component} of {run.path.name}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        return BROKEN, f"the plan was not kept by {', '.join(wrong[:5])}{more}"
+        return BROKEN, f"the plan was not followed by {', '.join(wrong[:5])}{more}"
     return (OK, f"at {known} evaluations of a component") if known else (NOTE, "not recorded")
 
 
@@ -399,7 +402,7 @@ def _seeds(pair: Pair) -> Evidence:
     for arm, seeds in lone.items():
         detail += f"; left out since only {arm} finished them: {', '.join(map(str, seeds))}"
     if len(pair.seeds) < FEW_SEEDS:
-        detail += f"; fewer than {FEW_SEEDS}, so the interval is wide whatever the truth is"
+        detail += f"; fewer than {FEW_SEEDS}, so the interval is wide"
     if twice:
         detail += f"; run twice: {'; '.join(twice)}"
     return NOTE if lone or twice or len(pair.seeds) < FEW_SEEDS else OK, detail
@@ -431,13 +434,13 @@ def _unfinished(condition: Condition) -> Evidence:
         return OK, f"all {len(runs)} runs are finished"
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
     done = f"{len(runs) - len(states)} of {len(runs)} runs"
-    return NOTE, f"{done}; {counts}. What is unfinished counts in curves and in no verdict"
+    return NOTE, f"{done}; {counts}. Unfinished runs count in curves, not in verdicts"
 
 
 def _diverged(condition: Condition) -> Evidence:
     failed = [run for run in condition.runs if run.state == "failed"]
     if not failed:
-        return OK, "none is known to have failed"
+        return OK, "no recorded failure"
     shown = "; ".join(
         f"{run.arm} seed {run.seed}: {run.trial.get('reason') or 'no reason given'}"
         for run in failed[:5]

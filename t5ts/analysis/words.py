@@ -106,7 +106,7 @@ def sure(comparison: Any) -> str:
     )
 
 
-def say(name: str, /, **values: Any) -> str:
+def sentence(name: str, /, **values: Any) -> str:
     """A sentence of `sentences.j2`, by its block's name."""
     template = _sentences()
     return "".join(template.blocks[name](template.new_context(values))).strip()

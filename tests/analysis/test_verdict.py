@@ -341,7 +341,7 @@ def distance(pattern: str, value: str) -> Callable[[Path], None]:
 
 
 START = "paired start: same patch and head tensors at the same seed"
-PROVEN, FROZEN = "the arms' weights are proven", "frozen parts stood still, unfrozen ones moved"
+PROVEN, FROZEN = "the arms' weights are proven", "frozen parts did not move, unfrozen ones did"
 BY_VALIDATION = "validation selected, after all epochs"
 ZEROS = "0" * 64
 
