@@ -478,14 +478,14 @@ def _between_checkpoints(v: Verdict, names: dict[Any, str]) -> list[str]:
 def _frozen_random(v: Verdict, main: Comparison) -> Comparison | None:
     """The comparison of the headline's pretrained arm with an encoder that stays random."""
     arm = main.pair.treatment
-    if arm.freeze == "all":
-        return None
-    for c in v.comparisons:
-        other = c.pair.control
-        is_frozen = other.freeze == "all" and other.init == RANDOM
-        if c.pair.treatment is arm and is_frozen and other.is_control_of(arm) and c.pair.seeds:
-            return c
-    return None
+    found = (
+        c
+        for c in v.comparisons
+        if c.pair.treatment is arm
+        and (c.pair.control.init, c.pair.control.freeze) == (RANDOM, "all")
+        if c.pair.control.backbone == arm.backbone and c.pair.seeds
+    )
+    return None if arm.freeze == "all" else next(found, None)
 
 
 def _count_needed(v: Verdict, c: Comparison) -> str:

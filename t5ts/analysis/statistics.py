@@ -71,16 +71,14 @@ class Estimate:
 def mean_interval(values: Sequence[float] | Array) -> Estimate:
     """Student's t interval and test of a mean, for instance of paired differences over seeds.
 
-    mean ± t(0.975, n−1) · sd / √n, where sd has n−1 in its denominator. If the arms' losses at a
-    seed are exchangeable, their difference is symmetric and the test keeps its 5 %; where arms of
-    equal mean differ in spread or shape it rejects more, up to 12 % at 5 seeds where the
-    difference is exponential (`benchmarks/coverage.py` has both).
+    mean ± t(0.975, n−1) · sd / √n. If the arms' losses at a seed are exchangeable, their difference
+    is symmetric and the test keeps its 5 %; where arms of equal mean differ in spread or shape it
+    rejects more, up to 12 % at 5 seeds (`benchmarks/coverage.py` has both).
 
     Args:
-        values: (n,) finite observations; NaN are left out.
+        values: (n,) observations; NaN are left out.
 
-    Source: Student 1908; the paired form as in Demšar 2006, section 3.1.1; exchangeability: Fisher
-        1935; skew: Bartlett 1935.
+    Source: Student 1908; the paired form as in Demšar 2006, section 3.1.1; Fisher 1935.
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[np.isfinite(x)]
@@ -107,11 +105,7 @@ def _t_estimate(
 
 
 def log_ratio(numerator: Sequence[float] | Array, denominator: Sequence[float] | Array) -> Estimate:
-    """Mean of log(numerator / denominator) over pairs: the log of the geometric-mean ratio.
-
-    Args:
-        numerator, denominator: (n,) positive and paired, for instance two arms' losses by seed, or
-            a model's and seasonal naive's losses by data set.
+    """Mean log(numerator / denominator) over n pairs of positive values: geometric-mean ratio.
 
     Source: Fleming & Wallace 1986 (only geometric means of ratios do not depend on the reference).
     """
@@ -122,9 +116,7 @@ def log_ratio(numerator: Sequence[float] | Array, denominator: Sequence[float] |
 def permutation_p(differences: Sequence[float] | Array) -> float:
     """Sign-flip permutation test of paired differences: p of |mean| if the arms were exchangeable.
 
-    Exact up to 13 pairs. With n pairs p is at least 2/2ⁿ: 5 pairs can never go below 0.0625.
-
-    Source: Fisher 1935; scipy.stats.permutation_test.
+    Exact up to 13 pairs; at least 2/2ⁿ. Source: Fisher 1935; scipy.stats.permutation_test.
     """
     from scipy.stats import permutation_test
 
@@ -172,11 +164,7 @@ def simultaneous(family: Sequence[Estimate]) -> list[Estimate]:
 
     Each interval is at the level at which Holm tested its hypothesis (5 % / m for the smallest of
     m p-values, then 5 % / (m − 1), …), those behind the first that failed at its level. So it
-    excludes 0 if and only if the adjusted p is below 5 %. That all cover their truth at once is
-    promised for those that include 0 only.
-
-    Args:
-        family: Unadjusted estimates (tests = 1); those without a p stay as they are.
+    excludes 0 if and only if the adjusted p is below 5 %. Estimates without a p stay as they are.
 
     Source: Holm 1979; regions for step-down tests: Guilbaud 2008, Strassburger & Bretz 2008.
     """
@@ -203,21 +191,17 @@ def robust_p(
     rate: float = FAILURE_RATE,
     spreads: float = FAILURE_SPREADS,
 ) -> float:
-    """p of a mean against failures that these seeds happened not to show.
+    """p of a mean against failures that these seeds happened not to show; NaN of fewer than 2.
 
     If one seed in ten fails by ten standard deviations, a lead of one standard deviation at the
     others is no gain on average, and 59 % of studies of five seeds show no such failure. The
     hypothesis is that the mean of seeds that did not fail is at most rate · spreads standard
-    deviations from 0. Below 5 % the direction holds even so; above it the result is about the kind
-    of seeds seen.
+    deviations from 0. Below 5 % the direction holds even so.
 
     Args:
         differences: (n,) paired differences; NaN are left out.
         rate: Share of seeds that fail.
         spreads: By how many standard deviations of the others' differences.
-
-    Returns:
-        NaN with fewer than 2 values.
 
     Source: minimum-effect test with the noncentral t (Murphy & Myors 1999); the hypothesis from
         Huber's (1964) contaminated laws; own combination, measured in benchmarks/coverage.py.
@@ -237,16 +221,10 @@ def robust_p(
 
 
 def outlying(values: Sequence[float] | Array) -> list[int]:
-    """Which values are unlike the others, if those are normal: wrong in 5 to 8 % of sets.
+    """Which of (n,) finite values are unlike the others, if those are normal; the farthest first.
 
     Up to a quarter of them, one at least: the farthest is compared with Student's t to those that
-    remain, and taken out before the next.
-
-    Args:
-        values: (n,) finite values; 4 at least, or none is.
-
-    Returns:
-        Indices, the farthest first.
+    remain, and taken out before the next. None of fewer than 4. Wrong in 5 to 8 % of sets.
 
     Source: Grubbs 1950; generalised extreme studentised deviate, Rosner 1983.
     """
@@ -270,13 +248,11 @@ def outlying(values: Sequence[float] | Array) -> list[int]:
 
 
 def variance_over_time(series: Sequence[float] | Array, *, horizon: int) -> tuple[float, int]:
-    """Variance of the mean of losses of windows that start at every step, and what it knows.
+    """Variance of the mean of losses of windows that start at every step; its degrees of freedom.
 
     The long-run variance is the mean square of the first ν coefficients of the orthonormal cosine
     transform, the constant left out: slow waves, on which dependence over less than n/ν windows
-    acts as on the mean itself. It has ν = n / 3h degrees of freedom, at most 8 and at least 3.
-    Divided by Harvey, Leybourne & Newbold's (n + 1 − 2h + h(h−1)/n) / n for the estimated mean.
-
+    acts as on the mean itself. ν = n / 3h, at most 8 and at least 3, are its degrees of freedom.
     If loss differences stay correlated over a fortieth of the windows, a test at 5 % rejects 6 % of
     true hypotheses; over a twentieth 10 %, a tenth 12 % (benchmarks/coverage.py).
 
@@ -284,11 +260,8 @@ def variance_over_time(series: Sequence[float] | Array, *, horizon: int) -> tupl
         series: (n,) in time order; at least 2.
         horizon: h, the steps that a forecast reaches: neighbouring windows share h − 1 of them.
 
-    Returns:
-        The variance of the mean, and its degrees of freedom.
-
-    Source: Müller 2004 and 2007; Lazarus, Lewis, Stock & Watson 2018 ("EWC"), who compare it with
-        Newey & West's; Harvey, Leybourne & Newbold 1997, eq. 9. The bounds of ν: own, measured.
+    Source: Müller 2004 and 2007; Lazarus, Lewis, Stock & Watson 2018 ("EWC"); the divisor from
+        Harvey, Leybourne & Newbold 1997, eq. 9. The bounds of ν: own, measured.
     """
     from scipy.fft import dct
 
@@ -326,15 +299,14 @@ def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
     """Interval of a mean difference for new seeds AND new windows of the same series.
 
     Variance = s²(seed means)/S + `variance_over_time` of the seeds' mean difference, with
-    Satterthwaite's degrees of freedom.
+    Satterthwaite's (1946) degrees of freedom.
 
     Args:
         differences_SW: (S, W) loss differences of S paired seeds on W windows in time order.
         horizon: Steps that a forecast reaches.
 
-    Source: own, from the crossed random-effects variance (Owen 2007, "The pigeonhole bootstrap":
-        resampling both ways estimates this sum, slightly from above); Satterthwaite 1946; checked
-        in benchmarks/coverage.py.
+    Source: own, from the crossed random-effects variance (Owen 2007, "The pigeonhole bootstrap");
+        checked in benchmarks/coverage.py.
     """
     d = np.asarray(differences_SW, dtype=np.float64)
     num_seeds, num_windows = d.shape
@@ -375,10 +347,9 @@ def crossed_log_ratio(numerator_SW: Array, denominator_SW: Array, *, horizon: in
 
 
 def _spreads(pilot: int, count: int) -> tuple[Array, Array]:
-    """Equally likely sample spreads over the true one: of a pilot study, and of a later one.
+    """Equally likely sample spreads over the true one: a pilot's (100, 1), a later study's (100,).
 
-    Returns:
-        (100, 1) and (100,): the root of chi-square over its degrees, at midpoints of 100 cells.
+    The root of chi-square over its degrees, at midpoints of 100 cells.
     """
     from scipy.stats import chi2
 
@@ -398,11 +369,9 @@ def resolvable_effect(
     pilot of few seeds may have missed of the spread.
 
     Args:
-        sd: Standard deviation of paired differences.
+        sd: Standard deviation of paired differences, from `pilot` seeds (default: `count`).
         count: Paired seeds of the study that shall show it.
-        pilot: Seeds that `sd` was estimated from; `count` of them by default.
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
-        power: Share of studies.
 
     Returns:
         In the units of sd; NaN if sd is unknown or there are fewer than 2 seeds.
@@ -430,16 +399,14 @@ def seeds_needed(
 ) -> int | None:
     """Paired seeds that decide whether there is a difference that matters, whatever the truth.
 
-    A study decides if its interval excludes 0 or lies within ±margin. The truth that is hardest to
-    decide is half the margin. The effect that was seen is no part of this: of a small effect few
-    seeds see mostly noise.
+    A study decides if its interval excludes 0 or lies within ±margin, in `power` of studies. The
+    truth that is hardest to decide is half the margin. The effect that was seen is no part of this:
+    of a small effect few seeds see mostly noise.
 
     Args:
-        sd: Standard deviation of paired differences.
-        count: Paired seeds that it was estimated from; what they may have missed is allowed for.
+        sd: Standard deviation of `count` paired differences.
         margin: Largest difference that does not matter, in the same units.
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
-        power: Share of studies that decide, over pilot studies and the studies they ask for.
 
     Returns:
         At least 2; None if more than 10,000 would be needed, or nothing is known.
@@ -472,16 +439,13 @@ def seeds_needed(
 
 
 def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
-    """Slope of a gap over the last epochs, estimated per seed: below 0 the gap is closing.
+    """Change per epoch of a gap over the last epochs: below 0 it is closing.
 
     A least-squares line per seed, then Student's t over the seeds' slopes.
 
     Args:
         gap_SE: (S, E) gap of S paired seeds at E epochs.
         epochs_E: (E,) the epochs; at least two.
-
-    Returns:
-        Change of the gap per epoch.
 
     Source: summary-measures analysis (Matthews et al. 1990).
     """
@@ -494,8 +458,7 @@ def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
 def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
     """Training examples with which a run from scratch would reach a loss.
 
-    Piecewise linear in (log size, log loss), on the lower hull (more data never hurts): a loss
-    curve is a power law in the amount of data, straight there.
+    Piecewise linear in (log size, log loss), on the lower hull (more data never hurts).
 
     Args:
         sizes_F: (F,) training windows, ascending.
@@ -505,8 +468,7 @@ def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
     Returns:
         Windows; inf if the loss is below all that was measured, NaN if it is above it.
 
-    Source: Hernandez et al. 2021, "Scaling Laws for Transfer", section 2: the effective data
-        transferred is this less the data that the pretrained model was fine-tuned on.
+    Source: Hernandez et al. 2021, "Scaling Laws for Transfer", section 2.
     """
     log_size = np.log(np.asarray(sizes_F, dtype=np.float64))
     log_loss = np.log(np.minimum.accumulate(np.asarray(scratch_F, dtype=np.float64)))
@@ -520,15 +482,9 @@ def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
 
 
 def crossing(x: Array, y: Array, target: float) -> float:
-    """Where a falling curve first reaches a target, linear between the points.
+    """Where a falling curve y (n,) over ascending x (n,) first reaches a target.
 
-    Args:
-        x: (n,) ascending (epochs or steps).
-        y: (n,) the curve (a loss).
-        target: The height to reach.
-
-    Returns:
-        In the units of x; inf if it is never reached.
+    Linear between the points; in the units of x, inf if never.
     """
     below = np.flatnonzero(np.asarray(y) <= target)
     if len(below) == 0:

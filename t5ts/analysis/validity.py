@@ -190,50 +190,38 @@ def _both_plans(pair: Pair) -> Evidence | None:
     )
 
 
-@dataclass(kw_only=True)
-class _Budget:
-    """What a side's best was chosen from; of arms with one plan the one with most counts."""
-
-    settings: int
-    trials: int
-    epochs: int
-    trained: float
-    searched: set[str]
-
-
-def _budget_of(arms: Sequence[Arm]) -> _Budget:
-    plans = [[arm for arm in arms if arm.freeze == plan] for plan in {arm.freeze for arm in arms}]
-    return _Budget(
-        settings=sum(max(arm.tried for arm in plan) for plan in plans),
-        trials=sum(max(arm.trials for arm in plan) for plan in plans),
-        epochs=sum(arm.epochs_trained for arm in arms),
-        trained=float(np.mean([arm.share_trained for arm in arms])),
-        searched={key for arm in arms for key in arm.searched},
-    )
-
-
 def _budget(pair: Pair) -> Evidence:
     """Trials and epochs that each side's best was chosen from, over the plans that both had."""
     shared = set.intersection(*({arm.freeze for arm in arms} for arms in pair.rivals))
     sides = [[arm for arm in arms if arm.freeze in shared] for arms in pair.rivals]
     if not all(sides):
         sides = [[arm] for arm in pair.arms]
-    a, b = budgets = [_budget_of(arms) for arms in sides]
+
+    def most(of: Callable[[Arm], int]) -> list[int]:  # of a side's arms with one plan, summed
+        plans = [sorted({arm.freeze for arm in arms}) for arms in sides]
+        return [
+            sum(max(of(arm) for arm in arms if arm.freeze == plan) for plan in of_side)
+            for arms, of_side in zip(sides, plans, strict=True)
+        ]
+
+    settings, trials = most(lambda arm: arm.tried), most(lambda arm: arm.trials)
+    trained = [float(np.mean([arm.share_trained for arm in arms])) for arms in sides]
+    searched = [{key for arm in arms for key in arm.searched} for arms in sides]
     by_name = pair.treatment.init == pair.control.init
     detail = "; ".join(
-        f"{arm.name if by_name else arm.init}: {plural(of.settings, 'setting')} in"
-        f" {plural(of.trials, 'trial')}, {of.epochs:,} epochs trained"
-        f" ({100 * of.trained:.0f} % of those asked)"
-        for arm, of in zip(pair.arms, budgets, strict=True)
+        f"{arm.name if by_name else arm.init}: {plural(settings[i], 'setting')} in"
+        f" {plural(trials[i], 'trial')}, {sum(a.epochs_trained for a in sides[i]):,} epochs trained"
+        f" ({100 * trained[i]:.0f} % of those asked)"
+        for i, arm in enumerate(pair.arms)
     )
-    fewer, more = sorted((a.settings, b.settings))
+    fewer, more = sorted(settings)
     # A sampler may draw one point twice: then the trials are equal and the settings nearly.
-    if fewer != more and (a.trials != b.trials or 2 * fewer < more):
+    if fewer != more and (trials[0] != trials[1] or 2 * fewer < more):
         return BROKEN, f"{detail}. Give both the same number of trials"
-    if more > 1 and min(a.trained, b.trained) < TRAINED_SHARE * max(a.trained, b.trained):
+    if more > 1 and min(trained) < TRAINED_SHARE * max(trained):
         cure = "tune both without a pruner, or alike"
         return BROKEN, f"{detail}. Most trials of one were cut short: {cure}"
-    if only := sorted(a.searched ^ b.searched):
+    if only := sorted(searched[0] ^ searched[1]):
         return BROKEN, f"{detail}. Searched in one only: {', '.join(only)}"
     return OK, detail
 
