@@ -17,7 +17,7 @@ from t5ts import distributed
 from t5ts.data.windows import Windows
 from t5ts.errors import DataError
 from t5ts.metrics import RegressionSums, one_thread
-from t5ts.task import Task
+from t5ts.tasks import Task
 
 
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -37,7 +37,7 @@ def evaluate(
     naive_mse: float,
     limit: int | None = None,
     window_losses: list[Tensor] | None = None,
-    show: Callable[[Tensor, Tensor], Tensor] = lambda inputs_BCL, _index_B: inputs_BCL,
+    transform: Callable[[Tensor, Tensor], Tensor] = lambda inputs_BCL, _index_B: inputs_BCL,
 ) -> dict[str, float]:
     """Metrics of a model on all windows of a split, whatever the batch size.
 
@@ -55,8 +55,8 @@ def evaluate(
         window_losses: Where given, (B,) float32 tensors are added to it, in the windows' order:
             each window's mean squared error over what is scored of it (NaN if nothing is). Their
             mean is the loss where every window has as much to score.
-        show: What the model sees, of a batch's inputs (B, C, L) and its windows' numbers (B,). The
-            metrics are of the batch as it is, its last values included.
+        transform: Makes what the model sees, from a batch's inputs (B, C, L) and its windows'
+            numbers (B,). The metrics are of the batch as it is, its last values included.
     """
     model.eval()
     device = windows.series_TC.device
@@ -65,7 +65,7 @@ def evaluate(
     for index_B in share_B.split(batch_size) if len(share_B) else ():
         batch = task.batch(windows.gather(index_B), index_B)
         with autocast_to(device, autocast):
-            prediction_BCH = model(show(batch.inputs_BCL, index_B))
+            prediction_BCH = model(transform(batch.inputs_BCL, index_B))
         with one_thread(device):
             sums.update(prediction_BCH, batch.target_BCH, task.last_value(batch))
             if window_losses is not None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from t5ts.data.windows import Windows
 from t5ts.evaluation import evaluate, evaluate_baselines
 from t5ts.metrics import RegressionSums
-from t5ts.task import Forecast
+from t5ts.tasks import Forecast
 
 
 def sample(seed: int = 0, windows: int = 37, channels: int = 3, horizon: int = 5):
@@ -53,18 +53,12 @@ def test_against_numpy_and_scipy() -> None:
     assert got["skill"] == pytest.approx(1 - ((p - y) ** 2).mean() / 3.0, rel=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(size=st.integers(1, 40), seed=st.integers(0, 5))
 def test_batch_size_does_not_matter(size, seed) -> None:
     data = sample(seed)
     whole, parts = computed(*data), computed(*data, size=size)
     assert parts == pytest.approx(whole, rel=1e-10)
-
-
-def test_order_does_not_matter() -> None:
-    data = sample()
-    backwards = [t.flip(0) for t in data]
-    assert computed(*backwards, size=4) == pytest.approx(computed(*data), rel=1e-10)
 
 
 def test_constant_channels_are_left_out_and_counted() -> None:
@@ -142,7 +136,7 @@ def test_gaps_are_left_out_of_everything_against_numpy_and_scipy() -> None:
     assert got["windows_without_target"] == np.isnan(y).all(axis=2).sum() >= 7
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(size=st.integers(1, 40))
 def test_batch_size_does_not_matter_with_gaps(size) -> None:
     data = gappy_sample()

@@ -2,26 +2,18 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from t5ts.optim import AdamWRms, OptimSettings, PlannedOptimizer
+from t5ts.config import OptimConfig
+from t5ts.optim import AdamWRms, PlannedOptimizer
 from t5ts.schedule import Rule
 
-SETTINGS = OptimSettings(
-    algorithm="adamw",
-    lr=1e-2,
-    warmup_steps=0,
-    rewarmup_steps=0,
-    schedule="constant",
-    min_lr_ratio=0.0,
-    weight_decay=0.1,
-    clip_norm=None,
-    beta1=0.9,
-    beta2=0.999,
-    eps=1e-8,
+SETTINGS = OptimConfig(
+    name="test", lr=1e-2, warmup_epochs=0, schedule="constant", weight_decay=0.1, clip_norm=None
 )
 
 
@@ -37,9 +29,14 @@ RULES = [
 ]
 
 
-def planned(net: nn.Module, settings: OptimSettings = SETTINGS, rules=RULES) -> PlannedOptimizer:
+def planned(net: nn.Module, rules=RULES, rewarmup_epochs=0.0, **changes) -> PlannedOptimizer:
     return PlannedOptimizer(
-        net.named_parameters(), rules=rules, settings=settings, steps_per_epoch=3, total_steps=9
+        net.named_parameters(),
+        rules=rules,
+        settings=replace(SETTINGS, **changes),
+        rewarmup_epochs=rewarmup_epochs,
+        steps_per_epoch=3,
+        total_steps=9,
     )
 
 
@@ -103,9 +100,8 @@ def test_weight_decay_takes_matrices_only() -> None:
 
 
 def test_learning_rates_follow_rule_and_rewarmup() -> None:
-    settings = OptimSettings(**{**vars(SETTINGS), "rewarmup_steps": 2})
     net = model()
-    optimizer = planned(net, settings)
+    optimizer = planned(net, rewarmup_epochs=2 / 3)
     seen = []
     for number in range(6):
         step(net, optimizer, number)
@@ -115,31 +111,10 @@ def test_learning_rates_follow_rule_and_rewarmup() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "adamw_rms"])
-def test_state_round_trip_goes_on_bit_for_bit(algorithm) -> None:
-    settings = OptimSettings(**{**vars(SETTINGS), "algorithm": algorithm})
-    for stop in (1, 3, 4):
-        net = model()
-        optimizer = planned(net, settings)
-        for number in range(stop):
-            step(net, optimizer, number)
-        saved, (tensors, steps) = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state())
-        again = model()
-        again.load_state_dict(saved)
-        other = planned(again, settings)
-        other.load_state(tensors, steps, step=stop)
-        for number in range(stop, 7):
-            step(net, optimizer, number)
-            step(again, other, number)
-        for name, value in net.state_dict().items():
-            assert torch.equal(value, again.state_dict()[name]), (stop, name)
-
-
-@pytest.mark.parametrize("algorithm", ["adamw", "adamw_rms"])
-@pytest.mark.parametrize("skipped", [{0}, {0, 1}, {0, 1, 2, 3}, {3}, {3, 4}, {1, 3}])
-@pytest.mark.parametrize("stop", [1, 2, 4, 5])
-def test_state_after_skipped_steps_goes_on_bit_for_bit(algorithm, skipped, stop) -> None:
+@pytest.mark.parametrize("skipped", [set(), {0}, {0, 1}, {0, 1, 2, 3}, {3, 4}, {1, 3}])
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+def test_state_round_trip_resumes_bit_for_bit(algorithm, skipped, stop) -> None:
     """A GradScaler skips its first steps: whatever has not stepped yet has no state."""
-    settings = OptimSettings(**{**vars(SETTINGS), "algorithm": algorithm})
 
     def train(net, optimizer, numbers) -> None:
         for number in numbers:
@@ -149,11 +124,11 @@ def test_state_after_skipped_steps_goes_on_bit_for_bit(algorithm, skipped, stop)
                 step(net, optimizer, number)
 
     net = model()
-    optimizer = planned(net, settings)
+    optimizer = planned(net, algorithm=algorithm)
     train(net, optimizer, range(stop))
     again = model()
     again.load_state_dict(net.state_dict())
-    other = planned(again, settings)
+    other = planned(again, algorithm=algorithm)
     done = sum(number < stop for number in skipped)
     other.load_state(*copy.deepcopy(optimizer.state()), step=stop, skipped_steps=done)
     train(net, optimizer, range(stop, 7))
@@ -167,18 +142,17 @@ def test_state_of_other_parameters_is_refused() -> None:
     optimizer = planned(net)
     step(net, optimizer, 0)
     tensors, steps = optimizer.state()
-    with pytest.raises(ValueError, match="other parameters"):
+    with pytest.raises(ValueError, match=r"[02]\.weight"):
         planned(model()).load_state(tensors, steps, step=4)
     other = {"4.weight": steps["4.weight"], "0.weight": 1.0}
-    with pytest.raises(ValueError, match="other parameters"):
+    with pytest.raises(ValueError, match=r"[02]\.weight"):
         planned(model()).load_state(tensors, other, step=1, skipped_steps=1)
 
 
 @pytest.mark.parametrize("limit", [0.01, 1e6])
 def test_clip_equals_torch(limit) -> None:
-    settings = OptimSettings(**{**vars(SETTINGS), "clip_norm": limit})
     ours, theirs = model(), model()
-    optimizer = planned(ours, settings, [Rule(pattern="", start_epoch=0.0, lr_scale=1.0)])
+    optimizer = planned(ours, [Rule(pattern="", start_epoch=0.0, lr_scale=1.0)], clip_norm=limit)
     for net in (ours, theirs):
         net(torch.ones(8, 3)).square().mean().backward()
     total = torch.stack([p.grad.norm() for p in ours.parameters()]).norm()

@@ -7,10 +7,12 @@ cannot see, in its target for what is not scored (a gap of the data, a step that
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from t5ts.draws import draw_masks, num_masked
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def target_len(self) -> int:
-        """Steps of a window that must lie in the split."""
-
-    @property
-    @abstractmethod
-    def output_len(self) -> int:
-        """Steps that the model's head gives."""
+        """Steps of a window that must lie in the split: those that the model's head puts out."""
 
     @property
     @abstractmethod
@@ -136,11 +133,6 @@ class Forecast(Task):
         """The horizon, which must lie in the split."""
         return self.horizon
 
-    @property
-    def output_len(self) -> int:
-        """The horizon."""
-        return self.horizon
-
     def batch(
         self,
         window_BCW: Tensor,
@@ -188,6 +180,128 @@ class Forecast(Task):
         if self.baseline_season(season) == season:
             return []
         return ["the season exceeds seq_len: seasonal naive repeats the last value"]
+
+
+@dataclass(frozen=True)
+class Reconstruct(Task):
+    """Predict the masked spans of a window of `seq_len` steps from the rest of it.
+
+    The same steps are masked in all channels, so that a model that mixes them cannot read a masked
+    step off another channel's, and sees no more than the baselines do. Which ones follows from
+    (seed, window, epoch) in training; in validation and test from the window alone, so that every
+    epoch, arm and seed is measured at the same points.
+
+    Masked values are NaN in a batch's inputs: neither model nor baseline is handed them. The target
+    is NaN everywhere else. A gap of the data is hidden like a masked step and not scored.
+
+    Args:
+        seq_len: L.
+        ratio: Wished share of masked steps.
+        min_len: Least length of a span.
+        max_len: Greatest.
+        mask: "token" or "value": what a model puts in place of a hidden step.
+        seed: Of the training masks.
+    """
+
+    seq_len: int
+    ratio: float
+    min_len: int
+    max_len: int
+    mask: str
+    seed: int
+    naive = "linear_interpolation"
+    uses_season = False
+
+    @property
+    def context_len(self) -> int:
+        """Nothing lies before the target: a window lies wholly in its split."""
+        return 0
+
+    @property
+    def target_len(self) -> int:
+        """The window."""
+        return self.seq_len
+
+    @property
+    def hides(self) -> str:
+        """What stands for a hidden step."""
+        return self.mask
+
+    @property
+    def num_masked(self) -> int:
+        """Steps masked in every window."""
+        return num_masked(**self._spans)
+
+    @property
+    def _spans(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("seq_len", "ratio", "min_len", "max_len")}
+
+    def batch(self, window_BCW: Tensor, index_B: Tensor, epoch: int | None = None) -> Batch:
+        """Hide the masked steps from the inputs, and all others from the target."""
+        mask_BL = draw_masks(
+            index_B.cpu().numpy(),
+            seed=0 if epoch is None else self.seed,
+            epoch=epoch,
+            **self._spans,
+        )
+        mask_B1L = torch.from_numpy(mask_BL).to(window_BCW.device, non_blocking=True)[:, None]
+        nothing = window_BCW.new_full((), torch.nan)
+        return Batch(
+            inputs_BCL=torch.where(mask_B1L, nothing, window_BCW),
+            target_BCH=torch.where(mask_B1L, window_BCW, nothing),
+        )
+
+    def last_value(self, batch: Batch) -> Tensor:
+        """The last visible value; before the first one, that; 0, the train mean, without any."""
+        before_BCL, after_BCL, _ = _neighbours(batch.inputs_BCL)
+        return torch.where(before_BCL.isnan(), after_BCL, before_BCL).nan_to_num(0.0)
+
+    def baselines(self, batch: Batch, *, season: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Predictions that need no training, (B, C, L) each.
+
+        `linear_interpolation` is the straight line between the visible neighbours of a span, and
+        the one neighbour's value at a window's ends; `last_value` holds the neighbour before it;
+        `mean` predicts the train rows' mean (0 in standardised units).
+        """
+        before_BCL, after_BCL, weight_BCL = _neighbours(batch.inputs_BCL)
+        last_BCL = self.last_value(batch)
+        line_BCL = before_BCL + weight_BCL * (after_BCL - before_BCL)
+        return {
+            "linear_interpolation": torch.where(line_BCL.isnan(), last_BCL, line_BCL),
+            "last_value": last_BCL,
+            "mean": torch.zeros_like(batch.target_BCH),
+        }
+
+    def baseline_season(self, season: int) -> int:  # noqa: ARG002 - no baseline repeats one
+        """1: no baseline repeats a season."""
+        return 1
+
+    def notes(self, season: int) -> list[str]:  # noqa: ARG002
+        """How much is masked, by what seed, and what stands for it."""
+        return [
+            f"{self.num_masked} of the {self.seq_len} steps of each window are masked in all"
+            f" channels, in spans of {self.min_len} to {self.max_len}, by (seed {self.seed},"
+            " window, epoch); in validation and test by the window alone",
+            f"masked steps are a {self.mask} to the model; loss and metrics are of masked steps"
+            " only; horizon has no meaning",
+        ]
+
+
+def _neighbours(x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each step: the visible value at or before it, at or after it, and how far on it lies.
+
+    Returns:
+        (B, C, L) each; the values are NaN where there is none, the last is the step's place between
+        its neighbours, from 0 to 1.
+    """
+    step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
+    last = x_BCL.shape[-1] - 1
+    is_hidden_BCL = x_BCL.isnan()
+    # Where there is no neighbour the window's end is taken: it is hidden, so its value is NaN.
+    before_BCL = torch.where(is_hidden_BCL, 0, step_L).cummax(-1).values
+    after_BCL = torch.where(is_hidden_BCL, last, step_L).flip(-1).cummin(-1).values.flip(-1)
+    weight_BCL = (step_L - before_BCL) / (after_BCL - before_BCL).clamp_min(1)
+    return x_BCL.gather(-1, before_BCL), x_BCL.gather(-1, after_BCL), weight_BCL
 
 
 def last_seen(x_BCL: Tensor) -> Tensor:
