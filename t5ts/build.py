@@ -390,7 +390,7 @@ def _token_factor(config: Config, d_model: int, report: LoadReport | None) -> fl
 
 
 def _hidden(config: Config, task: Task) -> str:
-    """What stands for steps that the model does not see: the task's choice, or 0 for mere gaps."""
+    """What replaces steps that the model does not see: the task's choice, or 0 if only gaps."""
     tables = [data for data in (config.data, config.ood) if isinstance(data, CsvData)]
     has_gaps = any(table.missing == "mask" for table in tables)
     return "value" if task.hides == "none" and has_gaps else task.hides
@@ -497,7 +497,7 @@ def _inputs(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> dict[str, Any]:
-    """What a run's numbers come from besides its configuration and code, JSON-able.
+    """What a run's numbers depend on in addition to its configuration and code, JSON-able.
 
     `weights` has the SHA-256 of each file that weights were read from, by name.
     """

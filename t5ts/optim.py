@@ -179,14 +179,13 @@ class PlannedOptimizer:
         """Restore `state()` as it was at `step`: unfreezes what had been unfrozen by then.
 
         Args:
-            tensors: State tensors, keyed `NAME/KEY`.
-            steps: Step counts by parameter.
-            step: Steps done, the skipped ones included.
-            skipped_steps: How many of them a GradScaler skipped. A group may have no state yet
-                where it has had no more steps than that.
+            tensors, steps: As `state` returns them.
+            step: Steps done, including skipped ones.
+            skipped_steps: How many of them a GradScaler skipped. A group that has had no more
+                steps than that may have no state yet.
 
         Raises:
-            ValueError: if the state speaks of other parameters than those that had begun to train.
+            ValueError: if the state is of other parameters than those that train by then.
         """
         # What starts at `step` itself has not stepped yet and has no state.
         self.unfreeze(step - 1)

@@ -1,8 +1,8 @@
 """What trains when, and how fast: a plan is data, the learning rate a pure function of the step.
 
-A plan is an ordered list of rules. Each rule names the parameters it speaks of by a regular
-expression, the epoch from which they train (None: never) and their learning-rate multiplier.
-The first rule that matches a parameter holds, and every parameter must be matched.
+A plan is an ordered list of rules: a regular expression for parameter names, the epoch from which
+these parameters train (None: never) and their learning-rate multiplier. The first matching rule
+applies, and every parameter must be matched.
 
 Source: big_vision's (pattern, multiplier-or-None) schedules; gradual unfreezing after Howard &
 Ruder 2018 (ULMFiT, top-down) and Lee et al. 2022 (surgical fine-tuning, bottom-up).
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from t5ts.config import FreezeConfig, OptimConfig
 
 #: Settings without effect while the encoder is frozen, except through what trains from step 0
-#: and how fast: that stands in the key as the optimizer's own groups.
+#: and how fast, which is in the reuse key as the optimizer's groups.
 ACTS_LATER = (
     "freeze.name",
     "freeze.unfreeze_epoch",

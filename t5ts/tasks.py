@@ -1,13 +1,12 @@
 """Tasks: what a window's input and target are, and what scores them.
 
-One mark runs through all of it: NaN. In a batch's inputs it stands for what the model must not or
-cannot see, in its target for what is not scored (a gap of the data, a step that was visible).
+NaN is the mark of both: in a batch's inputs for what the model must not or cannot see, in its
+target for what is not scored (a gap of the data, a step that was visible).
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,64 +37,8 @@ class Batch:
         return self.scored_BCH.sum()
 
 
-@dataclass(frozen=True)
-class Task(ABC):
-    """What the loop, the evaluation and the pictures know of a task.
-
-    Attributes:
-        naive: The baseline that `val_skill` is measured against and the pictures show.
-        uses_season: Whether `val_mase` is defined: errors over those of a seasonal naive forecast.
-    """
-
-    naive: ClassVar[str]
-    uses_season: ClassVar[bool]
-
-    @property
-    @abstractmethod
-    def context_len(self) -> int:
-        """Steps of a window that may lie before the split (they are seen, not scored)."""
-
-    @property
-    @abstractmethod
-    def target_len(self) -> int:
-        """Steps of a window that must lie in the split: those that the model's head puts out."""
-
-    @property
-    @abstractmethod
-    def hides(self) -> str:
-        """How the model reads what the task hides: "token" or "value"; "none" if it hides nothing.
-
-        See `t5ts.model.patching.PatchEmbedding`.
-        """
-
-    @abstractmethod
-    def batch(self, window_BCW: Tensor, index_B: Tensor, epoch: int | None = None) -> Batch:
-        """Cut windows into what is seen and what is asked.
-
-        Args:
-            window_BCW: (B, C, context_len + target_len); NaN where the data has a gap.
-            index_B: Their numbers in the split.
-            epoch: Of training; None in validation and test, which must not change with it.
-        """
-
-    @abstractmethod
-    def last_value(self, batch: Batch) -> Tensor:
-        """The last value seen before each step of the target, (B, C, H); no NaN.
-
-        It is a baseline, and what `val_corr_delta` takes changes from.
-        """
-
-    @abstractmethod
-    def baselines(self, batch: Batch, *, season: int) -> dict[str, Tensor]:
-        """Predictions that need no training, (B, C, H) each, no NaN; `naive` first."""
-
-    @abstractmethod
-    def baseline_season(self, season: int) -> int:
-        """The season that the baselines repeat, given the data's; 1 if they repeat none."""
-
-    @abstractmethod
-    def notes(self, season: int) -> list[str]:
-        """What a reader of the run must know of the task, a sentence each; may be empty."""
+class _SquaredError:
+    """The loss of every task."""
 
     def loss(self, prediction_BCH: Tensor, batch: Batch) -> Tensor:
         """Mean squared error per scored element, in train-standardised units; 0 if there is none.
@@ -114,8 +57,15 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
-class Forecast(Task):
-    """Predict the next `horizon` steps from `seq_len` steps of context."""
+class Forecast(_SquaredError):
+    """Predict the next `horizon` steps from `seq_len` steps of context.
+
+    Attributes:
+        naive: The baseline that `val_skill` is measured against and the pictures show.
+        uses_season: Whether `val_mase` is defined: errors over those of a seasonal naive forecast.
+        hides: How the model reads what the task hides: "token" or "value"; "none" if it hides
+            nothing. See `t5ts.model.patching.PatchEmbedding`.
+    """
 
     seq_len: int
     horizon: int
@@ -125,12 +75,12 @@ class Forecast(Task):
 
     @property
     def context_len(self) -> int:
-        """The context, which may lie before the split."""
+        """Steps of a window that may lie before the split: seen, not scored."""
         return self.seq_len
 
     @property
     def target_len(self) -> int:
-        """The horizon, which must lie in the split."""
+        """Steps of a window that must lie in the split; the model's output."""
         return self.horizon
 
     def batch(
@@ -139,23 +89,33 @@ class Forecast(Task):
         index_B: Tensor | None = None,  # noqa: ARG002 - every window is cut alike
         epoch: int | None = None,  # noqa: ARG002
     ) -> Batch:
-        """Split windows of seq_len + horizon steps into context and target."""
+        """Split windows into context and target.
+
+        Args:
+            window_BCW: (B, C, context_len + target_len); NaN where the data has a gap.
+            index_B: Their numbers in the split.
+            epoch: Of training; None in validation and test, which must not change with it.
+        """
         return Batch(
             inputs_BCL=window_BCW[..., : self.seq_len], target_BCH=window_BCW[..., self.seq_len :]
         )
 
     def last_value(self, batch: Batch) -> Tensor:
-        """The last value of the context that exists; 0, the train mean, where none does."""
+        """The last value seen before each step of the target, (B, C, H); without any 0, the mean.
+
+        It is a baseline, and what `val_corr_delta` takes changes from.
+        """
         last_BC1 = last_seen(batch.inputs_BCL)[..., -1:]
         return last_BC1.nan_to_num(0.0).expand_as(batch.target_BCH)
 
     def baselines(self, batch: Batch, *, season: int) -> dict[str, Tensor]:
-        """Forecasts that need no training, (B, C, H) each.
+        """Forecasts that need no training, (B, C, H) each, no NaN; `naive` first.
 
-        `seasonal_naive` repeats the last season, `last_value` the last value, `mean` predicts the
-        train rows' mean (0 in standardised units). A season longer than the context cannot be
-        repeated from it: `baseline_season` says which is used. Where the last season has a gap,
-        the season before it is repeated, and so on; then the last value.
+        `seasonal_naive` repeats the last season; where that has a gap, the season before it, and
+        so on; then the last value. `mean` predicts the train rows' mean (0 in standardised units).
+
+        Args:
+            season: Rows to repeat; see `baseline_season`.
         """
         steps = torch.arange(self.horizon, device=batch.inputs_BCL.device) % season
         last_BCH = self.last_value(batch)
@@ -176,14 +136,14 @@ class Forecast(Task):
         return season if season <= self.seq_len else 1
 
     def notes(self, season: int) -> list[str]:
-        """Whether the season can be repeated."""
+        """What a reader of the run must know of the task, a sentence each."""
         if self.baseline_season(season) == season:
             return []
         return ["the season exceeds seq_len: seasonal naive repeats the last value"]
 
 
 @dataclass(frozen=True)
-class Reconstruct(Task):
+class Reconstruct(_SquaredError):
     """Predict the masked spans of a window of `seq_len` steps from the rest of it.
 
     The same steps are masked in all channels, so that a model that mixes them cannot read a masked
@@ -194,11 +154,8 @@ class Reconstruct(Task):
     Masked values are NaN in a batch's inputs: neither model nor baseline is handed them. The target
     is NaN everywhere else. A gap of the data is hidden like a masked step and not scored.
 
-    Args:
-        seq_len: L.
-        ratio: Wished share of masked steps.
-        min_len: Least length of a span.
-        max_len: Greatest.
+    Attributes:
+        ratio, min_len, max_len: See `t5ts.draws.num_masked`.
         mask: "token" or "value": what a model puts in place of a hidden step.
         seed: Of the training masks.
     """
@@ -211,11 +168,7 @@ class Reconstruct(Task):
     seed: int
     naive = "linear_interpolation"
     uses_season = False
-
-    @property
-    def context_len(self) -> int:
-        """Nothing lies before the target: a window lies wholly in its split."""
-        return 0
+    context_len = 0  # a window lies wholly in its split
 
     @property
     def target_len(self) -> int:
@@ -224,7 +177,7 @@ class Reconstruct(Task):
 
     @property
     def hides(self) -> str:
-        """What stands for a hidden step."""
+        """What a model puts in place of a hidden step."""
         return self.mask
 
     @property
@@ -277,7 +230,7 @@ class Reconstruct(Task):
         return 1
 
     def notes(self, season: int) -> list[str]:  # noqa: ARG002
-        """How much is masked, by what seed, and what stands for it."""
+        """How much is masked, by what seed, and what replaces it."""
         return [
             f"{self.num_masked} of the {self.seq_len} steps of each window are masked in all"
             f" channels, in spans of {self.min_len} to {self.max_len}, by (seed {self.seed},"
@@ -287,12 +240,15 @@ class Reconstruct(Task):
         ]
 
 
+Task = Forecast | Reconstruct
+
+
 def _neighbours(x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each step: the visible value at or before it, at or after it, and how far on it lies.
+    """For each step: the visible values at or before it and at or after it, and its place.
 
     Returns:
-        (B, C, L) each; the values are NaN where there is none, the last is the step's place between
-        its neighbours, from 0 to 1.
+        (B, C, L) each; values are NaN where there is none; the place between the neighbours is
+        from 0 to 1.
     """
     step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
     last = x_BCL.shape[-1] - 1

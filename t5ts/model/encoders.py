@@ -87,9 +87,9 @@ class SharedEncoder(nn.Module):
     layer ends in one. Positions are sinusoidal, added after the stem: they fit any number of
     tokens and add no parameters. At the default size 0.8 M parameters.
 
-    Without the stem and with `norm_first` it is near PatchTST: no norm then stands between patches
-    and head on the residual path, so that the head is told how large each patch is. (PatchTST
-    keeps that by batch norm, whose statistics would depend on batch size and processes.)
+    Without the stem and with `norm_first` it is close to PatchTST: there is no norm on the residual
+    path from patches to head, so that the head can see how large each patch is. (PatchTST keeps
+    that by batch norm, whose statistics would depend on batch size and processes.)
 
     Args:
         d_model: Width.
@@ -192,7 +192,7 @@ Encoder = T5Encoder | SharedEncoder | NoEncoder
 def component_of(parameter_name: str) -> str:
     """The part of a `Forecaster` that a parameter belongs to.
 
-    T5's relative position bias, which all blocks use, stands in block 0 and counts there.
+    T5's relative position bias, which all blocks use, belongs to block 0.
 
     Args:
         parameter_name: As in `Forecaster.named_parameters()`.
@@ -210,7 +210,7 @@ def component_of(parameter_name: str) -> str:
         if parameter_name.startswith(prefix):
             return component
     raise ValueError(
-        f"{parameter_name!r} is no forecaster parameter: names begin with "
+        f"{parameter_name!r} is no parameter of a forecaster: names begin with "
         f"encoder.block.<i>. or one of {', '.join(_COMPONENT_OF_PREFIX)}"
     )
 

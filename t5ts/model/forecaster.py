@@ -1,4 +1,4 @@
-"""The whole model: normalise, patch, encode, forecast; and a look at its scales at step 0."""
+"""The whole model: normalise, patch, encode, forecast; and an audit of its scales at step 0."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -95,8 +95,7 @@ class Forecaster(nn.Module):
         They are the same code with other weights and are compiled together: once for each state
         that a block can be in (frozen, training, evaluating), however many blocks and stages of
         unfreezing there are. The model as a whole would be compiled again at each stage, until
-        torch gives up. What an earlier model of this process left behind is forgotten, since it
-        counts towards that limit too.
+        torch gives up. The cache is reset first, because earlier models count towards that limit.
         """
         torch.compiler.reset()
         for block in () if isinstance(self.encoder, NoEncoder) else self.encoder.block:
@@ -108,7 +107,7 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
     """How large the signal is along the encoder, and how much each block changes it.
 
     Evaluated without dropout and without gradients; the model's training modes are restored. A
-    ratio far above 1 in the first blocks says that they drown the tokens: the scale of the
+    ratio far above 1 in the first blocks means that they drown the tokens: the scale of the
     tokens, not what the weights know, then decides the arm.
 
     Args:

@@ -16,7 +16,7 @@ class PatchEmbedding(nn.Module):
     projection: M = B·C, row b·C + c) or `mixing` (a token embeds the same patch of all channels:
     M = B). Positions are the encoder's business.
 
-    A token is scale · norm(W patch + b), the norm being LayerNorm over D when asked for. Weights
+    A token is scale · norm(W patch + b), the norm being an optional LayerNorm over D. Weights
     are drawn in the constructor, from the generator alone: W normal with std 1/√fan_in, so that a
     token's RMS is about its patch's; b uniform within ±1/√fan_in; norm 1 and 0.
 
@@ -24,13 +24,11 @@ class PatchEmbedding(nn.Module):
     tokens would be exactly zero, and each of T5's norms multiplies the gradient of a zero vector
     by 1/√ε = 1000. Through 4 blocks that made gradient norms of 3e12 on real data (LOG.md).
 
-    Hidden steps are marked by NaN, and `hidden` says what stands for them. "none": there are none,
-    and a NaN spreads. "value": 0, which after instance normalisation is the mean of what is
-    visible; the token does not tell it from a value. "token": 0 too, and before the norm the token
-    gets a learnable vector for each hidden place of its patch, added up. A patch that is hidden
-    throughout is then always the same token, the sum of all of them; a patch that is hidden in part
-    keeps what it shows and tells which places are missing; overlapping patches each mark a hidden
-    step at its place in them. The padding repeats the first step's mark with its value.
+    Hidden steps are NaN, and `hidden` is what replaces them. "none": nothing, and a NaN spreads.
+    "value": 0, which after instance normalisation is the mean of what is visible. "token": 0 too,
+    and before the norm the token gets the sum of a learnable vector for each hidden place of its
+    patch. A wholly hidden patch is then always the same token; a partly hidden one keeps its
+    visible values and shows which places are missing. The padding repeats the first step's mark.
 
     Args:
         seq_len: Context length L in steps.
@@ -94,7 +92,7 @@ class PatchEmbedding(nn.Module):
         return tokens_MND if self.scale == 1.0 else tokens_MND * self.scale
 
     def _project(self, patches_MNP: Tensor) -> Tensor:
-        """Project patches, with hidden places as `hidden` says."""
+        """Project patches, with hidden places replaced."""
         if self.hidden == "none":
             return self.projection(patches_MNP)
         is_hidden_MNP = patches_MNP.isnan()
