@@ -1,7 +1,6 @@
 """Each parameter is frozen bit for bit, or in exactly one group, stepped and zeroed."""
 
 import copy
-import math
 from dataclasses import replace
 
 import pytest
@@ -50,25 +49,15 @@ def step(net: nn.Module, optimizer: PlannedOptimizer, number: int) -> None:
     optimizer.inner.zero_grad(set_to_none=True)
 
 
-def test_frozen_is_bit_unchanged_and_unfrozen_moves() -> None:
+def test_each_parameter_is_frozen_bit_for_bit_or_in_exactly_one_group() -> None:
     net = model()
-    before = copy.deepcopy(net.state_dict())
     optimizer = planned(net)
     for number in range(6):
-        net_before = copy.deepcopy(net.state_dict())
+        before = copy.deepcopy(net.state_dict())
         step(net, optimizer, number)
         for name, value in net.state_dict().items():
-            layer = name[0]
-            trains = layer == "4" or (layer == "2" and number >= 3)
-            assert torch.equal(value, net_before[name]) != trains, (number, name)
-    assert torch.equal(net.state_dict()["0.weight"], before["0.weight"])
-
-
-def test_each_parameter_is_frozen_or_in_exactly_one_group() -> None:
-    net = model()
-    optimizer = planned(net)
-    for number in range(6):
-        step(net, optimizer, number)
+            trains = name[0] == "4" or (name[0] == "2" and number >= 3)
+            assert torch.equal(value, before[name]) != trains, (number, name)
         grouped = [id(p) for g in optimizer.inner.param_groups for p in g["params"]]
         assert len(grouped) == len(set(grouped))
         for parameter in net.parameters():
@@ -93,13 +82,7 @@ def test_no_gradient_is_left_to_pile_up_after_unfreezing() -> None:
     assert all(norm is not None and norm <= 1.5 * norms[3] for norm in norms[3:])
 
 
-def test_weight_decay_takes_matrices_only() -> None:
-    optimizer = planned(model())
-    decay = {n: g["weight_decay"] for g in optimizer.inner.param_groups for n in g["names"]}
-    assert decay == {"4.weight": 0.1, "4.bias": 0.0}
-
-
-def test_learning_rates_follow_rule_and_rewarmup() -> None:
+def test_rates_follow_rule_and_rewarmup_and_decay_takes_matrices_only() -> None:
     net = model()
     optimizer = planned(net, rewarmup_epochs=2 / 3)
     seen = []
@@ -108,6 +91,8 @@ def test_learning_rates_follow_rule_and_rewarmup() -> None:
         seen.append(optimizer.learning_rates().get("2.weight"))
     assert seen == [None, None, None, *map(pytest.approx, (0.0025, 0.005, 0.005))]
     assert optimizer.learning_rates()["4.bias"] == 0.01
+    decay = {n: g["weight_decay"] for g in optimizer.inner.param_groups for n in g["names"]}
+    assert decay == {"4.weight": 0.1, "4.bias": 0.0, "2.weight": 0.1, "2.bias": 0.0}
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "adamw_rms"])
@@ -176,22 +161,7 @@ def test_adamw_rms_is_adamw_whose_rate_is_the_matrix_rms() -> None:
         for p, q, g in zip(ours, reference, gradients, strict=True):
             p.grad, q.grad = g.clone(), g.clone()
         optimizer.step()
-        for its in theirs:
-            its.step()
+        for reference_optimizer in theirs:
+            reference_optimizer.step()
         for p, q in zip(ours, reference, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
-
-
-def test_adamw_rms_moves_in_proportion_to_the_weights_scale() -> None:
-    """An arm is not judged by its weights' scale: relative updates agree at 1 and at 1/20."""
-    relative = []
-    for scale in (1.0, 0.05):
-        torch.manual_seed(2)
-        p = nn.Parameter(scale * torch.randn(8, 8))
-        before = p.detach().clone()
-        optimizer = AdamWRms([p], lr=1e-2)
-        p.grad = torch.randn(8, 8)
-        optimizer.step()
-        relative.append(float((p.detach() - before).norm() / before.norm()))
-    assert relative[0] == pytest.approx(relative[1], rel=1e-4)
-    assert math.isclose(relative[0], 1e-2, rel_tol=0.01)
