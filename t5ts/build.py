@@ -378,15 +378,16 @@ def _token_factor(config: Config, d_model: int, report: LoadReport | None) -> fl
     scale = config.patch.scale
     if scale not in ("match_embedding", "native"):
         return {"none": 1.0, "div_sqrt_d": d_model**-0.5, "mul_sqrt_d": d_model**0.5}[scale]
-    fixed = getattr(config.backbone, "embedding_rms", None) if scale == "match_embedding" else None
-    if fixed is None:
-        fixed = 1.0 if report is None else report.embedding_rms
-    if not 0 < fixed < math.inf:
+    rms = 1.0 if report is None else report.embedding_rms
+    fixed = config.backbone.embedding_rms if isinstance(config.backbone, T5Backbone) else None
+    if scale == "match_embedding" and fixed is not None:
+        rms = fixed
+    if not 0 < rms < math.inf:
         raise ConfigError(
-            f"patch.scale={scale}: the RMS of the checkpoint's token embedding is {fixed}, and must"
+            f"patch.scale={scale}: the RMS of the checkpoint's token embedding is {rms}, and must"
             " be finite and positive; choose another scale or checkpoint."
         )
-    return fixed
+    return rms
 
 
 def _hidden(config: Config, task: Task) -> str:
@@ -449,18 +450,14 @@ def t5_architecture(backbone: T5Backbone) -> T5Architecture:
     if backbone.d_model is None:
         assert backbone.path is not None
         return read_architecture(backbone.path)
-    sizes = {
-        key: getattr(backbone, key)
-        for key in ("d_model", "d_ff", "d_kv", "num_layers", "num_heads")
-    }
-    absent = [f"backbone.{key}" for key, value in sizes.items() if value is None]
+    names = [f.name for f in fields(T5Architecture) if hasattr(backbone, f.name)]
+    sizes = {name: getattr(backbone, name) for name in names}
+    absent = [f"backbone.{name}" for name, value in sizes.items() if value is None]
     if absent:
         raise ConfigError(
             f"backbone.d_model={backbone.d_model} needs the other sizes too: {', '.join(absent)}."
         )
-    return T5Architecture(
-        vocab_size=backbone.vocab_size, feed_forward_proj=backbone.feed_forward_proj, **sizes
-    )
+    return T5Architecture(**sizes)
 
 
 def build_optimizer(

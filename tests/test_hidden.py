@@ -244,11 +244,10 @@ def test_reconstruction_runs_and_says_what_it_masks(
         assert all((seen is None) != (asked is None) for seen, asked in pairs)
 
 
-@pytest.mark.parametrize("head", ["flatten", "per_patch"])
 def test_reconstruction_resumed_equals_uninterrupted(
-    head: str, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(*RECONSTRUCT, f"head={head}", "train.epochs=2")
+    config = tiny(*RECONSTRUCT, "head=per_patch", "train.epochs=2")
     run(config, run_dir=tmp_path / "whole")
     with monkeypatch.context() as patched:
         die_after(patched, 8, politely=True)
@@ -271,15 +270,15 @@ def test_the_train_mask_is_another_in_every_epoch_and_the_seed_pairs_it(
         return real(*args, seed=seed, epoch=epoch, **kwargs)
 
     monkeypatch.setattr(module, "draw_masks", draw)
-    run(tiny(*RECONSTRUCT, "train.epochs=3"), run_dir=tmp_path / "run")
+    run(tiny(*RECONSTRUCT, "train.epochs=2"), run_dir=tmp_path / "run")
     seeds = {seed for seed, epoch in asked if epoch is not None}
-    assert {epoch for _, epoch in asked} == {None, 0, 1, 2}
+    assert {epoch for _, epoch in asked} == {None, 0, 1}
     assert len(seeds) == 1
     assert {seed for seed, epoch in asked if epoch is None} == {0}
 
 
 def test_gaps_are_hidden_like_masked_steps_and_not_scored(gappy: Compose, run_dir: Path) -> None:
-    result = run(gappy(*RECONSTRUCT, "train.epochs=2"), run_dir=run_dir)
+    result = run(gappy(*RECONSTRUCT, "train.epochs=1"), run_dir=run_dir)
     assert math.isfinite(result.metrics["test_loss"])
     setup = build(gappy(*RECONSTRUCT))
     index = torch.arange(len(setup.data.splits.val))
