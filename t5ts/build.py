@@ -179,13 +179,13 @@ def _build_ood(config: Config, task: Task, trained_on: Series, device: torch.dev
         raise DataError(
             f"ood={config.ood.name}: {error} (What is called data.… here is ood.….)"
         ) from error
-    theirs, ours = ood.series.channels, trained_on.channels
-    if len(theirs) != len(ours):
+    channels, trained_channels = ood.series.channels, trained_on.channels
+    if len(channels) != len(trained_channels):
         raise ConfigError(
-            f"ood={config.ood.name} has {len(theirs)} channels ({', '.join(theirs)}), and"
-            f" data={config.data.name} has {len(ours)} ({', '.join(ours)}): one model takes"
-            " both, channel by channel, so take as many of each (channels; also stations of"
-            " nyc_weather, num_channels of synthetic), or another series."
+            f"ood={config.ood.name} has {len(channels)} channels ({', '.join(channels)}), and"
+            f" data={config.data.name} has {len(trained_channels)} ({', '.join(trained_channels)}):"
+            " one model reads both, channel by channel, so choose equally many (channels; also"
+            " stations of nyc_weather, num_channels of synthetic), or another series."
         )
     test = ood.splits.test
     ood.splits = replace(ood.splits, test=test.first(len(test), name="ood"))
@@ -223,7 +223,7 @@ def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | No
     """The device, and the autocast type (None: float32 without autocast).
 
     Raises:
-        ConfigError: if a GPU, or a precision that needs one, is asked for and there is none.
+        ConfigError: if the config needs a GPU and there is none.
     """
     has_gpu, precision = torch.cuda.is_available(), config.train.precision
     if config.train.device == "cuda" and not has_gpu:
@@ -303,13 +303,13 @@ def load_once(data: DataConfig) -> Series:
 
 
 def component_seed(seed: int, component: str) -> int:
-    """A seed of its own for each component, so that none consumes another's randomness."""
+    """A separate seed for each component, so that none consumes another's randomness."""
     digest = hashlib.sha256(f"{seed}/{component}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def component_generator(seed: int, component: str) -> torch.Generator:
-    """A CPU generator of a component's own."""
+    """A CPU generator for one component."""
     return torch.Generator().manual_seed(component_seed(seed, component))
 
 
@@ -341,7 +341,7 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
 def _build_patch(
     config: Config, encoder: Encoder, report: LoadReport | None, *, num_channels: int, hidden: str
 ) -> PatchEmbedding | WholeContext:
-    """From windows to tokens; without an encoder one token, whatever the patch group holds."""
+    """From windows to tokens; without an encoder one token, and the patch group is ignored."""
     patch = config.patch
     if isinstance(encoder, NoEncoder):
         return WholeContext(
@@ -364,7 +364,7 @@ def _build_patch(
     )
     if patch.path is not None:
         load_patch(embedding, patch.path)
-        if patch.scale == "native":  # the arm's RMS, whatever the donor's norm puts out
+        if patch.scale == "native":  # the arm's RMS, not that of the donor's norm
             embedding.scale /= norm_rms(embedding.state_dict())
     return embedding
 
@@ -530,7 +530,7 @@ def _patch_files(config: Config) -> dict[str, str]:
 def present_inputs(config: Config) -> dict[str, Any]:
     """The inputs that a run would have now; its weights are hashed, and not loaded.
 
-    Without the weights' entry if they would have to be downloaded first, or a donor is gone.
+    The weights' entry is absent if they are not in the cache, or a donor is gone.
 
     Raises:
         UserError: as for `build`.

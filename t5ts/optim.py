@@ -66,7 +66,7 @@ class PlannedOptimizer:
             if (start := self._start[rule]) is not None and start <= step
         ]
         # Groups enter in the order of their start, so that a resumed run that catches up with
-        # several stages at once has its groups in the order of the run that lived through them.
+        # several stages at once has its groups in the order of the uninterrupted run.
         due.sort(key=lambda rule: self._start[rule] or 0)
         new: list[str] = []
         for rule in due:

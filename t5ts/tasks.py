@@ -51,7 +51,7 @@ class _SquaredError:
             torch.where(scored_BCH, prediction_BCH.float(), zero),
             torch.where(scored_BCH, batch.target_BCH, zero),
         )
-        # Two tensors: torch divides a number by a tensor as number · (1 / tensor), 1 ulp beside 1.
+        # Two tensors: torch divides a number by a tensor as number · (1 / tensor), 1 ulp off 1.
         num_BCH = torch.full_like(batch.num_scored, scored_BCH.numel())
         return mse * (num_BCH / batch.num_scored.clamp_min(1))
 
@@ -151,7 +151,7 @@ class Reconstruct(_SquaredError):
     (seed, window, epoch) in training; in validation and test from the window alone, so that every
     epoch, arm and seed is measured at the same points.
 
-    Masked values are NaN in a batch's inputs: neither model nor baseline is handed them. The target
+    Masked values are NaN in a batch's inputs: neither model nor baseline sees them. The target
     is NaN everywhere else. A gap of the data is hidden like a masked step and not scored.
 
     Attributes:

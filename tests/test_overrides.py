@@ -17,7 +17,7 @@ from t5ts.config import CONF
 Enter = Callable[..., Outcome]
 #: Keys without a dot, which are named in messages too.
 TOP = ("seed", "seq_len", "horizon", "objective", "claims")
-FUZZED = 30
+FUZZED = 20
 
 
 @pytest.fixture

@@ -107,8 +107,8 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
     """How large the signal is along the encoder, and how much each block changes it.
 
     Evaluated without dropout and without gradients; the model's training modes are restored. A
-    ratio far above 1 in the first blocks means that they drown the tokens: the scale of the
-    tokens, not what the weights know, then decides the arm.
+    ratio far above 1 in the first blocks means that they outweigh the tokens: the scale of the
+    tokens, not what the weights know, then decides the result.
 
     Args:
         model: A forecaster, not compiled.

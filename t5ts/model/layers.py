@@ -1,7 +1,7 @@
 """What both encoders are made of: layers that draw nothing when built, dropout, attention.
 
 An arm is decided by the state dict that is loaded afterwards (T5) or by the generator that is
-handed to `init_parameters` (the light baseline), so building one cannot shift the randomness of
+passed to `init_parameters` (the light baseline), so building one cannot shift the randomness of
 anything else.
 """
 
@@ -37,7 +37,7 @@ class Conv1d(nn.Conv1d):
 def mark_unset(module: nn.Module) -> None:
     """Fill a module's own parameters with NaN.
 
-    Memory that nobody set is often all zeros, which trains without a word; NaN cannot be missed.
+    Uninitialised memory is often all zeros, which trains silently; NaN is noticed at once.
     """
     for parameter in module.parameters(recurse=False):
         parameter.fill_(math.nan)

@@ -45,13 +45,12 @@ def test_independent_channels_do_not_see_each_other_and_mixed_ones_do() -> None:
 
 def test_same_seed_pairs_patch_and_head_across_encoders() -> None:
     """Invariant 3, whatever the global random state was and whatever the encoder drew."""
-    torch.manual_seed(1)
-    text = build_model(build_t5(seed=1), norm=True)
-    torch.manual_seed(2)
-    others = [
-        build_model(build_t5(seed=2), norm=True),
-        build_model(build_shared(d_model=24), norm=True),
-    ]
+    encoders = [build_t5(seed=1), build_t5(seed=2), build_shared(d_model=24)]
+    torch.manual_seed(9)
+    before = torch.random.get_rng_state()
+    text, *others = (build_model(encoder, norm=True) for encoder in encoders)
+    scale_audit(text, torch.ones(1, 3, 16))
+    assert torch.equal(before, torch.random.get_rng_state())
     for other in others:
         for part in ("patch", "head"):
             ours, theirs = getattr(text, part).state_dict(), getattr(other, part).state_dict()
@@ -60,16 +59,6 @@ def test_same_seed_pairs_patch_and_head_across_encoders() -> None:
     assert not torch.equal(
         build_model(build_t5(), seed=3).head.weight, build_model(build_t5(), seed=4).head.weight
     )
-
-
-def test_building_and_auditing_leave_the_global_random_state() -> None:
-    encoders = [build_t5(), build_shared(), NoEncoder()]
-    torch.manual_seed(9)
-    before = torch.random.get_rng_state()
-    for encoder in encoders:
-        model = build_model(encoder)
-        scale_audit(model, torch.ones(1, 3, 16))
-    assert torch.equal(before, torch.random.get_rng_state())
 
 
 @pytest.mark.parametrize("build", [build_t5, build_shared, NoEncoder])
@@ -212,20 +201,16 @@ def test_scale_audit_equals_hand_computed_values() -> None:
     assert audit == pytest.approx(expected, rel=1e-5)
 
 
-def test_scale_audit_of_the_other_encoders() -> None:
+def test_scale_audit_of_the_other_encoders_and_after_an_error() -> None:
     x = torch.randn(2, 3, 16)
     assert list(scale_audit(build_model(NoEncoder()), x)) == ["input", "output"]
     audit = scale_audit(build_model(build_shared()), x)
     assert audit["block_1"] == pytest.approx(1.0, abs=1e-3)  # post-norm
     assert audit["output"] == audit["block_1"]
-
-
-def test_scale_audit_restores_the_model_after_an_error() -> None:
     model = build_model(build_t5()).train()
     with pytest.raises(RuntimeError):
         scale_audit(model, torch.randn(2, 3, 3))
-    assert all(module.training for module in model.modules())
-    assert not any(module._forward_hooks for module in model.modules())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(

@@ -137,20 +137,14 @@ def test_each_hidden_place_adds_its_vector(channels: str, stride: int | None) ->
     torch.testing.assert_close(patch(x), expected)
 
 
-def test_a_wholly_hidden_patch_is_one_token_whatever_it_hides() -> None:
+def test_a_wholly_hidden_patch_is_one_token_and_padding_repeats_the_mark() -> None:
     patch = build_patch(norm=True, hidden="token")
     x = torch.randn(2, 3, 16)
     x[..., 4:8] = torch.nan
     tokens = patch(x)[:, 1]
     assert torch.equal(tokens, tokens[:1].expand_as(tokens))
-
-
-def test_padding_repeats_the_mark() -> None:
-    patch = build_patch(seq_len=14, hidden="token")
-    x = torch.randn(1, 3, 14)
-    x[..., 0] = torch.nan
-    assert patch.pad == 2
-    assert patch.patches(x)[0, 0].isnan().tolist() == [True, True, True, False]
+    x[..., 2] = torch.nan  # the first step of the last 14
+    assert build_patch(seq_len=14).patches(x[..., 2:])[0, 0].isnan().tolist() == [1, 1, 1, 0]
 
 
 def test_the_mask_token_leaves_projection_and_visible_tokens_as_they_are() -> None:
