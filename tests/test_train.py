@@ -40,7 +40,7 @@ def test_stages_of_unfreezing_compile_nothing_again(
     24 are more than torch compiles.
     """
     staged = ["freeze=staged", "freeze.unfreeze_epoch=1", "train.epochs=7"]
-    few = ["backbone.num_layers=6", "data.windows_per_epoch=64", "backbone.dropout=0"]
+    few = ["backbone.num_layers=6", "data.windows_per_epoch=70", "backbone.dropout=0"]
     compiled = run(tiny("train.compile=true", *staged, *few), run_dir=tmp_path / "compiled")
     assert 0 < compilations.frame_count <= 5
     plain = run(tiny(*staged, *few), run_dir=tmp_path / "plain")
