@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from t5ts import distributed
 from t5ts.analysis.results import FAILURE, Result, read_metrics
 from t5ts.build import (
+    Dataset,
     Setup,
-    Shift,
     build,
     plan_table,
     precision_name,
@@ -29,6 +29,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
+from t5ts.draws import shuffle_time
 from t5ts.errors import Interrupted, ResumeError, TrainingError, UserError
 from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
@@ -47,7 +48,6 @@ from t5ts.run_directory import (
     other_code,
     put_aside,
 )
-from t5ts.shuffling import shuffle_time
 from t5ts.tracking import (
     MetricsFile,
     NoMetricsFile,
@@ -168,10 +168,11 @@ def _run(
     reset_peak_memory(setup.device)
     batch_size = config.train.eval_batch_size
     # Windows, and whose season and whose naive errors they are measured by.
-    splits: dict[str, tuple[Windows, Setup | Shift]] = {
-        "val": (setup.val, setup),
-        "test": (setup.test, setup),
-        **({} if setup.ood is None else {"ood": (setup.ood.test, setup.ood)}),
+    data, ood = setup.data, setup.ood
+    splits: dict[str, tuple[Windows, Dataset]] = {
+        "val": (data.splits.val, data),
+        "test": (data.splits.test, data),
+        **({} if ood is None else {"ood": (ood.splits.test, ood)}),
     }
     baselines = {
         split: evaluate_baselines(
@@ -179,7 +180,7 @@ def _run(
             task,
             season=own.baseline_season,
             batch_size=batch_size,
-            mase_denominator_C=own.denominator_C,
+            mase_denominator_C=own.mase_denominator_C,
             computed=own.series.computed,
         )
         for split, (windows, own) in splits.items()
@@ -193,15 +194,15 @@ def _run(
             task,
             batch_size=batch_size,
             autocast=setup.autocast,
-            mase_denominator_C=own.denominator_C,
+            mase_denominator_C=own.mase_denominator_C,
             naive_mse=baselines[split][task.naive]["loss"],
             limit=setup.eval_limit,
             **how,
         )
         return {f"{name or split}_{metric}": value for metric, value in metrics.items()}
 
-    first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
-    first = task.batch(setup.train.gather(first_B), first_B, epoch=0)
+    first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.data.splits.train)))
+    first = task.batch(setup.data.splits.train.gather(first_B), first_B, epoch=0)
     audit = scale_audit(setup.model, first.inputs_BCL)
     plan = plan_table(setup, lr=config.optim.lr)
     codes = [] if before is None else [*before["code"]]
@@ -274,7 +275,7 @@ def _run(
             parts = distributed.gather_objects(shares)  # the shares follow one another
             window_losses[split] = torch.cat([loss_B for part in parts for loss_B in part]).numpy()
         if config.train.shuffled_test:
-            last_metrics |= measure("test", name="shuffled", show=shuffle_time)
+            last_metrics |= measure("test", name="shuffled", transform=shuffle_time)
         if not distributed.is_main():
             return None
         files = ["config.yaml", "metrics.jsonl"]
@@ -286,7 +287,7 @@ def _run(
         result = Result(
             identity=identity(config),
             arm=config.arm,
-            data=setup.series.name,
+            data=setup.data.series.name,
             seed=config.seed,
             objective_name=config.objective,
             objective=state.best_metrics[config.objective],
@@ -294,8 +295,8 @@ def _run(
             metrics=state.best_metrics | last_metrics,
             initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
             baselines=baselines,
-            baseline_season=setup.baseline_season,
-            best_achievable_loss=setup.series.best_mse,
+            baseline_season=setup.data.baseline_season,
+            best_achievable_loss=setup.data.series.best_mse,
             scale_audit=audit,
             seconds=state.train_s,
             peak_memory_bytes=state.peak_memory_bytes,
@@ -379,7 +380,7 @@ def _write_beginning(
             "task": {
                 "name": config.task.name,
                 **asdict(setup.task),
-                "notes": setup.task.notes(setup.series.season),
+                "notes": setup.task.notes(setup.data.series.season),
             },
             **past,
         },
@@ -388,7 +389,7 @@ def _write_beginning(
 
 def _forecast_sample(setup: Setup) -> dict[str, Any]:
     """A few test predictions of the first channel, in data units, for the picture."""
-    series, task, test = setup.series, setup.task, setup.test
+    series, task, test = setup.data.series, setup.task, setup.data.splits.test
     # From the middle of equal parts: neither the first nor the last window, which are special.
     count = min(SAMPLE_WINDOWS, len(test))
     index_B = (torch.arange(count) * 2 + 1) * len(test) // (2 * count)
@@ -396,8 +397,8 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
     setup.model.eval()
     with torch.no_grad():
         prediction_BCH = setup.model(batch.inputs_BCL)
-    naive_BCH = task.baselines(batch, season=setup.baseline_season)[task.naive]
-    mean, std = float(setup.splits.mean_C[0]), float(setup.splits.std_C[0])
+    naive_BCH = task.baselines(batch, season=setup.data.baseline_season)[task.naive]
+    mean, std = float(setup.data.splits.mean_C[0]), float(setup.data.splits.std_C[0])
 
     def in_data_units(values_BCX: torch.Tensor, i: int) -> list[float]:
         return (values_BCX[i, 0].double().cpu() * std + mean).tolist()

@@ -280,7 +280,7 @@ def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
         "settings": lasting_settings(config),
         "epochs": setup.epochs,
         "steps_per_epoch": setup.steps_per_epoch,
-        "data": setup.series.fingerprint(),
+        "data": setup.data.series.fingerprint(),
         "initial": state_digest(setup.model.state_dict()),
         "code": LOADED_CODE,
         "versions": {"python": platform.python_version(), **package_versions()},

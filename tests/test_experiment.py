@@ -26,7 +26,7 @@ from t5ts.experiment import run
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.weights import state_digest
 from t5ts.provenance import json_ready
-from t5ts.task import Batch, Forecast
+from t5ts.tasks import Batch, Forecast
 
 Compose = Callable[..., Config]
 STAGED = ["freeze=staged", "freeze.unfreeze_epoch=1", "freeze.blocks_per_stage=1"]

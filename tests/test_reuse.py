@@ -333,13 +333,15 @@ def test_what_acts_later_is_read_by_the_plan_alone() -> None:
             if isinstance(node, ast.Attribute):
                 key = ".".join(ast.unparse(node).split(".")[-2:])
                 readers.get(key, set()).add(path.relative_to(package).as_posix())
-    # `build` makes the plan of them, `checks` refuses impossible ones, and a sweep's worker reads
-    # the unfreeze epoch to know from when a trial may be pruned, which changes no number of it.
+    # `schedule` and `build` make the plan of them, `checks` refuses impossible ones, and a sweep's
+    # worker reads the unfreeze epoch to know from when a trial may be pruned, which changes no
+    # number of it.
     assert readers["freeze.unfreeze_epoch"] >= {"sweep/trial.py"}
     readers["freeze.unfreeze_epoch"].discard("sweep/trial.py")
-    for key, its in readers.items():
-        assert its <= {"build.py", "checks.py"} or key == "freeze.name", key
-        assert "build.py" in its or key == "freeze.name", key
+    plan = {"build.py", "schedule.py"}
+    for key, files in readers.items():
+        assert files <= {*plan, "checks.py"} or key == "freeze.name", key
+        assert files & plan or key == "freeze.name", key
     # Only a label: a part of the arm's name.
     assert readers["freeze.name"] == {"config.py", "checks.py"}
 
@@ -376,7 +378,7 @@ def test_code_data_weights_and_machine_are_in_the_key(
     keys.append(key())
     setup.autocast = None
     assert key() == keys[0]
-    setup.series.sha256 = "other"
+    setup.data.series.sha256 = "other"
     keys.append(key())
     setup = build(config)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from t5ts.checks import check
 from t5ts.config import CONF, Config, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 from t5ts.metrics import RegressionSums
-from t5ts.task import Batch, Forecast
+from t5ts.tasks import Batch, Forecast
 
 #: Overrides of the runs that must give the numbers of one process (without dropout).
 EQUAL = {

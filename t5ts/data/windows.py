@@ -16,7 +16,7 @@ from torch import Tensor
 
 from t5ts.data.series import Series
 from t5ts.errors import DataError
-from t5ts.task import last_seen
+from t5ts.tasks import last_seen
 
 # Rows per pass of the scaler: its float64 temporaries stay a few MB whatever the series' length.
 CHUNK_ROWS = 65_536
