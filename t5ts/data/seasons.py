@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from t5ts.data.series import Step
-from t5ts.errors import DataError
 
 # Calendar periods in seconds; of months and business days: a year, and a week's five days.
 PERIODS_S = {
@@ -30,16 +29,8 @@ def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tu
 
     Returns:
         (season, note); season 1 means none.
-
-    Raises:
-        DataError: if a given season is below 1.
     """
     if season is not None:
-        if isinstance(season, bool) or not isinstance(season, int) or season < 1:
-            raise DataError(
-                f"data.season={season!r} must be a whole number of rows ≥ 1 (1: no season), or "
-                "null to infer it."
-            )
         return season, f"season {season}: given"
     candidates = candidate_seasons(step, num_rows=min(len(train_TC), MAX_ROWS))
     if not candidates:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from t5ts.data import disguise
 from t5ts.data.fetch import ETT_FILES, KNOWN_SHA256, check_sha256, fetch_ett
-from t5ts.data.gaps import count_gaps
+from t5ts.data.sanity import count_gaps
 from t5ts.data.seasons import choose_season
 from t5ts.data.series import Series, Step
 from t5ts.data.splits import split_borders
@@ -168,18 +168,10 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
 def load_csv(
     *,
     path: str,
-    time: str | None = None,
-    channels: Sequence[str] | None = None,
-    id: str | None = None,
-    value: str | None = None,
     missing: str = "error",
     splits: Sequence[float | str] = (0.7, 0.1, 0.2),
     season: int | None = None,
-    separator: str | None = None,
-    decimal: str | None = None,
-    time_format: str | None = None,
-    nulls: Sequence[str] | None = None,
-    encoding: str | None = None,
+    **columns_and_spelling: Any,
 ) -> Series:
     """A CSV, Parquet or Arrow file of your own, wide or long.
 
@@ -189,32 +181,21 @@ def load_csv(
     and times off the regular grid are errors always.
 
     Args:
-        path, time, channels, id, value, separator, decimal, time_format, nulls, encoding: See
-            `t5ts.data.tables.read_table`.
+        path: The file; the series is called by its name without folder and ending.
         missing: error, interpolate (in contexts a gap holds the last value before it) or mask
             (stays NaN); gaps are not scored.
         splits: Three ratios that sum to 1, or two ISO dates (start of validation, of test).
         season: Rows in one season; None infers it from the train rows' autocorrelation at
             calendar periods.
+        columns_and_spelling: time, channels, id, value, separator, decimal, time_format, nulls and
+            encoding of `t5ts.data.tables.read_table`.
 
     Raises:
         DataError: for every way in which the file or a key is not as described.
     """
     from t5ts.data.tables import read_table
 
-    table = read_table(
-        path,
-        time=time,
-        channels=channels,
-        id=id,
-        value=value,
-        missing=missing,
-        separator=separator,
-        decimal=decimal,
-        time_format=time_format,
-        nulls=nulls,
-        encoding=encoding,
-    )
+    table = read_table(path, missing=missing, **columns_and_spelling)
     return _series(
         table,
         name=Path(path).stem,
@@ -263,15 +244,8 @@ def load_synthetic(
         whole past, over steps 1 … H, divided by each channel's variance over the train rows.
 
     Raises:
-        DataError: for sizes below 1, negative spreads, or an autoregression that is not stationary.
+        DataError: for an autoregression that is not stationary, and splits that cannot be.
     """
-    sizes = {"num_rows": num_rows, "num_channels": num_channels, "season": season}
-    for key, size in (sizes | ({} if horizon is None else {"horizon": horizon})).items():
-        if size < 1:
-            raise DataError(f"data.{key}={size}; allowed: 1 and above.")
-    for key, spread in {"noise_std": noise_std, "walk_std": walk_std}.items():
-        if not 0 <= spread < np.inf:
-            raise DataError(f"data.{key}={spread}; allowed: 0 and above.")
     coefficients = [float(a) for a in ar]
     values_TC = generate(
         num_rows=num_rows,

@@ -19,8 +19,7 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 
-from t5ts.data.gaps import check_policy
-from t5ts.data.times import TIME_NAMES, Grid, check_order, parse_times, regular_grid
+from t5ts.data.times import TIME_NAMES, Grid, check_order, check_policy, parse_times, regular_grid
 from t5ts.errors import DataError
 
 NULLS = """|NA|N/A|n/a|#N/A|#NA|<NA>|NaN|nan|NAN|-nan|-NaN|null|NULL|Null|None|none|NaT|?|-|--|.
@@ -109,7 +108,7 @@ def read_table(
             Long: the ids wanted; None takes all, sorted.
         id: Long: the column that tells the channels apart. Given together with `value`.
         value: Long: the column of values.
-        missing: Policy; see `t5ts.data.times.regular_grid` and `t5ts.data.gaps`. Infinite values
+        missing: Policy; see `t5ts.data.times.regular_grid`. Infinite values
             are refused under `error`, else they are missing.
         separator: Of a CSV's columns; None takes that of , ; tab | which fits the first lines.
         decimal: "." or ","; None takes what the first lines show, and refuses 1,234 alone.

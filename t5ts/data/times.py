@@ -62,6 +62,7 @@ ZONE = (
     r"^(.*[T ]\d{1,2}(?::?\d\d)?.*?) ?"
     r"(Z|[A-Z]{3,5}|(?:UTC|GMT)?[+-]\d\d(?::?\d\d)?|[A-Z][A-Za-z]+/[A-Za-z_/]+)$"
 )
+POLICIES = ("error", "interpolate", "mask")
 # A grid with more rows than this for each row of the file is a wrong time, not a gap.
 MAX_GRID = 20
 ALLOWED = (
@@ -438,6 +439,16 @@ class Grid:
     def start(self) -> str:
         """ISO time of grid row 0."""
         return iso(self.start_us)
+
+
+def check_policy(missing: str) -> None:
+    """Raises DataError unless `missing` is one of POLICIES."""
+    if missing not in POLICIES:
+        raise DataError(
+            f"data.missing={missing!r} is not a policy. Allowed: error (any gap stops the run), "
+            "interpolate (in a context a gap holds the last value before it; it is not scored), "
+            "mask (the model sees that there is a gap; it is not scored)."
+        )
 
 
 def regular_grid(

@@ -28,7 +28,6 @@ class Windows:
     Attributes:
         series_TC: (T, C) float32, standardised; storage shared among the splits.
         window_len: W, rows in a window (context and target).
-        context_len: Rows of a window that may lie before the split; 0 for train.
         first_row: Row of the series at which window 0 starts.
         name: "train", "val" or "test"; "ood" for another series' test windows.
         context_len: Rows of a window that are seen and not scored.
@@ -152,16 +151,15 @@ def build_windows(
         device: Where the series is kept and batches are gathered.
 
     Raises:
-        DataError: if a split is too short for one window, `fraction` is out of range, a channel has
-            no value in the train rows, or all train targets are gaps.
+        DataError: if a split is too short for one window, a channel has no value in the train
+            rows, or all train targets are gaps.
 
     Source: own; borders and standardisation as in Zhou et al. 2021 (Informer), without its dropped
     last batch.
     """
     assert context_len >= 0
     assert target_len >= 1
-    if not 0 < fraction <= 1:
-        raise DataError(f"data.fraction is {fraction}; allowed: above 0 and at most 1.")
+    assert 0 < fraction <= 1
     train_end, val_end, test_end = series.borders
     train_start = train_end - max(1, math.floor(fraction * train_end + 0.5))
     window_len = context_len + target_len
@@ -173,8 +171,13 @@ def build_windows(
     }
     for name, (_, _, needed, rows) in spans.items():
         if rows < needed:
-            raise _too_few_rows(series, name, rows, needed, context_len, target_len, fraction)
-
+            of = f" (data.fraction={fraction} of {train_end})" if name == "train" else ""
+            raise DataError(
+                f"Too few rows for one window in the {name} split of {series.name}: it has {rows} "
+                f"rows{of} and needs {needed}, with {context_len} rows seen and {target_len} "
+                "predicted. Lower seq_len or horizon, give the split a larger part (data.splits, "
+                "data.fraction), or bring a longer series."
+            )
     if not _has_value(series.values_TC[train_start + context_len : train_end]):
         raise DataError(
             f"The train windows of {series.name} have no target that could be learned: rows"
@@ -281,29 +284,6 @@ def standardise(series: Series) -> None:
     if series.offset_C is not None:
         mean_C = mean_C + series.offset_C
     series.scaler = (mean_C, std_C, [int(c) for c in np.flatnonzero(constant_C)])
-
-
-def _too_few_rows(
-    series: Series,
-    name: str,
-    rows: int,
-    needed: int,
-    context_len: int,
-    target_len: int,
-    fraction: float,
-) -> DataError:
-    split = {"train": "train", "val": "validation", "test": "test"}[name]
-    windows = f"seq_len {context_len} + horizon {target_len}" if context_len else f"{target_len}"
-    need = windows if name == "train" else f"{target_len} to predict"
-    used = f" (data.fraction={fraction} of {series.borders[0]})" if name == "train" else ""
-    keys = ["seq_len", "horizon"] if context_len else ["seq_len"]
-    change = f"Lower {' or '.join(keys)}"
-    change += ", raise data.fraction" if name == "train" and fraction < 1 else ""
-    return DataError(
-        f"Too few rows for one window in the {split} split of {series.name}: it has {rows} "
-        f"rows{used} and a window needs {needed} ({need}). {change}, give the split a larger part "
-        "(data.splits), or bring a longer series."
-    )
 
 
 def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = None) -> Tensor:
