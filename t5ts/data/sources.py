@@ -13,8 +13,7 @@ from t5ts.data import disguise
 from t5ts.data.fetch import ETT_FILES, KNOWN_SHA256, check_sha256, fetch_ett
 from t5ts.data.sanity import count_gaps
 from t5ts.data.seasons import choose_season
-from t5ts.data.series import Series, Step
-from t5ts.data.splits import split_borders
+from t5ts.data.series import Series, Step, split_borders
 from t5ts.data.synthetic import best_forecast_mse, generate
 from t5ts.errors import DataError
 
@@ -321,41 +320,43 @@ def _series(
     table: Table,
     *,
     name: str,
-    units: list[str],
     missing: str,
     season: int | None,
-    source: str,
-    licence: str,
     notes: list[str],
     splits: Sequence[float | str] = (),
     borders: tuple[int, int, int] | None = None,
     season_note: str = "",
+    **facts: Any,
 ) -> Series:
-    """Counts a table's gaps and puts borders, season and provenance to it."""
-    start, step, num_rows = table.grid.start, table.grid.step, len(table.values_TC)
+    """Counts a table's gaps and finds borders and season where they are not given.
+
+    `facts` are fields of the series.
+    """
+    grid = table.grid
     if borders is None:
-        borders = split_borders(splits, num_rows=num_rows, start=start, step=step, name=name)
+        num_rows = len(table.values_TC)
+        borders = split_borders(
+            splits, num_rows=num_rows, start=grid.start, step=grid.step, name=name
+        )
     gap_share, gaps = count_gaps(table.values_TC, table.channels, missing=missing, name=name)
-    if not season_note:
-        season, season_note = choose_season(table.values_TC[: borders[0]], step=step, season=season)
-    assert season is not None
+    if season is None or not season_note:
+        train_TC = table.values_TC[: borders[0]]
+        season, season_note = choose_season(train_TC, step=grid.step, season=season)
     return Series(
         name=name,
         values_TC=table.values_TC,
         channels=table.channels,
-        units=units,
-        start=start,
-        step_s=step.seconds,
-        step_unit=step.unit,
+        start=grid.start,
+        step_s=grid.step.seconds,
+        step_unit=grid.step.unit,
         season=season,
         season_note=season_note,
         borders=borders,
-        source=source,
-        licence=licence,
         notes=[*notes, *gaps],
         gap_share=gap_share,
         fills_contexts=missing == "interpolate",
         offset_C=table.offset_C,
+        **facts,
     )
 
 

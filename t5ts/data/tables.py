@@ -19,7 +19,8 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 
-from t5ts.data.times import TIME_NAMES, Grid, check_order, check_policy, parse_times, regular_grid
+from t5ts.data.grid import Grid, check_order, check_policy, regular_grid
+from t5ts.data.times import TIME_NAMES, parse_times
 from t5ts.errors import DataError
 
 NULLS = """|NA|N/A|n/a|#N/A|#NA|<NA>|NaN|nan|NAN|-nan|-NaN|null|NULL|Null|None|none|NaT|?|-|--|.
@@ -108,7 +109,7 @@ def read_table(
             Long: the ids wanted; None takes all, sorted.
         id: Long: the column that tells the channels apart. Given together with `value`.
         value: Long: the column of values.
-        missing: Policy; see `t5ts.data.times.regular_grid`. Infinite values
+        missing: Policy; see `t5ts.data.grid.regular_grid`. Infinite values
             are refused under `error`, else they are missing.
         separator: Of a CSV's columns; None takes that of , ; tab | which fits the first lines.
         decimal: "." or ","; None takes what the first lines show, and refuses 1,234 alone.
@@ -172,20 +173,22 @@ def _read_long(
     missing: str,
     where: str,
 ) -> Table:
-    found, columns = _read_ids(file, id)
-    values = file.values([value], len(times_us), dtype=np.float64)[0][:, 0]
-    _check_finite(values, value, missing, file)
+    ids = pl.concat([piece.cast(pl.String).str.strip_chars() for piece in file.texts([id])])
+    if ids.null_count():
+        raise DataError(f"{file.path}: row {int(ids.is_null().arg_max() or 0) + 1} has no {id!r}.")
+    found = ids.unique().sort().to_list()
     names = found if channels is None else [str(name) for name in channels]
     if not names or len(set(names)) < len(names) or set(names) - set(found):
         raise DataError(
             f"{file.path}: data.channels={names} must name ids of column {id!r} once each; "
             f"allowed: {_listing(found)}."
         )
-    column_of_id = np.full(len(found), -1, dtype=np.int32)
-    column_of_id[[found.index(name) for name in names]] = np.arange(len(names))
-    columns = column_of_id[columns]
-    rows = pl.DataFrame({"column": columns, "time": times_us, "value": values})
-    rows = rows.with_row_index("row").filter(pl.col("column") >= 0)
+    values = file.values([value], len(times_us), dtype=np.float64)[0][:, 0]
+    _check_finite(values, value, missing, file)
+    column_of = {name: column for column, name in enumerate(names)}
+    of_ids = ids.replace_strict(column_of, default=None, return_dtype=pl.Int32)
+    rows = pl.DataFrame({"column": of_ids, "time": times_us, "value": values})
+    rows = rows.with_row_index("row").drop_nulls("column")
     backward = rows.filter(pl.col("time").diff().over("column") < 0)["column"]
     if len(backward):
         of_one = rows.filter(pl.col("column") == backward[0])
@@ -214,26 +217,6 @@ def _read_long(
     values_TC[place, columns] = rows["value"].to_numpy() - offset_C[columns]
     notes = file.notes + grid.notes
     return Table(values_TC=values_TC, offset_C=offset_C, channels=names, grid=grid, notes=notes)
-
-
-def _read_ids(file: _File, id: str) -> tuple[list[str], np.ndarray]:
-    """The ids of a long table, sorted, and for each row the place of its id among them (int32)."""
-    codes: dict[str, int] = {}
-    coded: list[np.ndarray] = []
-    num_rows = 0
-    for ids in file.texts([id]):
-        if ids.null_count():
-            row = num_rows + 1 + int(ids.is_null().arg_max() or 0)
-            raise DataError(f"{file.path}: row {row} has no {id!r}.")
-        ids = ids.cast(pl.String).str.strip_chars()
-        for name in ids.unique():
-            codes.setdefault(name, len(codes))
-        coded.append(ids.replace_strict(codes, return_dtype=pl.Int32).to_numpy())
-        num_rows += len(ids)
-    found = sorted(codes)
-    place = np.empty(len(found), dtype=np.int32)
-    place[[codes[name] for name in found]] = np.arange(len(found))
-    return found, place[np.concatenate(coded)]
 
 
 class _File:

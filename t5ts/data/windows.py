@@ -6,9 +6,8 @@ The three splits share one standardised tensor. A window is a row number; a batc
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,47 +21,40 @@ from t5ts.task import last_seen
 CHUNK_ROWS = 65_536
 
 
+@dataclass(eq=False)
 class Windows:
     """The windows of one split, one for every row at which they can start.
 
     Attributes:
         series_TC: (T, C) float32, standardised; storage shared among the splits.
+        name: "train", "val" or "test"; "ood" for another series' test windows.
         window_len: W, rows in a window (context and target).
         first_row: Row of the series at which window 0 starts.
-        name: "train", "val" or "test"; "ood" for another series' test windows.
+        num_windows: Windows in the split.
         context_len: Rows of a window that are seen and not scored.
         carried: Rows of the series with a gap, ascending (G,), and the values that fill it in a
             context (G, C); None where gaps stay NaN.
     """
 
-    def __init__(
-        self,
-        series_TC: Tensor,
-        *,
-        name: str,
-        window_len: int,
-        first_row: int,
-        num_windows: int,
-        context_len: int = 0,
-        carried: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        self.series_TC = series_TC
-        self.name = name
-        self.window_len = window_len
-        self.first_row = first_row
-        self.context_len = context_len
-        self.carried = carried
-        self._num_windows = num_windows
-        last = first_row + num_windows - 1
-        assert num_windows > 0, "an empty split is build_windows's to refuse"
-        assert first_row >= 0
-        assert last + window_len <= series_TC.shape[0]
+    series_TC: Tensor
+    name: str
+    window_len: int
+    first_row: int
+    num_windows: int
+    context_len: int = 0
+    carried: tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        last = self.first_row + self.num_windows - 1
+        assert self.num_windows > 0, "build_windows refuses an empty split"
+        assert self.first_row >= 0
+        assert last + self.window_len <= self.series_TC.shape[0]
         # (num_windows, C, W), strides only: index_select copies from it in one pass.
-        rows = series_TC[first_row : last + window_len]
-        self._windows_KCW = rows.unfold(0, window_len, 1)
+        rows = self.series_TC[self.first_row : last + self.window_len]
+        self._windows_KCW = rows.unfold(0, self.window_len, 1)
 
     def __len__(self) -> int:
-        return self._num_windows
+        return self.num_windows
 
     def gather(self, index_B: Tensor) -> Tensor:
         """A batch of windows.
@@ -96,10 +88,7 @@ class Windows:
 
     def first(self, num_windows: int, *, name: str) -> Windows:
         """The first windows of these under another name."""
-        part = copy.copy(self)
-        part.name, part._num_windows = name, num_windows
-        part._windows_KCW = self._windows_KCW[:num_windows]
-        return part
+        return replace(self, name=name, num_windows=num_windows)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -110,7 +99,6 @@ class WindowSplits:
         train, val, test: Windows; a val or test window's context may lie in the split before it.
         mean_C, std_C: (C,) float64 on the CPU, data units, of all train rows.
         constant_channels: Channels with one value in all train rows; their std is taken as 1.
-        train_rows: [start, end) of the rows whose windows are trained on (`data.fraction`).
         scaler_rows: [start, end) of the rows that the scaler saw: all train rows.
     """
 
@@ -120,7 +108,6 @@ class WindowSplits:
     mean_C: Tensor
     std_C: Tensor
     constant_channels: list[int]
-    train_rows: tuple[int, int]
     scaler_rows: tuple[int, int]
 
 
@@ -193,7 +180,7 @@ def build_windows(
         carried = (carried[0].to(device), carried[1].to(device))
     windows = {
         name: Windows(
-            series_TC,
+            series_TC=series_TC,
             name=name,
             window_len=window_len,
             first_row=first,
@@ -208,7 +195,6 @@ def build_windows(
         mean_C=torch.from_numpy(mean_C.copy()),
         std_C=torch.from_numpy(std_C.copy()),
         constant_channels=list(constant_channels),
-        train_rows=(train_start, train_end),
         scaler_rows=(0, train_end),
     )
 
