@@ -55,6 +55,7 @@ def regular_grid(
     *,
     missing: str,
     where: str,
+    file_rows: np.ndarray | None = None,
     keys: Callable[[], str] = lambda: "data.id=COLUMN data.value=COLUMN",
 ) -> Grid:
     """Finds the regular grid that the times lie on.
@@ -69,6 +70,7 @@ def regular_grid(
         times_us: (rows,) int64, microseconds, file order.
         missing: The policy for missing values.
         where: File and column, for messages.
+        file_rows: (rows,) the row of the file that each time stands in, from 0; None is 0, 1, ….
         keys: Finds the keys that would read a long table, for the message on repeated times.
 
     Raises:
@@ -97,14 +99,19 @@ def regular_grid(
         )
     median = int(np.partition(steps, len(steps) // 2)[len(steps) // 2])
     step, rows = Step(median / 1e6), None
+
+    def row_of(place: int) -> int:
+        place = place if order is None else int(order[place])
+        return (place if file_rows is None else int(file_rows[place])) + 1
+
     if missing != "error":
-        _refuse_stray_rows(times_us, order, median, where)
+        _refuse_stray_rows(times_us, median, row_of, where)
     if not (steps == median).all():
         del steps
         step, rows = _find_step(times_us, median)
         is_whole = rows is not None and bool((np.diff(rows) == 1).all())
         if rows is None or (missing == "error" and not is_whole):
-            raise _irregular(times_us, rows, step, median, is_sorted=order is not None, where=where)
+            raise _irregular(times_us, rows, step, median, row_of, where)
         rows = None if is_whole else rows
     num_rows = len(times_us) if rows is None else int(rows[-1]) + 1
     if num_rows > len(times_us):
@@ -176,7 +183,7 @@ def _swapped_row(times_us: np.ndarray) -> int | None:
 
 
 def _refuse_stray_rows(
-    times_us: np.ndarray, order: np.ndarray | None, median: int, where: str
+    times_us: np.ndarray, median: int, row_of: Callable[[int], int], where: str
 ) -> None:
     """Refuses sorted times of which a few lie far from all others, as a wrong year does.
 
@@ -194,10 +201,9 @@ def _refuse_stray_rows(
     )
     if is_stray or (times_us[-1] - times_us[0]) / median > MAX_GRID * len(times_us):
         place = (0 if stray_first else after) if is_stray else after
-        row = place if order is None else int(order[place])
         raise DataError(
-            f"{where}: row {row + 1} has {iso(int(times_us[place]))}, which looks like a wrong "
-            f"time: {duration(gap / 1e6)} lie between it and the other rows, whose step is "
+            f"{where}: row {row_of(place)} has {iso(int(times_us[place]))}, probably a wrong time: "
+            f"{duration(gap / 1e6)} lie between it and the other rows, whose step is "
             f"{duration(median / 1e6)}. Correct it, leave it out, or resample the data."
         )
 
@@ -207,8 +213,7 @@ def _irregular(
     rows: np.ndarray | None,
     step: Step,
     median: int,
-    *,
-    is_sorted: bool,
+    row_of: Callable[[int], int],
     where: str,
 ) -> DataError:
     """What to say of the first row that is not where it should be."""
@@ -223,8 +228,8 @@ def _irregular(
     if not off_grid:
         remedy += ", or choose data.missing=interpolate or mask (skipped times are gaps)"
     return DataError(
-        f"{where}: irregular step: {iso(int(times_us[row]))} (row {row + 1}"
-        f"{', sorted' if is_sorted else ''}) lies {gap} after the row before it"
+        f"{where}: irregular step: {iso(int(times_us[row]))} (row {row_of(row)}) lies {gap} after "
+        "the time before it"
         f"{' and off the grid' if off_grid else f'; {len(off)} such places'}; the step is {step}, "
         f"from {iso(int(times_us[0]))} on. {remedy}."
     )

@@ -194,13 +194,15 @@ def _read_long(
         of_one = rows.filter(pl.col("column") == backward[0])
         one = f"{where}, {id}={names[backward[0]]!r}"
         check_order(of_one["time"].to_numpy(), of_one["row"].to_numpy(), missing, one)
-    instants = rows["time"].unique().sort().to_numpy()
+    first_rows = rows.group_by("time").agg(pl.col("row").min()).sort("time")
+    instants = first_rows["time"].to_numpy()
     if len(instants) * len(names) > 20 * len(rows):
         raise DataError(
             f"{file.path}: {len(rows)} rows cannot fill {len(instants)} times × {len(names)} "
             f"series of column {id!r}. Choose series that overlap (data.channels)."
         )
-    grid = regular_grid(instants, missing=missing, where=where)
+    file_rows = first_rows["row"].to_numpy()
+    grid = regular_grid(instants, missing=missing, where=where, file_rows=file_rows)
     place = np.searchsorted(instants, rows["time"].to_numpy())
     place = place if grid.rows is None else grid.rows[place]
     columns = rows["column"].to_numpy()

@@ -456,6 +456,7 @@ REFUSED = [
     (text(SWAPPED), ["row 2 ", "2013-02-01"], {"missing": "interpolate"}),
     (text(SWAPPED), ["row 2 ", "2013-02-01"], {"missing": "error"}),
     ("time,s,a\n" + "".join(f"{t},{s},1\n" for t in SWAPPED for s in "pq"), ["row 3 ", "2013-02-01"], {"missing": "mask", "id": "s", "value": "a"}),
+    ("time,s,a\n" + "".join(f"{t},{s},1\n" for t in [*every(num=20), T0.replace(year=2106)] for s in "pq"), ["row 41 ", "2106"], {"missing": "mask", "id": "s", "value": "a"}),
     # years mistyped: one row must not make a grid of a century
     *((text([*every(num=9), t, *every(start=every(num=11)[-1], num=N - 10)]), ["row 10 ", t.isoformat()], {"missing": m})
       for t in (dt.datetime(2106, 1, 1, 15), dt.datetime(1016, 1, 1, 15)) for m in ("mask", "interpolate")),
