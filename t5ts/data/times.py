@@ -343,8 +343,10 @@ def _strptime(texts: pl.Series, form: tuple[str, str], *, since: int = 0) -> pl.
             raise DataError(f"data.time_format={pattern!r}: {problem}") from None
         if times.null_count() == texts.null_count():
             break
-    times = times.dt.replace_time_zone(None)  # that of %z: UTC
-    return times.set(times.dt.year() < since, None) if since else times
+    if getattr(times.dtype, "time_zone", None):  # by %z
+        times = times.dt.replace_time_zone(None)
+    has_early = since > 0 and times.null_count() < len(times)
+    return times.set(times.dt.year() < since, None) if has_early else times
 
 
 def _plain(texts: pl.Series) -> pl.Series:
