@@ -1,4 +1,4 @@
-"""The ETT files: where they come from, and the cache they are kept in."""
+"""The ETT files: download and cache."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def ett_path(name: str) -> Path:
 def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
     """The file of an ETT series in the cache, downloaded if it is not there.
 
-    Nothing is left behind by a download that fails: it goes to a temporary file beside its place
-    and is renamed there once it is whole and its checksum is right. Its sha256 is recorded beside
-    it, so that a file that changes later is found out.
+    The download goes to a temporary file in the same folder, which is renamed when it is complete
+    and its checksum is right, and deleted otherwise. The sha256 is recorded in FILE.json, so that
+    a later change of the file is detected.
 
     Args:
         name: etth1, etth2, ettm1 or ettm2.

@@ -64,13 +64,13 @@ def regular_grid(
     calendar months, or of business days. Under `missing="error"` the file must itself be the grid:
     sorted, with equal steps. Under the other policies rows are sorted, and times that are skipped
     become missing values; both are noted. A time that occurs twice is an error always, since
-    nothing says which of its rows holds.
+    it is unknown which row is right.
 
     Args:
         times_us: (rows,) int64, microseconds, file order.
         missing: The policy for missing values.
         where: File and column, for messages.
-        file_rows: (rows,) the row of the file that each time stands in, from 0; None is 0, 1, ….
+        file_rows: (rows,) row of the file for each time, from 0; None is 0, 1, ….
         keys: Finds the keys that would read a long table, for the message on repeated times.
 
     Raises:
@@ -130,8 +130,8 @@ def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where
     """Refuses unsorted times that must not be sorted.
 
     Args:
-        times_us: Times of one series in file order, no two alike.
-        file_rows: The row of the file that each stands in, from 0.
+        times_us: Times of one series in file order, all different.
+        file_rows: Row of the file for each time, from 0.
         missing: The policy for missing values.
         where: File and column, for messages.
 
@@ -185,7 +185,7 @@ def _swapped_row(times_us: np.ndarray) -> int | None:
 def _refuse_stray_rows(
     times_us: np.ndarray, median: int, row_of: Callable[[int], int], where: str
 ) -> None:
-    """Refuses sorted times of which a few lie far from all others, as a wrong year does.
+    """Refuses sorted times if a few are far from all others, as after a typo in the year.
 
     Few: one, or one in a hundred. Far: more than 100 steps, and half of what the others span.
     """
@@ -203,7 +203,7 @@ def _refuse_stray_rows(
         place = (0 if stray_first else after) if is_stray else after
         raise DataError(
             f"{where}: row {row_of(place)} has {iso(int(times_us[place]))}, probably a wrong time: "
-            f"{duration(gap / 1e6)} lie between it and the other rows, whose step is "
+            f"{duration(gap / 1e6)} from the other rows, whose step is "
             f"{duration(median / 1e6)}. Correct it, leave it out, or resample the data."
         )
 
@@ -238,7 +238,7 @@ def _irregular(
 def _find_step(times_us: np.ndarray, median: int) -> tuple[Step, np.ndarray | None]:
     """The step of sorted times that are not equally far apart, and the grid row of each.
 
-    The rows are None where the times lie on no grid; the step is then the median one.
+    The rows are None if the times are on no grid; the step is then the median one.
     """
     days, clocks_us = times_us // DAY_US, times_us % DAY_US
     if median >= DAY_US and (clocks_us == clocks_us[0]).all():

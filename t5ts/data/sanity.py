@@ -11,7 +11,7 @@ from t5ts.data.windows import CHUNK_ROWS, Windows, WindowSplits
 from t5ts.errors import DataError
 
 MAX_NAMED = 6
-# Mean squares, in train-standardised units (train is 1), between which splits are alike.
+# Range of mean squares, in train-standardised units, within which no warning is given.
 ALIKE = (0.1, 10.0)
 
 

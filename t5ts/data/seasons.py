@@ -14,7 +14,7 @@ PERIODS_S = {
     "week": 604_800.0,
     "year": 31_557_600.0,
 }
-# Rows (the last ones) and channels (the first ones) that are looked at.
+# Only so many rows (the last) and channels (the first) are used.
 MAX_ROWS = 200_000
 MAX_CHANNELS = 32
 
@@ -79,8 +79,8 @@ def _prominence(rows_TC: np.ndarray, lag: int) -> tuple[float, float]:
 
     Both are means over channels.
 
-    A moving mean over one period is taken off first: it takes trend and drift with it and leaves
-    a season of that period whole.
+    A moving mean over one period is subtracted first, which removes trend and drift but not a
+    season of that period.
     """
     half = max(1, lag // 2)
     values = []

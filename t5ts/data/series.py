@@ -91,8 +91,8 @@ class Series:
         gap_share: Share of the values on the regular grid that were missing before repair.
         fills_contexts: Whether gaps are filled where they are seen, and from earlier rows only
             (`data.missing=interpolate`); they are never scored. Without it gaps stay NaN.
-        offset_C: (C,) float64, data units: taken off before values were cast to float32, which
-            would lose what is small beside it; None is 0 for all.
+        offset_C: (C,) float64, data units: subtracted before the cast to float32, which would
+            round the differences between values; None is 0 for all.
         sha256: Of the bytes of `values_TC` as loaded, before standardisation, with what is not 0
             or off of the two above.
         best_mse: Synthetic series only: least achievable mean squared error of a forecast per
@@ -215,7 +215,7 @@ def split_borders(
         if not 0 < train_end < val_end < num_rows:
             raise DataError(
                 f"data.splits={values} does not leave rows for train, validation and test: {name} "
-                f"runs from {start} to {last.isoformat()}, and the dates must lie inside, in order."
+                f"runs from {start} to {last.isoformat()}, and the dates must be inside, in order."
             )
     else:
         raise DataError(f"data.splits={values} cannot be read. {SPLITS}")

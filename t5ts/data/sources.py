@@ -110,8 +110,8 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
     Args:
         dataset: etth1, etth2 (hourly), ettm1 or ettm2 (15 minutes).
         dir: Folder with the file (ETTh1.csv, …); None takes it from the cache or downloads it.
-        sha256: Checksum that the file must have, instead of the published one (a copy of your
-            own). Columns, rows and times are checked whatever it is.
+        sha256: Expected checksum of your own copy; None is the published one. Columns, rows and
+            times are checked in either case.
 
     Raises:
         DataError: for an unknown dataset, a file that is not there or not the published one, and
@@ -226,7 +226,7 @@ def load_synthetic(
 
     Args:
         num_rows: T; a row is called an hour, from 2020-01-01.
-        num_channels: C, alike but for phase and innovations.
+        num_channels: C; channels differ in phase and innovations.
         season: Rows in one season.
         season_amplitude: Of the sine, data units, like all that follow.
         trend: Rise in a row.
@@ -298,7 +298,7 @@ def load_text_in_disguise(
     values_TC = disguise.disguise(
         num_rows=num_rows, num_channels=num_channels, noise_std=noise_std, seed=seed
     )
-    told, step = disguise.provenance(), Step(1.0)
+    facts, step = disguise.provenance(), Step(1.0)
     name = "text_in_disguise"
     return Series(
         name=name,
@@ -310,8 +310,8 @@ def load_text_in_disguise(
         season=1,
         season_note="season 1: known (a text has none)",
         borders=split_borders(splits, num_rows=num_rows, start="", step=step, name=name),
-        source=f"{told['text']}; {told['source']}; seed {seed}",
-        licence=told["licence"],
+        source=f"{facts['text']}; {facts['source']}; seed {seed}",
+        licence=facts["licence"],
         notes=["a row is one token; its values are a rotated embedding plus noise"],
     )
 

@@ -48,11 +48,11 @@ FOREIGN = [
 ]
 THOUSANDS = r"[+-]?[1-9]\d{0,2}([.,]\d{3})+"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-# Columns that pandas writes for its row labels, and names of clocks: no series beside a time.
+# Row labels written by pandas, and names of clocks: not taken as channels.
 INDEX = re.compile(r"(_duplicated_\d+|Unnamed: \d+|__index_level_\d+__)?")
 CLOCKS = {*TIME_NAMES, "epoch", "unix", "unixtime", "unix_time", "unix_timestamp", "epoch_time"}
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-# A channel whose values lie so many times further from 0 than from each other gets an offset.
+# A channel gets an offset if its values are this many times further from 0 than from each other.
 FAR = 16
 # polars' Rust panics are BaseExceptions of their own; a damaged file must not show as one.
 READ_ERRORS = (
@@ -63,11 +63,11 @@ READ_ERRORS = (
 
 @dataclass(kw_only=True)
 class Table:
-    """What a file holds: values on a regular grid (NaN where missing) and where the grid lies.
+    """What a file holds: values on a regular grid (NaN where missing) and the grid.
 
     Attributes:
         values_TC: float32, less `offset_C`.
-        offset_C: float64; not 0 where float32 would lose what is small beside it.
+        offset_C: float64; not 0 where float32 would round the differences between values.
     """
 
     values_TC: np.ndarray
@@ -114,13 +114,13 @@ def read_table(
         separator: Of a CSV's columns; None takes that of , ; tab | which fits the first lines.
         decimal: "." or ","; None takes what the first lines show, and refuses 1,234 alone.
         time_format: See `t5ts.data.times.parse_times`.
-        nulls: What else means a missing value, beside NULLS; numbers too (-9999).
+        nulls: Further spellings of a missing value, besides NULLS; also numbers (-9999).
         encoding: Of a CSV; None takes UTF-8, UTF-16 or else Windows-1252.
         block_bytes: Text of a CSV that is parsed at once. Changes memory and speed, and which of
             several faults is named; never the result.
 
     Raises:
-        DataError: for every way in which the file is not such a table.
+        DataError: if the file is not such a table.
     """
     check_policy(missing)
     if (id is None) != (value is None):
@@ -222,7 +222,7 @@ def _read_long(
 
 
 class _File:
-    """A table on disk: its columns first, then what they hold when it is asked for."""
+    """A table on disk: column names are read at once, columns on demand."""
 
     def __init__(
         self,
@@ -327,7 +327,7 @@ class _File:
             self.notes.append(f"encoding {self._encoding} detected (data.encoding)")
 
     def _find_separator(self, lines: list[str]) -> str:
-        """What makes rows as long as the header, finds a time column, and makes most columns."""
+        """The separator that gives rows of equal length, a time column, and most columns."""
         usual = "\t" if self.path.suffix.lower() == ".tsv" else ","
         fits: dict[str, tuple[float, bool, int]] = {}
         for mark in SEPARATORS if lines else ():
@@ -343,7 +343,7 @@ class _File:
         return best
 
     def _find_decimal(self, lines: list[str]) -> str:
-        """A comma where numbers have one; refuses numbers that may have thousands marked."""
+        """A comma if numbers have one; refuses numbers that may have thousands separators."""
         if self._sep == ",":
             return "."
         rows = [map(str.strip, row) for row in csv.reader(lines[1:], delimiter=self._sep)]
@@ -369,7 +369,7 @@ class _File:
             mark = "," if doubtful == commas else "."
             raise DataError(
                 f"{self.path}: {min(doubtful)!r} may be a fraction or thousands. Say which: "
-                f"data.decimal={mark!r} (fractions); thousands must be written without a mark."
+                f"data.decimal={mark!r} (fractions); remove thousands separators."
             )
         if commas:
             self.notes.append("decimal commas detected (data.decimal)")
@@ -445,7 +445,7 @@ class _File:
                     low_C[c] = min(low_C[c], np.min(numbers, where=finite, initial=np.inf))
                     high_C[c] = max(high_C[c], np.max(numbers, where=finite, initial=-np.inf))
                 values_TC[into, c] = numbers
-            del piece, numbers  # not kept while the next is read
+            del piece, numbers  # free them before the next is read
         if end != held:
             raise DataError(f"{self.path} changed while it was read: it had {held} rows.")
         if offset_C is None:
@@ -466,7 +466,7 @@ class _File:
                     yield first, column.slice(first, SLICE_ROWS)
             return
         first = 0
-        # All columns are read with the values: only so is a row that is too long found out.
+        # Values are read with all columns: polars reports a row that is too long only then.
         columns = None if as_values else names
         for block in self._blocks():
             try:
@@ -484,7 +484,7 @@ class _File:
             raise self._unreadable(error) from None
 
     def _diagnosis(self, block: bytes, first: int) -> DataError | None:
-        """What polars could not split into rows: a row too long, bytes, or a quote not closed."""
+        """Why polars could not split a block: a row too long, wrong bytes, or an open quote."""
         try:
             text = block.decode()
         except UnicodeDecodeError as error:
@@ -560,7 +560,7 @@ class _File:
         if re.search(r"\d[.,]\d", column[row]):
             remedy += (
                 f" Numbers are read with a decimal {self._point!r} (data.decimal) and without "
-                "marks between thousands."
+                "thousands separators."
             )
         raise DataError(
             f"{self.path}: row {first + row + 1} of column {column.name!r} has {column[row]!r}, "
@@ -619,7 +619,7 @@ class _File:
 
 
 def _header(file: BinaryIO) -> bytes:
-    """The first line that is not blank, and those that a quoted name goes on in."""
+    """The first line that is not blank, with further lines if a quoted name spans them."""
     header = file.readline().removeprefix(codecs.BOM_UTF8)
     while not header.strip() and (line := file.readline()):
         header = line
@@ -629,7 +629,7 @@ def _header(file: BinaryIO) -> bytes:
 
 
 def _offsets(low_C: np.ndarray, high_C: np.ndarray) -> np.ndarray:
-    """What to take off before float32: 0, or the extreme of a channel that is nearest to 0.
+    """What to subtract before the cast to float32: 0, or the channel's value nearest to 0.
 
     float32 keeps 24 bits, so 1.6e9 ± 3 would be one value. An offset among the values leaves them
     exact to 2⁻²⁴ of their range.
@@ -693,8 +693,8 @@ def _check_finite(column_T: np.ndarray, name: str, missing: str, file: _File) ->
     if missing == "error":
         if np.isnan(column_T).all():
             raise DataError(
-                f"{file.path}: column {name!r} has no value at all. Leave it out: name the others "
-                "in data.channels."
+                f"{file.path}: column {name!r} has no values. Leave it out: name the others in "
+                "data.channels."
             )
         what = "is missing" if np.isnan(column_T[row]) else "is infinite"
         raise DataError(

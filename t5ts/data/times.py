@@ -17,7 +17,7 @@ from t5ts.errors import DataError
 EPOCH = datetime.datetime(1970, 1, 1)
 DAY_US = 86_400_000_000
 TIME_NAMES = ("date", "time", "timestamp", "datetime", "date_time", "ds")
-# strptime formats, and what is added to the texts: polars asks for minutes beside hours.
+# strptime formats, and a suffix for the texts: polars needs minutes after hours.
 DATES = [(form, "") for form in (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%m-%d-%Y",
     "%d-%m-%Y", "%d-%b-%Y", "%d %B %Y", "%d/%b/%Y", "%B %d, %Y", "%B %d %Y", "%Y-%b-%d",
@@ -117,7 +117,7 @@ def parse_times(
             elif piece.dtype.is_temporal() and piece.dtype not in (pl.Time, pl.Duration):
                 readings = [_Reading(label="", read=_read_datetimes)]
             else:
-                raise DataError(f"{where}: a column of {piece.dtype} holds no times. {ALLOWED}")
+                raise DataError(f"{where}: a column of {piece.dtype} has no times. {ALLOWED}")
         for reading in readings:
             reading.add(_numbers(piece) if is_number else piece, written)
         num_rows += len(piece)
@@ -146,9 +146,9 @@ class _Reading:
     Attributes:
         label: What it is called in notes and messages; "" if that goes without saying.
         read: Takes a column; gives its times as UTC datetimes, null where a row does not fit, and
-            as local ones where the file has zones.
-        is_date: Whether it reads digits as a date, which is never by chance in most rows.
-        rival_of: A reading that this one makes doubtful; it is not taken itself.
+            as local ones if the file has zones.
+        is_date: Whether it reads digits as a date; most rows are never dates by chance.
+        rival_of: Label of a reading that is ambiguous if this one fits too; never chosen itself.
     """
 
     label: str
@@ -288,10 +288,10 @@ def _split_zones(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _to_utc(times: pl.Series, zones: pl.Series, where: str) -> pl.Series:
-    """Local times of many zones as UTC; null where there is no zone or no such hour.
+    """Local times as UTC; null where the zone or the hour does not exist.
 
     Raises:
-        DataError: for zones that are not known, and two places.
+        DataError: for unknown zones, and for two places.
     """
     minutes: dict[str, int] = {}
     for zone in zones.unique().drop_nulls():
@@ -350,7 +350,7 @@ def _strptime(texts: pl.Series, form: tuple[str, str], *, since: int = 0) -> pl.
 
 
 def _plain(texts: pl.Series) -> pl.Series:
-    """One spelling for AM and PM, and quarters as their first months."""
+    """Normalise AM and PM; replace quarters by their first months."""
     first = texts[0] or ""
     if re.search(r"(?i)[ap]\.?m\.?\b", first):
         texts = texts.str.replace(r"(?i) ?([ap])\.?m\.?( |$)", " ${1}M$2")

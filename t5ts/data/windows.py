@@ -1,7 +1,7 @@
 """Windows over a series: indexed, gathered, never materialised.
 
 The three splits share one standardised tensor. A window is a row number; a batch is one
-`index_select` on a strided view, which works alike on the CPU and on a GPU that holds the series.
+`index_select` on a strided view, on the CPU or on the GPU that holds the series.
 """
 
 from __future__ import annotations
