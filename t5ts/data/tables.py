@@ -426,7 +426,9 @@ class _File:
             (num_rows, C) values less the offsets, NaN where the file has nothing, and (C,) float64
             offsets.
         """
-        values_TC: np.ndarray = np.full((num_rows, len(names)), np.nan, dtype)
+        values_TC: np.ndarray = np.empty((num_rows, len(names)), dtype)
+        if rows is not None:
+            values_TC.fill(np.nan)
         low_C, high_C = np.full(len(names), np.inf), np.full(len(names), -np.inf)
         held = num_rows if rows is None else len(rows)
         end = 0
@@ -522,7 +524,7 @@ class _File:
         for null in self._null_numbers:
             numbers = numbers.set(numbers == null, None)
         values = numbers.to_numpy()
-        if np.nanmax(np.abs(values), initial=0) <= 2**53:
+        if dtype == pl.Float32 or np.nanmax(np.abs(values), initial=0) <= 2**53:
             return values
         if dtype.is_integer():
             wrong = numbers.is_not_null() & numbers.cast(dtype, strict=False).ne_missing(column)
