@@ -381,3 +381,24 @@ PICTURES: dict[str, Callable[[Findings], Any | None]] = {
     "gap": _gap,
     "scale": _scale,
 }
+
+
+def swatch(place: int) -> str:
+    """An arm's line as the plots draw it, in SVG: colour, dash and marker."""
+    colour, dash, marker = style(place)
+    dashes = {"dashed": "6 3", "dotdash": "7 2 2 2", "dotted": "2 3"}.get(dash, "")
+    shape = {
+        "circle": '<circle cx="16" cy="7" r="4"/>',
+        "square": '<path d="M12 3h8v8h-8z"/>',
+        "triangle": '<path d="M16 2l5 9h-10z"/>',
+        "diamond": '<path d="M16 2l5 5-5 5-5-5z"/>',
+        "inverted_triangle": '<path d="M16 12l5-9h-10z"/>',
+        "cross": '<path d="M16 2v10M11 7h10" stroke-width="3"/>',
+        "x": '<path d="M12 3l8 8M20 3l-8 8" stroke-width="3"/>',
+        "star": '<path d="M16 1l2 5h5l-4 3 2 5-5-3-5 3 2-5-4-3h5z"/>',
+    }[marker]
+    return (
+        f'<svg class="swatch" viewBox="0 0 32 14" width="32" height="14" aria-hidden="true"'
+        f' stroke="{colour}" fill="{colour}"><path d="M0 7h32" stroke-width="2"'
+        f' stroke-dasharray="{dashes}"/>{shape}</svg>'
+    )

@@ -24,9 +24,7 @@ from t5ts.analysis.judgement import (
     WITHHELD,
     Verdict,
 )
-from t5ts.analysis.page import in_short
-from t5ts.analysis.sections import sections
-from t5ts.analysis.sections.final import hypotheses
+from t5ts.analysis.sections import in_short, sections
 
 RANDOM = Arm(init="random", freeze="none")
 
@@ -507,7 +505,7 @@ def test_the_lab_logs_arms_and_its_table(tmp_path: Path) -> None:
     ]
     write(tmp_path, arms)
     found = verdict(collect([tmp_path]))
-    text = " ".join(hypotheses(found.main))
+    text = " ".join(getattr(block, "text", "") for block in sections(found)[3].blocks)
     assert "supports “pretraining transfers”" in text
     assert "supports freezing first" in text
     assert "decides nothing about pretraining" in text

@@ -1,0 +1,549 @@
+"""The report's content: what `report.md.j2`, which has the sentences and tables, is filled with."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import numpy as np
+
+from t5ts.analysis import effects
+from t5ts.analysis.arms import Arm, Pair, Point, paired
+from t5ts.analysis.beside import beyond, has, ratio_to_test, series_names, under_shift
+from t5ts.analysis.document import Section, parse
+from t5ts.analysis.figures import EFFECT_KEY
+from t5ts.analysis.judgement import (
+    ALIKE,
+    CANNOT_DISCRIMINATE,
+    CANNOT_TELL,
+    DOES_NOT,
+    HIGHER,
+    LOWER,
+    LOWER_HERE,
+    NOT_LEARNED,
+    NOTHING,
+    TRANSFERS,
+    UNFINISHED,
+    WITHHELD,
+    Comparison,
+    Findings,
+    Verdict,
+)
+from t5ts.analysis.statistics import Estimate, log_ratio, mean_interval
+from t5ts.analysis.validity import BROKEN, NOTE, settings_that_differ
+from t5ts.analysis.words import (
+    NONE,
+    fixed,
+    interval,
+    number,
+    percent,
+    percent_interval,
+    percent_span,
+    plural,
+    probability,
+)
+
+KINDS = {
+    "best": "each at its own best plan",
+    "control": "control, each at its own best plan",
+    "weights": "weights alone, one plan",
+    "same_plan": "control, one plan",
+    "frozen_random": "against a frozen random encoder",
+    "checkpoint": "another checkpoint",
+    "freezing": "freezing plan",
+    "other": "differs in more",
+}
+Found = TypeVar("Found")
+Row = tuple[str, ...]
+
+
+#: What the verdict's card shows, and its look (a class of the page's style sheet).
+BADGES = {
+    TRANSFERS: ("Transfers", "good"),
+    LOWER_HERE: ("Lower with this checkpoint", "good"),
+    DOES_NOT: ("Does not transfer", "bad"),
+    CANNOT_TELL: ("Cannot tell", "open"),
+    CANNOT_DISCRIMINATE: ("Cannot discriminate", "open"),
+    NOT_LEARNED: ("Nothing learned", "open"),
+    UNFINISHED: ("Unfinished", "open"),
+    WITHHELD: ("Verdict withheld", "broken"),
+    NOTHING: ("Nothing to compare", "open"),
+}
+#: What an arm's name says of its weights and of its freezing.
+ARM_WORDS = {
+    "t5": "t5: pretrained on text",
+    "random": "random: T5's or the encoder's own random start",
+    "matched": "matched: random with the pretrained tensors' means and spreads",
+    "shuffled": "shuffled: the pretrained entries in random order",
+    "none": "none: trained from the first step",
+    "staged": "staged: frozen at first",
+    "all": "all: never trained",
+    "norms": "norms: only norms and position biases trained",
+}
+
+
+def sections(findings: Findings, pictures: Sequence[str] = ()) -> list[Section]:
+    """Sections 0 to 7, with those pictures that were drawn."""
+    return parse(markdown(findings, pictures))
+
+
+def markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
+    """The report as Markdown, with links to the pictures that were drawn."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=True,  # by `_escape`, as Markdown needs it
+        finalize=_escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.from_string(
+        (files("t5ts.analysis") / "report.md.j2").read_text(encoding="utf-8")
+    )
+    text = template.render(header(findings) | _context(findings), pictures=pictures)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def header(findings: Findings) -> dict[str, Any]:
+    """What stands above the sections."""
+    badge, look = BADGES[findings.kind]
+    headline = findings.headline
+    if headline.startswith(f"{badge}: "):  # the badge has said it
+        headline = headline.removeprefix(f"{badge}: ")
+        headline = headline[:1].upper() + headline[1:]
+    checks = findings.main.checks
+    noted, broken = (sum(c.status == status for c in checks) for status in (NOTE, BROKEN))
+    return {
+        "badge": badge,
+        "look": look,
+        "headline": headline,
+        "reasons": findings.reasons,
+        "in_short": in_short(findings),
+        "arm_words": arm_words(findings),
+        "checks": f"{len(checks) - noted - broken} of {len(checks)} validity checks hold"
+        + (f", {noted} with a note" if noted else "")
+        + f", {broken or 'none'} broken",
+    }
+
+
+def in_short(findings: Findings) -> str:
+    """What was read, in one line."""
+    study, kinds = findings.study, [v.kind for v in findings.verdicts]
+    arms = {arm.name for v in findings.verdicts for arm in v.condition.arms}
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    parts = [
+        f"{plural(len(study.runs), 'run')}, {len(study.finished)} finished",
+        plural(len(arms), "arm"),
+        findings.main.condition.name
+        if len(kinds) == 1
+        else f"{len(kinds)} data sets, tasks or amounts of data, each judged for itself: {counts}"
+        " (section 0)",
+    ]
+    if study.left_out:
+        parts.append(f"{plural(len(study.left_out), 'run')} left out (section 7)")
+    return " · ".join(parts)
+
+
+def arm_words(findings: Findings) -> str:
+    """How to read an arm's name."""
+    arms = [arm for v in findings.verdicts for arm in v.condition.arms]
+    backbones = {arm.backbone for arm in arms}
+    order = "encoder-weights-freezing"
+    if len(backbones) == 1:
+        order = f"weights-freezing, all on the encoder {next(iter(backbones))}"
+    used = {arm.init for arm in arms} | {arm.freeze for arm in arms}
+    return f"{order} ({'; '.join(words for key, words in ARM_WORDS.items() if key in used)})"
+
+
+def _escape(value: Any) -> Any:
+    """A bar would end its cell, a line break its row; what is markup already is left alone."""
+    from markupsafe import Markup
+
+    if isinstance(value, Markup):
+        return value
+    return Markup(str(value).replace("|", "\\|").replace("\n", " "))
+
+
+def _context(findings: Findings) -> dict[str, Any]:
+    """Everything that `report.md.j2` names."""
+    main = findings.main.condition
+    arms = [(v, arm) for v in findings.verdicts for arm in v.condition.arms]
+    questions = partial(_questions, findings)
+    shift = under_shift(findings)
+    return {
+        **_WORDS,
+        "verdicts": findings.verdicts,
+        "outcomes": [(v, v.main) for v in findings.verdicts],
+        "checkpoints": [
+            (v, backbone, own)
+            for v in findings.verdicts
+            for backbone, own in v.by_checkpoint.items()
+            if own.main is not None
+        ],
+        "main": main,
+        "main_name": main.name,
+        "margin": percent(findings.main.margin, sign=False),
+        "objective": str(main.config["objective"]),
+        "arms": arms,
+        "named": partial(named, findings),
+        "questions": questions,
+        "comparisons": questions(*KINDS),
+        "speeds": _known(questions("best", "control", "weights"), effects.speed),
+        "curves": [
+            (arm.name, curve)
+            for arm in main.arms
+            if (curve := effects.learning_curve(arm, "val_loss")) is not None
+        ],
+        "epochs_asked": lambda arm: sum(int(r.config["train.epochs"]) for r in arm.runs),
+        "final_rows": _final_rows(findings),
+        "shifted": lambda v: any(has(arm, "ood_loss") for arm in v.condition.arms),
+        "shift_rows": _shift_rows,
+        "under_shift": [(one, one.verdict, one.comparison) for one in shift],
+        "staged_under_shift": _staged(shift),
+        "shuffled_arms": [
+            (v, arm, ratio_to_test(arm, "shuffled_loss"))
+            for v, arm in arms
+            if has(arm, "shuffled_loss")
+        ],
+        "shuffled_pairs": [
+            (v, c, beyond(c.pair, "shuffled_loss"))
+            for v, c in questions("best", "weights")
+            if c.pair.treatment.freeze == c.pair.control.freeze
+            and has(c.pair.treatment, "shuffled_loss")
+            and has(c.pair.control, "shuffled_loss")
+        ],
+        "forecasts": effects.forecasts(main),
+        "neighbours": [
+            (v, arm, place, point)
+            for v, arm in arms
+            if arm.best and len(arm.points) > 1
+            for place, point in enumerate(effects.neighbours(arm))
+        ],
+        "regret_rows": _regret_rows(findings),
+        "gaps": _known(questions("best", "weights"), lambda pair: effects.gap(pair)),
+        "transferred": _transferred(findings),
+        "naive_name": _naive_name(arms),
+        "baseline_rows": _baseline_rows(findings),
+        "weights_rows": [(named(findings, v, arm.name), *_weights(arm)) for v, arm in arms],
+    }
+
+
+def named(findings: Findings, v: Verdict, name: str) -> str:
+    """The name with its condition, where there are several."""
+    return name if len(findings.verdicts) == 1 else f"{name} · {v.condition.name}"
+
+
+def _questions(findings: Findings, *kinds: str) -> list[tuple[Verdict, Comparison]]:
+    """Every comparison of these kinds for which paired seeds are finished."""
+    return [
+        (v, c)
+        for v in findings.verdicts
+        for c in v.comparisons
+        if c.pair.kind in kinds and c.pair.seeds
+    ]
+
+
+def _known(
+    questions: Iterable[tuple[Verdict, Comparison]], of: Callable[[Pair], Found | None]
+) -> list[tuple[Verdict, Comparison, Found]]:
+    """The comparisons of which something is known, with that."""
+    return [(v, c, found) for v, c in questions if (found := of(c.pair)) is not None]
+
+
+def val_at(arm: Arm, metric: str, epoch: int) -> Estimate:
+    """Mean over an arm's seeds of a validation metric after an epoch."""
+    curves = [run.curve(metric) for run in arm.best.finished.values()] if arm.best else [
+        run.curve(metric) for run in arm.shown.runs
+    ]  # fmt: skip
+    return mean_interval([float(v) for epochs, curve in curves for v in curve[epochs == epoch]])
+
+
+def final(arm: Arm, metric: str) -> Estimate:
+    """Mean over an arm's seeds of a final metric."""
+    return mean_interval([run.metric(metric) for run in _finished(arm)])
+
+
+def _finished(arm: Arm) -> list[Any]:
+    return list(arm.best.finished.values()) if arm.best else []
+
+
+def p_value(p: float) -> str:
+    """A p-value for a column; a dash where it is not known."""
+    return probability(p).removeprefix("= ") if math.isfinite(p) else NONE
+
+
+def factor(log_factor: Estimate) -> str:
+    """A log-ratio as a factor with its interval."""
+    text = f"{math.exp(log_factor.value):.2f}×" if math.isfinite(log_factor.value) else NONE
+    if log_factor.is_known:
+        text += f" [{math.exp(log_factor.low):.2f}, {math.exp(log_factor.high):.2f}]"
+    return text
+
+
+def setting(value: object) -> str:
+    """A setting's value."""
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return f"{value:.4g}"
+    return "null" if value is None else str(value)
+
+
+def settings(arm: Arm, point: Point) -> str:
+    """What was tuned in the arm, as it is at this point."""
+    return ", ".join(f"{k}={setting(point.settings.get(k))}" for k in arm.tuned) or "as given"
+
+
+def note(arm: Arm) -> str:
+    """When the arm's encoder trains, and how many runs stand behind it."""
+    starts = ", ".join(f"{start:g}" for start in effects.unfreezing(arm.shown))
+    states = [run.state for run in arm.runs if run.result is None]
+    plans = {"all": "encoder never trains", "norms": "only norms and position biases train"}
+    default = f"unfrozen at epoch {starts}" if starts else "trains from the first step"
+    parts = [plans.get(arm.freeze, default)]
+    parts += [f"best of {arm.tried} settings"] if arm.tried > 1 else []
+    parts += [f"{states.count(state)} {state}" for state in sorted(set(states))]
+    parts += [plural(len(arm.best.finished), "seed")] if arm.best else []
+    return "; ".join(parts)
+
+
+def log_comparisons(v: Verdict) -> dict[str, list[Comparison]] | None:
+    """The comparisons that the lab log's hypotheses are about; None without its arms."""
+    arms = [arm for arm in v.condition.arms if arm.best]
+    if not any(a.backbone == "shared" for a in arms) or not any(a.init == "t5" for a in arms):
+        return None
+    seen = [c for c in v.comparisons if c.pair.seeds]
+    return {
+        "fair": [c for c in seen if c.pair.kind in ("best", "weights")],
+        "other": [
+            c for c in seen if c.pair.kind == "other" and c.pair.control.backbone == "shared"
+        ],
+        "staged": [
+            c
+            for c in seen
+            if c.pair.kind == "freezing"
+            and (c.pair.treatment.init, c.pair.treatment.freeze) == ("t5", "staged")
+        ],
+    }
+
+
+def _final_rows(findings: Findings) -> list[Row]:
+    """Final metrics of each arm, and of the forecasts that are not trained."""
+    rows: list[Row] = []
+    for v in findings.verdicts:
+        for arm in v.condition.arms:
+            if runs := _finished(arm):
+                metrics = ("val_loss", "test_loss", "test_mae", "test_mase", "test_corr")
+                means = [
+                    float(np.mean([getattr(run.result, name) for run in runs]))
+                    for name in ("best_epoch", "seconds")
+                ]
+                rows.append(
+                    (
+                        named(findings, v, arm.name),
+                        str(len(runs)),
+                        *(interval(final(arm, metric), digits=4) for metric in metrics),
+                        *(number(mean, digits=3) for mean in means),
+                    )
+                )
+    for v in findings.verdicts:
+        result = next((run.result for run in v.condition.runs if run.result is not None), None)
+        if result is None:
+            continue
+        test = result.baselines.get("test", {})
+        for name, val in result.baselines.get("val", {}).items():
+            values = [test.get(name, {}).get(key) for key in ("loss", "mae", "mase", "corr")]
+            label = named(findings, v, f"baseline: {name.replace('_', ' ')}")
+            rows.append((label, NONE, *map(fixed, (val.get("loss"), *values)), NONE, NONE))
+        if (best := result.best_achievable_loss) is not None:
+            rows.append((named(findings, v, "best achievable"), NONE, fixed(best), *[NONE] * 6))
+    return rows
+
+
+def _shift_rows(v: Verdict) -> list[Row]:
+    """The arms on the other series, and how much harder it is for forecasts without training."""
+    metrics = ("ood_mae", "ood_mase", "ood_corr")
+    rows: list[Row] = [
+        (
+            arm.name,
+            str(len(_finished(arm))),
+            interval(final(arm, "test_loss"), digits=4),
+            interval(final(arm, "ood_loss"), digits=4),
+            factor(ratio_to_test(arm, "ood_loss")),
+            *(interval(final(arm, metric), digits=4) for metric in metrics),
+        )
+        for arm in v.condition.arms
+        if has(arm, "ood_loss")
+    ]
+    baselines = next(
+        run.result.baselines
+        for run in v.condition.runs
+        if run.result is not None and "ood" in run.result.baselines
+    )
+    for name, ood in baselines["ood"].items():
+        test = baselines["test"][name]["loss"]
+        label, ratio = f"baseline: {name.replace('_', ' ')}", f"{ood['loss'] / test:.2f}×"
+        others = [fixed(ood.get(key)) for key in ("mae", "mase", "corr")]
+        rows.append((label, NONE, fixed(test), fixed(ood["loss"]), ratio, *others))
+    return rows
+
+
+def _staged(shift: list[Any]) -> list[tuple[Verdict, Arm, list[Any]]]:
+    """The comparisons of staged unfreezing under shift, by data set and the encoder's weights."""
+    groups: dict[tuple[int, str, str], tuple[Verdict, Arm, list[Any]]] = {}
+    for one in shift:
+        arm = one.comparison.pair.treatment
+        if one.comparison.pair.kind == "freezing":
+            key = (id(one.verdict), arm.backbone, arm.init)
+            groups.setdefault(key, (one.verdict, arm, []))[2].append(one)
+    return list(groups.values())
+
+
+def uses_order(ratio: Estimate, margin: float) -> str:
+    """What an arm's loss with shuffled time over its test loss shows."""
+    if not ratio.is_known:
+        return CANNOT_TELL
+    if ratio.within(margin):
+        return "order makes no difference that matters"
+    if ratio.low > 0:
+        return "uses the order"
+    return "better without the order" if ratio.high < 0 else CANNOT_TELL
+
+
+def _regret_rows(findings: Findings) -> list[Row]:
+    rows: list[Row] = []
+    for v in findings.verdicts:
+        groups: dict[tuple[str, str], list[Arm]] = {}
+        for arm in v.condition.arms:
+            if arm.best and arm.freeze in ("none", "staged", "all"):
+                groups.setdefault((arm.backbone, arm.init), []).append(arm)
+        for (backbone, init), arms in groups.items():
+            sign = -1 if arms[0].maximize else 1
+            best = min(arms, key=lambda a: sign * a.best.objective)  # type: ignore[union-attr]
+            never = next((a.best for a in arms if a.freeze == "all"), None)
+            # A sweep over the unfreeze epoch has "at once" as one of its points.
+            zero = [
+                p
+                for a in arms
+                for p in a.points
+                if a.freeze == "staged"
+                and p.finished
+                and p.settings.get("freeze.unfreeze_epoch") == 0
+            ]
+            at_once = next((a.best for a in arms if a.freeze == "none"), None) or min(
+                zero, key=lambda p: sign * p.objective, default=None
+            )
+            if never or at_once:
+                assert best.best is not None
+                tuned = f" ({settings(best, best.best)})" if best.tuned else ""
+                label = named(findings, v, f"{backbone}, {init}")
+                rows.append((label, best.name + tuned, _cost(best, never), _cost(best, at_once)))
+    return rows
+
+
+def _cost(best: Arm, point: Point | None) -> str:
+    if point is None:
+        return "not run"
+    return "is the best" if point is best.best else interval(effects.regret(best, point))
+
+
+def catches_up(g: effects.Gap) -> str:
+    """What the end and the slope of a gap say."""
+    if not g.end.is_known:
+        return "one seed: no interval"
+    if g.end.high < 0:
+        return "the random arm is ahead"
+    if g.end.low <= 0:
+        return "no gap is left that the seeds show"
+    if g.slope.high < 0:
+        return f"closing: 0 after about {g.catch_up:.0f} more epochs on this slope"
+    if g.slope.low > 0:
+        return "still widening: random does not catch up within this run"
+    return "neither closing nor widening: random does not catch up within this run"
+
+
+def _transferred(findings: Findings) -> list[tuple[str, int, float, list[Any]]]:
+    """Effective data transferred, where one series was trained on several fractions of it.
+
+    At each fraction both weights are at their own best plan there.
+
+    Returns:
+        Name of series and encoder, number of fractions, the most windows, and (value, pair) of each
+        fraction; none where no seed is finished at all.
+    """
+    by_series: dict[tuple[str, str], list[tuple[float, Pair]]] = {}
+    for v in findings.verdicts:
+        rest = {k: x for k, x in v.condition.config.items() if k != "data.fraction"}
+        for pair in (c.pair for c in v.comparisons if c.pair.kind == "best"):
+            windows = pair.treatment.runs[0].provenance.get("windows") or {}
+            if windows.get("train"):
+                name = f"{pair.treatment.backbone} on {rest['data.name']}"
+                key = (name, str(sorted(rest.items())))
+                by_series.setdefault(key, []).append((float(windows["train"]), pair))
+    found = []
+    for (name, _), entries in by_series.items():
+        entries.sort(key=lambda entry: entry[0])
+        if len(entries) > 1:
+            by_size = effects.effective_data_transferred(entries)
+            rows = [(t, pair) for t, (_, pair) in zip(by_size, entries, strict=False)]
+            found.append((name, len(entries), entries[-1][0], rows))
+    return found
+
+
+def _naive_name(arms: Iterable[tuple[Verdict, Arm]]) -> str:
+    """The task's own naive forecast, which stands first."""
+    results = [run.result for _, arm in arms for run in _finished(arm)[:1]]
+    first = next(iter(results[-1].baselines["test"])) if results else "seasonal_naive"
+    return str(first).replace("_", " ")
+
+
+def _baseline_rows(findings: Findings) -> list[Row]:
+    rows: list[Row] = []
+    for v in findings.verdicts:
+        linear = next((a for a in v.condition.arms if a.backbone == "linear" and a.best), None)
+        for arm in v.condition.arms:
+            runs = _finished(arm)
+            if not runs:
+                continue
+            test = [run.metric("test_loss") for run in runs]
+            baselines = [run.result.baselines["test"] for run in runs]
+            naive = [next(iter(of.values()))["loss"] for of in baselines]
+            last = [of["last_value"]["loss"] for of in baselines]
+            rows.append(
+                (
+                    named(findings, v, arm.name),
+                    percent_interval(log_ratio(test, naive)),
+                    percent_interval(log_ratio(test, last)),
+                    percent_interval(paired("", arm, linear).log_ratio("test_loss"))
+                    if linear is not None and linear is not arm
+                    else "not run",
+                )
+            )
+    return rows
+
+
+def _weights(arm: Arm) -> tuple[str, str, str]:
+    digests = {
+        str((run.provenance.get("initial_sha256") or {}).get("encoder"))[:12] for run in arm.runs
+    }
+    shown = f"{next(iter(digests))}…" if len(digests) == 1 else f"{len(digests)} (one per seed)"
+    weights = next((r.provenance["weights"] for r in arm.runs if r.provenance.get("weights")), None)
+    if weights is None:
+        return "drawn from the seed", shown, NONE
+    return str(weights.get("source")), shown, "; ".join(weights.get("checks") or ()) or NONE
+
+
+#: Functions and words that the template calls by their own names.
+_WORDS: dict[str, Any] = {
+    function.__name__: function
+    for function in (
+        catches_up, factor, final, fixed, interval, log_comparisons, note, number, p_value,
+        percent_interval, percent_span, series_names, setting, settings, settings_that_differ,
+        uses_order, val_at,
+    )
+} | {
+    "effects": effects, "inf": math.inf, "EFFECT_KEY": EFFECT_KEY, "KINDS": KINDS, "NONE": NONE,
+    "LOWER": LOWER, "HIGHER": HIGHER, "ALIKE": ALIKE, "CANNOT_TELL": CANNOT_TELL,
+    "WITHHELD": WITHHELD,
+}  # fmt: skip
