@@ -1,13 +1,104 @@
-"""Pictures of one run, drawn from its directory."""
+"""Pictures: the style that all share, and those of one run and of a search."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from t5ts.analysis.results import read_json, read_metrics
 
-# Okabe & Ito's colours: told apart by the colour-blind, and by lightness in grey.
+# Okabe & Ito's colours, told apart by the colour-blind; neighbours differ in lightness too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+ARM_COLOURS = (BLUE, "#E69F00", GREEN, "#CC79A7", "#56B4E9", "#7A3E00", "#000000", ORANGE)
+ARM_DASHES = ("-", "--", "-.", ":")
+ARM_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",  # text stays text: small, selectable, read aloud
+    "svg.hashsalt": "t5ts",
+}
+UNFREEZE = "freeze.unfreeze_epoch"
+#: What the surface has on its other axis, the first that was searched.
+RATES = ("optim.encoder_lr_scale", "optim.lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """One arm's complete trials.
+
+    Attributes:
+        slots, values, params: Of each trial; the first objective's values.
+        importances: Share of each parameter, empty where it cannot be told.
+    """
+
+    arm: str
+    maximize: bool
+    slots: Sequence[int]
+    values: Sequence[float]
+    params: Sequence[dict[str, Any]]
+    importances: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """One arm's settings: unfreeze epoch, learning rate (or its scale) and objective (S, 3).
+
+    Attributes:
+        rate: Name of the second axis.
+    """
+
+    arm: str
+    rate: str
+    maximize: bool
+    points_S3: Any
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib in the style of every picture."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def arm_style(place: int) -> dict[str, Any]:
+    """Colour, dash and marker of the arm in this place, as matplotlib's line takes them."""
+    return {
+        "color": ARM_COLOURS[place % len(ARM_COLOURS)],
+        "linestyle": ARM_DASHES[place % len(ARM_DASHES)],
+        "marker": ARM_MARKERS[place % len(ARM_MARKERS)],
+    }
+
+
+def new_figure(rows: int, columns: int, *, width: float, height: float, **kw: Any) -> Any:
+    """A figure and its axes (rows, columns)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(rows, columns, squeeze=False, **kw)
+
+
+def panels(count: int, *, height: float, width: float = 3.6, **kw: Any) -> tuple[Any, list[Any]]:
+    """A figure of as many axes, three in a row."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    width = max(6.0, width * columns)
+    figure, axes = new_figure(rows, columns, width=width, height=height * rows, **kw)
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:count])
 
 
 def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
@@ -20,145 +111,251 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
     Raises:
         DataError: if the directory lacks a file that a picture is drawn from.
     """
-    import matplotlib as mpl
+    sample = read_json(run_dir / "forecast_sample.json")
+    with own_style():
+        return _save(
+            {
+                "learning_curve": _learning_curve(run_dir, result_file or run_dir / "result.json"),
+                "forecast": draw_forecasts([("prediction", {"color": BLUE, "lw": 2}, sample)]),
+                "gradient_norms": _gradient_norms(run_dir),
+            },
+            run_dir / "plots",
+        )
 
-    mpl.use("Agg")  # files only: there may be no screen
-    folder = run_dir / "plots"
+
+def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> list[Path]:
+    """Draw what there is something to draw of, as PNG files.
+
+    Args:
+        histories: One for each arm that has a complete trial.
+        objective: Its name, for the axes.
+        folder: The sweep's; pictures go to `plots/`.
+
+    Returns:
+        The files.
+    """
+    surfaces = [s for history in histories if (s := _surface_of(history)) is not None]
+    figures = {}
+    with own_style():
+        if histories:
+            figures["history"] = _history(histories, objective)
+        if told := [history for history in histories if history.importances]:
+            figures["importances"] = _importances(told)
+        if surfaces:
+            figures["surface"] = draw_surfaces(surfaces, objective)
+        return _save(figures, folder / "plots")
+
+
+def _save(figures: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
-    drawn = []
-    for name, figure in (
-        ("learning_curve", _learning_curve(run_dir, result_file or run_dir / "result.json")),
-        ("forecast", _forecast(run_dir)),
-        ("gradient_norms", _gradient_norms(run_dir)),
-    ):
-        path = folder / f"{name}.png"
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
         figure.savefig(path, dpi=120)
-        drawn.append(path)
-    return drawn
-
-
-def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return paths
 
 
 def _learning_curve(run_dir: Path, result_file: Path) -> Any:
-    rows = read_metrics(run_dir, "eval")
+    rows = [row for row in read_metrics(run_dir, "eval") if "val_loss" in row]
     result = read_json(result_file)
     plan = read_json(run_dir / "provenance.json")["plan"]
-    baselines = result["baselines"]["val"]
-    figure, ((loss, corr),) = _figure(1, 2, width=10, height=3.8)
-    evaluated = [row for row in rows if "val_loss" in row]
-    epochs = [row["epoch"] for row in evaluated]
-    trained = [row for row in rows if row.get("train_loss") is not None]
-    loss.plot(
-        [row["epoch"] for row in trained],
-        [row["train_loss"] for row in trained],
-        color=GREY,
-        linestyle="--",
-        label="train (mean over the epoch)",
-    )
-    loss.plot(epochs, [row["val_loss"] for row in evaluated], color=BLUE, marker="o", label="val")
-    name = next(iter(baselines))  # the task's own naive baseline comes first
-    naive, label = baselines[name]["loss"], name.replace("_", " ")
+    figure, ((loss, corr),) = new_figure(1, 2, width=10, height=3.8)
+    epochs = [row["epoch"] for row in rows]
+    trained = [(row["epoch"], row["train_loss"]) for row in rows if row.get("train_loss")]
+    if trained:
+        loss.plot(
+            *zip(*trained, strict=True), "--", color=GREY, label="train (mean over the epoch)"
+        )
+    loss.plot(epochs, [row["val_loss"] for row in rows], "o-", color=BLUE, label="val")
+    # The task's own naive baseline comes first.
+    name, baseline = next(iter(result["baselines"]["val"].items()))
+    naive, label = baseline["loss"], name.replace("_", " ")
     loss.axhline(naive, color=ORANGE, linestyle=":", label=f"{label} {naive:.3f}")
     loss.set_ylabel("MSE (train-standardised units)")
-    corr.plot(
-        epochs, [row["val_corr"] for row in evaluated], color=BLUE, marker="o", label="levels"
-    )
-    corr.plot(
-        epochs,
-        [row["val_corr_delta"] for row in evaluated],
-        color=GREEN,
-        marker="s",
-        label="changes since the last value",
-    )
+    corr.plot(epochs, [row["val_corr"] for row in rows], "o-", color=BLUE, label="levels")
+    changes = [row["val_corr_delta"] for row in rows]
+    corr.plot(epochs, changes, "s-", color=GREEN, label="changes since the last value")
     corr.set_ylabel("val_corr (Pearson r)")
-    starts = sorted({line["start_epoch"] for line in plan if (line["start_epoch"] or 0) > 0})
-    for axes in (loss, corr):
-        for i, start in enumerate(s for s in starts if s <= max(epochs)):
-            label = "unfreezing" if i == 0 else None
+    starts = {line["start_epoch"] for line in plan if (line["start_epoch"] or 0) > 0}
+    for axes, place in ((loss, "upper right"), (corr, "lower right")):
+        for i, start in enumerate(sorted(s for s in starts if s <= max(epochs))):
+            label = "unfreezing" if i == 0 else "_"
             axes.axvline(start, color=GREY, linewidth=0.8, label=label)
         axes.set_xlabel("epoch")
-        axes.legend(fontsize=8, loc="upper right" if axes is loss else "lower right")
+        axes.legend(loc=place)
     figure.suptitle(f"{result['arm']}, seed {result['seed']}, on {result['data']}", fontsize=11)
     return figure
 
 
-def _forecast(run_dir: Path) -> Any:
-    """Three test windows of the first channel, with patch borders, in data units.
+def draw_forecasts(predictions: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> Any:
+    """Test windows of the first channel, with patch borders, in data units.
 
     What is predicted lies after the context or in its gaps. A predicted step that the context shows
     is not drawn: nothing trains or scores it.
+
+    Args:
+        predictions: Label, line style and forecast_sample.json of each model.
     """
-    sample = read_json(run_dir / "forecast_sample.json")
-    windows, target_start = sample["windows"], sample["target_start"]
-    figure, axes = _figure(1, len(windows), width=12, height=3.6)
-    for place, (ax, window) in enumerate(zip(axes[0], windows, strict=True)):
-        context = dict(enumerate(_gaps(window["context"]), start=1 - target_start))
-        truth, naive, prediction = (
-            {
-                step: float("nan") if math.isfinite(context.get(step, float("nan"))) else value
-                for step, value in enumerate(_gaps(window[line]), start=1)
-            }
-            for line in ("truth", sample["naive"], "prediction")
-        )
-        for values, label, style in (
-            (context, "context", {"color": GREY}),
-            (truth, "truth", {"color": "black"}),
-            (naive, sample["naive"].replace("_", " "), {"color": ORANGE, "linestyle": ":"}),
-            (prediction, "prediction", {"color": BLUE, "linewidth": 2}),
-        ):
-            ax.plot(list(values), list(values.values()), label=label, **style)
-        for border in sample["patch_starts"]:
-            ax.axvline(border - target_start + 0.5, color=GREY, alpha=0.3, linewidth=0.6)
+    first = predictions[0][2]
+    naive, target_start = first["naive"], first["target_start"]
+    figure, (axes,) = new_figure(1, len(first["windows"]), width=12, height=4.2, sharey=True)
+    for place, (ax, window) in enumerate(zip(axes, first["windows"], strict=True)):
+        context = dict(enumerate(_with_gaps(window["context"]), start=1 - target_start))
+
+        def ahead(values: list[float | None], context: Any = context) -> tuple[Any, ...]:
+            steps = dict(enumerate(_with_gaps(values), start=1))
+            is_seen = [math.isfinite(context.get(step, math.nan)) for step in steps]
+            return tuple(steps), np.where(is_seen, math.nan, list(steps.values()))
+
+        # As much context as two horizons, at least a patch: the forecast is what is looked at.
+        length = len(window["truth"])
+        since = 1 - max(2 * length, 32) if target_start else 1
+        seen = {step: value for step, value in context.items() if step >= since}
+        for border in first["patch_starts"]:
+            if border - target_start >= since:
+                ax.axvline(border - target_start + 0.5, color="0.85", linewidth=0.8)
         ax.axvline(0.5, color="black", linewidth=0.8)
-        ax.set_title(
-            f"from {window['start']}" if window["start"] else f"window {place}", fontsize=9
-        )
-        ax.set_xlabel("step, 1 at that time" if window["start"] else "step")
-    unit = f" ({sample['unit']})" if sample["unit"] else ""
-    axes[0][0].set_ylabel(f"{sample['channel']}{unit}")
-    lines, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(lines, labels, fontsize=8, loc="outside lower center", ncols=4)
+        ax.plot(list(seen), list(seen.values()), color=GREY, label="context")
+        ax.plot(*ahead(window["truth"]), color="black", linewidth=2, label="truth")
+        # Dots without a line: arms have all the dashes.
+        ax.plot(*ahead(window[naive]), ".", color=GREY, ms=3, label=naive.replace("_", " "))
+        for label, line, sample in predictions:
+            ax.plot(*ahead(sample["windows"][place]["prediction"]), label=label, **line)
+        ax.set_title(f"from {window['start']}" if window["start"] else f"window {place + 1}")
+        ax.set_xlabel("steps from the forecast's start")
+    axes[0].set_ylabel(
+        f"{first['channel']} ({first['unit']})" if first["unit"] else first["channel"]
+    )
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def _gaps(values: list[float | None]) -> list[float]:
+def _with_gaps(values: list[float | None]) -> list[float]:
     """JSON's null as NaN, at which matplotlib breaks a line."""
-    return [float("nan") if value is None else value for value in values]
+    return [math.nan if value is None else value for value in values]
 
 
 def _gradient_norms(run_dir: Path) -> Any:
     """Gradient norm of each component over the steps, before clipping."""
-    rows = read_metrics(run_dir, "step")
-    figure, ((ax,),) = _figure(1, 1, width=8, height=4)
-    names = [key for key in (rows[0] if rows else {}) if key.startswith("grad_norm/")]
     from matplotlib import colormaps
 
-    shades = colormaps["viridis"]
+    rows = read_metrics(run_dir, "step")
+    figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
+    names = [key for key in (rows[0] if rows else {}) if key.startswith("grad_norm/")]
     blocks = [name for name in names if "/block_" in name]
+    shades = dict(zip(blocks, colormaps["viridis"](np.linspace(0, 1, len(blocks))), strict=True))
+    known = {"total": "black", "head": ORANGE, "patch": BLUE}
     for name in names:
-        # 0 is a frozen component: a gap in the curve, not a point on a log axis.
-        values = [row[name] or None for row in rows]
-        color: Any = {"total": "black", "head": ORANGE, "patch": BLUE}.get(name.split("/")[1], GREY)
-        if name in blocks:
-            color = shades(blocks.index(name) / max(1, len(blocks) - 1))
+        is_total = name.endswith("/total")
         ax.plot(
             [row["step"] for row in rows],
-            [float("nan") if v is None else v for v in values],
+            # 0 is a frozen component: a gap in the curve, not a point on a log axis.
+            [row[name] or math.nan for row in rows],
             linestyle="-" if name in blocks else "--",
-            color=color,
+            color=shades.get(name, known.get(name.split("/")[1], GREY)),
             label=name.removeprefix("grad_norm/"),
             marker=".",
-            linewidth=4 if name.endswith("/total") else 1,
-            alpha=0.3 if name.endswith("/total") else 1.0,
+            linewidth=4 if is_total else 1,
+            alpha=0.3 if is_total else 1.0,
         )
     if names:
         ax.set_yscale("log")
-        figure.legend(fontsize=8, loc="outside right upper")
+        figure.legend(loc="outside right upper")
     ax.set_xlabel("step")
     ax.set_ylabel("L2 gradient norm, before clipping")
+    return figure
+
+
+def _history(histories: Sequence[History], objective: str) -> Any:
+    """Each trial's value, and the best so far; an arrow where the value is far beyond."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, ((ax,),) = new_figure(1, 1, width=6.4, height=3.8)
+    maximize = histories[0].maximize
+    low, high = _most(np.concatenate([history.values for history in histories]), maximize)
+    low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
+    for place, history in enumerate(histories):
+        line = arm_style(place)
+        order = np.argsort(history.slots)
+        slots, values = np.asarray(history.slots)[order], np.asarray(history.values)[order]
+        best = np.maximum.accumulate(values) if maximize else np.minimum.accumulate(values)
+        ax.plot(slots, np.clip(values, low, high), ms=5, alpha=0.6, **line | {"linestyle": ""})
+        for is_beyond, edge, arrow in ((values > high, high, "^"), (values < low, low, "v")):
+            beyond = slots[is_beyond]
+            ax.plot(beyond, np.full(len(beyond), edge), arrow, color=line["color"], ms=9)
+        ax.step(slots, np.clip(best, low, high), where="post", color=line["color"], lw=2,
+                label=f"{history.arm}: best so far")  # fmt: skip
+    ax.set_xlabel("trial")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylabel(objective)
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _importances(histories: Sequence[History]) -> Any:
+    """Bars by parameter, one group for each arm."""
+    keys = sorted({key for history in histories for key in history.importances})
+    rows = len(keys) * len(histories)
+    figure, ((ax,),) = new_figure(1, 1, width=6.4, height=1.2 + 0.35 * rows)
+    height = 0.8 / len(histories)
+    for place, history in enumerate(histories):
+        shares = [history.importances.get(key, 0.0) for key in keys]
+        places = np.arange(len(keys)) + place * height
+        colour = arm_style(place)["color"]
+        ax.barh(places, shares, height=height * 0.9, color=colour, label=history.arm)
+    ax.set_yticks(np.arange(len(keys)) + (len(histories) - 1) * height / 2, keys)
+    ax.set_xlabel("importance (PED-ANOVA, shares add up to 1)")
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _most(values: Any, maximize: bool) -> tuple[float, float]:
+    """The best value and the nine tenths that follow: a diverged trial would swallow all others."""
+    low, high = np.quantile(values, [0.1, 1.0] if maximize else [0.0, 0.9])
+    return float(low), float(high)
+
+
+def _surface_of(history: History) -> Surface | None:
+    rate = next((key for key in RATES if any(key in p for p in history.params)), None)
+    points = [
+        (params[UNFREEZE], params[rate], value)
+        for params, value in zip(history.params, history.values, strict=True)
+        if rate is not None and UNFREEZE in params and rate in params
+    ]
+    if rate is None or len(points) < 2:
+        return None
+    return Surface(
+        arm=history.arm,
+        rate=rate,
+        maximize=history.maximize,
+        points_S3=np.asarray(points, dtype=float),
+    )
+
+
+def draw_surfaces(surfaces: Sequence[Surface], objective: str) -> Any:
+    """The objective over unfreeze epoch and learning rate, the best setting ringed."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = panels(
+        len(surfaces),
+        width=4.2,
+        height=3.8,
+        sharex=True,  # so that two arms' surfaces can be compared
+        sharey=len({surface.rate for surface in surfaces}) == 1,
+    )
+    maximize = surfaces[0].maximize
+    values = np.concatenate([surface.points_S3[:, 2] for surface in surfaces])
+    low, high = _most(values, maximize)
+    for ax, surface in zip(axes, surfaces, strict=True):
+        unfreeze, rates, values = surface.points_S3.T
+        shown = ax.scatter(unfreeze, rates, c=values, s=90, vmin=low, vmax=high,
+                           cmap="viridis_r" if maximize else "viridis",
+                           edgecolors=GREY, linewidths=0.5)  # fmt: skip
+        best = int(np.argmax(values) if maximize else np.argmin(values))
+        ax.plot(unfreeze[best], rates[best], "o", ms=16, mfc="none", mec=ORANGE, mew=2.5)
+        ax.set_yscale("log")
+        ax.set_xlabel("unfreeze epoch")
+        ax.set_ylabel(surface.rate)
+        ax.set_title(f"{surface.arm}: best {values[best]:.4g}")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(shown, ax=axes, label=objective, extend="min" if maximize else "max")
     return figure
