@@ -7,8 +7,17 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis import effects
-from t5ts.analysis.judgement import ALIKE, CANNOT_TELL, LOWER, WITHHELD, Comparison, Findings
+from t5ts.analysis.judgement import (
+    ALIKE,
+    CANNOT_TELL,
+    HIGHER,
+    LOWER,
+    WITHHELD,
+    Comparison,
+    Findings,
+)
 from t5ts.analysis.plots import (
+    BLUE,
     GREY,
     ORANGE,
     Surface,
@@ -25,11 +34,14 @@ from t5ts.analysis.words import percent
 MOST_EFFECTS = 24
 #: Panels of a picture that has one per arm.
 MOST_PANELS = 8
-#: How a comparison's outcome is drawn, in words.
-EFFECT_KEY = (
-    "Blue circle: the first arm is better; orange square: it is worse; black triangle: no"
-    " difference that matters; grey diamond: cannot tell; grey cross: an invariant is broken."
-)
+#: Colour and marker of what a comparison shows, in words too.
+OUTCOMES = {
+    LOWER: (BLUE, "o", "blue circle: the first arm is better"),
+    HIGHER: (ORANGE, "s", "orange square: it is worse"),
+    ALIKE: ("black", "^", "triangle: no difference that matters"),
+    CANNOT_TELL: (GREY, "D", "grey diamond: cannot tell"),
+    WITHHELD: (GREY, "X", "grey cross: an invariant is broken"),
+}
 
 
 def draw(findings: Findings, name: str) -> Any | None:
@@ -59,45 +71,59 @@ def save_figures(findings: Findings, folder: Path) -> list[str]:
 
 
 def effect_style(c: Comparison) -> tuple[str, str]:
-    """Colour and marker: better, worse, alike, not known or withheld; see `EFFECT_KEY`."""
-    return {
-        LOWER: (arm_style(0)["color"], "o"),
-        CANNOT_TELL: (GREY, "D"),
-        WITHHELD: (GREY, "X"),
-        ALIKE: ("black", "^"),
-    }.get(c.kind, (ORANGE, "s"))
+    """Colour and marker of a comparison, by what it shows."""
+    colour, marker, _ = OUTCOMES[c.kind]
+    return colour, marker
 
 
-def _effects(findings: Findings) -> Any | None:
+def effect_key(findings: Findings) -> str:
+    """The marks that appear in the picture of effects, in words."""
+    kinds = {c.kind for _, c in _shown_effects(findings)}
+    key = "; ".join(words for kind, (_, _, words) in OUTCOMES.items() if kind in kinds)
+    return key[:1].upper() + key[1:]
+
+
+def _shown_effects(findings: Findings) -> list[tuple[str, Comparison]]:
+    """The comparisons to draw, the fair ones first, each with its label."""
     several = len(findings.verdicts) > 1
     kinds = ["best", "checkpoint"]
     if not several:
         kinds = ["best", "control", "weights", "frozen_random", "checkpoint", "freezing"]
-    shown = [
-        (f"{c.pair.name} · {v.condition.name}" if several else c.pair.name, c)
-        for kind in kinds  # the fair ones first
+    return [
+        (f"{c.pair.name}\n{v.condition.name}" if several else c.pair.name, c)
+        for kind in kinds
         for v in findings.verdicts
         for c in v.comparisons
         if c.pair.kind == kind and c.pair.seeds and np.isfinite(c.effect.value)
     ][:MOST_EFFECTS]
+
+
+def _effects(findings: Findings) -> Any | None:
+    shown = _shown_effects(findings)
     if not shown:
         return None
-    figure, ((ax,),) = new_figure(1, 1, width=5.6, height=1.0 + 0.5 * len(shown))
+    height = 0.55 if len(findings.verdicts) == 1 else 0.75  # of a row, which has 1 or 2 lines
+    figure, ((ax,),) = new_figure(1, 1, width=5.6, height=1.0 + height * len(shown))
     margin = 100 * findings.main.margin
-    ax.axvspan(-margin, margin, color="0.9", zorder=0)
-    ax.axvline(0, color="black", linewidth=0.8)
     for place, (label, c) in enumerate(shown):
         value, low, high = (
             float(100 * np.expm1(x)) for x in (c.effect.value, c.effect.low, c.effect.high)
         )
         colour, marker = effect_style(c)
+        # The band stands behind the line alone, so that no label is printed on it.
+        ax.barh(place, 2 * margin, left=-margin, height=0.4, color="0.9", zorder=0)
+        ax.plot([0, 0], [place - 0.2, place + 0.2], color="black", linewidth=0.8)
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         ax.plot(value, place, marker=marker, color=colour, markersize=8)
+        # Its value where the line ends, on the side away from 0.
+        side, end = ("left", high) if value > 0 else ("right", low)
+        ax.annotate(percent(value / 100), (value if np.isnan(end) else end, place),
+                    (8 if value > 0 else -8, 0), textcoords="offset points", fontsize=9,
+                    va="center", ha=side)  # fmt: skip
         # Above its line, not beside it: a phone has no room beside it.
-        for x, side, text in ((0, "left", label), (1, "right", percent(value / 100))):
-            ax.text(x, place - 0.25, text, transform=ax.get_yaxis_transform(), fontsize=9,
-                    va="bottom", ha=side)  # fmt: skip
-    ax.set_ylim(len(shown) - 0.4, -0.9)
+        ax.text(0, place - 0.25, label, transform=ax.get_yaxis_transform(), fontsize=9, va="bottom")
+    ax.margins(x=0.15)  # room for the values
+    ax.set_ylim(len(shown) - 0.6, -0.9)
     ax.set_xlabel("change of the test loss, % (left: the first arm is better)")
     ax.spines["left"].set_visible(False)
     ax.yaxis.set_visible(False)
@@ -107,6 +133,11 @@ def _effects(findings: Findings) -> Any | None:
 def arm_group(place: int) -> str:
     """Start of the ids of everything that the curves' SVG draws for the arm in this place."""
     return f"arm-{place}-"
+
+
+def unfreezes(findings: Findings) -> bool:
+    """Whether an arm of the main condition unfreezes something after the start."""
+    return any(effects.unfreezing(arm.shown) for arm in findings.main.condition.arms)
 
 
 def _curves(findings: Findings) -> Any | None:
@@ -140,8 +171,10 @@ def _curves(findings: Findings) -> Any | None:
     corr.set_xlabel("epoch")
     loss.set_ylabel("val_loss: MSE, train-standardised")
     corr.set_ylabel("val_corr: Pearson r")
-    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=2,
-                  title="arm (seeds);  △ unfreezing")  # fmt: skip
+    title = "arm (seeds)" + (";  △ unfreezing" if unfreezes(findings) else "")
+    figure.legend(
+        *loss.get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title
+    )
     return figure
 
 
@@ -247,7 +280,8 @@ def _forecasts(findings: Findings) -> Any | None:
         (arm.name, arm_style(arms.index(arm)) | {"marker": "", "lw": 1.5}, sample)
         for arm, sample in effects.forecasts(findings.main.condition)[:MOST_PANELS]
     ]
-    return draw_forecasts(predictions) if predictions else None
+    data = findings.main.condition.runs[0].provenance["data"]
+    return draw_forecasts(predictions, step_s=data.get("step_s")) if predictions else None
 
 
 PICTURES: dict[str, Callable[[Findings], Any | None]] = {

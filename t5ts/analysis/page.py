@@ -7,12 +7,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from t5ts.analysis.document import parse
+from t5ts.analysis.document import Table, parse
 from t5ts.analysis.figures import arm_group, save_figures, swatch
 from t5ts.analysis.judgement import WITHHELD, Findings
 from t5ts.analysis.sections import header, markdown
 from t5ts.analysis.validity import BROKEN
 
+#: What a cell shows in a second line: an interval, why there is none, the data set of a name.
+_SECOND_LINE = re.compile(r"(?s)(.+?) (\[.*\]|\(no interval .*\)|· .*)")
+#: Columns that are folded away.
+_IS_FOLDED = re.compile(r"p \(.*\)|for new windows too")
+#: Colours of the SVGs that the page's scheme, light or dark, decides.
+_SCHEME = {
+    "#000000": "currentColor",
+    "#ffffff": "var(--paper)",
+    "#e6e6e6": "var(--band)",
+    "#d9d9d9": "var(--line)",
+    "#4d4d4d": "var(--soft)",
+    "#777777": "var(--grey)",
+    "#7a3e00": "var(--brown)",
+}
 #: Figures with their interval and unit; a dash for none.
 _FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( against [\d.]+)?")
 
@@ -84,10 +98,12 @@ def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
         sections=parse(text),
         svgs={name: _inline(name, svg) for name, svg in svgs.items()},
         arms=[
-            (arm.name, swatch(place), arm_group(place))
+            (arm.name, _in_scheme(swatch(place)), arm_group(place))
             for place, arm in enumerate(findings.main.condition.arms)
         ],
         in_red=(BROKEN, WITHHELD),
+        tables=_tables,
+        lines=_lines,
         is_figure=lambda cell: _FIGURES.fullmatch(cell) is not None,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         directories=[str(d) for d in findings.study.dirs],
@@ -95,9 +111,35 @@ def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
 
 
 def _inline(name: str, svg: str) -> str:
-    """An SVG as part of the page, with ids of its own but for the arms', which are switched."""
+    """An SVG as part of the page: in its colours, with ids of its own but for the arms'."""
     own = re.sub(r'(\bid="|href="#|url\(#)(?!arm-)', rf"\g<1>{name}-", svg)
-    return own[own.index("<svg") :]
+    return _in_scheme(own[own.index("<svg") :])
+
+
+def _in_scheme(svg: str) -> str:
+    return re.sub(r"#[0-9a-fA-F]{6}", lambda m: _SCHEME.get(m[0].lower(), m[0]), svg)
+
+
+def _tables(table: Table) -> list[Table]:
+    """A table as the page shows it: p-values and the like in a second one, to be folded away."""
+    folded = [i for i, name in enumerate(table.columns) if _IS_FOLDED.fullmatch(name)]
+    if not folded:
+        return [table]
+    kept = [i for i in range(len(table.columns)) if i not in folded]
+    return [
+        Table(
+            caption=table.caption,
+            columns=[table.columns[i] for i in places],
+            rows=[[row[i] for i in places] for row in table.rows],
+        )
+        for places in (kept, [0, *folded])
+    ]
+
+
+def _lines(cell: str) -> tuple[str, str]:
+    """A cell's first line, and its second or nothing."""
+    match = _SECOND_LINE.fullmatch(cell)
+    return (match[1], match[2].removeprefix("· ")) if match else (cell, "")
 
 
 def _keep_together(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Pictures: the style that all share, and those of one run and of a search."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +112,13 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
         DataError: if the directory lacks a file that a picture is drawn from.
     """
     sample = read_json(run_dir / "forecast_sample.json")
+    step_s = read_json(run_dir / "provenance.json")["data"].get("step_s")
+    prediction = ("prediction", {"color": BLUE, "lw": 2}, sample)
     with own_style():
         return _save(
             {
                 "learning_curve": _learning_curve(run_dir, result_file or run_dir / "result.json"),
-                "forecast": draw_forecasts([("prediction", {"color": BLUE, "lw": 2}, sample)]),
+                "forecast": draw_forecasts([prediction], step_s=step_s),
                 "gradient_norms": _gradient_norms(run_dir),
             },
             run_dir / "plots",
@@ -186,7 +188,9 @@ def _learning_curve(run_dir: Path, result_file: Path) -> Any:
     return figure
 
 
-def draw_forecasts(predictions: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> Any:
+def draw_forecasts(
+    predictions: Sequence[tuple[str, dict[str, Any], dict[str, Any]]], *, step_s: float | None
+) -> Any:
     """Test windows of the first channel, with patch borders, in data units.
 
     What is predicted lies after the context or in its gaps. A predicted step that the context shows
@@ -194,39 +198,60 @@ def draw_forecasts(predictions: Sequence[tuple[str, dict[str, Any], dict[str, An
 
     Args:
         predictions: Label, line style and forecast_sample.json of each model.
+        step_s: Seconds between steps, for an axis in time; None where it is not known.
     """
     first = predictions[0][2]
     naive, target_start = first["naive"], first["target_start"]
     figure, (axes,) = new_figure(1, len(first["windows"]), width=12, height=4.2, sharey=True)
     for place, (ax, window) in enumerate(zip(axes, first["windows"], strict=True)):
-        context = dict(enumerate(_with_gaps(window["context"]), start=1 - target_start))
-
-        def ahead(values: list[float | None], context: Any = context) -> tuple[Any, ...]:
-            steps = dict(enumerate(_with_gaps(values), start=1))
-            is_seen = [math.isfinite(context.get(step, math.nan)) for step in steps]
-            return tuple(steps), np.where(is_seen, math.nan, list(steps.values()))
-
+        context = np.array(_with_gaps(window["context"]))
+        steps_L = np.arange(len(context)) + 1 - target_start
+        steps_H = np.arange(len(window["truth"])) + 1
+        is_seen_H = np.isin(steps_H, steps_L[np.isfinite(context)])
         # As much context as two horizons, at least a patch: the forecast is what is looked at.
-        length = len(window["truth"])
-        since = 1 - max(2 * length, 32) if target_start else 1
-        seen = {step: value for step, value in context.items() if step >= since}
-        for border in first["patch_starts"]:
-            if border - target_start >= since:
-                ax.axvline(border - target_start + 0.5, color="0.85", linewidth=0.8)
-        ax.axvline(0.5, color="black", linewidth=0.8)
-        ax.plot(list(seen), list(seen.values()), color=GREY, label="context")
+        since = 1 - max(2 * len(steps_H), 32) if target_start else 1
+        axis = _axis(ax, window["start"], step_s)
+
+        def ahead(
+            values: Any, axis: Any = axis, steps: Any = steps_H, seen: Any = is_seen_H
+        ) -> Any:
+            return axis(steps), np.where(seen, math.nan, _with_gaps(values))
+
+        for border in np.array(first["patch_starts"]) - target_start + 0.5:
+            if border > since:
+                ax.axvline(axis(border), color="0.85", linewidth=0.8)
+        ax.axvline(axis(0.5), color="black", linewidth=0.8)
+        is_shown_L = steps_L >= since
+        ax.plot(axis(steps_L[is_shown_L]), context[is_shown_L], color=GREY, label="context")
         ax.plot(*ahead(window["truth"]), color="black", linewidth=2, label="truth")
         # Dots without a line: arms have all the dashes.
         ax.plot(*ahead(window[naive]), ".", color=GREY, ms=3, label=naive.replace("_", " "))
         for label, line, sample in predictions:
             ax.plot(*ahead(sample["windows"][place]["prediction"]), label=label, **line)
-        ax.set_title(f"from {window['start']}" if window["start"] else f"window {place + 1}")
-        ax.set_xlabel("steps from the forecast's start")
-    axes[0].set_ylabel(
-        f"{first['channel']} ({first['unit']})" if first["unit"] else first["channel"]
-    )
+        start = window["start"].replace("T", " ").removesuffix(":00")
+        ax.set_title(f"from {start}" if start else f"window {place + 1}")
+    unit = f" ({first['unit']})" if first["unit"] else ""
+    axes[0].set_ylabel(f"{first['channel']}{unit}")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+def _axis(ax: Any, start: str, step_s: float | None) -> Callable[[Any], Any]:
+    """From steps, 1 at the forecast's start, to the axis: of time where that is known."""
+    if not start or step_s is None:
+        ax.set_xlabel("steps from the forecast's start")
+        return np.asarray
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+    def moment(steps: Any) -> Any:
+        after_ms = np.round((np.asarray(steps) - 1) * step_s * 1000)
+        return np.datetime64(start, "ms") + after_ms.astype("timedelta64[ms]")
+
+    return moment
 
 
 def _with_gaps(values: list[float | None]) -> list[float]:

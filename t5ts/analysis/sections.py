@@ -13,7 +13,7 @@ from t5ts.analysis import effects
 from t5ts.analysis.arms import Arm, Pair, Point, paired
 from t5ts.analysis.beside import beyond, has, ratio_to_test, series_names, under_shift
 from t5ts.analysis.document import Section, parse
-from t5ts.analysis.figures import EFFECT_KEY
+from t5ts.analysis.figures import effect_key, unfreezes
 from t5ts.analysis.judgement import (
     ALIKE,
     CANNOT_DISCRIMINATE,
@@ -55,6 +55,8 @@ KINDS = {
     "freezing": "freezing plan",
     "other": "differs in more",
 }
+#: A section that ends after its question.
+_EMPTY = re.compile(r"^(\*.*\?\*)\s+(?=## |\Z)", re.MULTILINE)
 Found = TypeVar("Found")
 Row = tuple[str, ...]
 
@@ -104,6 +106,7 @@ def markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
         (files("t5ts.analysis") / "report.md.j2").read_text(encoding="utf-8")
     )
     text = template.render(header(findings) | _context(findings), pictures=pictures)
+    text = _EMPTY.sub("\\1\n\nNothing to show yet.\n\n", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -185,6 +188,8 @@ def _context(findings: Findings) -> dict[str, Any]:
         ],
         "main": main,
         "main_name": main.name,
+        "effect_key": effect_key(findings),
+        "unfreezes": unfreezes(findings),
         "margin": percent(findings.main.margin, sign=False),
         "objective": str(main.config["objective"]),
         "arms": arms,
@@ -543,7 +548,7 @@ _WORDS: dict[str, Any] = {
         uses_order, val_at,
     )
 } | {
-    "effects": effects, "inf": math.inf, "EFFECT_KEY": EFFECT_KEY, "KINDS": KINDS, "NONE": NONE,
+    "effects": effects, "inf": math.inf, "KINDS": KINDS, "NONE": NONE,
     "LOWER": LOWER, "HIGHER": HIGHER, "ALIKE": ALIKE, "CANNOT_TELL": CANNOT_TELL,
     "WITHHELD": WITHHELD,
 }  # fmt: skip
