@@ -9,41 +9,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from t5ts.analysis import effects
+from t5ts.analysis import effects, judgement, words
 from t5ts.analysis.arms import Arm, Pair, Point, paired
 from t5ts.analysis.beside import beyond, has, ratio_to_test, series_names, under_shift
 from t5ts.analysis.document import Section, parse
 from t5ts.analysis.figures import effect_key, unfreezes
-from t5ts.analysis.judgement import (
-    ALIKE,
-    CANNOT_DISCRIMINATE,
-    CANNOT_TELL,
-    DOES_NOT,
-    HIGHER,
-    LOWER,
-    LOWER_HERE,
-    NOT_LEARNED,
-    NOTHING,
-    TRANSFERS,
-    UNFINISHED,
-    WITHHELD,
-    Comparison,
-    Findings,
-    Verdict,
-)
+from t5ts.analysis.judgement import Comparison, Findings, Verdict
 from t5ts.analysis.statistics import Estimate, log_ratio, mean_interval
 from t5ts.analysis.validity import BROKEN, NOTE, settings_that_differ
-from t5ts.analysis.words import (
-    NONE,
-    fixed,
-    interval,
-    number,
-    percent,
-    percent_interval,
-    percent_span,
-    plural,
-    probability,
-)
+from t5ts.analysis.words import NONE, interval, plural
 
 KINDS = {
     "best": "each at its own best plan",
@@ -63,15 +37,15 @@ Row = tuple[str, ...]
 
 #: What the verdict's card shows, and its look (a class of the page's style sheet).
 BADGES = {
-    TRANSFERS: ("Transfers", "good"),
-    LOWER_HERE: ("Lower with this checkpoint", "good"),
-    DOES_NOT: ("Does not transfer", "bad"),
-    CANNOT_TELL: ("Cannot tell", "open"),
-    CANNOT_DISCRIMINATE: ("Cannot discriminate", "open"),
-    NOT_LEARNED: ("Nothing learned", "open"),
-    UNFINISHED: ("Unfinished", "open"),
-    WITHHELD: ("Verdict withheld", "broken"),
-    NOTHING: ("Nothing to compare", "open"),
+    judgement.TRANSFERS: ("Transfers", "good"),
+    judgement.LOWER_HERE: ("Lower with this checkpoint", "good"),
+    judgement.DOES_NOT: ("Does not transfer", "bad"),
+    judgement.CANNOT_TELL: ("Cannot tell", "open"),
+    judgement.CANNOT_DISCRIMINATE: ("Cannot discriminate", "open"),
+    judgement.NOT_LEARNED: ("Nothing learned", "open"),
+    judgement.UNFINISHED: ("Unfinished", "open"),
+    judgement.WITHHELD: ("Verdict withheld", "broken"),
+    judgement.NOTHING: ("Nothing to compare", "open"),
 }
 #: What an arm's name says of its weights and of its freezing.
 ARM_WORDS = {
@@ -158,7 +132,7 @@ def arm_words(findings: Findings) -> str:
     if len(backbones) == 1:
         order = f"weights-freezing, all on the encoder {next(iter(backbones))}"
     used = {arm.init for arm in arms} | {arm.freeze for arm in arms}
-    return f"{order} ({'; '.join(words for key, words in ARM_WORDS.items() if key in used)})"
+    return f"{order} ({'; '.join(text for key, text in ARM_WORDS.items() if key in used)})"
 
 
 def _escape(value: Any) -> Any:
@@ -190,7 +164,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "main_name": main.name,
         "effect_key": effect_key(findings),
         "unfreezes": unfreezes(findings),
-        "margin": percent(findings.main.margin, sign=False),
+        "margin": words.percent(findings.main.margin, sign=False),
         "objective": str(main.config["objective"]),
         "arms": arms,
         "named": partial(named, findings),
@@ -203,9 +177,12 @@ def _context(findings: Findings) -> dict[str, Any]:
             if (curve := effects.learning_curve(arm, "val_loss")) is not None
         ],
         "epochs_asked": lambda arm: sum(int(r.config["train.epochs"]) for r in arm.runs),
-        "final_rows": _final_rows(findings),
-        "shifted": lambda v: any(has(arm, "ood_loss") for arm in v.condition.arms),
-        "shift_rows": _shift_rows,
+        "finished": [(v, arm) for v, arm in arms if arm.best],
+        "shifted": [
+            (v, measured)
+            for v in findings.verdicts
+            if (measured := [(arm,) for arm in v.condition.arms if has(arm, "ood_loss")])
+        ],
         "under_shift": [(one, one.verdict, one.comparison) for one in shift],
         "staged_under_shift": _staged(shift),
         "shuffled_arms": [
@@ -230,8 +207,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "regret_rows": _regret_rows(findings),
         "gaps": _known(questions("best", "weights"), lambda pair: effects.gap(pair)),
         "transferred": _transferred(findings),
-        "naive_name": _naive_name(arms),
-        "baseline_rows": _baseline_rows(findings),
+        "naive": next(iter(baselines(findings.verdicts[-1], "test")), "seasonal_naive"),
         "weights_rows": [(named(findings, v, arm.name), *_weights(arm)) for v, arm in arms],
     }
 
@@ -260,9 +236,7 @@ def _known(
 
 def val_at(arm: Arm, metric: str, epoch: int) -> Estimate:
     """Mean over an arm's seeds of a validation metric after an epoch."""
-    curves = [run.curve(metric) for run in arm.best.finished.values()] if arm.best else [
-        run.curve(metric) for run in arm.shown.runs
-    ]  # fmt: skip
+    curves = [run.curve(metric) for run in (_finished(arm) or arm.shown.runs)]
     return mean_interval([float(v) for epochs, curve in curves for v in curve[epochs == epoch]])
 
 
@@ -277,7 +251,7 @@ def _finished(arm: Arm) -> list[Any]:
 
 def p_value(p: float) -> str:
     """A p-value for a column; a dash where it is not known."""
-    return probability(p).removeprefix("= ") if math.isfinite(p) else NONE
+    return words.probability(p).removeprefix("= ") if math.isfinite(p) else NONE
 
 
 def factor(log_factor: Estimate) -> str:
@@ -300,19 +274,6 @@ def settings(arm: Arm, point: Point) -> str:
     return ", ".join(f"{k}={setting(point.settings.get(k))}" for k in arm.tuned) or "as given"
 
 
-def note(arm: Arm) -> str:
-    """When the arm's encoder trains, and how many runs stand behind it."""
-    starts = ", ".join(f"{start:g}" for start in effects.unfreezing(arm.shown))
-    states = [run.state for run in arm.runs if run.result is None]
-    plans = {"all": "encoder never trains", "norms": "only norms and position biases train"}
-    default = f"unfrozen at epoch {starts}" if starts else "trains from the first step"
-    parts = [plans.get(arm.freeze, default)]
-    parts += [f"best of {arm.tried} settings"] if arm.tried > 1 else []
-    parts += [f"{states.count(state)} {state}" for state in sorted(set(states))]
-    parts += [plural(len(arm.best.finished), "seed")] if arm.best else []
-    return "; ".join(parts)
-
-
 def log_comparisons(v: Verdict) -> dict[str, list[Comparison]] | None:
     """The comparisons that the lab log's hypotheses are about; None without its arms."""
     arms = [arm for arm in v.condition.arms if arm.best]
@@ -333,65 +294,35 @@ def log_comparisons(v: Verdict) -> dict[str, list[Comparison]] | None:
     }
 
 
-def _final_rows(findings: Findings) -> list[Row]:
-    """Final metrics of each arm, and of the forecasts that are not trained."""
-    rows: list[Row] = []
-    for v in findings.verdicts:
-        for arm in v.condition.arms:
-            if runs := _finished(arm):
-                metrics = ("val_loss", "test_loss", "test_mae", "test_mase", "test_corr")
-                means = [
-                    float(np.mean([getattr(run.result, name) for run in runs]))
-                    for name in ("best_epoch", "seconds")
-                ]
-                rows.append(
-                    (
-                        named(findings, v, arm.name),
-                        str(len(runs)),
-                        *(interval(final(arm, metric), digits=4) for metric in metrics),
-                        *(number(mean, digits=3) for mean in means),
-                    )
-                )
-    for v in findings.verdicts:
-        result = next((run.result for run in v.condition.runs if run.result is not None), None)
-        if result is None:
-            continue
-        test = result.baselines.get("test", {})
-        for name, val in result.baselines.get("val", {}).items():
-            values = [test.get(name, {}).get(key) for key in ("loss", "mae", "mase", "corr")]
-            label = named(findings, v, f"baseline: {name.replace('_', ' ')}")
-            rows.append((label, NONE, *map(fixed, (val.get("loss"), *values)), NONE, NONE))
-        if (best := result.best_achievable_loss) is not None:
-            rows.append((named(findings, v, "best achievable"), NONE, fixed(best), *[NONE] * 6))
-    return rows
+def mean_of(arm: Arm, name: str) -> float:
+    """Mean over an arm's finished runs of a number in their results."""
+    return float(np.mean([getattr(run.result, name) for run in _finished(arm)]))
 
 
-def _shift_rows(v: Verdict) -> list[Row]:
-    """The arms on the other series, and how much harder it is for forecasts without training."""
-    metrics = ("ood_mae", "ood_mase", "ood_corr")
-    rows: list[Row] = [
-        (
-            arm.name,
-            str(len(_finished(arm))),
-            interval(final(arm, "test_loss"), digits=4),
-            interval(final(arm, "ood_loss"), digits=4),
-            factor(ratio_to_test(arm, "ood_loss")),
-            *(interval(final(arm, metric), digits=4) for metric in metrics),
-        )
-        for arm in v.condition.arms
-        if has(arm, "ood_loss")
-    ]
-    baselines = next(
-        run.result.baselines
-        for run in v.condition.runs
-        if run.result is not None and "ood" in run.result.baselines
-    )
-    for name, ood in baselines["ood"].items():
-        test = baselines["test"][name]["loss"]
-        label, ratio = f"baseline: {name.replace('_', ' ')}", f"{ood['loss'] / test:.2f}×"
-        others = [fixed(ood.get(key)) for key in ("mae", "mase", "corr")]
-        rows.append((label, NONE, fixed(test), fixed(ood["loss"]), ratio, *others))
-    return rows
+def baselines(v: Verdict, split: str) -> dict[str, dict[str, float]]:
+    """Metrics of the forecasts that are not trained, the task's own naive one first."""
+    results = [run.result for run in v.condition.runs if run.result is not None]
+    return next((r.baselines[split] for r in results if split in r.baselines), {})
+
+
+def best_achievable(v: Verdict) -> float | None:
+    """The validation loss that no forecast can beat, where the series is made."""
+    return next((r.result.best_achievable_loss for r in v.condition.runs if r.result), None)
+
+
+def against_baseline(arm: Arm, name: str) -> Estimate:
+    """Mean log of an arm's test loss over that of a forecast that is not trained."""
+    runs = _finished(arm)
+    losses = [run.result.baselines["test"][name]["loss"] for run in runs]
+    return log_ratio([run.metric("test_loss") for run in runs], losses)
+
+
+def against_linear(v: Verdict, arm: Arm) -> Estimate | None:
+    """The same over the linear forecaster's; None where that was not run."""
+    linear = next((a for a in v.condition.arms if a.backbone == "linear" and a.best), None)
+    if linear is None or linear is arm:
+        return None
+    return paired("other", arm, linear).log_ratio("test_loss")
 
 
 def _staged(shift: list[Any]) -> list[tuple[Verdict, Arm, list[Any]]]:
@@ -403,17 +334,6 @@ def _staged(shift: list[Any]) -> list[tuple[Verdict, Arm, list[Any]]]:
             key = (id(one.verdict), arm.backbone, arm.init)
             groups.setdefault(key, (one.verdict, arm, []))[2].append(one)
     return list(groups.values())
-
-
-def uses_order(ratio: Estimate, margin: float) -> str:
-    """What an arm's loss with shuffled time over its test loss shows."""
-    if not ratio.is_known:
-        return CANNOT_TELL
-    if ratio.within(margin):
-        return "order makes no difference that matters"
-    if ratio.low > 0:
-        return "uses the order"
-    return "better without the order" if ratio.high < 0 else CANNOT_TELL
 
 
 def _regret_rows(findings: Findings) -> list[Row]:
@@ -453,21 +373,6 @@ def _cost(best: Arm, point: Point | None) -> str:
     return "is the best" if point is best.best else interval(effects.regret(best, point))
 
 
-def catches_up(g: effects.Gap) -> str:
-    """What the end and the slope of a gap say."""
-    if not g.end.is_known:
-        return "one seed: no interval"
-    if g.end.high < 0:
-        return "the random arm is ahead"
-    if g.end.low <= 0:
-        return "no gap is left that the seeds show"
-    if g.slope.high < 0:
-        return f"closing: 0 after about {g.catch_up:.0f} more epochs on this slope"
-    if g.slope.low > 0:
-        return "still widening: random does not catch up within this run"
-    return "neither closing nor widening: random does not catch up within this run"
-
-
 def _transferred(findings: Findings) -> list[tuple[str, int, float, list[Any]]]:
     """Effective data transferred, where one series was trained on several fractions of it.
 
@@ -496,38 +401,6 @@ def _transferred(findings: Findings) -> list[tuple[str, int, float, list[Any]]]:
     return found
 
 
-def _naive_name(arms: Iterable[tuple[Verdict, Arm]]) -> str:
-    """The task's own naive forecast, which stands first."""
-    results = [run.result for _, arm in arms for run in _finished(arm)[:1]]
-    first = next(iter(results[-1].baselines["test"])) if results else "seasonal_naive"
-    return str(first).replace("_", " ")
-
-
-def _baseline_rows(findings: Findings) -> list[Row]:
-    rows: list[Row] = []
-    for v in findings.verdicts:
-        linear = next((a for a in v.condition.arms if a.backbone == "linear" and a.best), None)
-        for arm in v.condition.arms:
-            runs = _finished(arm)
-            if not runs:
-                continue
-            test = [run.metric("test_loss") for run in runs]
-            baselines = [run.result.baselines["test"] for run in runs]
-            naive = [next(iter(of.values()))["loss"] for of in baselines]
-            last = [of["last_value"]["loss"] for of in baselines]
-            rows.append(
-                (
-                    named(findings, v, arm.name),
-                    percent_interval(log_ratio(test, naive)),
-                    percent_interval(log_ratio(test, last)),
-                    percent_interval(paired("", arm, linear).log_ratio("test_loss"))
-                    if linear is not None and linear is not arm
-                    else "not run",
-                )
-            )
-    return rows
-
-
 def _weights(arm: Arm) -> tuple[str, str, str]:
     digests = {
         str((run.provenance.get("initial_sha256") or {}).get("encoder"))[:12] for run in arm.runs
@@ -543,12 +416,11 @@ def _weights(arm: Arm) -> tuple[str, str, str]:
 _WORDS: dict[str, Any] = {
     function.__name__: function
     for function in (
-        catches_up, factor, final, fixed, interval, log_comparisons, note, number, p_value,
-        percent_interval, percent_span, series_names, setting, settings, settings_that_differ,
-        uses_order, val_at,
+        against_baseline, against_linear, baselines, best_achievable, factor, final, words.fixed,
+        interval, log_comparisons, mean_of, words.number, p_value, words.percent_interval,
+        words.percent_span, plural, ratio_to_test, series_names, setting, settings,
+        settings_that_differ, val_at,
     )
-} | {
-    "effects": effects, "inf": math.inf, "KINDS": KINDS, "NONE": NONE,
-    "LOWER": LOWER, "HIGHER": HIGHER, "ALIKE": ALIKE, "CANNOT_TELL": CANNOT_TELL,
-    "WITHHELD": WITHHELD,
 }  # fmt: skip
+_WORDS |= {"effects": effects, "inf": math.inf, "judgement": judgement, "KINDS": KINDS}
+_WORDS |= {"NONE": NONE, "CANNOT_TELL": judgement.CANNOT_TELL}
