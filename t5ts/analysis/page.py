@@ -23,7 +23,7 @@ _SCHEME = {
     "#ffffff": "var(--paper)",
     "#e6e6e6": "var(--band)",
     "#d9d9d9": "var(--line)",
-    "#4d4d4d": "var(--soft)",
+    "#4c4c4c": "var(--soft)",
     "#777777": "var(--grey)",
     "#7a3e00": "var(--brown)",
 }
