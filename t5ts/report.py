@@ -20,9 +20,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     made = argparse.ArgumentParser(
         prog="python -m t5ts.report",
-        description="Say whether pretraining helps, how much and how sure that is, from the run"
-        " directories at or below DIR: report.html (one file, works offline), report.md,"
-        " results.csv and .parquet, figures/ as PNG and SVG. Works while runs are still going.",
+        description="Report whether pretraining helps, by how much and how certain that is, from"
+        " the run directories at or below DIR: report.html (one file, works offline), report.md,"
+        " results.csv and .parquet, figures/ as PNG and SVG. Works while runs are still training.",
     )
     made.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="outputs/…, multirun/…")
     made.add_argument(
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="PERCENT",
-        help="change of the test loss that does not matter, in per cent (default: %(default)s)",
+        help="change of the test loss that does not matter, in percent (default: %(default)s)",
     )
     made.add_argument(
         "--wandb",
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> None:
     begun = time.perf_counter()
     if not 0 < options.margin < 100:
-        raise UserError(f"--margin {options.margin}: give per cent between 0 and 100.")
+        raise UserError(f"--margin {options.margin}: give a percentage between 0 and 100.")
     from t5ts.analysis import collect, verdict, write_report
     from t5ts.analysis.document import Table
     from t5ts.analysis.sections import in_short, sections

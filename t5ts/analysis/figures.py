@@ -20,7 +20,6 @@ from t5ts.analysis.plots import (
     BLUE,
     GREY,
     ORANGE,
-    Surface,
     arm_style,
     draw_forecasts,
     draw_surfaces,
@@ -30,7 +29,7 @@ from t5ts.analysis.plots import (
 )
 from t5ts.analysis.words import percent
 
-#: More comparisons than this are a wall, not a picture; the table has them all.
+#: More comparisons than this do not fit a picture; the table has them all.
 MOST_EFFECTS = 24
 #: Panels of a picture that has one per arm.
 MOST_PANELS = 8
@@ -56,7 +55,7 @@ def draw(findings: Findings, name: str) -> Any | None:
 
 
 def save_figures(findings: Findings, folder: Path) -> list[str]:
-    """Draw every picture that there is data for as PNG and SVG; returns their names."""
+    """Draw the pictures that there is data for as PNG and SVG; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with own_style():
@@ -240,20 +239,16 @@ def _gradients(findings: Findings) -> Any | None:
 
 
 def _surface(findings: Findings) -> Any | None:
+    condition = findings.main.condition
     surfaces = [
-        Surface(
-            arm=arm.name,
-            rate=s.rate,
-            maximize=arm.maximize,
-            points_S3=np.stack([s.unfreeze, s.rates, s.values], axis=1),
-        )
-        for arm in findings.main.condition.arms
+        (arm.name, s.rate, np.stack([s.unfreeze, s.rates, s.values], axis=1))
+        for arm in condition.arms
         if (s := effects.surface(arm)) is not None
-    ]
+    ][:MOST_PANELS]
     if not surfaces:
         return None
-    objective = findings.main.condition.config.get("objective", "objective")
-    return draw_surfaces(surfaces[:MOST_PANELS], f"{objective} (best epoch, mean over seeds)")
+    label = f"{condition.config.get('objective', 'objective')} (best epoch, mean over seeds)"
+    return draw_surfaces(surfaces, label, maximize=condition.arms[0].maximize)
 
 
 def _scale(findings: Findings) -> Any | None:
@@ -275,12 +270,13 @@ def _scale(findings: Findings) -> Any | None:
 
 
 def _forecasts(findings: Findings) -> Any | None:
-    arms = findings.main.condition.arms
+    condition = findings.main.condition
     predictions = [
-        (arm.name, arm_style(arms.index(arm)) | {"marker": "", "lw": 1.5}, sample)
-        for arm, sample in effects.forecasts(findings.main.condition)[:MOST_PANELS]
+        (arm.name, arm_style(condition.arms.index(arm)) | {"marker": "", "lw": 1.5}, sample)
+        for arm, sample in effects.forecasts(condition)[:MOST_PANELS]
     ]
-    data = findings.main.condition.runs[0].provenance["data"]
+    known = (run.provenance.get("data") for run in condition.runs)
+    data: dict[str, Any] = next(filter(None, known), {})
     return draw_forecasts(predictions, step_s=data.get("step_s")) if predictions else None
 
 

@@ -44,8 +44,8 @@ class Written:
 def write_report(findings: Findings, out: Path) -> Written:
     """Write report.html, report.md, results.csv, results.parquet and figures/ into a folder.
 
-    Each file is whole or the earlier one stays, so that a report of running sweeps can be reloaded
-    while it is being renewed.
+    Each file is replaced as a whole, so that the report of a running sweep can be reloaded at any
+    time.
 
     Args:
         findings: From `verdict`.
@@ -143,5 +143,5 @@ def _lines(cell: str) -> tuple[str, str]:
 
 
 def _keep_together(value: Any) -> Any:
-    """A percent sign stays on the line of its number; what is markup already is left alone."""
+    """A percent sign stays on the line of its number; markup is left alone."""
     return re.sub(r"(\d) %", "\\1\u00a0%", value) if type(value) is str else value

@@ -1,4 +1,4 @@
-"""Pictures: the style that all share, and those of one run and of a search."""
+"""The pictures of one run and of one search, and the style that all pictures share."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class History:
 
     Attributes:
         slots, values, params: Of each trial; the first objective's values.
-        importances: Share of each parameter, empty where it cannot be told.
+        importances: Share of each parameter, empty where it is not known.
     """
 
     arm: str
@@ -50,18 +50,8 @@ class History:
     importances: dict[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surface:
-    """One arm's settings: unfreeze epoch, learning rate (or its scale) and objective (S, 3).
-
-    Attributes:
-        rate: Name of the second axis.
-    """
-
-    arm: str
-    rate: str
-    maximize: bool
-    points_S3: Any
+#: Name of the arm and of the second axis, (unfreeze epoch, rate, objective) of each setting.
+Surface = tuple[str, str, Any]
 
 
 @contextmanager
@@ -126,7 +116,7 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
 
 
 def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> list[Path]:
-    """Draw what there is something to draw of, as PNG files.
+    """Draw the pictures of a search as PNG files, those that there is data for.
 
     Args:
         histories: One for each arm that has a complete trial.
@@ -141,19 +131,18 @@ def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> li
     with own_style():
         if histories:
             figures["history"] = _history(histories, objective)
-        if told := [history for history in histories if history.importances]:
-            figures["importances"] = _importances(told)
+        if known := [history for history in histories if history.importances]:
+            figures["importances"] = _importances(known)
         if surfaces:
-            figures["surface"] = draw_surfaces(surfaces, objective)
+            figures["surface"] = draw_surfaces(surfaces, objective, maximize=histories[0].maximize)
         return _save(figures, folder / "plots")
 
 
 def _save(figures: dict[str, Any], folder: Path) -> list[Path]:
-    folder.mkdir(exist_ok=True)
-    paths = [folder / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        figure.savefig(path, dpi=120)
-    return paths
+    for name, figure in figures.items():
+        folder.mkdir(exist_ok=True)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    return [folder / f"{name}.png" for name in figures]
 
 
 def _learning_curve(run_dir: Path, result_file: Path) -> Any:
@@ -296,7 +285,7 @@ def _history(histories: Sequence[History], objective: str) -> Any:
 
     figure, ((ax,),) = new_figure(1, 1, width=6.4, height=3.8)
     maximize = histories[0].maximize
-    low, high = _most(np.concatenate([history.values for history in histories]), maximize)
+    low, high = _colour_range(np.concatenate([history.values for history in histories]), maximize)
     low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
     for place, history in enumerate(histories):
         line = arm_style(place)
@@ -333,8 +322,8 @@ def _importances(histories: Sequence[History]) -> Any:
     return figure
 
 
-def _most(values: Any, maximize: bool) -> tuple[float, float]:
-    """The best value and the nine tenths that follow: a diverged trial would swallow all others."""
+def _colour_range(values: Any, maximize: bool) -> tuple[float, float]:
+    """The best 90 % of the values: a diverged trial would hide all others."""
     low, high = np.quantile(values, [0.1, 1.0] if maximize else [0.0, 0.9])
     return float(low), float(high)
 
@@ -348,15 +337,10 @@ def _surface_of(history: History) -> Surface | None:
     ]
     if rate is None or len(points) < 2:
         return None
-    return Surface(
-        arm=history.arm,
-        rate=rate,
-        maximize=history.maximize,
-        points_S3=np.asarray(points, dtype=float),
-    )
+    return history.arm, rate, np.asarray(points, dtype=float)
 
 
-def draw_surfaces(surfaces: Sequence[Surface], objective: str) -> Any:
+def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool) -> Any:
     """The objective over unfreeze epoch and learning rate, the best setting ringed."""
     from matplotlib.ticker import MaxNLocator
 
@@ -365,13 +349,13 @@ def draw_surfaces(surfaces: Sequence[Surface], objective: str) -> Any:
         width=4.2,
         height=3.8,
         sharex=True,  # so that two arms' surfaces can be compared
-        sharey=len({surface.rate for surface in surfaces}) == 1,
+        sharey=len({rate for _, rate, _ in surfaces}) == 1,
     )
-    maximize = surfaces[0].maximize
-    values = np.concatenate([surface.points_S3[:, 2] for surface in surfaces])
-    low, high = _most(values, maximize)
-    for ax, surface in zip(axes, surfaces, strict=True):
-        unfreeze, rates, values = surface.points_S3.T
+    low, high = _colour_range(
+        np.concatenate([points_S3[:, 2] for _, _, points_S3 in surfaces]), maximize
+    )
+    for ax, (arm, rate, points_S3) in zip(axes, surfaces, strict=True):
+        unfreeze, rates, values = points_S3.T
         shown = ax.scatter(unfreeze, rates, c=values, s=90, vmin=low, vmax=high,
                            cmap="viridis_r" if maximize else "viridis",
                            edgecolors=GREY, linewidths=0.5)  # fmt: skip
@@ -379,8 +363,8 @@ def draw_surfaces(surfaces: Sequence[Surface], objective: str) -> Any:
         ax.plot(unfreeze[best], rates[best], "o", ms=16, mfc="none", mec=ORANGE, mew=2.5)
         ax.set_yscale("log")
         ax.set_xlabel("unfreeze epoch")
-        ax.set_ylabel(surface.rate)
-        ax.set_title(f"{surface.arm}: best {values[best]:.4g}")
+        ax.set_ylabel(rate)
+        ax.set_title(f"{arm}: best {values[best]:.4g}")
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(shown, ax=axes, label=objective, extend="min" if maximize else "max")
     return figure

@@ -1,4 +1,4 @@
-"""The report's content: what `report.md.j2`, which has the sentences and tables, is filled with."""
+"""The values that `report.md.j2` is filled with; the template has the sentences and tables."""
 
 import math
 import re
@@ -85,10 +85,10 @@ def markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
 
 
 def header(findings: Findings) -> dict[str, Any]:
-    """What stands above the sections."""
+    """The values above the sections: badge, headline, reasons."""
     badge, look = BADGES[findings.kind]
     headline = findings.headline
-    if headline.startswith(f"{badge}: "):  # the badge has said it
+    if headline.startswith(f"{badge}: "):  # the badge shows it
         headline = headline.removeprefix(f"{badge}: ")
         headline = headline[:1].upper() + headline[1:]
     checks = findings.main.checks
@@ -136,7 +136,7 @@ def arm_words(findings: Findings) -> str:
 
 
 def _escape(value: Any) -> Any:
-    """A bar would end its cell, a line break its row; what is markup already is left alone."""
+    """A bar would end its cell, a line break its row; markup is left alone."""
     from markupsafe import Markup
 
     if isinstance(value, Markup):
@@ -230,7 +230,7 @@ def _questions(findings: Findings, *kinds: str) -> list[tuple[Verdict, Compariso
 def _known(
     questions: Iterable[tuple[Verdict, Comparison]], of: Callable[[Pair], Found | None]
 ) -> list[tuple[Verdict, Comparison, Found]]:
-    """The comparisons of which something is known, with that."""
+    """The comparisons for which `of` finds something, and what it finds."""
     return [(v, c, found) for v, c in questions if (found := of(c.pair)) is not None]
 
 
