@@ -26,6 +26,7 @@ from t5ts.analysis.plots import (
     new_figure,
     own_style,
     panels,
+    whole_ticks,
 )
 from t5ts.analysis.words import percent
 
@@ -167,7 +168,7 @@ def _curves(findings: Findings) -> Any | None:
         label = loss.text(1, naive, "naive forecast ", transform=loss.get_yaxis_transform(),
                           ha="right", va="bottom", fontsize=8, color="0.3")  # fmt: skip
         label.set_in_layout(False)
-    corr.set_xlabel("epoch")
+    whole_ticks(corr, "epoch")
     loss.set_ylabel("val_loss: MSE, train-standardised")
     corr.set_ylabel("val_corr: Pearson r")
     title = "arm (seeds)" + (";  △ unfreezing" if unfreezes(findings) else "")
@@ -200,7 +201,7 @@ def _gap(findings: Findings) -> Any | None:
     ax.axhline(0, color="black", linewidth=0.8)
     for place, (name, gap) in enumerate(gaps):
         _draw_band(ax, gap.band, place, f"{name} ({gap.band.count} seeds)")
-    ax.set_xlabel("epoch")
+    whole_ticks(ax, "epoch")
     ax.set_ylabel("gap in val_loss\n(random − pretrained)")
     figure.legend(loc="outside lower center")
     return figure
@@ -217,24 +218,26 @@ def _gradients(findings: Findings) -> Any | None:
     if not maps:
         return None
     rows = max(len(m.components) for _, m in maps)
-    figure, axes = panels(len(maps), height=1.2 + 0.22 * rows)
+    figure, axes = panels(len(maps), height=max(2.4, 1.2 + 0.22 * rows))
     positive = np.concatenate([m.norms[m.norms > 0] for _, m in maps])
-    norm = LogNorm(positive.min(), max(positive.max(), positive.min() * 1.01))
+    low, high = positive.min(), max(positive.max(), positive.min() * 1.01)
     for ax, (arm, m) in zip(axes, maps, strict=True):
         image = ax.pcolormesh(
             np.append(m.epochs - 0.5, m.epochs[-1] + 0.5),
             np.arange(len(m.components) + 1) - 0.5,
             np.ma.masked_less_equal(m.norms, 0),
-            norm=norm,
+            norm=LogNorm(low, high),
             cmap="viridis",
         )
         ax.invert_yaxis()
         ax.set_yticks(range(len(m.components)), m.components, fontsize=8)
-        ax.set_xlabel("epoch")
+        whole_ticks(ax, "epoch")
         ax.set_title(arm.name, fontsize=9)
         for start in effects.unfreezing(arm.shown):
             ax.axvline(start + 0.5, color=ORANGE, linewidth=1)
-    figure.colorbar(image, ax=axes, label="gradient norm (L2)", shrink=0.8)
+    bar = figure.colorbar(image, ax=axes, label="gradient norm (L2)", shrink=0.8, format="%.2g")
+    bar.set_ticks(np.geomspace(low, high, 5))
+    bar.minorticks_off()
     return figure
 
 

@@ -80,6 +80,14 @@ def new_figure(rows: int, columns: int, *, width: float, height: float, **kw: An
     return figure, figure.subplots(rows, columns, squeeze=False, **kw)
 
 
+def whole_ticks(ax: Any, label: str) -> None:
+    """The x axis counts epochs or trials: no tick between two of them."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel(label)
+
+
 def panels(count: int, *, height: float, width: float = 3.6, **kw: Any) -> tuple[Any, list[Any]]:
     """A figure of as many axes, three in a row."""
     columns = min(count, 3)
@@ -171,7 +179,7 @@ def _learning_curve(run_dir: Path, result_file: Path) -> Any:
         for i, start in enumerate(sorted(s for s in starts if s <= max(epochs))):
             label = "unfreezing" if i == 0 else "_"
             axes.axvline(start, color=GREY, linewidth=0.8, label=label)
-        axes.set_xlabel("epoch")
+        whole_ticks(axes, "epoch")
         axes.legend(loc=place)
     figure.suptitle(f"{result['arm']}, seed {result['seed']}, on {result['data']}", fontsize=11)
     return figure
@@ -281,8 +289,6 @@ def _gradient_norms(run_dir: Path) -> Any:
 
 def _history(histories: Sequence[History], objective: str) -> Any:
     """Each trial's value, and the best so far; an arrow where the value is far beyond."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, ((ax,),) = new_figure(1, 1, width=6.4, height=3.8)
     maximize = histories[0].maximize
     low, high = _colour_range(np.concatenate([history.values for history in histories]), maximize)
@@ -298,8 +304,7 @@ def _history(histories: Sequence[History], objective: str) -> Any:
             ax.plot(beyond, np.full(len(beyond), edge), arrow, color=line["color"], ms=9)
         ax.step(slots, np.clip(best, low, high), where="post", color=line["color"], lw=2,
                 label=f"{history.arm}: best so far")  # fmt: skip
-    ax.set_xlabel("trial")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_ticks(ax, "trial")
     ax.set_ylabel(objective)
     figure.legend(loc="outside upper left", ncols=2)
     return figure
@@ -342,8 +347,6 @@ def _surface_of(history: History) -> Surface | None:
 
 def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool) -> Any:
     """The objective over unfreeze epoch and learning rate, the best setting ringed."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = panels(
         len(surfaces),
         width=4.2,
@@ -362,9 +365,8 @@ def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool
         best = int(np.argmax(values) if maximize else np.argmin(values))
         ax.plot(unfreeze[best], rates[best], "o", ms=16, mfc="none", mec=ORANGE, mew=2.5)
         ax.set_yscale("log")
-        ax.set_xlabel("unfreeze epoch")
+        whole_ticks(ax, "unfreeze epoch")
         ax.set_ylabel(rate)
         ax.set_title(f"{arm}: best {values[best]:.4g}")
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(shown, ax=axes, label=objective, extend="min" if maximize else "max")
     return figure
