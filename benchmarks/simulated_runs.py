@@ -287,7 +287,11 @@ def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]
         "processor": "simulated",
         "device": "cpu",
         "precision": "torch.float32",
-        "data": {"name": settings["data"]["name"], "sha256": digest(settings["data"]["name"])},
+        "data": {
+            "name": settings["data"]["name"],
+            "sha256": digest(settings["data"]["name"]),
+            "step_s": 3600.0,
+        },
         "ood": settings["ood"]
         and {"name": settings["ood"]["name"], "sha256": digest(settings["ood"]["name"])},
         "windows": {"train": round(6000 * fraction), "val": 800, "test": 1700},

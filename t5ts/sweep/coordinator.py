@@ -18,8 +18,8 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from t5ts import distributed
+from t5ts.analysis.plots import History, draw_sweep
 from t5ts.analysis.results import read_result
-from t5ts.analysis.sweep_plots import History, draw_sweep
 from t5ts.analysis.words import plural
 from t5ts.checks import check
 from t5ts.config import CONF, from_hydra
