@@ -151,7 +151,7 @@ def test_kill_and_resume_agree_bit_for_bit(tmp_path: Path) -> None:
             assert process.returncode == -signal.SIGKILL
         else:
             assert process.returncode == 130
-            assert "the same command goes on from there" in stderr
+            assert "the same command resumes it" in stderr
     done = t5ts(*arguments, f"hydra.run.dir={run_dir}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert rows(run_dir) == rows(tmp_path / "whole")
