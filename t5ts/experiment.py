@@ -1,5 +1,6 @@
 """The composition root: a checked config becomes a trained model and a run directory."""
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from t5ts import distributed
 from t5ts.analysis.results import FAILURE, Result, read_metrics
@@ -34,7 +34,7 @@ from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.forecaster import scale_audit
 from t5ts.progress import ProgressBar
-from t5ts.provenance import code_and_machine, file_crc32, made_with, write_json, write_text
+from t5ts.provenance import code_and_machine, file_crc32, made_with, write_json, write_yaml
 from t5ts.reuse import Reuse
 from t5ts.run_directory import (
     bring_in,
@@ -59,6 +59,9 @@ from t5ts.tracking import (
 from t5ts.train import FitState, Output, fit
 
 log = logging.getLogger("t5ts")
+
+# What the libraries hold is never garbage: each run's collection need not look at it.
+gc.freeze()
 
 #: Windows whose forecasts are drawn, evenly spaced over the test windows.
 SAMPLE_WINDOWS = 3
@@ -440,7 +443,7 @@ def _write_beginning(
     past: Mapping[str, Any],
 ) -> None:
     """`config.yaml` and `provenance.json`: written before the first step, whatever comes."""
-    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    write_yaml(run_dir / "config.yaml", asdict(config))
     summary = setup_summary(setup)
     if setup.report is not None:
         # The arm is proven from the tensors in the model, not from what the loader said.

@@ -213,7 +213,7 @@ class WandbTracker:
             except wandb.errors.Error as error:
                 if chosen == "offline":
                     raise
-                chosen, why = "offline", f"online failed: {_first_line(error)}"
+                chosen, why = "offline", f"online failed: {first_line(error)}"
                 wandb.teardown()  # else the id counts as in use by the start that failed
                 self._run = start(chosen)
             self.resumed = bool(known)
@@ -266,7 +266,7 @@ class WandbTracker:
         log.warning(
             "W&B failed and is left out of this run; metrics.jsonl has everything: %s: %s",
             type(error).__name__,
-            _first_line(error),
+            first_line(error),
         )
 
 
@@ -331,7 +331,7 @@ def log_report(
         run.finish()
     except Exception as error:  # the client raises whatever its parts do
         raise UserError(
-            f"W&B did not take the report for project {project}: {_first_line(error)}. Check the"
+            f"W&B did not take the report for project {project}: {first_line(error)}. Check the"
             " project's name and the login (wandb login), or set WANDB_MODE=offline."
         ) from error
     if chosen == "online":
@@ -343,7 +343,7 @@ def _as_page(text: str) -> str:
     return f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(text)}</pre>'
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
