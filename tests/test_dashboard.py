@@ -114,9 +114,8 @@ def sections(view: dict[str, Any]) -> list[dict[str, Any]]:
     return json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
 
 
-def test_what_the_client_raises_is_one_message(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("server")
+def test_what_the_client_raises_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise ConnectionError("the cable is cut\nand more")
 

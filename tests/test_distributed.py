@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import read, rows
+from runs import read, rows, wait_for_rows
 from two_processes import EQUAL, WITHOUT_DROPOUT, forecasts
 
 from t5ts import distributed
@@ -202,15 +201,6 @@ def messages(err: str) -> list[str]:
 def is_process(number: int, pid: int) -> bool:
     variable = f"LOCAL_RANK={number}".encode()
     return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-
-
-def wait_for_rows(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
-    metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 150
-    while not (metrics.exists() and metrics.read_text().count("\n") >= count):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the run did not get going"
-        time.sleep(0.01)
 
 
 def test_alone_everything_is_trivial_and_torch_is_not_imported() -> None:

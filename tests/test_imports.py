@@ -26,7 +26,6 @@ LEVELS = {
     "reconstruct": 2,
     "provenance": 1,
     "progress": 1,
-    "prefix_store": 1,
     "data": 2,
     "model": 2,
     "analysis": 2,
