@@ -51,7 +51,6 @@ from t5ts.shuffling import shuffle_time
 from t5ts.tracking import (
     MetricsFile,
     NoMetricsFile,
-    NullTracker,
     Tracker,
     WandbTracker,
     run_name,
@@ -420,7 +419,7 @@ def _tracking(config: Config, run_dir: Path, group: str | None) -> Iterator[Trac
 
 def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
     if config.tracker.name == "none" or not distributed.is_main():
-        return NullTracker()
+        return Tracker()
     # In a sweep, what was searched; Hydra knows it.
     overrides = HydraConfig.get().overrides.task if group and HydraConfig.initialized() else []
     return WandbTracker(

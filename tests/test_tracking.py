@@ -10,7 +10,7 @@ from runs import rows
 from t5ts import experiment, tracking
 from t5ts.config import TrackerConfig
 from t5ts.experiment import run
-from t5ts.tracking import MetricsFile, NullTracker, WandbTracker, choose_mode, run_name
+from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode, run_name
 
 WANDB_VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "HTTPS_PROXY", "https_proxy")
 
@@ -143,7 +143,7 @@ def test_a_tracker_that_cannot_start_is_left_out(tmp_path: Path, caplog) -> None
 
 
 def test_no_tracker_takes_everything() -> None:
-    tracker = NullTracker()
+    tracker = Tracker()
     tracker.log({"val_loss": 1.0})
     tracker.finish({}, [])
     assert vars(tracker) == {}
@@ -209,7 +209,7 @@ class Killed(BaseException):
     """Stands for kill -9."""
 
 
-class Recorder(NullTracker):
+class Recorder(Tracker):
     """Keeps the rows that it is sent, over the processes of a run."""
 
     def __init__(self) -> None:
