@@ -90,7 +90,7 @@ def setup() -> Iterator[None]:
 
 
 def print_once(message: str) -> None:
-    """Print what every process has to say before it ends, from process 0 to stderr.
+    """Print a message that every process has, from process 0 to stderr.
 
     The others wait for it, since torchrun kills all when the first has ended.
     """

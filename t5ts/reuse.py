@@ -33,7 +33,7 @@ from t5ts.config import NOT_IDENTITY, Config, identity, values_without
 from t5ts.errors import ConfigError
 from t5ts.model.tensors import state_digest
 from t5ts.optim import PlannedOptimizer
-from t5ts.provenance import LOADED_CODE, code_digest, package_versions, processor
+from t5ts.provenance import LOADED_CODE, code_digest, package_versions, processor, replacing
 from t5ts.schedule import ACTS_LATER, start_step
 
 log = logging.getLogger("t5ts")
@@ -79,7 +79,7 @@ class Reuse:
         self._prefix: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.resume_from = resume_from
         # A resumed run keeps what provenance.json recorded of its beginning.
-        earlier = resume_from and _earlier(resume_from.parent.parent / "provenance.json")
+        earlier = None if resume_from is None else _earlier(resume_from.parent.parent)
         self.about: dict[str, Any] | None = earlier and earlier | {"key": None}
         if config.train.reuse_dir is None:
             return
@@ -300,10 +300,11 @@ def _without_clock(line: str) -> str:
     return json.dumps({k: v for k, v in row.items() if not k.startswith("perf/")})
 
 
-def _earlier(provenance: Path) -> dict[str, Any] | None:
-    """What a run's provenance.json says of its reuse; None if it says nothing."""
+def _earlier(run_dir: Path) -> dict[str, Any] | None:
+    """What a run's provenance.json records of its reuse; None if nothing."""
     try:
-        about = json.loads(provenance.read_text(encoding="utf-8"))["reuse"]
+        text = (run_dir / "provenance.json").read_text(encoding="utf-8")
+        about = json.loads(text)["reuse"]
     except (OSError, ValueError, KeyError):
         return None
     return about if isinstance(about, dict) else None
@@ -344,7 +345,7 @@ class PrefixStore:
     def read(self, key: str, epoch: int) -> bytes | None:
         """An entry's bytes, proven by their checksum; None if there is none.
 
-        A damaged entry is said, removed and counts as none.
+        A corrupt entry is deleted with a warning and treated as a miss.
         """
         for path in self._files(key, epoch):
             try:
@@ -357,7 +358,7 @@ class PrefixStore:
             if path.name == _file_name(key, epoch, content):
                 self._mark_used(path)
                 return content
-            log.warning("reuse: %s is damaged (its checksum differs) and was removed", path)
+            log.warning("reuse: %s is corrupt (its checksum differs) and was deleted", path)
             self._remove(path)
         return None
 
@@ -379,12 +380,8 @@ class PrefixStore:
             if self.has(key, epoch):
                 return True
             place = self.folder / _file_name(key, epoch, content)
-            unfinished = place.with_suffix(_UNFINISHED)
-            try:
+            with replacing(place, _UNFINISHED) as unfinished:
                 unfinished.write_bytes(content)
-                unfinished.replace(place)
-            finally:
-                unfinished.unlink(missing_ok=True)
             self._evict(keep=place)
         return True
 

@@ -24,7 +24,7 @@ log = logging.getLogger("t5ts")
 
 #: Seconds after which a W&B server that does not answer counts as out of reach.
 REACH_TIMEOUT_S = 2.0
-#: Seconds that an online start may take before the run goes on offline.
+#: Seconds that an online start may take before the run continues offline.
 INIT_TIMEOUT_S = 20.0
 #: Length of a W&B run's name.
 MOST_CHARACTERS = 128
@@ -40,7 +40,7 @@ STEP_METRICS = {
     **dict.fromkeys(("distance_from_init/*", "perf/elapsed_s", "perf/eval_s"), "epoch"),
     "perf/windows_per_s": "step",
 }
-#: Overrides that a run's name has already, or that say nothing of what was searched.
+#: Overrides that a run's name has already, or that were not searched.
 NOT_IN_NAME = ("arm", "backbone", "experiment", "freeze", "init", "objective", "seed")
 
 
@@ -85,7 +85,7 @@ class MetricsFile:
         return self.path.stat().st_size, self._crc32
 
     def cut(self, length: int) -> int:
-        """Drop the rows after `length` bytes, which a resumed run writes again; says how many."""
+        """Drop the rows after `length` bytes, which a resumed run repeats; returns how many."""
         with self.path.open("rb") as file:
             file.seek(length)
             dropped = sum(1 for line in file if line.endswith(b"\n"))
@@ -100,7 +100,7 @@ class MetricsFile:
 
 
 class NoMetricsFile(MetricsFile):
-    """In the processes beside process 0, which writes the rows of all."""
+    """In the other processes of a run: process 0 writes the rows of all."""
 
     def __init__(self) -> None:
         """Open nothing."""
@@ -270,7 +270,7 @@ def log_report(
     images: Sequence[Path],
     mode: str = "auto",
 ) -> str:
-    """Log a study's report as one W&B run of job type `report`; says where it is.
+    """Log a study's report as one W&B run of job type `report`; returns where it is.
 
     Unlike a run's tracker this is what was asked for, so a failure is raised.
 
@@ -365,7 +365,7 @@ def _in_netrc(host: str) -> bool:
 
 
 def _takes_connection(host: str, port: int) -> bool:
-    """Whether a TCP connection stands within the time; name look-up counts into it."""
+    """Whether a TCP connection succeeds in time, name look-up included."""
     reached = threading.Event()
 
     def knock() -> None:
