@@ -25,7 +25,7 @@ from t5ts.analysis.results import Result, read_metrics, read_result
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
 from t5ts.checks import check
-from t5ts.config import NOT_IDENTITY, Config, TrainConfig, identity
+from t5ts.config import NOT_IDENTITY, Config, TrainConfig
 from t5ts.errors import ConfigError, Interrupted
 from t5ts.provenance import json_ready
 from t5ts.reuse import Reuse, lasting_settings
@@ -180,36 +180,17 @@ def test_reused_equals_cold_bit_for_bit(
         event(f"reused {warm.reused_epochs}")
 
 
-def test_staged_shares_with_all_for_its_whole_length(staged: Compose, tmp_path: Path) -> None:
-    run(staged("freeze.unfreeze_epoch=3"), run_dir=tmp_path / "staged")
-    never = staged("freeze=all")
-    warm = run(never, run_dir=tmp_path / "all")
-    assert warm.reused_epochs == 3
-    again = run(changed(never, {"optim.layer_decay": 0.5}), run_dir=tmp_path / "again")
-    assert again.reused_epochs == EPOCHS  # nothing is left to train: only the test is read
-    run(cold(never), run_dir=tmp_path / "cold")
-    assert_same_run(tmp_path / "all", tmp_path / "cold")
-    assert rows(tmp_path / "again") == rows(tmp_path / "cold")
-    assert again.metrics == warm.metrics
-
-
 def test_a_prefix_grows_from_run_to_run(staged: Compose, tmp_path: Path) -> None:
+    late = [f"freeze.unfreeze_epoch={epoch}" for epoch in (1, 3, 2)]
     reused = [
-        run(staged(f"freeze.unfreeze_epoch={epoch}"), run_dir=tmp_path / epoch).reused_epochs
-        for epoch in ("1", "3", "2", "2.5")
+        run(staged(*overrides.split()), run_dir=tmp_path / overrides).reused_epochs
+        for overrides in (*late, "seed=1", "train.epochs=5", "freeze=all", "freeze=all optim=adamw")
     ]
-    assert reused == [0, 1, 2, 2]
-    run(cold(staged("freeze.unfreeze_epoch=2.5")), run_dir=tmp_path / "cold")
-    assert_same_run(tmp_path / "2.5", tmp_path / "cold")
-
-
-def test_other_seeds_and_rates_share_nothing(staged: Compose, tmp_path: Path) -> None:
-    run(staged("freeze.unfreeze_epoch=3"), run_dir=tmp_path / "first")
-    for number, override in enumerate(("seed=1", "optim.lr=1e-3", "train.epochs=5")):
-        run(staged("freeze.unfreeze_epoch=3", override), run_dir=tmp_path / str(number))
-        about = read(tmp_path / str(number) / "provenance.json")["reuse"]
-        assert about["epochs"] == 0
-        assert about["trained_by"] is None
+    # At last nothing is left to train: only the test is read.
+    assert reused == [0, 1, 2, 0, 0, 3, EPOCHS]
+    run(cold(staged("freeze=all")), run_dir=tmp_path / "cold")
+    assert_same_run(tmp_path / "freeze=all", tmp_path / "cold")
+    assert rows(tmp_path / "freeze=all optim=adamw") == rows(tmp_path / "cold")
 
 
 def test_what_trains_from_the_start_is_in_the_key(staged: Compose, tmp_path: Path) -> None:
@@ -304,11 +285,6 @@ def test_a_new_setting_is_in_the_key(base: Config) -> None:
     newer = [replace(base, train=Newer(**old, surprise=value)) for value in (0, 1)]
     seen = [lasting_settings(config) for config in (base, *newer)]
     assert seen[0] != seen[1] != seen[2]
-
-
-def test_reuse_is_no_part_of_the_identity(base: Config) -> None:
-    off = changed(base, {"train.reuse_dir": "somewhere", "train.reuse_max_gb": 1.0})
-    assert identity(off) == identity(base)
 
 
 def test_what_acts_later_is_read_by_the_plan_alone() -> None:
