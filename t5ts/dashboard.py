@@ -209,5 +209,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The console script."""
     finish(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -123,10 +123,9 @@ class PlainSweeper(BasicSweeper):
                 check(from_hydra(config))
             except UserError as error:
                 problems[f"#{number}"] = str(error)
-            else:
-                return
-        print(f"t5ts: no job can run:\n{_grouped(problems)}", file=sys.stderr)
-        sys.exit(2)
+        if len(problems) == len(jobs):
+            print(f"t5ts: no job can run:\n{_grouped(problems)}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _grouped(problems: Mapping[str, str]) -> str:
