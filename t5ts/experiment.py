@@ -92,7 +92,8 @@ def run(
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
     is_main = distributed.is_main()
-    log.disabled = not is_main
+    if not is_main:
+        log.disabled = True
     held = locked(run_dir) if is_main else nullcontext()
     with disk_errors(run_dir), held, stop_on_signals() as stop:
         past = _look_back(config, run_dir) if is_main else None
