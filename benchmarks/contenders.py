@@ -30,7 +30,7 @@ from t5ts.probes import GradientNorms
 from t5ts.progress import ProgressBar
 from t5ts.run import CONF
 from t5ts.tasks import Forecast
-from t5ts.tracking import MetricsFile, NullTracker, Tracker, WandbTracker
+from t5ts.tracking import MetricsFile, Tracker, WandbTracker
 
 LOG_EVERY = 10
 #: Long enough that no turn meets the end of an epoch, where evaluation and checkpoints happen.
@@ -268,7 +268,7 @@ def run_quiet(spec: Spec, baton: Baton, folder: Path) -> None:
         baton,
         folder,
         metrics=metrics,
-        tracker=NullTracker(),
+        tracker=Tracker(),
         log_every=NEVER,
         probe_every=NEVER,
     )

@@ -233,7 +233,7 @@ def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | No
         )
     device = torch.device("cuda" if has_gpu and config.train.device != "cpu" else "cpu")
     if device.type == "cuda" and distributed.world_size() > 1:
-        if distributed.local_rank() >= torch.cuda.device_count():
+        if distributed.local_world_size() > torch.cuda.device_count():
             raise ConfigError(
                 f"more processes than GPUs: this machine has {torch.cuda.device_count()}; use"
                 f" torchrun --nproc-per-node={torch.cuda.device_count()}, or train.device=cpu."

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
+from t5ts import distributed
 from t5ts.config import (
     CONF,
     SCHEMAS,
@@ -53,6 +54,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
             continue  # a flag or its value; a word that is neither is Hydra's to refuse
         override = _parsed(line)
         key = override.get_key_element().lstrip("+~")
+        if f"{key}.".startswith("hydra.callbacks.check.") or key == "hydra.callbacks":
+            raise ConfigError(f"{line}: the check of the configuration cannot be switched off.")
         group = key.partition("@")[0]  # data@ood=…: an option of data, in the place of ood
         if override.is_delete() and not key.startswith("hydra.") and key not in REMOVABLE:
             if key not in (*groups, "hydra"):
@@ -141,6 +144,12 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_kwargs: Any) -> None:
         """Refuse intervals on Hydra's own grid, and values that no job could have."""
+        if distributed.world_size() > 1:
+            _refuse(
+                "--multirun below torchrun: torchrun trains one run in several processes; to train"
+                " several runs on several GPUs use a launcher (hydra/launcher=joblib or a"
+                " cluster's) without torchrun."
+            )
         if "PlainSweeper" not in str(config.hydra.sweeper.get("_target_")):
             return
         for line in config.hydra.overrides.task:
@@ -166,7 +175,7 @@ def _own(config: DictConfig) -> Config:
 
 def _refuse(why: object) -> None:
     # Hydra turns a callback's exceptions into warnings.
-    print(f"t5ts: {why}", file=sys.stderr)
+    distributed.print_once(f"t5ts: {why}")
     sys.exit(2)
 
 

@@ -1,4 +1,4 @@
-"""What a run says to the person before it: its beginning and its result."""
+"""What a run logs for its reader: its set-up and its result."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from t5ts.model.weights import describe
 
 log = logging.getLogger("t5ts")
 
-#: Channels of another series that are named beside those that they are read as.
+#: Channels of the other series whose counterparts are listed.
 SHOWN_CHANNELS = 8
 
 
@@ -26,11 +26,11 @@ def announce(
     audit: dict[str, float],
     plan: list[dict[str, Any]],
 ) -> None:
-    """Say before the first step what will be trained on what."""
+    """Log before the first step what will be trained on what."""
     log.info("run        %s, seed %s", config.arm, config.seed)
-    _say_data("data", setup.data)
+    _log_data("data", setup.data)
     if setup.ood is not None:
-        _say_ood(setup, setup.ood)
+        _log_ood(setup, setup.ood)
     log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
     for note in setup.task.notes(setup.data.series.season):
         log.info("task       %s", note)
@@ -75,7 +75,7 @@ def announce(
         )
 
 
-def _say_data(word: str, of: Dataset) -> None:
+def _log_data(word: str, of: Dataset) -> None:
     sanity = check_sanity(of.series, of.splits)
     log.info("%-11s%s", word, sanity.line)
     for note in of.series.notes:
@@ -84,14 +84,14 @@ def _say_data(word: str, of: Dataset) -> None:
         log.warning("           WARNING: %s", warning)
 
 
-def _say_ood(setup: Setup, ood: Dataset) -> None:
-    """The series that is only tested on, and how it is laid beside the other one."""
-    _say_data("ood", ood)
+def _log_ood(setup: Setup, ood: Dataset) -> None:
+    """The series that is only tested on, and which channel it has for which."""
+    _log_data("ood", ood)
     pairs = list(zip(setup.data.series.channels, ood.series.channels, strict=True))
-    said = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
-    if more := len(pairs) - len(said):
-        said.append(f"{more} more in their order")
-    log.info("           read as: %s", ", ".join(said))
+    named = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
+    if more := len(pairs) - len(named):
+        named.append(f"{more} more in their order")
+    log.info("           read as: %s", ", ".join(named))
     ours, theirs = setup.data.series.step_s, ood.series.step_s
     if ours != theirs:
         log.warning(

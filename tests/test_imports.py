@@ -23,7 +23,6 @@ LEVELS = {
     "tasks": 1,
     "provenance": 1,
     "progress": 1,
-    "prefix_store": 1,
     "data": 2,
     "model": 2,
     "analysis": 2,

@@ -17,7 +17,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config, identity
 from t5ts.data.sources import load_synthetic
 from t5ts.errors import ConfigError, DataError
-from t5ts.tracking import NullTracker
+from t5ts.tracking import Tracker
 
 Compose = Callable[..., Config]
 #: A run without its pictures, which take longer than its training.
@@ -105,7 +105,7 @@ def test_it_is_read_once_after_training_and_the_tracker_hears_of_it(
 
     summary: dict[str, float] = {}
 
-    class Recorder(NullTracker):
+    class Recorder(Tracker):
         def finish(self, values, _pictures) -> None:
             summary.update(values)
 
