@@ -20,6 +20,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from t5ts.errors import ConfigError, ResumeError
 
 JOURNAL = "study.journal"
+#: A record with its checksum.
+_SEALED = re.compile(rb'(.*),"crc":"([0-9a-f]{8})"\}\n')
 #: Of opening a database whose tables another sweep is making.
 OPEN_ATTEMPTS = 10
 
@@ -98,24 +100,12 @@ class Journal(BaseJournalBackend):
         # Not ".lock", which is Optuna's own name for one, and a dead holder's to its other readers.
         with self._path.with_name(self._path.name + ".flock").open("ab") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            _cut_unfinished_record(self._path)
+            with self._path.open("r+b") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                if file.read() not in (b"", b"\n"):
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
             yield
-
-
-#: A record with its checksum.
-_SEALED = re.compile(rb'(.*),"crc":"([0-9a-f]{8})"\}\n')
-
-
-def _cut_unfinished_record(journal: Path) -> None:
-    with journal.open("r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            file.seek(end - 1)
-            if file.read(1) == b"\n":
-                break
-            end -= 1
-        if end < size:
-            file.truncate(end)
 
 
 def how_to_rebuild(url: str | None, sweep_dir: Path, studies: Sequence[str] = ("NAME",)) -> str:
