@@ -5,6 +5,7 @@ Hydra launcher (joblib, submitit, Ray), on this machine or another.
 """
 
 import copy
+import gc
 import logging
 import re
 import threading
@@ -178,6 +179,8 @@ def work(job: Work, *, worker: int) -> int:
                 if reason is not None:
                     refused[arm_name(arm.values), claim.slot] = reason
                 done += reason is None
+                if done == 1:
+                    gc.freeze()  # what was imported lives on: a run's own collection skips it
                 continue
             if all(arm.ledger.is_finished() for arm in arms):
                 return done
