@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
-from t5ts import distributed
 from t5ts.analysis.results import read_result
 from t5ts.analysis.sweep_plots import History, draw_sweep
 from t5ts.checks import check
@@ -58,11 +57,6 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
             later if too many trials fail or none can be done.
         Interrupted: after SIGINT or SIGTERM; the same command resumes the sweep.
     """
-    if distributed.world_size() > 1:
-        raise ConfigError(
-            "a sweep under torchrun is not supported: start it without torchrun (n_jobs workers"
-            " share the GPUs of a machine, hydra/launcher=… those of several)."
-        )
     choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
     experiment = choices["experiment"]
     settings = read_settings(

@@ -17,7 +17,8 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 
-from t5ts.config import OBJECTIVES, Allowed, choice, named, number, text
+from t5ts.checks import _field_problems
+from t5ts.config import OBJECTIVES, choice, named, number, text
 from t5ts.errors import ConfigError
 
 #: Whole-run figures that can be objectives besides the metrics, all of them better when smaller.
@@ -148,12 +149,7 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
 
 def _problems(settings: SweepSettings, best: Sequence[str]) -> list[str]:
     """Settings out of their range, and pairs that cannot both be meant."""
-    problems = []
-    for f in fields(settings):
-        value, allowed = getattr(settings, f.name), f.metadata.get("allowed", Allowed(bool, ""))
-        elements = value if isinstance(value, list) else [] if value is None else [value]
-        if allowed.words and not all(allowed.holds(element) for element in elements):
-            problems.append(f"{f.name}={value} is not allowed; allowed: {allowed.words}.")
+    problems = list(_field_problems(settings))
     if problems:
         return problems
     rules = [

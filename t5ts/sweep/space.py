@@ -140,7 +140,7 @@ class Space:
         first = {key: values[0] for key, values in ends.items()}
         last = {key: values[-1] for key, values in ends.items()}
         varied = ({**first, key: value} for key, values in ends.items() for value in values)
-        for point in (first, last, *varied):
+        for point in {str(point): point for point in (first, last, *varied)}.values():
             yield {k: v for k, v in point.items() if self._is_active(k, {**arm, **point})}
 
 

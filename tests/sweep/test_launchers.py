@@ -23,7 +23,6 @@ def test_two_workers_share_three_trials(launcher: str, tmp_path: Path) -> None:
     assert len(owners) <= 2  # each worker is one process that serves many trials
     assert len({trial.params["optim.lr"] for trial in trials}) == 3
     for slot, folder in run_dirs(sweep_dir).items():
-        assert folder.name.startswith(f"{slot}-")
         assert read(folder / "result.json")["objective"] == next(
             trial.value for trial in trials if trial.user_attrs["slot"] == slot
         )

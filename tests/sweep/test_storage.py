@@ -1,7 +1,6 @@
 """The journal file: what dead writers leave behind is mended, and nobody waits for their locks."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import optuna
@@ -86,18 +85,6 @@ def test_lines_of_optunas_own_are_read(tmp_path: Path) -> None:
     ask_with(optuna.storages.journal.JournalFileBackend(str(journal)))
     ask(tmp_path, 1)
     assert finished(tmp_path) == 3
-
-
-def test_writers_do_not_lose_each_others_records(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    ask(tmp_path, 0)
-    processes = [fork.Process(target=ask, args=(tmp_path, 20)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert finished(tmp_path) == 60
 
 
 def test_a_directory_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:

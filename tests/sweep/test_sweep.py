@@ -124,31 +124,36 @@ def test_too_many_failures_end_the_sweep(sweep: Sweep, training: Training, tmp_p
         assert states(tmp_path / "s") == expected
 
 
-@pytest.mark.parametrize(
-    ("ends", "reason"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "out of memory: CUDA out of memory."),
-        (MemoryError(), "out of memory: "),
-        (RuntimeError("a bug"), "RuntimeError: a bug"),
-        (math.nan, "an objective is not finite: nan"),
-    ],
-)
 def test_how_a_trial_failed_is_recorded_and_the_sweep_goes_on(
-    sweep: Sweep, training: Training, tmp_path: Path, ends: Any, reason: str
+    sweep: Sweep, training: Training, tmp_path: Path
 ) -> None:
-    def loss(_: Any) -> float:
-        if isinstance(ends, Exception):
-            raise ends
-        return ends
+    ends = {
+        1e-3: torch.OutOfMemoryError("CUDA out of memory.\nmore"),
+        2e-3: MemoryError(),
+        3e-3: RuntimeError("a bug"),
+        4e-3: math.nan,
+    }
+
+    def loss(config: Any) -> float:
+        end = ends[config.optim.lr]
+        if isinstance(end, Exception):
+            raise end
+        return end
 
     training.loss = loss
-    arguments = ["init=random", LR, "hydra.sweeper.n_trials=2", "hydra.sweeper.max_failure_rate=1"]
-    assert sweep("s", *arguments)[0] == 0
-    records = [t.user_attrs["reason"] for t in attempts(tmp_path / "s", study="sweep")]
-    records += [
-        read(folder / "trial.json")["reason"] for folder in run_dirs(tmp_path / "s").values()
+    lrs = f"optim.lr={','.join(map(str, ends))}"
+    assert sweep("s", "init=random", *GRID, lrs, "hydra.sweeper.max_failure_rate=1")[0] == 0
+    reasons = [
+        "out of memory: CUDA out of memory.",
+        "out of memory: ",
+        "RuntimeError: a bug",
+        "an objective is not finite: nan",
     ]
-    assert (states(tmp_path / "s"), records) == (["fail"] * 2, [reason] * 4)
+    assert states(tmp_path / "s") == ["fail"] * 4
+    trials = attempts(tmp_path / "s", study="sweep")
+    assert [trial.user_attrs["reason"] for trial in trials] == reasons
+    dirs = run_dirs(tmp_path / "s")
+    assert [read(dirs[slot] / "trial.json")["reason"] for slot in range(4)] == reasons
 
 
 @pytest.mark.parametrize("has_others", [True, False])
