@@ -68,6 +68,8 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         self._environments = environments(work.settings.n_jobs)
         self._workers = [self._start(number) for number in range(work.settings.n_jobs)]
+        for worker in self._workers:
+            self._send_work(worker)
 
     def _start(self, number: int) -> Worker:
         path = self._folder / f"worker-{number}.log"
@@ -82,15 +84,18 @@ class Pool:
                 # Ctrl-C reaches the coordinator alone, which then stops them in order.
                 start_new_session=True,
             )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(self._pickled)
-            process.stdin.flush()
-        except BrokenPipeError:
-            log.warning("worker %s died at once: see %s", number, path)
         return Worker(
             number=number, process=process, log=path, log_start=log_start, begun=time.monotonic()
         )
+
+    def _send_work(self, worker: Worker) -> None:
+        """Waits while a worker imports, if a pipe is too small for the work."""
+        assert worker.process.stdin is not None
+        try:
+            worker.process.stdin.write(self._pickled)
+            worker.process.stdin.flush()
+        except BrokenPipeError:
+            log.warning("worker %s died at once: see %s", worker.number, worker.log)
 
     def watch(self) -> bool:
         """Replace workers that died; True while any is at work.
@@ -121,6 +126,7 @@ class Pool:
             )
             self._workers[index] = self._start(worker.number)
             self._workers[index].starts = 1 if has_worked else worker.starts + 1
+            self._send_work(self._workers[index])
         return any(worker.process.poll() is None for worker in self._workers)
 
     def stop(self) -> None:

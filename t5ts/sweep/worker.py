@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import optuna
 from hydra._internal.config_loader_impl import get_overrides_dirname
@@ -90,6 +91,10 @@ class Work:
     space: Space
     sweep_dir: Path
     _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what another process composes as fast as it reads it."""
+        return {**self.__dict__, "_composed": {}}
 
     def __call__(self, _job: DictConfig) -> int:
         """As the task function of a Hydra launcher's job: the trials done."""

@@ -131,6 +131,7 @@ def test_a_worker_is_replaced_unless_it_dies_at_every_start(
 
     workers = object.__new__(Pool)
     workers._start = start  # type: ignore[method-assign]
+    workers._send_work = lambda _worker: None  # type: ignore[method-assign]
     workers._workers = [start(0)]
     has_given_up = False
     for _ in range(MAX_STARTS + 2):
