@@ -186,7 +186,7 @@ class Display:
     def summarize(self) -> None:
         """After the sweep: the best trials of each arm, and how the budget was spent."""
         best = {name: best_trials(ledger, self._settings)[:BEST] for name, ledger in self._arms}
-        # Besides what the grammar says, what custom_search_space asked for.
+        # The grammar's keys, and those that custom_search_space sampled.
         sampled = (key for trials in best.values() for trial in trials for key in trial.params)
         keys = list(dict.fromkeys([*self._space.distributions, *sampled]))
         table = Table(title="best trials", title_justify="left")

@@ -115,7 +115,7 @@ class Ledger:
     Args:
         study: On any storage.
         n_trials: Slots.
-        lost_after_s: A heartbeat that has not moved for so long belongs to a dead worker.
+        lost_after_s: A heartbeat that has not changed for so long belongs to a dead worker.
     """
 
     def __init__(self, study: Study, *, n_trials: int, lost_after_s: float) -> None:
@@ -226,7 +226,7 @@ class Ledger:
             if trial.state == TrialState.RUNNING and (reason := self._is_lost(trial)):
                 self.hand_back(trial._trial_id, DIED, reason)
                 lines.append(f"trial {trial.user_attrs.get('slot', trial.number)}: {reason}")
-        # Whoever ended these died before enqueuing the next attempt, or n_trials has grown.
+        # The worker that ended these died before it enqueued the next, or n_trials has grown.
         for trial in self._without_successor(trials):
             self._enqueue_again(trial)
         return lines

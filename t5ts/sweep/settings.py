@@ -33,7 +33,7 @@ ONE_SEED = ("QMCSampler", "BruteForceSampler")
 
 @dataclass(kw_only=True)
 class SweepSettings:
-    """`hydra.sweeper`; each word is explained in `conf/hydra/sweeper/t5ts.yaml`.
+    """`hydra.sweeper`; each key is explained in `conf/hydra/sweeper/t5ts.yaml`.
 
     Attributes:
         objective: Names; the first is what pruning looks at.

@@ -292,7 +292,7 @@ def _grid_values(key: str, distribution: BaseDistribution) -> list[Any]:
 
 
 def describe(distribution: BaseDistribution) -> str:
-    """A distribution in words."""
+    """A distribution as text."""
     if isinstance(distribution, CategoricalDistribution):
         return "one of " + ", ".join(as_text(choice) for choice in distribution.choices)
     assert isinstance(distribution, IntDistribution | FloatDistribution)

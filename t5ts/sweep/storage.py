@@ -29,7 +29,7 @@ OPEN_ATTEMPTS = 10
 class Journal(BaseJournalBackend):
     """The study's records: a line of JSON each, with a checksum, written under a lock.
 
-    Optuna's own file backend has no checksums, gives up on a study for ever when a record that was
+    Optuna's own file backend has no checksums, cannot read a study any more when a record that was
     cut short is followed by another, and its locks are files, which a killed process leaves behind
     for 30 s. This lock dies with its holder. Lines of Optuna's own (without a checksum) are read.
 
@@ -137,7 +137,7 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
         ConfigError: if the directory is not writable, or the database cannot be reached.
         ResumeError: if the journal is corrupt.
     """
-    # Optuna announces every storage and study; what the user should know is said by t5ts.
+    # Optuna announces every storage and study; t5ts prints what the user needs.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url is None:
         journal = sweep_dir / JOURNAL
@@ -175,7 +175,7 @@ def _database(url: str) -> RDBStorage:
             # A connection that the server has closed meanwhile is replaced, not given to a trial.
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
         except DBAPIError as error:
-            # Whoever comes first makes the tables; those who come at the same moment trip over it.
+            # The first process makes the tables; others at the same moment fail.
             is_being_made = isinstance(error, IntegrityError) or "already exists" in str(error)
             if not is_being_made or attempt == OPEN_ATTEMPTS - 1:
                 raise

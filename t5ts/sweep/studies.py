@@ -169,7 +169,7 @@ def study_name(name: str, arm: Mapping[str, Value]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each leaf that differs, distributions of searched keys in words."""
+    """A line for each leaf that differs, distributions of searched keys as text."""
     old, new = _leaves(dict(before)), _leaves(json.loads(json.dumps(now)))
 
     def shown(key: str, value: Any) -> Any:

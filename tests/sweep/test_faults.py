@@ -59,10 +59,10 @@ def test_a_points_fault_is_tried_again_after_the_others(
     sweep: Sweep, training: Training, tmp_path: Path, error: Exception, times: int, ended: str
 ) -> None:
     training.fault = raises(error, times=times)
-    status, said, _ = sweep("s", *GRID, RATE)
+    status, output, _ = sweep("s", *GRID, RATE)
     assert (status, states(tmp_path / "s")) == (0, ["complete", ended, "complete", "complete"])
     assert len(attempts_at(tmp_path / "s", 1)) == 2
-    assert (str(error) in said) == (ended == "fail")
+    assert (str(error) in output) == (ended == "fail")
 
 
 def test_a_fault_of_all_points_ends_the_sweep_and_costs_no_trial(
@@ -70,9 +70,9 @@ def test_a_fault_of_all_points_ends_the_sweep_and_costs_no_trial(
 ) -> None:
     rate = "hydra.sweeper.max_failure_rate=1"
     training.fault = raises(DataError("my.csv does not exist"), lr=None)
-    status, _, said = sweep("s", *GRID, rate)
+    status, _, output = sweep("s", *GRID, rate)
     assert (status, set(states(tmp_path / "s"))) == (2, {"open"})
-    assert "my.csv" in said
+    assert "my.csv" in output
     training.fault = lambda _: None
     assert sweep("s", *GRID, rate)[0] == 0
     assert states(tmp_path / "s") == ["complete"] * 4
@@ -108,9 +108,9 @@ def test_a_full_disk_is_one_message_and_costs_no_trial(
     sweep: Sweep, training: Training, tmp_path: Path, when: str
 ) -> None:
     setattr(training, when, raises(FULL))
-    status, _, said = sweep("s", *GRID)
+    status, _, output = sweep("s", *GRID)
     assert status == 2
-    assert said.count("t5ts: ") == 1
+    assert output.count("t5ts: ") == 1
     assert "fail" not in states(tmp_path / "s")
     setattr(training, when, lambda _: None)
     assert sweep("s", *GRID)[0] == 0
@@ -158,9 +158,9 @@ def test_a_gpu_that_fails_ends_the_worker_and_the_trial_only_if_it_breaks_each(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("t5ts.sweep.worker.MAX_DEATHS", 1 + (times == 1))
     training.fault = raises(error, times=times)
-    status, _, said = sweep("s", *GRID)
+    status, _, output = sweep("s", *GRID)
     assert (status, states(tmp_path / "s")[1:2]) == (2, ["open"])
-    assert str(error) in said
+    assert str(error) in output
     assert sweep("s", *GRID)[0] == 0
     assert states(tmp_path / "s") == ["complete", ended, "complete", "complete"]
     assert [t.user_attrs.get("void") for t in attempts_at(tmp_path / "s", 1)] == ["died", None]
@@ -185,7 +185,7 @@ def test_a_result_whose_worker_died_before_it_said_so_counts_with_its_epochs(
 def test_repeated_draws_are_counted_and_said(sweep: Sweep, tmp_path: Path) -> None:
     space = ["hydra/sweeper/sampler=random", "hydra.sweeper.arms=[init]", "init=random,matched"]
     few = [*space, "optim.lr=1e-3,2e-3", "hydra.sweeper.n_trials=5"]
-    status, said, _ = sweep("s", *few)
+    status, output, _ = sweep("s", *few)
     assert status == 0
     found = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())["arms"]
     for name, arm in found.items():
@@ -193,7 +193,7 @@ def test_repeated_draws_are_counted_and_said(sweep: Sweep, tmp_path: Path) -> No
         records = [read(folder / "trial.json") for folder in folders]
         settings = {json.dumps(record["params"]) for record in records}
         assert (arm["trials"], arm["settings"]) == (5, len(settings))
-        assert f"{name}: {5 - len(settings)} trials of 5" in said
+        assert f"{name}: {5 - len(settings)} trials of 5" in output
         trained = sum(record["epochs"]["trained"] for record in records)
         assert arm["epochs"]["trained"] == trained == 15
 
@@ -241,9 +241,9 @@ def test_a_corrupt_record_is_one_message_whose_remedy_works(
     before = yaml.safe_load((folder / "optimization_results.yaml").read_text())
     trials = len(training.done)
     damage(folder)
-    status, _, said = sweep("s", *command)
+    status, _, output = sweep("s", *command)
     assert status == 2
-    assert f"mv '{folder / JOURNAL}' '{folder / JOURNAL}.corrupt'" in said
+    assert f"mv '{folder / JOURNAL}' '{folder / JOURNAL}.corrupt'" in output
     shutil.move(folder / JOURNAL, folder / f"{JOURNAL}.corrupt")  # as the message says
     assert sweep("s", *command)[0] == 0
     assert yaml.safe_load((folder / "optimization_results.yaml").read_text()) == before
@@ -260,8 +260,8 @@ def test_a_database_that_contradicts_a_result_is_refused_and_rebuilt(
     path = run_dirs(tmp_path / "s")[0] / "result.json"
     whole = path.read_text()
     path.write_text(whole.replace('"objective": 0.00', '"objective": 0.01'))
-    status, _, said = sweep("s", *command)
-    assert (status, "optuna delete-study" in said) == (2, True)
+    status, _, output = sweep("s", *command)
+    assert (status, "optuna delete-study" in output) == (2, True)
     path.write_text(whole)
     optuna.delete_study(study_name="sweep", storage=url)
     assert sweep("s", *command)[0] == 0
@@ -275,8 +275,8 @@ def test_a_rebuilt_study_is_still_the_one_that_it_was_made_for(
     tpe = ["init=random", "optim.lr=interval(1e-4,1e-2)", "hydra.sweeper.n_trials=2"]
     assert sweep("s", *tpe)[0] == 0
     (tmp_path / "s" / JOURNAL).unlink()
-    status, _, said = sweep("s", *tpe, "train.batch_size=32")
-    assert (status, "train.batch_size: 64 → 32" in said) == (2, True)
+    status, _, output = sweep("s", *tpe, "train.batch_size=32")
+    assert (status, "train.batch_size: 64 → 32" in output) == (2, True)
     tpe[-1] = "hydra.sweeper.n_trials=3"
     assert sweep("s", *tpe)[0] == 0
     assert len(training.done) == 3
@@ -314,8 +314,8 @@ def test_lists_and_null_are_choices_as_on_the_plain_grid(
     seen: list[Any] = []
     group, _, key = space.partition("=")[0].partition(".")
     training.fault = lambda config: seen.append(getattr(getattr(config, group), key))
-    status, _, said = sweep("s", *GRID[:2], "optim.clip_norm=1.0", space)
-    assert status == 0, said
+    status, _, output = sweep("s", *GRID[:2], "optim.clip_norm=1.0", space)
+    assert status == 0, output
     assert sorted(map(str, seen)) == sorted(map(str, values))
 
 
@@ -339,9 +339,9 @@ def test_a_plain_multirun_runs_every_job_and_reports_the_failed_ones(
     sweep: Sweep, training: Training, tmp_path: Path, error: Exception, status: int
 ) -> None:
     training.fault = raises(error)
-    ended, _, said = sweep("s", GRID[2], plain=True)
+    ended, _, output = sweep("s", GRID[2], plain=True)
     assert (ended, training.done) == (status, [1e-3, 3e-3, 4e-3])
-    report = said[said.index("t5ts: 1 of 4 jobs failed") :]
+    report = output[output.index("t5ts: 1 of 4 jobs failed") :]
     assert "#1 optim.lr=0.002" in report
     assert str(error) in report
     assert len(list((tmp_path / "s").glob("*/result.json"))) == 3
@@ -360,14 +360,14 @@ def test_a_plain_multirun_runs_every_job_and_reports_the_failed_ones(
 def test_a_bad_plain_grid_is_refused_before_the_first_job(
     sweep: Sweep, training: Training, tmp_path: Path, arguments: list[str]
 ) -> None:
-    status, _, said = sweep("s", *arguments, plain=True)
-    assert (status, training.pictures, said.count("t5ts: ")) == (2, [], 1)
+    status, _, output = sweep("s", *arguments, plain=True)
+    assert (status, training.pictures, output.count("t5ts: ")) == (2, [], 1)
     assert not list(tmp_path.rglob("run.log"))
 
 
 def test_a_plain_multirun_goes_on_past_a_job_that_cannot_be(
     sweep: Sweep, training: Training
 ) -> None:
-    status, _, said = sweep("s", "optim.lr=-1,1e-3", plain=True)
+    status, _, output = sweep("s", "optim.lr=-1,1e-3", plain=True)
     assert (status, training.done) == (2, [1e-3])
-    assert "#0 optim.lr=-1" in said
+    assert "#0 optim.lr=-1" in output

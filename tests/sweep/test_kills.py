@@ -1,4 +1,4 @@
-"""What is left when a sweep's processes are killed, and how the same command goes on."""
+"""What is left when a sweep's processes are killed, and how the same command resumes."""
 
 import os
 import signal
@@ -61,7 +61,7 @@ def test_a_killed_workers_trial_is_done_again_from_its_checkpoint(tmp_path: Path
     assert sorted(folders) == [0, 1, 2]
     resumed_from = [read(f / "provenance.json")["resumed_from"] for _, f in sorted(folders.items())]
     assert [slot for slot, path in enumerate(resumed_from) if path] == [lost.user_attrs["slot"]]
-    # Every epoch once: the second attempt went on where the first had been.
+    # Every epoch once: the second attempt resumed where the first had stopped.
     assert all(epochs(folder) == list(range(EPOCHS + 1)) for folder in folders.values())
 
 

@@ -164,7 +164,7 @@ class Workers(RuleBasedStateMachine):
         assert len(set(taken)) == len(taken)
 
     def finish_everything(self) -> None:
-        """Whoever is left does the rest; then every slot has its one result."""
+        """The workers that are left do the rest; then every slot has its one result."""
         for ledger in self.ledgers:
             ledger.n_trials = self.n_trials
         ledger = self.ledgers[0]
@@ -229,7 +229,7 @@ def test_this_process_lives_and_one_that_ended_is_dead() -> None:
     mine = Owner().name
     assert Owner.is_dead(mine) is False
     place, pid, birth, token = mine.rsplit("/", 3)
-    assert Owner.is_dead(f"{place}/{pid}/{birth}0/{token}") is True  # its number was given anew
+    assert Owner.is_dead(f"{place}/{pid}/{birth}0/{token}") is True  # its number was reused
     assert Owner.is_dead(f"elsewhere/{pid}/{birth}/{token}") is None
     child = os.fork()
     if child == 0:

@@ -44,7 +44,7 @@ def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Pat
             if claim is None:
                 ledger.reclaim()
                 continue
-            # An attempt that is stopped once is done by whoever asks next, at the same point.
+            # A stopped attempt is done by the next worker that asks, at the same point.
             if (claim.trial.number + worker) % 3 == 0:
                 ledger.hand_back(claim.trial._trial_id, STOPPED, "stopped")
                 continue

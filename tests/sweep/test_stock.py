@@ -1,4 +1,4 @@
-"""hydra-optuna-sweeper beside ours: the presets run on it, and it reads a space as we do.
+"""hydra-optuna-sweeper compared with ours: the presets run on it, and it reads a space as we do.
 
 It needs Hydra 1.4, of which there are only pre-releases, so an environment of its own is made:
 Hydra, OmegaConf and the plugin fresh from the package index, the rest borrowed from this one. So
@@ -162,7 +162,7 @@ def test_more_is_better_where_the_objective_says_so(python: Path, tmp_path: Path
     assert best["best_value"] == max(results)
 
 
-def test_our_sweeper_runs_beside_it(python: Path, tmp_path: Path) -> None:
+def test_our_sweeper_runs_in_the_same_environment(python: Path, tmp_path: Path) -> None:
     """On the other Hydra, with both plugins installed."""
     done = on_stock(
         python, "backbone=linear", "hydra/sweeper=t5ts", "optim.lr=interval(1e-4,1e-2)",
@@ -238,13 +238,13 @@ def test_command_lines_give_the_stock_sweepers_distributions(
     read_by_both: Callable[[list[list[str]]], list[list]],
 ) -> None:
     """By the other Hydra's parser, and by the one that this test runs on."""
-    beside = "horizon=8"
-    lines = [[line, beside] for line in SAME]
+    fixed_line = "horizon=8"
+    lines = [[line, fixed_line] for line in SAME]
     choices = {path.name: "" for path in CONF.iterdir() if path.is_dir()}
     different = []
     for line, (stock, fixed, ours, ours_fixed) in zip(lines, read_by_both(lines), strict=True):
         assert isinstance(stock, dict), line
-        assert (fixed, ours_fixed) == ({"horizon": "8"}, [beside]), (line, ours)
+        assert (fixed, ours_fixed) == ({"horizon": "8"}, [fixed_line]), (line, ours)
         here = parse_space({}, line, conditions={}, choices=choices)
         expected = CAST_BY_HYDRA_1_3.get(line[0], distributions(stock))
         if distributions(ours) != distributions(stock) or here.distributions != expected:

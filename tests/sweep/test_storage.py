@@ -1,4 +1,4 @@
-"""The journal file: what dead writers leave behind is mended, and nobody waits for their locks."""
+"""The journal file: it recovers from dead writers, and nobody waits for their locks."""
 
 import json
 from pathlib import Path

@@ -17,7 +17,7 @@ from t5ts.sweep.worker import Work, work
 
 GRID = ["hydra/sweeper/sampler=grid"]
 LR = "optim.lr=tag(log,interval(1e-4,1e-2))"
-#: A pruner that gives up every trial as soon as it is asked.
+#: A pruner that stops every trial as soon as it is asked.
 MERCILESS = [
     "hydra/sweeper/pruner=none",
     "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner",
@@ -73,9 +73,9 @@ def test_a_command_leads_to_one_directory_and_back_to_it(sweep: Sweep, tmp_path:
 def test_another_space_is_refused_by_name_or_recorded(sweep: Sweep, tmp_path: Path) -> None:
     one = ["init=random", "hydra.sweeper.n_trials=1"]
     assert sweep("s", *one, LR)[0] == 0
-    status, _, said = sweep("s", *one, LR, "train.batch_size=32", "hydra.sweeper.n_trials=2")
+    status, _, output = sweep("s", *one, LR, "train.batch_size=32", "hydra.sweeper.n_trials=2")
     assert status == 2
-    assert "settings.train.batch_size: 64 → 32" in said
+    assert "settings.train.batch_size: 64 → 32" in output
     other = [*one, LR, "train.batch_size=32", "hydra.sweeper.n_trials=2"]
     assert sweep("s", *other, "hydra.sweeper.on_change=record")[0] == 0
     assert results(attempts(tmp_path / "s", study="sweep")) == [0, 1]
@@ -164,7 +164,7 @@ def test_a_launcher_whose_worker_dies(
     monkeypatch: pytest.MonkeyPatch,
     has_others: bool,
 ) -> None:
-    """The others finish the sweep; without others the message says how to go on."""
+    """The others finish the sweep; without others the message says how to resume."""
 
     class Launcher:
         def __init__(self, task_function: Work, **_: Any) -> None:
@@ -279,7 +279,7 @@ def test_a_space_that_the_grammar_cannot_say(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "output"),
     [
         (["init=random"], "nothing to sweep"),
         (["optim.lrr=1,2"], "optim.lrr"),
@@ -299,9 +299,9 @@ def test_a_space_that_the_grammar_cannot_say(
     ],
 )
 def test_bad_sweeps_are_one_message_before_any_trial(
-    sweep: Sweep, tmp_path: Path, overrides: list[str], said: str
+    sweep: Sweep, tmp_path: Path, overrides: list[str], output: str
 ) -> None:
     status, _, message = sweep("s", *overrides)
     assert status == 2
-    assert said in message
+    assert output in message
     assert not list(tmp_path.rglob("metrics.jsonl"))
