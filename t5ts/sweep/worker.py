@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobStatus, run_job, setup_globals
@@ -118,11 +117,10 @@ class Work:
             if name not in options:
                 OmegaConf.update(config, name, override.value(), merge=True)
         form = config.hydra.job.config.override_dirname
+        named = sorted(o.input_line for o in parsed if o.key_or_group not in form.exclude_keys)
         with open_dict(config.hydra):
             config.hydra.overrides.task = lines
-            config.hydra.job.override_dirname = get_overrides_dirname(
-                parsed, form.exclude_keys, form.item_sep, form.kv_sep
-            )
+            config.hydra.job.override_dirname = form.item_sep.join(named).replace("=", form.kv_sep)
         return config
 
 

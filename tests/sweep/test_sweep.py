@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 from runs import read, rows
 from sweep.conftest import Sweep, Training
 from sweep.sweeps import attempts, results, run_dirs, states
@@ -186,6 +187,28 @@ def test_a_launcher_whose_worker_dies(
     else:
         assert status == 2
         assert "A worker process was killed." in error
+
+
+def test_a_point_is_composed_as_hydra_composes_it(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+
+    def compare(job: Work, _display: Any) -> None:
+        (arm,) = job.space.arms
+        for point in job.space.corners(arm):
+            lines = job.space.overrides(point, arm)
+            expected = job.hydra_context.config_loader.load_sweep_config(job.config, lines)
+            assert OmegaConf.to_container(job.compose(point, arm)) == OmegaConf.to_container(
+                expected
+            )
+            compared.append(point)
+
+    monkeypatch.setattr(coordinator, "_with_pool", compare)
+    space = ["init=random", "freeze=none,staged", "freeze.unfreeze_epoch=range(0,2)"]
+    space += ["optim.clip_norm=null,1.0", "data.ar=[0.7],[0.5,0.2]", LR]
+    assert sweep("s", *space)[0] == 130  # no worker did a trial
+    assert len(compared) > 5
 
 
 def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> None:
