@@ -6,6 +6,7 @@ Hydra launcher (joblib, submitit, Ray), on this machine or another.
 
 import copy
 import gc
+import itertools
 import logging
 import re
 import threading
@@ -117,7 +118,8 @@ class Work:
             if name not in options:
                 OmegaConf.update(config, name, override.value(), merge=True)
         form = config.hydra.job.config.override_dirname
-        named = sorted(o.input_line for o in parsed if o.key_or_group not in form.exclude_keys)
+        kept = (o.key_or_group not in form.exclude_keys for o in parsed)
+        named = sorted(itertools.compress(lines, kept))
         with open_dict(config.hydra):
             config.hydra.overrides.task = lines
             config.hydra.job.override_dirname = form.item_sep.join(named).replace("=", form.kv_sep)
