@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model.packaged import checkpoint_folder
+from t5ts.model.checkpoint_file import checkpoint_folder
 from t5ts.model.tensors import init_law
 from t5ts.model.weights import load_checkpoint, read_architecture
 

@@ -587,8 +587,7 @@ def present_inputs(config: Config) -> dict[str, Any]:
         folder: str | Path | None = backbone.path
         if folder is None:
             assert backbone.hub_id is not None
-            snapshot = hub.cached_snapshot(backbone.hub_id, revision=backbone.revision)
-            folder = None if snapshot is None else snapshot.folder
+            folder = hub.cached_snapshot(backbone.hub_id, revision=backbone.revision)
         is_cached = folder is not None
         if folder is not None:
             weights = {path.name: file_sha256(path) for path in open_checkpoint(folder).files}

@@ -132,10 +132,7 @@ def _fetch_backbone(config: Config, options: argparse.Namespace) -> None:
 def _cached(backbone: T5Backbone, cache_dir: str | None) -> Path | None:
     from t5ts.model.hub import cached_snapshot
 
-    snapshot = cached_snapshot(
-        str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir
-    )
-    return None if snapshot is None else snapshot.folder
+    return cached_snapshot(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)
 
 
 def _list(cache_dir: str | None) -> None:

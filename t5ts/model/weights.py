@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.checkpoint_file import (
     CheckpointFiles,
-    choose_weight_file,
+    CorruptError,
+    checkpoint_folder,
     file_sha256,
     open_checkpoint,
+    read_architecture,
 )
-from t5ts.model.config_file import CorruptError, read_architecture
-from t5ts.model.freshness import LAW_LIMIT
-from t5ts.model.packaged import checkpoint_folder
+from t5ts.model.freshness import LAW_LIMIT, Freshness
+from t5ts.model.hub import HubRequest, fetch_snapshot, in_cache
 from t5ts.model.tensors import (
     count,
     encoder_shapes,
@@ -53,6 +53,10 @@ __all__ = [
 ]
 
 INITS = ("random", "t5", "run", "matched", "shuffled")
+_CONTROLS = {
+    "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
+    "shuffled": (shuffled_state, "entries permuted inside each tensor"),
+}
 
 
 @dataclass(kw_only=True)
@@ -76,12 +80,10 @@ class LoadReport:
         weights_sha256: SHA-256 of the weight file; of several shards, that of the lines that
             `sha256sum` prints for them in the order of their names.
         origin: What the tensors are: "pretrained" on text as far as can be told, "time series" (a
-            Chronos checkpoint), "barely trained", "control" (no structure: shuffled or redrawn) or
-            "random". A report can call no other than "pretrained" text pretraining.
-        is_control: Whether they are a control, made by an arm or loaded from a file.
+            run's, or a Chronos checkpoint), "barely trained", "control" (no structure: shuffled or
+            redrawn) or "random". The study's report calls only "pretrained" text pretraining.
         fresh_tensors: Tensors that scatter as a fresh draw does, of a checkpoint that is not
             refused; nearly all of them where it was barely trained.
-        norms_constant: Whether all LayerNorm weights are constant, as before any training.
         checks: What was verified, in words; entries that begin with "note:" deserve a look.
         tensors_sha256: `state_digest` of the returned tensors: the proof of the arm.
         checkpoint_sha256: `state_digest` of the checkpoint's tensors that a control was made from.
@@ -101,9 +103,7 @@ class LoadReport:
     tensors: int
     weights_sha256: str | None = None
     origin: str
-    is_control: bool = False
     fresh_tensors: list[str] = field(default_factory=list)
-    norms_constant: bool = False
     checks: list[str] = field(default_factory=list)
     tensors_sha256: str
     checkpoint_sha256: str | None = None
@@ -133,11 +133,9 @@ def encoder_state(
         float32 tensors named as in `encoder_shapes`, and the report that proves the arm.
 
     Raises:
-        WeightsError: if `init` is unknown or the weights are not available or not to be trusted.
-            There is no fallback.
+        WeightsError: if the weights are not available or not to be trusted. There is no fallback.
     """
-    if init not in INITS:
-        raise WeightsError(f"init={init!r} is unknown; allowed are {', '.join(INITS)}.")
+    assert init in INITS
     if init == "random":
         state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
         trained = count(encoder_shapes(arch))
@@ -157,18 +155,14 @@ def encoder_state(
             tensors_sha256=state_digest(state),
         )
     state, report = load()
-    if init in ("t5", "run"):
+    if init not in _CONTROLS:
         return state, replace(report, init=init)
-    make, words = {
-        "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
-        "shuffled": (shuffled_state, "entries permuted inside each tensor"),
-    }[init]
+    make, words = _CONTROLS[init]
     state = make(state, generator=generator)
     return state, replace(
         report,
         init=init,
         origin="control",
-        is_control=True,
         checks=[*report.checks, f"control, not pretrained: {words}"],
         tensors_sha256=state_digest(state),
         checkpoint_sha256=report.tensors_sha256,
@@ -180,14 +174,9 @@ def load_checkpoint(
     hub_id: str | None = None,
     path: str | Path | None = None,
     arch: T5Architecture | None = None,
-    revision: str = "main",
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    cache_dir: str | Path | None = None,
-    offline: bool | None = None,
-    refresh: bool = False,
     expected_full_params: tuple[int, int] | None = None,
     expected_sha256: str | None = None,
+    **hub_options: Any,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a T5 checkpoint's encoder from the hub (or its cache) or from a folder.
 
@@ -195,43 +184,30 @@ def load_checkpoint(
         hub_id: Repository on the hub, for instance "t5-small"; or
         path: A folder with config.json and weights, or "packaged:NAME". Exactly one of the two.
         arch: The shape that the config must have; None takes the config's.
-        revision: Branch, tag or commit on the hub.
-        token: Access token; None is `HF_TOKEN` or the stored login.
-        endpoint: The hub's address; None is `HF_ENDPOINT` or huggingface.co.
-        cache_dir: The hub's cache; None is the one under `HF_HOME`.
-        offline: Use the cache only; None is `HF_HUB_OFFLINE`.
-        refresh: Ask the hub for the revision's newest commit even if one is cached.
         expected_full_params: Least and most parameters that the whole checkpoint may have.
         expected_sha256: SHA-256 that the weight file must have.
+        hub_options: Further fields of `HubRequest`.
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and what was verified.
 
     Raises:
-        WeightsError: if they cannot be had or do not verify, with the remedy. Never a fallback.
+        WeightsError: if they are not available or do not verify, with the remedy. No fallback.
     """
     if (hub_id is None) == (path is None):
         raise WeightsError(
-            f"Weights come from a hub id or from a folder, got hub_id={hub_id!r} and "
-            f"path={None if path is None else str(path)!r}. Set backbone=t5_small for the hub, or "
-            "backbone=local backbone.path=DIR."
+            f"Weights come from a hub id or from a folder, got hub_id={hub_id!r} and path={path}. "
+            "Set backbone=t5_small for the hub, or backbone=local backbone.path=DIR."
         )
-    snapshot = None
     if hub_id is not None:
-        snapshot = hub.fetch_snapshot(
-            hub_id,
-            revision=revision,
-            token=token,
-            endpoint=endpoint,
-            cache_dir=cache_dir,
-            offline=offline,
-            refresh=refresh,
-        )
-    folder = checkpoint_folder(str(path)) if snapshot is None else snapshot.folder
+        folder = fetch_snapshot(HubRequest(hub_id=hub_id, **hub_options))
+    else:
+        folder = checkpoint_folder(str(path))
     try:
-        files, hashes = _open(folder, snapshot)
+        files = open_checkpoint(folder)
         found = check_config(files, arch)
         num_full, notes = check_header(files, found, expected_full_params)
+        hashes = {file.name: file_sha256(file) for file in files.files}
         weights_sha256 = _weights_sha256(files, hashes)
         if expected_sha256 not in (None, weights_sha256):
             raise WeightsError(
@@ -243,63 +219,77 @@ def load_checkpoint(
             )
         state, embedding_rms = read_encoder(files, found)
     except CorruptError as error:
-        raise (error if snapshot is None else error.in_cache(snapshot.repository)) from error
+        raise (error if hub_id is None else in_cache(error, folder)) from error
     seen = check_trained(state, found, folder)
-    is_text = "chronos_config" not in files.config
-    trained = count(encoder_shapes(found))
-    return state, LoadReport(
+    checks = [
+        "config.json is a T5's" + ("" if arch is None else " and equals the backbone's values"),
+        f"{files.format}, read without running code from it, not quantised",
+        *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
+        *notes,
+    ]
+    is_chronos = "chronos_config" in files.config
+    if is_chronos:
+        checks.append("note: a Chronos checkpoint, pretrained on time series, not text")
+    return state, loaded_report(
+        state,
+        found,
+        seen,
+        trained_on="time series" if is_chronos else "pretrained",
+        checks=checks,
         init="t5",
         source=hub_id if hub_id is not None else str(path),
         path=str(folder),
-        revision=None if snapshot is None else snapshot.commit,
+        revision=None if hub_id is None else folder.name,
         files=hashes,
         format=files.format,
-        architecture=asdict(found),
         num_params_full=num_full,
-        num_params_encoder=trained + found.vocab_size * found.d_model,
-        num_params_trained=trained,
         embedding_rms=embedding_rms,
-        tensors=len(state),
         weights_sha256=weights_sha256,
-        origin="time series" if not is_text else seen.origin,
-        is_control=seen.origin == "control",
+    )
+
+
+def loaded_report(
+    state: dict[str, Tensor],
+    arch: T5Architecture,
+    seen: Freshness,
+    *,
+    trained_on: str,
+    checks: list[str],
+    **facts: Any,
+) -> LoadReport:
+    """The report of a verified encoder.
+
+    Args:
+        state: Its tensors.
+        arch: Its shape.
+        seen: What the freshness test saw.
+        trained_on: `LoadReport.origin` if it is trained.
+        checks: What else was verified.
+        facts: The further fields of `LoadReport`.
+    """
+    trained = count(encoder_shapes(arch))
+    return LoadReport(
+        architecture=asdict(arch),
+        num_params_trained=trained,
+        num_params_encoder=trained + arch.vocab_size * arch.d_model,
+        tensors=len(state),
+        origin=trained_on if seen.origin == "pretrained" else seen.origin,
         fresh_tensors=list(seen.structureless),
-        norms_constant=not seen.norm_spread,
         checks=[
-            "config.json is a T5's" + ("" if arch is None else " and equals the backbone's values"),
-            f"{files.format}, read without running code from it, not quantised",
+            *checks,
             f"all {len(state)} encoder tensors present with their shapes, none unexpected",
             "all values finite",
-            *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
-            *notes,
-            *(
-                []
-                if is_text
-                else ["note: a Chronos checkpoint, pretrained on time series, not text"]
-            ),
             f"not a random initialisation: distance {seen.law_distance:.3g} from T5's init law "
             f"(fresh: below {LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}",
             *seen.notes,
         ],
         tensors_sha256=state_digest(state),
+        **facts,
     )
 
 
-def _open(folder: Path, snapshot: hub.Snapshot | None) -> tuple[CheckpointFiles, dict[str, str]]:
-    """Open a folder and hash its files; the hub's content hashes are compared before it is read."""
-    if snapshot is not None:
-        main = choose_weight_file((path.name for path in folder.iterdir()), where=str(folder))
-        first = [name for name in ("config.json", main) if (folder / name).is_file()]
-        snapshot.check({name: file_sha256(folder / name) for name in first})
-    files = open_checkpoint(folder)
-    hashes = {file.name: file_sha256(file) for file in files.files}
-    if snapshot is not None:
-        snapshot.check(hashes)
-    return files, hashes
-
-
 def _weights_sha256(files: CheckpointFiles, hashes: dict[str, str]) -> str:
-    if len(files.files) == 2:  # config.json and one file
+    if len(files.weights) == 1 and len(files.files) == 2:  # config.json and one file, no index
         return hashes[files.weights[0].name]
     lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in files.weights)
     return hashlib.sha256(lines.encode()).hexdigest()

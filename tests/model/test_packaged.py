@@ -14,7 +14,7 @@ from t5ts.build import build_model, token_scale
 from t5ts.config import Config
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.packaged import checkpoint_folder, packaged_names
+from t5ts.model.checkpoint_file import checkpoint_folder, packaged_names
 from t5ts.model.tensors import count, encoder_shapes, random_state
 from t5ts.model.weights import encoder_state, load_checkpoint
 from t5ts.run import CONF

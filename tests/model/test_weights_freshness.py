@@ -17,9 +17,8 @@ from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, writ
 
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.config_file import read_architecture
+from t5ts.model.checkpoint_file import checkpoint_folder, read_architecture
 from t5ts.model.freshness import LAW_LIMIT, Freshness, examine
-from t5ts.model.packaged import checkpoint_folder
 from t5ts.model.tensors import init_law, matched_state, random_state, shuffled_state
 from t5ts.model.weights import load_checkpoint
 
@@ -124,7 +123,6 @@ def test_shuffled_checkpoint_is_noted(tmp_path: Path) -> None:
     control = shuffled_state(state, generator=torch.Generator().manual_seed(0))
     tensors = full_model(TINY) | {f"encoder.{name}": t for name, t in control.items()}
     report = load_checkpoint(path=write_checkpoint(tmp_path / "t5", TINY, tensors))[1]
-    assert report.is_control
     assert report.origin == "control"
     assert len(report.fresh_tensors) == len(init_law(TINY))
 
