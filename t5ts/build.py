@@ -27,19 +27,14 @@ from t5ts.donor import best_checkpoint, load_donor, load_patch, norm_rms
 from t5ts.errors import ConfigError, DataError
 from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
+from t5ts.model.checkpoint_file import file_sha256, open_checkpoint, read_architecture
 from t5ts.model.encoders import Encoder, NoEncoder, component_of
 from t5ts.model.forecaster import Forecaster, build_forecaster
 from t5ts.model.patching import PatchEmbedding
 from t5ts.model.shared_encoder import SharedEncoder
 from t5ts.model.t5_encoder import T5Encoder
-from t5ts.model.weights import (
-    LoadReport,
-    encoder_state,
-    load_checkpoint,
-    read_architecture,
-    state_digest,
-)
+from t5ts.model.tensors import state_digest
+from t5ts.model.weights import LoadReport, encoder_state, load_checkpoint
 from t5ts.optim import OptimSettings, PlannedOptimizer
 from t5ts.reconstruct import Reconstruct
 from t5ts.schedule import forecaster_plan, start_step, within_run

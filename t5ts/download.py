@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -15,6 +16,9 @@ from t5ts.checks import check_overrides
 from t5ts.command import finish
 from t5ts.config import CONF, Config, T5Backbone, from_hydra, register
 from t5ts.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    from t5ts.model.weights import LoadReport
 
 EPILOG = """examples:
   python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict
@@ -59,13 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _verify(options.overrides, options.cache_dir)
             else:
                 _fetch(options.overrides, options)
-    except UserError as error:
-        print(f"t5ts: {error}", file=sys.stderr)
-        return 2
     except Interrupted as stop:
         print(f"t5ts: {stop}; run the same command again", file=sys.stderr)
         return 130
-    except (HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
     return 0
@@ -98,9 +99,17 @@ def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
     config = _config(overrides)
     asked = {override.split("=")[0].split(".")[0] for override in overrides}
     if not asked & {"backbone", "data"}:
-        raise UserError(f"nothing to fetch in {' '.join(overrides)}: say backbone=… or data=….")
+        raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")
     if "backbone" in asked:
-        _fetch_backbone(config, options)
+        report = _load(
+            _with_checkpoint(config),
+            token=options.token,
+            endpoint=options.endpoint or "",
+            cache_dir=options.cache_dir,
+            offline=options.offline or None,
+            refresh=not options.offline,
+        )
+        print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
     if "data" in asked:
         from t5ts.build import load_series
 
@@ -109,24 +118,21 @@ def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
             print(f"{key:<12} {value}")
 
 
-def _fetch_backbone(config: Config, options: argparse.Namespace) -> None:
+def _with_checkpoint(config: Config) -> T5Backbone:
+    backbone = config.backbone
+    if not isinstance(backbone, T5Backbone) or not (backbone.hub_id or backbone.path):
+        raise UserError(f"backbone={backbone.name} has no checkpoint.")
+    return backbone
+
+
+def _load(backbone: T5Backbone, **options: Any) -> "LoadReport":
+    """Load and verify a checkpoint and print what was found."""
     from t5ts.build import load_backbone, t5_architecture
     from t5ts.model.weights import describe
 
-    backbone = config.backbone
-    if not isinstance(backbone, T5Backbone) or not (backbone.hub_id or backbone.path):
-        raise UserError(f"backbone={backbone.name} has no checkpoint to fetch.")
-    _, report = load_backbone(
-        backbone,
-        arch=t5_architecture(backbone),
-        token=options.token,
-        endpoint=options.endpoint,
-        cache_dir=options.cache_dir,
-        offline=options.offline or None,
-        refresh=not options.offline,
-    )
+    _, report = load_backbone(backbone, arch=t5_architecture(backbone), **options)
     print("\n".join(describe(report)))
-    print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
+    return report
 
 
 def _cached(backbone: T5Backbone, cache_dir: str | None) -> Path | None:
@@ -138,7 +144,6 @@ def _cached(backbone: T5Backbone, cache_dir: str | None) -> Path | None:
 def _list(cache_dir: str | None) -> None:
     print(f"{'backbone':<21}{'id':<28}{'parameters':>12}  {'licence':<11} cached")
     for backbone in _checkpoint_backbones():
-        least, most = backbone.full_params or [0, 0]
         where = "comes with t5ts"
         if not backbone.path:
             try:
@@ -149,7 +154,7 @@ def _list(cache_dir: str | None) -> None:
                     where = f"{size / 1e6:.0f} MB in {folder}"
             except UserError as error:
                 where = str(error)
-        parameters = f"{(least + most) / 2e6:.0f} M"
+        parameters = f"{sum(backbone.full_params or [0]) / 2e6:.0f} M"
         print(
             f"{backbone.name:<21}{backbone.path or backbone.hub_id:<28}{parameters:>12}"
             f"  {backbone.licence:<11} {where}"
@@ -158,22 +163,14 @@ def _list(cache_dir: str | None) -> None:
 
 def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
     """Verify the named backbone, or every one that is cached or comes with t5ts."""
-    from t5ts.build import load_backbone, t5_architecture
-    from t5ts.model.weights import describe
-
     if overrides:
-        named = _config(overrides).backbone
-        if not isinstance(named, T5Backbone) or not (named.hub_id or named.path):
-            raise UserError(f"backbone={named.name} has no checkpoint to verify.")
-        backbones = [named]
+        backbones = [_with_checkpoint(_config(overrides))]
     else:
         backbones = [b for b in _checkpoint_backbones() if b.path or _cached(b, cache_dir)]
         if all(backbone.path for backbone in backbones):
             print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
     for backbone in backbones:
-        arch = t5_architecture(backbone)
-        _, report = load_backbone(backbone, arch=arch, cache_dir=cache_dir, offline=True)
-        print("\n".join(describe(report)))
+        _load(backbone, cache_dir=cache_dir, offline=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ formats that cannot run code are opened.
 import hashlib
 import json
 import pickle
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BufferedReader
@@ -82,10 +83,15 @@ class CheckpointFiles:
         Raises:
             WeightsError: if a file cannot be read.
         """
-        read = _read_safetensors if self.format == "safetensors" else _read_pickle
         tensors: dict[str, Tensor] = {}
         for path in self.weights:
-            tensors |= read(path, [name for name in names if self.header[name].file == path])
+            here = [name for name in names if self.header[name].file == path]
+            if self.format == "safetensors":
+                with _safetensors(path) as file:
+                    tensors |= {name: file.get_tensor(name) for name in here}
+            else:
+                stored = _load_pickle(path)
+                tensors |= {name: stored[name] for name in here}
         return tensors
 
 
@@ -367,43 +373,33 @@ def _is_plain_name(file: object) -> bool:
     return isinstance(file, str) and Path(file).name == file and "\0" not in file
 
 
-def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, shapes and dtypes; safetensors compares its header with the file's size itself."""
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    """An opened safetensors file; the library compares its header with the file's size itself."""
     from safetensors import SafetensorError, safe_open
 
     _open(path).close()
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {
-                name: TensorInfo(tuple(part.get_shape()), part.get_dtype(), path)
-                for name, part in slices.items()
-            }
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise _corrupt(path, error) from error
 
 
-def _read_safetensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise _corrupt(path, error) from error
+def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
+    with _safetensors(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: TensorInfo(tuple(part.get_shape()), part.get_dtype(), path)
+            for name, part in slices.items()
+        }
 
 
 def _pickle_header(path: Path) -> dict[str, TensorInfo]:
-    stored = _load_pickle(path)
     return {
         str(name): TensorInfo(tuple(tensor.shape), str(tensor.dtype), path)
-        for name, tensor in stored.items()
+        for name, tensor in _load_pickle(path).items()
     }
-
-
-def _read_pickle(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    stored = _load_pickle(path)
-    return {name: stored[name] for name in names}
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:

@@ -112,16 +112,15 @@ class Freshness:
     @property
     def notes(self) -> list[str]:
         """What a user should know about an encoder that is not refused."""
-        notes = []
-        if self.origin == "barely trained":
-            notes.append("note: barely trained, hardly different from T5's initialisation")
-        elif self.origin == "control":
-            notes.append(
+        notes = {
+            "barely trained": ["note: barely trained, hardly different from T5's initialisation"],
+            "control": [
                 "note: rows and columns scatter like independent draws in every matrix, as in a "
                 "shuffled or synthetic checkpoint"
-            )
+            ],
+        }.get(self.origin, [])
         if not self.norm_spread:
-            notes.append("note: all LayerNorm weights are constant, as before any training")
+            notes = [*notes, "note: all LayerNorm weights are constant, as before any training"]
         return notes
 
 
@@ -201,13 +200,10 @@ def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float]) -> bool:
 
 def _untouched(norms: Mapping[str, Tensor]) -> list[str]:
     """Constant norm vectors among norms that training has clearly moved."""
-    spreads = {
-        name: (weight.double().std() / weight.double().mean().abs().clamp_min(1e-30)).item()
-        for name, weight in norms.items()
-    }
-    constant = [name for name, weight in norms.items() if bool((weight == weight[0]).all())]
-    moved = [spread for name, spread in spreads.items() if name not in constant]
-    return constant if moved and statistics.median(moved) >= NORMS_TRAINED else []
+    constant = [name for name, weight in norms.items() if _is_constant(weight)]
+    moved = [weight.double() for name, weight in norms.items() if name not in constant]
+    spreads = [(w.std() / w.mean().abs().clamp_min(1e-30)).item() for w in moved]
+    return constant if spreads and statistics.median(spreads) >= NORMS_TRAINED else []
 
 
 def _left_out(
@@ -252,11 +248,15 @@ def _copies(state: Mapping[str, Tensor], law: Mapping[str, float]) -> list[str]:
 
 
 def _norm_spread(norms: Mapping[str, Tensor]) -> float:
-    if all(bool((weight == weight[0]).all()) for weight in norms.values()):
+    if all(map(_is_constant, norms.values())):
         return 0.0
     weights = torch.cat([weight.double() for weight in norms.values()])
     median = weights.median().abs().clamp_min(1e-30)
     return (weights / median - weights.median().sign()).square().mean().sqrt().item()
+
+
+def _is_constant(weight: Tensor) -> bool:
+    return bool((weight == weight[0]).all())
 
 
 def _structure(centred: Tensor, squares: Tensor, variance: float, kurtosis: float) -> float:

@@ -22,35 +22,18 @@ from t5ts.model.checkpoint_file import (
     checkpoint_folder,
     file_sha256,
     open_checkpoint,
-    read_architecture,
 )
 from t5ts.model.freshness import LAW_LIMIT, Freshness
 from t5ts.model.hub import HubRequest, fetch_snapshot, in_cache
 from t5ts.model.tensors import (
     count,
     encoder_shapes,
-    init_law,
     matched_state,
     random_state,
     shuffled_state,
     state_digest,
 )
 from t5ts.model.verify import check_config, check_header, check_trained, read_encoder
-
-__all__ = [
-    "INITS",
-    "LoadReport",
-    "describe",
-    "encoder_shapes",
-    "encoder_state",
-    "init_law",
-    "load_checkpoint",
-    "matched_state",
-    "random_state",
-    "read_architecture",
-    "shuffled_state",
-    "state_digest",
-]
 
 INITS = ("random", "t5", "run", "matched", "shuffled")
 _CONTROLS = {
@@ -289,7 +272,7 @@ def loaded_report(
 
 
 def _weights_sha256(files: CheckpointFiles, hashes: dict[str, str]) -> str:
-    if len(files.weights) == 1 and len(files.files) == 2:  # config.json and one file, no index
+    if len(files.files) == 2:  # config.json and one file
         return hashes[files.weights[0].name]
     lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in files.weights)
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -299,11 +282,8 @@ def describe(report: LoadReport) -> list[str]:
     """A load report as five lines for the terminal, from where it came to the verdict."""
     arch = report.architecture
     revision = f" at {report.revision[:12]}" if report.revision else ""
-    full = (
-        "nothing was read"
-        if report.num_params_full is None
-        else f"{report.num_params_full:,} parameters"
-    )
+    num_full = report.num_params_full
+    full = "nothing was read" if num_full is None else f"{num_full:,} parameters"
     notes = [check for check in report.checks if check.startswith("note:")]
     verdict = {
         "random": "random initialisation, nothing pretrained",

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import TINY, config_json, full_model, write_checkpoint
 
 from t5ts.errors import WeightsError
+from t5ts.model.checkpoint_file import read_architecture
 from t5ts.model.tensors import count, encoder_shapes
-from t5ts.model.weights import LoadReport, load_checkpoint, read_architecture
+from t5ts.model.weights import LoadReport, load_checkpoint
 
 TRAINED = count(encoder_shapes(TINY))
 # decoder: the encoder's tensors, and per block a cross-attention of 4 64×64 matrices and a norm

@@ -25,7 +25,8 @@ from hub_server import COMMIT, T5_SMALL, TINY, Fault, HubServer, full_model, ser
 
 from t5ts.errors import WeightsError
 from t5ts.model.hub import cached_snapshot, suggestions
-from t5ts.model.weights import LoadReport, describe, load_checkpoint, random_state
+from t5ts.model.tensors import random_state
+from t5ts.model.weights import LoadReport, describe, load_checkpoint
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NAME = "t5-small"

@@ -15,8 +15,9 @@ from hub_server import T5_SMALL, TINY, full_model, serve, write_checkpoint
 
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
+from t5ts.model.checkpoint_file import read_architecture
 from t5ts.model.tensors import count, encoder_shapes, init_law
-from t5ts.model.weights import load_checkpoint, read_architecture
+from t5ts.model.weights import load_checkpoint
 
 transformers = pytest.importorskip("transformers")
 
