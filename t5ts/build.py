@@ -34,7 +34,13 @@ from t5ts.model.patching import PatchEmbedding
 from t5ts.model.shared_encoder import SharedEncoder
 from t5ts.model.t5_encoder import T5Encoder
 from t5ts.model.tensors import state_digest
-from t5ts.model.weights import LoadReport, encoder_state, load_checkpoint
+from t5ts.model.weights import (
+    LoadReport,
+    chronos_source,
+    encoder_state,
+    load_checkpoint,
+    load_chronos,
+)
 from t5ts.optim import OptimSettings, PlannedOptimizer
 from t5ts.reconstruct import Reconstruct
 from t5ts.schedule import forecaster_plan, start_step, within_run
@@ -412,13 +418,32 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         generator=generator,
         factor=config.init.factor,
         scale_norms=config.init.scale_norms,
-        load=partial(load_donor, config.init.path, arch=arch)
-        if config.init.path
-        else partial(load_backbone, backbone, arch=arch),
+        load=partial(load_encoder, config, arch),
     )
     encoder = T5Encoder(arch, dropout=backbone.dropout)
     encoder.load_state_dict(state)
     return encoder, report
+
+
+def load_encoder(
+    config: Config, arch: T5Architecture, **options: Any
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Load and verify the checkpoint of an arm; `options` are fields of `HubRequest`.
+
+    Raises:
+        WeightsError: as `load_donor`, `load_chronos` and `load_checkpoint`.
+    """
+    if config.init.path:
+        return load_donor(config.init.path, arch=arch)
+    if is_chronos(config):
+        return load_chronos(config.init.checkpoint, arch=arch, **options)
+    assert isinstance(config.backbone, T5Backbone)
+    return load_backbone(config.backbone, arch=arch, **options)
+
+
+def is_chronos(config: Config) -> bool:
+    """Whether the encoder's checkpoint, its own or that of its control, is a Chronos-T5."""
+    return config.init.name == "chronos" or config.init.checkpoint is not None
 
 
 def load_backbone(
@@ -579,13 +604,17 @@ def present_inputs(config: Config) -> dict[str, Any]:
         best = best_checkpoint(config.init.path)
         weights = {best.name: file_sha256(best)}
     elif isinstance(backbone, T5Backbone) and config.init.name != "random":
-        folder: str | Path | None = backbone.path
+        hub_id, folder, revision = backbone.hub_id, backbone.path, backbone.revision
+        if is_chronos(config):
+            revision = "main"
+            hub_id, folder = chronos_source(config.init.checkpoint, t5_architecture(backbone))
+        cached: str | Path | None = folder
         if folder is None:
-            assert backbone.hub_id is not None
-            folder = hub.cached_snapshot(backbone.hub_id, revision=backbone.revision)
-        is_cached = folder is not None
-        if folder is not None:
-            weights = {path.name: file_sha256(path) for path in open_checkpoint(folder).files}
+            assert hub_id is not None
+            cached = hub.cached_snapshot(hub_id, revision=revision)
+        is_cached = cached is not None
+        if cached is not None:
+            weights = {path.name: file_sha256(path) for path in open_checkpoint(cached).files}
     found = inputs(
         series=load_once(config.data),
         ood=None if config.ood is None else load_once(config.ood),

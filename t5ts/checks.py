@@ -265,9 +265,15 @@ def _pair_problems(config: Config) -> list[str]:
             "init=run needs init.path=RUN_DIR (a finished run, whose encoder is to be used).",
         ),
         (
-            config.init.name == "t5" and config.init.path is not None,
-            f"init=t5 is the backbone's checkpoint, and init.path={config.init.path} is a run: use"
-            " init=run (or random, matched, shuffled beside it), or leave init.path out.",
+            config.init.name in ("t5", "chronos") and config.init.path is not None,
+            f"init={config.init.name} is a checkpoint, and init.path={config.init.path} is a run:"
+            " use init=run (or random, matched, shuffled), or leave init.path out.",
+        ),
+        (
+            config.init.checkpoint is not None
+            and (config.init.name in ("t5", "run") or config.init.path is not None),
+            f"init.checkpoint={config.init.checkpoint} goes with init=chronos, random, matched or"
+            f" shuffled and without init.path, not with init={config.init.name}.",
         ),
         (
             (patch.init == "run") != (patch.path is not None),
@@ -275,8 +281,9 @@ def _pair_problems(config: Config) -> list[str]:
             " patch.path=RUN_DIR (a finished run), and patch.init=fresh has none.",
         ),
         (
-            config.init.name not in ("random", "run")
+            config.init.name not in ("random", "run", "chronos")
             and config.init.path is None
+            and config.init.checkpoint is None
             and t5 is not None
             and not has_checkpoint,
             f"init={config.init.name} with backbone={backbone.name} needs a checkpoint:"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict
   python -m t5ts.download backbone=local backbone.path=DIR    verify a directory
+  python -m t5ts.download backbone=t5_small init=chronos      the Chronos-T5 of that shape
   python -m t5ts.download data=etth1                 fetch a data set into the cache
   python -m t5ts.download --list                     every backbone: id, size, licence, cached?
   python -m t5ts.download --verify                   check every cached checkpoint, no network
@@ -86,13 +87,12 @@ def _config(overrides: Sequence[str]) -> Config:
     return from_hydra(compose("config", overrides=list(overrides)))
 
 
-def _checkpoint_backbones() -> list[T5Backbone]:
-    """Every configured backbone that the hub has or that comes with t5ts."""
+def _checkpoint_configs() -> list[Config]:
+    """A configuration with every backbone that the hub has or that comes with t5ts."""
     names = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
     nodes = [compose("config", overrides=[f"backbone={name}"]).backbone for name in names]
     known = [node.name for node in nodes if node.get("hub_id") or node.get("sha256")]
-    backbones = [_config([f"backbone={name}"]).backbone for name in known]
-    return [backbone for backbone in backbones if isinstance(backbone, T5Backbone)]
+    return [_config([f"backbone={name}"]) for name in known]
 
 
 def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
@@ -102,7 +102,7 @@ def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
         raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")
     if "backbone" in asked:
         report = _load(
-            _with_checkpoint(config),
+            config,
             token=options.token,
             endpoint=options.endpoint or "",
             cache_dir=options.cache_dir,
@@ -125,12 +125,12 @@ def _with_checkpoint(config: Config) -> T5Backbone:
     return backbone
 
 
-def _load(backbone: T5Backbone, **options: Any) -> "LoadReport":
+def _load(config: Config, **options: Any) -> "LoadReport":
     """Load and verify a checkpoint and print what was found."""
-    from t5ts.build import load_backbone, t5_architecture
+    from t5ts.build import load_encoder, t5_architecture
     from t5ts.model.weights import describe
 
-    _, report = load_backbone(backbone, arch=t5_architecture(backbone), **options)
+    _, report = load_encoder(config, t5_architecture(_with_checkpoint(config)), **options)
     print("\n".join(describe(report)))
     return report
 
@@ -143,7 +143,7 @@ def _cached(backbone: T5Backbone, cache_dir: str | None) -> Path | None:
 
 def _list(cache_dir: str | None) -> None:
     print(f"{'backbone':<21}{'id':<28}{'parameters':>12}  {'licence':<11} cached")
-    for backbone in _checkpoint_backbones():
+    for backbone in map(_with_checkpoint, _checkpoint_configs()):
         where = "comes with t5ts"
         if not backbone.path:
             try:
@@ -163,14 +163,15 @@ def _list(cache_dir: str | None) -> None:
 
 def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
     """Verify the named backbone, or every one that is cached or comes with t5ts."""
-    if overrides:
-        backbones = [_with_checkpoint(_config(overrides))]
-    else:
-        backbones = [b for b in _checkpoint_backbones() if b.path or _cached(b, cache_dir)]
-        if all(backbone.path for backbone in backbones):
-            print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
-    for backbone in backbones:
-        _load(backbone, cache_dir=cache_dir, offline=True)
+    configs = [_config(overrides)] if overrides else []
+    for config in [] if overrides else _checkpoint_configs():
+        backbone = _with_checkpoint(config)
+        if backbone.path or _cached(backbone, cache_dir):
+            configs.append(config)
+    if not overrides and not any(_with_checkpoint(config).hub_id for config in configs):
+        print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
+    for config in configs:
+        _load(config, cache_dir=cache_dir, offline=True)
 
 
 if __name__ == "__main__":

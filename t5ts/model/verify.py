@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -27,10 +27,22 @@ _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_to
 _Header = Mapping[str, TensorInfo]
 
 
-def check_config(files: CheckpointFiles, arch: T5Architecture | None) -> T5Architecture:
-    """The shape that config.json describes; an error names each value that differs from `arch`."""
+def check_config(
+    files: CheckpointFiles, arch: T5Architecture | None, *, must_be_chronos: bool = False
+) -> T5Architecture:
+    """The shape that config.json describes; an error names each value that differs from `arch`.
+
+    A Chronos checkpoint may have another vocabulary: tokens of its own, which no arm uses.
+    """
     where = str(files.folder / "config.json")
     found = architecture_of(files.config, where=where)
+    if must_be_chronos and "chronos_config" not in files.config:
+        raise WeightsError(
+            f"{where} has no chronos_config, so it is no Chronos model. Use init=t5 for a T5 "
+            "pretrained on text."
+        )
+    if must_be_chronos and arch is not None:
+        arch = replace(arch, vocab_size=found.vocab_size)
     differing = [
         f"{f.name} is {getattr(found, f.name)!r} there, {getattr(arch, f.name)!r} in the config"
         for f in fields(found)

@@ -35,7 +35,16 @@ from t5ts.model.tensors import (
 )
 from t5ts.model.verify import check_config, check_header, check_trained, read_encoder
 
-INITS = ("random", "t5", "run", "matched", "shuffled")
+INITS = ("random", "t5", "run", "chronos", "matched", "shuffled")
+# Chronos-T5 by d_model: its size, and its parameters with 4096 tokens and a tied head, from
+# T5-efficient's shapes. Source: Ansari et al. 2024 (8M, 20M, 46M, 200M, 710M parameters).
+CHRONOS = {
+    256: ("tiny", 8_394_496),
+    384: ("mini", 20_456_192),
+    512: ("small", 46_154_240),
+    768: ("base", 201_374_976),
+    1024: ("large", 708_963_328),
+}
 _CONTROLS = {
     "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
     "shuffled": (shuffled_state, "entries permuted inside each tensor"),
@@ -104,8 +113,9 @@ def encoder_state(
     """The encoder's tensors for any init arm: the one place that arms come from.
 
     Args:
-        init: "random" (reads nothing), "t5" or "run" (the checkpoint: a T5, or the encoder of a
-            finished run), or a control made from the same checkpoint: "matched", "shuffled".
+        init: "random" (reads nothing), "t5", "chronos" or "run" (the checkpoint: a T5, a Chronos-T5
+            or the encoder of a finished run), or a control made from the same checkpoint:
+            "matched", "shuffled".
         arch: The encoder's shape.
         generator: CPU generator of this arm alone; "t5" and "run" draw nothing.
         factor: Scale of the "random" arm; see `random_state`.
@@ -159,6 +169,7 @@ def load_checkpoint(
     arch: T5Architecture | None = None,
     expected_full_params: tuple[int, int] | None = None,
     expected_sha256: str | None = None,
+    must_be_chronos: bool = False,
     **hub_options: Any,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a T5 checkpoint's encoder from the hub (or its cache) or from a folder.
@@ -169,6 +180,7 @@ def load_checkpoint(
         arch: The shape that the config must have; None takes the config's.
         expected_full_params: Least and most parameters that the whole checkpoint may have.
         expected_sha256: SHA-256 that the weight file must have.
+        must_be_chronos: Refuse other models than Chronos, and allow another vocabulary.
         hub_options: Further fields of `HubRequest`.
 
     Returns:
@@ -188,7 +200,7 @@ def load_checkpoint(
         folder = checkpoint_folder(str(path))
     try:
         files = open_checkpoint(folder)
-        found = check_config(files, arch)
+        found = check_config(files, arch, must_be_chronos=must_be_chronos)
         num_full, notes = check_header(files, found, expected_full_params)
         hashes = {file.name: file_sha256(file) for file in files.files}
         weights_sha256 = _weights_sha256(files, hashes)
@@ -229,6 +241,59 @@ def load_checkpoint(
         embedding_rms=embedding_rms,
         weights_sha256=weights_sha256,
     )
+
+
+def chronos_source(checkpoint: str | None, arch: T5Architecture) -> tuple[str | None, str | None]:
+    """The hub id and the folder, one of them None, of a Chronos-T5.
+
+    Args:
+        checkpoint: Hub id, or a folder (it exists, or begins with "/", "." or "~"); None chooses
+            the published model by `arch`.
+        arch: The encoder's shape.
+
+    Raises:
+        WeightsError: if none of this shape was published.
+    """
+    if checkpoint is None:
+        if arch.d_model not in CHRONOS:
+            raise WeightsError(
+                f"No Chronos-T5 has d_model {arch.d_model}; allowed are "
+                f"{', '.join(map(str, CHRONOS))} (backbone=t5_efficient_tiny, t5_efficient_mini, "
+                "t5_small, t5_base, t5_large). Or give init.checkpoint=ID_OR_DIR."
+            )
+        return f"amazon/chronos-t5-{CHRONOS[arch.d_model][0]}", None
+    if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir():
+        return None, checkpoint
+    return checkpoint, None
+
+
+def load_chronos(
+    checkpoint: str | None, *, arch: T5Architecture, **hub_options: Any
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Load and verify a Chronos-T5's encoder: the same shape, pretrained on time series.
+
+    Args:
+        checkpoint: As for `chronos_source`.
+        arch: The shape that it must have, but for its vocabulary.
+        hub_options: Further fields of `HubRequest`.
+
+    Raises:
+        WeightsError: as `chronos_source` and `load_checkpoint`.
+    """
+    hub_id, path = chronos_source(checkpoint, arch)
+    expected = None
+    if checkpoint is None:
+        least = CHRONOS[arch.d_model][1]
+        expected = (least, least + 4096 * arch.d_model)  # at most, if the head is not tied
+    state, report = load_checkpoint(
+        hub_id=hub_id,
+        path=path,
+        arch=arch,
+        expected_full_params=expected,
+        must_be_chronos=True,
+        **hub_options,
+    )
+    return state, replace(report, init="chronos")
 
 
 def loaded_report(
