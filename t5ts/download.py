@@ -90,9 +90,12 @@ def _config(overrides: Sequence[str]) -> Config:
 def _checkpoint_configs() -> list[Config]:
     """A configuration with every backbone that the hub has or that comes with t5ts."""
     names = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
-    nodes = [compose("config", overrides=[f"backbone={name}"]).backbone for name in names]
-    known = [node.name for node in nodes if node.get("hub_id") or node.get("sha256")]
-    return [_config([f"backbone={name}"]) for name in known]
+    found = [compose("config", overrides=[f"backbone={name}"]) for name in names]
+    return [
+        from_hydra(config)
+        for config in found
+        if config.backbone.get("hub_id") or config.backbone.get("sha256")
+    ]
 
 
 def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:

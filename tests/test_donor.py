@@ -96,8 +96,8 @@ def test_a_runs_encoder_survives_kill_and_resume(
             run(config, run_dir=tmp_path / "parts")
     run(config, run_dir=tmp_path / "parts")
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    told = read(tmp_path / "parts" / "provenance.json")["weights"]
-    assert (told["init"], told["origin"]) == ("run", "barely trained")  # as it is
+    recorded = read(tmp_path / "parts" / "provenance.json")["weights"]
+    assert (recorded["init"], recorded["origin"]) == ("run", "barely trained")  # as it is
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ class CheckpointFiles:
 
 
 def packaged_names() -> list[str]:
-    """Names of the checkpoints that come with t5ts: folders beside this module."""
+    """Names of the checkpoints that come with t5ts: folders next to this module."""
     return sorted(config.parent.name for config in Path(__file__).parent.glob("*/config.json"))
 
 
@@ -197,9 +197,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         WeightsError: if the folder or the file is missing or unreadable, the model is not a T5,
             or it is quantised.
     """
-    held = _names_in(folder)
-    if "config.json" not in held:
-        raise WeightsError(f"{folder} has no config.json (it holds {_shown(held)}). {_GIVE_FOLDER}")
+    names = _names_in(folder)
+    if "config.json" not in names:
+        raise WeightsError(
+            f"{folder} has no config.json (it holds {_shown(names)}). {_GIVE_FOLDER}"
+        )
     path = folder / "config.json"
     config = _read_json(path)
     if not isinstance(config, dict):

@@ -188,7 +188,7 @@ def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float]) -> bool:
     kinds: dict[str, list[str]] = {}
     for name in off:
         kinds.setdefault(name.split(".")[-2], []).append(name)
-    kinds.pop("relative_attention_bias", None)  # too small to be told from the law
+    kinds.pop("relative_attention_bias", None)  # too small to differ from the law
     means = [statistics.fmean(off[name] for name in names) for names in kinds.values()]
     pooled = [
         abs(sum(off[name] / scales[name] for name in names)) / math.sqrt(len(names))

@@ -73,7 +73,7 @@ _TABLE = {
     "variables too.",
     "certificate": "The certificate of {endpoint} is not trusted ({why}). If your network replaces "
     "certificates, set SSL_CERT_FILE to its authority's file; otherwise {remedy}",
-    "consistency broke-off": "The download of {file} of {hub_id} from {endpoint} broke off ({why})."
+    "consistency interrupted": "The download of {file} of {hub_id} from {endpoint} failed ({why})."
     " Nothing was kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer for a "
     "slow line).",
     "no-network": "No network: {endpoint} cannot be reached ({why}; proxy: {proxy}), and {hub_id} "
@@ -419,6 +419,6 @@ def _facts(error: BaseException, file: str | None) -> set[str]:
     if status := next(filter(None, statuses), None):
         facts |= {"has-status", str(status), f"{status // 100}xx"}
     elif facts & _NETWORK_ERRORS:
-        facts.add("no-network" if file is None else "broke-off")
+        facts.add("no-network" if file is None else "interrupted")
     text = " ".join(map(str, chain)).lower()
     return facts | {fact for fact, phrase in _PHRASES.items() if phrase in text}

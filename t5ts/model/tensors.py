@@ -107,7 +107,7 @@ def matched_state(state: Mapping[str, Tensor], *, generator: torch.Generator) ->
 def shuffled_state(state: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
     """Control: each tensor's own entries in random order.
 
-    Keeps every tensor's exact distribution and destroys which entry stands where.
+    Keeps every tensor's exact distribution and destroys their places.
     """
     return {
         name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(

@@ -182,7 +182,7 @@ def _encoder_problem(header: _Header, arch: T5Architecture) -> str | None:
 
 
 def _foreign_prefix(header: _Header, missing: str) -> str | None:
-    """What stands where `encoder.` should, if the encoder is there under other names."""
+    """The prefix in place of `encoder.`, if the encoder is there under other names."""
     stem = missing.removeprefix("encoder.")
     found = [name for name in header if name.endswith(stem) and not name.startswith("decoder.")]
     prefixes = sorted({name.removesuffix(stem) for name in found} - {"encoder."}, key=len)

@@ -71,9 +71,9 @@ class LoadReport:
         tensors: Number of encoder tensors.
         weights_sha256: SHA-256 of the weight file; of several shards, that of the lines that
             `sha256sum` prints for them in the order of their names.
-        origin: What the tensors are: "pretrained" on text as far as can be told, "time series" (a
-            run's, or a Chronos checkpoint), "barely trained", "control" (no structure: shuffled or
-            redrawn) or "random". The study's report calls only "pretrained" text pretraining.
+        origin: What the tensors are: "pretrained" on text as far as the checks show, "time series"
+            (a run's, or a Chronos checkpoint), "barely trained", "control" (no structure: shuffled
+            or redrawn) or "random". The study's report calls only "pretrained" text pretraining.
         fresh_tensors: Tensors that scatter as a fresh draw does, of a checkpoint that is not
             refused; nearly all of them where it was barely trained.
         checks: What was verified, in words; entries that begin with "note:" deserve a look.

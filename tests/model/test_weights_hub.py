@@ -96,7 +96,7 @@ def refused(
     """Loading raises one WeightsError that names these, without retries; returns its message.
 
     The client by itself asks a failing hub for 23 s. Here a request is sent at most twice (a probe
-    and the client's own), but for a file's body that broke off.
+    and the client's own), but for a file's body that was interrupted.
     """
     before = 0 if isinstance(hub, str) else len(hub.requests)
     connect = mock.patch.object(socket, "create_connection", wraps=socket.create_connection)
@@ -121,7 +121,7 @@ def refused(
     return message
 
 
-def test_full_size_checkpoint_and_its_cousins(t5_small: Path, cache: Path) -> None:
+def test_full_size_checkpoint_and_its_fresh_encoder(t5_small: Path, cache: Path) -> None:
     wanted = {"arch": T5_SMALL, "expected_full_params": (59_000_000, 62_000_000)}
     with serve() as hub:
         hub.add(NAME, t5_small)
@@ -145,7 +145,7 @@ def test_full_size_checkpoint_and_its_cousins(t5_small: Path, cache: Path) -> No
         load_checkpoint(path=folder, arch=T5_SMALL)
 
 
-def test_wrong_ids_are_asked_back(hub: HubServer, cache: Path) -> None:
+def test_wrong_ids_suggest_right_ones(hub: HubServer, cache: Path) -> None:
     for wrong, meant in (
         ("google/t5-small", "Did you mean t5-small"),
         ("t5_small", "t5-small"),
@@ -199,10 +199,16 @@ FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
     "config 503": (Fault(where="config.json", status=503), ("503",)),
     "file server 404": (Fault(where="/cdn/", status=404), ("404",)),
     "file server 503": (Fault(where="/cdn/", status=503), ("503",)),
-    "file server resets": (Fault(where="/cdn/", hang_s=0.1, drop_after=0), ("broke off",)),
-    "file server silent": (Fault(where="/cdn/", hang_s=6.0), ("broke off",)),
-    "body breaks off": (Fault(where="/cdn/", drop_after=20_000), ("broke off", WEIGHTS)),
-    "body short": (Fault(where="/cdn/", short=150_000), ("broke off", WEIGHTS)),
+    "file server resets": (
+        Fault(where="/cdn/", hang_s=0.1, drop_after=0),
+        ("DOWNLOAD_TIMEOUT",),
+    ),
+    "file server silent": (Fault(where="/cdn/", hang_s=6.0), ("DOWNLOAD_TIMEOUT",)),
+    "body breaks off": (
+        Fault(where="/cdn/", drop_after=20_000),
+        ("DOWNLOAD_TIMEOUT", WEIGHTS),
+    ),
+    "body short": (Fault(where="/cdn/", short=150_000), ("DOWNLOAD_TIMEOUT", WEIGHTS)),
     "wrong content": (Fault(where="/cdn/", flip=200_000), ("corrupted", "HF_ENDPOINT")),
     "wrong header": (Fault(where="/cdn/", flip=20), ("corrupted", "HF_ENDPOINT")),
     "wrong config": (Fault(where="config.json", flip=20), ("corrupted", "HF_ENDPOINT")),
@@ -250,7 +256,7 @@ def test_proxies(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -
     hub.faults = [Fault(status=407)]
     refused("http://hub.example.org", cache, f"HTTP_PROXY ({proxy})", "NO_PROXY")
     close_session()
-    # An obliging proxy: the request for the hub's full address arrives at our server.
+    # A proxy that forwards: the request for the hub's full address arrives at our server.
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     hub.faults = []
     assert load(hub, cache).revision == COMMIT
