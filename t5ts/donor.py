@@ -21,21 +21,13 @@ from t5ts.model.weights import LoadReport, loaded_report
 
 @dataclass(frozen=True, kw_only=True)
 class Donor:
-    """What a finished run leaves behind: the tensors of its best checkpoint.
+    """What a finished run leaves behind: the tensors of its best checkpoint."""
 
-    Attributes:
-        config: Its config.yaml.
-        identity: Of that configuration.
-        tensors: The model's, by their names in it.
-        token_rms: RMS of its own tokens, as it was trained on them.
-        sha256: Of the checkpoint file.
-    """
-
-    config: Mapping[str, Any]
-    identity: str
-    tensors: Mapping[str, Tensor]
-    token_rms: float
-    sha256: str
+    config: Mapping[str, Any]  # its config.yaml
+    identity: str  # of that configuration
+    tensors: Mapping[str, Tensor]  # the model's, by their names in it
+    token_rms: float  # RMS of its own tokens, as it was trained on them
+    sha256: str  # of the checkpoint file
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors of a part ("patch.", "encoder."), by their names in it."""

@@ -44,33 +44,24 @@ _SPECTRUM_SIZE = 256  # largest corner of a matrix whose spectrum is computed, f
 
 @dataclass(frozen=True)
 class Freshness:
-    """What the test saw.
+    """What the test saw."""
 
-    Attributes:
-        law_distance: Mean squared deviation of the matrices' log spread from the init law at the
-            best common factor, in units of its error; about 1 or less for a fresh draw.
-        factor: That best common factor (HF's `initializer_factor`).
-        norm_spread: RMS deviation of all LayerNorm weights from their median, relative to it;
-            0 when each tensor is constant.
-        drifted: Whether the spread of all queries, or keys, … together is off T5's law, but so
-            little that it started there: a sign of training where single matrices show none.
-        num_matrices: Matrices examined.
-        has_structure: Whether some matrices clearly scatter otherwise than independent draws do.
-        structureless: Matrices that scatter as independent draws do: fresh, shuffled, or trained
-            too briefly to tell.
-        fresh: Tensors that look freshly initialised or redrawn while the others were trained.
-        broken: What no training leaves (constant matrices, zero norms or rows, copied blocks).
-    """
-
+    # Mean squared deviation of the matrices' log spread from the init law at the best common
+    # factor, in units of its error; about 1 or less for a fresh draw.
     law_distance: float
-    factor: float
+    factor: float  # that best common factor (HF's `initializer_factor`)
+    # RMS deviation of all LayerNorm weights from their median, relative to it; 0 when each tensor
+    # is constant.
     norm_spread: float
+    # Whether the spread of all queries, or keys, … together is off T5's law, but so little that it
+    # started there: a sign of training where single matrices show none.
     drifted: bool
     num_matrices: int
-    has_structure: bool
+    has_structure: bool  # whether some matrices clearly scatter unlike independent draws
+    # Matrices that scatter as independent draws do: fresh, shuffled, or trained too briefly.
     structureless: tuple[str, ...]
-    fresh: tuple[str, ...]
-    broken: tuple[str, ...]
+    fresh: tuple[str, ...]  # look freshly initialised or redrawn while the others were trained
+    broken: tuple[str, ...]  # what no training leaves: constant matrices, zero norms, copied blocks
 
     @property
     def origin(self) -> str:

@@ -97,25 +97,15 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class HubRequest:
-    """What is asked of which hub.
+    """What is asked of which hub."""
 
-    Attributes:
-        hub_id: Repository, for instance "t5-small".
-        revision: Branch, tag or commit.
-        token: Access token; None is `HF_TOKEN` or the stored login, False is none.
-        endpoint: The hub's address; "" is `HF_ENDPOINT` or huggingface.co.
-        cache_dir: The cache; None is `HF_HUB_CACHE` or `HF_HOME`/hub.
-        offline: Use the cache only; None is `HF_HUB_OFFLINE`.
-        refresh: Ask the hub for the revision's newest commit even if one is cached.
-    """
-
-    hub_id: str
-    revision: str = "main"
-    token: str | bool | None = None
-    endpoint: str = ""
-    cache_dir: str | Path | None = None
-    offline: bool | None = None
-    refresh: bool = False
+    hub_id: str  # repository, for instance "t5-small"
+    revision: str = "main"  # branch, tag or commit
+    token: str | bool | None = None  # None: `HF_TOKEN` or the stored login; False: none
+    endpoint: str = ""  # "": `HF_ENDPOINT` or huggingface.co
+    cache_dir: str | Path | None = None  # None: `HF_HUB_CACHE` or `HF_HOME`/hub
+    offline: bool | None = None  # use the cache only; None: `HF_HUB_OFFLINE`
+    refresh: bool = False  # ask for the revision's newest commit even if one is cached
 
     def __post_init__(self) -> None:
         from huggingface_hub import constants
@@ -152,6 +142,8 @@ def cached_snapshot(
         raise in_cache(error, folder) from error
     except WeightsError:
         return None
+    except OSError as error:
+        raise _explained(error, request) from error
 
 
 def fetch_snapshot(request: HubRequest) -> Path:
@@ -169,6 +161,8 @@ def fetch_snapshot(request: HubRequest) -> Path:
         _check_content(folder, _names(folder))
     except CorruptError as error:
         raise in_cache(error, folder) from error
+    except OSError as error:
+        raise _explained(error, request) from error
     return folder
 
 
@@ -325,7 +319,8 @@ def _check_content(folder: Path, names: Iterable[str]) -> None:
         expected = {n for n in expected if len(n) in (40, 64) and set(n) <= set("0123456789abcdef")}
         if not expected or file_sha256(path) in expected:
             continue
-        if any(len(n) == 40 for n in expected):  # git's hash, by which the hub names small files
+        # Git's hash, by which the hub names small files.
+        if path.stat().st_size < 100_000_000 and any(len(n) == 40 for n in expected):
             content = path.read_bytes()
             header = b"blob %d\0" % len(content)
             if hashlib.sha1(header + content, usedforsecurity=False).hexdigest() in expected:

@@ -53,52 +53,34 @@ _CONTROLS = {
 
 @dataclass(kw_only=True)
 class LoadReport:
-    """Where an encoder's weights came from and what was checked; goes to `provenance.json`.
+    """Where an encoder's weights came from and what was checked; goes to `provenance.json`."""
 
-    Attributes:
-        init: The arm: one of `INITS`.
-        source: Hub id or directory; "random" when nothing was read.
-        path: Folder that was read (the cache's, for a hub id).
-        revision: Commit on the hub.
-        files: SHA-256 of each file read, by name.
-        format: "safetensors" or "pytorch".
-        architecture: The encoder's `T5Architecture` as a dict.
-        num_params_full: Parameters of the whole checkpoint, tied tensors once.
-        num_params_encoder: Encoder blocks, final norm and token embedding.
-        num_params_trained: The same without the token embedding: what the arm trains.
-        embedding_rms: Root mean square of the token embeddings: the init law's for "random", that
-            of its own tokens for a run's encoder.
-        tensors: Number of encoder tensors.
-        weights_sha256: SHA-256 of the weight file; of several shards, that of the lines that
-            `sha256sum` prints for them in the order of their names.
-        origin: What the tensors are: "pretrained" on text as far as the checks show, "time series"
-            (a run's, or a Chronos checkpoint), "barely trained", "control" (no structure: shuffled
-            or redrawn) or "random". The study's report calls only "pretrained" text pretraining.
-        fresh_tensors: Tensors that scatter as a fresh draw does, of a checkpoint that is not
-            refused; nearly all of them where it was barely trained.
-        checks: What was verified, in words; entries that begin with "note:" deserve a look.
-        tensors_sha256: `state_digest` of the returned tensors: the proof of the arm.
-        checkpoint_sha256: `state_digest` of the checkpoint's tensors that a control was made from.
-    """
-
-    init: str
-    source: str
-    path: str | None = None
-    revision: str | None = None
-    files: dict[str, str] = field(default_factory=dict)
-    format: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    num_params_full: int | None = None
-    num_params_encoder: int
-    num_params_trained: int
+    init: str  # the arm: one of `INITS`
+    source: str  # hub id or directory; "random" when nothing was read
+    path: str | None = None  # folder that was read (the cache's, for a hub id)
+    revision: str | None = None  # commit on the hub
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file read, by name
+    format: str | None = None  # "safetensors" or "pytorch"
+    architecture: dict[str, Any] = field(default_factory=dict)  # the `T5Architecture`
+    num_params_full: int | None = None  # of the whole checkpoint, tied tensors once
+    num_params_encoder: int  # encoder blocks, final norm and token embedding
+    num_params_trained: int  # the same without the token embedding: what the arm trains
+    # RMS of the token embeddings: the init law's for "random", that of its own tokens for a run's
+    # encoder.
     embedding_rms: float
-    tensors: int
+    tensors: int  # number of encoder tensors
+    # SHA-256 of the weight file; of several shards, that of the lines that `sha256sum` prints for
+    # them in the order of their names.
     weights_sha256: str | None = None
+    # What the tensors are: "pretrained" on text as far as the checks show, "time series" (a run's,
+    # or a Chronos checkpoint), "barely trained", "control" (no structure: shuffled or redrawn) or
+    # "random". The study's report calls only "pretrained" text pretraining.
     origin: str
+    # Tensors that scatter as a fresh draw does, of a checkpoint that is not refused.
     fresh_tensors: list[str] = field(default_factory=list)
-    checks: list[str] = field(default_factory=list)
-    tensors_sha256: str
-    checkpoint_sha256: str | None = None
+    checks: list[str] = field(default_factory=list)  # in words; "note: …" deserves a look
+    tensors_sha256: str  # `state_digest` of the returned tensors: the proof of the arm
+    checkpoint_sha256: str | None = None  # that of the tensors that a control was made from
 
 
 def encoder_state(
@@ -305,16 +287,7 @@ def loaded_report(
     checks: list[str],
     **facts: Any,
 ) -> LoadReport:
-    """The report of a verified encoder.
-
-    Args:
-        state: Its tensors.
-        arch: Its shape.
-        seen: What the freshness test saw.
-        trained_on: `LoadReport.origin` if it is trained.
-        checks: What else was verified.
-        facts: The further fields of `LoadReport`.
-    """
+    """The report of a verified encoder; `trained_on` is its origin unless `seen` objects."""
     trained = count(encoder_shapes(arch))
     return LoadReport(
         architecture=asdict(arch),

@@ -389,6 +389,10 @@ def test_local_disk(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
         refused(hub, cache, "No space left", "HF_HOME")
     assert not list(cache.rglob("*.incomplete"))
     assert load(hub, cache).revision == COMMIT
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", mock.Mock(side_effect=PermissionError(13, "denied")))
+        with pytest.raises(WeightsError, match="HF_HOME"):
+            load(hub, cache)
     shutil.rmtree(cache)
     cache.write_text("a file")
     refused(hub, cache, str(cache), "HF_HOME")
