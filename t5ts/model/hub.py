@@ -32,6 +32,7 @@ KNOWN_IDS = (
     *(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")),
     *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
     *(f"google/t5-efficient-{size}" for size in ("tiny", "mini", "small", "base", "large")),
+    *(f"amazon/chronos-t5-{size}" for size in ("tiny", "mini", "small", "base", "large")),
 )
 _REMEDY = (
     "run `python -m t5ts.download backbone={name}` on a machine with network and point HF_HOME at "
