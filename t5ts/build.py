@@ -28,18 +28,19 @@ from t5ts.donor import best_checkpoint, load_donor, load_patch, norm_rms
 from t5ts.errors import ConfigError, DataError
 from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
+from t5ts.model.checkpoint_file import file_sha256, open_checkpoint, read_architecture
 from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, component_of
 from t5ts.model.forecaster import Forecaster
 from t5ts.model.normalize import build_normalize
 from t5ts.model.patching import PatchEmbedding, WholeContext
 from t5ts.model.t5_encoder import T5Encoder
+from t5ts.model.tensors import state_digest
 from t5ts.model.weights import (
     LoadReport,
+    chronos_source,
     encoder_state,
     load_checkpoint,
-    read_architecture,
-    state_digest,
+    load_chronos,
 )
 from t5ts.optim import PlannedOptimizer
 from t5ts.schedule import forecaster_plan, start_step, within_run
@@ -416,13 +417,32 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         generator=component_generator(config.seed, stream),
         factor=init.factor,
         scale_norms=init.scale_norms,
-        load=partial(load_donor, init.path, arch=arch)
-        if init.path
-        else partial(load_backbone, backbone, arch=arch),
+        load=partial(load_encoder, config, arch),
     )
     encoder = T5Encoder(arch, dropout=backbone.dropout)
     encoder.load_state_dict(state)
     return encoder, report
+
+
+def load_encoder(
+    config: Config, arch: T5Architecture, **options: Any
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Load and verify the checkpoint of an arm; `options` are fields of `HubRequest`.
+
+    Raises:
+        WeightsError: as `load_donor`, `load_chronos` and `load_checkpoint`.
+    """
+    if config.init.path:
+        return load_donor(config.init.path, arch=arch)
+    if is_chronos(config):
+        return load_chronos(config.init.checkpoint, arch=arch, **options)
+    assert isinstance(config.backbone, T5Backbone)
+    return load_backbone(config.backbone, arch=arch, **options)
+
+
+def is_chronos(config: Config) -> bool:
+    """Whether the encoder's checkpoint, its own or that of its control, is a Chronos-T5."""
+    return config.init.name == "chronos" or config.init.checkpoint is not None
 
 
 def load_backbone(
@@ -555,14 +575,17 @@ def _present_weights(config: Config) -> dict[str, str] | None:
     if donor is not None:
         files = [best_checkpoint(donor)]
     elif isinstance(backbone, T5Backbone) and init.name != "random":
-        folder: str | Path | None = backbone.path
+        hub_id, folder, revision = backbone.hub_id, backbone.path, backbone.revision
+        if is_chronos(config):
+            revision = "main"
+            hub_id, folder = chronos_source(init.checkpoint, t5_architecture(backbone))
+        cached: str | Path | None = folder
         if folder is None:
-            assert backbone.hub_id is not None
-            snapshot = hub.cached_snapshot(backbone.hub_id, revision=backbone.revision)
-            if snapshot is None:
-                return None
-            folder = snapshot.folder
-        files = list(open_checkpoint(folder).files)
+            assert hub_id is not None
+            cached = hub.cached_snapshot(hub_id, revision=revision)
+        if cached is None:
+            return None
+        files = list(open_checkpoint(cached).files)
     return {path.name: file_sha256(path) for path in files} | _patch_files(config)
 
 

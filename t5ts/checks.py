@@ -162,7 +162,7 @@ class CheckFirst(Callback):
             common = _own(config)
         except ConfigError:
             return  # not complete without what is swept; each job is checked before it starts
-        if problems := list(_structure_problems(common)) or list(_field_problems(common)):
+        if problems := list(_structure_problems(common)) or list(field_problems(common)):
             _refuse("\n".join(problems))
 
 
@@ -187,7 +187,7 @@ def check(config: Config) -> None:
     """
     problems = list(_structure_problems(config))
     if not problems:  # else the pairs could not be read
-        problems = [*_field_problems(config), *_pair_problems(config), *_arm_problems(config)]
+        problems = [*field_problems(config), *_pair_problems(config), *_arm_problems(config)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -209,12 +209,12 @@ def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _structure_problems(value, f"{f.name}.")
 
 
-def _field_problems(node: Any, prefix: str = "") -> Iterator[str]:
+def field_problems(node: Any, prefix: str = "") -> Iterator[str]:
     """Values that their fields do not allow."""
     for f in fields(node):
         value, allowed = getattr(node, f.name), f.metadata.get("allowed")
         if is_dataclass(value):
-            yield from _field_problems(value, f"{f.name}.")
+            yield from field_problems(value, f"{f.name}.")
         elif isinstance(value, list) and any(isinstance(x, list | dict) for x in value):
             yield f"{prefix}{f.name}={value} is not allowed; allowed: a list of single values."
         elif allowed is not None and value is not None:
@@ -263,10 +263,15 @@ def _encoder_problems(config: Config) -> Iterator[str]:
             )
     if init.name == "run" and init.path is None:
         yield "init=run needs init.path=RUN_DIR (a finished run, whose encoder is to be used)."
-    if init.name == "t5" and init.path is not None:
+    if init.name in ("t5", "chronos") and init.path is not None:
         yield (
-            f"init=t5 is the backbone's checkpoint, and init.path={init.path} is a run: use"
-            " init=run (or random, matched, shuffled with it), or leave init.path out."
+            f"init={init.name} is a checkpoint, and init.path={init.path} is a run: use init=run"
+            " (or random, matched, shuffled), or leave init.path out."
+        )
+    if init.checkpoint is not None and (init.name in ("t5", "run") or init.path is not None):
+        yield (
+            f"init.checkpoint={init.checkpoint} goes with init=chronos, random, matched or shuffled"
+            f" and without init.path, not with init={init.name}."
         )
     if not isinstance(backbone, T5Backbone):
         if init.name != "random":
@@ -275,7 +280,8 @@ def _encoder_problems(config: Config) -> Iterator[str]:
     full = backbone.full_params
     if full is not None and (len(full) != 2 or full[0] > full[1]):
         yield f"backbone.full_params={full} must be [LEAST, MOST], in that order."
-    needs_checkpoint = init.name not in ("random", "run") and init.path is None
+    is_backbones = init.name not in ("random", "run", "chronos")
+    needs_checkpoint = is_backbones and init.path is None and init.checkpoint is None
     if needs_checkpoint and not (backbone.hub_id or backbone.path):
         yield f"{chosen} needs a checkpoint: give backbone.path=DIR (a T5 checkpoint's directory)."
     if backbone.d_model is None and backbone.path is None:

@@ -51,6 +51,7 @@ MEASURED_BESIDES: dict[str, Any] = {
     "train.tf32": True,  # moves no number on a CPU
     "head": "flatten",
     "init.path": None,
+    "init.checkpoint": None,
     "patch.init": "fresh",
     "patch.path": None,
 } | {
@@ -165,8 +166,9 @@ class LinearBackbone(BackboneConfig):
 class InitConfig:
     """Where the encoder's weights come from."""
 
-    name: str = choice(MISSING, "random", "t5", "run", "matched", "shuffled")
+    name: str = choice(MISSING, "random", "t5", "run", "chronos", "matched", "shuffled")
     path: str | None = text(None)  # a finished run, whose encoder is the checkpoint
+    checkpoint: str | None = text(None)  # a Chronos-T5 (hub id or folder) to be the checkpoint
     factor: float = number(1.0, "(0, 1000]")  # of T5's init law; Chronos has 0.05
     scale_norms: bool = False  # whether `factor` also scales the LayerNorm weights (HF does)
 

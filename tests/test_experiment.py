@@ -24,7 +24,7 @@ from t5ts.console import report
 from t5ts.data.windows import Windows
 from t5ts.errors import ConfigError, Interrupted, ResumeError, TrainingError, WeightsError
 from t5ts.model.checkpoint_file import file_sha256
-from t5ts.model.weights import state_digest
+from t5ts.model.tensors import state_digest
 from t5ts.provenance import json_ready
 from t5ts.tasks import Batch, Forecast
 

@@ -17,7 +17,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 
-from t5ts.checks import _field_problems
+from t5ts.checks import field_problems
 from t5ts.config import OBJECTIVES, choice, named, number, text
 from t5ts.errors import ConfigError
 
@@ -149,7 +149,7 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
 
 def _problems(settings: SweepSettings, best: Sequence[str]) -> list[str]:
     """Settings out of their range, and pairs that cannot both be meant."""
-    problems = list(_field_problems(settings))
+    problems = list(field_problems(settings))
     if problems:
         return problems
     rules = [
