@@ -32,6 +32,14 @@ def announce(
     if setup.ood is not None:
         _log_ood(setup, setup.ood)
     log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
+    if (patience := config.train.early_stopping_epochs) is not None:
+        settled = setup.optimizer.settled_step / setup.steps_per_epoch
+        log.info(
+            "stopping   after %s epochs without a better %s, from epoch %g on",
+            patience,
+            config.objective,
+            settled + patience,
+        )
     for note in setup.task.notes(setup.data.series.season):
         log.info("task       %s", note)
     if setup.report is None:
@@ -146,6 +154,8 @@ def report(result: Result, run_dir: Path) -> None:
         f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
         f" {result.seconds:.0f} s; peak memory {'–' if math.isnan(peak) else f'{peak:.0f} MiB'}"
     )
+    if result.stopped_epoch is not None:
+        lines.append(f"early stopping ended the run at epoch {result.stopped_epoch}")
     if result.reused_epochs:
         lines.append(
             f"{result.reused_epochs} epochs were taken from another run (reuse in provenance.json)"

@@ -355,6 +355,7 @@ def _result(
 ) -> Result:
     """What training and validation came to."""
     initial = read_metrics(run_dir, "eval")[0]
+    epoch = state.step // setup.steps_per_epoch
     return Result(
         identity=identity(config),
         arm=config.arm,
@@ -363,6 +364,7 @@ def _result(
         objective_name=config.objective,
         objective=state.best_metrics[config.objective],
         best_epoch=state.best_epoch,
+        stopped_epoch=epoch if epoch < setup.epochs else None,
         metrics=dict(state.best_metrics),
         initial={key: value for key, value in initial.items() if key.startswith("val_")},
         baselines=baselines,

@@ -64,8 +64,8 @@ class Output:
         checkpoints: Folder of last.safetensors and best.safetensors.
         epochs: Of the whole run, to be shown.
         record: Identity, inputs and code of the run (`t5ts.provenance`), for checkpoints to hold.
-        after_epoch: Called with each epoch's row once it and the checkpoint are written; what it
-            raises ends the run (a sweep prunes so).
+        after_epoch: Called with each epoch's row, and whether it is the last (`ends_run`), once it
+            and the checkpoint are written; what it raises ends the run (a sweep prunes so).
     """
 
     metrics: MetricsFile
@@ -245,9 +245,10 @@ def fit(
         begun = time.perf_counter()
         row: dict[str, Any] = {"kind": "eval", "epoch": epoch, "step": state.step}
         row |= rows.of_epoch()
-        is_due = epoch % train.eval_every_epochs == 0 or epoch == setup.epochs
+        is_due = _is_evaluated(epoch, setup, config)
         if is_due:
-            row |= validate()
+            # Process 0's numbers, so that all select and stop alike.
+            row |= distributed.gather_objects(validate())[0]
             if not math.isfinite(row["val_loss"]):
                 raise output.not_finite(f"epoch {epoch}: val_loss")
             row |= {f"distance_from_init/{name}": v for name, v in distance.measure().items()}
@@ -257,12 +258,15 @@ def fit(
         if is_due and _is_better(row[config.objective], state, config.objective):
             _keep_best(row, setup.model, output, state, identity(config))
         save_last()
-        distributed.on_main(lambda: output.after_epoch(row))
+        distributed.on_main(lambda: output.after_epoch(row | {"ends_run": is_over()}))
+
+    def is_over() -> bool:
+        return state.step >= total_steps or stops_early(state, setup, config)
 
     if state.step == 0 and state.best_epoch < 0:
         end_epoch(0)  # before the first step: the early advantage is one of the questions
 
-    while state.step < total_steps:
+    while not is_over():
         epoch, batch_number = divmod(state.step, setup.steps_per_epoch)
         is_new_epoch, order_epoch = epoch != order_epoch, epoch
         if is_new_epoch:
@@ -299,9 +303,32 @@ def fit(
         if not is_last_of_epoch and (stops or is_old):
             rows.read_back()
             save_last()
-        if stops and state.step < total_steps:
+        if stops and not is_over():
             raise Interrupted(f"stopped after step {state.step}, checkpoint written")
+    if state.step < total_steps:
+        epoch = state.step // setup.steps_per_epoch
+        since = f"no better {config.objective} than at epoch {state.best_epoch}"
+        output.progress.say(f"early stopping at epoch {epoch} of {setup.epochs}: {since}")
     return state
+
+
+def stops_early(state: FitState, setup: Setup, config: Config) -> bool:
+    """Whether early stopping ends the run at this step.
+
+    A function of what a checkpoint holds, so that a resumed run decides alike. The patience counts
+    from the best epoch, but not before all that ever trains does: an arm that unfreezes late is
+    given as long after it as any other has from its start.
+    """
+    patience = config.train.early_stopping_epochs
+    epoch, rest = divmod(state.step, setup.steps_per_epoch)
+    if patience is None or rest or not _is_evaluated(epoch, setup, config):
+        return False
+    since = max(state.best_epoch * setup.steps_per_epoch, setup.optimizer.settled_step)
+    return state.step - since >= patience * setup.steps_per_epoch
+
+
+def _is_evaluated(epoch: int, setup: Setup, config: Config) -> bool:
+    return epoch % config.train.eval_every_epochs == 0 or epoch == setup.epochs
 
 
 def train_step(
