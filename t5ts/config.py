@@ -337,7 +337,7 @@ class TrainConfig:
     grad_accumulation: int = number(1, "[1, 1e6]")
     precision: str = choice("auto", "auto", "fp32", "bf16", "fp16")
     tf32: bool = True  # on a GPU: float32 matrix products on tensor cores, inputs rounded to TF32
-    device: str = choice("auto", "auto", "cpu", "cuda")
+    device: str = choice("auto", "auto", "cpu", "cuda", "mps")
     compile: bool = False
     threads: int | None = number(None, "[1, 1024]")  # of each process
     eval_every_epochs: int = number(1, "[1, 1e5]")

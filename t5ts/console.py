@@ -178,5 +178,5 @@ def report(result: Result, run_dir: Path) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or cpu."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    """The GPU's name, cpu or mps."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -488,7 +488,7 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
     mean, std = float(setup.data.splits.mean_C[0]), float(setup.data.splits.std_C[0])
 
     def in_data_units(values_BCX: torch.Tensor, i: int) -> list[float]:
-        return (values_BCX[i, 0].double().cpu() * std + mean).tolist()
+        return (values_BCX[i, 0].cpu().double() * std + mean).tolist()
 
     patch = setup.model.patch
     seq_len = batch.inputs_BCL.shape[-1]

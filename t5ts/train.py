@@ -467,6 +467,8 @@ def _generator_states(device: torch.device) -> dict[str, Tensor]:
     own = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        own["mps"] = torch.mps.get_rng_state()
     return {
         _generator_name(kind, rank): state
         for rank, states in enumerate(distributed.gather_objects(own))
@@ -521,9 +523,12 @@ def _restore(path: Path, setup: Setup, scaler: torch.amp.GradScaler, own: str) -
     )
     scaler.load_state_dict(saved["scaler"])
     # Written by fewer processes, it has no generator of this one, which keeps its seed.
-    cpu, cuda = (tensors.get(_generator_name(k, distributed.rank())) for k in ("cpu", "cuda"))
+    kinds = ("cpu", "cuda", "mps")
+    cpu, cuda, mps = (tensors.get(_generator_name(kind, distributed.rank())) for kind in kinds)
     if cpu is not None:
         torch.set_rng_state(cpu)
     if cuda is not None and setup.device.type == "cuda":
         torch.cuda.set_rng_state(cuda, setup.device)
+    if mps is not None and setup.device.type == "mps":
+        torch.mps.set_rng_state(mps)
     return state

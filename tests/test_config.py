@@ -112,6 +112,7 @@ IMPOSSIBLE = [
     ("freeze=all freeze.unfreeze_epoch=2", "freeze=all freeze=staged"),
     ("freeze=staged freeze.unfreeze_epoch=null", "freeze=staged freeze=all"),
     ("train.precision=fp16 train.device=cpu", "train.precision=fp16 train.device"),
+    ("train.precision=bf16 train.device=mps", "train.precision=bf16 train.device=mps"),
     ("patch=plain patch.scale=mul_sqrt_d", "patch.scale patch.norm"),
     ("patch=plain patch.scale=native", "patch.scale=native patch.norm"),
     ("init=run", "init=run init.path=RUN_DIR"),
