@@ -64,6 +64,7 @@ def announce(
         f", {processes} processes share each batch" if processes > 1 else "",
         precision[setup.autocast],
     )
+    log.info("memory     %s", memory_needed(setup))
     log.info("plan       component     from epoch   peak lr     parameters")
     for entry in plan:
         start = entry["start_epoch"]
@@ -81,6 +82,19 @@ def announce(
             " earlier, lower freeze.epochs_per_stage, or train longer",
             ", ".join(never),
         )
+
+
+def memory_needed(setup: Setup) -> str:
+    """What parameters, gradients and optimizer will take, once all that ever trains does."""
+    parameters, plan = setup.optimizer.parameters, setup.optimizer.plan
+    sizes = {name: (p.numel(), p.nbytes) for name, p in parameters.items()}
+    trained = [name for name in sizes if plan[name].start_epoch is not None]
+    count, size = (sum(sizes[name][i] for name in trained) for i in (0, 1))
+    everything = sum(nbytes for _, nbytes in sizes.values())
+    return (
+        f"parameters {everything / 1e6:.1f} MB; {count:,} are trained, whose gradients take"
+        f" {size / 1e6:.1f} MB and optimizer state {2 * size / 1e6:.1f} MB; activations come on top"
+    )
 
 
 def _log_data(word: str, of: Dataset) -> None:

@@ -25,6 +25,9 @@ from t5ts.progress import ProgressBar
 from t5ts.tasks import Batch
 from t5ts.tracking import MetricsFile, Tracker
 
+#: A run that has longer to go than this says so, once its speed is known.
+LONG_S = 60.0
+
 
 @dataclass
 class FitState:
@@ -232,7 +235,7 @@ def fit(
     total_steps = setup.epochs * setup.steps_per_epoch
     last_saved = shown_at = time.perf_counter()
     started = last_saved - state.train_s
-    seen_windows, order_epoch = 0, -1
+    seen_windows, order_epoch, logged_rows, eval_s = 0, -1, 0, 0.0
 
     def save_last() -> None:
         nonlocal last_saved
@@ -241,7 +244,22 @@ def fit(
         _save(setup, output, scaler, state)
         last_saved = time.perf_counter()
 
+    def say_time_left(step_s: float) -> None:
+        left = total_steps - state.step
+        evals = left // setup.steps_per_epoch // train.eval_every_epochs + 1
+        seconds = left * step_s + evals * eval_s
+        if seconds < LONG_S:
+            return
+        span = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        peak = peak_memory(setup.device) / 1e6
+        memory = "" if math.isnan(peak) else f"; peak memory so far {peak:.0f} MB"
+        output.progress.say(
+            f"time       {step_s:.3g} s a step, {eval_s:.3g} s an evaluation: at this speed"
+            f" {span} to go{memory}"
+        )
+
     def end_epoch(epoch: int) -> None:
+        nonlocal eval_s
         begun = time.perf_counter()
         row: dict[str, Any] = {"kind": "eval", "epoch": epoch, "step": state.step}
         row |= rows.of_epoch()
@@ -252,6 +270,7 @@ def fit(
             if not math.isfinite(row["val_loss"]):
                 raise output.not_finite(f"epoch {epoch}: val_loss")
             row |= {f"distance_from_init/{name}": v for name, v in distance.measure().items()}
+            eval_s = time.perf_counter() - begun
         now = time.perf_counter()
         row |= {"perf/elapsed_s": now - started, "perf/eval_s": now - begun}
         output.write(row)
@@ -291,6 +310,9 @@ def fit(
             now = time.perf_counter()
             rate = {"perf/windows_per_s": seen_windows / (now - shown_at)}
             output.write({"kind": "step"} | at | rows.of_step() | _rates(optimizer) | rate)
+            logged_rows += 1
+            if logged_rows == 2:  # the first interval has the first step's preparations in it
+                say_time_left(train.batch_size * (now - shown_at) / seen_windows)
             seen_windows, shown_at = 0, now
         is_last_of_epoch = state.step % setup.steps_per_epoch == 0
         if is_last_of_epoch:
