@@ -35,7 +35,7 @@ def announce(
     if (patience := config.train.early_stopping_epochs) is not None:
         settled = setup.optimizer.settled_step / setup.steps_per_epoch
         log.info(
-            "stopping   after %s epochs without a better %s, from epoch %g on",
+            "stopping   train.early_stopping_epochs=%s without a better %s, from epoch %g on",
             patience,
             config.objective,
             settled + patience,
