@@ -232,7 +232,17 @@ def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | No
             "train.device=cuda, but torch sees no GPU: use train.device=cpu, or fix the driver"
             " (python -c 'import torch; print(torch.version.cuda)')."
         )
-    device = torch.device("cuda" if has_gpu and config.train.device != "cpu" else "cpu")
+    if config.train.device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(
+            "train.device=mps, but torch sees no Apple GPU (a Mac with Apple silicon has one):"
+            " use train.device=auto, cpu or cuda."
+        )
+    if config.train.device == "mps" and distributed.world_size() > 1:
+        raise ConfigError("train.device=mps trains in one process: leave torchrun out.")
+    if config.train.device in ("cpu", "mps"):  # auto never chooses mps
+        device = torch.device(config.train.device)
+    else:
+        device = torch.device("cuda" if has_gpu else "cpu")
     if device.type == "cuda" and distributed.world_size() > 1:
         if distributed.local_world_size() > torch.cuda.device_count():
             raise ConfigError(

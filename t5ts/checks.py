@@ -240,6 +240,8 @@ def _pair_problems(config: Config) -> Iterator[str]:
             yield f"{key}={epochs} is longer than the run (train.epochs={train.epochs})."
     if train.precision == "fp16" and train.device == "cpu":
         yield "train.precision=fp16 needs a GPU, not train.device=cpu: use fp32 (or bf16)."
+    if train.precision in ("bf16", "fp16") and train.device == "mps":
+        yield f"train.precision={train.precision} with train.device=mps: use fp32 (or auto)."
     parts, batch_size = train.grad_accumulation, train.batch_size
     if parts > batch_size:
         yield f"train.grad_accumulation={parts} is above train.batch_size={batch_size}."

@@ -49,6 +49,7 @@ MEASURED_BESIDES: dict[str, Any] = {
     "ood": None,
     "train.shuffled_test": False,
     "train.tf32": True,  # moves no number on a CPU
+    "train.early_stopping_epochs": None,
     "head": "flatten",
     "init.path": None,
     "init.checkpoint": None,
@@ -336,10 +337,12 @@ class TrainConfig:
     grad_accumulation: int = number(1, "[1, 1e6]")
     precision: str = choice("auto", "auto", "fp32", "bf16", "fp16")
     tf32: bool = True  # on a GPU: float32 matrix products on tensor cores, inputs rounded to TF32
-    device: str = choice("auto", "auto", "cpu", "cuda")
+    device: str = choice("auto", "auto", "cpu", "cuda", "mps")
     compile: bool = False
     threads: int | None = number(None, "[1, 1024]")  # of each process
     eval_every_epochs: int = number(1, "[1, 1e5]")
+    #: Ends a run whose objective got no better in so many epochs; null = off.
+    early_stopping_epochs: int | None = number(None, "[1, 1e5]")
     shuffled_test: bool = False  # test also with each context's steps in a random order
     log_every: int = number(10, "[1, 1e12]")
     probe_every: int = number(100, "[1, 1e12]")

@@ -32,6 +32,14 @@ def announce(
     if setup.ood is not None:
         _log_ood(setup, setup.ood)
     log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
+    if (patience := config.train.early_stopping_epochs) is not None:
+        settled = setup.optimizer.settled_step / setup.steps_per_epoch
+        log.info(
+            "stopping   train.early_stopping_epochs=%s without a better %s, from epoch %g on",
+            patience,
+            config.objective,
+            settled + patience,
+        )
     for note in setup.task.notes(setup.data.series.season):
         log.info("task       %s", note)
     if setup.report is None:
@@ -56,6 +64,7 @@ def announce(
         f", {processes} processes share each batch" if processes > 1 else "",
         precision[setup.autocast],
     )
+    log.info("memory     %s", memory_needed(setup))
     log.info("plan       component     from epoch   peak lr     parameters")
     for entry in plan:
         start = entry["start_epoch"]
@@ -73,6 +82,19 @@ def announce(
             " earlier, lower freeze.epochs_per_stage, or train longer",
             ", ".join(never),
         )
+
+
+def memory_needed(setup: Setup) -> str:
+    """What parameters, gradients and optimizer will take, once all that ever trains does."""
+    parameters, plan = setup.optimizer.parameters, setup.optimizer.plan
+    sizes = {name: (p.numel(), p.nbytes) for name, p in parameters.items()}
+    trained = [name for name in sizes if plan[name].start_epoch is not None]
+    count, size = (sum(sizes[name][i] for name in trained) for i in (0, 1))
+    everything = sum(nbytes for _, nbytes in sizes.values())
+    return (
+        f"parameters {everything / 1e6:.1f} MB; {count:,} are trained, whose gradients take"
+        f" {size / 1e6:.1f} MB and optimizer state {2 * size / 1e6:.1f} MB; activations come on top"
+    )
 
 
 def _log_data(word: str, of: Dataset) -> None:
@@ -146,6 +168,8 @@ def report(result: Result, run_dir: Path) -> None:
         f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
         f" {result.seconds:.0f} s; peak memory {'–' if math.isnan(peak) else f'{peak:.0f} MiB'}"
     )
+    if result.stopped_epoch is not None:
+        lines.append(f"early stopping ended the run at epoch {result.stopped_epoch}")
     if result.reused_epochs:
         lines.append(
             f"{result.reused_epochs} epochs were taken from another run (reuse in provenance.json)"
@@ -168,5 +192,5 @@ def report(result: Result, run_dir: Path) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or cpu."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    """The GPU's name, cpu or mps."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -355,6 +355,7 @@ def _result(
 ) -> Result:
     """What training and validation came to."""
     initial = read_metrics(run_dir, "eval")[0]
+    epoch = state.step // setup.steps_per_epoch
     return Result(
         identity=identity(config),
         arm=config.arm,
@@ -363,6 +364,7 @@ def _result(
         objective_name=config.objective,
         objective=state.best_metrics[config.objective],
         best_epoch=state.best_epoch,
+        stopped_epoch=epoch if epoch < setup.epochs else None,
         metrics=dict(state.best_metrics),
         initial={key: value for key, value in initial.items() if key.startswith("val_")},
         baselines=baselines,
@@ -486,7 +488,7 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
     mean, std = float(setup.data.splits.mean_C[0]), float(setup.data.splits.std_C[0])
 
     def in_data_units(values_BCX: torch.Tensor, i: int) -> list[float]:
-        return (values_BCX[i, 0].double().cpu() * std + mean).tolist()
+        return (values_BCX[i, 0].cpu().double() * std + mean).tolist()
 
     patch = setup.model.patch
     seq_len = batch.inputs_BCL.shape[-1]

@@ -30,7 +30,9 @@ class RegressionSums:
     """Running sums of predictions against truth for C channels."""
 
     def __init__(self, num_channels: int, *, device: torch.device | str = "cpu") -> None:
-        # float64 also on a GPU: this is one small product per batch.
+        # float64 also on a GPU: this is one small product per batch. MPS has no float64.
+        device = torch.device(device)
+        device = self._device = torch.device("cpu") if device.type == "mps" else device
         self._gram_CVV = torch.zeros(num_channels, 6, 6, dtype=torch.float64, device=device)
         self._empty_C = torch.zeros(num_channels, dtype=torch.float64, device=device)
         infinity = torch.full((num_channels, 4), math.inf, dtype=torch.float64, device=device)
@@ -44,11 +46,11 @@ class RegressionSums:
             target_BCH: Same shape; NaN where nothing is scored.
             last_BCH: Same shape: the last value seen before each step; no NaN.
         """
-        with one_thread(target_BCH.device):
-            scored_BCH = ~target_BCH.isnan()
+        with one_thread(self._device):
+            scored_BCH = ~target_BCH.to(self._device).isnan()
             scored_CN = _per_channel(scored_BCH)
             p, y, last = (
-                torch.where(scored_CN, _per_channel(x).double(), 0.0)
+                torch.where(scored_CN, _per_channel(x).to(self._device).double(), 0.0)
                 for x in (prediction_BCH, target_BCH, last_BCH)
             )
             terms_CVN = torch.stack([scored_CN, (p - y).abs(), p, y, p - last, y - last], dim=1)

@@ -111,6 +111,12 @@ class PlannedOptimizer:
             )
 
     @property
+    def settled_step(self) -> int:
+        """The step from which all that ever trains does, its own warm-up included."""
+        last = max(start or 0 for start in self._start.values())
+        return last + self.rewarmup_steps if last else 0
+
+    @property
     def inner(self) -> torch.optim.Optimizer:
         """The torch optimizer (for a GradScaler)."""
         assert self.torch_optimizer is not None

@@ -103,7 +103,7 @@ class DistanceFromInit:
 def _relative(names: Iterable[str], moved: Tensor, sizes: Tensor) -> dict[str, float]:
     """By component √(Σ moved²) / √(Σ sizes²), given each tensor's norms."""
     sums: dict[str, list[float]] = {}
-    squares = (norms.double().square().tolist() for norms in (moved, sizes))
+    squares = (norms.cpu().double().square().tolist() for norms in (moved, sizes))
     for name, m, s in zip(names, *squares, strict=True):
         total = sums.setdefault(component_of(name), [0.0, 0.0])
         total[0] += m

@@ -88,8 +88,13 @@ class Reuse:
             log.info("reuse      off: this run has several processes")
             return
         self._store = _open_store(config)
+        epochs = setup.epochs
+        if (patience := config.train.early_stopping_epochs) is not None:
+            # A run that never unfreezes may end there: it must not start beyond its own end.
+            settled = -(-setup.optimizer.settled_step // setup.steps_per_epoch)
+            epochs = min(epochs, settled + patience - 1)
         self._frozen_epochs = frozen_epochs(
-            setup.optimizer, steps_per_epoch=setup.steps_per_epoch, epochs=setup.epochs
+            setup.optimizer, steps_per_epoch=setup.steps_per_epoch, epochs=epochs
         )
         common = _common_material(config, setup)
         # Before the first step nothing of the plan has acted: epoch 0 is shared by every plan.

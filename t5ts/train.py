@@ -25,6 +25,9 @@ from t5ts.progress import ProgressBar
 from t5ts.tasks import Batch
 from t5ts.tracking import MetricsFile, Tracker
 
+#: A run that has longer to go than this says so, once its speed is known.
+LONG_S = 60.0
+
 
 @dataclass
 class FitState:
@@ -64,8 +67,8 @@ class Output:
         checkpoints: Folder of last.safetensors and best.safetensors.
         epochs: Of the whole run, to be shown.
         record: Identity, inputs and code of the run (`t5ts.provenance`), for checkpoints to hold.
-        after_epoch: Called with each epoch's row once it and the checkpoint are written; what it
-            raises ends the run (a sweep prunes so).
+        after_epoch: Called with each epoch's row, and whether it is the last (`ends_run`), once it
+            and the checkpoint are written; what it raises ends the run (a sweep prunes so).
     """
 
     metrics: MetricsFile
@@ -232,7 +235,7 @@ def fit(
     total_steps = setup.epochs * setup.steps_per_epoch
     last_saved = shown_at = time.perf_counter()
     started = last_saved - state.train_s
-    seen_windows, order_epoch = 0, -1
+    seen_windows, order_epoch, logged_rows, eval_s = 0, -1, 0, 0.0
 
     def save_last() -> None:
         nonlocal last_saved
@@ -241,28 +244,48 @@ def fit(
         _save(setup, output, scaler, state)
         last_saved = time.perf_counter()
 
+    def say_time_left(step_s: float) -> None:
+        left = total_steps - state.step
+        evals = left // setup.steps_per_epoch // train.eval_every_epochs + 1
+        seconds = left * step_s + evals * eval_s
+        if seconds < LONG_S:
+            return
+        span = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        peak = peak_memory(setup.device) / 1e6
+        memory = "" if math.isnan(peak) else f"; peak memory so far {peak:.0f} MB"
+        output.progress.say(
+            f"time       {step_s:.3g} s a step, {eval_s:.3g} s an evaluation: at this speed"
+            f" {span} to go{memory}"
+        )
+
     def end_epoch(epoch: int) -> None:
+        nonlocal eval_s
         begun = time.perf_counter()
         row: dict[str, Any] = {"kind": "eval", "epoch": epoch, "step": state.step}
         row |= rows.of_epoch()
-        is_due = epoch % train.eval_every_epochs == 0 or epoch == setup.epochs
+        is_due = _is_evaluated(epoch, setup, config)
         if is_due:
-            row |= validate()
+            # Process 0's numbers, so that all select and stop alike.
+            row |= distributed.gather_objects(validate())[0]
             if not math.isfinite(row["val_loss"]):
                 raise output.not_finite(f"epoch {epoch}: val_loss")
             row |= {f"distance_from_init/{name}": v for name, v in distance.measure().items()}
+            eval_s = time.perf_counter() - begun
         now = time.perf_counter()
         row |= {"perf/elapsed_s": now - started, "perf/eval_s": now - begun}
         output.write(row)
         if is_due and _is_better(row[config.objective], state, config.objective):
             _keep_best(row, setup.model, output, state, identity(config))
         save_last()
-        distributed.on_main(lambda: output.after_epoch(row))
+        distributed.on_main(lambda: output.after_epoch(row | {"ends_run": is_over()}))
+
+    def is_over() -> bool:
+        return state.step >= total_steps or stops_early(state, setup, config)
 
     if state.step == 0 and state.best_epoch < 0:
         end_epoch(0)  # before the first step: the early advantage is one of the questions
 
-    while state.step < total_steps:
+    while not is_over():
         epoch, batch_number = divmod(state.step, setup.steps_per_epoch)
         is_new_epoch, order_epoch = epoch != order_epoch, epoch
         if is_new_epoch:
@@ -287,6 +310,9 @@ def fit(
             now = time.perf_counter()
             rate = {"perf/windows_per_s": seen_windows / (now - shown_at)}
             output.write({"kind": "step"} | at | rows.of_step() | _rates(optimizer) | rate)
+            logged_rows += 1
+            if logged_rows == 2:  # the first interval has the first step's preparations in it
+                say_time_left(train.batch_size * (now - shown_at) / seen_windows)
             seen_windows, shown_at = 0, now
         is_last_of_epoch = state.step % setup.steps_per_epoch == 0
         if is_last_of_epoch:
@@ -299,9 +325,32 @@ def fit(
         if not is_last_of_epoch and (stops or is_old):
             rows.read_back()
             save_last()
-        if stops and state.step < total_steps:
+        if stops and not is_over():
             raise Interrupted(f"stopped after step {state.step}, checkpoint written")
+    if state.step < total_steps:
+        epoch = state.step // setup.steps_per_epoch
+        since = f"no better {config.objective} than at epoch {state.best_epoch}"
+        output.progress.say(f"early stopping at epoch {epoch} of {setup.epochs}: {since}")
     return state
+
+
+def stops_early(state: FitState, setup: Setup, config: Config) -> bool:
+    """Whether early stopping ends the run at this step.
+
+    A function of what a checkpoint holds, so that a resumed run decides alike. The patience counts
+    from the best epoch, but not before all that ever trains does: an arm that unfreezes late is
+    given as long after it as any other has from its start.
+    """
+    patience = config.train.early_stopping_epochs
+    epoch, rest = divmod(state.step, setup.steps_per_epoch)
+    if patience is None or rest or not _is_evaluated(epoch, setup, config):
+        return False
+    since = max(state.best_epoch * setup.steps_per_epoch, setup.optimizer.settled_step)
+    return state.step - since >= patience * setup.steps_per_epoch
+
+
+def _is_evaluated(epoch: int, setup: Setup, config: Config) -> bool:
+    return epoch % config.train.eval_every_epochs == 0 or epoch == setup.epochs
 
 
 def train_step(
@@ -440,6 +489,8 @@ def _generator_states(device: torch.device) -> dict[str, Tensor]:
     own = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        own["mps"] = torch.mps.get_rng_state()
     return {
         _generator_name(kind, rank): state
         for rank, states in enumerate(distributed.gather_objects(own))
@@ -494,9 +545,12 @@ def _restore(path: Path, setup: Setup, scaler: torch.amp.GradScaler, own: str) -
     )
     scaler.load_state_dict(saved["scaler"])
     # Written by fewer processes, it has no generator of this one, which keeps its seed.
-    cpu, cuda = (tensors.get(_generator_name(k, distributed.rank())) for k in ("cpu", "cuda"))
+    kinds = ("cpu", "cuda", "mps")
+    cpu, cuda, mps = (tensors.get(_generator_name(kind, distributed.rank())) for kind in kinds)
     if cpu is not None:
         torch.set_rng_state(cpu)
     if cuda is not None and setup.device.type == "cuda":
         torch.cuda.set_rng_state(cuda, setup.device)
+    if mps is not None and setup.device.type == "mps":
+        torch.mps.set_rng_state(mps)
     return state

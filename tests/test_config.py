@@ -112,6 +112,7 @@ IMPOSSIBLE = [
     ("freeze=all freeze.unfreeze_epoch=2", "freeze=all freeze=staged"),
     ("freeze=staged freeze.unfreeze_epoch=null", "freeze=staged freeze=all"),
     ("train.precision=fp16 train.device=cpu", "train.precision=fp16 train.device"),
+    ("train.precision=bf16 train.device=mps", "train.precision=bf16 train.device=mps"),
     ("patch=plain patch.scale=mul_sqrt_d", "patch.scale patch.norm"),
     ("patch=plain patch.scale=native", "patch.scale=native patch.norm"),
     ("init=run", "init=run init.path=RUN_DIR"),
@@ -175,6 +176,7 @@ def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(com
         del values["train"][key]
     del values["train"]["reuse_dir"], values["train"]["reuse_max_gb"]
     del values["train"]["shuffled_test"], values["train"]["tf32"]
+    del values["train"]["early_stopping_epochs"]
     del values["init"]["path"], values["init"]["checkpoint"]
     del values["patch"]["init"], values["patch"]["path"]
     text = json.dumps(values, sort_keys=True)

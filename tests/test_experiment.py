@@ -365,7 +365,7 @@ def test_objectives_that_grow_are_maximised(small: Compose, run_dir: Path) -> No
 def test_fp16_and_cuda_without_a_gpu_are_refused(tiny: Compose, run_dir: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    for override in ("train.precision=fp16", "train.device=cuda"):
+    for override in ("train.precision=fp16", "train.device=cuda", "train.device=mps"):
         with pytest.raises(ConfigError, match=override):
             run(tiny(override), run_dir=run_dir)
 

@@ -134,6 +134,13 @@ def test_nothing_to_score_is_nan_and_no_error() -> None:
     assert math.isnan(got["skill"])
 
 
+def test_mps_has_no_float64_and_sums_on_the_cpu() -> None:
+    prediction, truth, last = gappy_sample()
+    sums = RegressionSums(truth.shape[1], device="mps")
+    sums.update(prediction, truth, last)
+    assert sums.compute() == computed(prediction, truth, last)
+
+
 def test_small_errors_are_exact() -> None:
     """e² as a difference of p², py and y² would be off by 1e-4 here."""
     _, truth, last = sample()

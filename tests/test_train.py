@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from t5ts import experiment, train
 from t5ts.build import _set_tf32, build, device_and_precision, precision_name
 from t5ts.config import Config, identity
+from t5ts.console import memory_needed
 from t5ts.errors import Interrupted
 from t5ts.probes import GradientNorms
 from t5ts.tasks import Batch, Forecast
@@ -117,6 +118,30 @@ def test_a_step_in_fp16_waits_for_no_number(optim: str, reads: int, tiny: Compos
     assert asked.count == reads
     assert not ratios
     assert len(row_R) == len(norms.components) + 3
+
+
+def test_a_long_run_says_once_how_long(
+    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nothing else changes; a short one does not."""
+    caplog.set_level("INFO", logger="t5ts")
+    said = []
+    for name, long_s in (("short", train.LONG_S), ("long", 0.0)):
+        monkeypatch.setattr(train, "LONG_S", long_s)
+        run(tiny(), run_dir=tmp_path / name)
+        said.append(caplog.text.count("s a step"))
+    assert said == [0, 1]
+    assert rows(tmp_path / "short") == rows(tmp_path / "long")
+
+
+def test_the_memory_of_what_is_ever_trained_is_known_before(tiny: Compose) -> None:
+    """In float32: gradients of 4 bytes, and two moments, of the parameters that the plan starts."""
+    setup = build(tiny("freeze=all"))
+    trained = sum(p.numel() for n, p in setup.optimizer.parameters.items() if "encoder" not in n)
+    line = memory_needed(setup)
+    assert f"{trained:,} are trained" in line
+    assert f"{4 * trained / 1e6:.1f} MB and optimizer state {8 * trained / 1e6:.1f} MB" in line
+    assert f"{trained:,}" not in memory_needed(build(tiny("freeze=staged")))
 
 
 @pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, None)])

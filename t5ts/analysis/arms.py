@@ -209,9 +209,9 @@ class Arm:
 
     @property
     def share_trained(self) -> float:
-        """Epochs that its trials came to, of those asked for: pruning and failures lower it."""
+        """Epochs that its trials came to, of those due: pruning and failures lower it."""
         runs = [run for point in self.points or self.final for run in point.runs]
-        return sum(run.epochs for run in runs) / sum(int(r.config["train.epochs"]) for r in runs)
+        return sum(run.epochs for run in runs) / sum(run.epochs_due for run in runs)
 
     @property
     def _searched_before(self) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ class Result:
         peak_memory_bytes: During this run: of the GPU's allocator, or resident in the process on a
             CPU. NaN where the system does not tell (a CPU elsewhere than on Linux).
         reused_epochs: Epochs that this run took from another one instead of training them.
+        stopped_epoch: At which early stopping ended the run; None if it trained all its epochs.
         files: CRC-32 of the run's other files (those without a checksum of their own), by name.
     """
 
@@ -53,6 +54,7 @@ class Result:
     skipped_steps: int
     debug: str
     reused_epochs: int = 0
+    stopped_epoch: int | None = None
     files: dict[str, str] = field(default_factory=dict)
 
 

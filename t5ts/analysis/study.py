@@ -106,6 +106,13 @@ class Run:
         return f"{c['backbone.name']}-{c['init.name']}-{c['freeze.name']}"
 
     @property
+    def epochs_due(self) -> int:
+        """Epochs of the whole run: those asked for, or up to where early stopping ended it."""
+        if self.result is None or self.result.stopped_epoch is None:
+            return int(self.config["train.epochs"])
+        return self.result.stopped_epoch
+
+    @property
     def epochs(self) -> int:
         """Epochs evaluated so far."""
         return int(self.evals["epoch"][-1]) if len(self.evals.get("epoch", ())) else 0

@@ -360,9 +360,11 @@ def _short(value: str) -> str:
 
 def _selection(pair: Pair) -> Evidence:
     """The reported epoch is the one that validation selects, after all epochs asked for."""
-    wrong = []
+    wrong, stopped = [], []
     for run in pair.all_runs:
         assert run.result is not None
+        if run.result.stopped_epoch is not None:
+            stopped.append(f"{run.arm} seed {run.seed} at epoch {run.result.stopped_epoch}")
         epochs, values = run.curve(str(run.config["objective"]))
         if len(values) == 0:
             wrong.append(f"{run.path.name} has no curve")
@@ -370,11 +372,15 @@ def _selection(pair: Pair) -> Evidence:
         best = values.max() if pair.treatment.maximize else values.min()
         if run.result.best_epoch not in epochs[values == best]:
             wrong.append(f"{run.path.name} reports epoch {run.result.best_epoch}, not the best")
-        elif epochs[-1] != run.config["train.epochs"]:
+        elif epochs[-1] != run.epochs_due:
             wrong.append(f"{run.path.name} ends at epoch {epochs[-1]:g}")
     if wrong:
         return BROKEN, "; ".join(wrong[:5])
-    return OK, f"in all {2 * len(pair.seeds)} paired runs"
+    detail = f"in all {2 * len(pair.seeds)} paired runs"
+    if stopped:
+        detail += f"; early stopping ended {', '.join(stopped[:10])}"
+        detail += f" and {len(stopped) - 10} more" if len(stopped) > 10 else ""
+    return OK, detail
 
 
 def _seeds(pair: Pair) -> Evidence:

@@ -257,7 +257,7 @@ class TrainedForecaster:
 
     def in_data_units(self, x_BCH: Tensor) -> np.ndarray:
         """(B, C, H) float64 in data units, of train-standardised values."""
-        values = x_BCH.double().cpu().numpy()
+        values = x_BCH.cpu().double().numpy()
         return values * self.std_C[:, None] + self.mean_C[:, None]
 
 

@@ -142,6 +142,8 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
 
 
 def _rms(x: Tensor) -> Tensor:
+    if x.device.type == "mps":  # has no float64
+        x = x.cpu()
     return x.double().square().mean().sqrt()
 
 

@@ -146,7 +146,8 @@ class TrialTask:
         self._report()
         unfreeze_epoch = self.config.freeze.unfreeze_epoch or 0.0  # never counts as from the start
         is_in_grace = epoch < unfreeze_epoch + self.settings.grace_epochs
-        if epoch < self.config.train.epochs and not is_in_grace and trial.should_prune():
+        is_last = epoch == self.config.train.epochs or row.get("ends_run")
+        if not is_last and not is_in_grace and trial.should_prune():
             raise Pruned(f"at epoch {epoch} with {objective} {row[objective]:.4g}")
 
     def _report(self) -> None:

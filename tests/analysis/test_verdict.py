@@ -316,6 +316,28 @@ def other_rate(root: Path) -> None:
         path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.003"))
 
 
+def other_patience(root: Path) -> None:
+    for path in root.glob("t5-*/config.yaml"):
+        epochs = "  epochs: 10\n"
+        text = path.read_text()
+        assert epochs in text
+        path.write_text(text.replace(epochs, f"{epochs}  early_stopping_epochs: 2\n"))
+
+
+def test_runs_that_early_stopping_ended_are_whole(tmp_path: Path) -> None:
+    """A run that ends before its last epoch without it is not."""
+    write(tmp_path, {"t5-none": -0.06, "random-none": 0}, epochs=8)
+    for path in tmp_path.glob("*/config.yaml"):
+        path.write_text(path.read_text().replace("  epochs: 8\n", "  epochs: 10\n"))
+    assert found(tmp_path).kind == WITHHELD
+    edit(tmp_path, "*", "result.json", lambda result: result.update(stopped_epoch=8))
+    study = found(tmp_path)
+    assert not main(study).broken
+    (selection,) = (c for c in main(study).checks if c.name == BY_VALIDATION)
+    assert "epoch 8" in selection.detail
+    assert main(study).pair.treatment.share_trained == 1
+
+
 def more_trials(root: Path) -> None:
     write(root, {"t5-none": 0}, seeds=[0], optim__lr=3e-3)
 
@@ -349,6 +371,7 @@ ZEROS = "0" * 64
     ("freeze", "breaks", "invariant", "evidence"),
     [
         ("none", other_rate, "only the weights differ", "optim.lr: 0.003 against 0.001"),
+        ("none", other_patience, "only the weights differ", "early_stopping_epochs: 2 against"),
         ("none", more_trials, "equal tuning budget", "2"),
         ("none", about("random-none-2", lambda p: p["initial_sha256"].update(head=ZEROS)), START,
          "head at seed 2"),

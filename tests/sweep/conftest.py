@@ -96,12 +96,13 @@ class Training:
         loss = self.loss(config)
         write_json(run_dir / "provenance.json", {"reuse": None})
         with (run_dir / "metrics.jsonl").open("w") as file:
-            for epoch in range(config.train.epochs + 1):
+            last = config.train.early_stopping_epochs or config.train.epochs
+            for epoch in range(last + 1):
                 row = {"kind": "eval", "epoch": epoch, "val_loss": config.optim.lr}
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 if after_epoch is not None:
-                    after_epoch(row)
+                    after_epoch(row | {"ends_run": epoch == last})
         result = Result(
             identity="", arm="", data="", seed=0, objective_name="val_loss", objective=loss,
             best_epoch=1, metrics={"val_loss": loss}, initial={}, baselines={}, baseline_season=1,

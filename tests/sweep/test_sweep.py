@@ -83,28 +83,25 @@ def test_another_space_is_refused_by_name_or_recorded(sweep: Sweep, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("freeze", "pruned_at"),
+    ("freeze", "state", "last"),
     [
-        (["freeze=none"], 1),
-        (["freeze=staged", "freeze.unfreeze_epoch=1"], 2),
-        (["freeze=staged", "freeze.unfreeze_epoch=2"], None),  # epoch 3 is the last: it is done
-        (["freeze=all"], 1),
+        (["freeze=none"], "pruned", 1),
+        (["freeze=staged", "freeze.unfreeze_epoch=1"], "pruned", 2),
+        (["freeze=staged", "freeze.unfreeze_epoch=2"], "complete", 3),  # its last epoch: it is done
+        (["freeze=all"], "pruned", 1),
+        (["freeze=all", "train.early_stopping_epochs=1"], "complete", 1),
     ],
-    ids=["none", "staged-1", "staged-2", "all"],
+    ids=["none", "staged-1", "staged-2", "all", "stopped early"],
 )
 @pytest.mark.usefixtures("training")
 def test_no_trial_is_pruned_before_its_grace_is_over(
-    sweep: Sweep, tmp_path: Path, freeze: list[str], pruned_at: int | None
+    sweep: Sweep, tmp_path: Path, freeze: list[str], state: str, last: int
 ) -> None:
     arguments = ["init=random", *freeze, LR, *MERCILESS, "hydra.sweeper.n_trials=1"]
     assert sweep("s", *arguments)[0] == 0
     (folder,) = run_dirs(tmp_path / "s").values()
     trial = read(folder / "trial.json")
-    last = rows(folder)[-1]["epoch"]
-    if pruned_at is None:
-        assert (trial["state"], last) == ("complete", 3)
-    else:
-        assert (trial["state"], last) == ("pruned", pruned_at)
+    assert (trial["state"], rows(folder)[-1]["epoch"]) == (state, last)
     assert not (folder / "checkpoint" / "last.safetensors").exists()
 
 

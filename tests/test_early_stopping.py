@@ -1,0 +1,137 @@
+"""Early stopping: when, equal over arms, and the same however often the run is killed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, TINY_T5
+from runs import read, rows
+from test_experiment import Killed, die_after
+from test_reuse import assert_same_run
+
+from t5ts import experiment
+from t5ts.config import Config, identity
+from t5ts.errors import Interrupted
+
+Compose = Callable[..., Config]
+run = partial(experiment.run, pictures=False)
+#: A rate at which validation gets worse at once; at 0.3 it does later.
+FAST = [*SMALL, *TINY_T5, "train.epochs=10", "optim.lr=1", "optim.encoder_lr_scale=1"]
+FAST.append("optim.schedule=constant")
+#: The second of the two stages starts at epoch 2.5.
+LATE = "freeze=staged freeze.unfreeze_epoch=1.5 freeze.blocks_per_stage=1"
+PATIENCE = 2
+
+
+@pytest.fixture
+def fast(composed: Compose) -> Compose:
+    return lambda words, *more: composed(*FAST, *words.split(), *more)
+
+
+def stopping(config: Config, patience: int | None = PATIENCE) -> Config:
+    return replace(config, train=replace(config.train, early_stopping_epochs=patience))
+
+
+@pytest.mark.parametrize(
+    ("words", "settled"),
+    [
+        ("freeze=none", 0),
+        ("freeze=none optim.lr=0.3", 0),
+        ("freeze=none objective=val_corr", 0),
+        ("freeze=none train.eval_every_epochs=3", 0),
+        ("freeze=all", 0),
+        (LATE, 2.5),
+        (f"{LATE} freeze.rewarmup_epochs=1", 3.5),
+        (f"{LATE} freeze.order=all_at_once", 1.5),
+        (f"{LATE} freeze.epochs_per_stage=9", 1.5),  # its second stage never starts
+    ],
+)
+def test_a_stopped_run_is_the_beginning_of_the_whole_one(
+    words: str, settled: float, fast: Compose, tmp_path: Path
+) -> None:
+    """The oracle: where the whole run's objective was first no better for so many epochs."""
+    config = fast(words)
+    run(config, run_dir=tmp_path / "whole")
+    whole = rows(tmp_path / "whole")
+    sign = 1 if config.objective == "val_corr" else -1
+    best, best_epoch, end = -float("inf"), 0, config.train.epochs
+    for row in whole:
+        if config.objective in row:
+            if sign * row[config.objective] > best:
+                best, best_epoch = sign * row[config.objective], row["epoch"]
+            if row["epoch"] - max(best_epoch, settled) >= PATIENCE:
+                end = row["epoch"]
+                break
+    assert end < config.train.epochs  # else nothing is tested
+    result = run(stopping(config), run_dir=tmp_path / "stopped")
+    assert rows(tmp_path / "stopped") == [row for row in whole if row["epoch"] <= end]
+    assert (result.stopped_epoch, result.best_epoch) == (end, best_epoch)
+    assert result.objective == sign * best
+    assert read(tmp_path / "stopped" / "result.json")["stopped_epoch"] == end
+
+
+def test_a_run_that_goes_on_improving_is_not_stopped(small: Compose, tmp_path: Path) -> None:
+    config = small("backbone=linear")
+    whole = run(config, run_dir=tmp_path / "whole")
+    patient = run(stopping(config), run_dir=tmp_path / "patient")
+    assert whole.stopped_epoch is patient.stopped_epoch is None
+    assert rows(tmp_path / "whole") == rows(tmp_path / "patient")
+
+
+def test_it_is_part_of_the_identity_when_set(fast: Compose) -> None:
+    config = fast("freeze=none")
+    assert len({identity(stopping(config, patience)) for patience in (None, 1, 2)}) == 3
+
+
+@pytest.mark.parametrize("place", ["before", "at", "told", "tested"])
+@pytest.mark.parametrize("politely", [True, False])
+def test_kills_around_the_stop_change_nothing(
+    place: str, politely: bool, fast: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step before the stop, at it, as its row is told, and after it; nothing trains on."""
+    config = stopping(fast(LATE, "optim.lr=0.3"))
+    whole = run(config, run_dir=tmp_path / "whole")
+    per_epoch = read(tmp_path / "whole" / "provenance.json")["steps_per_epoch"]
+    assert whole.stopped_epoch is not None
+    last = whole.stopped_epoch * per_epoch
+    seen: list[Mapping[str, Any]] = []
+
+    def after_epoch(row: Mapping[str, Any]) -> None:
+        seen.append(row)
+        if place == "told" and row["epoch"] == whole.stopped_epoch:
+            raise Interrupted if politely else Killed
+
+    def no_test(*_: Any, **__: Any) -> None:
+        raise Interrupted if politely else Killed
+
+    with monkeypatch.context() as patched:
+        if place in ("before", "at"):
+            die_after(patched, last - (place == "before"), politely=politely)
+        if place == "tested":
+            patched.setattr(experiment.Meter, "test", no_test)
+        if place == "at" and politely:  # a signal at the very end finds nothing to interrupt
+            run(config, run_dir=tmp_path / "parts", after_epoch=after_epoch)
+        else:
+            with pytest.raises((Interrupted, Killed)):
+                run(config, run_dir=tmp_path / "parts", after_epoch=after_epoch)
+    if place != "before":
+        assert [row["ends_run"] for row in seen] == [False] * whole.stopped_epoch + [True]
+        die_after(monkeypatch, 1, politely=False)  # not one step more
+    assert not any("ends_run" in row for row in rows(tmp_path / "parts"))
+    run(config, run_dir=tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_reused_phase_is_not_longer_than_the_run(fast: Compose, tmp_path: Path) -> None:
+    """What never unfreezes may stop within epochs that a run unfreezing later has shared."""
+    store = f"train.reuse_dir={tmp_path / 'store'}"
+    late = stopping(fast("freeze=staged freeze.unfreeze_epoch=7", "optim.lr=0.3", store))
+    frozen = stopping(fast("freeze=all", "optim.lr=0.3", store))
+    run(late, run_dir=tmp_path / "late")
+    warm = run(frozen, run_dir=tmp_path / "warm")
+    assert 0 < warm.reused_epochs < warm.stopped_epoch < 7
+    run(stopping(fast("freeze=all", "optim.lr=0.3")), run_dir=tmp_path / "cold")
+    assert_same_run(tmp_path / "warm", tmp_path / "cold")
