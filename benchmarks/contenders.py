@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +29,8 @@ from t5ts.model.forecaster import Forecaster
 from t5ts.probes import GradientNorms
 from t5ts.progress import ProgressBar
 from t5ts.run import CONF
-from t5ts.task import Forecast
-from t5ts.tracking import MetricsFile, NullTracker, Tracker, WandbTracker
+from t5ts.tasks import Forecast
+from t5ts.tracking import MetricsFile, Tracker, WandbTracker
 
 LOG_EVERY = 10
 #: Long enough that no turn meets the end of an epoch, where evaluation and checkpoints happen.
@@ -268,7 +268,7 @@ def run_quiet(spec: Spec, baton: Baton, folder: Path) -> None:
         baton,
         folder,
         metrics=metrics,
-        tracker=NullTracker(),
+        tracker=Tracker(),
         log_every=NEVER,
         probe_every=NEVER,
     )
@@ -277,8 +277,8 @@ def run_quiet(spec: Spec, baton: Baton, folder: Path) -> None:
 class TotalNorm(GradientNorms):
     """Of the norms, the total alone: what clipping needs in any loop."""
 
-    def __init__(self, component_of: Callable[[str], str], names: Sequence[str]) -> None:
-        super().__init__(component_of, names)
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(names)
         self.components = []
 
     def measure(self, trainable: Mapping[str, nn.Parameter]) -> Tensor:
@@ -302,12 +302,13 @@ def _fit(
     if probe_every is not None:
         train = replace(train, probe_every=probe_every)
     windows, model = make_windows(config, spec), make_model(config, spec)
+    setup = build(config)
+    setup.data.splits.train = windows
     setup = replace(
-        build(config),
+        setup,
         device=torch.device(spec.device),
         autocast=autocast_dtype(spec),
         task=make_task(config),
-        train=windows,
         model=model,
         optimizer=build_optimizer(
             config, model, steps_per_epoch=STEPS_PER_EPOCH, total_steps=STEPS_PER_EPOCH
@@ -322,6 +323,7 @@ def _fit(
         progress=ProgressBar(total_steps=STEPS_PER_EPOCH, enabled=False),
         checkpoints=folder / "checkpoint",
         epochs=1,
+        record={},
         after_epoch=lambda _row: None,
     )
 

@@ -272,10 +272,11 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    checkpoint = encoder = digest(arm.backbone, settings["backbone"]["path"], "checkpoint")
-    if arm.init != "t5":
+    source = settings["init"].get("path") or settings["backbone"]["path"]
+    checkpoint = encoder = digest(arm.backbone, source, "checkpoint")
+    if arm.init not in ("t5", "run"):
         encoder = digest(arm.backbone, arm.init, seed)
-    output = {"t5": 0.6, "random": 1.0, "matched": 0.7, "shuffled": 0.5}[arm.init]
+    output = {"t5": 0.6, "run": 0.6, "random": 1.0, "matched": 0.7, "shuffled": 0.5}[arm.init]
     fraction = settings["data"]["fraction"]
     return {
         "identity": digest(settings)[:10],
@@ -286,7 +287,11 @@ def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]
         "processor": "simulated",
         "device": "cpu",
         "precision": "torch.float32",
-        "data": {"name": settings["data"]["name"], "sha256": digest(settings["data"]["name"])},
+        "data": {
+            "name": settings["data"]["name"],
+            "sha256": digest(settings["data"]["name"]),
+            "step_s": 3600.0,
+        },
         "ood": settings["ood"]
         and {"name": settings["ood"]["name"], "sha256": digest(settings["ood"]["name"])},
         "windows": {"train": round(6000 * fraction), "val": 800, "test": 1700},

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model.packaged import checkpoint_folder
+from t5ts.model.checkpoint_file import checkpoint_folder, read_architecture
 from t5ts.model.tensors import init_law
-from t5ts.model.weights import load_checkpoint, read_architecture
+from t5ts.model.weights import load_checkpoint
 
 NUM_DAMAGED = 300  # byte-damaged copies of each file
 

@@ -34,7 +34,7 @@ WHERE = """
 import json, t5ts
 from t5ts.run import CONF
 from t5ts.data import sources
-from t5ts.model.packaged import checkpoint_folder
+from t5ts.model.checkpoint_file import checkpoint_folder
 places = {"package": t5ts.__file__, "conf": CONF, "data": sources.__file__}
 places["t5"] = checkpoint_folder("packaged:t5_tiny_en") / "model.safetensors"
 print(json.dumps({name: str(place) for name, place in places.items()}))

@@ -1,6 +1,6 @@
 """t5ts: does T5's text pretraining help on my time series, and when should I unfreeze it?
 
-Legend of the tensor suffixes used in `model/`, `data/windows.py`, `task.py`, `train.py` and
+Legend of the tensor suffixes used in `model/`, `data/windows.py`, `tasks.py`, `train.py` and
 `metrics.py` (one letter per axis, in order):
 
     B  batch (windows)            H  horizon (steps to predict)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import math
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,47 +23,46 @@ from t5ts.config import (
     T5Backbone,
 )
 from t5ts.data.series import Series
-from t5ts.data.windows import Windows, WindowSplits, build_windows, mase_denominator
+from t5ts.data.windows import WindowSplits, build_windows, mase_denominator
 from t5ts.donor import best_checkpoint, load_donor, load_patch, norm_rms
 from t5ts.errors import ConfigError, DataError
 from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
-from t5ts.model.encoders import Encoder, NoEncoder, component_of
-from t5ts.model.forecaster import Forecaster, build_forecaster
-from t5ts.model.patching import PatchEmbedding
-from t5ts.model.shared_encoder import SharedEncoder
+from t5ts.model.checkpoint_file import file_sha256, open_checkpoint, read_architecture
+from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, component_of
+from t5ts.model.forecaster import Forecaster
+from t5ts.model.normalize import build_normalize
+from t5ts.model.patching import PatchEmbedding, WholeContext
 from t5ts.model.t5_encoder import T5Encoder
+from t5ts.model.tensors import state_digest
 from t5ts.model.weights import (
     LoadReport,
+    chronos_source,
     encoder_state,
     load_checkpoint,
-    read_architecture,
-    state_digest,
+    load_chronos,
 )
-from t5ts.optim import OptimSettings, PlannedOptimizer
-from t5ts.reconstruct import Reconstruct
+from t5ts.optim import PlannedOptimizer
 from t5ts.schedule import forecaster_plan, start_step, within_run
-from t5ts.task import Forecast, Task
+from t5ts.tasks import Forecast, Reconstruct, Task
 
 #: Windows of a dry run's epoch and evaluation, in batches.
 DRY_RUN_BATCHES = 2
 
 
 @dataclass(kw_only=True, eq=False)
-class Shift:
-    """Another series, which nothing is trained on: the selected checkpoint is tested on it too.
+class Dataset:
+    """A series in windows, and what its metrics need.
 
     Attributes:
-        splits: Its windows, standardised by its own train rows.
-        test: Those that are read, under the name "ood".
-        denominator_C, baseline_season: As in `Setup`, of this series.
+        splits: The windows in use (`debug=overfit` puts one set in all three places).
+        mase_denominator_C: Seasonal-naive MAE of the train rows; None where the task has no MASE.
+        baseline_season: The season that the naive baselines repeat.
     """
 
     series: Series
     splits: WindowSplits
-    test: Windows
-    denominator_C: Tensor | None
+    mase_denominator_C: Tensor | None
     baseline_season: int
 
 
@@ -71,23 +71,18 @@ class Setup:
     """Everything that a run is made of.
 
     Attributes:
-        train, val, test: The windows in use (`debug=overfit` puts one set in all three places).
-        ood: The other series; None where none is asked for.
-        report: Where the encoder's weights came from; None without a T5 encoder.
-        denominator_C: Seasonal-naive MAE of the train rows, for MASE; None where the task has none.
-        baseline_season: The season that the naive baselines repeat.
         autocast: Precision of the forward pass; None for float32.
+        data: Trained, selected and tested on.
+        ood: The selected checkpoint is tested on its test windows too; None where none is chosen.
+        report: Where the encoder's weights came from; None without a T5 encoder.
+        eval_limit: Windows of an evaluation in a dry run; None for all.
     """
 
     device: torch.device
     autocast: torch.dtype | None
     task: Task
-    series: Series
-    splits: WindowSplits
-    train: Windows
-    val: Windows
-    test: Windows
-    ood: Shift | None
+    data: Dataset
+    ood: Dataset | None
     model: Forecaster
     report: LoadReport | None
     optimizer: PlannedOptimizer
@@ -95,116 +90,111 @@ class Setup:
     windows_per_epoch: int
     steps_per_epoch: int
     eval_limit: int | None
-    denominator_C: Tensor | None
-    baseline_season: int
 
 
 def build(config: Config) -> Setup:
     """Load the data and the weights, and build model and optimizer.
 
     Raises:
-        UserError: for data or weights that cannot be had or are not what they should be.
+        UserError: if data or weights are not available, or not what they should be.
     """
     device, autocast = device_and_precision(config)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     _set_tf32(on=config.train.tf32 and device.type == "cuda")
     task = build_task(config)
-    series = load_once(config.data)
-    splits = _windows(
-        series,
-        context_len=task.context_len,
-        target_len=task.target_len,
-        fraction=config.data.fraction,
-        device=device,
-    )
-    train, val, test = _windows_in_use(config, splits)
-    model, report = build_model(config, num_channels=len(series.channels))
+    data = _build_dataset(config.data, task, device)
+    ood = None if config.ood is None else _build_ood(config, task, data.series, device)
+    if config.debug.overfit_windows is not None:
+        train = data.splits.train
+        count = min(config.debug.overfit_windows, len(train))
+        few = [train.first(count, name=name) for name in ("train", "val", "test")]
+        data.splits = replace(data.splits, train=few[0], val=few[1], test=few[2])
+    model, report = build_model(config, num_channels=len(data.series.channels))
     model.to(device)
-    dry = config.debug.fast_dev_run
-    limit = DRY_RUN_BATCHES * config.train.batch_size if dry else config.data.windows_per_epoch
-    windows_per_epoch = min(len(train), limit or len(train))
-    _check_share(min(windows_per_epoch, config.train.batch_size))
-    steps_per_epoch = -(-windows_per_epoch // config.train.batch_size)
-    epochs = 1 if dry else config.train.epochs
+    is_dry = config.debug.fast_dev_run
+    batch_size, num_windows = config.train.batch_size, len(data.splits.train)
+    limit = DRY_RUN_BATCHES * batch_size if is_dry else config.data.windows_per_epoch
+    windows_per_epoch = min(num_windows, limit or num_windows)
+    _check_share(min(windows_per_epoch, batch_size))
+    steps_per_epoch = -(-windows_per_epoch // batch_size)
+    epochs = 1 if is_dry else config.train.epochs
+    optimizer = build_optimizer(
+        config, model, steps_per_epoch=steps_per_epoch, total_steps=epochs * steps_per_epoch
+    )
     return Setup(
         device=device,
         autocast=autocast,
         task=task,
-        series=series,
-        splits=splits,
-        train=train,
-        val=val,
-        test=test,
-        ood=_build_shift(config, task, series, device),
+        data=data,
+        ood=ood,
         model=model,
         report=report,
-        optimizer=build_optimizer(
-            config, model, steps_per_epoch=steps_per_epoch, total_steps=epochs * steps_per_epoch
-        ),
+        optimizer=optimizer,
         epochs=epochs,
         windows_per_epoch=windows_per_epoch,
         steps_per_epoch=steps_per_epoch,
-        eval_limit=config.train.eval_batch_size if dry else None,
-        denominator_C=_denominator(task, series, splits),
+        eval_limit=config.train.eval_batch_size if is_dry else None,
+    )
+
+
+def _build_dataset(config: DataConfig, task: Task, device: torch.device) -> Dataset:
+    series = load_once(config)
+    try:
+        splits = build_windows(
+            series,
+            context_len=task.context_len,
+            target_len=task.target_len,
+            fraction=config.fraction,
+            device=device,
+        )
+    except DataError:
+        _loaded.clear()  # it may have failed halfway through standardising
+        raise
+    denominator_C = None
+    if task.uses_season:
+        rows_TC = splits.train.series_TC[slice(*splits.scaler_rows)]
+        denominator_C = mase_denominator(rows_TC, season=series.season)
+    return Dataset(
+        series=series,
+        splits=splits,
+        mase_denominator_C=denominator_C,
         baseline_season=task.baseline_season(series.season),
     )
 
 
-def _denominator(task: Task, series: Series, splits: WindowSplits) -> Tensor | None:
-    if not task.uses_season:
-        return None
-    rows_TC = splits.train.series_TC[slice(*splits.scaler_rows)]
-    return mase_denominator(rows_TC, season=series.season)
-
-
-def _build_shift(
-    config: Config, task: Task, trained_on: Series, device: torch.device
-) -> Shift | None:
-    """The series of `ood`, laid out like the one that is trained on.
+def _build_ood(config: Config, task: Task, trained_on: Series, device: torch.device) -> Dataset:
+    """The series that is only tested on, laid out like the one that is trained on.
 
     Its own train rows standardise it, as where a model meets a data set that it was not trained on
     (zero-shot): its units are its own, and only what is left of its shape is the shift.
 
     Raises:
-        DataError: if it cannot be had, or is too short.
+        DataError: if it is not available, or too short.
         ConfigError: if it has another number of channels.
     """
-    if config.ood is None:
-        return None
+    assert config.ood is not None
     try:
-        series = load_once(config.ood)
-        theirs, ours = series.channels, trained_on.channels
-        if len(theirs) != len(ours):
-            raise ConfigError(
-                f"ood={config.ood.name} has {len(theirs)} channels ({', '.join(theirs)}), and"
-                f" data={config.data.name} has {len(ours)} ({', '.join(ours)}): one model takes"
-                " both, channel by channel, so take as many of each (channels; also stations of"
-                " nyc_weather, num_channels of synthetic), or another series."
-            )
-        splits = _windows(
-            series, context_len=task.context_len, target_len=task.target_len, device=device
-        )
-        denominator_C = _denominator(task, series, splits)
+        ood = _build_dataset(config.ood, task, device)
     except DataError as error:
         raise DataError(
             f"ood={config.ood.name}: {error} (What is called data.… here is ood.….)"
         ) from error
-    return Shift(
-        series=series,
-        splits=splits,
-        test=splits.test.first(len(splits.test), name="ood"),
-        denominator_C=denominator_C,
-        baseline_season=task.baseline_season(series.season),
-    )
+    channels, trained_channels = ood.series.channels, trained_on.channels
+    if len(channels) != len(trained_channels):
+        raise ConfigError(
+            f"ood={config.ood.name} has {len(channels)} channels ({', '.join(channels)}), and"
+            f" data={config.data.name} has {len(trained_channels)} ({', '.join(trained_channels)}):"
+            " one model reads both, channel by channel, so choose equally many (channels; also"
+            " stations of nyc_weather, num_channels of synthetic), or another series."
+        )
+    test = ood.splits.test
+    ood.splits = replace(ood.splits, test=test.first(len(test), name="ood"))
+    return ood
 
 
 def _check_share(windows_per_step: int) -> None:
-    """Refuse more processes than windows in a batch: some would never train.
-
-    Raises:
-        ConfigError: naming both numbers.
-    """
+    """Refuse more processes than windows in a batch: some would never train."""
     processes = distributed.world_size()
     if processes > windows_per_step:
         raise ConfigError(
@@ -216,13 +206,14 @@ def _check_share(windows_per_step: int) -> None:
 
 def build_task(config: Config) -> Task:
     """The task: the one place where it is chosen."""
-    if isinstance(config.task, ReconstructTask):
+    task = config.task
+    if isinstance(task, ReconstructTask):
         return Reconstruct(
             seq_len=config.seq_len,
-            ratio=config.task.ratio,
-            min_len=config.task.min_len,
-            max_len=config.task.max_len,
-            mask=config.task.mask,
+            ratio=task.ratio,
+            min_len=task.min_len,
+            max_len=task.max_len,
+            mask=task.mask,
             seed=component_seed(config.seed, "mask"),
         )
     assert config.horizon is not None
@@ -233,35 +224,34 @@ def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | No
     """The device, and the autocast type (None: float32 without autocast).
 
     Raises:
-        ConfigError: if a GPU, or a precision that needs one, is asked for and there is none.
+        ConfigError: if the config needs a GPU and there is none.
     """
-    has_gpu = torch.cuda.is_available()
+    has_gpu, precision = torch.cuda.is_available(), config.train.precision
     if config.train.device == "cuda" and not has_gpu:
         raise ConfigError(
-            "train.device=cuda, but torch sees no GPU: use train.device=cpu, or mend the driver"
+            "train.device=cuda, but torch sees no GPU: use train.device=cpu, or fix the driver"
             " (python -c 'import torch; print(torch.version.cuda)')."
         )
     device = torch.device("cuda" if has_gpu and config.train.device != "cpu" else "cpu")
     if device.type == "cuda" and distributed.world_size() > 1:
-        if distributed.local_rank() >= torch.cuda.device_count():
+        if distributed.local_world_size() > torch.cuda.device_count():
             raise ConfigError(
                 f"more processes than GPUs: this machine has {torch.cuda.device_count()}; use"
                 f" torchrun --nproc-per-node={torch.cuda.device_count()}, or train.device=cpu."
             )
         device = torch.device("cuda", distributed.local_rank())
         torch.cuda.set_device(device)
-    if config.train.precision == "fp16" and device.type == "cpu":
+    if precision == "fp16" and device.type == "cpu":
         raise ConfigError(
             "train.precision=fp16, but there is no GPU: fp16 trains on a GPU only;"
             " use train.precision=fp32 (or auto)."
         )
-    chosen = config.train.precision
-    if chosen == "auto":
+    if precision == "auto":
         # T5 was trained in bf16; its feed-forward overflows fp16, so that is never chosen here.
         # Emulated bf16 (T4, V100) is slower than float32.
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen = "bf16" if has_bf16 else "fp32"
-    return device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[chosen]
+        precision = "bf16" if has_bf16 else "fp32"
+    return device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _set_tf32(*, on: bool) -> None:
@@ -297,12 +287,12 @@ def load_once(data: DataConfig) -> Series:
 
     Nothing may write to it but `build_windows`, which standardises it once.
     """
-    text = [asdict(data)[name] for name in ("path", "dir") if hasattr(data, name)]
-    files = [Path(value).expanduser() for value in text if value]
+    values = asdict(data)
+    del values["fraction"], values["windows_per_epoch"]
+    files = [Path(values[key]).expanduser() for key in ("path", "dir") if values.get(key)]
     files += [path for folder in files if folder.is_dir() for path in sorted(folder.iterdir())]
     stats = [path.stat() for path in files if path.exists()]
     stamps = [[stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino] for stat in stats]
-    values = {k: v for k, v in asdict(data).items() if k not in ("fraction", "windows_per_epoch")}
     key = json.dumps([values, str(Path.cwd()), stamps])
     series = _loaded.pop(key, None)
     if series is None:
@@ -313,30 +303,14 @@ def load_once(data: DataConfig) -> Series:
     return series
 
 
-def _windows(series: Series, **how: Any) -> WindowSplits:
-    try:
-        return build_windows(series, **how)
-    except DataError:
-        _loaded.clear()  # it may have failed halfway through standardising
-        raise
-
-
-def _windows_in_use(config: Config, splits: WindowSplits) -> tuple[Windows, Windows, Windows]:
-    count = config.debug.overfit_windows
-    if count is None:
-        return splits.train, splits.val, splits.test
-    few = splits.train.first(min(count, len(splits.train)), name="train")
-    return few, few, few
-
-
 def component_seed(seed: int, component: str) -> int:
-    """A seed of its own for each component, so that none consumes another's randomness."""
+    """A separate seed for each component, so that none consumes another's randomness."""
     digest = hashlib.sha256(f"{seed}/{component}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def component_generator(seed: int, component: str) -> torch.Generator:
-    """A CPU generator of a component's own."""
+    """A CPU generator for one component."""
     return torch.Generator().manual_seed(component_seed(seed, component))
 
 
@@ -344,86 +318,131 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
     """The forecaster of any arm, and where its encoder's weights came from.
 
     All init arms of a backbone go through this one constructor and differ only by the state dict
-    that is loaded into the encoder.
+    that is loaded into the encoder. Patch and head draw from generators of their own, so the same
+    seed gives bit-identical patch and head weights around every encoder of one width.
 
     Raises:
-        WeightsError: if the weights cannot be had or do not verify.
+        WeightsError: if the weights are not available or do not verify.
     """
     task = build_task(config)
     encoder, report = _build_encoder(config)
-    # Without an encoder there are no tokens: one linear map, whatever the patch group says.
-    has_tokens = not isinstance(encoder, NoEncoder)
-    embedding_rms = None if report is None else report.embedding_rms
-    if config.patch.scale == "native":
-        embedding_rms = 1.0 if embedding_rms is None else embedding_rms
-    elif isinstance(config.backbone, T5Backbone) and config.backbone.embedding_rms is not None:
-        embedding_rms = config.backbone.embedding_rms
-    model = build_forecaster(
+    hidden = _hidden(config, task)
+    model = Forecaster(
+        normalize=build_normalize(config.normalize.name, has_hidden=hidden != "none"),
+        patch=_build_patch(config, encoder, report, num_channels=num_channels, hidden=hidden),
         encoder=encoder,
         num_channels=num_channels,
-        seq_len=config.seq_len,
-        output_len=task.output_len,
-        patch_len=config.patch.patch_len,
-        stride=config.patch.stride,
-        channels=config.patch.channels,
-        norm=config.patch.norm and has_tokens,
-        scale=config.patch.scale if has_tokens else "none",
-        embedding_rms=embedding_rms,
-        hidden=_hidden(config, task),
-        normalize=config.normalize.name,
-        head=config.head,
-        patch_generator=component_generator(config.seed, "patch"),
-        head_generator=component_generator(config.seed, "head"),
+        output_len=task.target_len,
+        per_patch=config.head == "per_patch",
+        generator=component_generator(config.seed, "head"),
     )
-    if isinstance(model.patch, PatchEmbedding) and config.patch.path is not None:
-        load_patch(model.patch, config.patch.path)
-        if config.patch.scale == "native":  # the arm's RMS, whatever the donor's norm puts out
-            model.patch.scale /= norm_rms(model.patch.state_dict())
     return model, report
 
 
+def _build_patch(
+    config: Config, encoder: Encoder, report: LoadReport | None, *, num_channels: int, hidden: str
+) -> PatchEmbedding | WholeContext:
+    """From windows to tokens; without an encoder one token, and the patch group is ignored."""
+    patch = config.patch
+    if isinstance(encoder, NoEncoder):
+        return WholeContext(
+            seq_len=config.seq_len,
+            num_channels=num_channels,
+            channels=patch.channels,
+            hidden=hidden,
+        )
+    embedding = PatchEmbedding(
+        seq_len=config.seq_len,
+        num_channels=num_channels,
+        d_model=encoder.d_model,
+        patch_len=patch.patch_len,
+        stride=patch.stride,
+        channels=patch.channels,
+        norm=patch.norm,
+        scale=_token_factor(config, encoder.d_model, report),
+        hidden=hidden,
+        generator=component_generator(config.seed, "patch"),
+    )
+    if patch.path is not None:
+        load_patch(embedding, patch.path)
+        if patch.scale == "native":  # the arm's RMS, not that of the donor's norm
+            embedding.scale /= norm_rms(embedding.state_dict())
+    return embedding
+
+
+def _token_factor(config: Config, d_model: int, report: LoadReport | None) -> float:
+    """`patch.scale` as a number.
+
+    "match_embedding" is the RMS of the checkpoint's token embedding, in every arm alike; "native"
+    that of the one that the arm's own weights expect, 1 without any.
+    """
+    scale = config.patch.scale
+    if scale not in ("match_embedding", "native"):
+        return {"none": 1.0, "div_sqrt_d": d_model**-0.5, "mul_sqrt_d": d_model**0.5}[scale]
+    rms = 1.0 if report is None else report.embedding_rms
+    fixed = config.backbone.embedding_rms if isinstance(config.backbone, T5Backbone) else None
+    if scale == "match_embedding" and fixed is not None:
+        rms = fixed
+    if not 0 < rms < math.inf:
+        raise ConfigError(
+            f"patch.scale={scale}: the RMS of the checkpoint's token embedding is {rms}, and must"
+            " be finite and positive; choose another scale or checkpoint."
+        )
+    return rms
+
+
 def _hidden(config: Config, task: Task) -> str:
-    """What stands for steps that the model does not see: the task's choice, or 0 for mere gaps."""
+    """What replaces steps that the model does not see: the task's choice, or 0 if only gaps."""
     tables = [data for data in (config.data, config.ood) if isinstance(data, CsvData)]
     has_gaps = any(table.missing == "mask" for table in tables)
     return "value" if task.hides == "none" and has_gaps else task.hides
 
 
 def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
-    backbone = config.backbone
-    generator = component_generator(config.seed, "encoder")
+    backbone, init = config.backbone, config.init
     if isinstance(backbone, LinearBackbone):
         return NoEncoder(), None
     if isinstance(backbone, SharedBackbone):
-        shared = SharedEncoder(
-            d_model=backbone.d_model,
-            num_layers=backbone.num_layers,
-            num_heads=backbone.num_heads,
-            d_ff=backbone.d_ff,
-            dropout=backbone.dropout,
-            stem=backbone.stem,
-            norm_first=backbone.norm_first,
-        )
-        shared.init_parameters(generator)
+        sizes = {k: v for k, v in asdict(backbone).items() if k != "name"}
+        shared = SharedEncoder(**sizes)
+        shared.init_parameters(component_generator(config.seed, "encoder"))
         return shared, None
     assert isinstance(backbone, T5Backbone)
     arch = t5_architecture(backbone)
-    init = config.init.name
-    if init != "random":  # a stream of its own: matched noise is not random's
-        generator = component_generator(config.seed, f"encoder/{init}")
+    # Each arm has a stream of its own: matched noise is not random's.
+    stream = "encoder" if init.name == "random" else f"encoder/{init.name}"
     state, report = encoder_state(
-        init=init,
+        init=init.name,
         arch=arch,
-        generator=generator,
-        factor=config.init.factor,
-        scale_norms=config.init.scale_norms,
-        load=partial(load_donor, config.init.path, arch=arch)
-        if config.init.path
-        else partial(load_backbone, backbone, arch=arch),
+        generator=component_generator(config.seed, stream),
+        factor=init.factor,
+        scale_norms=init.scale_norms,
+        load=partial(load_encoder, config, arch),
     )
     encoder = T5Encoder(arch, dropout=backbone.dropout)
     encoder.load_state_dict(state)
     return encoder, report
+
+
+def load_encoder(
+    config: Config, arch: T5Architecture, **options: Any
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Load and verify the checkpoint of an arm; `options` are fields of `HubRequest`.
+
+    Raises:
+        WeightsError: as `load_donor`, `load_chronos` and `load_checkpoint`.
+    """
+    if config.init.path:
+        return load_donor(config.init.path, arch=arch)
+    if is_chronos(config):
+        return load_chronos(config.init.checkpoint, arch=arch, **options)
+    assert isinstance(config.backbone, T5Backbone)
+    return load_backbone(config.backbone, arch=arch, **options)
+
+
+def is_chronos(config: Config) -> bool:
+    """Whether the encoder's checkpoint, its own or that of its control, is a Chronos-T5."""
+    return config.init.name == "chronos" or config.init.checkpoint is not None
 
 
 def load_backbone(
@@ -451,18 +470,14 @@ def t5_architecture(backbone: T5Backbone) -> T5Architecture:
     if backbone.d_model is None:
         assert backbone.path is not None
         return read_architecture(backbone.path)
-    sizes = {
-        key: getattr(backbone, key)
-        for key in ("d_model", "d_ff", "d_kv", "num_layers", "num_heads")
-    }
-    absent = [f"backbone.{key}" for key, value in sizes.items() if value is None]
+    names = [f.name for f in fields(T5Architecture) if hasattr(backbone, f.name)]
+    sizes = {name: getattr(backbone, name) for name in names}
+    absent = [f"backbone.{name}" for name, value in sizes.items() if value is None]
     if absent:
         raise ConfigError(
-            f"{', '.join(absent)} must be given beside backbone.d_model={backbone.d_model}."
+            f"backbone.d_model={backbone.d_model} needs the other sizes too: {', '.join(absent)}."
         )
-    return T5Architecture(
-        vocab_size=backbone.vocab_size, feed_forward_proj=backbone.feed_forward_proj, **sizes
-    )
+    return T5Architecture(**sizes)
 
 
 def build_optimizer(
@@ -473,17 +488,8 @@ def build_optimizer(
     Raises:
         ConfigError: if the encoder is to train later, and the run ends before.
     """
-    optim, freeze = config.optim, config.freeze
-    planned = forecaster_plan(
-        num_blocks=model.encoder.num_blocks,
-        unfreeze_epoch=freeze.unfreeze_epoch,
-        order=freeze.order,
-        blocks_per_stage=freeze.blocks_per_stage,
-        epochs_per_stage=freeze.epochs_per_stage,
-        always=freeze.always,
-        encoder_lr_scale=optim.encoder_lr_scale,
-        layer_decay=optim.layer_decay,
-    )
+    freeze = config.freeze
+    planned = forecaster_plan(freeze, config.optim, num_blocks=model.encoder.num_blocks)
     rules = within_run(planned, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
     is_staged = any(rule.start_epoch for rule in planned)
     if is_staged and not (config.debug.fast_dev_run or any(rule.start_epoch for rule in rules)):
@@ -494,52 +500,32 @@ def build_optimizer(
     return PlannedOptimizer(
         model.named_parameters(),
         rules=rules,
-        settings=OptimSettings(
-            algorithm=optim.algorithm,
-            lr=optim.lr,
-            warmup_steps=round(optim.warmup_epochs * steps_per_epoch),
-            rewarmup_steps=round(freeze.rewarmup_epochs * steps_per_epoch),
-            schedule=optim.schedule,
-            min_lr_ratio=optim.min_lr_ratio,
-            weight_decay=optim.weight_decay,
-            clip_norm=optim.clip_norm,
-            beta1=optim.beta1,
-            beta2=optim.beta2,
-            eps=optim.eps,
-        ),
+        settings=config.optim,
+        rewarmup_epochs=freeze.rewarmup_epochs,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
     )
 
 
-def inputs(
-    *,
-    series: Series,
+def _inputs(
+    data: Series,
     ood: Series | None,
-    weights: dict[str, str] | None,
+    weights: dict[str, str],
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> dict[str, Any]:
-    """What a run's numbers come from besides its configuration and code, JSON-able.
+    """What a run's numbers depend on in addition to its configuration and code, JSON-able.
 
-    Args:
-        series: Its data.
-        ood: The other series, where it has one.
-        weights: SHA-256 of each file that weights were read from, by name; None without one.
-        device: Where it trains.
-        autocast: In which precision.
+    `weights` has the SHA-256 of each file that weights were read from, by name.
     """
-
-    def facts(of: Series) -> dict[str, Any]:
-        known = of.fingerprint()
-        return {
-            name: known[name]
-            for name in ("rows", "channels", "borders", "season", "gap_share", "sha256")
-        }
-
+    names = ("rows", "channels", "borders", "season", "gap_share", "sha256")
+    facts = [
+        None if series is None else {name: series.fingerprint()[name] for name in names}
+        for series in (data, ood)
+    ]
     return {
-        "data": facts(series),
-        "ood": None if ood is None else facts(ood),
+        "data": facts[0],
+        "ood": facts[1],
         "weights": weights or None,
         "device": device.type,
         "precision": str(autocast or torch.float32),
@@ -547,15 +533,11 @@ def inputs(
 
 
 def setup_inputs(config: Config, setup: Setup) -> dict[str, Any]:
-    """The `inputs` of a run that is built."""
+    """The inputs of a run that is built."""
     files = {} if setup.report is None else setup.report.files
-    return inputs(
-        series=setup.series,
-        ood=None if setup.ood is None else setup.ood.series,
-        weights=files | _patch_files(config),
-        device=setup.device,
-        autocast=setup.autocast,
-    )
+    ood = None if setup.ood is None else setup.ood.series
+    weights = files | _patch_files(config)
+    return _inputs(setup.data.series, ood, weights, setup.device, setup.autocast)
 
 
 def _patch_files(config: Config) -> dict[str, str]:
@@ -566,56 +548,56 @@ def _patch_files(config: Config) -> dict[str, str]:
 
 
 def present_inputs(config: Config) -> dict[str, Any]:
-    """The `inputs` that a run would have now; its weights are hashed, and not loaded.
+    """The inputs that a run would have now; its weights are hashed, and not loaded.
 
-    Without the weights' entry if they would have to be downloaded first, or a donor is gone.
+    The weights' entry is absent if they are not in the cache, or a donor is gone.
 
     Raises:
         UserError: as for `build`.
     """
     device, autocast = device_and_precision(config)
-    weights: dict[str, str] = {}
-    backbone = config.backbone
-    donors = [config.patch.path, None if config.init.name == "random" else config.init.path]
-    is_cached = all(best_checkpoint(path).is_file() for path in donors if path is not None)
-    if not is_cached:
-        pass
-    elif config.init.name != "random" and config.init.path is not None:
-        best = best_checkpoint(config.init.path)
-        weights = {best.name: file_sha256(best)}
-    elif isinstance(backbone, T5Backbone) and config.init.name != "random":
-        folder: str | Path | None = backbone.path
+    ood = None if config.ood is None else load_once(config.ood)
+    weights = _present_weights(config)
+    found = _inputs(load_once(config.data), ood, weights or {}, device, autocast)
+    if weights is None:
+        del found["weights"]
+    return found
+
+
+def _present_weights(config: Config) -> dict[str, str] | None:
+    """SHA-256 of each file that weights would be read from now; None if one is absent."""
+    init, backbone = config.init, config.backbone
+    donor = None if init.name == "random" else init.path
+    donors = [best_checkpoint(path) for path in (config.patch.path, donor) if path is not None]
+    if not all(path.is_file() for path in donors):
+        return None
+    files: list[Path] = []
+    if donor is not None:
+        files = [best_checkpoint(donor)]
+    elif isinstance(backbone, T5Backbone) and init.name != "random":
+        hub_id, folder, revision = backbone.hub_id, backbone.path, backbone.revision
+        if is_chronos(config):
+            revision = "main"
+            hub_id, folder = chronos_source(init.checkpoint, t5_architecture(backbone))
+        cached: str | Path | None = folder
         if folder is None:
-            assert backbone.hub_id is not None
-            snapshot = hub.cached_snapshot(backbone.hub_id, revision=backbone.revision)
-            folder = None if snapshot is None else snapshot.folder
-        is_cached = folder is not None
-        if folder is not None:
-            weights = {path.name: file_sha256(path) for path in open_checkpoint(folder).files}
-    found = inputs(
-        series=load_once(config.data),
-        ood=None if config.ood is None else load_once(config.ood),
-        weights=weights | _patch_files(config) if is_cached else None,
-        device=device,
-        autocast=autocast,
-    )
-    return found if is_cached else {k: v for k, v in found.items() if k != "weights"}
+            assert hub_id is not None
+            cached = hub.cached_snapshot(hub_id, revision=revision)
+        if cached is None:
+            return None
+        files = list(open_checkpoint(cached).files)
+    return {path.name: file_sha256(path) for path in files} | _patch_files(config)
 
 
 def plan_table(setup: Setup, *, lr: float) -> list[dict[str, Any]]:
-    """What trains when and how fast: a line per component and rule, in the model's order.
-
-    Args:
-        setup: The run's objects.
-        lr: Base learning rate.
-    """
+    """What trains when and how fast: a line per component and rule, in the model's order."""
     lines: dict[tuple[str, float | None, float], dict[str, Any]] = {}
     for name, rule in setup.optimizer.plan.items():
-        key = (component_of(name), rule.start_epoch, rule.lr_scale)
+        component = component_of(name)
         line = lines.setdefault(
-            key,
+            (component, rule.start_epoch, rule.lr_scale),
             {
-                "component": key[0],
+                "component": component,
                 "start_epoch": rule.start_epoch,
                 "start_step": start_step(rule.start_epoch, setup.steps_per_epoch),
                 "peak_lr": lr * rule.lr_scale,
@@ -631,31 +613,22 @@ def token_scale(model: Forecaster) -> float | None:
     return model.patch.scale if isinstance(model.patch, PatchEmbedding) else None
 
 
-def initial_digests(model: Forecaster) -> dict[str, str]:
-    """SHA-256 of each part's tensors before training: arms are paired if patch and head agree."""
-    return {
-        part: state_digest(module.state_dict())
-        for part, module in (
-            ("patch", model.patch),
-            ("encoder", model.encoder),
-            ("head", model.head),
-        )
-    }
-
-
 def setup_summary(setup: Setup) -> dict[str, Any]:
-    """The part of `provenance.json` that comes from data and weights."""
-    ood = setup.ood
-    tested = (setup.test,) if ood is None else (setup.test, ood.test)
-    counts = {w.name: len(w) for w in (setup.train, setup.val, *tested)}
+    """The part of `provenance.json` that comes from data and weights.
+
+    `initial_sha256` is of each part's tensors: arms are paired if patch and head agree.
+    """
+    splits, ood, model = setup.data.splits, setup.ood, setup.model
+    windows = [splits.train, splits.val, splits.test, *([] if ood is None else [ood.splits.test])]
     # What predicting with the run needs of its data.
-    scaler = {"mean": setup.splits.mean_C.tolist(), "std": setup.splits.std_C.tolist()}
+    scaler = {"mean": splits.mean_C.tolist(), "std": splits.std_C.tolist()}
+    parts = {"patch": model.patch, "encoder": model.encoder, "head": model.head}
     return {
-        "data": setup.series.fingerprint() | {"scaler": scaler},
+        "data": setup.data.series.fingerprint() | {"scaler": scaler},
         "ood": None if ood is None else ood.series.fingerprint(),
-        "windows": counts,
+        "windows": {part.name: len(part) for part in windows},
         "weights": None if setup.report is None else asdict(setup.report),
-        "initial_sha256": initial_digests(setup.model),
+        "initial_sha256": {name: state_digest(part.state_dict()) for name, part in parts.items()},
         "steps_per_epoch": setup.steps_per_epoch,
-        "token_scale": token_scale(setup.model),
+        "token_scale": token_scale(model),
     }

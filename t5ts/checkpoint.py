@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t5ts.errors import ResumeError
+from t5ts.provenance import replacing
 
 FORMAT = "t5ts-2"
 #: The checksum as the header holds it; it is computed with zeros in its own place.
@@ -41,8 +42,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     path.parent.mkdir(parents=True, exist_ok=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "state": json.dumps(state), "crc32": _BLANK}
-    temporary = path.with_suffix(".tmp")
-    try:
+    with replacing(path) as temporary:
         try:
             save_file(on_cpu, temporary, metadata=metadata)
         except SafetensorError as error:
@@ -53,9 +53,6 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
             file.write(checksum.encode())
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict[str, Any]:

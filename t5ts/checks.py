@@ -15,11 +15,11 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
+from t5ts import distributed
 from t5ts.config import (
     CONF,
     SCHEMAS,
     Config,
-    ForecastTask,
     LinearBackbone,
     ReconstructTask,
     SharedBackbone,
@@ -54,6 +54,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
             continue  # a flag or its value; a word that is neither is Hydra's to refuse
         override = _parsed(line)
         key = override.get_key_element().lstrip("+~")
+        if f"{key}.".startswith("hydra.callbacks.check.") or key == "hydra.callbacks":
+            raise ConfigError(f"{line}: the check of the configuration cannot be switched off.")
         group = key.partition("@")[0]  # data@ood=…: an option of data, in the place of ood
         if override.is_delete() and not key.startswith("hydra.") and key not in REMOVABLE:
             if key not in (*groups, "hydra"):
@@ -142,6 +144,12 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_kwargs: Any) -> None:
         """Refuse intervals on Hydra's own grid, and values that no job could have."""
+        if distributed.world_size() > 1:
+            _refuse(
+                "--multirun below torchrun: torchrun trains one run in several processes; to train"
+                " several runs on several GPUs use a launcher (hydra/launcher=joblib or a"
+                " cluster's) without torchrun."
+            )
         if "PlainSweeper" not in str(config.hydra.sweeper.get("_target_")):
             return
         for line in config.hydra.overrides.task:
@@ -154,7 +162,7 @@ class CheckFirst(Callback):
             common = _own(config)
         except ConfigError:
             return  # not complete without what is swept; each job is checked before it starts
-        if problems := list(_structure_problems(common)) or list(_field_problems(common)):
+        if problems := list(_structure_problems(common)) or list(field_problems(common)):
             _refuse("\n".join(problems))
 
 
@@ -167,7 +175,7 @@ def _own(config: DictConfig) -> Config:
 
 def _refuse(why: object) -> None:
     # Hydra turns a callback's exceptions into warnings.
-    print(f"t5ts: {why}", file=sys.stderr)
+    distributed.print_once(f"t5ts: {why}")
     sys.exit(2)
 
 
@@ -179,7 +187,7 @@ def check(config: Config) -> None:
     """
     problems = list(_structure_problems(config))
     if not problems:  # else the pairs could not be read
-        problems = [*_field_problems(config), *_pair_problems(config), *_claim_problems(config)]
+        problems = [*field_problems(config), *_pair_problems(config), *_arm_problems(config)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -201,12 +209,12 @@ def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _structure_problems(value, f"{f.name}.")
 
 
-def _field_problems(node: Any, prefix: str = "") -> Iterator[str]:
-    """Values outside what stands beside their fields."""
+def field_problems(node: Any, prefix: str = "") -> Iterator[str]:
+    """Values that their fields do not allow."""
     for f in fields(node):
         value, allowed = getattr(node, f.name), f.metadata.get("allowed")
         if is_dataclass(value):
-            yield from _field_problems(value, f"{f.name}.")
+            yield from field_problems(value, f"{f.name}.")
         elif isinstance(value, list) and any(isinstance(x, list | dict) for x in value):
             yield f"{prefix}{f.name}={value} is not allowed; allowed: a list of single values."
         elif allowed is not None and value is not None:
@@ -216,217 +224,176 @@ def _field_problems(node: Any, prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}{f.name}={shown} is not allowed; allowed: {allowed.words}."
 
 
-def _pair_problems(config: Config) -> list[str]:
+def _pair_problems(config: Config) -> Iterator[str]:
     """Pairs of settings that cannot both be meant."""
-    backbone, freeze, patch, train = config.backbone, config.freeze, config.patch, config.train
-    t5 = backbone if isinstance(backbone, T5Backbone) else None
-    has_checkpoint = t5 is not None and bool(t5.hub_id or t5.path)
-    reconstruct = config.task if isinstance(config.task, ReconstructTask) else None
-    ood = config.ood
+    yield from _encoder_problems(config)
+    yield from _patch_problems(config)
+    yield from _freeze_problems(config)
+    yield from _task_problems(config)
+    train, ood = config.train, config.ood
+    lengths = {
+        "optim.warmup_epochs": config.optim.warmup_epochs,
+        "freeze.rewarmup_epochs": config.freeze.rewarmup_epochs,
+    }
+    for key, epochs in lengths.items():
+        if epochs > train.epochs:
+            yield f"{key}={epochs} is longer than the run (train.epochs={train.epochs})."
+    if train.precision == "fp16" and train.device == "cpu":
+        yield "train.precision=fp16 needs a GPU, not train.device=cpu: use fp32 (or bf16)."
+    parts, batch_size = train.grad_accumulation, train.batch_size
+    if parts > batch_size:
+        yield f"train.grad_accumulation={parts} is above train.batch_size={batch_size}."
+    if ood is not None and (ood.fraction != 1 or ood.windows_per_epoch is not None):
+        yield (
+            "ood.fraction and ood.windows_per_epoch are about training, and ood is only tested on:"
+            " leave them out, or set data.fraction and data.windows_per_epoch."
+        )
+
+
+def _encoder_problems(config: Config) -> Iterator[str]:
+    """The encoder's sizes, and where its weights come from."""
+    backbone, init = config.backbone, config.init
+    chosen = f"init={init.name} with backbone={backbone.name}"
+    if isinstance(backbone, SharedBackbone):
+        width, heads = backbone.d_model, max(1, backbone.num_heads)
+        if width % 2 or width % heads:
+            yield (
+                f"backbone.d_model={width} must be even and a multiple of"
+                f" backbone.num_heads={heads}."
+            )
+    if init.name == "run" and init.path is None:
+        yield "init=run needs init.path=RUN_DIR (a finished run, whose encoder is to be used)."
+    if init.name in ("t5", "chronos") and init.path is not None:
+        yield (
+            f"init={init.name} is a checkpoint, and init.path={init.path} is a run: use init=run"
+            " (or random, matched, shuffled), or leave init.path out."
+        )
+    if init.checkpoint is not None and (init.name in ("t5", "run") or init.path is not None):
+        yield (
+            f"init.checkpoint={init.checkpoint} goes with init=chronos, random, matched or shuffled"
+            f" and without init.path, not with init={init.name}."
+        )
+    if not isinstance(backbone, T5Backbone):
+        if init.name != "random":
+            yield f"{chosen}, which is no T5: use init=random, or a T5 such as backbone=t5_small."
+        return
+    full = backbone.full_params
+    if full is not None and (len(full) != 2 or full[0] > full[1]):
+        yield f"backbone.full_params={full} must be [LEAST, MOST], in that order."
+    is_backbones = init.name not in ("random", "run", "chronos")
+    needs_checkpoint = is_backbones and init.path is None and init.checkpoint is None
+    if needs_checkpoint and not (backbone.hub_id or backbone.path):
+        yield f"{chosen} needs a checkpoint: give backbone.path=DIR (a T5 checkpoint's directory)."
+    if backbone.d_model is None and backbone.path is None:
+        yield (
+            f"backbone={backbone.name} has no size:"
+            " give backbone.path=DIR (a directory with T5's config.json)."
+        )
+
+
+def _patch_problems(config: Config) -> Iterator[str]:
+    """How a window becomes tokens, and tokens a window again."""
+    backbone, patch = config.backbone, config.patch
+    length = f"patch.patch_len={patch.patch_len}"
     stride = patch.patch_len if patch.stride is None else patch.stride
-    unfreezes_late = freeze.unfreeze_epoch is not None and freeze.unfreeze_epoch > 0
-    full = None if t5 is None else t5.full_params
-    rules: list[tuple[bool, str]] = [
-        (
-            full is not None and (len(full) != 2 or full[0] > full[1]),
-            f"backbone.full_params={full} must be [LEAST, MOST], in that order.",
-        ),
-        (
-            isinstance(backbone, SharedBackbone)
-            and bool(backbone.d_model % 2 or backbone.d_model % max(1, backbone.num_heads)),
-            f"backbone.d_model={getattr(backbone, 'd_model', None)} must be even and a multiple of"
-            f" backbone.num_heads={getattr(backbone, 'num_heads', None)}.",
-        ),
-        (
-            reconstruct is not None
-            and not reconstruct.min_len <= reconstruct.max_len < config.seq_len,
-            f"task.max_len={getattr(reconstruct, 'max_len', None)} is not allowed; allowed: from"
-            f" task.min_len={getattr(reconstruct, 'min_len', None)} to seq_len − 1 ="
-            f" {config.seq_len - 1}.",
-        ),
-        *(
-            (
-                epochs > train.epochs,
-                f"{key}={epochs} is longer than the run (train.epochs={train.epochs}): shorten it,"
-                " or train longer.",
-            )
-            for key, epochs in (
-                ("optim.warmup_epochs", config.optim.warmup_epochs),
-                ("freeze.rewarmup_epochs", freeze.rewarmup_epochs),
-            )
-        ),
-        (
-            config.init.name != "random" and t5 is None,
-            f"init={config.init.name} needs a T5 checkpoint, and backbone={backbone.name} has none:"
-            " use init=random, or a T5 backbone such as backbone=t5_small.",
-        ),
-        (
-            config.init.name == "run" and config.init.path is None,
-            "init=run needs init.path=RUN_DIR (a finished run, whose encoder is to be used).",
-        ),
-        (
-            config.init.name == "t5" and config.init.path is not None,
-            f"init=t5 is the backbone's checkpoint, and init.path={config.init.path} is a run: use"
-            " init=run (or random, matched, shuffled beside it), or leave init.path out.",
-        ),
-        (
-            (patch.init == "run") != (patch.path is not None),
+    if (patch.init == "run") != (patch.path is not None):
+        yield (
             f"patch.init={patch.init} with patch.path={patch.path}: patch.init=run needs"
-            " patch.path=RUN_DIR (a finished run), and patch.init=fresh has none.",
-        ),
-        (
-            config.init.name not in ("random", "run")
-            and config.init.path is None
-            and t5 is not None
-            and not has_checkpoint,
-            f"init={config.init.name} with backbone={backbone.name} needs a checkpoint:"
-            " give backbone.path=DIR (a T5 checkpoint's directory).",
-        ),
-        (
-            t5 is not None and t5.d_model is None and t5.path is None,
-            f"backbone={backbone.name} does not say its size:"
-            " give backbone.path=DIR (a directory with T5's config.json).",
-        ),
-        (
-            patch.patch_len > config.seq_len,
-            f"patch.patch_len={patch.patch_len} is above seq_len={config.seq_len}:"
-            " shorten the patch or lengthen the window.",
-        ),
-        (
-            stride > patch.patch_len,
-            f"patch.stride={patch.stride} is above patch.patch_len={patch.patch_len} and would"
-            " skip observations: use a stride of at most the patch length.",
-        ),
-        (
-            not patch.norm and patch.scale != "none",
+            " patch.path=RUN_DIR (a finished run), and patch.init=fresh has none."
+        )
+    if patch.patch_len > config.seq_len:
+        yield f"{length} is above seq_len={config.seq_len}: shorten it, or lengthen the window."
+    if stride > patch.patch_len:
+        yield f"patch.stride={stride} is above {length}: steps between the patches would be lost."
+    if not patch.norm and patch.scale != "none":
+        yield (
             f"patch.scale={patch.scale} needs patch.norm=true (the scale is set after the"
-            " LayerNorm): use patch=norm, or patch.scale=none.",
-        ),
-        (
-            patch.scale == "match_embedding" and t5 is None,
-            f"patch.scale=match_embedding needs token embeddings, and backbone={backbone.name} has"
-            " none: use patch.scale=none, div_sqrt_d or mul_sqrt_d.",
-        ),
-        (
-            patch.scale == "match_embedding"
-            and t5 is not None
-            and config.init.name == "random"
-            and t5.embedding_rms is None,
-            "patch.scale=match_embedding with init=random needs backbone.embedding_rms=VALUE, so"
-            " that every arm has the same scale (a run with init=t5 reports the value in its"
-            " provenance.json).",
-        ),
-        (
-            config.head == "per_patch"
-            and (
-                reconstruct is None
-                or isinstance(backbone, LinearBackbone)
-                or stride != patch.patch_len
-            ),
+            " LayerNorm): use patch=norm, or patch.scale=none."
+        )
+    if patch.scale == "match_embedding":
+        if not isinstance(backbone, T5Backbone):
+            yield (
+                f"patch.scale=match_embedding needs token embeddings, and backbone={backbone.name}"
+                " has none: use patch.scale=none, div_sqrt_d or mul_sqrt_d."
+            )
+        elif config.init.name == "random" and backbone.embedding_rms is None:
+            yield (
+                "patch.scale=match_embedding with init=random needs backbone.embedding_rms=VALUE,"
+                " so that every arm has the same scale (a run with init=t5 reports the value in"
+                " its provenance.json)."
+            )
+    has_tokens = not isinstance(backbone, LinearBackbone)
+    per_token = isinstance(config.task, ReconstructTask) and stride == patch.patch_len
+    if config.head == "per_patch" and not (has_tokens and per_token):
+        yield (
             "head=per_patch gives each token its own patch back: it needs task=reconstruct (here"
             f" {config.task.name}), an encoder (here backbone={backbone.name}) and patches that do"
-            f" not overlap (here patch.stride={stride} with patch.patch_len={patch.patch_len});"
-            " use head=flatten, or change these.",
-        ),
-        (
-            isinstance(backbone, LinearBackbone) and freeze.name != "none",
-            f"freeze={freeze.name} with backbone=linear: there is no encoder to freeze;"
-            " use freeze=none.",
-        ),
-        (
-            freeze.name == "none" and freeze.unfreeze_epoch != 0,
-            f"freeze=none means trained from the start, but freeze.unfreeze_epoch="
-            f"{freeze.unfreeze_epoch}: use freeze=staged for a later epoch, freeze=all for never.",
-        ),
-        (
-            freeze.name in ("all", "norms") and freeze.unfreeze_epoch is not None,
-            f"freeze={freeze.name} never unfreezes, but freeze.unfreeze_epoch="
-            f"{freeze.unfreeze_epoch}: use freeze=staged.",
-        ),
-        (
-            freeze.name in ("all", "none") and bool(freeze.always),
-            f"freeze={freeze.name} with freeze.always={freeze.always} would be another freezing"
-            " under that name: use freeze=norms or freeze=staged.",
-        ),
-        (
-            freeze.name == "norms" and not freeze.always,
-            "freeze=norms with an empty freeze.always would train nothing of the encoder:"
-            " use freeze=all.",
-        ),
-        (
-            isinstance(config.task, ForecastTask) and config.horizon is None,
-            f"task={config.task.name} needs horizon=NUMBER (steps to predict).",
-        ),
-        (
-            reconstruct is not None and config.horizon is not None,
-            f"horizon={config.horizon} means nothing to task={config.task.name}, which predicts"
-            " masked steps inside the window: leave it out, or use horizon=null.",
-        ),
-        (
-            isinstance(config.data, SyntheticData) and config.data.horizon != config.horizon,
-            f"data.horizon={getattr(config.data, 'horizon', None)} is not horizon={config.horizon}:"
-            " the best achievable loss is that of forecasts over these steps, so leave data.horizon"
-            " out, and it follows (no bound is known of reconstruction, whose horizon is null).",
-        ),
-        (
-            reconstruct is not None and train.shuffled_test,
-            f"train.shuffled_test=true with task={config.task.name}: masked steps belong to their"
-            " places, so only a forecast's context can be shuffled; use task=forecast, or"
-            " train.shuffled_test=false.",
-        ),
-        (
-            ood is not None and (ood.fraction != 1 or ood.windows_per_epoch is not None),
-            "ood.fraction and ood.windows_per_epoch are about training, and ood is only tested on,"
-            " on all of its test windows: leave them out (data.fraction and data.windows_per_epoch"
-            " are those of the series that is trained on).",
-        ),
-        (
-            reconstruct is not None and config.objective == "val_mase",
-            f"objective=val_mase is not defined for task={config.task.name}: MASE measures"
-            " forecasts against seasonal naive ones; use val_loss, val_mae or val_skill (against"
-            " linear interpolation).",
-        ),
-        (
-            reconstruct is not None
-            and reconstruct.mask == "token"
-            and isinstance(backbone, LinearBackbone),
-            f"task.mask=token needs tokens, and backbone={backbone.name} has none:"
-            " use task.mask=value.",
-        ),
-        (
-            freeze.name == "staged" and freeze.unfreeze_epoch is None,
-            "freeze=staged needs freeze.unfreeze_epoch=NUMBER; for never use freeze=all.",
-        ),
-        (
-            unfreezes_late and (freeze.unfreeze_epoch or 0) >= train.epochs,
-            f"freeze.unfreeze_epoch={freeze.unfreeze_epoch} is beyond the last epoch"
-            f" (train.epochs={train.epochs}): unfreeze earlier, train longer, or use freeze=all.",
-        ),
-        (
-            train.precision == "fp16" and train.device == "cpu",
-            "train.precision=fp16 with train.device=cpu: fp16 trains on a GPU only;"
-            " use train.precision=fp32 (or bf16).",
-        ),
-        (
-            train.grad_accumulation > train.batch_size,
-            f"train.grad_accumulation={train.grad_accumulation} is above"
-            f" train.batch_size={train.batch_size}: a part would be empty.",
-        ),
-    ]
-    return [message for broken, message in rules if broken]
+            f" not overlap (here patch.stride={stride} with {length}); else use head=flatten."
+        )
 
 
-def _claim_problems(config: Config) -> list[str]:
-    """Groups that were chosen over what the named arm says: it would be another under its name."""
-    problems = []
+def _freeze_problems(config: Config) -> Iterator[str]:
+    """Settings that contradict the name of the freezing."""
+    freeze, epochs = config.freeze, config.train.epochs
+    name, start = f"freeze={config.freeze.name}", f"freeze.unfreeze_epoch={freeze.unfreeze_epoch}"
+    if isinstance(config.backbone, LinearBackbone) and freeze.name != "none":
+        yield f"{name} with backbone=linear: there is no encoder; use freeze=none."
+    if freeze.name == "none" and freeze.unfreeze_epoch != 0:
+        yield f"{name} trains from the start, not from {start}: use freeze=staged or freeze=all."
+    if freeze.name in ("all", "norms") and freeze.unfreeze_epoch is not None:
+        yield f"{name} never unfreezes, but {start}: use freeze=staged."
+    if freeze.name in ("all", "none") and freeze.always:
+        yield f"{name} with freeze.always={freeze.always}: use freeze=norms or freeze=staged."
+    if freeze.name == "norms" and not freeze.always:
+        yield f"{name} with an empty freeze.always trains nothing: use freeze=all."
+    if freeze.name == "staged" and freeze.unfreeze_epoch is None:
+        yield f"{name} needs freeze.unfreeze_epoch=NUMBER; for never use freeze=all."
+    if freeze.unfreeze_epoch is not None and 0 < freeze.unfreeze_epoch >= epochs:
+        yield (
+            f"{start} is beyond the last epoch (train.epochs={epochs}): unfreeze earlier, train"
+            " longer, or use freeze=all."
+        )
+
+
+def _task_problems(config: Config) -> Iterator[str]:
+    """What is predicted, and what it is measured by."""
+    task, horizon, name = config.task, config.horizon, f"task={config.task.name}"
+    if isinstance(config.data, SyntheticData) and config.data.horizon != horizon:
+        yield (
+            f"data.horizon={config.data.horizon} is not horizon={horizon}: it is the horizon of the"
+            " best achievable loss; leave data.horizon out, and it follows."
+        )
+    if not isinstance(task, ReconstructTask):
+        if horizon is None:
+            yield f"{name} needs horizon=NUMBER (steps to predict)."
+        return
+    if not task.min_len <= task.max_len < config.seq_len:
+        yield (
+            f"task.max_len={task.max_len} is not allowed; allowed: from"
+            f" task.min_len={task.min_len} to seq_len − 1 = {config.seq_len - 1}."
+        )
+    if horizon is not None:
+        yield f"horizon={horizon} has no meaning for {name}: leave it out, or use horizon=null."
+    if config.train.shuffled_test:
+        yield f"train.shuffled_test=true with {name}: only a forecast's context can be shuffled."
+    if config.objective == "val_mase":
+        yield (
+            f"objective=val_mase is not defined for {name}: MASE measures forecasts; use val_loss,"
+            " val_mae or val_skill (against linear interpolation)."
+        )
+    if task.mask == "token" and isinstance(config.backbone, LinearBackbone):
+        yield f"task.mask=token with backbone={config.backbone.name}: use task.mask=value."
+
+
+def _arm_problems(config: Config) -> Iterator[str]:
+    """Groups that were chosen against what the named arm states: it would be another arm."""
     for claim in config.claims:
         group, _, pattern = claim.partition("=")
         name = getattr(getattr(config, group, None), "name", None)
         if name is None:
-            problems.append(f"claims={claim}: {group!r} is no group; write GROUP=OPTION.")
+            yield f"claims={claim}: {group!r} is no group; write GROUP=OPTION."
         elif not fnmatchcase(name, pattern):
-            problems.append(
+            yield (
                 f"the chosen arm says {claim}, but {group}={name}: leave {group} out of the"
                 " command, or choose the groups themselves instead of arm=NAME."
             )
-    return problems

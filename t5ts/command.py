@@ -1,4 +1,4 @@
-"""How a command line ends, and what it does when nobody reads on (`| head`)."""
+"""How a command line ends, and what happens when its reader has closed the pipe (`| head`)."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ def _silence() -> None:
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Log lines on stdout; training goes on, into run.log, when its reader has gone."""
+    """Log lines on stdout; when its reader has gone, training continues, logged in run.log."""
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
@@ -59,7 +59,7 @@ class RunLog(logging.FileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say once that the log cannot be written; the run does not depend on it."""
+        """Print one warning if the log cannot be written; the run continues."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)

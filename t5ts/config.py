@@ -1,9 +1,9 @@
-"""The configuration's types and ranges: YAML holds the values, these classes hold what may be.
+"""The configuration's types and ranges: YAML holds the values, these classes what is allowed.
 
 `conf/config.yaml` is the table of contents. Hydra composes it over these dataclasses, so that a
-typo or a wrong type is refused before any work starts. Each number has a finite range beside it,
+typo or a wrong type is refused before any work starts. Each number has a finite range in its field,
 each word its choices or its form; `t5ts.checks` applies them and refuses impossible pairs.
-Below `t5ts.build` nothing sees a config: functions take plain values.
+Below `from_hydra` there are plain dataclasses, no DictConfig.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from t5ts.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent
-#: The YAML tree: beside the package in a checkout, inside it in an installed wheel.
+#: The YAML tree: next to the package in a checkout, inside it in an installed wheel.
 CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
 #: What a run may be selected by and return to Hydra, and whether more is better.
 OBJECTIVES = {
@@ -43,15 +43,15 @@ NOT_IDENTITY = (
     "train.reuse_dir",
     "train.reuse_max_gb",
 )
-#: Settings that change nothing at one value: what the selected checkpoint is also measured on, how
-#: a table is read where that is not detected, what came after some runs. An identity has them only
-#: at other values, so that those of runs from before such a setting stay.
+#: Settings newer than some runs, and their value that changes nothing. They are part of an identity
+#: only at other values, so that runs from before such a setting keep their identity.
 MEASURED_BESIDES: dict[str, Any] = {
     "ood": None,
     "train.shuffled_test": False,
     "train.tf32": True,  # moves no number on a CPU
     "head": "flatten",
     "init.path": None,
+    "init.checkpoint": None,
     "patch.init": "fresh",
     "patch.path": None,
 } | {
@@ -63,69 +63,63 @@ MEASURED_BESIDES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a field (of a list: each element) may hold.
-
-    Attributes:
-        words: The same for the user.
-    """
+    """What a field (of a list: each element) may hold: as a test, and in words for the user."""
 
     holds: Callable[[Any], bool]
     words: str
 
 
-def _field(default: Any, allowed: Allowed) -> Any:
+def _field(default: Any, holds: Callable[[Any], bool], words: str) -> Any:
+    metadata = {"allowed": Allowed(holds, words)}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"allowed": allowed})
-    return field(default=default, metadata={"allowed": allowed})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def number(default: Any, interval: str) -> Any:
     """A field for numbers in an interval, written as in mathematics: `(0, 1]` is above 0."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     above, below = interval[0] == "(", interval[-1] == ")"
+    words = f"{'above' if above else 'at least'} {low:.9g}"
     return _field(
         default,
-        Allowed(
-            holds=lambda x: (low < x if above else low <= x) and (x < high if below else x <= high),
-            words=f"{'above' if above else 'at least'} {low:.9g},"
-            f" {'below' if below else 'at most'} {high:.9g}",
-        ),
+        lambda x: (low < x if above else low <= x) and (x < high if below else x <= high),
+        f"{words}, {'below' if below else 'at most'} {high:.9g}",
     )
 
 
 def choice(default: str, *options: str) -> Any:
     """A field for one of these words."""
-    return _field(default, Allowed(holds=lambda text: text in options, words=", ".join(options)))
+    return _field(default, lambda text: text in options, ", ".join(options))
 
 
 def named(default: Any = MISSING) -> Any:
     """A field for a name, which becomes a part of paths."""
     form = re.compile(r"(?!.*\.\.)\w[\w .,+@=()-]{0,99}")
     words = "a name of up to 100 letters, digits and any of . , + - @ = ( ), without '..'"
-    return _field(default, Allowed(holds=lambda text: bool(form.fullmatch(text)), words=words))
+    return _field(default, lambda text: bool(form.fullmatch(text)), words)
 
 
 def text(default: Any = MISSING) -> Any:
     """A field for a path or another text that must not be empty."""
-    return _field(default, Allowed(holds=lambda text: bool(text.strip()), words="text, not empty"))
-
-
-def _is_pattern(text: str) -> bool:
-    try:
-        return re.compile(text).search("") is None
-    except re.error:
-        return False
+    return _field(default, lambda text: bool(text.strip()), "text, not empty")
 
 
 def pattern(default: list[str]) -> Any:
     """A field for regular expressions that do not match everything."""
-    words = "a regular expression that does not match the empty text"
-    return _field(default, Allowed(holds=_is_pattern, words=words))
+
+    def is_pattern(text: str) -> bool:
+        try:
+            return re.compile(text).search("") is None
+        except re.error:
+            return False
+
+    return _field(default, is_pattern, "a regular expression that does not match the empty text")
 
 
 @dataclass(kw_only=True)
 class BackboneConfig:
-    """Which encoder. Subclasses say what an architecture of that kind needs."""
+    """Which encoder; subclasses add what an architecture of that kind needs."""
 
     name: str = named()
     dropout: float = number(0.1, "[0, 1)")
@@ -172,8 +166,9 @@ class LinearBackbone(BackboneConfig):
 class InitConfig:
     """Where the encoder's weights come from."""
 
-    name: str = choice(MISSING, "random", "t5", "run", "matched", "shuffled")
+    name: str = choice(MISSING, "random", "t5", "run", "chronos", "matched", "shuffled")
     path: str | None = text(None)  # a finished run, whose encoder is the checkpoint
+    checkpoint: str | None = text(None)  # a Chronos-T5 (hub id or folder) to be the checkpoint
     factor: float = number(1.0, "(0, 1000]")  # of T5's init law; Chronos has 0.05
     scale_norms: bool = False  # whether `factor` also scales the LayerNorm weights (HF does)
 
@@ -210,7 +205,7 @@ class PatchConfig:
 
 @dataclass(kw_only=True)
 class TaskConfig:
-    """What is predicted from what. Subclasses say what a task of that kind needs."""
+    """What is predicted from what; subclasses add what a task of that kind needs."""
 
     name: str = named()
 
@@ -278,7 +273,7 @@ class CsvData(DataConfig):
     separator: str | None = None  # null = detected, like the four below
     decimal: str | None = None
     time_format: str | None = text(None)  # strptime's, or s, ms, us, ns, excel
-    nulls: list[str] | None = None  # besides the usual spellings of a missing value
+    nulls: list[str] | None = None  # more spellings of a missing value than the usual ones
     encoding: str | None = text(None)
 
 
@@ -377,7 +372,7 @@ class NormalizeConfig:
 
 @dataclass(kw_only=True)
 class TrackerConfig:
-    """Where the metrics go besides the run directory."""
+    """Where the metrics go, in addition to the run directory."""
 
     name: str = choice(MISSING, "wandb", "none")
     mode: str = choice("auto", "auto", "online", "offline")
@@ -405,7 +400,7 @@ class Config:
     horizon: int | None = number(None, "[1, 1e6]")  # the task's default; null where it has none
     head: str = choice("flatten", "flatten", "per_patch")
     objective: str = choice("val_loss", *OBJECTIVES)
-    #: `group=pattern` (as file names are matched): what a named arm says that it is.
+    #: `group=pattern` (as file names are matched): what a named arm must consist of.
     claims: list[str] = field(default_factory=list)
     data: DataConfig = MISSING
     #: Another series, whose test windows the selected checkpoint is measured on too.

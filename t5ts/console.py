@@ -1,4 +1,4 @@
-"""What a run says to the person before it: its beginning and its result."""
+"""What a run logs for its reader: its set-up and its result."""
 
 import logging
 import math
@@ -9,14 +9,14 @@ import torch
 
 from t5ts import distributed
 from t5ts.analysis.results import Result
-from t5ts.build import Setup, Shift, token_scale
+from t5ts.build import Dataset, Setup, token_scale
 from t5ts.config import Config
 from t5ts.data.sanity import check_sanity
 from t5ts.model.weights import describe
 
 log = logging.getLogger("t5ts")
 
-#: Channels of another series that are named beside those that they are read as.
+#: Channels of the other series whose counterparts are listed.
 SHOWN_CHANNELS = 8
 
 
@@ -26,13 +26,13 @@ def announce(
     audit: dict[str, float],
     plan: list[dict[str, Any]],
 ) -> None:
-    """Say before the first step what will be trained on what."""
+    """Log before the first step what will be trained on what."""
     log.info("run        %s, seed %s", config.arm, config.seed)
-    _say_data("data", setup)
+    _log_data("data", setup.data)
     if setup.ood is not None:
-        _say_shift(setup, setup.ood)
+        _log_ood(setup, setup.ood)
     log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
-    for note in setup.task.notes(setup.series.season):
+    for note in setup.task.notes(setup.data.series.season):
         log.info("task       %s", note)
     if setup.report is None:
         log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
@@ -75,7 +75,7 @@ def announce(
         )
 
 
-def _say_data(word: str, of: Setup | Shift) -> None:
+def _log_data(word: str, of: Dataset) -> None:
     sanity = check_sanity(of.series, of.splits)
     log.info("%-11s%s", word, sanity.line)
     for note in of.series.notes:
@@ -84,15 +84,15 @@ def _say_data(word: str, of: Setup | Shift) -> None:
         log.warning("           WARNING: %s", warning)
 
 
-def _say_shift(setup: Setup, shift: Shift) -> None:
-    """The series that is only tested on, and how it is laid beside the other one."""
-    _say_data("ood", shift)
-    pairs = list(zip(setup.series.channels, shift.series.channels, strict=True))
-    said = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
-    if more := len(pairs) - len(said):
-        said.append(f"{more} more in their order")
-    log.info("           read as: %s", ", ".join(said))
-    ours, theirs = setup.series.step_s, shift.series.step_s
+def _log_ood(setup: Setup, ood: Dataset) -> None:
+    """The series that is only tested on, and which channel it has for which."""
+    _log_data("ood", ood)
+    pairs = list(zip(setup.data.series.channels, ood.series.channels, strict=True))
+    named = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
+    if more := len(pairs) - len(named):
+        named.append(f"{more} more in their order")
+    log.info("           read as: %s", ", ".join(named))
+    ours, theirs = setup.data.series.step_s, ood.series.step_s
     if ours != theirs:
         log.warning(
             "           WARNING: a step of ood is %g s and one of data %g s: the same window is"

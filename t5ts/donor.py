@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +16,27 @@ from t5ts.errors import ResumeError, WeightsError
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.patching import PatchEmbedding
-from t5ts.model.tensors import count, encoder_shapes, state_digest
+from t5ts.model.tensors import encoder_shapes
 from t5ts.model.verify import check_trained
-from t5ts.model.weights import LoadReport
+from t5ts.model.weights import LoadReport, loaded_report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Donor:
-    """What a finished run leaves behind: the tensors of its best checkpoint.
+    """What a finished run leaves behind: the tensors of its best checkpoint."""
 
-    Attributes:
-        folder: The run directory.
-        config: Its config.yaml.
-        identity: Of that configuration.
-        tensors: The model's, by their names in it.
-        token_rms: RMS of its own tokens, as it was trained on them.
-        sha256: Of the checkpoint file; of an export's forecaster.json, which names its files'.
-        result, provenance: The run's result.json and provenance.json.
-    """
-
+    config: Mapping[str, Any]  # its config.yaml
+    identity: str  # of that configuration
+    tensors: Mapping[str, Tensor]  # the model's, by their names in it
+    token_rms: float  # RMS of its own tokens, as it was trained on them
+    sha256: str  # of the checkpoint file; of an export's forecaster.json, which names its files'
     folder: Path
-    config: Mapping[str, Any]
-    identity: str
-    tensors: Mapping[str, Tensor]
-    token_rms: float
-    sha256: str
-    result: dict[str, Any]
-    provenance: dict[str, Any]
+    result: dict[str, Any]  # its result.json
+    provenance: dict[str, Any]  # its provenance.json
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors of a part ("patch.", "encoder."), by their names in it."""
-        return {
-            name.removeprefix(prefix): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
-        }
+        return _under(prefix, self.tensors)
 
 
 #: What transformers' T5EncoderModel must find beside the encoder; an export's holds no words.
@@ -81,32 +67,26 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
         "allowed: the directory of a finished run (it has config.yaml and result.json), or what"
         f" t5ts.export wrote (it has {EXPORT})."
     )
+    is_export = (folder / EXPORT).is_file()
+    for name, problem in (
+        ("config.yaml", "is no run directory"),
+        ("result.json", "is not finished: start that run's command again until it is"),
+    ):
+        if not is_export and not (folder / name).is_file():
+            raise WeightsError(f"{key}={path} {problem}; {allowed}")
     try:
-        if (folder / EXPORT).is_file():
-            stored, told, tensors = _read_export(folder)
-        elif not (folder / "config.yaml").is_file():
-            raise WeightsError(f"{key}={path} is no run directory; {allowed}")
-        elif not (folder / "result.json").is_file():
-            raise WeightsError(
-                f"{key}={path}: that run is not finished; start its command again until it is;"
-                f" {allowed}"
-            )
-        else:
-            stored, told, tensors = _read_run(folder)
+        config, told, tensors = (_read_export if is_export else _read_run)(folder)
         provenance = told["provenance"]
-        first_rms = float(provenance["scale_audit"]["input"])
-        identity = str(provenance["identity"])
-    except WeightsError:
-        raise
+        first_rms, identity = float(provenance["scale_audit"]["input"]), provenance["identity"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ResumeError) as error:
         raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
     return Donor(
-        folder=folder,
-        config=stored,
-        identity=identity,
+        config=config,
+        identity=str(identity),
         tensors=tensors,
         token_rms=first_rms * norm_rms(tensors, "patch."),  # the norm starts at 1
         sha256=file_sha256(best_checkpoint(path)),
+        folder=folder,
         result=told["result"],
         provenance=provenance,
     )
@@ -121,12 +101,7 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, T
         for name in ("provenance", "result")
     }
     stored, _ = load_checkpoint(best_checkpoint(folder))
-    tensors = {
-        name.removeprefix("model/"): tensor
-        for name, tensor in stored.items()
-        if name.startswith("model/")
-    }
-    return {str(key): value for key, value in config.items()}, told, tensors
+    return {str(key): value for key, value in config.items()}, told, _under("model/", stored)
 
 
 def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
@@ -166,45 +141,39 @@ def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Ten
     donor = read_donor(path, key="init.path")
     shapes, found = encoder_shapes(arch), donor.part("encoder.")
     has = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if has != shapes:
-        names = shapes.keys() | has.keys()
-        wrong = sorted(name for name in names if shapes.get(name) != has.get(name))
+    wrong = sorted(n for n in shapes.keys() | has.keys() if shapes.get(n) != has.get(n))
+    if wrong:
+        backbone = donor.config.get("backbone", {}).get("name")
         raise WeightsError(
-            f"init.path={path}: the encoder of that run has another shape (backbone"
-            f" {donor.config.get('backbone', {}).get('name')}); {len(wrong)} tensors differ, for"
-            f" instance {wrong[0]}: {has.get(wrong[0], 'absent')} there,"
-            f" {shapes.get(wrong[0], 'absent')} here. Use the backbone that it was trained with."
+            f"init.path={path}: the encoder of that run (backbone {backbone}) has another shape; "
+            f"{len(wrong)} tensors differ, for instance {wrong[0]}: {has.get(wrong[0], 'absent')} "
+            f"there, {shapes.get(wrong[0], 'absent')} here. Use the backbone that it was trained "
+            "with."
         )
     state = {name: found[name].float() for name in shapes}
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"init.path={path}: {bad[0]} has values that are NaN or infinite.")
-    seen = check_trained(state, arch, donor.folder)
-    trained = count(shapes)
-    return state, LoadReport(
-        init="run",
-        source=str(path),
-        path=str(donor.folder),
-        files={best_checkpoint(path).name: donor.sha256},
-        format="safetensors",
-        architecture=asdict(arch),
-        num_params_encoder=trained,
-        num_params_trained=trained,
-        embedding_rms=donor.token_rms,
-        tensors=len(state),
-        weights_sha256=donor.sha256,
-        origin="time series" if seen.origin == "pretrained" else seen.origin,
-        is_control=seen.origin == "control",
-        fresh_tensors=list(seen.structureless),
-        norms_constant=not seen.norm_spread,
+    seen = check_trained(state, arch, Path(path).expanduser())
+    report = loaded_report(
+        state,
+        arch,
+        seen,
+        trained_on="time series",
         checks=[
             f"best checkpoint of the finished run {donor.identity}, its CRC-32 right",
-            f"all {len(state)} encoder tensors present with their shapes, none unexpected",
-            "all values finite",
-            f"the RMS is that of the run's own tokens, trained on data={_data_of(donor)}",
-            *seen.notes,
+            "the RMS is that of the run's own tokens, trained on "
+            f"data={donor.config.get('data', {}).get('name')}",
         ],
-        tensors_sha256=state_digest(state),
+        init="run",
+        source=str(path),
+        path=str(Path(path).expanduser()),
+        files={best_checkpoint(path).name: donor.sha256},
+        format="safetensors",
+        embedding_rms=donor.token_rms,
+        weights_sha256=donor.sha256,
     )
+    # A run's model has no token embedding.
+    return state, replace(report, num_params_encoder=report.num_params_trained)
 
 
 def load_patch(patch: PatchEmbedding, path: str | Path) -> None:
@@ -229,5 +198,5 @@ def load_patch(patch: PatchEmbedding, path: str | Path) -> None:
     patch.load_state_dict(donor.part("patch."))
 
 
-def _data_of(donor: Donor) -> str:
-    return str(donor.config.get("data", {}).get("name"))
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -16,9 +17,13 @@ from t5ts.command import finish
 from t5ts.config import CONF, Config, T5Backbone, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 
+if TYPE_CHECKING:
+    from t5ts.model.weights import LoadReport
+
 EPILOG = """examples:
   python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict
   python -m t5ts.download backbone=local backbone.path=DIR    verify a directory
+  python -m t5ts.download backbone=t5_small init=chronos      the Chronos-T5 of that shape
   python -m t5ts.download data=etth1                 fetch a data set into the cache
   python -m t5ts.download --list                     every backbone: id, size, licence, cached?
   python -m t5ts.download --verify                   check every cached checkpoint, no network
@@ -59,13 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _verify(options.overrides, options.cache_dir)
             else:
                 _fetch(options.overrides, options)
-    except UserError as error:
-        print(f"t5ts: {error}", file=sys.stderr)
-        return 2
     except Interrupted as stop:
         print(f"t5ts: {stop}; run the same command again", file=sys.stderr)
         return 130
-    except (HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
     return 0
@@ -85,22 +87,32 @@ def _config(overrides: Sequence[str]) -> Config:
     return from_hydra(compose("config", overrides=list(overrides)))
 
 
-def _checkpoint_backbones() -> list[T5Backbone]:
-    """Every configured backbone that the hub has or that comes with t5ts."""
+def _checkpoint_configs() -> list[Config]:
+    """A configuration with every backbone that the hub has or that comes with t5ts."""
     names = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
-    nodes = [compose("config", overrides=[f"backbone={name}"]).backbone for name in names]
-    known = [node.name for node in nodes if node.get("hub_id") or node.get("sha256")]
-    backbones = [_config([f"backbone={name}"]).backbone for name in known]
-    return [backbone for backbone in backbones if isinstance(backbone, T5Backbone)]
+    found = [compose("config", overrides=[f"backbone={name}"]) for name in names]
+    return [
+        from_hydra(config)
+        for config in found
+        if config.backbone.get("hub_id") or config.backbone.get("sha256")
+    ]
 
 
 def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
     config = _config(overrides)
     asked = {override.split("=")[0].split(".")[0] for override in overrides}
     if not asked & {"backbone", "data"}:
-        raise UserError(f"nothing to fetch in {' '.join(overrides)}: say backbone=… or data=….")
+        raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")
     if "backbone" in asked:
-        _fetch_backbone(config, options)
+        report = _load(
+            config,
+            token=options.token,
+            endpoint=options.endpoint or "",
+            cache_dir=options.cache_dir,
+            offline=options.offline or None,
+            refresh=not options.offline,
+        )
+        print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
     if "data" in asked:
         from t5ts.build import load_series
 
@@ -109,39 +121,32 @@ def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
             print(f"{key:<12} {value}")
 
 
-def _fetch_backbone(config: Config, options: argparse.Namespace) -> None:
-    from t5ts.build import load_backbone, t5_architecture
-    from t5ts.model.weights import describe
-
+def _with_checkpoint(config: Config) -> T5Backbone:
     backbone = config.backbone
     if not isinstance(backbone, T5Backbone) or not (backbone.hub_id or backbone.path):
-        raise UserError(f"backbone={backbone.name} has no checkpoint to fetch.")
-    _, report = load_backbone(
-        backbone,
-        arch=t5_architecture(backbone),
-        token=options.token,
-        endpoint=options.endpoint,
-        cache_dir=options.cache_dir,
-        offline=options.offline or None,
-        refresh=not options.offline,
-    )
+        raise UserError(f"backbone={backbone.name} has no checkpoint.")
+    return backbone
+
+
+def _load(config: Config, **options: Any) -> "LoadReport":
+    """Load and verify a checkpoint and print what was found."""
+    from t5ts.build import load_encoder, t5_architecture
+    from t5ts.model.weights import describe
+
+    _, report = load_encoder(config, t5_architecture(_with_checkpoint(config)), **options)
     print("\n".join(describe(report)))
-    print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
+    return report
 
 
 def _cached(backbone: T5Backbone, cache_dir: str | None) -> Path | None:
     from t5ts.model.hub import cached_snapshot
 
-    snapshot = cached_snapshot(
-        str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir
-    )
-    return None if snapshot is None else snapshot.folder
+    return cached_snapshot(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)
 
 
 def _list(cache_dir: str | None) -> None:
     print(f"{'backbone':<21}{'id':<28}{'parameters':>12}  {'licence':<11} cached")
-    for backbone in _checkpoint_backbones():
-        least, most = backbone.full_params or [0, 0]
+    for backbone in map(_with_checkpoint, _checkpoint_configs()):
         where = "comes with t5ts"
         if not backbone.path:
             try:
@@ -152,7 +157,7 @@ def _list(cache_dir: str | None) -> None:
                     where = f"{size / 1e6:.0f} MB in {folder}"
             except UserError as error:
                 where = str(error)
-        parameters = f"{(least + most) / 2e6:.0f} M"
+        parameters = f"{sum(backbone.full_params or [0]) / 2e6:.0f} M"
         print(
             f"{backbone.name:<21}{backbone.path or backbone.hub_id:<28}{parameters:>12}"
             f"  {backbone.licence:<11} {where}"
@@ -161,22 +166,15 @@ def _list(cache_dir: str | None) -> None:
 
 def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
     """Verify the named backbone, or every one that is cached or comes with t5ts."""
-    from t5ts.build import load_backbone, t5_architecture
-    from t5ts.model.weights import describe
-
-    if overrides:
-        named = _config(overrides).backbone
-        if not isinstance(named, T5Backbone) or not (named.hub_id or named.path):
-            raise UserError(f"backbone={named.name} has no checkpoint to verify.")
-        backbones = [named]
-    else:
-        backbones = [b for b in _checkpoint_backbones() if b.path or _cached(b, cache_dir)]
-        if all(backbone.path for backbone in backbones):
-            print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
-    for backbone in backbones:
-        arch = t5_architecture(backbone)
-        _, report = load_backbone(backbone, arch=arch, cache_dir=cache_dir, offline=True)
-        print("\n".join(describe(report)))
+    configs = [_config(overrides)] if overrides else []
+    for config in [] if overrides else _checkpoint_configs():
+        backbone = _with_checkpoint(config)
+        if backbone.path or _cached(backbone, cache_dir):
+            configs.append(config)
+    if not overrides and not any(_with_checkpoint(config).hub_id for config in configs):
+        print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
+    for config in configs:
+        _load(config, cache_dir=cache_dir, offline=True)
 
 
 def command() -> None:

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one message, no traceback."""
+"""Errors that the user can fix: one message, no traceback."""
 
 
 class UserError(ValueError):
@@ -38,7 +38,7 @@ class OutputError(UserError):
 
 
 class TrainingError(UserError):
-    """A loss or a gradient is no longer finite; says where, and what is left to go on from."""
+    """A loss or a gradient is no longer finite; names the step and the checkpoint to resume."""
 
 
 class Interrupted(Exception):

@@ -17,7 +17,7 @@ from t5ts import distributed
 from t5ts.data.windows import Windows
 from t5ts.errors import DataError
 from t5ts.metrics import RegressionSums, one_thread
-from t5ts.task import Task
+from t5ts.tasks import Task
 
 
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -37,11 +37,11 @@ def evaluate(
     naive_mse: float,
     limit: int | None = None,
     window_losses: list[Tensor] | None = None,
-    show: Callable[[Tensor, Tensor], Tensor] = lambda inputs_BCL, _index_B: inputs_BCL,
+    transform: Callable[[Tensor, Tensor], Tensor] = lambda inputs_BCL, _index_B: inputs_BCL,
 ) -> dict[str, float]:
-    """Metrics of a model on all windows of a split, whatever the batch size.
+    """Metrics of a model on all windows of a split, independent of the batch size.
 
-    Of several processes each measures its share of the windows; the sums are then those of all.
+    Each of several processes measures its share of the windows; all get the metrics of all.
 
     Args:
         model: A forecaster; left in evaluation mode.
@@ -52,11 +52,10 @@ def evaluate(
         mase_denominator_C: See `RegressionSums.compute`.
         naive_mse: See `RegressionSums.compute`.
         limit: Only the first so many windows (a dry run).
-        window_losses: Where given, (B,) float32 tensors are added to it, in the windows' order:
-            each window's mean squared error over what is scored of it (NaN if nothing is). Their
-            mean is the loss where every window has as much to score.
-        show: What the model sees, of a batch's inputs (B, C, L) and its windows' numbers (B,). The
-            metrics are of the batch as it is, its last values included.
+        window_losses: Takes (B,) float32 tensors, in the windows' order: each window's mean squared
+            error over what is scored of it (NaN if nothing is).
+        transform: Makes what the model sees, from a batch's inputs (B, C, L) and its windows'
+            numbers (B,). The metrics are of the batch as it is, its last values included.
     """
     model.eval()
     device = windows.series_TC.device
@@ -65,7 +64,7 @@ def evaluate(
     for index_B in share_B.split(batch_size) if len(share_B) else ():
         batch = task.batch(windows.gather(index_B), index_B)
         with autocast_to(device, autocast):
-            prediction_BCH = model(show(batch.inputs_BCL, index_B))
+            prediction_BCH = model(transform(batch.inputs_BCL, index_B))
         with one_thread(device):
             sums.update(prediction_BCH, batch.target_BCH, task.last_value(batch))
             if window_losses is not None:
@@ -96,7 +95,7 @@ def evaluate_baselines(
         computed: `Series.computed` of the windows' series: they are computed once for each.
 
     Raises:
-        DataError: if nothing in them can be scored, since every target falls into a gap.
+        DataError: if nothing in them can be scored, because every target is a gap.
     """
     span = (windows.first_row, len(windows), windows.window_len, str(windows.series_TC.device))
     key = (type(task), task, season, batch_size, *span)
@@ -113,12 +112,12 @@ def evaluate_baselines(
                     sums[name] = RegressionSums(channels, device=device)
                 sums[name].update(prediction_BCH, batch.target_BCH, last_BCH)
     metrics = {
-        name: its.compute(mase_denominator_C=mase_denominator_C) for name, its in sums.items()
+        name: total.compute(mase_denominator_C=mase_denominator_C) for name, total in sums.items()
     }
     if math.isnan(metrics[task.naive]["loss"]):
         raise DataError(
-            f"The {windows.name} windows have no target that could be scored: all of it falls into"
-            " gaps, which are not scored. Move data.splits, or bring a series with values there."
+            f"The {windows.name} windows have nothing to score: all targets are gaps. Move"
+            " data.splits, or use a series with values there."
         )
     computed[key] = deepcopy(metrics)
     return metrics
@@ -128,7 +127,7 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Begin to measure `peak_memory`: what earlier runs of this process freed is given back."""
+    """Start measuring `peak_memory`, after returning what earlier runs of this process freed."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -136,7 +135,7 @@ def reset_peak_memory(device: torch.device) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    with suppress(OSError):  # peak_memory then says that it does not know
+    with suppress(OSError):  # peak_memory then returns NaN
         _CLEAR_REFS.write_text("5")  # sets VmHWM, the peak, to what is resident now
 
 

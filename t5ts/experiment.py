@@ -1,23 +1,23 @@
 """The composition root: a checked config becomes a trained model and a run directory."""
 
+import gc
 import logging
-import threading
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from t5ts import distributed
 from t5ts.analysis.results import FAILURE, Result, read_metrics
 from t5ts.build import (
+    Dataset,
     Setup,
-    Shift,
     build,
     plan_table,
     precision_name,
@@ -29,12 +29,13 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
-from t5ts.errors import Interrupted, ResumeError, TrainingError, UserError
+from t5ts.draws import shuffle_time
+from t5ts.errors import ResumeError, TrainingError
 from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.forecaster import scale_audit
 from t5ts.progress import ProgressBar
-from t5ts.provenance import code_and_machine, file_crc32, made_with, write_json, write_text
+from t5ts.provenance import code_and_machine, file_crc32, made_with, write_json, write_yaml
 from t5ts.reuse import Reuse
 from t5ts.run_directory import (
     bring_in,
@@ -47,11 +48,9 @@ from t5ts.run_directory import (
     other_code,
     put_aside,
 )
-from t5ts.shuffling import shuffle_time
 from t5ts.tracking import (
     MetricsFile,
     NoMetricsFile,
-    NullTracker,
     Tracker,
     WandbTracker,
     run_name,
@@ -59,6 +58,9 @@ from t5ts.tracking import (
 from t5ts.train import FitState, Output, fit
 
 log = logging.getLogger("t5ts")
+
+# What the libraries hold is never garbage: each run's collection need not look at it.
+gc.freeze()
 
 #: Windows whose forecasts are drawn, evenly spaced over the test windows.
 SAMPLE_WINDOWS = 3
@@ -74,9 +76,9 @@ def run(
     after_epoch: Callable[[Mapping[str, Any]], None] = lambda _row: None,
     pictures: bool = True,
 ) -> Result:
-    """Run one configuration in its directory, or resume it, or show it where it is finished.
+    """Run one configuration in its directory, resume it, or show its result if it is finished.
 
-    Below torchrun, process 0 calls this and the others `follow`.
+    Below torchrun every process calls this, and process 0 alone writes and logs.
 
     Args:
         config: Checked.
@@ -89,26 +91,50 @@ def run(
         UserError: for whatever the user can fix, before anything is trained wherever possible.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
-    distributed.require_setup()
-    with disk_errors(run_dir), locked(run_dir), stop_on_signals() as stop:
-        resume = config.train.resume
-        if resume == "never":
-            put_aside(run_dir)
-        elif (run_dir / "result.json").is_file():
-            return _show(config, run_dir)
-        resume_from = find_checkpoint(resume, run_dir)
-        before = None if resume_from is None else check_resumable(resume_from, config)
-        (run_dir / FAILURE).unlink(missing_ok=True)
+    is_main = distributed.is_main()
+    log.disabled = not is_main
+    held = locked(run_dir) if is_main else nullcontext()
+    with disk_errors(run_dir), held, stop_on_signals() as stop:
+        past = _look_back(config, run_dir) if is_main else None
+        past = distributed.gather_objects(past)[0]
+        if isinstance(past, Result):
+            return past
+        assert past is not None
         try:
-            with distributed.handing_out((config, run_dir.absolute(), resume_from)):
-                result = _run(
-                    config, run_dir, group, resume_from, before, stop, after_epoch, pictures
-                )
+            result = _run(config, run_dir, past, group, after_epoch, stop.is_set, pictures)
         except TrainingError as error:
-            write_json(run_dir / FAILURE, {"reason": str(error)})
+            if is_main:
+                write_json(run_dir / FAILURE, {"reason": str(error)})
             raise
+        result = distributed.gather_objects(result)[0]
         assert result is not None
         return result
+
+
+@dataclass
+class Past:
+    """Where a run starts.
+
+    Attributes:
+        checkpoint: To resume from; None starts at the beginning.
+        state: What that checkpoint recorded.
+    """
+
+    checkpoint: Path | None
+    state: Mapping[str, Any] | None
+
+
+def _look_back(config: Config, run_dir: Path) -> Past | Result:
+    """What an earlier start of this run left: its result, or where to resume it."""
+    resume = config.train.resume
+    if resume == "never":
+        put_aside(run_dir)
+    elif (run_dir / "result.json").is_file():
+        return _show(config, run_dir)
+    checkpoint = find_checkpoint(resume, run_dir)
+    state = None if checkpoint is None else check_resumable(checkpoint, config)
+    (run_dir / FAILURE).unlink(missing_ok=True)
+    return Past(checkpoint, state)
 
 
 def _show(config: Config, run_dir: Path) -> Result:
@@ -134,109 +160,45 @@ def _show(config: Config, run_dir: Path) -> Result:
     return result
 
 
-def follow() -> None:
-    """In the processes beside process 0: take part in each of its runs until it ends."""
-    for config, run_dir, resume_from in distributed.runs():
-        try:
-            with stop_on_signals() as stop:
-                _run(config, run_dir, None, resume_from, None, stop, lambda _row: None)
-        except Exception as error:
-            if not distributed.is_common(error):
-                raise
-            if not isinstance(error, UserError | Interrupted):
-                traceback.print_exc()  # process 0 has the message alone
-
-
 def _run(
     config: Config,
     run_dir: Path,
+    past: Past,
     group: str | None,
-    resume_from: Path | None,
-    before: Mapping[str, Any] | None,
-    stop: threading.Event,
     after_epoch: Callable[[Mapping[str, Any]], None],
-    pictures: bool = False,
+    should_stop: Callable[[], bool],
+    pictures: bool,
 ) -> Result | None:
-    """Build, train, measure; the result is process 0's, which alone writes, to return.
-
-    Args:
-        before: What the checkpoint to resume from recorded of its run; known to process 0.
-    """
+    """Build, train and test; the result is process 0's."""
+    is_main = distributed.is_main()
     with distributed.main_first():
         setup = build(config)
-    task = setup.task
     reset_peak_memory(setup.device)
-    batch_size = config.train.eval_batch_size
-    # Windows, and whose season and whose naive errors they are measured by.
-    splits: dict[str, tuple[Windows, Setup | Shift]] = {
-        "val": (setup.val, setup),
-        "test": (setup.test, setup),
-        **({} if setup.ood is None else {"ood": (setup.ood.test, setup.ood)}),
-    }
-    baselines = {
-        split: evaluate_baselines(
-            windows,
-            task,
-            season=own.baseline_season,
-            batch_size=batch_size,
-            mase_denominator_C=own.denominator_C,
-            computed=own.series.computed,
-        )
-        for split, (windows, own) in splits.items()
-    }
+    meter = Meter(setup, config.train.eval_batch_size)
+    audit = _audit(setup)
+    record = _record(config, setup, past, run_dir)
+    reuse = Reuse(config, setup, run_dir, past.checkpoint, record)
+    if is_main:
+        plan = plan_table(setup, lr=config.optim.lr)
+        announce(config, setup, audit, plan)
+        resumed_from = past.checkpoint and str(past.checkpoint)
+        more = {"resumed_from": resumed_from, "reuse": reuse.about}
+        _write_beginning(config, setup, run_dir, audit, plan, record | more)
 
-    def measure(split: str, *, name: str | None = None, **how: Any) -> dict[str, float]:
-        windows, own = splits[split]
-        metrics = evaluate(
-            setup.model,
-            windows,
-            task,
-            batch_size=batch_size,
-            autocast=setup.autocast,
-            mase_denominator_C=own.denominator_C,
-            naive_mse=baselines[split][task.naive]["loss"],
-            limit=setup.eval_limit,
-            **how,
-        )
-        return {f"{name or split}_{metric}": value for metric, value in metrics.items()}
+    def end_epoch(row: Mapping[str, Any]) -> None:
+        reuse.publish(row["epoch"])
+        after_epoch(row)
 
-    first_B = torch.arange(min(AUDIT_WINDOWS, len(setup.train)))
-    first = task.batch(setup.train.gather(first_B), first_B, epoch=0)
-    audit = scale_audit(setup.model, first.inputs_BCL)
-    plan = plan_table(setup, lr=config.optim.lr)
-    codes = [] if before is None else [*before["code"]]
-    if codes[-1:] != [made_with()]:
-        codes.append(made_with())
-    record: dict[str, Any] = {"inputs": setup_inputs(config, setup), "code": codes}
-    tracker: Tracker = NullTracker()
-    metrics: MetricsFile = NoMetricsFile()
-    try:
-        with distributed.shared_fate():
-            if before is not None:
-                assert resume_from is not None
-                check_inputs(before["inputs"], record["inputs"], resume_from.parent.parent)
-                bring_in(resume_from, run_dir)
-            reuse = Reuse(config, setup, run_dir, resume_from, record)
-            if distributed.is_main():
-                announce(config, setup, audit, plan)
-                more = {"resumed_from": resume_from and str(resume_from), "reuse": reuse.about}
-                _write_beginning(config, setup, run_dir, audit, plan, record | more)
-                tracker = _build_tracker(config, run_dir, group)
-                # Tracker and sweep hear of reused epochs as of trained ones.
-                for row in reuse.install():
-                    tracker.log({key: value for key, value in row.items() if value is not None})
-                    if row["kind"] == "eval":
-                        after_epoch(row)
-                metrics = MetricsFile(run_dir / "metrics.jsonl")
-
-        def end_epoch(row: Mapping[str, Any]) -> None:
-            reuse.publish(row["epoch"])
-            after_epoch(row)
-
-        with ProgressBar(
-            total_steps=setup.epochs * setup.steps_per_epoch,
-            enabled=config.train.progress and distributed.is_main(),
-        ) as progress:
+    with _tracking(config, run_dir, group) as tracker:
+        # Tracker and sweep are sent reused epochs as they are sent trained ones.
+        for row in reuse.install():
+            tracker.log({key: value for key, value in row.items() if value is not None})
+            if row["kind"] == "eval":
+                after_epoch(row)
+        metrics = MetricsFile(run_dir / "metrics.jsonl") if is_main else NoMetricsFile()
+        total_steps = setup.epochs * setup.steps_per_epoch
+        bar = ProgressBar(total_steps=total_steps, enabled=config.train.progress and is_main)
+        with closing(metrics), bar as progress:
             output = Output(
                 metrics=metrics,
                 tracker=tracker,
@@ -246,95 +208,219 @@ def _run(
                 record={"identity": identity(config), **record},
                 after_epoch=end_epoch,
             )
+            validate = partial(meter.measure, "val")
             state = fit(
                 setup,
                 config,
-                lambda: measure("val"),
+                validate,
                 output,
                 resume_from=reuse.resume_from,
-                should_stop=stop.is_set,
+                should_stop=should_stop,
             )
-
-        # Test windows are read once, here, for the checkpoint that validation selected; those of
-        # another series too, which had no say in the selection.
-        selected = run_dir / "checkpoint" / "best.safetensors"
-        best, about = load_checkpoint(selected)
-        if about["epoch"] != state.best_epoch:
-            raise ResumeError(
-                f"{selected} holds the weights of epoch {about['epoch']}, but the best epoch is"
-                f" {state.best_epoch}: epochs that this run repeated after a kill came out"
-                " otherwise than before. Start again with train.resume=never."
-            )
-        setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
-        last_metrics: dict[str, float] = {}
-        window_losses: dict[str, np.ndarray] = {}
-        for split in [split for split in splits if split != "val"]:
-            shares: list[torch.Tensor] = []
-            last_metrics |= measure(split, window_losses=shares)
-            parts = distributed.gather_objects(shares)  # the shares follow one another
-            window_losses[split] = torch.cat([loss_B for part in parts for loss_B in part]).numpy()
-        if config.train.shuffled_test:
-            last_metrics |= measure("test", name="shuffled", show=shuffle_time)
-        if not distributed.is_main():
+        _load_best(setup, run_dir, state)
+        test_metrics, window_losses = meter.test(shuffled=config.train.shuffled_test)
+        if not is_main:
             return None
-        files = ["config.yaml", "metrics.jsonl"]
-        # Per window, for tests that respect the overlap of windows (Diebold-Mariano).
-        for split, losses_W in window_losses.items():
-            files.append(f"{split}_losses.npy")
-            np.save(run_dir / files[-1], losses_W)
-        write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
-        result = Result(
-            identity=identity(config),
-            arm=config.arm,
-            data=setup.series.name,
-            seed=config.seed,
-            objective_name=config.objective,
-            objective=state.best_metrics[config.objective],
-            best_epoch=state.best_epoch,
-            metrics=state.best_metrics | last_metrics,
-            initial={k: v for k, v in read_metrics(run_dir, "eval")[0].items() if k[:4] == "val_"},
-            baselines=baselines,
-            baseline_season=setup.baseline_season,
-            best_achievable_loss=setup.series.best_mse,
-            scale_audit=audit,
-            seconds=state.train_s,
-            peak_memory_bytes=state.peak_memory_bytes,
-            skipped_steps=state.skipped_steps,
-            debug=config.debug.name,
-            reused_epochs=reuse.reused_epochs,
-            files={name: file_crc32(run_dir / name) for name in files},
+        result = _result(config, setup, meter.baselines, audit, state, run_dir)
+        result.metrics |= test_metrics
+        result.reused_epochs = reuse.reused_epochs
+        result.files = _write_files(setup, run_dir, window_losses)
+        _finish(result, run_dir, tracker, pictures)
+    return result
+
+
+class Meter:
+    """Measures the model of a run, and the forecasts that need no training, on its splits.
+
+    Args:
+        setup: The run's objects.
+        batch_size: Windows at a time.
+
+    Attributes:
+        baselines: By split (val, test, ood) and forecast: its metrics.
+    """
+
+    def __init__(self, setup: Setup, batch_size: int) -> None:
+        self._setup, self._batch_size = setup, batch_size
+        # Windows, and whose season and whose naive errors they are measured by.
+        self._splits: dict[str, tuple[Windows, Dataset]] = {
+            "val": (setup.data.splits.val, setup.data),
+            "test": (setup.data.splits.test, setup.data),
+        }
+        if setup.ood is not None:
+            self._splits["ood"] = setup.ood.splits.test, setup.ood
+        self.baselines = {
+            split: evaluate_baselines(
+                windows,
+                setup.task,
+                season=own.baseline_season,
+                batch_size=batch_size,
+                mase_denominator_C=own.mase_denominator_C,
+                computed=own.series.computed,
+            )
+            for split, (windows, own) in self._splits.items()
+        }
+
+    def measure(self, split: str, *, name: str | None = None, **how: Any) -> dict[str, float]:
+        """Metrics of the model on a split, named `val_loss` and so on.
+
+        Args:
+            split: val, test or ood.
+            name: The metrics' prefix instead of the split's name.
+            how: For `evaluate`.
+        """
+        setup = self._setup
+        windows, own = self._splits[split]
+        metrics = evaluate(
+            setup.model,
+            windows,
+            setup.task,
+            batch_size=self._batch_size,
+            autocast=setup.autocast,
+            mase_denominator_C=own.mase_denominator_C,
+            naive_mse=self.baselines[split][setup.task.naive]["loss"],
+            limit=setup.eval_limit,
+            **how,
         )
-        return _finish(result, state, run_dir, tracker, pictures)
-    except BaseException:
-        tracker.abandon()
-        raise
-    finally:
-        metrics.close()
+        return {f"{name or split}_{metric}": value for metric, value in metrics.items()}
+
+    def test(self, *, shuffled: bool) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Metrics, and each window's loss, of the selected weights on what selected nothing.
+
+        Args:
+            shuffled: Whether to measure them on contexts in a random order too.
+        """
+        metrics: dict[str, float] = {}
+        window_losses: dict[str, np.ndarray] = {}
+        for split in [split for split in self._splits if split != "val"]:
+            mine: list[torch.Tensor] = []
+            metrics |= self.measure(split, window_losses=mine)
+            every = distributed.gather_objects(mine)  # the shares follow one another
+            window_losses[split] = torch.cat([loss_B for own in every for loss_B in own]).numpy()
+        if shuffled:
+            metrics |= self.measure("test", name="shuffled", transform=shuffle_time)
+        return metrics, window_losses
 
 
-def _finish(
-    result: Result, state: FitState, run_dir: Path, tracker: Tracker, pictures: bool
+def _audit(setup: Setup) -> dict[str, float]:
+    """The scale of tokens and residual stream at step 0, on the first train windows."""
+    train = setup.data.splits.train
+    first_B = torch.arange(min(AUDIT_WINDOWS, len(train)))
+    first = setup.task.batch(train.gather(first_B), first_B, epoch=0)
+    return scale_audit(setup.model, first.inputs_BCL)
+
+
+def _record(config: Config, setup: Setup, past: Past, run_dir: Path) -> dict[str, Any]:
+    """A run's inputs and the codes that computed it, as its checkpoints and provenance hold them.
+
+    Raises:
+        InputsChanged: if the checkpoint to resume has other inputs.
+    """
+    inputs = setup_inputs(config, setup)
+    if past.checkpoint is None or past.state is None:
+        return {"inputs": inputs, "code": [made_with()]}
+    check_inputs(past.state["inputs"], inputs, past.checkpoint.parent.parent)
+    if distributed.is_main():
+        bring_in(past.checkpoint, run_dir)
+    codes = [*past.state["code"]]
+    if codes[-1:] != [made_with()]:
+        codes.append(made_with())
+    return {"inputs": inputs, "code": codes}
+
+
+def _load_best(setup: Setup, run_dir: Path, state: FitState) -> None:
+    """Put the weights that validation selected into the model.
+
+    Raises:
+        ResumeError: if best.safetensors has another epoch's.
+    """
+    path = run_dir / "checkpoint" / "best.safetensors"
+    best, about = load_checkpoint(path)
+    if about["epoch"] != state.best_epoch:
+        raise ResumeError(
+            f"{path} holds the weights of epoch {about['epoch']}, but the best epoch is"
+            f" {state.best_epoch}: epochs that this run repeated after a kill came out"
+            " otherwise than before. Start again with train.resume=never."
+        )
+    setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
+
+
+def _result(
+    config: Config,
+    setup: Setup,
+    baselines: dict[str, dict[str, dict[str, float]]],
+    audit: dict[str, float],
+    state: FitState,
+    run_dir: Path,
 ) -> Result:
-    """Write the result, draw the pictures, and say what came out."""
+    """What training and validation came to."""
+    initial = read_metrics(run_dir, "eval")[0]
+    return Result(
+        identity=identity(config),
+        arm=config.arm,
+        data=setup.data.series.name,
+        seed=config.seed,
+        objective_name=config.objective,
+        objective=state.best_metrics[config.objective],
+        best_epoch=state.best_epoch,
+        metrics=dict(state.best_metrics),
+        initial={key: value for key, value in initial.items() if key.startswith("val_")},
+        baselines=baselines,
+        baseline_season=setup.data.baseline_season,
+        best_achievable_loss=setup.data.series.best_mse,
+        scale_audit=audit,
+        seconds=state.train_s,
+        peak_memory_bytes=state.peak_memory_bytes,
+        skipped_steps=state.skipped_steps,
+        debug=config.debug.name,
+    )
+
+
+def _write_files(
+    setup: Setup, run_dir: Path, window_losses: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """Write what belongs to the result; returns the checksums of the files that have none inside.
+
+    Losses are per window, for tests that respect the overlap of windows (Diebold-Mariano).
+    """
+    files = ["config.yaml", "metrics.jsonl"]
+    for split, losses_W in window_losses.items():
+        files.append(f"{split}_losses.npy")
+        np.save(run_dir / files[-1], losses_W)
+    write_json(run_dir / "forecast_sample.json", _forecast_sample(setup))
+    return {name: file_crc32(run_dir / name) for name in files}
+
+
+def _finish(result: Result, run_dir: Path, tracker: Tracker, pictures: bool) -> None:
+    """Write the result, draw the pictures, and report what came out."""
     unfinished = run_dir / "result.json.unfinished"
     write_json(unfinished, asdict(result))
-    # result.json is what says that a run is finished: it appears when everything else stands.
+    # result.json tells that a run is finished: it appears after everything else.
     images: list[Path] = []
     if pictures:
         from t5ts.analysis.plots import draw_run  # matplotlib: half a second
 
         images = draw_run(run_dir, result_file=unfinished)
-    tracker.finish(
-        {"objective": result.objective, "best_epoch": state.best_epoch, **result.metrics}, images
-    )
+    summary = {"objective": result.objective, "best_epoch": result.best_epoch, **result.metrics}
+    tracker.finish(summary, images)
     unfinished.replace(run_dir / "result.json")
     report(result, run_dir)
-    return result
+
+
+@contextmanager
+def _tracking(config: Config, run_dir: Path, group: str | None) -> Iterator[Tracker]:
+    """The run's tracker, which is told if the run ends without a result."""
+    tracker = _build_tracker(config, run_dir, group)
+    try:
+        yield tracker
+    except BaseException:
+        tracker.abandon()
+        raise
 
 
 def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
-    if config.tracker.name == "none":
-        return NullTracker()
+    if config.tracker.name == "none" or not distributed.is_main():
+        return Tracker()
     # In a sweep, what was searched; Hydra knows it.
     overrides = HydraConfig.get().overrides.task if group and HydraConfig.initialized() else []
     return WandbTracker(
@@ -357,7 +443,7 @@ def _write_beginning(
     past: Mapping[str, Any],
 ) -> None:
     """`config.yaml` and `provenance.json`: written before the first step, whatever comes."""
-    write_text(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+    write_yaml(run_dir / "config.yaml", asdict(config))
     summary = setup_summary(setup)
     if setup.report is not None:
         # The arm is proven from the tensors in the model, not from what the loader said.
@@ -379,7 +465,7 @@ def _write_beginning(
             "task": {
                 "name": config.task.name,
                 **asdict(setup.task),
-                "notes": setup.task.notes(setup.series.season),
+                "notes": setup.task.notes(setup.data.series.season),
             },
             **past,
         },
@@ -388,7 +474,7 @@ def _write_beginning(
 
 def _forecast_sample(setup: Setup) -> dict[str, Any]:
     """A few test predictions of the first channel, in data units, for the picture."""
-    series, task, test = setup.series, setup.task, setup.test
+    series, task, test = setup.data.series, setup.task, setup.data.splits.test
     # From the middle of equal parts: neither the first nor the last window, which are special.
     count = min(SAMPLE_WINDOWS, len(test))
     index_B = (torch.arange(count) * 2 + 1) * len(test) // (2 * count)
@@ -396,8 +482,8 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
     setup.model.eval()
     with torch.no_grad():
         prediction_BCH = setup.model(batch.inputs_BCL)
-    naive_BCH = task.baselines(batch, season=setup.baseline_season)[task.naive]
-    mean, std = float(setup.splits.mean_C[0]), float(setup.splits.std_C[0])
+    naive_BCH = task.baselines(batch, season=setup.data.baseline_season)[task.naive]
+    mean, std = float(setup.data.splits.mean_C[0]), float(setup.data.splits.std_C[0])
 
     def in_data_units(values_BCX: torch.Tensor, i: int) -> list[float]:
         return (values_BCX[i, 0].double().cpu() * std + mean).tolist()

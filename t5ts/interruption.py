@@ -1,4 +1,4 @@
-"""Being asked to stop: by Ctrl-C, by a scheduler, by whoever started this process."""
+"""Signals that ask a run to stop: Ctrl-C, a scheduler's, the parent process's."""
 
 import logging
 import signal

@@ -62,7 +62,7 @@ class RegressionSums:
             self._most = torch.maximum(self._most, most)
 
     def add_other_processes(self) -> None:
-        """Add what the other processes have summed: the same in all of them afterwards."""
+        """Add the sums of the other processes, so that all have the same."""
         distributed.all_reduce_sum(self._gram_CVV, self._empty_C)
         extremes = torch.stack([-self._least, self._most])
         distributed.all_reduce_max(extremes)
@@ -129,7 +129,7 @@ def _per_channel(x_BCH: Tensor) -> Tensor:
 def one_thread(device: torch.device) -> Iterator[None]:
     """Run what is inside on one thread of a CPU; on a GPU, change nothing.
 
-    Small operations gain nothing from more threads, and beside another busy process two threads
+    Small operations gain nothing from more threads, and next to another busy process two threads
     wait for each other at every operation: an update of 2 ms became 210 ms.
     """
     threads = torch.get_num_threads()

@@ -8,30 +8,13 @@ late group (pytorch #79888).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from t5ts.config import OptimConfig
 from t5ts.schedule import Rule, assign, lr_factor, rewarmup_factor, start_step
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimSettings:
-    """The update rule's values; see `conf/optim`."""
-
-    algorithm: str
-    lr: float
-    warmup_steps: int
-    rewarmup_steps: int
-    schedule: str
-    min_lr_ratio: float
-    weight_decay: float
-    clip_norm: float | None
-    beta1: float
-    beta2: float
-    eps: float
 
 
 class PlannedOptimizer:
@@ -40,8 +23,9 @@ class PlannedOptimizer:
     Args:
         named_parameters: Every parameter of the model, in a fixed order.
         rules: The plan; must cover every parameter.
-        settings: The update rule.
-        steps_per_epoch: Turns the plan's epochs into steps.
+        settings: The update rule; see `conf/optim`.
+        rewarmup_epochs: Warm-up of what is unfrozen later.
+        steps_per_epoch: Turns epochs into steps.
         total_steps: Length of the learning-rate schedule.
     """
 
@@ -50,19 +34,22 @@ class PlannedOptimizer:
         named_parameters: Iterable[tuple[str, nn.Parameter]],
         *,
         rules: Sequence[Rule],
-        settings: OptimSettings,
+        settings: OptimConfig,
+        rewarmup_epochs: float = 0.0,
         steps_per_epoch: int,
         total_steps: int,
     ) -> None:
         self.parameters = dict(named_parameters)
         self.settings = settings
+        self.warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
+        self.rewarmup_steps = round(rewarmup_epochs * steps_per_epoch)
         self.total_steps = total_steps
-        self.plan = assigned = assign(rules, self.parameters)
+        self.plan = assign(rules, self.parameters)
         # Dicts keep the plan's order, which fixes the groups' order.
         self._waiting: dict[Rule, list[str]] = {}
         self._start: dict[Rule, int | None] = {}
         for rule in dict.fromkeys(rules):
-            names = [name for name, its in assigned.items() if its == rule]
+            names = [name for name, assigned in self.plan.items() if assigned == rule]
             if names:
                 self._waiting[rule] = names
                 self._start[rule] = start_step(rule.start_epoch, steps_per_epoch)
@@ -79,7 +66,7 @@ class PlannedOptimizer:
             if (start := self._start[rule]) is not None and start <= step
         ]
         # Groups enter in the order of their start, so that a resumed run that catches up with
-        # several stages at once has its groups in the order of the run that lived through them.
+        # several stages at once has its groups in the order of the uninterrupted run.
         due.sort(key=lambda rule: self._start[rule] or 0)
         new: list[str] = []
         for rule in due:
@@ -139,13 +126,13 @@ class PlannedOptimizer:
         common = s.lr * lr_factor(
             step,
             total_steps=self.total_steps,
-            warmup_steps=s.warmup_steps,
+            warmup_steps=self.warmup_steps,
             shape=s.schedule,
             min_ratio=s.min_lr_ratio,
         )
         for group in self.inner.param_groups:
-            again = rewarmup_factor(step, start=group["start"], rewarmup_steps=s.rewarmup_steps)
-            group["lr"] = common * group["lr_scale"] * again
+            factor = rewarmup_factor(step, start=group["start"], rewarmup_steps=self.rewarmup_steps)
+            group["lr"] = common * group["lr_scale"] * factor
 
     def learning_rates(self) -> dict[str, float]:
         """Learning rate now of every trainable parameter, by name."""
@@ -192,14 +179,13 @@ class PlannedOptimizer:
         """Restore `state()` as it was at `step`: unfreezes what had been unfrozen by then.
 
         Args:
-            tensors: State tensors, keyed `NAME/KEY`.
-            steps: Step counts by parameter.
-            step: Steps done, the skipped ones included.
-            skipped_steps: How many of them a GradScaler skipped. A group may have no state yet
-                where it has had no more steps than that.
+            tensors, steps: As `state` returns them.
+            step: Steps done, including skipped ones.
+            skipped_steps: How many of them a GradScaler skipped. A group that has had no more
+                steps than that may have no state yet.
 
         Raises:
-            ValueError: if the state speaks of other parameters than those that had begun to train.
+            ValueError: if the state is of other parameters than those that train by then.
         """
         # What starts at `step` itself has not stepped yet and has no state.
         self.unfreeze(step - 1)

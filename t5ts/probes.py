@@ -1,21 +1,21 @@
 """What is watched while training: gradient norms, update ratios, distance from the start."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from t5ts.model.encoders import component_of
+
 
 class GradientNorms:
-    """L2 gradient norms of each component, from one pass over the gradients.
+    """L2 gradient norms of each component ("patch", "block_3", "head", …), from one pass.
 
     Args:
-        component_of: Maps a parameter's name to its component ("patch", "block_3", "head", …).
         names: Every parameter's name; fixes the components and their order.
     """
 
-    def __init__(self, component_of: Callable[[str], str], names: Sequence[str]) -> None:
-        self._component_of = component_of
+    def __init__(self, names: Iterable[str]) -> None:
         self.components = list(dict.fromkeys(component_of(name) for name in names))
         self._places: Tensor | None = None
         self._key: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class GradientNorms:
         else:
             squares_G = torch.stack(torch._foreach_norm(grads)).float().square()
         if self._places is None or names != self._key:
-            places = [self.components.index(self._component_of(n)) for n in names]
+            places = [self.components.index(component_of(n)) for n in names]
             self._places, self._key = torch.tensor(places, device=squares_G.device), names
         add = _add_in_order if on_cpu else _add_by_mask
         squares_K = add(squares_G, self._places, len(self.components))
@@ -66,10 +66,7 @@ class UpdateRatios:
     Until `measure` it holds a copy of what trains, on the device, and no second one.
     """
 
-    def __init__(
-        self, component_of: Callable[[str], str], trainable: Mapping[str, nn.Parameter]
-    ) -> None:
-        self._component_of = component_of
+    def __init__(self, trainable: Mapping[str, nn.Parameter]) -> None:
         self._before = [p.detach().clone() for p in trainable.values()]
         self._parameters = trainable
 
@@ -79,7 +76,7 @@ class UpdateRatios:
         sizes = torch.stack(torch._foreach_norm(difference))
         torch._foreach_sub_(difference, [p.detach() for p in self._parameters.values()])
         moved = torch.stack(torch._foreach_norm(difference))
-        return _relative(self._component_of, list(self._parameters), moved, sizes)
+        return _relative(self._parameters, moved, sizes)
 
 
 class DistanceFromInit:
@@ -88,14 +85,10 @@ class DistanceFromInit:
     w₀ is kept in host memory, and compared one tensor at a time.
 
     Args:
-        component_of: Component of a parameter's name.
         parameters: As they are before training.
     """
 
-    def __init__(
-        self, component_of: Callable[[str], str], parameters: Mapping[str, nn.Parameter]
-    ) -> None:
-        self._component_of = component_of
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = parameters
         self._initial = [p.detach().to("cpu", copy=True) for p in parameters.values()]
         self._sizes = torch.stack([initial.norm() for initial in self._initial])
@@ -104,12 +97,10 @@ class DistanceFromInit:
         """Distance by component, now."""
         pairs = zip(self._parameters.values(), self._initial, strict=True)
         moved = torch.stack([(p.detach() - w0.to(p.device)).norm() for p, w0 in pairs])
-        return _relative(self._component_of, list(self._parameters), moved, self._sizes)
+        return _relative(self._parameters, moved, self._sizes)
 
 
-def _relative(
-    component_of: Callable[[str], str], names: Sequence[str], moved: Tensor, sizes: Tensor
-) -> dict[str, float]:
+def _relative(names: Iterable[str], moved: Tensor, sizes: Tensor) -> dict[str, float]:
     """By component √(Σ moved²) / √(Σ sizes²), given each tensor's norms."""
     sums: dict[str, list[float]] = {}
     squares = (norms.double().square().tolist() for norms in (moved, sizes))

@@ -8,13 +8,18 @@ import platform
 import subprocess
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import t5ts
 
+_TEXT = "tag:yaml.org,2002:str"
 PACKAGES = (
     "t5ts",
     "torch",
@@ -28,6 +33,7 @@ PACKAGES = (
 )
 
 
+@cache
 def code_and_machine() -> dict[str, Any]:
     """Git revision of the code, versions, platform and command, JSON-able."""
     return {
@@ -40,6 +46,7 @@ def code_and_machine() -> dict[str, Any]:
     }
 
 
+@cache
 def package_versions() -> dict[str, str | None]:
     """Installed versions; None for what is not installed (a checkout run without installing)."""
     versions: dict[str, str | None] = {}
@@ -66,6 +73,7 @@ def code_digest() -> str:
 LOADED_CODE = code_digest()
 
 
+@cache
 def made_with() -> dict[str, str]:
     """The code and the libraries that compute a run's numbers."""
     return {"t5ts": LOADED_CODE} | {name: version(name) for name in ("torch", "numpy")}
@@ -121,12 +129,40 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` at the end: it is whole or not there."""
+    temporary = path.with_name(path.name + suffix)
+    try:
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """Write nested plain values as YAML that OmegaConf reads back as they are."""
+
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+        """Quotes words that OmegaConf would take for numbers, which YAML 1.1 does not (1e3)."""
+
+    def represent(dumper: Any, text: str) -> Any:
+        return dumper.represent_scalar(_TEXT, text, style="'" if _is_number(text) else None)
+
+    Dumper.add_representer(str, represent)
+    write_text(path, yaml.dump(dict(value), Dumper=Dumper, sort_keys=False, allow_unicode=True))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def content_crc32(value: Mapping[str, Any]) -> str:

@@ -20,9 +20,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     made = argparse.ArgumentParser(
         prog="python -m t5ts.report",
-        description="Say whether pretraining helps, how much and how sure that is, from the run"
-        " directories at or below DIR: report.html (one file, works offline), report.md,"
-        " results.csv and .parquet, figures/ as PNG and SVG. Works while runs are still going.",
+        description="Report whether pretraining helps, by how much and how certain that is, from"
+        " the run directories at or below DIR: report.html (one file, works offline), report.md,"
+        " results.csv and .parquet, figures/ as PNG and SVG. Works while runs are still training.",
     )
     made.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="outputs/…, multirun/…")
     made.add_argument(
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="PERCENT",
-        help="change of the test loss that does not matter, in per cent (default: %(default)s)",
+        help="change of the test loss that does not matter, in percent (default: %(default)s)",
     )
     made.add_argument(
         "--wandb",
@@ -46,92 +46,82 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the report; the exit status is 2 for what the user can mend."""
+    """Write the report; the exit status is 2 for what the user can fix."""
     options = parser().parse_args(arguments)
-    begun = time.perf_counter()
     try:
-        if not 0 < options.margin < 100:
-            raise UserError(f"--margin {options.margin}: give per cent between 0 and 100.")
-        from t5ts.analysis.conclusions import verdict
-        from t5ts.analysis.page import in_short, write_report
-        from t5ts.analysis.study import collect
-
-        findings = verdict(collect(options.dirs), margin=options.margin / 100)
-        out = options.out or options.dirs[0] / "report"
-        try:
-            written = write_report(findings, out)
-        except OSError as error:
-            raise UserError(
-                f"the report cannot be written to {out} ({error.strerror}): give another folder"
-                " with --out DIR."
-            ) from error
+        _report(options)
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _report(options: argparse.Namespace) -> None:
+    begun = time.perf_counter()
+    if not 0 < options.margin < 100:
+        raise UserError(f"--margin {options.margin}: give a percentage between 0 and 100.")
+    from t5ts.analysis import collect, verdict, write_report
+    from t5ts.analysis.document import Table
+    from t5ts.analysis.sections import in_short, sections
+
+    findings = verdict(collect(options.dirs), margin=options.margin / 100)
+    out = options.out or options.dirs[0] / "report"
+    try:
+        written = write_report(findings, out)
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written to {out} ({error.strerror}): give another folder"
+            " with --out DIR."
+        ) from error
     repeats = findings.headline.lower().startswith(findings.kind)
     print("\n" + ("" if repeats else f"{findings.kind.upper()}: ") + f"{findings.headline}\n")
     for reason in findings.reasons:
         print(f"  - {reason}")
-    _print_tables(findings)
+    # The lab log's table of the main condition comes first.
+    tables = [block for block in sections(findings)[3].blocks if isinstance(block, Table)]
+    _print_tables(tables)
     print(f"\n{in_short(findings)}")
     print(f"{written.page}  ({time.perf_counter() - begun:.1f} s)")
     if options.wandb:
-        try:
-            print(_log_to_wandb(findings, written, out, options.wandb))
-        except UserError as error:
-            print(f"t5ts: {error}", file=sys.stderr)
-            return 2
-    return 0
+        print(_log_to_wandb(findings, written, tables[0], options.wandb))
 
 
-def _final_tables(findings: "Findings") -> "list[Table]":
-    """Section 3's tables: the lab log's of each condition, all metrics, all comparisons."""
-    from t5ts.analysis.document import Table
-    from t5ts.analysis.sections.final import final_performance
-
-    return [block for block in final_performance(findings).blocks if isinstance(block, Table)]
-
-
-def _print_tables(findings: "Findings") -> None:
-    """The lab log's table of the main condition, and the losses with the baselines'."""
+def _print_tables(tables: "list[Table]") -> None:
+    """The lab log's table, and of all the metrics as many as a terminal is wide."""
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    log, *others = _final_tables(findings)
-    shown = [(log, list(range(len(log.columns))))]
-    # Of all the metrics as many as a terminal is wide; the page has the rest.
     losses = ("arm", "seeds", "val MSE", "test MSE", "best epoch")
-    for block in others:
-        if set(losses) <= set(block.columns):
-            shown.append((block, [list(block.columns).index(name) for name in losses]))
-    for block, places in shown:
-        table = RichTable(title=block.caption, title_justify="left")
-        for place in places:
-            table.add_column(block.columns[place], no_wrap=place == 0)
-        for row in block.rows:
-            table.add_row(*(row[place] for place in places))
-        Console().print(table)
+    for number, table in enumerate(tables):
+        columns = table.columns if number == 0 else losses
+        if not set(columns) <= set(table.columns):
+            continue
+        places = [table.columns.index(name) for name in columns]
+        shown = RichTable(*columns, title=table.caption, title_justify="left")
+        shown.columns[0].no_wrap = True
+        for row in table.rows:
+            shown.add_row(*(row[place] for place in places))
+        Console().print(shown)
 
 
-def _log_to_wandb(findings: "Findings", written: "Written", out: Path, project: str) -> str:
-    """Log the study's summary run; returns what to say of it."""
+def _log_to_wandb(findings: "Findings", written: "Written", log: "Table", project: str) -> str:
+    """Log the study's summary run; returns where it is."""
     from t5ts.tracking import log_report
 
     study, main = findings.study, findings.main
     runs = study.table()
-    tables = {"runs": (runs.columns, runs.rows())}
-    log = _final_tables(findings)[0]
-    tables["final_performance"] = (list(log.columns), [tuple(row) for row in log.rows])
-    effect = None if main.main is None else main.main.effect
-    numbers = {} if effect is None else {
-        "effect": math.expm1(effect.value),
-        "effect_low": math.expm1(effect.low),
-        "effect_high": math.expm1(effect.high),
-        "paired_seeds": effect.count,
-    }  # fmt: skip
+    numbers: dict[str, float] = {}
+    if main.main is not None:
+        effect = main.main.effect
+        numbers = {
+            "effect": math.expm1(effect.value),
+            "effect_low": math.expm1(effect.low),
+            "effect_high": math.expm1(effect.high),
+            "paired_seeds": effect.count,
+        }
     entity, _, name = project.rpartition("/")
     return log_report(
-        out,
+        written.page.parent,
         project=name,
         entity=entity or None,
         group=study.dirs[0].resolve().name,
@@ -145,7 +135,10 @@ def _log_to_wandb(findings: "Findings", written: "Written", out: Path, project: 
             [findings.headline, "", *(f"- {reason}" for reason in findings.reasons)]
             + [f"- BROKEN: {check.name}: {check.detail}" for check in main.broken]
         ),
-        tables=tables,
+        tables={
+            "runs": (runs.columns, runs.rows()),
+            "final_performance": (log.columns, log.rows),
+        },
         images=[path for path in written.figures if path.suffix == ".png"],
     )
 

@@ -10,14 +10,15 @@ An entry has no frozen tensors: they are the new run's own initial ones, whose c
 key. Rows of metrics.jsonl are copied without their clock (`perf/*`), which is another run's.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import platform
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ from t5ts.config import NOT_IDENTITY, Config, identity, values_without
 from t5ts.errors import ConfigError
 from t5ts.model.tensors import state_digest
 from t5ts.optim import PlannedOptimizer
-from t5ts.prefix_store import PrefixStore
-from t5ts.provenance import LOADED_CODE, code_digest, package_versions, processor
+from t5ts.provenance import LOADED_CODE, code_digest, package_versions, processor, replacing
 from t5ts.schedule import ACTS_LATER, start_step
 
 log = logging.getLogger("t5ts")
 
+SUFFIX = ".prefix"
+_UNFINISHED = ".unfinished"
 #: Environment variables that choose among kernels.
 _KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_")
 
@@ -49,7 +51,7 @@ class Reuse:
         config: The run's.
         setup: Its objects, as new.
         run_dir: Its directory.
-        resume_from: The checkpoint that it goes on from, which then comes before any prefix.
+        resume_from: The checkpoint that it resumes, which then comes before any prefix.
         record: The run's inputs and code, as its checkpoints hold them.
 
     Attributes:
@@ -70,53 +72,39 @@ class Reuse:
         resume_from: Path | None,
         record: Mapping[str, Any],
     ) -> None:
-        self._record = record
-        self.resume_from = resume_from
-        self.about: dict[str, Any] | None = None
-        self._setup, self._run_dir, self._identity = setup, run_dir, identity(config)
+        self._setup, self._run_dir, self._record = setup, run_dir, record
+        self._own_identity = {"identity": identity(config)}
         self._store: PrefixStore | None = None
-        self._prefix: _Prefix | None = None
+        #: Tensors and state of the entry that this run starts from, until it is installed.
+        self._prefix: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self.resume_from = resume_from
+        # A resumed run keeps what provenance.json recorded of its beginning.
+        earlier = None if resume_from is None else _earlier(resume_from.parent.parent)
+        self.about: dict[str, Any] | None = earlier and earlier | {"key": None}
         if config.train.reuse_dir is None:
-            self._carry_over()
             return
         if distributed.world_size() > 1:
             # Each would have to find the same entry; a run in several processes trains all.
             log.info("reuse      off: this run has several processes")
-            self._carry_over()
             return
-        folder = Path(config.train.reuse_dir).expanduser()
-        try:
-            self._store = PrefixStore(folder, max_bytes=int(config.train.reuse_max_gb * 2**30))
-        except OSError as error:
-            raise ConfigError(
-                f"train.reuse_dir={config.train.reuse_dir} cannot be written ({error}): give a"
-                " folder that can, or null to train every epoch."
-            ) from error
+        self._store = _open_store(config)
         self._frozen_epochs = frozen_epochs(
             setup.optimizer, steps_per_epoch=setup.steps_per_epoch, epochs=setup.epochs
         )
         common = _common_material(config, setup)
         # Before the first step nothing of the plan has acted: epoch 0 is shared by every plan.
-        self._materials = [common | {"plan": plan} for plan in ([], _starting_plan(setup))]
-        self.about = {
-            "key": self._key(self._frozen_epochs),
-            "frozen_epochs": self._frozen_epochs,
-            "epochs": 0,
-            "trained_by": None,
-        }
-        if resume_from is not None:
-            self._carry_over()
-        elif (prefix := self._longest()) is not None:
-            self._prefix = prefix
-            self.about |= {"epochs": prefix.epoch, "trained_by": prefix.state["trained_by"]}
-            log.info(
-                "reuse      %s of %s frozen epochs are taken from %s",
-                prefix.epoch,
-                self._frozen_epochs,
-                prefix.state["trained_by"]["run_dir"],
-            )
-        else:
-            log.info("reuse      none of %s frozen epochs is in %s", self._frozen_epochs, folder)
+        self._materials = [_canonical(common | {"plan": p}) for p in ([], _starting_plan(setup))]
+        key = self._key(self._frozen_epochs)
+        self.about = {"key": key, "frozen_epochs": self._frozen_epochs, "epochs": 0}
+        self.about["trained_by"] = None
+        if resume_from is None:
+            self._find_longest()
+            return
+        if earlier is not None:
+            self.about |= {name: earlier[name] for name in ("epochs", "trained_by")}
+        if earlier is None or earlier["key"] != key:
+            # What another code or machine began is not of this key, and is not shared.
+            self._store, self.about["key"] = None, None
 
     @property
     def reused_epochs(self) -> int:
@@ -124,58 +112,49 @@ class Reuse:
         return 0 if self.about is None else self.about["epochs"]
 
     def install(self) -> list[dict[str, Any]]:
-        """Make the prefix this run's own past; provenance.json must already say so.
+        """Make the prefix this run's own past; provenance.json must already record it.
 
         Returns:
             The rows of metrics.jsonl that came with it.
         """
         if self._prefix is None:
             return []
-        prefix, self._prefix = self._prefix, None
+        (tensors, state), self._prefix = self._prefix, None
         folder = self._run_dir / "checkpoint"
         initial = {f"model/{name}": t for name, t in self._setup.model.state_dict().items()}
-        state = prefix.state
-        best = prefix.tensors_of("best/") or {
-            name: t for name, t in prefix.tensors_of("last/").items() if name in initial
-        }
-        save_checkpoint(
-            folder / "best.safetensors", initial | best, state["best"] | self._own_identity
-        )
-        rows: str = state["rows"]
-        with (self._run_dir / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        last = _below("last/", tensors)
+        best = _below("best/", tensors) or {n: t for n, t in last.items() if n in initial}
+        about_best = state["best"] | self._own_identity
+        save_checkpoint(folder / "best.safetensors", initial | best, about_best)
+        rows = state["rows"].encode()
+        with (self._run_dir / "metrics.jsonl").open("wb") as file:
             file.write(rows)
             file.flush()
             os.fsync(file.fileno())
-        content = rows.encode()
         fit = state["last"]["fit"] | {
-            "metrics_bytes": len(content),
-            "metrics_crc32": zlib.crc32(content),
+            "metrics_bytes": len(rows),
+            "metrics_crc32": zlib.crc32(rows),
             "peak_memory_bytes": 0.0,
         }
+        about_last = state["last"] | self._own_identity | self._record | {"fit": fit}
         # The last file to appear is the one that a run is resumed from.
         self.resume_from = folder / "last.safetensors"
-        save_checkpoint(
-            self.resume_from,
-            initial | prefix.tensors_of("last/"),
-            state["last"] | self._own_identity | self._record | {"fit": fit},
-        )
+        save_checkpoint(self.resume_from, initial | last, about_last)
         return [json.loads(line) for line in rows.splitlines()]
 
     def publish(self, epoch: int) -> None:
         """Share the end of an epoch, if others may start from it and have not shared it yet.
 
-        Called once last.safetensors of that epoch is written. A store that fails is said once and
-        costs the run nothing.
+        Called once last.safetensors of that epoch is written. A store that fails costs the run
+        one warning.
         """
         if self._store is None or epoch > self._frozen_epochs:
             return
         key = self._key(epoch)
         try:
-            if self._store.has(key, epoch):
+            if self._store.has(key, epoch) or self._is_code_edited():
                 return
-            if code_digest() != LOADED_CODE:
-                self._stop_publishing("t5ts's source files have changed since this process began")
-            elif not self._store.publish(key, epoch, self._entry(epoch)):
+            if not self._store.publish(key, epoch, self._entry(epoch)):
                 self._stop_publishing("an entry exceeds train.reuse_max_gb")
         except OSError as error:
             self._stop_publishing(str(error))
@@ -184,46 +163,35 @@ class Reuse:
         self._store = None
         log.warning("reuse: this run shares no more epochs: %s", why)
 
-    @property
-    def _own_identity(self) -> dict[str, str]:
-        return {"identity": self._identity}
-
-    def _material(self, epoch: int) -> dict[str, Any]:
-        return self._materials[epoch > 0]
+    def _is_code_edited(self) -> bool:
+        """Whether what runs here is no longer what the source files are; then reuse ends."""
+        if code_digest() == LOADED_CODE:
+            return False
+        self._stop_publishing("t5ts's source files have changed since this process began")
+        return True
 
     def _key(self, epoch: int) -> str:
-        text = _canonical(self._material(epoch))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return hashlib.sha256(self._materials[epoch > 0].encode()).hexdigest()[:32]
 
-    def _longest(self) -> "_Prefix | None":
+    def _find_longest(self) -> None:
         assert self._store is not None
-        if code_digest() != LOADED_CODE:
-            self._stop_publishing("t5ts's source files have changed since this process began")
-            return None
+        assert self.about is not None
+        if self._is_code_edited():
+            return
         for epoch in range(self._frozen_epochs, -1, -1):
             content = self._store.read(self._key(epoch), epoch)
-            if content is not None:
-                prefix = _unpack(epoch, content)
-                assert prefix.state["material"] == _canonical(self._material(epoch))
-                return prefix
-        return None
-
-    def _carry_over(self) -> None:
-        """A resumed run keeps what provenance.json said of its beginning.
-
-        What another code or machine began is no longer of this key, and is not shared.
-        """
-        if self.resume_from is None:
+            if content is None:
+                continue
+            tensors = load(content)
+            state = json.loads(zlib.decompress(tensors.pop("state").numpy().tobytes()))
+            assert state["material"] == self._materials[epoch > 0]
+            self._prefix = tensors, state
+            by = state["trained_by"]
+            self.about |= {"epochs": epoch, "trained_by": by}
+            of = f"{epoch} of {self._frozen_epochs} frozen epochs"
+            log.info("reuse      %s are taken from %s", of, by["run_dir"])
             return
-        earlier = _earlier(self.resume_from.parent.parent / "provenance.json")
-        if self.about is None:
-            self.about = earlier and earlier | {"key": None}
-            return
-        if earlier is None or earlier["key"] != self.about["key"]:
-            self._store = None
-            self.about["key"] = None
-        if earlier is not None:
-            self.about |= {name: earlier[name] for name in ("epochs", "trained_by")}
+        log.info("reuse      no frozen epoch of this run is in %s", self._store.folder)
 
     def _entry(self, epoch: int) -> bytes:
         optimizer = self._setup.optimizer
@@ -238,13 +206,25 @@ class Reuse:
         with (self._run_dir / "metrics.jsonl").open("rb") as file:
             rows = file.read(last_state["fit"]["metrics_bytes"]).decode()
         state = {
-            "material": _canonical(self._material(epoch)),
+            "material": self._materials[epoch > 0],
             "last": last_state,
             "best": best_state,
             "rows": "".join(f"{_without_clock(line)}\n" for line in rows.splitlines()),
             "trained_by": {"run_dir": str(self._run_dir.resolve()), **self._own_identity},
         }
-        return _pack(tensors, state)
+        text = zlib.compress(json.dumps(state).encode())  # the rows shrink to a fifth
+        return save({**tensors, "state": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+
+
+def _open_store(config: Config) -> "PrefixStore":
+    folder = Path(str(config.train.reuse_dir)).expanduser()
+    try:
+        return PrefixStore(folder, max_bytes=int(config.train.reuse_max_gb * 2**30))
+    except OSError as error:
+        raise ConfigError(
+            f"train.reuse_dir={config.train.reuse_dir} cannot be written ({error}): give a"
+            " folder that can, or null to train every epoch."
+        ) from error
 
 
 def frozen_epochs(optimizer: PlannedOptimizer, *, steps_per_epoch: int, epochs: int) -> int:
@@ -280,7 +260,7 @@ def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
         "settings": lasting_settings(config),
         "epochs": setup.epochs,
         "steps_per_epoch": setup.steps_per_epoch,
-        "data": setup.series.fingerprint(),
+        "data": setup.data.series.fingerprint(),
         "initial": state_digest(setup.model.state_dict()),
         "code": LOADED_CODE,
         "versions": {"python": platform.python_version(), **package_versions()},
@@ -320,37 +300,125 @@ def _without_clock(line: str) -> str:
     return json.dumps({k: v for k, v in row.items() if not k.startswith("perf/")})
 
 
-def _earlier(provenance: Path) -> dict[str, Any] | None:
-    """What a run's provenance.json says of its reuse; None if it says nothing."""
+def _earlier(run_dir: Path) -> dict[str, Any] | None:
+    """What a run's provenance.json records of its reuse; None if nothing."""
     try:
-        about = json.loads(provenance.read_text(encoding="utf-8"))["reuse"]
+        text = (run_dir / "provenance.json").read_text(encoding="utf-8")
+        about = json.loads(text)["reuse"]
     except (OSError, ValueError, KeyError):
         return None
     return about if isinstance(about, dict) else None
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """An entry: the run's state at the end of an epoch, less the tensors that never moved."""
-
-    epoch: int
-    tensors: dict[str, Tensor]
-    state: dict[str, Any]
-
-    def tensors_of(self, prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(prefix)
-        }
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _pack(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> bytes:
-    text = zlib.compress(json.dumps(state).encode())  # the rows shrink to a fifth
-    return save({**tensors, "state": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+class PrefixStore:
+    """A bounded folder of immutable entries that many processes share, by key and epoch.
+
+    An entry is one file, named KEY.EPOCH.SHA256: its name proves its content. It appears by a
+    rename and is read in one piece, so that a reader has the whole of it or none, whoever removes
+    it meanwhile. Writers take turns by a lock that the kernel releases when its holder dies. The
+    least recently used entries go first when they exceed the bound.
+
+    Args:
+        folder: Made if missing; may be shared by processes, and by machines whose file system
+            has locks (flock).
+        max_bytes: Bound of all entries together.
+
+    Raises:
+        OSError: if the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self.folder = folder
+        self.max_bytes = max_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            pass  # a folder that cannot be written is found out here, not after an epoch
+
+    def has(self, key: str, epoch: int) -> bool:
+        """Whether there is an entry; it may be gone, or found damaged, by the time it is read."""
+        return any(self._files(key, epoch))
+
+    def read(self, key: str, epoch: int) -> bytes | None:
+        """An entry's bytes, proven by their checksum; None if there is none.
+
+        A corrupt entry is deleted with a warning and treated as a miss.
+        """
+        for path in self._files(key, epoch):
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                continue  # evicted since it was listed
+            except OSError as error:
+                log.warning("reuse: %s cannot be read (%s) and is passed over", path, error)
+                continue
+            if path.name == _file_name(key, epoch, content):
+                self._mark_used(path)
+                return content
+            log.warning("reuse: %s is corrupt (its checksum differs) and was deleted", path)
+            self._remove(path)
+        return None
+
+    def publish(self, key: str, epoch: int, content: bytes) -> bool:
+        """Add an entry, unless there is one; then evict what exceeds the bound.
+
+        Returns:
+            Whether the entry is there now: one that alone exceeds the bound is not added.
+
+        Raises:
+            OSError: if the disk is full or the folder not writable; no entry is there then.
+        """
+        if len(content) > self.max_bytes:
+            return False
+        with self._locked():
+            # Only the lock's holder writes: whatever is unfinished here was left by a dead one.
+            for path in self.folder.glob(f"*{_UNFINISHED}"):
+                self._remove(path)
+            if self.has(key, epoch):
+                return True
+            place = self.folder / _file_name(key, epoch, content)
+            with replacing(place, _UNFINISHED) as unfinished:
+                unfinished.write_bytes(content)
+            self._evict(keep=place)
+        return True
+
+    def _evict(self, *, keep: Path) -> None:
+        entries = []
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            try:
+                about = path.stat()
+            except FileNotFoundError:
+                continue  # a reader found it damaged and removed it
+            entries.append((path != keep, -about.st_mtime_ns, about.st_size, path))
+        total = 0
+        for _, _, size, path in sorted(entries):  # the new one first, then the last used
+            total += size
+            if total > self.max_bytes:
+                self._remove(path)
+
+    def _files(self, key: str, epoch: int) -> Iterator[Path]:
+        return self.folder.glob(f"{key}.{epoch:05d}.*{SUFFIX}")
+
+    def _mark_used(self, path: Path) -> None:
+        # Evicted this moment, or a folder that is read-only by now: it was read all the same.
+        with suppress(OSError):
+            os.utime(path)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("reuse: %s cannot be removed (%s)", path, error)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
 
-def _unpack(epoch: int, content: bytes) -> _Prefix:
-    tensors = load(content)
-    state = json.loads(zlib.decompress(tensors.pop("state").numpy().tobytes()))
-    return _Prefix(epoch, tensors, state)
+def _file_name(key: str, epoch: int, content: bytes) -> str:
+    return f"{key}.{epoch:05d}.{hashlib.sha256(content).hexdigest()}{SUFFIX}"

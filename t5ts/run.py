@@ -26,7 +26,7 @@ from t5ts import distributed
 from t5ts.checks import check, check_overrides
 from t5ts.command import finish
 from t5ts.config import CONF, from_hydra, register
-from t5ts.errors import Interrupted, UserError
+from t5ts.errors import ConfigError, Interrupted, TrainingError, UserError
 from t5ts.interruption import stop_on_signals
 
 if TYPE_CHECKING:
@@ -65,49 +65,57 @@ def main(cfg: DictConfig) -> float:
 
         return run(config, run_dir=run_dir, group=group, pictures=not is_multirun).objective
     except UserError as error:
-        from t5ts.run_directory import remove_if_unused
-
-        print(f"t5ts: {error}", file=sys.stderr)
-        remove_if_unused(run_dir)
-        if is_multirun and not isinstance(error, distributed.PeersLost):
+        _report(error)
+        _remove_if_unused(run_dir)
+        if is_multirun:
             raise  # Hydra marks this job as failed and runs the others
         sys.exit(2)
     except Interrupted as stopped:
         where = f"hydra.sweep.dir={hydra_config.sweep.dir}" if is_multirun else run_dir
-        print(f"t5ts: {stopped}; the same command goes on from there ({where})", file=sys.stderr)
+        distributed.print_once(f"t5ts: {stopped}; the same command resumes it ({where})")
         sys.exit(130)
 
 
 def cli() -> None:
-    """The process: what Hydra would meet with a traceback is refused before it.
-
-    Of several that torchrun started, process 0 alone has a command line; the others do what it
-    hands out, and say nothing.
-    """
+    """The process: errors that Hydra would show as a traceback become one message."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with distributed.setup():
-            if distributed.is_main():
-                check_overrides(sys.argv[1:])
-                with env_override({"HYDRA_FULL_ERROR": "1"}):  # errors come here, unprinted
-                    main()
-            else:
-                from t5ts.experiment import follow  # torch, which setup has imported already
-
-                follow()
-    except distributed.PeersLost as lost:
-        # In the others. Process 0, if it is there, has said so; if not, the next one speaks for it.
-        if os.environ.get("RANK") == "1":
-            print(f"t5ts: process 1: {lost}", file=sys.stderr)
-        sys.exit(2)
+            check_overrides(sys.argv[1:])
+            with env_override({"HYDRA_FULL_ERROR": "1"}):  # errors come here, unprinted
+                main()
     except UserError as error:
-        print(f"t5ts: {error}", file=sys.stderr)
+        _report(error)
         sys.exit(2)
     except Exception as error:
         if wants_traceback or not _is_of_the_command_line(error):
             raise
-        print(f"t5ts: {_one_message(error)}", file=sys.stderr)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_name == "run_job":  # Hydra had made the job's directory already
+                _remove_if_unused(Path(frame.f_locals["output_dir"]))
+        _report(_one_message(error))
         sys.exit(2)
+
+
+def _report(error: UserError | str) -> None:
+    """Print a message once, though every process below torchrun may meet the error.
+
+    What one of them meets alone it prints itself; that others are lost, process 1 too, since
+    process 0 may be the lost one.
+    """
+    if isinstance(error, str | ConfigError | TrainingError):
+        distributed.print_once(f"t5ts: {error}")
+    elif distributed.is_main():
+        print(f"t5ts: {error}", file=sys.stderr)
+    elif distributed.rank() == 1 or not isinstance(error, distributed.PeersLost):
+        print(f"t5ts: process {distributed.rank()}: {error}", file=sys.stderr)
+
+
+def _remove_if_unused(run_dir: Path) -> None:
+    from t5ts.run_directory import remove_if_unused
+
+    if distributed.is_main():
+        remove_if_unused(run_dir)
 
 
 def _is_of_the_command_line(error: Exception) -> bool:

@@ -1,8 +1,8 @@
 """What trains when, and how fast: a plan is data, the learning rate a pure function of the step.
 
-A plan is an ordered list of rules. Each rule names the parameters it speaks of by a regular
-expression, the epoch from which they train (None: never) and their learning-rate multiplier.
-The first rule that matches a parameter holds, and every parameter must be matched.
+A plan is an ordered list of rules: a regular expression for parameter names, the epoch from which
+these parameters train (None: never) and their learning-rate multiplier. The first matching rule
+applies, and every parameter must be matched.
 
 Source: big_vision's (pattern, multiplier-or-None) schedules; gradual unfreezing after Howard &
 Ruder 2018 (ULMFiT, top-down) and Lee et al. 2022 (surgical fine-tuning, bottom-up).
@@ -13,8 +13,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from t5ts.config import FreezeConfig, OptimConfig
+
 #: Settings without effect while the encoder is frozen, except through what trains from step 0
-#: and how fast: that stands in the key as the optimizer's own groups.
+#: and how fast, which is in the reuse key as the optimizer's groups.
 ACTS_LATER = (
     "freeze.name",
     "freeze.unfreeze_epoch",
@@ -44,17 +46,7 @@ class Rule:
     lr_scale: float
 
 
-def forecaster_plan(
-    *,
-    num_blocks: int,
-    unfreeze_epoch: float | None,
-    order: str,
-    blocks_per_stage: int,
-    epochs_per_stage: float,
-    always: Sequence[str],
-    encoder_lr_scale: float,
-    layer_decay: float,
-) -> list[Rule]:
+def forecaster_plan(freeze: FreezeConfig, optim: OptimConfig, *, num_blocks: int) -> list[Rule]:
     """The rules for a forecaster: head and patch always train, the encoder by its stages.
 
     Stages count from the top (`top_down`, the final norm goes with the first stage) or from the
@@ -64,14 +56,9 @@ def forecaster_plan(
     one more decay than block 0.
 
     Args:
-        num_blocks: Encoder blocks; 0 for no encoder.
-        unfreeze_epoch: 0 from the first step, None never.
-        order: all_at_once, top_down or bottom_up.
-        blocks_per_stage: Blocks that a stage unfreezes.
-        epochs_per_stage: Epochs between two stages.
-        always: Patterns of encoder parameters that train from the first step.
-        encoder_lr_scale: Encoder's rate over the head's.
-        layer_decay: A block's rate over that of the block above it.
+        freeze: When what trains.
+        optim: Only `encoder_lr_scale` and `layer_decay` matter here.
+        num_blocks: Encoder blocks n; 0 for no encoder.
 
     Returns:
         Rules in order of precedence.
@@ -79,38 +66,29 @@ def forecaster_plan(
     last = num_blocks - 1
 
     def decay(block: int) -> float:
-        return encoder_lr_scale * layer_decay ** (last - block)
+        return optim.encoder_lr_scale * optim.layer_decay ** (last - block)
 
     def start(block: int) -> float | None:
-        if unfreeze_epoch is None:
+        if freeze.unfreeze_epoch is None:
             return None
-        place = {"all_at_once": 0, "top_down": last - block, "bottom_up": block}[order]
-        return unfreeze_epoch + place // blocks_per_stage * epochs_per_stage
+        place = {"all_at_once": 0, "top_down": last - block, "bottom_up": block}[freeze.order]
+        stage = place // freeze.blocks_per_stage
+        return freeze.unfreeze_epoch + stage * freeze.epochs_per_stage
 
-    rules = [Rule(pattern=r"^(head|patch)\.", start_epoch=0.0, lr_scale=1.0)]
+    def rule(pattern: str, start_epoch: float | None, lr_scale: float) -> Rule:
+        return Rule(pattern=pattern, start_epoch=start_epoch, lr_scale=lr_scale)
+
+    rules = [rule(r"^(head|patch)\.", 0.0, 1.0)]
     if num_blocks == 0:
         return rules
-    for pattern in always:
+    blocks = list(reversed(range(num_blocks)))
+    for pattern in freeze.always:
         # One rule a block, so that layer decay holds for these parameters too.
-        rules += [
-            Rule(
-                pattern=rf"^encoder\.block\.{i}\..*(?:{pattern})",
-                start_epoch=0.0,
-                lr_scale=decay(i),
-            )
-            for i in reversed(range(num_blocks))
-        ]
-        rules.append(
-            Rule(pattern=rf"^encoder\..*(?:{pattern})", start_epoch=0.0, lr_scale=decay(last))
-        )
-    rules.append(
-        Rule(pattern=r"^encoder\.final_layer_norm\.", start_epoch=start(last), lr_scale=decay(last))
-    )
-    rules += [
-        Rule(pattern=rf"^encoder\.block\.{i}\.", start_epoch=start(i), lr_scale=decay(i))
-        for i in reversed(range(num_blocks))
-    ]
-    rules.append(Rule(pattern=r"^encoder\.stem\.", start_epoch=start(0), lr_scale=decay(-1)))
+        rules += [rule(rf"^encoder\.block\.{i}\..*(?:{pattern})", 0.0, decay(i)) for i in blocks]
+        rules.append(rule(rf"^encoder\..*(?:{pattern})", 0.0, decay(last)))
+    rules.append(rule(r"^encoder\.final_layer_norm\.", start(last), decay(last)))
+    rules += [rule(rf"^encoder\.block\.{i}\.", start(i), decay(i)) for i in blocks]
+    rules.append(rule(r"^encoder\.stem\.", start(0), decay(-1)))
     return rules
 
 

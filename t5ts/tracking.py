@@ -1,4 +1,4 @@
-"""Where metrics go: always `metrics.jsonl`, and a tracker beside it that may never cost a run."""
+"""Where metrics go: always `metrics.jsonl`, and W&B, which never costs a run when it fails."""
 
 import hashlib
 import html
@@ -10,10 +10,10 @@ import socket
 import threading
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from t5ts.config import NOT_IDENTITY, TrackerConfig
@@ -24,7 +24,7 @@ log = logging.getLogger("t5ts")
 
 #: Seconds after which a W&B server that does not answer counts as out of reach.
 REACH_TIMEOUT_S = 2.0
-#: Seconds that an online start may take before the run goes on offline.
+#: Seconds that an online start may take before the run continues offline.
 INIT_TIMEOUT_S = 20.0
 #: Length of a W&B run's name.
 MOST_CHARACTERS = 128
@@ -40,7 +40,7 @@ STEP_METRICS = {
     **dict.fromkeys(("distance_from_init/*", "perf/elapsed_s", "perf/eval_s"), "epoch"),
     "perf/windows_per_s": "step",
 }
-#: Overrides that a run's name has already, or that say nothing of what was searched.
+#: Overrides that a run's name has already, or that were not searched.
 NOT_IN_NAME = ("arm", "backbone", "experiment", "freeze", "init", "objective", "seed")
 
 
@@ -85,7 +85,7 @@ class MetricsFile:
         return self.path.stat().st_size, self._crc32
 
     def cut(self, length: int) -> int:
-        """Drop the rows after `length` bytes, which a resumed run writes again; says how many."""
+        """Drop the rows after `length` bytes, which a resumed run repeats; returns how many."""
         with self.path.open("rb") as file:
             file.seek(length)
             dropped = sum(1 for line in file if line.endswith(b"\n"))
@@ -100,7 +100,7 @@ class MetricsFile:
 
 
 class NoMetricsFile(MetricsFile):
-    """In the processes beside process 0, which writes the rows of all."""
+    """In the other processes of a run: process 0 writes the rows of all."""
 
     def __init__(self) -> None:
         """Open nothing."""
@@ -116,42 +116,27 @@ class NoMetricsFile(MetricsFile):
         """Do nothing."""
 
 
-class Tracker(Protocol):
-    """What a run tells the world while it goes.
+class Tracker:
+    """What a run tells the world while it trains; this one tells nothing.
 
     Attributes:
         resumed: Whether an earlier process of this run directory has sent rows to the same place.
     """
 
-    resumed: bool
+    resumed = False
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Hand on one row of metrics."""
+        """Send one row of metrics.jsonl."""
 
     def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
-        """Hand on the result and its pictures, and end."""
+        """Send the result and its pictures, and end."""
 
     def abandon(self) -> None:
         """End without a result: the run failed, was stopped, or was pruned."""
 
 
-class NullTracker:
-    """No tracker."""
-
-    resumed = False
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Do nothing: the row stands in metrics.jsonl."""
-
-    def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
-        """Do nothing: the result stands in result.json."""
-
-    def abandon(self) -> None:
-        """Do nothing."""
-
-
-class WandbTracker:
-    """The real W&B client, online or offline; after a failure it falls silent and says so once.
+class WandbTracker(Tracker):
+    """The real W&B client, online or offline; after a failure it logs one warning and is silent.
 
     A run directory is one W&B run, whose id is kept in it: a resumed run finds it there, and the
     same command in another directory gets another.
@@ -175,89 +160,72 @@ class WandbTracker:
         job_type: str,
         name: str,
     ) -> None:
-        self.resumed = False
         self._run: Any = None
-        chosen, why = choose_mode(settings.mode)
-        if chosen == "disabled":
+        mode, why = choose_mode(settings.mode)
+        if mode == "disabled":
             log.info("W&B: off (%s)", why)
             return
+        id_file = run_dir / RUN_ID_FILE
         try:
-            import wandb
-
-            id_file = run_dir / RUN_ID_FILE
             known = id_file.read_text().strip() if id_file.is_file() else ""
             run_id = known or uuid.uuid4().hex[:10]
-
-            def start(as_mode: Any) -> Any:
-                return wandb.init(
-                    dir=str(run_dir),
-                    project=settings.project,
-                    entity=settings.entity,
-                    group=group,
-                    job_type=job_type,
-                    name=name,
-                    tags=list(settings.tags),
-                    config=dict(config),
-                    id=run_id,
-                    resume="allow" if as_mode == "online" else None,
-                    # A trial before this one, in the same process, may have lost its run.
-                    reinit="finish_previous",
-                    mode=as_mode,
-                    settings=wandb.Settings(
-                        init_timeout=INIT_TIMEOUT_S, silent=True, console="off"
-                    ),
-                )
+            arguments = {
+                "project": settings.project,
+                "entity": settings.entity,
+                "group": group,
+                "job_type": job_type,
+                "name": name,
+                "tags": list(settings.tags),
+                "config": dict(config),
+                "id": run_id,
+                # A trial before this one, in the same process, may have lost its run.
+                "reinit": "finish_previous",
+            }
+            import wandb
 
             try:
-                self._run = start(chosen)
+                self._run = _start(run_dir, mode, arguments)
             except wandb.errors.Error as error:
-                if chosen == "offline":
+                if mode == "offline":
                     raise
-                chosen, why = "offline", f"online failed: {_first_line(error)}"
+                mode, why = "offline", f"online failed: {first_line(error)}"
                 wandb.teardown()  # else the id counts as in use by the start that failed
-                self._run = start(chosen)
+                self._run = _start(run_dir, mode, arguments)
             self.resumed = bool(known)
             id_file.write_text(run_id + "\n")
             for pattern, step in STEP_METRICS.items():
                 self._run.define_metric(pattern, step_metric=step)
             self._run.define_metric("val_loss", step_metric="epoch", summary="min")
             self._run.define_metric("val_corr", step_metric="epoch", summary="max")
-            if chosen == "online":
-                log.info("W&B: online (%s): %s", why, self._run.url)
-            else:
-                folder = Path(self._run.dir).parent
-                log.info("W&B: offline (%s); to upload later: wandb sync %s", why, folder)
+            log.info(_where(self._run, mode, why))
         except Exception as error:  # a tracker may fail in any way, and never costs a run
             self._fail(error)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Send one row."""
-        if self._run is None:
-            return
-        try:
-            self._run.log(dict(row))
-        except Exception as error:  # see __init__
-            self._fail(error)
+        self._attempt(lambda run: run.log(dict(row)))
 
     def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
         """Send the result and the pictures, and end W&B's run."""
-        if self._run is None:
-            return
-        try:
+
+        def send(run: Any) -> None:
             import wandb
 
-            self._run.log({f"plots/{p.stem}": wandb.Image(str(p)) for p in images})
-            self._run.summary.update(dict(summary))
-            self._run.finish()
-        except Exception as error:  # see __init__
-            self._fail(error)
+            run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in images})
+            run.summary.update(dict(summary))
+            run.finish()
+
+        self._attempt(send)
 
     def abandon(self) -> None:
         """End W&B's run as failed; in a sweep the next trial begins in this process."""
+        self._attempt(lambda run: run.finish(exit_code=1))
+
+    def _attempt(self, send: Callable[[Any], None]) -> None:
         if self._run is None:
             return
         try:
-            self._run.finish(exit_code=1)
+            send(self._run)
         except Exception as error:  # see __init__
             self._fail(error)
 
@@ -266,8 +234,28 @@ class WandbTracker:
         log.warning(
             "W&B failed and is left out of this run; metrics.jsonl has everything: %s: %s",
             type(error).__name__,
-            _first_line(error),
+            first_line(error),
         )
+
+
+def _start(folder: Path, mode: str, arguments: Mapping[str, Any]) -> Any:
+    """W&B's run."""
+    import wandb
+
+    return wandb.init(
+        dir=str(folder),
+        resume="allow" if mode == "online" else None,
+        mode=mode,  # type: ignore[arg-type]
+        settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off"),
+        **arguments,
+    )
+
+
+def _where(run: Any, mode: str, why: str) -> str:
+    """Where W&B has a run."""
+    if mode == "online":
+        return f"W&B: online ({why}): {run.url}"
+    return f"W&B: offline ({why}); to upload later: wandb sync {Path(run.dir).parent}"
 
 
 def log_report(
@@ -282,7 +270,7 @@ def log_report(
     images: Sequence[Path],
     mode: str = "auto",
 ) -> str:
-    """Log a study's report as one W&B run of job type `report`; says where it is.
+    """Log a study's report as one W&B run of job type `report`; returns where it is.
 
     Unlike a run's tracker this is what was asked for, so a failure is raised.
 
@@ -305,45 +293,39 @@ def log_report(
     chosen, why = choose_mode(mode)
     if chosen == "disabled":
         raise UserError(f"W&B is switched off ({why}): unset WANDB_MODE, or leave out --wandb.")
+    arguments = {
+        "project": project,
+        "entity": entity,
+        "group": group,
+        "job_type": "report",
+        "name": f"report of {group}",
+        "id": "report-" + hashlib.sha256(group.encode()).hexdigest()[:10],
+    }
     try:
-        run = wandb.init(
-            dir=str(folder),
-            project=project,
-            entity=entity,
-            group=group,
-            job_type="report",
-            name=f"report of {group}",
-            id="report-" + hashlib.sha256(group.encode()).hexdigest()[:10],
-            resume="allow" if chosen == "online" else None,
-            mode="online" if chosen == "online" else "offline",
-            settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off"),
-        )
-        where = run.url if chosen == "online" else f"wandb sync {Path(run.dir).parent}"
-        run.log(
-            {f"report/{name}": wandb.Table(list(c), [list(r) for r in rows],
-                                          allow_mixed_types=True)
-             for name, (c, rows) in tables.items()}
-            | {f"report/{path.stem}": wandb.Image(str(path)) for path in images}
-            | {"report/verdict": wandb.Html(_as_page(text))}
-        )  # fmt: skip
+        run = _start(folder, chosen, arguments)
+        for name, (columns, lines) in tables.items():
+            table = wandb.Table(list(columns), [list(row) for row in lines], allow_mixed_types=True)
+            run.log({f"report/{name}": table})
+        run.log({f"report/{path.stem}": wandb.Image(str(path)) for path in images})
+        run.log({"report/verdict": wandb.Html(_as_page(text))})
         run.summary.update(dict(summary))
         run.notes = text
+        where = _where(run, chosen, why)
         run.finish()
     except Exception as error:  # the client raises whatever its parts do
         raise UserError(
-            f"W&B did not take the report for project {project}: {_first_line(error)}. Check the"
+            f"W&B did not take the report for project {project}: {first_line(error)}. Check the"
             " project's name and the login (wandb login), or set WANDB_MODE=offline."
         ) from error
-    if chosen == "online":
-        return f"W&B ({why}): {where}"
-    return f"W&B: offline ({why}); to upload later: {where}"
+    return where
 
 
 def _as_page(text: str) -> str:
     return f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(text)}</pre>'
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
     return (str(error).splitlines() or [""])[0]
 
 
@@ -383,7 +365,7 @@ def _in_netrc(host: str) -> bool:
 
 
 def _takes_connection(host: str, port: int) -> bool:
-    """Whether a TCP connection stands within the time; name look-up counts into it."""
+    """Whether a TCP connection succeeds in time, name look-up included."""
     reached = threading.Event()
 
     def knock() -> None:

@@ -22,13 +22,13 @@ from t5ts.model.encoders import component_of
 from t5ts.optim import PlannedOptimizer
 from t5ts.probes import DistanceFromInit, GradientNorms, UpdateRatios
 from t5ts.progress import ProgressBar
-from t5ts.task import Batch
+from t5ts.tasks import Batch
 from t5ts.tracking import MetricsFile, Tracker
 
 
 @dataclass
 class FitState:
-    """Everything about a run's past, besides the tensors, that its future depends on."""
+    """All of a run's past, except tensors, that its future depends on."""
 
     step: int = 0
     best_epoch: int = -1
@@ -45,9 +45,13 @@ class FitState:
     epoch_sum: list[float] = field(default_factory=list)
     epoch_max: list[float] = field(default_factory=list)
 
-
-#: What the progress bar shows of a row, and under which name.
-_SHOWN = {"step/train_loss": "loss", "perf/windows_per_s": "windows/s", "val_corr": "val_corr"}
+    def add_to_epoch(self, row: list[float]) -> None:
+        """Take a finite step's row."""
+        if self.epoch_count == 0:
+            self.epoch_sum, self.epoch_max = [0.0] * len(row), [-math.inf] * len(row)
+        self.epoch_count += 1
+        self.epoch_sum = [total + v for total, v in zip(self.epoch_sum, row, strict=True)]
+        self.epoch_max = [max(most, v) for most, v in zip(self.epoch_max, row, strict=True)]
 
 
 @dataclass(kw_only=True)
@@ -57,7 +61,6 @@ class Output:
     Attributes:
         metrics: Rows go here first …
         tracker: … and then here, unless it was sent them before the run was interrupted.
-        progress: The progress bar.
         checkpoints: Folder of last.safetensors and best.safetensors.
         epochs: Of the whole run, to be shown.
         record: Identity, inputs and code of the run (`t5ts.provenance`), for checkpoints to hold.
@@ -86,10 +89,16 @@ class Output:
             self._already_sent -= 1
         else:
             self.tracker.log({key: value for key, value in row.items() if value is not None})
-        shown = {show: row[key] for key, show in _SHOWN.items() if key in row}
+        watched = {"loss": "step/train_loss", "windows/s": "perf/windows_per_s"}
+        watched["val_corr"] = "val_corr"
+        shown = {name: row[key] for name, key in watched.items() if key in row}
         self.progress.update(step=row["step"], epoch=int(row["epoch"]), **shown)
         if "val_loss" in row:
-            self.progress.say(_epoch_line(row, self.epochs))
+            trained = f"train_loss {row['train_loss']:.4f}  " if "train_loss" in row else ""
+            self.progress.say(
+                f"epoch {row['epoch']:>3}/{self.epochs}  {trained}val_loss {row['val_loss']:.4f}"
+                f"  val_corr {row['val_corr']:.4f}  val_skill {row['val_skill']:+.3f}"
+            )
 
     def not_finite(self, what: str) -> TrainingError:
         """The error for a value that is not finite, with what is left and what to do."""
@@ -102,7 +111,7 @@ class Output:
 
 
 class StepRows:
-    """Each step's loss and gradient norms: they wait on the device until a row is logged.
+    """Each step's loss and gradient norms, which stay on the device until a row is logged.
 
     Args:
         components: Parts of the model with a gradient norm.
@@ -118,63 +127,52 @@ class StepRows:
         scaler: torch.amp.GradScaler,
         output: Output,
     ) -> None:
-        self._columns = [
-            "train_loss",
-            *(f"grad_norm/{component}" for component in (*components, "total")),
-        ]
+        self._names = ["train_loss", *(f"grad_norm/{name}" for name in (*components, "total"))]
         self._state, self._scaler, self._output = state, scaler, output
         self._scale = scaler.get_scale()
-        self._held: list[Tensor] = []
+        self._on_device: list[Tensor] = []
 
     def add(self, row_R: Tensor) -> None:
-        """Hold one step's row, as `train_step` gives it."""
-        self._held.append(row_R)
+        """Take one step's row, as `train_step` gives it."""
+        self._on_device.append(row_R)
 
     def read_back(self) -> None:
-        """Copy the held rows to the host at once.
+        """Copy the rows to the host at once.
 
         Raises:
             TrainingError: if one of them is not finite, naming its step and columns. A GradScaler
                 skips steps whose gradients overflow: they are counted, not fatal.
         """
-        if not self._held:
+        if not self._on_device:
             return
         state = self._state
-        first_step = state.step - len(self._held) + 1
-        rows = torch.stack(self._held).tolist()
-        self._held.clear()
+        first_step = state.step - len(self._on_device) + 1
+        rows = torch.stack(self._on_device).tolist()
+        self._on_device.clear()
         for step, (*row, scale) in enumerate(rows, start=first_step):
             state.skipped_steps += scale < self._scale
             self._scale = scale
-            bad = [name for name, v in zip(self._columns, row, strict=True) if not math.isfinite(v)]
+            bad = [name for name, v in zip(self._names, row, strict=True) if not math.isfinite(v)]
             if bad and not (self._scaler.is_enabled() and math.isfinite(row[0])):
                 raise self._output.not_finite(f"step {step}: {', '.join(bad)}")
             if not bad:
-                self._add_to_epoch(row)
+                state.add_to_epoch(row)
             state.pending.append(row)
-
-    def _add_to_epoch(self, row: list[float]) -> None:
-        state = self._state
-        if state.epoch_count == 0:
-            state.epoch_sum, state.epoch_max = [0.0] * len(row), [-math.inf] * len(row)
-        state.epoch_count += 1
-        state.epoch_sum = [total + v for total, v in zip(state.epoch_sum, row, strict=True)]
-        state.epoch_max = [max(most, v) for most, v in zip(state.epoch_max, row, strict=True)]
 
     def of_step(self) -> dict[str, Any]:
         """The logged step: mean loss since the last one, and this step's gradient norms."""
         rows, self._state.pending = self._state.pending, []
         nonfinite = sum(not all(math.isfinite(v) for v in row) for row in rows)
         values = [sum(row[0] for row in rows) / len(rows), *rows[-1][1:]]
-        named = {f"step/{name}": v for name, v in zip(self._columns, values, strict=True)}
+        named = {f"step/{name}": v for name, v in zip(self._names, values, strict=True)}
         return named | {"nonfinite_steps": nonfinite} | self._of_scaler()
 
     def of_epoch(self) -> dict[str, Any]:
         """Means over the epoch's finite steps and the largest gradient norms; starts again."""
         state, row = self._state, dict[str, Any]()
         if state.epoch_count:
-            sums = zip(self._columns, state.epoch_sum, state.epoch_max, strict=True)
-            for name, total, most in sums:
+            columns = zip(self._names, state.epoch_sum, state.epoch_max, strict=True)
+            for name, total, most in columns:
                 row[name] = total / state.epoch_count
                 if name != "train_loss":
                     row[name.replace("grad_norm", "grad_norm_max")] = most
@@ -219,9 +217,9 @@ def fit(
         ResumeError: if the checkpoint is unreadable or another run's.
         Interrupted: after `should_stop`, with the checkpoint written.
     """
-    train, optimizer = config.train, setup.optimizer
+    train, optimizer, windows = config.train, setup.optimizer, setup.data.splits.train
     _prepare(setup, config)
-    distance = DistanceFromInit(component_of, optimizer.parameters)
+    distance = DistanceFromInit(optimizer.parameters)
     scaler = _build_scaler(setup)
     state = FitState()
     if resume_from is not None:
@@ -229,7 +227,7 @@ def fit(
     # Equal already where machines and libraries are; a bit of difference would never go away.
     distributed.broadcast_tensors(*optimizer.parameters.values())
     output.start(state.metrics_bytes)
-    norms = GradientNorms(component_of, list(optimizer.parameters))
+    norms = GradientNorms(optimizer.parameters)
     rows = StepRows(norms.components, state, scaler, output)
     total_steps = setup.epochs * setup.steps_per_epoch
     last_saved = shown_at = time.perf_counter()
@@ -266,13 +264,13 @@ def fit(
 
     while state.step < total_steps:
         epoch, batch_number = divmod(state.step, setup.steps_per_epoch)
-        if epoch != order_epoch:
+        is_new_epoch, order_epoch = epoch != order_epoch, epoch
+        if is_new_epoch:
             order = epoch_order(
-                len(setup.train), seed=config.seed, epoch=epoch, limit=setup.windows_per_epoch
+                len(windows), seed=config.seed, epoch=epoch, limit=setup.windows_per_epoch
             )
-        if optimizer.unfreeze(state.step) or epoch != order_epoch:
+        if optimizer.unfreeze(state.step) or is_new_epoch:
             _set_modes(setup.model, frozen_eval_mode=config.freeze.eval_mode)
-        order_epoch = epoch
         optimizer.set_learning_rates(state.step)
         index_B = order[batch_number * train.batch_size :][: train.batch_size]
         batches = _share_of(index_B, setup, epoch, splits=train.grad_accumulation)
@@ -281,16 +279,14 @@ def fit(
         rows.add(row_R)
         state.step += 1
         seen_windows += len(index_B)
-        about = {"step": state.step, "epoch": state.step / setup.steps_per_epoch}
+        at = {"step": state.step, "epoch": state.step / setup.steps_per_epoch}
         if ratios:
-            output.write({"kind": "probe"} | about | ratios)
+            output.write({"kind": "probe"} | at | ratios)
         if state.step % train.log_every == 0:
             rows.read_back()
             now = time.perf_counter()
-            about |= rows.of_step() | _rates(optimizer)
-            output.write(
-                {"kind": "step"} | about | {"perf/windows_per_s": seen_windows / (now - shown_at)}
-            )
+            rate = {"perf/windows_per_s": seen_windows / (now - shown_at)}
+            output.write({"kind": "step"} | at | rows.of_step() | _rates(optimizer) | rate)
             seen_windows, shown_at = 0, now
         is_last_of_epoch = state.step % setup.steps_per_epoch == 0
         if is_last_of_epoch:
@@ -305,9 +301,6 @@ def fit(
             save_last()
         if stops and state.step < total_steps:
             raise Interrupted(f"stopped after step {state.step}, checkpoint written")
-
-    state.train_s = time.perf_counter() - started
-    state.peak_memory_bytes = max(peak_memory(setup.device), state.peak_memory_bytes)
     return state
 
 
@@ -351,7 +344,7 @@ def train_step(
     scaler.unscale_(optimizer.inner)
     norm_K = norms.measure(trainable)
     optimizer.clip(norm_K[-1])
-    ratios = UpdateRatios(component_of, trainable) if probed else None
+    ratios = UpdateRatios(trainable) if probed else None
     scaler.step(optimizer.inner)
     scaler.update()
     optimizer.inner.zero_grad(set_to_none=True)
@@ -375,7 +368,7 @@ def _share_of(index_B: Tensor, setup: Setup, epoch: int, *, splits: int) -> list
     if not len(share_B):
         return []  # the last batch has fewer windows than there are processes
     return [
-        setup.task.batch(setup.train.gather(part_B), part_B, epoch)
+        setup.task.batch(setup.data.splits.train.gather(part_B), part_B, epoch)
         for part_B in share_B.tensor_split(min(splits, len(share_B)))
     ]
 
@@ -391,9 +384,9 @@ def _prepare(setup: Setup, config: Config) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Ask glibc to keep what is freed, since every step allocates the same sizes again.
+    """Ask glibc to keep freed memory, because every step allocates the same sizes again.
 
-    By default large blocks go back to the system and are faulted in anew: 2000 to 3000 page
+    By default large blocks go back to the system and are faulted in again: 2000 to 3000 page
     faults and 4 ms of a 46 ms step (t5-small, batch 8, two threads). Elsewhere than on glibc there
     is no such function and nothing to do.
     """
@@ -442,23 +435,14 @@ def _rates(optimizer: PlannedOptimizer) -> dict[str, float]:
     return {f"lr/{component_of(name)}": lr for name, lr in optimizer.learning_rates().items()}
 
 
-def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    trained = f"train_loss {row['train_loss']:.4f}  " if "train_loss" in row else ""
-    return (
-        f"epoch {row['epoch']:>3}/{epochs}  {trained}val_loss {row['val_loss']:.4f}"
-        f"  val_corr {row['val_corr']:.4f}  val_skill {row['val_skill']:+.3f}"
-    )
-
-
 def _generator_states(device: torch.device) -> dict[str, Tensor]:
     """The random generators of every process, as `_restore` looks for them."""
     own = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(device)
-    every = distributed.gather_objects(own)
     return {
         _generator_name(kind, rank): state
-        for rank, states in enumerate(every)
+        for rank, states in enumerate(distributed.gather_objects(own))
         for kind, state in states.items()
     }
 
@@ -473,9 +457,9 @@ def _save(setup: Setup, output: Output, scaler: torch.amp.GradScaler, state: Fit
 
     def write() -> None:
         state.metrics_bytes, state.metrics_crc32 = output.metrics.sync()
-        optimizer_tensors, steps = setup.optimizer.state()
+        moments, steps = setup.optimizer.state()
         tensors = {f"model/{name}": tensor for name, tensor in setup.model.state_dict().items()}
-        tensors |= {f"optim/{name}": tensor for name, tensor in optimizer_tensors.items()}
+        tensors |= {f"optim/{name}": tensor for name, tensor in moments.items()}
         about = {
             **output.record,
             "fit": asdict(state),
@@ -494,26 +478,25 @@ def _restore(path: Path, setup: Setup, scaler: torch.amp.GradScaler, own: str) -
         raise ResumeError(
             f"the checkpoint {path} belongs to another configuration (identity"
             f" {saved.get('identity')}, this run's is {own}): resume with the command"
-            " that made it, or start anew with train.resume=never."
+            " that made it, or start again with train.resume=never."
         )
     state = FitState(**saved["fit"])
 
-    def of(prefix: str) -> dict[str, Tensor]:
+    def part(prefix: str) -> dict[str, Tensor]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    setup.model.load_state_dict(of("model/"))
+    setup.model.load_state_dict(part("model/"))
     setup.optimizer.load_state(
-        of("optim/"),
+        part("optim/"),
         saved["optimizer_steps"],
         step=state.step,
         skipped_steps=state.skipped_steps,
     )
     scaler.load_state_dict(saved["scaler"])
     # Written by fewer processes, it has no generator of this one, which keeps its seed.
-    generators = {kind: tensors.get(_generator_name(kind, distributed.rank()))
-                  for kind in ("cpu", "cuda")}  # fmt: skip
-    if generators["cpu"] is not None:
-        torch.set_rng_state(generators["cpu"])
-    if setup.device.type == "cuda" and generators["cuda"] is not None:
-        torch.cuda.set_rng_state(generators["cuda"], setup.device)
+    cpu, cuda = (tensors.get(_generator_name(k, distributed.rank())) for k in ("cpu", "cuda"))
+    if cpu is not None:
+        torch.set_rng_state(cpu)
+    if cuda is not None and setup.device.type == "cuda":
+        torch.cuda.set_rng_state(cuda, setup.device)
     return state

@@ -22,6 +22,11 @@ GROUPS = {
     for folder in CONF.iterdir()
     if folder.is_dir() and folder.name not in ("hydra", "experiment")
 }
+#: Options of one schema are alike in what they go with: of these groups, one or two of each.
+PAIRED = GROUPS | {
+    "backbone": ["t5_small", "local", "shared", "patchtst", "linear"],
+    "data": ["nyc_weather", "csv", "etth1", "synthetic", "text_in_disguise"],
+}
 #: What options cannot do without.
 NEEDS = {
     ("init", "run"): "init.path=there",
@@ -36,8 +41,8 @@ def covering_rows() -> list[dict[str, str]]:
     missing = {
         ((a, x), (b, y))
         for a, b in itertools.combinations(names, 2)
-        for x in GROUPS[a]
-        for y in GROUPS[b]
+        for x in PAIRED[a]
+        for y in PAIRED[b]
     }
     rows = []
     while missing:
@@ -45,7 +50,7 @@ def covering_rows() -> list[dict[str, str]]:
         for name in names:
             if name not in row:
                 row[name] = max(
-                    GROUPS[name],
+                    PAIRED[name],
                     key=lambda option, name=name, row=row: sum(
                         tuple(sorted([(name, option), other])) in missing for other in row.items()
                     ),
@@ -81,6 +86,13 @@ def test_every_pair_of_options_composes_or_is_refused_by_name(
                 composed(*overrides)
 
 
+@pytest.mark.parametrize("group", ["backbone", "data"])
+def test_every_option_composes(group: str, composed: Callable[..., Config]) -> None:
+    for option in GROUPS[group]:
+        needs = [NEEDS[group, option]] if (group, option) in NEEDS else []
+        assert getattr(composed(f"{group}={option}", *needs), group).name
+
+
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_composes_and_states_its_question(path, composed) -> None:
     assert isinstance(composed(f"experiment={path.stem}"), Config)
@@ -89,75 +101,62 @@ def test_every_experiment_composes_and_states_its_question(path, composed) -> No
         assert word in head, f"{path} does not state its {word}"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "named"),
-    [
-        (["backbone=shared", "init=t5"], ["backbone=shared", "init=t5", "init=random"]),
-        (["backbone=linear", "freeze=all"], ["backbone=linear", "freeze=all"]),
-        (["patch.patch_len=200"], ["patch.patch_len=200", "seq_len=128"]),
-        (["patch.stride=40"], ["patch.stride=40", "patch.patch_len=32"]),
-        (["freeze=staged", "freeze.unfreeze_epoch=10"], ["unfreeze_epoch=10", "train.epochs=10"]),
-        (["freeze=none", "freeze.unfreeze_epoch=2"], ["freeze=none", "freeze.unfreeze_epoch"]),
-        (["freeze=all", "freeze.unfreeze_epoch=2"], ["freeze=all", "freeze=staged"]),
-        (["freeze=staged", "freeze.unfreeze_epoch=null"], ["freeze=staged", "freeze=all"]),
-        (["train.precision=fp16", "train.device=cpu"], ["train.precision=fp16", "train.device"]),
-        (["patch=plain", "patch.scale=mul_sqrt_d"], ["patch.scale", "patch.norm"]),
-        (["init=run"], ["init=run", "init.path=RUN_DIR"]),
-        (["init=t5", "init.path=there"], ["init=t5", "init.path=there"]),
-        (["init=run", "init.path=there", "backbone=shared"], ["init=run", "backbone=shared"]),
-        (["patch.init=run"], ["patch.init=run", "patch.path"]),
-        (["patch.path=there"], ["patch.init=fresh", "patch.path=there"]),
-        (["head=per_patch"], ["head=per_patch", "task=reconstruct", "head=flatten"]),
-        (
-            ["head=per_patch", "task=reconstruct", "task.mask=value", "backbone=linear"],
-            ["head=per_patch", "backbone=linear"],
-        ),
-        (["head=per_patch", "task=reconstruct", "patch.stride=8"], ["patch.stride=8", "overlap"]),
-        (["patch=plain", "patch.scale=native"], ["patch.scale=native", "patch.norm"]),
-        (["patch.scale=match_embedding"], ["patch.scale", "init=random", "embedding_rms"]),
-        (["backbone=local", "backbone.path=null"], ["backbone=local", "backbone.path=DIR"]),
-        (["train.batch_size=4", "train.grad_accumulation=8"], ["accumulation=8", "batch_size=4"]),
-        (["freeze=all", "freeze.always=[layer_norm]"], ["freeze=all", "freeze.always"]),
-        (["freeze=norms", "freeze.always=[]"], ["freeze=norms", "freeze=all"]),
-        (["task=reconstruct", "horizon=12"], ["horizon=12", "task=reconstruct", "horizon=null"]),
-        (
-            ["task=reconstruct", "data=synthetic", "data.horizon=24"],
-            ["data.horizon=24", "horizon=None", "leave data.horizon out"],
-        ),
-        (["data=synthetic", "data.horizon=12"], ["data.horizon=12", "horizon=24"]),
-        (["horizon=null"], ["task=forecast", "horizon=NUMBER"]),
-        (["task=reconstruct", "objective=val_mase"], ["val_mase", "reconstruct", "val_skill"]),
-        (["task=reconstruct", "backbone=linear"], ["task.mask=token", "task.mask=value"]),
-        (["task=reconstruct", "task.mask=zero"], ["task.mask=zero", "token, value"]),
-        (["task=reconstruct", "task.ratio=1"], ["task.ratio=1", "below 1"]),
-        (["task=reconstruct", "task.max_len=128"], ["task.max_len=128", "seq_len"]),
-        (["task=reconstruct", "task.min_len=11"], ["task.max_len=10", "task.min_len=11"]),
-        (["optim.lr=0"], ["optim.lr=0", "above 0"]),
-        (["data.fraction=1.5"], ["data.fraction=1.5", "at most 1"]),
-        (["objective=loss"], ["objective=loss", "val_corr"]),
-        (["seed=-1"], ["seed=-1"]),
-        (["data=csv"], ["data.path"]),
-        (["data@ood=csv"], ["ood.path"]),
-        (["data@ood=nyc_lga", "ood.fraction=0.5"], ["ood.fraction", "data.fraction"]),
-        (["data@ood=nyc_lga", "ood.windows_per_epoch=9"], ["ood.windows_per_epoch"]),
-        (
-            ["task=reconstruct", "train.shuffled_test=true"],
-            ["train.shuffled_test=true", "task=reconstruct", "task=forecast"],
-        ),
-    ],
-)
+#: Overrides, and what the message must name.
+IMPOSSIBLE = [
+    ("backbone=shared init=t5", "backbone=shared init=t5 init=random"),
+    ("backbone=linear freeze=all", "backbone=linear freeze=all"),
+    ("patch.patch_len=200", "patch.patch_len=200 seq_len=128"),
+    ("patch.stride=40", "patch.stride=40 patch.patch_len=32"),
+    ("freeze=staged freeze.unfreeze_epoch=10", "unfreeze_epoch=10 train.epochs=10"),
+    ("freeze=none freeze.unfreeze_epoch=2", "freeze=none freeze.unfreeze_epoch"),
+    ("freeze=all freeze.unfreeze_epoch=2", "freeze=all freeze=staged"),
+    ("freeze=staged freeze.unfreeze_epoch=null", "freeze=staged freeze=all"),
+    ("train.precision=fp16 train.device=cpu", "train.precision=fp16 train.device"),
+    ("patch=plain patch.scale=mul_sqrt_d", "patch.scale patch.norm"),
+    ("patch=plain patch.scale=native", "patch.scale=native patch.norm"),
+    ("init=run", "init=run init.path=RUN_DIR"),
+    ("init=t5 init.path=there", "init=t5 init.path=there"),
+    ("init=run init.path=there backbone=shared", "init=run backbone=shared"),
+    ("patch.init=run", "patch.init=run patch.path"),
+    ("patch.path=there", "patch.init=fresh patch.path=there"),
+    ("head=per_patch", "head=per_patch task=reconstruct head=flatten"),
+    ("head=per_patch task=reconstruct task.mask=value backbone=linear", "head backbone=linear"),
+    ("head=per_patch task=reconstruct patch.stride=8", "head=per_patch patch.stride=8"),
+    ("patch.scale=match_embedding", "patch.scale init=random backbone.embedding_rms"),
+    ("patch.scale=match_embedding backbone=shared", "patch.scale backbone=shared"),
+    ("backbone=local backbone.path=null", "backbone=local backbone.path=DIR"),
+    ("train.batch_size=4 train.grad_accumulation=8", "accumulation=8 batch_size=4"),
+    ("freeze=all freeze.always=[layer_norm]", "freeze=all freeze.always"),
+    ("freeze=norms freeze.always=[]", "freeze=norms freeze=all"),
+    ("task=reconstruct horizon=12", "horizon=12 task=reconstruct horizon=null"),
+    ("task=reconstruct data=synthetic data.horizon=24", "data.horizon=24 horizon=None"),
+    ("data=synthetic data.horizon=12", "data.horizon=12 horizon=24"),
+    ("horizon=null", "task=forecast horizon=NUMBER"),
+    ("task=reconstruct objective=val_mase", "val_mase reconstruct val_skill"),
+    ("task=reconstruct train.shuffled_test=true", "train.shuffled_test=true task=reconstruct"),
+    ("task=reconstruct backbone=linear", "task.mask=token task.mask=value"),
+    ("task=reconstruct task.mask=zero", "task.mask=zero token value"),
+    ("task=reconstruct task.ratio=1", "task.ratio=1 below"),
+    ("task=reconstruct task.max_len=128", "task.max_len=128 seq_len"),
+    ("task=reconstruct task.min_len=11", "task.max_len=10 task.min_len=11"),
+    ("optim.lr=0", "optim.lr=0 above"),
+    ("data.fraction=1.5", "data.fraction=1.5 most"),
+    ("objective=loss", "objective=loss val_corr"),
+    ("seed=-1", "seed=-1"),
+    ("data=csv", "data.path"),
+    ("data@ood=csv", "ood.path"),
+    ("data@ood=nyc_lga ood.fraction=0.5", "ood.fraction data.fraction"),
+    ("data@ood=nyc_lga ood.windows_per_epoch=9", "ood.windows_per_epoch"),
+    ("optim.lr=0 train.epochs=0 backbone=shared init=t5", "optim.lr train.epochs backbone=shared"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), IMPOSSIBLE)
 def test_impossible_values_name_their_keys_and_a_way_out(overrides, named, composed) -> None:
     with pytest.raises(ConfigError) as error:
-        composed(*overrides)
-    for word in named:
+        composed(*overrides.split())
+    for word in named.split():
         assert word in str(error.value)
-
-
-def test_all_problems_come_in_one_message(composed) -> None:
-    with pytest.raises(ConfigError) as error:
-        composed("optim.lr=0", "train.epochs=0", "backbone=shared", "init=t5")
-    for key in ("optim.lr", "train.epochs", "backbone=shared"):
-        assert key in str(error.value)
 
 
 @pytest.mark.parametrize("override", ["optim.lrr=1", "optim.lr=abc", "init=t6", "seed=1.5"])
@@ -176,7 +175,8 @@ def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(com
         del values["train"][key]
     del values["train"]["reuse_dir"], values["train"]["reuse_max_gb"]
     del values["train"]["shuffled_test"], values["train"]["tf32"]
-    del values["init"]["path"], values["patch"]["init"], values["patch"]["path"]
+    del values["init"]["path"], values["init"]["checkpoint"]
+    del values["patch"]["init"], values["patch"]["path"]
     text = json.dumps(values, sort_keys=True)
     assert identity(composed()) == hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -188,8 +188,7 @@ def test_the_other_series_is_an_option_of_data_in_another_place(composed) -> Non
     assert composed("experiment=transfer_ood", "~data@ood").ood is None
     check_overrides(["data@ood=etth1,etth2", "~data@ood"])
     for wrong in ("nope", "null"):  # Hydra meets null with a traceback
-        said = rf"data@ood={wrong} does not exist; allowed: csv, etth1.* or ~data@ood for none\."
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=rf"data@ood={wrong} .*csv, etth1.*~data@ood"):
             check_overrides([f"data@ood={wrong}"])
 
 
@@ -215,13 +214,6 @@ def test_every_number_has_a_finite_range_beside_it() -> None:
 )
 def test_identities_of_earlier_runs_stay(overrides: list[str], expected: str, composed) -> None:
     assert identity(composed(*overrides)) == expected
-
-
-def test_zero_is_a_value(composed) -> None:
-    config = composed(
-        "seed=0", "optim.weight_decay=0", "optim.warmup_epochs=0", "backbone.dropout=0"
-    )
-    assert (config.seed, config.optim.weight_decay, config.backbone.dropout) == (0, 0.0, 0.0)
 
 
 def test_identity_is_the_same_from_hydra_and_from_objects_and_ignores_the_tracker(composed) -> None:
@@ -252,14 +244,10 @@ def test_the_task_sets_the_horizon_and_may_be_overruled(composed) -> None:
 
 
 def test_mission_spelling(composed) -> None:
-    config = composed("init=t5", "freeze=staged")
-    assert (config.backbone.name, config.init.name, config.freeze.name) == (
-        "t5_small",
-        "t5",
-        "staged",
-    )
+    config = composed("init=t5", "freeze=staged", "optim.weight_decay=0")
+    assert config.arm == "t5_small-t5-staged"
     assert (config.seq_len, config.horizon, config.patch.patch_len) == (128, 24, 32)
-    assert config.backbone.hub_id == "t5-small"
+    assert (config.backbone.hub_id, config.optim.weight_decay) == ("t5-small", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -275,17 +263,14 @@ def test_a_named_arm_is_what_its_name_says_or_refused(
     composed: Callable[..., Config], overrides: list[str]
 ) -> None:
     composed(overrides[0])
-    with pytest.raises(ConfigError, match=f"the chosen arm says {overrides[1].split('=')[0]}="):
+    with pytest.raises(ConfigError, match=overrides[1]):
         composed(*overrides)
-
-
-def test_the_t5_of_a_named_arm_may_be_chosen(composed: Callable[..., Config]) -> None:
-    assert composed("arm=log_staged", "backbone=t5_small").arm == "t5_small-t5-staged"
 
 
 def test_a_named_arm_is_the_run_that_its_groups_give(composed: Callable[..., Config]) -> None:
     named = composed("arm=log_fair", "backbone=t5_small")
     assert identity(named) == identity(composed("backbone=t5_small", "init=random", "freeze=none"))
+    assert composed("arm=log_staged", "backbone=t5_small").arm == "t5_small-t5-staged"
 
 
 def test_keys_of_a_table_are_in_an_identity_only_where_they_are_set(

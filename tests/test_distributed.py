@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import read, rows
-from two_processes import EQUAL, STOP_AFTER, WITHOUT_DROPOUT, forecasts
+from runs import read, rows, wait_for_rows
+from two_processes import EQUAL, WITHOUT_DROPOUT, forecasts
 
 from t5ts import distributed
+from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import CONF, Config
 from t5ts.errors import ConfigError
@@ -59,12 +59,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = torchrun(str(PROGRAM), str(folder), cwd=folder)
     out, err = finish(process)
     assert process.returncode == 0, out + err
-    (folder / "stderr").write_text(err)
     return folder
 
 
-def outcome(two: Path, name: str) -> list[str]:
-    return read(two / "outcomes.json")[name]
+def seen(two: Path) -> list[dict[str, Any]]:
+    return [read(two / f"process-{number}.json") for number in (0, 1)]
 
 
 def numbers(row: dict[str, Any]) -> dict[str, float]:
@@ -100,27 +99,23 @@ def test_two_processes_give_the_numbers_of_one(
     assert moves == {True, False}
 
 
-def test_both_processes_end_with_the_same_weights(two: Path) -> None:
-    first, second = (read(two / f"ends-{number}.json") for number in (0, 1))
-    assert first == second
-    assert set(first) == {*EQUAL, "whole", "parts", "fp16"}
+def test_both_processes_end_with_the_same_weights_and_drop_out_other_units(two: Path) -> None:
+    first, second = seen(two)
+    assert first["ends"] == second["ends"]
+    assert set(first["ends"]) == {*EQUAL, "whole", "parts", "fp16"}
+    assert first["outcomes"] == second["outcomes"]
+    assert len(first["dropout"]) == len(second["dropout"]) > 5
+    assert not set(first["dropout"]) & set(second["dropout"])
 
 
 def test_interrupted_and_resumed_is_bitwise_with_dropout(two: Path) -> None:
-    """SIGTERM reached process 1 alone: both stopped after that step, and went on from it."""
-    assert outcome(two, "whole") == ["finished"]
-    stopped, resumed = outcome(two, "parts")
-    assert stopped == f"Interrupted: stopped after step {STOP_AFTER}, checkpoint written"
-    assert resumed == "finished"
+    """SIGTERM reached process 1 alone: both stopped after that step, and both resumed from it."""
+    first, _ = seen(two)
+    *_, whole, stopped, resumed, shown, _fp16 = first["outcomes"]
+    assert stopped == "Interrupted"
+    assert whole == resumed == shown
     assert rows(two / "parts") == rows(two / "whole")
-    ends = read(two / "ends-0.json")
-    assert ends["parts"]["weights"] == ends["whole"]["weights"]
-
-
-def test_each_process_drops_out_other_units(two: Path) -> None:
-    first, second = (read(two / f"about-{number}.json")["dropout"] for number in (0, 1))
-    assert len(first) == len(second) > 5
-    assert not set(first) & set(second)
+    assert first["ends"]["parts"] == first["ends"]["whole"]
 
 
 def test_metrics_are_those_of_all_windows(two: Path) -> None:
@@ -128,9 +123,8 @@ def test_metrics_are_those_of_all_windows(two: Path) -> None:
     whole.update(*forecasts())
     expected = whole.compute(mase_denominator_C=torch.ones(3), naive_mse=1.0)
     assert expected["corr_constant_channels"] == 1
-    for number in (0, 1):
-        got = read(two / f"about-{number}.json")["metrics"]
-        assert got == pytest.approx(expected, rel=1e-12)
+    for own in seen(two):
+        assert own["metrics"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_fp16_overflow_in_one_process_is_skipped_in_both(two: Path) -> None:
@@ -138,43 +132,22 @@ def test_fp16_overflow_in_one_process_is_skipped_in_both(two: Path) -> None:
     skipped = steps[-1]["amp/skipped_steps"]
     assert skipped > 0
     assert steps[-1]["amp/scale"] == 65536 / 2**skipped
-    ends = [read(two / f"ends-{number}.json")["fp16"] for number in (0, 1)]
-    assert [end["skipped_steps"] for end in ends] == [skipped, skipped]
+    assert [own["ends"]["fp16"]["skipped_steps"] for own in seen(two)] == [skipped, skipped]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("refused", ["ConfigError: ", "2 processes", "1 windows", "train.batch_size"]),
-        ("unbuilt", ["PeerError: process 1 of 2 failed: RuntimeError: out of memory"]),
-        ("unwritten", ["OSError: No space left on device"]),
-        ("pruned", ["Pruned: "]),
-    ],
-)
-def test_what_fails_in_one_ends_the_run_in_both_and_the_next_goes_on(
-    name: str, words: list[str], two: Path
-) -> None:
-    (said,) = outcome(two, name)
-    for word in words:
-        assert word in said
-    assert not (two / name / "result.json").exists()
-    assert outcome(two, "fp16") == ["finished"]  # the last of the program's runs
-    assert (two / "stderr").read_text().count("RuntimeError: out of memory") == 1  # its traceback
-
-
-def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_goes_on_from(
+def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
     tiny: Compose, tmp_path: Path
 ) -> None:
-    """The command line, as a user meets it: one dies, the other dies, torchrun is told to stop.
+    """The command line, as a user meets it: process 0 dies, torchrun is told to stop.
 
-    What is left of the processes says one line each time, also where process 0 is gone.
+    What is left of the processes prints one line each time, also where process 0 is gone.
     """
     overrides = [WITHOUT_DROPOUT, "train.epochs=40", "freeze=staged", "freeze.unfreeze_epoch=2"]
     place = tmp_path / "work"
     place.mkdir()
     run_dir = place / "run"
     command = ["-m", "t5ts.run", *SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
-    for killed, rows_first in ((1, 6), (0, 30), (None, 60)):
+    for killed, rows_first in ((0, 6), (None, 60)):
         process = torchrun(*command, cwd=place)
         wait_for_rows(run_dir, rows_first, process)
         if killed is None:
@@ -185,10 +158,7 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_goes_on_from(
             os.kill(target, signal.SIGKILL)
         _, err = finish(process)  # it ends: nobody waits for the one that is gone
         assert process.returncode != 0
-        said = [line for line in err.splitlines() if line.startswith("t5ts: ")]
-        assert len(said) == 1, err
-        assert ("checkpoint written" if killed is None else "last checkpoint") in said[0]
-        assert not re.search(r'File ".*/t5ts/[\w/]+\.py", line', err)  # no traceback of ours
+        assert len(messages(err)) == 1, err
         assert not (run_dir / "result.json").exists()
     result = run(tiny(*overrides), run_dir=run_dir)
     whole = run(tiny(*overrides), run_dir=tmp_path / "whole")
@@ -200,7 +170,25 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_goes_on_from(
     by_hydra = {"run.log"}
     names = {path.name for path in run_dir.iterdir()}
     assert names == {path.name for path in (tmp_path / "whole").iterdir()} | by_hydra
-    assert (run_dir / "run.log").read_text().count("seed 0") == 3
+    assert (run_dir / "run.log").read_text().count("seed 0") == 2
+
+
+def test_a_multirun_is_refused_with_one_message(tmp_path: Path) -> None:
+    process = torchrun(
+        "-m", "t5ts.run", "--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        cwd=tmp_path,
+    )  # fmt: skip
+    _, err = finish(process)
+    assert process.returncode != 0
+    (message,) = messages(err)
+    assert "--multirun" in message
+    assert not list(tmp_path.iterdir())
+
+
+def messages(err: str) -> list[str]:
+    """What the processes printed; a traceback of t5ts is a failure."""
+    assert not re.search(r'File ".*/t5ts/[\w/]+\.py", line', err)
+    return [line for line in err.splitlines() if line.startswith("t5ts: ")]
 
 
 def is_process(number: int, pid: int) -> bool:
@@ -208,55 +196,39 @@ def is_process(number: int, pid: int) -> bool:
     return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
-def wait_for_rows(run_dir: Path, count: int, process: subprocess.Popen[str]) -> None:
-    metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 150
-    while not (metrics.exists() and metrics.read_text().count("\n") >= count):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the run did not get going"
-        time.sleep(0.01)
-
-
-def test_alone_everything_is_trivial_and_torch_distributed_is_not_imported() -> None:
+def test_alone_everything_is_trivial_and_torch_is_not_imported() -> None:
     code = (
         "import sys; from t5ts import distributed as d\n"
-        "with d.setup(), d.shared_fate(), d.main_first(), d.handing_out(1):\n"
+        "with d.setup(), d.main_first():\n"
         "    assert (d.rank(), d.world_size(), d.is_main()) == (0, 1, True)\n"
-        "    assert d.broadcast_object('x') == 'x' and d.gather_objects(3) == [3]\n"
+        "    assert d.gather_objects(3) == [3]\n"
         "    assert d.any_of(True, False) == (True, False) and d.share('all') == 'all'\n"
-        "    d.barrier(); d.all_reduce_sum(1); d.all_reduce_max(1); d.broadcast_tensors(1)\n"
+        "    d.all_reduce_sum(1); d.all_reduce_max(1); d.broadcast_tensors(1)\n"
         "print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_a_worker_below_torchrun_is_refused(
-    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A launcher's worker would train alone while the other GPUs wait."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="hydra/launcher=basic"):
-        run(tiny(), run_dir=run_dir)
-    assert not run_dir.exists()
-
-
 def test_a_number_of_processes_without_a_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ConfigError, match="RANK"), distributed.setup():
+    with pytest.raises(ConfigError), distributed.setup():
         pass
 
 
-def test_more_processes_than_gpus_is_refused(
-    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("overrides", "word"), [([], "GPUs"), (["train.device=cpu", "train.batch_size=1"], "batch")]
+)
+def test_more_processes_than_gpus_or_windows_are_refused(
+    overrides: list[str], word: str, tiny: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "local_rank", lambda: 1)
-    with pytest.raises(ConfigError, match="more processes than GPUs: this machine has 1"):
-        run(tiny(), run_dir=run_dir)
+    monkeypatch.setattr(distributed, "local_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=word):
+        build(tiny(*overrides))
 
 
 def test_shares_are_even_and_leave_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,8 +237,8 @@ def test_shares_are_even_and_leave_nothing_out(monkeypatch: pytest.MonkeyPatch) 
         for size in (1, 2, 3, 7):
             shares = []
             for number in range(size):
-                group = distributed._Group(number, number, size, None)
-                monkeypatch.setattr(distributed, "_group", group)
+                monkeypatch.setattr(distributed, "_rank", number)
+                monkeypatch.setattr(distributed, "_world_size", size)
                 shares.append(distributed.share(index_B))
             assert torch.equal(torch.cat(shares), index_B)
             assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -54,13 +54,17 @@ def test_a_runs_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
     theirs = best(donor, "encoder.")
     model, report = build_model(arm("init=run"), num_channels=2)
     assert same(model.encoder.state_dict(), theirs)
-    assert (report.init, report.is_control, report.source) == ("run", False, str(donor))
+    assert (report.init, report.origin, report.source) == ("run", "barely trained", str(donor))
     assert report.files["best.safetensors"] == report.weights_sha256
     for init in ("matched", "shuffled"):
         control, of = build_model(arm(f"init={init}"), num_channels=2)
         ours = control.encoder.state_dict()
         assert not same(ours, theirs)
-        assert (of.init, of.is_control, of.checkpoint_sha256) == (init, True, report.tensors_sha256)
+        assert (of.init, of.origin, of.checkpoint_sha256) == (
+            init,
+            "control",
+            report.tensors_sha256,
+        )
         sort = [{n: t.flatten().sort().values for n, t in x.items()} for x in (ours, theirs)]
         assert same(*sort) == (init == "shuffled")
     _, random = build_model(arm("init=random"), num_channels=2)
@@ -92,8 +96,8 @@ def test_a_runs_encoder_survives_kill_and_resume(
             run(config, run_dir=tmp_path / "parts")
     run(config, run_dir=tmp_path / "parts")
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    told = read(tmp_path / "parts" / "provenance.json")["weights"]
-    assert (told["init"], told["origin"]) == ("run", "barely trained")  # as it is
+    recorded = read(tmp_path / "parts" / "provenance.json")["weights"]
+    assert (recorded["init"], recorded["origin"]) == ("run", "barely trained")  # as it is
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,28 @@
-"""The hash is SplitMix64, and its stream is uniform."""
+"""Draws follow from numbers alone: SplitMix64's stream, masked spans, shuffled time."""
+
+import itertools
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from t5ts.draws import mix, uniform, words
+from t5ts import distributed
+from t5ts.config import Config
+from t5ts.data.windows import Windows
+from t5ts.draws import draw_masks, mix, num_masked, shuffle_time, time_orders, uniform, words
+from t5ts.evaluation import evaluate
+from t5ts.experiment import run
+from t5ts.tasks import Forecast
+
+#: Masked steps of window 7 by seed 3 in epoch 2.
+EXPECTED = [78, 79, 80, 81, 82, 83, 84, 85, 86, 89, 90, 91, 105, 106, 107, 108, 109, 110, 111]
+DEFAULT = {"seq_len": 128, "ratio": 0.15, "min_len": 3, "max_len": 10}
 
 
 def test_the_stream_is_splitmix64s() -> None:
@@ -20,3 +40,176 @@ def test_windows_have_streams_of_their_own() -> None:
     assert len(np.unique(draws)) == draws.size
     assert abs(draws.mean() - 0.5) < 4 * np.sqrt(1 / 12 / draws.size)
     assert abs(np.corrcoef(draws[:-1].ravel(), draws[1:].ravel())[0, 1]) < 0.02
+
+
+# ------------------------------------------------------------------------------------ masks
+
+
+def draw(windows, *, seed: int = 0, epoch: int | None = 0, **changes) -> np.ndarray:
+    return draw_masks(np.asarray(windows), seed=seed, epoch=epoch, **(DEFAULT | changes))
+
+
+def run_lengths(mask_L: np.ndarray) -> list[int]:
+    return [len(list(run)) for is_masked, run in itertools.groupby(mask_L) if is_masked]
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), ratio=st.floats(0.01, 0.99), seq_len=st.integers(2, 60))
+def test_every_span_and_every_window_is_as_stated(data, ratio, seq_len) -> None:
+    max_len = data.draw(st.integers(1, seq_len - 1))
+    min_len = data.draw(st.integers(1, max_len))
+    shape = {"seq_len": seq_len, "ratio": ratio, "min_len": min_len, "max_len": max_len}
+    mask = draw(range(20), **shape)
+    assert mask.shape == (20, seq_len)
+    assert set(mask.sum(axis=1)) == {num_masked(**shape)}
+    lengths = [length for row in mask for length in run_lengths(row)]
+    assert min_len <= min(lengths) <= max(lengths) <= max_len
+
+
+def test_number_masked_is_the_nearest_that_spans_add_up_to() -> None:
+    assert num_masked(**DEFAULT) == 19  # 0.15 · 128 = 19.2
+    assert num_masked(seq_len=128, ratio=0.001, min_len=3, max_len=10) == 3
+    assert num_masked(seq_len=100, ratio=0.17, min_len=6, max_len=6) == 18
+    assert num_masked(seq_len=10, ratio=0.99, min_len=1, max_len=1) == 5
+
+
+def test_masks_follow_from_seed_window_and_epoch_whatever_the_batch() -> None:
+    whole = draw(range(100))
+    for part in (range(30, 37), [99], [5, 3, 5]):
+        np.testing.assert_array_equal(draw(part), whole[list(part)])
+    for other in (draw(range(100), seed=1), draw(range(100), epoch=1), draw(range(1, 101))):
+        assert (whole == other).all(axis=1).mean() < 0.05
+    assert not np.array_equal(draw([0], seed=1), draw([1], seed=0))
+    assert not np.array_equal(draw(range(100), epoch=None), whole)
+    # These very steps: a change of the hash would change the meaning of every seed.
+    assert np.flatnonzero(draw([7], seed=3, epoch=2)[0]).tolist() == EXPECTED
+
+
+def test_every_step_and_every_length_has_its_share() -> None:
+    mask = draw(range(20_000))
+    share_L = mask.mean(axis=0)
+    assert share_L == pytest.approx(share_L[::-1], abs=0.015)  # 4 times the draw's own spread
+    assert share_L[10:-10] == pytest.approx(share_L[10:-10].mean(), rel=0.1)
+    assert 0.02 < share_L.min() < 0.04  # few spans reach an end, but some do
+    counts = np.bincount([n for row in mask[:4000] for n in run_lengths(row)], minlength=11)
+    assert (counts[3:11] > 0.04 * counts.sum()).all()
+
+
+@pytest.mark.parametrize("other", [{"windows": np.arange(1, 20_001, 2)}, {"epoch": 1}, {"seed": 1}])
+def test_neighbouring_masks_are_not_alike(other) -> None:
+    """The overlap of two masks is that of independent ones: 19 · 19 / 128 steps."""
+    windows = np.arange(0, 20_000, 2)
+    a, b = draw(windows), draw(**({"windows": windows} | other))
+    assert (a & b).sum(axis=1).mean() == pytest.approx(19 * 19 / 128, rel=0.05)
+
+
+def test_memory_does_not_grow_with_spans_times_steps() -> None:
+    """(B, S, L) bytes of it were 200 MB for a batch of long windows."""
+    shape = {"seq_len": 2000, "ratio": 0.4, "min_len": 2, "max_len": 4}
+    draw([0], **shape)  # the tables of lengths are made once
+    tracemalloc.start()
+    mask = draw(range(128), **shape)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * mask.size  # a few arrays of (B, S) or (B, L), 8 bytes an entry
+
+
+# ---------------------------------------------------------------------------- shuffled time
+
+TASK = Forecast(seq_len=12, horizon=4)
+WINDOWS = Windows(
+    torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).cumsum(0),
+    name="test",
+    window_len=16,
+    first_row=0,
+    num_windows=45,
+)
+SHUFFLED = {"transform": shuffle_time}
+
+
+class Repeats(nn.Module):
+    """Forecasts one number of the context for every step."""
+
+    def __init__(self, number: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x_BCL: Tensor) -> Tensor:
+        return self.number(x_BCL)[..., None].expand(*x_BCL.shape[:2], TASK.horizon)
+
+
+def measured(number: Callable[[Tensor], Tensor], *, size: int = 7, **how) -> dict[str, float]:
+    return evaluate(
+        Repeats(number), WINDOWS, TASK, batch_size=size, autocast=None,
+        mase_denominator_C=torch.ones(3), naive_mse=1.0, **how,
+    )  # fmt: skip
+
+
+def last(x_BCL: Tensor) -> Tensor:
+    return x_BCL[..., -1]
+
+
+def test_orders_are_permutations_of_the_window_alone() -> None:
+    orders = time_orders(np.arange(2000), length=10)
+    assert (np.sort(orders, axis=1) == np.arange(10)).all()
+    assert (time_orders(np.array([7, 3]), length=10) == orders[[7, 3]]).all()
+    assert len({tuple(order) for order in orders}) > 1990
+    # Each step is as likely at each place: 200 times, give or take.
+    counts = np.array([np.bincount(place, minlength=10) for place in orders.T])
+    assert np.abs(counts - 200).max() < 5 * np.sqrt(200 * 0.9)
+
+
+def test_channels_share_an_order_and_gaps_move_along() -> None:
+    inputs_BCL = torch.stack([torch.arange(12.0), -torch.arange(12.0)])[None].repeat(2, 1, 1)
+    inputs_BCL[:, :, 5] = torch.nan
+    got_BCL = shuffle_time(inputs_BCL, torch.tensor([4, 9]))
+    assert torch.equal(got_BCL[:, 0].nan_to_num(5.0), -got_BCL[:, 1].nan_to_num(-5.0))
+    assert not torch.equal(got_BCL[0].nan_to_num(5.0), got_BCL[1].nan_to_num(5.0))
+    assert torch.equal(got_BCL.nan_to_num(99).sort(-1)[0], inputs_BCL.nan_to_num(99).sort(-1)[0])
+
+
+@pytest.mark.parametrize(
+    "number",
+    [lambda x: x.amax(-1), lambda x: x.double().sum(-1), lambda x: torch.zeros(x.shape[:2])],
+    ids=["max", "sum", "nothing"],
+)
+def test_what_has_no_order_is_unaffected(number) -> None:
+    """Target and last value stay in their places."""
+    assert measured(number, **SHUFFLED) == pytest.approx(measured(number), rel=1e-12, nan_ok=True)
+
+
+def test_what_has_an_order_is_affected_alike_in_every_batch() -> None:
+    shuffled = measured(last, **SHUFFLED)
+    assert shuffled["loss"] > 1.2 * measured(last)["loss"]
+    for size in (1, 100):
+        assert measured(last, size=size, **SHUFFLED) == pytest.approx(shuffled, rel=1e-12)
+
+
+def test_shares_of_several_processes_are_of_the_same_orders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each window's loss is that of one process (the sums over two: test_distributed)."""
+    whole: list[Tensor] = []
+    measured(last, window_losses=whole, **SHUFFLED)
+    parts: list[Tensor] = []
+    for rank in range(3):
+        monkeypatch.setattr(
+            distributed, "share", lambda index_B, rank=rank: index_B.tensor_split(3)[rank]
+        )
+        measured(last, window_losses=parts, **SHUFFLED)
+    assert torch.equal(torch.cat(parts), torch.cat(whole))
+
+
+def test_a_run_is_measured_with_shuffled_time_only_if_asked(
+    small: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = ["backbone=linear", "train.epochs=1"]
+    plain = run(small(*config), run_dir=tmp_path / "plain", pictures=False)
+    asked = run(
+        small(*config, "train.shuffled_test=true"), run_dir=tmp_path / "asked", pictures=False
+    )
+    extra = {k: v for k, v in asked.metrics.items() if k.startswith("shuffled_")}
+    assert asked.metrics == plain.metrics | extra
+    names = {k.removeprefix("test_") for k in plain.metrics if k.startswith("test_")}
+    assert {k.removeprefix("shuffled_") for k in extra} == names
+    assert asked.metrics["shuffled_loss"] > asked.metrics["test_loss"]

@@ -1,34 +1,36 @@
 """Whole runs: what they leave, that they repeat, resume, pair, and refuse to pretend."""
 
-import fcntl
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALL, TINY_T5
 from runs import local_t5, read, rows
 from safetensors.torch import load_file
 
 from t5ts import experiment
 from t5ts.analysis import collect
 from t5ts.analysis.plots import draw_run
+from t5ts.analysis.results import Result
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
 from t5ts.console import report
 from t5ts.data.windows import Windows
 from t5ts.errors import ConfigError, Interrupted, ResumeError, TrainingError, WeightsError
-from t5ts.experiment import run
 from t5ts.model.checkpoint_file import file_sha256
-from t5ts.model.weights import state_digest
+from t5ts.model.tensors import state_digest
 from t5ts.provenance import json_ready
-from t5ts.task import Batch, Forecast
+from t5ts.tasks import Batch, Forecast
 
 Compose = Callable[..., Config]
+#: Drawing takes longer than these runs; `whole` is drawn.
+run = partial(experiment.run, pictures=False)
 STAGED = ["freeze=staged", "freeze.unfreeze_epoch=1", "freeze.blocks_per_stage=1"]
 
 
@@ -55,9 +57,20 @@ def die_after(monkeypatch: pytest.MonkeyPatch, step: int, *, politely: bool) -> 
     monkeypatch.setattr(experiment, "fit", fit)
 
 
-def test_a_run_leaves_a_directory_that_explains_itself(tiny: Compose, run_dir: Path) -> None:
-    config = tiny(*STAGED)
-    result = run(config, run_dir=run_dir)
+@pytest.fixture(scope="module")
+def whole(
+    composed: Compose, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, Path, Result]:
+    """A staged run that nothing interrupts, logged at every step: config, directory, result."""
+    every_step = ["train.log_every=1", "train.probe_every=1"]
+    more = ["freeze.eval_mode=true", "optim=adamw_rms", "train.epochs=5"]
+    config = composed(*SMALL, *TINY_T5, *STAGED, *every_step, *more)
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    return config, run_dir, experiment.run(config, run_dir=run_dir)
+
+
+def test_a_run_leaves_a_directory_that_explains_itself(whole) -> None:
+    _, run_dir, result = whole
     names = {path.name for path in run_dir.iterdir()}
     assert {"config.yaml", "provenance.json", "metrics.jsonl", "result.json", "checkpoint"} <= names
     assert {p.name for p in (run_dir / "plots").iterdir()} == {
@@ -67,7 +80,7 @@ def test_a_run_leaves_a_directory_that_explains_itself(tiny: Compose, run_dir: P
     }
     saved = read(run_dir / "result.json")
     evals = [row for row in rows(run_dir) if row["kind"] == "eval"]
-    assert [row["epoch"] for row in evals] == [0, 1, 2, 3, 4]
+    assert [row["epoch"] for row in evals] == [0, 1, 2, 3, 4, 5]
     best = min(evals, key=lambda row: row["val_loss"])
     assert saved["objective"] == result.objective == best["val_loss"]
     assert saved["best_epoch"] == best["epoch"]
@@ -87,9 +100,9 @@ def test_a_run_leaves_a_directory_that_explains_itself(tiny: Compose, run_dir: P
     assert all(math.isfinite(row["distance_from_init/block_1"]) for row in evals)
 
 
-def test_a_loss_worse_than_the_mean_is_said(tiny: Compose, run_dir: Path, caplog) -> None:
+def test_a_loss_worse_than_the_mean_is_warned_of(whole, caplog) -> None:
     """The log's 204 and 3333 were that, and nobody asked why."""
-    result = run(tiny("train.epochs=1"), run_dir=run_dir)
+    _, run_dir, result = whole
     mean = result.baselines["val"]["mean"]["loss"]
     for loss, is_said in ((mean * 1.01, True), (mean * 0.99, False)):
         caplog.clear()
@@ -98,38 +111,29 @@ def test_a_loss_worse_than_the_mean_is_said(tiny: Compose, run_dir: Path, caplog
         assert ("worse than predicting the train mean" in caplog.text) == is_said
 
 
-def test_what_the_probes_say_is_what_the_plan_says(tiny: Compose, run_dir: Path) -> None:
-    run(tiny(*STAGED, "train.log_every=1", "train.probe_every=1"), run_dir=run_dir)
+def test_what_the_probes_show_is_what_the_plan_says(whole) -> None:
+    _, run_dir, _ = whole
     per_epoch = read(run_dir / "provenance.json")["steps_per_epoch"]
-    for row in rows(run_dir):
-        if row["kind"] != "step":
-            continue
+    steps = [row for row in rows(run_dir) if row["kind"] == "step"]
+    for row in steps:
         step = row["step"] - 1  # rows count steps done
         for block, start in (("block_1", 1), ("block_0", 2)):  # top_down, a block an epoch
             trains = step >= start * per_epoch
             assert (row[f"step/grad_norm/{block}"] > 0) == trains
             assert (f"lr/{block}" in row) == trains
-    last = [row for row in rows(run_dir) if row["kind"] == "eval"]
-    moved = [row["distance_from_init/block_0"] > 0 for row in last]
-    assert moved == [False, False, False, True, True]
-
-
-def test_gradient_norms_do_not_climb_after_unfreezing(tiny: Compose, run_dir: Path) -> None:
-    run(tiny(*STAGED, "train.log_every=1", "train.epochs=6"), run_dir=run_dir)
-    norms = [r["step/grad_norm/block_1"] for r in rows(run_dir) if r["kind"] == "step"]
-    thawed = [norm for norm in norms if norm > 0]
+    moved = [row["distance_from_init/block_0"] > 0 for row in rows(run_dir) if "val_loss" in row]
+    assert moved == [False, False, False, True, True, True]
+    # Gradient norms do not climb after unfreezing.
+    thawed = [norm for row in steps if (norm := row["step/grad_norm/block_1"]) > 0]
     assert max(thawed[-10:]) < 5 * max(thawed[:10])
 
 
-def test_equal_runs_are_equal_bit_for_bit(tiny: Compose, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        run(tiny(*STAGED), run_dir=tmp_path / name)
-    assert rows(tmp_path / "a") == rows(tmp_path / "b")
-
-
-def test_the_seed_changes_the_run(tiny: Compose, tmp_path: Path) -> None:
-    losses = {run(tiny(f"seed={s}"), run_dir=tmp_path / str(s)).objective for s in (0, 1)}
-    assert len(losses) == 2
+def test_equal_runs_are_equal_bit_for_bit_and_other_seeds_are_not(whole, tmp_path: Path) -> None:
+    config, run_dir, result = whole
+    run(config, run_dir=tmp_path / "again")
+    assert rows(tmp_path / "again") == rows(run_dir)
+    other = run(replace(config, seed=1), run_dir=tmp_path / "other")
+    assert other.objective != result.objective
 
 
 def test_arms_differ_in_the_encoders_weights_alone(small: Compose, tmp_path: Path) -> None:
@@ -179,95 +183,63 @@ def test_no_checkpoint_no_run(tiny: Compose, tmp_path: Path, run_dir: Path) -> N
     assert not (run_dir / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("politely", [True, False], ids=["SIGTERM", "kill -9"])
-@pytest.mark.parametrize("step", [1, 5, 7, 8, 12, 15])
+@pytest.mark.parametrize(
+    ("steps", "politely"),
+    [([1], True), ([7], True), ([12], False), ([15], False), ([5, 2, 9, 4, 1], False)],
+)
 def test_resumed_equals_uninterrupted_bit_for_bit(
-    step: int, politely: bool, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    steps: list[int], politely: bool, whole, tmp_path: Path
 ) -> None:
-    config = tiny(*STAGED, "freeze.eval_mode=true", "train.log_every=3", "optim=adamw_rms")
-    whole = run(config, run_dir=tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        die_after(patched, step, politely=politely)
-        with pytest.raises(Interrupted if politely else Killed):
-            run(config, run_dir=tmp_path / "parts")
-    resumed = run(config, run_dir=tmp_path / "parts")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    assert resumed.metrics == whole.metrics
-    assert resumed.objective == whole.objective
-
-
-def test_a_run_killed_many_times_still_equals(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny(*STAGED)
-    run(config, run_dir=tmp_path / "whole")
-    for step in (3, 2, 9, 4, 1):
-        with monkeypatch.context() as patched:
-            die_after(patched, step, politely=step % 2 == 0)
+    """SIGTERM, kill -9, and many of both."""
+    config, run_dir, result = whole
+    for number, step in enumerate(steps):
+        with pytest.MonkeyPatch.context() as patched:
+            die_after(patched, step, politely=politely != (number % 2 == 1))
             with pytest.raises((Interrupted, Killed)):
                 run(config, run_dir=tmp_path / "parts")
-    run(config, run_dir=tmp_path / "parts")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    resumed = run(config, run_dir=tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(run_dir)
+    assert resumed.metrics == result.metrics
+    assert resumed.objective == result.objective
 
 
-def test_a_run_resumes_in_another_directory(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny()
-    run(config, run_dir=tmp_path / "whole")
-    with monkeypatch.context() as patched:
+def test_a_run_resumes_in_another_directory(whole, tmp_path: Path) -> None:
+    config, run_dir, _ = whole
+    with pytest.MonkeyPatch.context() as patched:
         die_after(patched, 11, politely=True)
         with pytest.raises(Interrupted):
             run(config, run_dir=tmp_path / "first")
     moved = replace(config, train=replace(config.train, resume=str(tmp_path / "first")))
     run(moved, run_dir=tmp_path / "second")
-    assert rows(tmp_path / "second") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "second") == rows(run_dir)
 
 
-def test_a_finished_run_is_not_trained_again(tiny: Compose, run_dir: Path) -> None:
-    first = run(tiny(), run_dir=run_dir)
-    before = (run_dir / "metrics.jsonl").stat().st_mtime_ns
-    assert json_ready(asdict(run(tiny(), run_dir=run_dir))) == json_ready(asdict(first))
-    assert (run_dir / "metrics.jsonl").stat().st_mtime_ns == before
-
-
-def test_starting_anew_loses_nothing(tiny: Compose, run_dir: Path) -> None:
-    run(tiny(), run_dir=run_dir)
-    old = (run_dir / "metrics.jsonl").read_bytes()
-    run(tiny("train.resume=never"), run_dir=run_dir)
-    assert (run_dir / "previous-1" / "metrics.jsonl").read_bytes() == old
+def test_a_finished_run_is_shown_put_aside_or_refused(small: Compose, run_dir: Path) -> None:
+    dry = ["backbone=linear", "debug=fast_dev_run"]
+    first = run(small(*dry), run_dir=run_dir)
+    metrics = run_dir / "metrics.jsonl"
+    left, written = metrics.read_bytes(), metrics.stat().st_mtime_ns
+    assert json_ready(asdict(run(small(*dry), run_dir=run_dir))) == json_ready(asdict(first))
+    assert metrics.stat().st_mtime_ns == written
+    with pytest.raises(ResumeError):
+        run(small(*dry, "seed=1"), run_dir=run_dir)
+    run(small(*dry, "train.resume=never"), run_dir=run_dir)
+    assert (run_dir / "previous-1" / "metrics.jsonl").read_bytes() == left
     assert (run_dir / "result.json").is_file()
 
 
-def test_foreign_and_damaged_checkpoints_are_refused_by_name(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_foreign_and_missing_checkpoints_are_refused_by_name(
+    small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         die_after(patched, 9, politely=True)
         with pytest.raises(Interrupted):
-            run(tiny(), run_dir=tmp_path / "a")
+            run(small("backbone=linear"), run_dir=tmp_path / "a")
     checkpoint = tmp_path / "a" / "checkpoint" / "last.safetensors"
-    with pytest.raises(ResumeError, match="belongs to another configuration"):
-        run(tiny("optim.lr=0.1"), run_dir=tmp_path / "a")
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-7])
     with pytest.raises(ResumeError, match=str(checkpoint)):
-        run(tiny(), run_dir=tmp_path / "a")
-    with pytest.raises(ResumeError, match=r"train\.resume=.*no checkpoint at"):
-        run(tiny(f"train.resume={tmp_path / 'none'}"), run_dir=tmp_path / "b")
-
-
-def test_a_finished_directory_refuses_another_configuration(tiny: Compose, run_dir: Path) -> None:
-    run(tiny("debug=fast_dev_run"), run_dir=run_dir)
-    with pytest.raises(ResumeError, match="another configuration"):
-        run(tiny("debug=fast_dev_run", "seed=1"), run_dir=run_dir)
-
-
-def test_two_processes_in_one_directory_are_refused(tiny: Compose, run_dir: Path) -> None:
-    run_dir.mkdir()
-    with (run_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ResumeError, match="another process"):
-            run(tiny(), run_dir=run_dir)
+        run(small("backbone=linear", "optim.lr=0.1"), run_dir=tmp_path / "a")
+    with pytest.raises(ResumeError, match="none"):
+        run(small("backbone=linear", f"train.resume={tmp_path / 'none'}"), run_dir=tmp_path / "b")
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_group_and_checkpoint(
@@ -334,37 +306,31 @@ def test_the_test_windows_are_read_once_and_after_training(
     assert "test" not in seen[seen.index("train") : -3]
 
 
-@pytest.mark.parametrize("backbone", ["t5_efficient_tiny", "shared", "linear"])
-@pytest.mark.parametrize("channels", ["independent", "mixing"])
-@pytest.mark.parametrize("patch", ["norm", "plain"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "t5_efficient_tiny patch=norm patch.channels=mixing",
+        "t5_efficient_tiny patch=plain patch.channels=independent",
+        "shared patch=norm patch.channels=independent",
+        "shared patch=plain patch.channels=mixing",
+        "linear patch=plain",
+    ],
+)
 def test_every_backbone_runs_with_every_patch(
-    backbone: str, channels: str, patch: str, small: Compose, run_dir: Path
+    overrides: str, small: Compose, run_dir: Path
 ) -> None:
+    backbone, *others = overrides.split()
     sizes = [] if backbone == "linear" else ["backbone.d_model=16", "backbone.num_layers=1"]
-    config = small(
-        f"backbone={backbone}",
-        f"patch={patch}",
-        f"patch.channels={channels}",
-        "patch.stride=5",
-        "debug=fast_dev_run",
-        *sizes,
-    )
+    dry = ["patch.stride=5", "debug=fast_dev_run"]
+    config = small(f"backbone={backbone}", *others, *sizes, *dry)
     assert math.isfinite(run(config, run_dir=run_dir).objective)
 
 
-@pytest.mark.parametrize("freeze", ["none", "staged", "all", "norms"])
-@pytest.mark.parametrize("optim", ["adamw", "adamw_rms"])
-def test_every_freezing_trains_what_it_says(
-    freeze: str, optim: str, tiny: Compose, run_dir: Path
-) -> None:
-    config = tiny(
-        f"freeze={freeze}", f"optim={optim}", "train.epochs=2",
-        *(["freeze.unfreeze_epoch=1"] if freeze == "staged" else []),
-    )  # fmt: skip
-    run(config, run_dir=run_dir)
+@pytest.mark.parametrize("freeze", ["none", "all", "norms"])
+def test_every_freezing_trains_what_it_says(freeze: str, tiny: Compose, run_dir: Path) -> None:
+    run(tiny(f"freeze={freeze}", "train.epochs=1"), run_dir=run_dir)
     last = [row for row in rows(run_dir) if row["kind"] == "eval"][-1]
-    moved = last["distance_from_init/block_1"] > 0
-    assert moved == (freeze != "all")
+    assert (last["distance_from_init/block_1"] > 0) == (freeze != "all")
     assert last["distance_from_init/head"] > 0
 
 
@@ -382,7 +348,7 @@ def test_a_model_comes_near_the_best_achievable_loss(composed: Compose, run_dir:
 
 def test_overfit_drives_the_loss_down(tiny: Compose, run_dir: Path) -> None:
     config = tiny(
-        "debug=overfit", "train.epochs=150", "backbone.dropout=0", "optim.schedule=constant",
+        "debug=overfit", "train.epochs=100", "backbone.dropout=0", "optim.schedule=constant",
         "train.eval_every_epochs=50",
     )  # fmt: skip
     result = run(config, run_dir=run_dir)
@@ -390,8 +356,8 @@ def test_overfit_drives_the_loss_down(tiny: Compose, run_dir: Path) -> None:
     assert result.debug == "overfit"
 
 
-def test_objectives_that_grow_are_maximised(tiny: Compose, run_dir: Path) -> None:
-    result = run(tiny("objective=val_corr"), run_dir=run_dir)
+def test_objectives_that_grow_are_maximised(small: Compose, run_dir: Path) -> None:
+    result = run(small("backbone=linear", "objective=val_corr"), run_dir=run_dir)
     evals = [row for row in rows(run_dir) if row["kind"] == "eval"]
     assert result.objective == max(row["val_corr"] for row in evals)
 
@@ -461,9 +427,7 @@ def test_golden_losses(tiny: Compose, small: Compose, tmp_path: Path) -> None:
         assert got[name] == pytest.approx(losses, rel=1e-4), name
 
 
-def test_disk_copy_of_a_run_reads_without_the_original(tiny: Compose, tmp_path: Path) -> None:
-    run(tiny("debug=fast_dev_run"), run_dir=tmp_path / "run")
-    shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    shutil.rmtree(tmp_path / "run")
-    shutil.rmtree(tmp_path / "copy" / "plots")
+def test_a_copy_of_a_run_reads_without_the_original(small: Compose, tmp_path: Path) -> None:
+    run(small("backbone=linear", "debug=fast_dev_run"), run_dir=tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "copy")
     assert all(path.stat().st_size > 5000 for path in draw_run(tmp_path / "copy"))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config, identity
 from t5ts.data.sources import load_synthetic
 from t5ts.errors import ConfigError, DataError
-from t5ts.experiment import run
-from t5ts.tracking import NullTracker
+from t5ts.tracking import Tracker
 
 Compose = Callable[..., Config]
+#: A run without its pictures, which take longer than its training.
+run = partial(experiment.run, pictures=False)
 LINEAR = ["backbone=linear", "train.epochs=1"]
 #: A series of another scale, spread and season than the small setting's.
 OTHER = [
@@ -103,7 +105,7 @@ def test_it_is_read_once_after_training_and_the_tracker_hears_of_it(
 
     summary: dict[str, float] = {}
 
-    class Recorder(NullTracker):
+    class Recorder(Tracker):
         def finish(self, values, _pictures) -> None:
             summary.update(values)
 
@@ -123,16 +125,19 @@ def test_masked_spans_of_another_series(small: Compose, tmp_path: Path) -> None:
     assert "ood_mase" not in result.metrics
 
 
-def test_another_number_of_channels_is_refused(small: Compose) -> None:
-    with pytest.raises(ConfigError, match=r"ood=synthetic has 3 channels .*data=synthetic has 2"):
-        build(small(*LINEAR, *OTHER, "ood.num_channels=3"))
-
-
-def test_what_is_wrong_with_it_names_it(small: Compose) -> None:
-    with pytest.raises(DataError, match=r"ood=csv: .*absent\.csv.* here is ood\."):
-        build(small(*LINEAR, "data@ood=csv", "ood.path=absent.csv"))
-    with pytest.raises(DataError, match=r"ood=synthetic: Too few rows"):
-        build(small(*LINEAR, "data@ood=synthetic", "ood.num_rows=50"))
+@pytest.mark.parametrize(
+    ("overrides", "error", "named"),
+    [
+        ([*OTHER, "ood.num_channels=3"], ConfigError, "ood=synthetic has 3"),
+        (["data@ood=csv", "ood.path=absent.csv"], DataError, r"ood=csv: .*absent\.csv"),
+        (["data@ood=synthetic", "ood.num_rows=50"], DataError, "ood=synthetic: "),
+    ],
+)
+def test_what_is_wrong_with_it_names_it(
+    overrides: list[str], error: type[Exception], named: str, small: Compose
+) -> None:
+    with pytest.raises(error, match=named):
+        build(small(*LINEAR, *overrides))
 
 
 def test_a_run_begins_with_both_series_and_warns_of_another_step(

@@ -1,27 +1,18 @@
 """Each parameter is frozen bit for bit, or in exactly one group, stepped and zeroed."""
 
 import copy
-import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from t5ts.optim import AdamWRms, OptimSettings, PlannedOptimizer
+from t5ts.config import OptimConfig
+from t5ts.optim import AdamWRms, PlannedOptimizer
 from t5ts.schedule import Rule
 
-SETTINGS = OptimSettings(
-    algorithm="adamw",
-    lr=1e-2,
-    warmup_steps=0,
-    rewarmup_steps=0,
-    schedule="constant",
-    min_lr_ratio=0.0,
-    weight_decay=0.1,
-    clip_norm=None,
-    beta1=0.9,
-    beta2=0.999,
-    eps=1e-8,
+SETTINGS = OptimConfig(
+    name="test", lr=1e-2, warmup_epochs=0, schedule="constant", weight_decay=0.1, clip_norm=None
 )
 
 
@@ -37,9 +28,14 @@ RULES = [
 ]
 
 
-def planned(net: nn.Module, settings: OptimSettings = SETTINGS, rules=RULES) -> PlannedOptimizer:
+def planned(net: nn.Module, rules=RULES, rewarmup_epochs=0.0, **changes) -> PlannedOptimizer:
     return PlannedOptimizer(
-        net.named_parameters(), rules=rules, settings=settings, steps_per_epoch=3, total_steps=9
+        net.named_parameters(),
+        rules=rules,
+        settings=replace(SETTINGS, **changes),
+        rewarmup_epochs=rewarmup_epochs,
+        steps_per_epoch=3,
+        total_steps=9,
     )
 
 
@@ -53,25 +49,15 @@ def step(net: nn.Module, optimizer: PlannedOptimizer, number: int) -> None:
     optimizer.inner.zero_grad(set_to_none=True)
 
 
-def test_frozen_is_bit_unchanged_and_unfrozen_moves() -> None:
+def test_each_parameter_is_frozen_bit_for_bit_or_in_exactly_one_group() -> None:
     net = model()
-    before = copy.deepcopy(net.state_dict())
     optimizer = planned(net)
     for number in range(6):
-        net_before = copy.deepcopy(net.state_dict())
+        before = copy.deepcopy(net.state_dict())
         step(net, optimizer, number)
         for name, value in net.state_dict().items():
-            layer = name[0]
-            trains = layer == "4" or (layer == "2" and number >= 3)
-            assert torch.equal(value, net_before[name]) != trains, (number, name)
-    assert torch.equal(net.state_dict()["0.weight"], before["0.weight"])
-
-
-def test_each_parameter_is_frozen_or_in_exactly_one_group() -> None:
-    net = model()
-    optimizer = planned(net)
-    for number in range(6):
-        step(net, optimizer, number)
+            trains = name[0] == "4" or (name[0] == "2" and number >= 3)
+            assert torch.equal(value, before[name]) != trains, (number, name)
         grouped = [id(p) for g in optimizer.inner.param_groups for p in g["params"]]
         assert len(grouped) == len(set(grouped))
         for parameter in net.parameters():
@@ -96,50 +82,24 @@ def test_no_gradient_is_left_to_pile_up_after_unfreezing() -> None:
     assert all(norm is not None and norm <= 1.5 * norms[3] for norm in norms[3:])
 
 
-def test_weight_decay_takes_matrices_only() -> None:
-    optimizer = planned(model())
-    decay = {n: g["weight_decay"] for g in optimizer.inner.param_groups for n in g["names"]}
-    assert decay == {"4.weight": 0.1, "4.bias": 0.0}
-
-
-def test_learning_rates_follow_rule_and_rewarmup() -> None:
-    settings = OptimSettings(**{**vars(SETTINGS), "rewarmup_steps": 2})
+def test_rates_follow_rule_and_rewarmup_and_decay_takes_matrices_only() -> None:
     net = model()
-    optimizer = planned(net, settings)
+    optimizer = planned(net, rewarmup_epochs=2 / 3)
     seen = []
     for number in range(6):
         step(net, optimizer, number)
         seen.append(optimizer.learning_rates().get("2.weight"))
     assert seen == [None, None, None, *map(pytest.approx, (0.0025, 0.005, 0.005))]
     assert optimizer.learning_rates()["4.bias"] == 0.01
+    decay = {n: g["weight_decay"] for g in optimizer.inner.param_groups for n in g["names"]}
+    assert decay == {"4.weight": 0.1, "4.bias": 0.0, "2.weight": 0.1, "2.bias": 0.0}
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "adamw_rms"])
-def test_state_round_trip_goes_on_bit_for_bit(algorithm) -> None:
-    settings = OptimSettings(**{**vars(SETTINGS), "algorithm": algorithm})
-    for stop in (1, 3, 4):
-        net = model()
-        optimizer = planned(net, settings)
-        for number in range(stop):
-            step(net, optimizer, number)
-        saved, (tensors, steps) = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state())
-        again = model()
-        again.load_state_dict(saved)
-        other = planned(again, settings)
-        other.load_state(tensors, steps, step=stop)
-        for number in range(stop, 7):
-            step(net, optimizer, number)
-            step(again, other, number)
-        for name, value in net.state_dict().items():
-            assert torch.equal(value, again.state_dict()[name]), (stop, name)
-
-
-@pytest.mark.parametrize("algorithm", ["adamw", "adamw_rms"])
-@pytest.mark.parametrize("skipped", [{0}, {0, 1}, {0, 1, 2, 3}, {3}, {3, 4}, {1, 3}])
-@pytest.mark.parametrize("stop", [1, 2, 4, 5])
-def test_state_after_skipped_steps_goes_on_bit_for_bit(algorithm, skipped, stop) -> None:
+@pytest.mark.parametrize("skipped", [set(), {0}, {0, 1}, {0, 1, 2, 3}, {3, 4}, {1, 3}])
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+def test_state_round_trip_resumes_bit_for_bit(algorithm, skipped, stop) -> None:
     """A GradScaler skips its first steps: whatever has not stepped yet has no state."""
-    settings = OptimSettings(**{**vars(SETTINGS), "algorithm": algorithm})
 
     def train(net, optimizer, numbers) -> None:
         for number in numbers:
@@ -149,11 +109,11 @@ def test_state_after_skipped_steps_goes_on_bit_for_bit(algorithm, skipped, stop)
                 step(net, optimizer, number)
 
     net = model()
-    optimizer = planned(net, settings)
+    optimizer = planned(net, algorithm=algorithm)
     train(net, optimizer, range(stop))
     again = model()
     again.load_state_dict(net.state_dict())
-    other = planned(again, settings)
+    other = planned(again, algorithm=algorithm)
     done = sum(number < stop for number in skipped)
     other.load_state(*copy.deepcopy(optimizer.state()), step=stop, skipped_steps=done)
     train(net, optimizer, range(stop, 7))
@@ -167,18 +127,17 @@ def test_state_of_other_parameters_is_refused() -> None:
     optimizer = planned(net)
     step(net, optimizer, 0)
     tensors, steps = optimizer.state()
-    with pytest.raises(ValueError, match="other parameters"):
+    with pytest.raises(ValueError, match=r"[02]\.weight"):
         planned(model()).load_state(tensors, steps, step=4)
     other = {"4.weight": steps["4.weight"], "0.weight": 1.0}
-    with pytest.raises(ValueError, match="other parameters"):
+    with pytest.raises(ValueError, match=r"[02]\.weight"):
         planned(model()).load_state(tensors, other, step=1, skipped_steps=1)
 
 
 @pytest.mark.parametrize("limit", [0.01, 1e6])
 def test_clip_equals_torch(limit) -> None:
-    settings = OptimSettings(**{**vars(SETTINGS), "clip_norm": limit})
     ours, theirs = model(), model()
-    optimizer = planned(ours, settings, [Rule(pattern="", start_epoch=0.0, lr_scale=1.0)])
+    optimizer = planned(ours, [Rule(pattern="", start_epoch=0.0, lr_scale=1.0)], clip_norm=limit)
     for net in (ours, theirs):
         net(torch.ones(8, 3)).square().mean().backward()
     total = torch.stack([p.grad.norm() for p in ours.parameters()]).norm()
@@ -202,22 +161,7 @@ def test_adamw_rms_is_adamw_whose_rate_is_the_matrix_rms() -> None:
         for p, q, g in zip(ours, reference, gradients, strict=True):
             p.grad, q.grad = g.clone(), g.clone()
         optimizer.step()
-        for its in theirs:
-            its.step()
+        for reference_optimizer in theirs:
+            reference_optimizer.step()
         for p, q in zip(ours, reference, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
-
-
-def test_adamw_rms_moves_in_proportion_to_the_weights_scale() -> None:
-    """An arm is not judged by its weights' scale: relative updates agree at 1 and at 1/20."""
-    relative = []
-    for scale in (1.0, 0.05):
-        torch.manual_seed(2)
-        p = nn.Parameter(scale * torch.randn(8, 8))
-        before = p.detach().clone()
-        optimizer = AdamWRms([p], lr=1e-2)
-        p.grad = torch.randn(8, 8)
-        optimizer.step()
-        relative.append(float((p.detach() - before).norm() / before.norm()))
-    assert relative[0] == pytest.approx(relative[1], rel=1e-4)
-    assert math.isclose(relative[0], 1e-2, rel_tol=0.01)

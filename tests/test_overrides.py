@@ -17,7 +17,7 @@ from t5ts.config import CONF
 Enter = Callable[..., Outcome]
 #: Keys without a dot, which are named in messages too.
 TOP = ("seed", "seq_len", "horizon", "objective", "claims")
-FUZZED = 60
+FUZZED = 20
 
 
 @pytest.fixture
@@ -79,9 +79,7 @@ def test_an_experiment_of_ones_own_is_checked_as_the_command_line_is(
     assert got.fault(named) is None
 
 
-@pytest.mark.parametrize(
-    "line", ["+optimizer=sgd", "optim.lr=nan", "hydra.run.dir=/proc/x", "--multirun ~seed seed=0,1"]
-)
+@pytest.mark.parametrize("line", ["optim.lr=nan", "--multirun ~seed seed=0,1"])
 def test_a_process_refuses_as_the_entry_point_does(line: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "t5ts.run", *line.split()],

@@ -1,35 +1,26 @@
 """Entries are whole or not there: bound, order of eviction, damage, kill -9, many processes."""
 
+import hashlib
+import multiprocessing
 import os
+import random
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from t5ts.prefix_store import PrefixStore
+from t5ts.reuse import PrefixStore
 
 KEY, OTHER = "a" * 32, "b" * 32
-#: What a process of these tests can do without torch; its arguments: folder, number.
-PROGRAM = """
-import hashlib, os, pathlib, random, signal, sys
-from t5ts.prefix_store import PrefixStore
-folder, number = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-def content(key, epoch):
-    return hashlib.sha256(f"{key}{epoch}".encode()).digest() * 3000
-"""
 
 
-def start(code: str, *arguments: str) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[1]
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM + code, *arguments],
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    return process
 
 
 def names(folder: Path) -> list[str]:
@@ -98,12 +89,9 @@ def test_a_damaged_entry_is_said_removed_and_missed(
 
 
 def test_kill_9_while_publishing_leaves_no_entry(tmp_path: Path) -> None:
-    die_at_the_rename = """
-pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-PrefixStore(folder, max_bytes=10**6).publish("a" * 32, 1, b"half a promise")
-"""
-    process = start(die_at_the_rename, str(tmp_path), "0")
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    process = start(die_at_the_rename, tmp_path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert len(names(tmp_path)) == 1  # what it was writing
     store = PrefixStore(tmp_path, max_bytes=10**6)  # its lock died with it
     assert not store.has(KEY, 1)
@@ -113,30 +101,35 @@ PrefixStore(folder, max_bytes=10**6).publish("a" * 32, 1, b"half a promise")
     assert len(names(tmp_path)) == 1
 
 
+def die_at_the_rename(folder: Path) -> None:
+    Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    PrefixStore(folder, max_bytes=10**6).publish(KEY, 1, b"half a promise")
+
+
 def test_processes_that_publish_read_and_evict_at_once_see_whole_entries(tmp_path: Path) -> None:
-    churn = """
-store = PrefixStore(folder, max_bytes=300_000)  # room for three entries of twelve
-draw, hits = random.Random(number), 0
-for _ in range(300):
-    key, epoch = draw.choice("ab") * 32, draw.randrange(6)
-    if draw.random() < 0.5:
-        assert store.publish(key, epoch, content(key, epoch))
-    else:
-        found = store.read(key, epoch)
-        assert found is None or found == content(key, epoch)
-        hits += found is not None
-print(hits)
-"""
-    processes = [start(churn, str(tmp_path), str(number)) for number in (1, 2)]
+    processes = [start(churn, tmp_path, number) for number in (1, 2)]
     for process in processes:
-        out, err = process.communicate(timeout=100)
-        assert process.returncode == 0, err
-        assert "damaged" not in err
-        assert int(out) > 5
+        process.join()
+        assert process.exitcode == 0
     sizes = [path.stat().st_size for path in tmp_path.glob("*.prefix")]
     assert sum(sizes) <= 300_000
     assert len(sizes) == 3
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def churn(folder: Path, number: int) -> None:
+    store = PrefixStore(folder, max_bytes=300_000)  # room for three entries of twelve
+    draw, hits = random.Random(number), 0
+    for _ in range(300):
+        key, epoch = draw.choice("ab") * 32, draw.randrange(6)
+        content = hashlib.sha256(f"{key}{epoch}".encode()).digest() * 3000
+        if draw.random() < 0.5:
+            assert store.publish(key, epoch, content)
+        else:
+            found = store.read(key, epoch)
+            assert found is None or found == content
+            hits += found is not None
+    assert hits > 5
 
 
 def test_a_folder_that_cannot_be_is_an_error_at_once(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ import logging
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from test_experiment import die_after
 from test_reuse import changed
 
 from t5ts import experiment, run_directory
-from t5ts.analysis import plots
 from t5ts.analysis.results import read_json, read_result
 from t5ts.analysis.study import collect
 from t5ts.build import load_once
@@ -34,20 +34,13 @@ from t5ts.errors import (
     OutputError,
     ResumeError,
 )
-from t5ts.experiment import run
 from t5ts.progress import ProgressBar
 from t5ts.provenance import json_ready
 from t5ts.run_directory import locked, put_aside, remove_if_unused
-from t5ts.tracking import NullTracker
+from t5ts.tracking import Tracker
 
 Compose = Callable[..., Config]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_pictures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plots, "draw_run", lambda *_, **__: [])
-        yield
+run = partial(experiment.run, pictures=False)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +81,17 @@ def interrupt(config: Config, run_dir: Path, step: int = 8) -> None:
             run(config, run_dir=run_dir)
 
 
+@pytest.fixture(scope="module")
+def halves(base: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, Path]:
+    """A configuration, a run that was interrupted, and a finished one."""
+    folder = tmp_path_factory.mktemp("halves")
+    write(folder / "series.csv", VALUES)
+    config = changed(base, {"data.path": str(folder / "series.csv")})
+    interrupt(config, folder / "half")
+    run(config, run_dir=folder / "whole")
+    return config, folder / "half", folder / "whole"
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
@@ -104,9 +108,7 @@ def flip(path: Path, place: int = -20, bit: int = 0) -> None:
 
 EDITS = {
     "a value": [0.5, *VALUES[1:]],
-    "the last value": [*VALUES[:-1], 0.5],
     "more rows": [*VALUES, *VALUES[:30]],
-    "fewer rows": VALUES[:500],
 }
 
 
@@ -230,13 +232,13 @@ DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
 def test_damage_is_found_before_training_and_the_advice_works(
-    name: str, damage: Callable[[Path], None], config: Config, run_dir: Path,
+    name: str, damage: Callable[[Path], None], halves, run_dir: Path,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:  # fmt: skip
-    interrupt(config, run_dir)
+    config, half, whole = halves
+    shutil.copytree(half, run_dir)
     damage(run_dir / name)
     left = snapshot(run_dir)
-    never = changed(config, {"train.resume": "never"})
     elsewhere = changed(config, {"train.resume": str(run_dir)})
     with monkeypatch.context() as patched:
         patched.setattr(experiment, "build", lambda _: pytest.fail("it should not come so far"))
@@ -245,36 +247,32 @@ def test_damage_is_found_before_training_and_the_advice_works(
                 run(wanted, run_dir=place)
         assert snapshot(run_dir) == left
         assert set(snapshot(tmp_path / "other")) <= {".lock"}
-    run(never, run_dir=run_dir)
+    run(changed(config, {"train.resume": "never"}), run_dir=run_dir)
     kept = snapshot(run_dir / "previous-1")
     assert kept == {name: left[name] for name in kept}
     assert set(left) - set(kept) == {".lock"}
-    run(config, run_dir=tmp_path / "whole")
-    assert rows(run_dir) == rows(tmp_path / "whole")
+    assert rows(run_dir) == rows(whole)
 
 
 @pytest.mark.parametrize(
     "name", ["result.json", "provenance.json", "config.yaml", "metrics.jsonl", "test_losses.npy"]
 )
-def test_a_damaged_finished_run_is_not_shown(name: str, config: Config, run_dir: Path) -> None:
-    result = run(config, run_dir=run_dir)
+def test_a_damaged_finished_run_is_not_shown(name: str, halves, run_dir: Path) -> None:
+    config, _, whole = halves
+    shutil.copytree(whole, run_dir)
     assert collect([run_dir]).runs
     flip(run_dir / name, -40, 1)
     assert not collect([run_dir]).runs  # nor does the report read it
     with pytest.raises(ResumeError, match=rf"{name}.*train\.resume=never"):
         run(config, run_dir=run_dir)
-    again = run(changed(config, {"train.resume": "never"}), run_dir=run_dir)
-    assert again.metrics == result.metrics
-    assert (run_dir / "previous-1" / name).is_file()
 
 
-def test_no_flipped_bit_of_a_result_changes_a_value(config: Config, run_dir: Path) -> None:
-    run(config, run_dir=run_dir)
-    path = run_dir / "result.json"
+def test_no_flipped_bit_of_a_result_changes_a_value(halves, tmp_path: Path) -> None:
+    path = Path(shutil.copy(halves[2] / "result.json", tmp_path))
     content = path.read_bytes()
     expected = json_ready(asdict(read_result(path)))
     refused = 0
-    for bit in range(0, 8 * len(content), 41):
+    for bit in range(0, 8 * len(content), 101):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
@@ -282,7 +280,7 @@ def test_no_flipped_bit_of_a_result_changes_a_value(config: Config, run_dir: Pat
             assert json_ready(asdict(read_result(path))) == expected, bit
         except DataError:
             refused += 1
-    assert refused > len(content) / 10
+    assert refused > len(content) / 20
 
 
 # --- who holds it ---
@@ -419,13 +417,13 @@ def test_epochs_are_logged_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, ca
     assert [record.getMessage() for record in caplog.records] == ["epoch 1", "epoch 2"]
 
 
-@pytest.mark.parametrize("place", ["evaluate", "load_checkpoint", "_forecast_sample", "_finish"])
+@pytest.mark.parametrize("place", ["evaluate", "_forecast_sample", "_finish"])
 def test_the_tracker_is_ended_wherever_a_run_fails(
     place: str, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[int] = []
 
-    class Watched(NullTracker):
+    class Watched(Tracker):
         def abandon(self) -> None:
             ended.append(1)
 

@@ -2,15 +2,14 @@
 
     torchrun --nproc-per-node=2 tests/two_processes.py FOLDER
 
-Each run leaves its directory in FOLDER; `outcomes.json` says how each of them ended, `ends-R.json`
-with which weights process R came out of it, `about-R.json` what else it saw. All runs share one
-start, since that is most of the time.
+Each run leaves its directory in FOLDER, and process R writes into `process-R.json` how each run
+ended, with which weights, and what else it saw. All runs share one start, which is most of the
+time.
 """
 
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ from conftest import SMALL, TINY_T5
 from hydra import compose, initialize_config_dir
 
 import t5ts.build
-import t5ts.train
 from t5ts import distributed, experiment
 from t5ts.checks import check
 from t5ts.config import CONF, Config, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 from t5ts.metrics import RegressionSums
-from t5ts.task import Batch, Forecast
+from t5ts.tasks import Batch, Forecast
 
 #: Overrides of the runs that must give the numbers of one process (without dropout).
 EQUAL = {
@@ -48,10 +46,14 @@ EQUAL = {
 }  # fmt: skip
 WITHOUT_DROPOUT = "backbone.dropout=0"
 STOP_AFTER = 9  # steps, in the middle of an epoch
-
-
-class Pruned(Exception):
-    """What a sweep raises to end a trial."""
+RUNS = [
+    *((name, [WITHOUT_DROPOUT, *overrides]) for name, overrides in EQUAL.items()),
+    ("whole", []),
+    ("parts", []),
+    ("parts", []),
+    ("parts", []),  # and shown, once it is finished
+    ("fp16", ["train.epochs=2", "train.log_every=1"]),
+]
 
 
 def config_of(*overrides: str) -> Config:
@@ -68,16 +70,8 @@ class Loud(Forecast):
         return 100 * super().loss(prediction_BCH, batch)
 
 
-def no_space(*_: Any) -> None:
-    raise OSError("No space left on device")
-
-
-def out_of_memory(_: Config) -> None:
-    raise RuntimeError("out of memory")
-
-
-def meddle(name: str, ends: dict[str, Any], patch: pytest.MonkeyPatch, *, resumes: bool) -> None:
-    """In every process: what must go wrong in the run of that name; and note how it ends."""
+def meddle(name: str, seen: dict[str, Any], patch: pytest.MonkeyPatch, *, stops: bool) -> None:
+    """Make process 1 stop or overflow in the run of that name; record how each run ends."""
     real_fit = experiment.fit
 
     def fit(setup, *args, should_stop, **kwargs):
@@ -86,8 +80,7 @@ def meddle(name: str, ends: dict[str, Any], patch: pytest.MonkeyPatch, *, resume
         def stop() -> bool:
             nonlocal steps
             steps += 1
-            stops_here = name == "parts" and not resumes and distributed.rank() == 1
-            return should_stop() or (stops_here and steps == STOP_AFTER)
+            return should_stop() or (stops and distributed.rank() == 1 and steps == STOP_AFTER)
 
         if name == "fp16" and distributed.rank() == 1:
             setup = replace(setup, task=Loud(setup.task.seq_len, setup.task.horizon))
@@ -95,7 +88,9 @@ def meddle(name: str, ends: dict[str, Any], patch: pytest.MonkeyPatch, *, resume
         digest = hashlib.sha256()
         for tensor in setup.model.state_dict().values():
             digest.update(tensor.numpy().tobytes())
-        ends[name] = {"skipped_steps": state.skipped_steps, "weights": digest.hexdigest()}
+        ended = {"skipped_steps": state.skipped_steps, "weights": digest.hexdigest()}
+        seen["ends"][name] = ended
+        seen["dropout"].append(torch.initial_seed())
         return state
 
     patch.setattr(experiment, "fit", fit)
@@ -103,41 +98,6 @@ def meddle(name: str, ends: dict[str, Any], patch: pytest.MonkeyPatch, *, resume
         patch.setattr(
             t5ts.build, "device_and_precision", lambda _: (torch.device("cpu"), torch.float16)
         )
-    if name == "unbuilt" and distributed.rank() == 1:
-        patch.setattr(experiment, "build", out_of_memory)
-    if name == "unwritten":
-        patch.setattr(t5ts.train, "save_checkpoint", no_space)
-
-
-def prune_after_two(row: Mapping[str, Any]) -> None:
-    if row["epoch"] == 2:
-        raise Pruned
-
-
-def lead(folder: Path) -> None:
-    """Process 0: start every run, whatever became of the one before."""
-    dry = [WITHOUT_DROPOUT, "debug=fast_dev_run"]
-    plan = [
-        *((name, [WITHOUT_DROPOUT, *overrides]) for name, overrides in EQUAL.items()),
-        ("whole", []),
-        ("parts", []),
-        ("parts", []),
-        ("refused", [*dry, "train.batch_size=1"]),
-        ("pruned", []),
-        ("unbuilt", dry),
-        ("unwritten", dry),
-        ("fp16", ["train.epochs=2", "train.log_every=1"]),
-    ]
-    outcomes: dict[str, list[str]] = {}
-    for name, overrides in plan:
-        after_epoch = prune_after_two if name == "pruned" else lambda _row: None
-        try:
-            experiment.run(config_of(*overrides), run_dir=folder / name, after_epoch=after_epoch)
-            outcome = "finished"
-        except (UserError, Interrupted, Pruned, OSError) as error:
-            outcome = f"{type(error).__name__}: {error}"
-        outcomes.setdefault(name, []).append(outcome)
-    (folder / "outcomes.json").write_text(json.dumps(outcomes, indent=1))
 
 
 def forecasts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -163,30 +123,22 @@ def sum_of_shares() -> dict[str, float]:
 
 
 def main(folder: Path) -> None:
-    """Every process."""
+    """Every process: all runs, whatever became of the one before."""
     torch.set_num_threads(1)
     register()
-    ends: dict[str, Any] = {}
-    dropout: list[int] = []
-    real_run = experiment._run
-
-    def run_and_meddle(config, run_dir, group, resume_from, *args):
-        with pytest.MonkeyPatch.context() as patch:
-            meddle(run_dir.name, ends, patch, resumes=resume_from is not None)
-            result = real_run(config, run_dir, group, resume_from, *args)
-            dropout.append(torch.initial_seed())
-            return result
-
-    experiment._run = run_and_meddle
     with distributed.setup():
-        number = distributed.rank()
-        about = {"metrics": sum_of_shares()}
-        if distributed.is_main():
-            lead(folder)
-        else:
-            experiment.follow()
-    (folder / f"ends-{number}.json").write_text(json.dumps(ends))
-    (folder / f"about-{number}.json").write_text(json.dumps(about | {"dropout": dropout}))
+        seen: dict[str, Any] = {"ends": {}, "dropout": [], "outcomes": []}
+        seen["metrics"] = sum_of_shares()
+        for name, overrides in RUNS:
+            stops = name == "parts" and "Interrupted" not in seen["outcomes"]
+            with pytest.MonkeyPatch.context() as patch:
+                meddle(name, seen, patch, stops=stops)
+                try:
+                    result = experiment.run(config_of(*overrides), run_dir=folder / name)
+                    seen["outcomes"].append(result.objective)
+                except (UserError, Interrupted) as error:
+                    seen["outcomes"].append(type(error).__name__)
+        (folder / f"process-{distributed.rank()}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ Hydra imports this file at every start, to see which plugins there are: so it im
 heavy. The settings and their defaults are `conf/hydra/sweeper/t5ts.yaml`.
 """
 
+import math
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import RangeSweep
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -27,7 +29,7 @@ class PlainSweeper(BasicSweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Let the launcher's failed jobs be kept for the report."""
+        """Keep the launcher's failed jobs for the report."""
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
         self.failed: dict[int, JobReturn] = {}
         assert self.launcher is not None
@@ -50,51 +52,24 @@ class PlainSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid of these task overrides; exit status 2 or 1 if a job failed.
 
-        Before the first job's directory is made, a grid in which no job can run is refused.
+        Before the first job's directory is made, a grid is refused that has too many jobs, none, a
+        job twice, or none that can run.
         """
         from t5ts.errors import UserError
         from t5ts.interruption import stop_on_signals
 
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        parsed = parser.parse_overrides(arguments)
-        num_jobs = 1.0
-        for line, override in zip(arguments, parsed, strict=True):
-            values = override.value()
-            if isinstance(values, RangeSweep) and values.step:
-                assert values.start is not None
-                assert values.stop is not None
-                num_jobs *= max(0.0, (values.stop - values.start) / values.step)
-                if num_jobs > MAX_JOBS:
-                    print(
-                        f"t5ts: {line}: {num_jobs:g} jobs, more than the {MAX_JOBS} of a grid; name"
-                        " fewer values, or search with hydra/sweeper=t5ts.",
-                        file=sys.stderr,
-                    )
-                    sys.exit(2)
-        batches = self.split_arguments(parsed, self.max_batch_size)
-        jobs: list[Sequence[str]] = [job for batch in batches for job in batch]
-        if not jobs:
-            empty = [
-                line for line, o in zip(arguments, parsed, strict=True) if o.is_sweep_override()
-            ]
-            print(f"t5ts: {' '.join(empty)}: no job at all; name values.", file=sys.stderr)
-            sys.exit(2)
+        jobs = self._jobs(arguments)
         self._refuse_if_none_can_run(jobs)
         with stop_on_signals():
             returns = super().sweep(arguments)
         if not self.failed:
             return returns
-        assert self.overrides is not None
         assert self.config is not None
-        jobs = [job for batch in self.overrides for job in batch]
         same = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-        errors = {
-            " ".join([f"#{number}", *(line for line in jobs[number] if line not in same)]): (
-                job._return_value
-            )
-            for number, job in self.failed.items()
-        }
+        errors = {}
+        for number, job in self.failed.items():
+            lines = (line for line in jobs[number] if line not in same)
+            errors[" ".join([f"#{number}", *lines])] = job._return_value
         bugs = [error for error in errors.values() if not isinstance(error, UserError)]
         for bug in bugs:
             traceback.print_exception(bug)
@@ -105,6 +80,28 @@ class PlainSweeper(BasicSweeper):
             file=sys.stderr,
         )
         sys.exit(1 if bugs else 2)
+
+    def _jobs(self, arguments: list[str]) -> list[Sequence[str]]:
+        """The overrides of each job."""
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parsed = parser.parse_overrides(arguments)
+        sizes = {
+            line: sum(1 for _ in islice(override.sweep_iterator(), MAX_JOBS + 1))
+            for line, override in zip(arguments, parsed, strict=True)
+            if override.is_sweep_override()
+        }
+        if not 0 < math.prod(sizes.values()) <= MAX_JOBS:
+            _refuse(
+                f"{' '.join(sizes)}: no job at all, or more than the {MAX_JOBS} of a grid; name the"
+                " values, or search with hydra/sweeper=t5ts."
+            )
+        batches = self.split_arguments(parsed, self.max_batch_size)
+        jobs: list[Sequence[str]] = [tuple(job) for batch in batches for job in batch]
+        twice = [" ".join(job) for job, count in Counter(jobs).items() if count > 1]
+        if twice:
+            _refuse(f"the grid has a job twice: {'; '.join(twice)}. Name each value once.")
+        return jobs
 
     def _refuse_if_none_can_run(self, jobs: Sequence[Sequence[str]]) -> None:
         from t5ts.checks import check
@@ -121,11 +118,10 @@ class PlainSweeper(BasicSweeper):
                 del config["hydra"]
             try:
                 check(from_hydra(config))
+                return
             except UserError as error:
                 problems[f"#{number}"] = str(error)
-        if len(problems) == len(jobs):
-            print(f"t5ts: no job can run:\n{_grouped(problems)}", file=sys.stderr)
-            sys.exit(2)
+        _refuse(f"no job can run:\n{_grouped(problems)}")
 
 
 def _grouped(problems: Mapping[str, str]) -> str:
@@ -137,7 +133,7 @@ def _grouped(problems: Mapping[str, str]) -> str:
 
 
 class T5tsSweeper(Sweeper):
-    """Hands the sweep to `t5ts.sweep.coordinator`."""
+    """Runs `t5ts.sweep.coordinator`."""
 
     def __init__(self, **_settings: Any) -> None:
         """The settings are read from the configuration, where they can be checked by name."""
@@ -146,12 +142,11 @@ class T5tsSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keep what Hydra gives."""
-        self.hydra_context = hydra_context
-        self.task_function = task_function
-        self.config = config
+        del task_function
+        self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the sweep of these task overrides, or go on with it."""
+        """Run the sweep of these task overrides, or resume it."""
         from t5ts.errors import Interrupted, UserError
         from t5ts.sweep.coordinator import sweep  # Optuna: only when there is a sweep
 
@@ -160,22 +155,19 @@ class T5tsSweeper(Sweeper):
         try:
             sweep(self.config, arguments, hydra_context=self.hydra_context)
         except UserError as error:
-            print(f"t5ts: {error}", file=sys.stderr)
-            sys.exit(2)
+            _refuse(str(error))
         except OSError as error:  # a full disk, say, while the results were written
-            print(
-                f"t5ts: {error}\nFix that, and run the same command again: what is done stays done"
-                f" ({self.config.hydra.sweep.dir}).",
-                file=sys.stderr,
+            _refuse(
+                f"{error}\nFix that, and run the same command again: what is done stays done"
+                f" ({self.config.hydra.sweep.dir})."
             )
-            sys.exit(2)
         except Interrupted as stop:
             print(f"t5ts: {stop}", file=sys.stderr)
             sys.exit(130)
 
 
 class StockSweeper(Sweeper):
-    """Hands our presets to hydra-optuna-sweeper, which would refuse the settings that it lacks."""
+    """Runs our presets on hydra-optuna-sweeper, which would refuse the settings that it lacks."""
 
     def __init__(self, **settings: Any) -> None:
         """Nothing is made before `setup`, which knows the objective."""
@@ -184,28 +176,29 @@ class StockSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Make the stock sweeper from what it knows of the settings."""
+        """Make the stock sweeper from the settings that it knows."""
         from t5ts.config import OBJECTIVES
 
         try:
             from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
         except ImportError as error:
-            _refuse(f"needs hydra-optuna-sweeper: pip install 't5ts[stock-sweeper]' ({error})")
+            _refuse(
+                "hydra/sweeper=optuna needs hydra-optuna-sweeper: pip install"
+                f" 't5ts[stock-sweeper]' ({error})"
+            )
         for key in ("objective", "best_of"):
             if self.settings[key] is not None:
                 _refuse(
-                    f"has no hydra.sweeper.{key}={self.settings[key]}: use hydra/sweeper=t5ts (the"
-                    " run's own objective=NAME is what it looks at)"
+                    f"hydra/sweeper=optuna has no hydra.sweeper.{key}={self.settings[key]}: use"
+                    " hydra/sweeper=t5ts (objective=NAME is the run's own setting)"
                 )
-        direction = self.settings["direction"]
-        if direction is None:
-            is_more_better = OBJECTIVES.get(config.objective) == "max"
-            direction = "maximize" if is_more_better else "minimize"
         kept = ("sampler", "storage", "study_name", "n_trials", "n_jobs", "max_failure_rate",
-                "custom_search_space", "params")  # fmt: skip
-        self.stock: Sweeper = OptunaSweeper(
-            direction=direction, **{key: self.settings[key] for key in kept}
-        )
+                "custom_search_space", "params", "direction")  # fmt: skip
+        settings = {key: self.settings[key] for key in kept}
+        if settings["direction"] is None:
+            is_more_better = OBJECTIVES.get(config.objective) == "max"
+            settings["direction"] = "maximize" if is_more_better else "minimize"
+        self.stock: Sweeper = OptunaSweeper(**settings)
         self.stock.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -214,5 +207,5 @@ class StockSweeper(Sweeper):
 
 
 def _refuse(why: str) -> NoReturn:
-    print(f"t5ts: hydra/sweeper=optuna {why}.", file=sys.stderr)
+    print(f"t5ts: {why}", file=sys.stderr)
     sys.exit(2)

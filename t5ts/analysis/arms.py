@@ -4,20 +4,41 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.statistics import Array, Estimate, log_ratio, mean_interval
-from t5ts.analysis.study import Run, Study, measured_on
+from t5ts.analysis.statistics import Array, Estimate, log_ratio
+from t5ts.analysis.study import Run, Study, measured_on, varying
 from t5ts.config import OBJECTIVES
 
-#: The init whose benefit is asked for, and the one that it is compared with.
-PRETRAINED, RANDOM = "t5", "random"
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What an init promises of its weights.
+
+    Attributes:
+        content: What they have learned, which their controls (`matched`, `shuffled`) lack.
+        promise: What they are; the loader may doubt it.
+        origin: The load report's word for them where it does not.
+    """
+
+    content: str
+    promise: str
+    origin: str
+
+
+#: The inits whose benefit is asked for, in the order in which they are shown.
+PRETRAINED = {
+    "t5": Pretraining("T5's text pretraining", "T5's, pretrained on text", "pretrained"),
+    "run": Pretraining("the donor run's pretraining", "a trained donor run's", "time series"),
+}
+#: The init that they are compared with.
+RANDOM = "random"
 #: Kinds of pairs in the order in which they are shown.
 QUESTIONS = (
     "best",
@@ -32,7 +53,13 @@ QUESTIONS = (
 #: Groups whose choice makes an arm; what else varies inside an arm was tuned.
 _ARM_GROUPS = ("backbone.", "init.", "freeze.name")
 #: Which checkpoint: a choice of arms even where a sweep went through several.
-CHECKPOINT = ("backbone.name", "backbone.path", "backbone.hub_id", "backbone.revision")
+CHECKPOINT = (
+    "backbone.name",
+    "backbone.path",
+    "backbone.hub_id",
+    "backbone.revision",
+    "init.path",
+)
 #: Sizes of an encoder in a run's config; its token embedding takes no part.
 _SIZES = ("d_model", "d_ff", "d_kv", "num_layers", "num_heads", "feed_forward_proj")
 
@@ -72,6 +99,7 @@ class Arm:
 
     Attributes:
         backbone: Which encoder: its option's name, and its folder's where several go by that name.
+        donor: The run that the weights, or those that they are the control of, come from.
         points: Every setting tried.
         final: Settings that a sweep had chosen, run again on other seeds (`experiment=final`).
     """
@@ -83,6 +111,22 @@ class Arm:
     maximize: bool
     points: list[Point] = field(default_factory=list)
     final: list[Point] = field(default_factory=list)
+    donor: str | None = None
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether its weights are the pretrained ones of a comparison."""
+        return self.init in PRETRAINED
+
+    @property
+    def weights(self) -> tuple[str, str, str | None]:
+        """Which weights: encoder, init and donor."""
+        return self.backbone, self.init, self.donor
+
+    def is_control_of(self, arm: "Arm") -> bool:
+        """Whether it has the encoder of a pretrained arm with random weights or made from its."""
+        same = self.backbone == arm.backbone and not self.is_pretrained
+        return same and (self.init == RANDOM or self.donor == arm.donor)
 
     @property
     def runs(self) -> list[Run]:
@@ -101,6 +145,11 @@ class Arm:
             if done:
                 return min(done, key=lambda p: (-len(p.finished), self.loss(p)))
         return None
+
+    @property
+    def finished(self) -> dict[int, Run]:
+        """Finished runs of the best point by seed, ascending."""
+        return self.best.finished if self.best else {}
 
     def loss(self, point: Point | None) -> float:
         """A point's objective, signed so that less is better; inf without any."""
@@ -123,16 +172,12 @@ class Arm:
     @cached_property
     def tuned(self) -> dict[str, list[Any]]:
         """Settings that vary between the points, with the values tried, ascending."""
-        keys = {key for point in self.points for key in point.settings}
-        values = {
-            key: {json.dumps(p.settings.get(key)): p.settings.get(key) for p in self.points}
-            for key in keys
+        settings = [point.settings for point in self.points]
+        tried = {
+            key: {json.dumps(one.get(key)): one.get(key) for one in settings}
+            for key in varying(settings)
         }
-        return {
-            key: sorted(tried.values(), key=_sort_key)
-            for key, tried in sorted(values.items())
-            if len(tried) > 1
-        }
+        return {key: sorted(values.values(), key=_sort_key) for key, values in tried.items()}
 
     @cached_property
     def architecture(self) -> dict[str, Any] | None:
@@ -171,8 +216,8 @@ class Arm:
     @property
     def _searched_before(self) -> list[dict[str, Any]]:
         """What another sweep had searched before it handed on its best point (`final`)."""
-        said = (run.trial.get("searched_before") for run in self.runs)
-        return [before for before in said if before]
+        recorded = (run.trial.get("searched_before") for run in self.runs)
+        return [before for before in recorded if before]
 
     @property
     def epochs_trained(self) -> int:
@@ -201,6 +246,12 @@ class Condition:
         """All runs of all arms."""
         return [run for arm in self.arms for run in arm.runs]
 
+    @property
+    def series(self) -> str:
+        """Which data set: its checksum where it is known."""
+        prints = (json.loads(run.fingerprint)[0] for run in self.runs if run.fingerprint)
+        return str(next(prints, self.config["data.name"]))
+
     def arm(self, name: str) -> Arm:
         """The arm of a name: backbone-init-freeze, or init-freeze where all share the backbone."""
         return next(arm for arm in self.arms if arm.name == name)
@@ -228,6 +279,11 @@ class Pair:
     rivals: tuple[list[Arm], list[Arm]]
 
     @property
+    def arms(self) -> tuple[Arm, Arm]:
+        """Treatment and control."""
+        return self.treatment, self.control
+
+    @property
     def name(self) -> str:
         """Both arms' names."""
         return f"{self.treatment.name} against {self.control.name}"
@@ -235,30 +291,21 @@ class Pair:
     @property
     def unpaired(self) -> dict[str, list[int]]:
         """Seeds finished in one arm only, by arm."""
-        return {
-            arm.name: sorted(set(arm.best.finished if arm.best else ()) - set(self.seeds))
-            for arm in (self.treatment, self.control)
-        }
+        return {arm.name: sorted(set(arm.finished) - set(self.seeds)) for arm in self.arms}
 
     def runs(self) -> list[tuple[Run, Run]]:
         """The paired runs (treatment, control) in the order of the seeds."""
-        a, b = self.treatment.best, self.control.best
-        if a is None or b is None:
-            return []
-        return [(a.finished[seed], b.finished[seed]) for seed in self.seeds]
+        return [(self.treatment.finished[s], self.control.finished[s]) for s in self.seeds]
+
+    @property
+    def all_runs(self) -> list[Run]:
+        """The paired runs in one list."""
+        return [run for both in self.runs() for run in both]
 
     def values(self, metric: str) -> tuple[Array, Array]:
         """A final metric of both arms by seed."""
-        pairs = self.runs()
-        return (
-            np.array([a.metric(metric) for a, _ in pairs]),
-            np.array([b.metric(metric) for _, b in pairs]),
-        )
-
-    def difference(self, metric: str) -> Estimate:
-        """Mean paired difference treatment − control of a final metric."""
-        a, b = self.values(metric)
-        return mean_interval(a - b)
+        a, b = ([arm.finished[s].metric(metric) for s in self.seeds] for arm in self.arms)
+        return np.array(a), np.array(b)
 
     def log_ratio(self, metric: str) -> Estimate:
         """Mean paired log-ratio treatment / control of a final loss."""
@@ -266,37 +313,30 @@ class Pair:
 
     def curves(self, metric: str) -> tuple[Array, Array, Array]:
         """Epochs (E,) evaluated in all paired runs, and both arms' curves (S, E)."""
-        pairs = self.runs()
-        curves = [(a.curve(metric), b.curve(metric)) for a, b in pairs]
+        curves = [run.curve(metric) for run in self.all_runs]
         if not curves:
             return np.empty(0), np.empty((0, 0)), np.empty((0, 0))
-        shared = curves[0][0][0]
-        for a, b in curves:
-            shared = np.intersect1d(np.intersect1d(shared, a[0]), b[0])
+        epochs, values = shared_epochs(curves)
+        return epochs, values[::2], values[1::2]
 
-        def at_shared(curve: tuple[Array, Array]) -> Array:
-            return curve[1][np.isin(curve[0], shared)]
 
-        return (
-            shared,
-            np.stack([at_shared(a) for a, _ in curves]),
-            np.stack([at_shared(b) for _, b in curves]),
-        )
+def shared_epochs(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Epochs (E,) that all of C curves have, and their values there (C, E)."""
+    epochs = reduce(np.intersect1d, (x for x, _ in curves))
+    return epochs, np.stack([y[np.isin(x, epochs)] for x, y in curves])
 
 
 def conditions(study: Study) -> list[Condition]:
-    """The study's runs by condition, the largest training set first, arms in a stable order."""
+    """The study's conditions: by data set, the most training data first."""
     found = [
         Condition(
             name="", config={k: json.loads(v) for k, v in runs[0].condition}, arms=_arms(runs)
         )
         for runs in measured_on(study.runs).values()
     ]
-    backbones = {arm.backbone for condition in found for arm in condition.arms}
-    if len(backbones) == 1:  # then naming it in every arm says nothing
-        for condition in found:
-            for arm in condition.arms:
-                arm.name = arm.name.removeprefix(f"{arm.backbone}-")
+    if len({arm.backbone for condition in found for arm in condition.arms}) == 1:
+        for arm in (arm for condition in found for arm in condition.arms):
+            arm.name = arm.name.removeprefix(f"{arm.backbone}-")  # it would say nothing
     found.sort(key=lambda c: (str(c.config.get("data.name")), -float(c.config["data.fraction"])))
     _name_conditions(found)
     return found
@@ -304,74 +344,78 @@ def conditions(study: Study) -> list[Condition]:
 
 def _name_conditions(found: Sequence[Condition]) -> None:
     """Data and lengths, and whatever else differs between conditions of that name."""
-
-    def base(c: Condition) -> str:
+    same: dict[str, list[Condition]] = defaultdict(list)
+    for c in found:
         reach = "masked" if c.config["horizon"] is None else f"→ {c.config['horizon']}"
-        return f"{c.config['data.name']}, {c.config['seq_len']} {reach} steps"
-
-    for condition in found:
-        same = [c for c in found if base(c) == base(condition)]
-        keys = sorted({k for c in same for k in c.config})
-        differing = [k for k in keys if len({json.dumps(c.config.get(k)) for c in same}) > 1]
-        parts = [
-            f"{100 * condition.config[k]:g} % of the training data"
-            if k == "data.fraction"
-            else f"{k}={condition.config.get(k)}"
-            for k in differing
-        ]
-        condition.name = ", ".join([base(condition), *parts])
+        same[f"{c.config['data.name']}, {c.config['seq_len']} {reach} steps"].append(c)
+    for base, members in same.items():
+        differing = varying([c.config for c in members])
+        for c in members:
+            parts = [
+                f"{100 * c.config[k]:g} % of the training data"
+                if k == "data.fraction"
+                else f"{k}={c.config.get(k)}"
+                for k in differing
+            ]
+            c.name = ", ".join([base, *parts])
 
 
 def _arms(runs: Sequence[Run]) -> list[Arm]:
     # A key that a sweep sampled is tuned, even where it belongs to the backbone.
-    sampled = {
-        key
-        for run in runs
-        for key in (
-            *(run.trial.get("params") or ()),
-            *(run.trial.get("searched_before") or {"keys": ()})["keys"],
-        )
-        if "." in key
-    }
-    sampled -= set(CHECKPOINT)
+    sampled: set[str] = set()
+    for run in runs:
+        before = run.trial.get("searched_before") or {"keys": ()}
+        sampled.update(run.trial.get("params") or (), before["keys"])
+    sampled = {key for key in sampled if "." in key} - set(CHECKPOINT)
     encoders = _encoders(runs)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        key = {
-            k: v for k, v in run.settings.items() if k.startswith(_ARM_GROUPS) and k not in sampled
-        }
-        groups[json.dumps(key, sort_keys=True)].append(run)
+        own = {k: v for k, v in run.settings.items() if k.startswith(_ARM_GROUPS)}
+        own = {k: v for k, v in own.items() if k not in sampled}
+        groups[json.dumps(own, sort_keys=True)].append(run)
+    named: dict[str, list[tuple[Arm, dict[str, Any]]]] = defaultdict(list)
+    for key, members in groups.items():
+        arm = _arm(members, encoders[_encoder(members[0])])
+        named[arm.name].append((arm, json.loads(key)))
     arms = []
-    for key_text, members in groups.items():
-        points: tuple[dict[str, list[Run]], ...] = (defaultdict(list), defaultdict(list))
-        for run in members:
-            is_final = bool(run.trial.get("searched_before"))
-            points[is_final][json.dumps(run.settings, sort_keys=True)].append(run)
-        first = members[0]
-        backbone = encoders[_encoder(first)]
-        name = f"{backbone}-{first.config['init.name']}-{first.config['freeze.name']}"
-        twins = [
-            json.loads(k)
-            for k, m in groups.items()
-            if (m[0].arm, _encoder(m[0])) == (first.arm, _encoder(first))
-        ]
-        own = json.loads(key_text)
-        extra = [f"{k}={own.get(k)}" for k in own if len({json.dumps(t.get(k)) for t in twins}) > 1]
-        arms.append(
-            Arm(
-                name=name + (f" ({', '.join(extra)})" if extra else ""),
-                backbone=backbone,
-                init=first.config["init.name"],
-                freeze=first.config["freeze.name"],
-                maximize=OBJECTIVES.get(str(first.config["objective"]), "min") == "max",
-                points=[Point(settings=m[0].settings, runs=m) for m in points[False].values()],
-                final=[Point(settings=m[0].settings, runs=m) for m in points[True].values()],
-            )
-        )
-    order = {PRETRAINED: 0, RANDOM: 1, "matched": 2, "shuffled": 3}
-    freezes = {"staged": 0, "none": 1, "norms": 2, "all": 3}
-    arms.sort(key=lambda a: (order.get(a.init, 9), a.backbone, freezes.get(a.freeze, 9), a.name))
+    for twins in named.values():
+        differing = varying([own for _, own in twins])
+        for arm, own in twins:
+            extra = ", ".join(f"{k}={own.get(k)}" for k in own if k in differing)
+            arm.name += f" ({extra})" if extra else ""
+            arms.append(arm)
+    inits = [*PRETRAINED, RANDOM, "matched", "shuffled"]
+    freezes = ["staged", "none", "norms", "all"]
+
+    def place(name: str, names: list[str]) -> int:
+        return names.index(name) if name in names else len(names)
+
+    arms.sort(key=lambda a: (place(a.init, inits), a.backbone, place(a.freeze, freezes), a.name))
     return arms
+
+
+def _arm(runs: list[Run], backbone: str) -> Arm:
+    """The arm of runs that differ in what was tuned, and in seeds."""
+    points: dict[tuple[bool, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        is_final = bool(run.trial.get("searched_before"))
+        points[is_final, json.dumps(run.settings, sort_keys=True)].append(run)
+    search, final = (
+        [Point(settings=m[0].settings, runs=m) for (of, _), m in points.items() if of == is_final]
+        for is_final in (False, True)
+    )
+    config = runs[0].config
+    init, freeze = config["init.name"], config["freeze.name"]
+    return Arm(
+        name=f"{backbone}-{init}-{freeze}",
+        backbone=backbone,
+        init=init,
+        freeze=freeze,
+        donor=runs[0].settings.get("init.path"),
+        maximize=OBJECTIVES.get(str(config["objective"]), "min") == "max",
+        points=search,
+        final=final,
+    )
 
 
 def _encoder(run: Run) -> tuple[str, str | None]:
@@ -394,18 +438,13 @@ def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str | None], str]:
     return {(name, path): called(name, str(path)) for name, path in map(_encoder, runs)}
 
 
-def seeds_of(arm: Arm) -> set[int]:
-    """Seeds finished at the arm's best point."""
-    return set(arm.best.finished) if arm.best else set()
-
-
 def paired(kind: str, treatment: Arm, control: Arm) -> Pair:
     """Two arms at the seeds that both have finished."""
     return Pair(
         kind=kind,
         treatment=treatment,
         control=control,
-        seeds=sorted(seeds_of(treatment) & seeds_of(control)),
+        seeds=sorted(treatment.finished.keys() & control.finished.keys()),
         rivals=([treatment], [control]),
     )
 
@@ -417,12 +456,12 @@ def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair
     """
 
     def best(arms: list[Arm], others: list[Arm]) -> Arm:
-        shared = set().union(*map(seeds_of, others))
+        shared = {seed for other in others for seed in other.finished}
         by_search = all(arm.searched_point for arm in arms)
 
         def rank(arm: Arm) -> tuple[int, float]:
             chosen_by = arm.searched_point if by_search else arm.best
-            return -len(seeds_of(arm) & shared), arm.loss(chosen_by)
+            return -len(arm.finished.keys() & shared), arm.loss(chosen_by)
 
         return min(arms, key=rank)
 
@@ -439,57 +478,47 @@ def chosen_from(arms: Sequence[Arm]) -> int:
 
 
 def pairs(condition: Condition) -> list[Pair]:
-    """Every comparison that answers one of the questions, `best` first."""
-    found: list[Pair] = []
+    """Every comparison that answers one of the questions, `best` first; no two arms twice."""
+    found: dict[tuple[int, int], Pair] = {}
+    for pair in _candidates(condition.arms):
+        found.setdefault((id(pair.treatment), id(pair.control)), pair)
+    return sorted(found.values(), key=lambda pair: QUESTIONS.index(pair.kind))
 
-    def add(pair: Pair) -> None:
-        if not any(p.treatment is pair.treatment and p.control is pair.control for p in found):
-            found.append(pair)
 
-    pretrained = [arm for arm in condition.arms if arm.init == PRETRAINED]
-    for backbone in dict.fromkeys(arm.backbone for arm in pretrained):
-        by_init: dict[str, list[Arm]] = defaultdict(list)
-        for arm in condition.arms:
-            if arm.backbone == backbone:
-                by_init[arm.init].append(arm)
-        plans = {arm.freeze for arm in by_init[PRETRAINED]}
-        for init, arms in by_init.items():
-            if init != PRETRAINED and plans & {arm.freeze for arm in arms}:
-                kind = "best" if init == RANDOM else "control"
-                add(at_their_best(kind, by_init[PRETRAINED], arms))
-    for arm in pretrained:
-        for other in condition.arms:
-            if other.backbone != arm.backbone or other.init == PRETRAINED:
-                continue
+def _candidates(arms: list[Arm]) -> Iterator[Pair]:
+    pretrained = [arm for arm in arms if arm.is_pretrained]
+    for weights in dict.fromkeys(arm.weights for arm in pretrained):
+        treatments = [arm for arm in pretrained if arm.weights == weights]
+        plans = {arm.freeze for arm in treatments}
+        rivals: dict[str, list[Arm]] = defaultdict(list)
+        for arm in arms:
+            if arm.is_control_of(treatments[0]):
+                rivals[arm.init].append(arm)
+        for init, controls in rivals.items():
+            if plans & {arm.freeze for arm in controls}:
+                yield at_their_best("best" if init == RANDOM else "control", treatments, controls)
+    for arm, other in itertools.product(pretrained, arms):
+        if other.is_control_of(arm):
             if other.freeze == arm.freeze:
-                add(paired("weights" if other.init == RANDOM else "same_plan", arm, other))
+                yield paired("weights" if other.init == RANDOM else "same_plan", arm, other)
             if other.init == RANDOM and other.freeze == "all" and arm.freeze != "all":
-                add(paired("frozen_random", arm, other))
-    for arm in condition.arms:
-        for other in condition.arms:
-            same = other.backbone == arm.backbone and other.init == arm.init
-            if same and other.freeze == "none" and arm.freeze != "none":
-                add(paired("freezing", arm, other))
-    for arm, other in itertools.combinations(sorted(pretrained, key=_tuned_further), 2):
+                yield paired("frozen_random", arm, other)
+    for arm, other in itertools.product(arms, arms):
+        same = other.weights == arm.weights
+        if same and other.freeze == "none" and arm.freeze != "none":
+            yield paired("freezing", arm, other)
+    # Instruction-tuned checkpoints first: their effect is asked for, so they are the treatment.
+    pretrained.sort(key=lambda arm: (not is_instruction_tuned(arm.backbone), arm.name))
+    for arm, other in itertools.combinations(pretrained, 2):
         # Of unlike architectures no pair: each has its own random arm, and that is all.
         alike = arm.architecture is not None and arm.architecture == other.architecture
-        if alike and arm.backbone != other.backbone and arm.freeze == other.freeze:
-            add(paired("checkpoint", arm, other))
+        if alike and arm.weights != other.weights and arm.freeze == other.freeze:
+            yield paired("checkpoint", arm, other)
     with_checkpoint = {arm.backbone for arm in pretrained}
-    for arm in pretrained:
-        for other in condition.arms:
-            if other.init != RANDOM:
-                continue
-            same = other.backbone == arm.backbone
-            if (same and other.freeze == "none") or other.backbone not in with_checkpoint:
-                add(paired("other", arm, other))
-    found.sort(key=lambda pair: QUESTIONS.index(pair.kind))
-    return found
-
-
-def _tuned_further(arm: Arm) -> tuple[bool, str]:
-    """Instruction-tuned checkpoints first: their effect is asked for, so they are the treatment."""
-    return (not is_instruction_tuned(arm.backbone), arm.name)
+    for arm, other in itertools.product((a for a in arms if a.is_pretrained), arms):
+        same = other.backbone == arm.backbone and other.freeze == "none"
+        if other.init == RANDOM and (same or other.backbone not in with_checkpoint):
+            yield paired("other", arm, other)
 
 
 def is_instruction_tuned(backbone: str) -> bool:

@@ -1,10 +1,10 @@
-"""What the selected weights give beside the test windows: on another series, with time shuffled."""
+"""The selected weights on another series, and with the order of time shuffled."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from t5ts.analysis.arms import PRETRAINED, RANDOM, Arm, Condition, Pair, paired
+from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, paired
 from t5ts.analysis.judgement import WITHHELD, Comparison, Findings, Verdict, compare, judge_family
 from t5ts.analysis.statistics import Estimate, log_ratio
 
@@ -14,7 +14,7 @@ _NOT_WHICH = ("name", "_target_", "fraction", "windows_per_epoch", "dir", "sha25
 
 @dataclass(kw_only=True, eq=False)
 class Beside:
-    """A comparison on what the arms are measured on besides.
+    """A comparison of two arms on another series.
 
     Attributes:
         comparison: Of the loss there, judged in a family of its own.
@@ -29,15 +29,12 @@ class Beside:
 
 def has(arm: Arm, metric: str) -> bool:
     """Whether a finished run of the arm's best point was measured so."""
-    return arm.best is not None and any(
-        run.result is not None and metric in run.result.metrics
-        for run in arm.best.finished.values()
-    )
+    return any(run.result and metric in run.result.metrics for run in arm.finished.values())
 
 
 def ratio_to_test(arm: Arm, metric: str) -> Estimate:
     """Mean log of a loss over the test loss, paired over the seeds of the arm's best point."""
-    runs = arm.best.finished.values() if arm.best else ()
+    runs = arm.finished.values()
     return log_ratio(
         [run.metric(metric) for run in runs], [run.metric("test_loss") for run in runs]
     )
@@ -62,29 +59,22 @@ def under_shift(findings: Findings) -> list[Beside]:
 
 
 def _asks_for_weights(a: Arm, b: Arm) -> bool:
-    return (a.init, b.init) == (PRETRAINED, RANDOM) and a.freeze == b.freeze
+    return a.is_pretrained and b.init == RANDOM and a.freeze == b.freeze
 
 
 def _asks_for_freezing(a: Arm, b: Arm) -> bool:
-    return a.init == b.init and a.freeze == "staged" and b.freeze in ("none", "all")
+    return a.weights == b.weights and a.freeze == "staged" and b.freeze in ("none", "all")
 
 
 def _compared(findings: Findings, asks: Callable[[Arm, Arm], bool], kind: str) -> list[Beside]:
     found = []
     for v in findings.verdicts:
         arms = [arm for arm in v.condition.arms if has(arm, "ood_loss")]
-        for a in arms:
-            for b in arms:
-                if a.backbone == b.backbone and asks(a, b):
-                    pair = paired(kind, a, b)
-                    if pair.seeds:
-                        found.append(
-                            Beside(
-                                verdict=v,
-                                comparison=compare(pair, split="ood"),
-                                beyond=beyond(pair, "ood_loss"),
-                            )
-                        )
+        for a, b in itertools.permutations(arms, 2):
+            pair = paired(kind, a, b)
+            if a.backbone == b.backbone and asks(a, b) and pair.seeds:
+                c = compare(pair, split="ood")
+                found.append(Beside(verdict=v, comparison=c, beyond=beyond(pair, "ood_loss")))
     judge_family([one.comparison for one in found], margin=findings.main.margin)
     for one in found:
         if _is_withheld(one):
@@ -94,36 +84,23 @@ def _compared(findings: Findings, asks: Callable[[Arm, Arm], bool], kind: str) -
 
 def _is_withheld(one: Beside) -> bool:
     pair = one.comparison.pair
-    series = {
-        (run.provenance.get("ood") or {}).get("sha256") for both in pair.runs() for run in both
-    }
-    twins = [
-        c
-        for c in one.verdict.comparisons
-        if c.pair.treatment is pair.treatment and c.pair.control is pair.control
-    ]
+    series = {(run.provenance.get("ood") or {}).get("sha256") for run in pair.all_runs}
+    twins = (c for c in one.verdict.comparisons if c.pair.arms == pair.arms)
     return len(series) > 1 or any(c.kind == WITHHELD for c in twins)
 
 
 def series_names(condition: Condition) -> tuple[str, str]:
     """The series that is trained on and the other one, with what tells them apart."""
+    items = condition.config.items()
     settings = [
-        {
-            key.removeprefix(prefix): value
-            for key, value in condition.config.items()
-            if key.startswith(prefix)
-        }
-        for prefix in ("data.", "ood.")
+        {key.removeprefix(of): value for key, value in items if key.startswith(of)}
+        for of in ("data.", "ood.")
     ]
     ours, theirs = (str(of.get("name")) for of in settings)
     if ours != theirs:
         return ours, theirs
     keys = sorted(set(settings[0]) - set(_NOT_WHICH))
     differing = [key for key in keys if settings[0].get(key) != settings[1].get(key)]
-    first, second = (_with(ours, of, differing) for of in settings)
+    parts = [", ".join(f"{key}={of.get(key)}" for key in differing) for of in settings]
+    first, second = (f"{ours} ({part})" if part else ours for part in parts)
     return first, second
-
-
-def _with(name: str, settings: dict[str, Any], keys: list[str]) -> str:
-    said = ", ".join(f"{key}={settings.get(key)}" for key in keys)
-    return f"{name} ({said})" if said else name

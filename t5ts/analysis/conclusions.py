@@ -1,7 +1,5 @@
 """The verdict: from a study's comparisons to an answer in words, or the reason for none."""
 
-import json
-import math
 import os
 import re
 import shlex
@@ -31,13 +29,13 @@ from t5ts.analysis.judgement import (
     LOWER,
     LOWER_HERE,
     MARGIN,
+    NO_VERDICT,
     NOT_LEARNED,
     NOTHING,
     TRANSFERS,
     UNFINISHED,
     WITHHELD,
     Comparison,
-    Facts,
     Findings,
     Verdict,
     compare,
@@ -47,7 +45,6 @@ from t5ts.analysis.statistics import (
     ALPHA,
     FAILURE_RATE,
     FAILURE_SPREADS,
-    Estimate,
     log_ratio,
     outlying,
     resolvable_effect,
@@ -64,108 +61,56 @@ from t5ts.analysis.validity import (
     failures,
     loader_notes,
 )
-from t5ts.analysis.words import percent, percent_interval, plural, probability
+from t5ts.analysis.words import sentence
 
-#: What was found: the verdict's kind, and the headline.
-TEMPLATES: dict[str, tuple[str, str]] = {
-    "no pretrained": (NOTHING, "Nothing is said about pretraining: no arm has pretrained weights."),
-    "no arm": (NOTHING, "Nothing to compare fairly: there is no arm with {needed}."),
-    "no seed": (NOTHING, "Nothing to compare yet: no pair of arms has finished the same seed."),
-    "unfinished": (UNFINISHED, "Unfinished: {progress}; resume with {command}."),
-    "broken": (WITHHELD, "No verdict: the arms cannot be compared."),
-    "not learned": (NOT_LEARNED, "No verdict, since nothing was learned: {why}."),
-    "frozen": (
-        CANNOT_DISCRIMINATE,
-        "This set-up cannot discriminate: an encoder that stays random does as well as"
-        " {checkpoint} (within ±{margin}) or better. The data, the task, the model's size or its"
-        " training may be why.",
-    ),
-    "helps": (
-        TRANSFERS,
-        "Pretraining helps with {checkpoint}: test loss {size} lower than with random weights"
-        " ({interval}), and lower than with {rival} weights too.",
-    ),
-    "noted": (
-        LOWER_HERE,
-        "Test loss is {size} lower with {checkpoint} than with random weights ({interval}) and"
-        " lower than with {rival} weights, but the loader doubts that these weights are T5's,"
-        " pretrained on text.",
-    ),
-    "lower": (
-        LOWER_HERE,
-        "Test loss is {size} lower with {checkpoint} than with random weights ({interval});"
-        " whether its content or its scale does it {unknown}.",
-    ),
-    "scale": (
-        DOES_NOT,
-        "It is not the text: with {checkpoint} test loss is {size} lower than with random weights,"
-        " but not lower than with {rival} weights, which have the checkpoint's scale alone.",
-    ),
-    "text or scale": (
-        CANNOT_TELL,
-        "Cannot tell the text from the scale: with {checkpoint} test loss is {size} lower than"
-        " with random weights, and may be as low with {rival} weights, which have the checkpoint's"
-        " scale alone.",
-    ),
-    "unfair control": (
-        CANNOT_TELL,
-        "Cannot tell the text from the scale: with {checkpoint} test loss is {size} lower than"
-        " with random weights, but {rival} weights, which have the checkpoint's scale alone, were"
-        " not given the same chance.",
-    ),
-    "alike": (
-        DOES_NOT,
-        "Pretraining with {checkpoint} makes no difference that matters on these test windows: it"
-        " moves the test loss by less than {margin} ({interval}){elsewhere}.",
-    ),
-    "higher": (
-        DOES_NOT,
-        "Test loss is {size} higher with {checkpoint} than with random weights ({interval}): this"
-        " checkpoint does not help here.",
-    ),
-    "one seed": (
-        CANNOT_TELL,
-        "Cannot tell: one paired seed says nothing of how much seeds differ. Run at least 5 seeds"
-        " of both arms.",
-    ),
-    "wide": (
-        CANNOT_TELL,
-        "Cannot tell: with {checkpoint} the test loss may be anything from {low} to {high} than"
-        " with random weights. {count} paired seeds would decide.",
-    ),
+#: The verdict's kind by what was found; `sentences.j2` has a headline for each.
+OUTCOMES = {
+    "no_pretrained": NOTHING,
+    "no_arm": NOTHING,
+    "no_seed": NOTHING,
+    "unfinished": UNFINISHED,
+    "broken": WITHHELD,
+    "not_learned": NOT_LEARNED,
+    "frozen": CANNOT_DISCRIMINATE,
+    "helps": TRANSFERS,
+    "noted": LOWER_HERE,
+    "lower": LOWER_HERE,
+    "scale": DOES_NOT,
+    "text_or_scale": CANNOT_TELL,
+    "unfair_control": CANNOT_TELL,
+    "alike": DOES_NOT,
+    "higher": DOES_NOT,
+    "one_seed": CANNOT_TELL,
+    "wide": CANNOT_TELL,
 }
-#: Loader's notes that speak against "pretrained on text".
+#: What it means that the pretrained arm beats random weights, by how it does against its worst
+#: control; worst first.
+AGAINST_CONTROL = {
+    WITHHELD: "unfair_control",
+    HIGHER: "scale",
+    ALIKE: "scale",
+    CANNOT_TELL: "text_or_scale",
+    LOWER: "helps",
+}
+#: Loader's notes that speak against what an init promises.
 _DOUBTS = re.compile(
     "origin:|fresh|not on text|barely trained|shuffled|before any training|redrawn"
 )
 
 
-def headline(facts: Facts) -> tuple[str, str]:
-    """The verdict's kind and its sentences: a pure function of the facts."""
-    kind, template = TEMPLATES[facts.outcome]
-    words = {"checkpoint": facts.checkpoint, "margin": percent(facts.margin, sign=False)}
-    if facts.main is not None:
-        effect = facts.main.effect
-        words |= {"size": _size(effect.value), "interval": _interval(effect)}
-        words |= {"low": _lower_or_higher(effect.low), "high": _lower_or_higher(effect.high)}
-    if facts.rival is not None:
-        words["rival"] = facts.rival.pair.control.init
-    said = template.format(**words | facts.values)
-    return kind, " ".join([*facts.first, said, *facts.cautions])
-
-
 def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     """Judge every condition of a study.
 
-    The headline compares pretrained with random weights, each under the plan and setting that
-    validation chose for it, at paired seeds. Test loss is *lower with this checkpoint* if the
-    interval of the mean log-ratio, adjusted (Holm) for the study's data sets and checkpoints, lies
-    below 0. It *transfers* if that also holds against every control (`matched`, `shuffled`) that
-    was run, each at its own best. It *does not* if the interval lies above 0 or inside ±margin, or
-    if a control does as well; the set-up *cannot discriminate* if an encoder that stays random
-    does. There is no verdict from an unfinished sweep, where an invariant is broken, or where the
-    better arm has *learned nothing*: it does not beat the naive forecasts or `linear` on
-    validation, or its best epoch is mostly 0. Several data sets are one answer: their mean.
+    The headline compares pretrained weights (`arms.PRETRAINED`) with random ones, each under the
+    plan and setting that validation chose for it, at paired seeds. Test loss is *lower with this
+    checkpoint* if the interval of the mean log-ratio, adjusted (Holm) for the study's data sets and
+    checkpoints, lies below 0. It *transfers* if that also holds against every control (`matched`,
+    `shuffled`) that was run, each at its own best. It *does not* if the interval lies above 0 or
+    inside ±margin, or if a control does as well; the set-up *cannot discriminate* if an encoder
+    that stays random does. There is no verdict from an unfinished sweep, where an invariant is
+    broken, or where the better arm has *learned nothing*: it does not beat the naive forecasts or
+    `linear` on validation, or its best epoch is mostly 0. Several data sets are one answer: their
+    mean.
 
     Args:
         study: From `collect`.
@@ -177,13 +122,12 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     for kind in {c.pair.kind for c in everything}:
         # One family per question, over all data sets and amounts of data.
         judge_family([c for c in everything if c.pair.kind == kind], margin=margin)
-    verdicts = [
-        _judge(study, condition, comparisons, study.left_out if number == 0 else [], margin)
-        for number, (condition, comparisons) in enumerate(zip(found, compared, strict=True))
-    ]
-    findings = Findings(study=study, verdicts=verdicts)
-    _answer(findings, margin)
-    return findings
+    left_out = study.left_out
+    verdicts = []
+    for condition, comparisons in zip(found, compared, strict=True):
+        verdicts.append(_judge(study, condition, comparisons, left_out, margin))
+        left_out = []  # named once
+    return _answer(Findings(study=study, verdicts=verdicts), margin)
 
 
 def _judge(
@@ -194,17 +138,19 @@ def _judge(
     margin: float,
 ) -> Verdict:
     best = [c for c in compared if c.pair.kind == "best"]
-    main = _main([c for c in best if c.pair.seeds] or best)
+    # The pretrained arm that validates best; the test windows have no say in it.
+    main = min(
+        [c for c in best if c.pair.seeds] or best,
+        key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss(c.pair.treatment.best)),
+        default=None,
+    )
     for c in compared:
         if c.pair.kind in ("best", "control", "weights", "same_plan", "checkpoint"):
             c.checks = check_pair(c.pair) if c.pair.seeds or c is main else []
             if c.broken:
-                c.kind = WITHHELD  # it alone: the others stand
-    judged = Verdict(
+                c.kind = WITHHELD  # this comparison alone
+    v = Verdict(
         condition=condition,
-        kind=NOTHING,
-        headline="",
-        reasons=[],
         main=main,
         comparisons=compared,
         checks=[
@@ -214,294 +160,207 @@ def _judge(
         ],
         margin=margin,
     )
-    facts = _facts(study, judged)
-    judged.kind, judged.headline = headline(facts)
-    backbones = list(dict.fromkeys(c.pair.treatment.backbone for c in best))
-    if len(backbones) > 1:
-        for backbone in backbones:
-            own = [
-                c
-                for c in compared
-                if c.pair.treatment.backbone == backbone and c.pair.kind != "checkpoint"
-            ]
-            judged.by_checkpoint[backbone] = _judge(study, condition, own, [], margin)
-    judged.reasons[1:1] = [*_each_checkpoint(judged), *_between_checkpoints(judged)]
-    return judged
+    _conclude(study, v)
+    asked = {c.pair.treatment.weights: c.pair.treatment for c in best}
+    names = weights_names(condition.arms)
+    if len(asked) > 1:
+        for weights, arm in asked.items():
+            own = [c for c in compared if c.pair.kind != "checkpoint" and _is_about(c, arm)]
+            v.by_checkpoint[names[weights]] = _judge(study, condition, own, [], margin)
+    v.reasons[1:1] = [*_each_checkpoint(v, names), *_between_checkpoints(v, names)]
+    return v
 
 
-def _main(best: Sequence[Comparison]) -> Comparison | None:
-    """The pair whose pretrained arm validates best; the test windows have no say in it."""
+def _conclude(study: Study, v: Verdict) -> None:
+    """Kind, headline and reasons of a condition's verdict."""
+    v.outcome, values = _outcome(study, v)
+    v.kind = OUTCOMES[v.outcome]
+    before, after = _failed(v), []
+    main = v.main
+    if main is not None:
+        treatment = main.pair.treatment
+        values |= {"main": main, "margin": v.margin, "checkpoint": _checkpoint(treatment)}
+        values |= {"weights": PRETRAINED[treatment.init]}
+    if main is not None and v.kind not in NO_VERDICT:
+        if v.kind != CANNOT_TELL and v.is_provisional:
+            before.insert(0, "Provisional:")
+            after.append(sentence("provisional", tried=max(map(chosen_from, main.pair.rivals))))
+        plans = _of_headline(v, "weights")
+        against = [c for c in plans if c.kind in (LOWER, HIGHER, ALIKE) and c.kind != main.kind]
+        if v.kind != CANNOT_TELL and against:
+            after.append(sentence("one_plan_differs", against=against))
+        if notes := loader_notes(main.pair.treatment):
+            after.append(sentence("notes", notes=notes))
+        v.reasons += [sentence("under_one_plan", c=c) for c in plans]
+        if main.kind in (LOWER, HIGHER):
+            v.reasons += [*_robust(main), *_over_time(main)]
+    v.headline = " ".join([*before, sentence(v.outcome, **values), *after])
 
-    def rank(c: Comparison) -> tuple[int, float]:
-        return -len(c.pair.seeds), c.pair.treatment.loss(c.pair.treatment.best)
 
-    return min(best, key=rank, default=None)
-
-
-def _facts(study: Study, judged: Verdict) -> Facts:
-    """What the headline says; the reasons go to the verdict."""
-    main, condition = judged.main, judged.condition
+def _outcome(study: Study, v: Verdict) -> tuple[str, dict[str, Any]]:
+    """A key of `OUTCOMES` and what its headline needs; adds the reasons to the verdict."""
+    main = v.main
     if main is None:
-        return _no_pair(judged)
-    pair = main.pair
-    sides = [arm for arms in pair.rivals for arm in arms]
-    facts = Facts(
-        outcome="wide",
-        checkpoint=_checkpoint(pair.treatment),
-        main=main,
-        margin=judged.margin,
-        first=_failed(judged),
-    )
-    judged.is_provisional = max(map(chosen_from, pair.rivals)) > 1
-    asked = [*sides, *_control_arms(judged)]
-    progress = _progress(study, asked)
-    if pair.seeds:
-        judged.reasons.append(
-            f"Test loss of {pair.name}, on {condition.name}: {_sure(main)}. Each is at its own best"
-            " plan and setting, chosen by validation."
-        )
+        return _no_pair(v)
+    v.is_provisional = max(map(chosen_from, main.pair.rivals)) > 1
+    asked = _arms_asked(v)
+    if main.pair.seeds:
+        v.reasons.append(sentence("best_plans", main=main, condition=v.condition.name))
     else:
-        seeds = "; ".join(
-            f"{arm.name}: {', '.join(map(str, arm.best.finished)) if arm.best else 'none'}"
-            for arm in (pair.treatment, pair.control)
-        )
-        judged.reasons.append(f"Seeds finished by {seeds}. Run both arms with the same seeds.")
-    if progress:
-        facts.outcome = "unfinished"
-        facts.values = {
-            "progress": " and ".join(f"{done}/{asked} ({name})" for name, done, asked in progress),
-            "command": _command(asked),
-        }
-        judged.reasons.append(
-            "No verdict before the end: whoever looks often and stops when the answer pleases is"
-            " wrong more often than the intervals say."
-        )
-        return facts
-    if not pair.seeds:
-        facts.outcome = "no seed"
-        return facts
+        finished = {arm.name: list(arm.finished) for arm in main.pair.arms}
+        v.reasons.append(sentence("no_shared_seed", finished=finished))
+    if progress := _progress(study, asked):
+        v.reasons.append(sentence("no_peeking"))
+        return "unfinished", {"progress": progress, "command": _command(asked)}
+    if not main.pair.seeds:
+        return "no_seed", {}
     if main.broken:
-        facts.outcome = "broken"
-        judged.reasons[:0] = [f"{check.name}: {check.detail}." for check in main.broken]
-        return facts
-    why = _not_learned(main, condition)
-    if why:
-        facts.outcome, facts.values = "not learned", {"why": why}
-        return facts
-    _conclude(judged, facts)
-    if TEMPLATES[facts.outcome][0] != CANNOT_TELL:
-        _add_cautions(judged, facts)
-    judged.reasons += _same_plan(judged, main)
-    notes = loader_notes(pair.treatment)
-    if notes:
-        facts.cautions.append(f"The loader notes of these weights: {'; '.join(notes)}.")
-    if main.kind in (LOWER, HIGHER):
-        judged.reasons += [_robust(main), _over_time(main)]
-    judged.reasons = [reason for reason in judged.reasons if reason]
-    return facts
+        v.reasons[:0] = [f"{check.name}: {check.detail}." for check in main.broken]
+        return "broken", {}
+    if why := _not_learned(main, v.condition):
+        return "not_learned", {"why": why}
+    return _what_it_shows(v, main)
 
 
-def _control_arms(judged: Verdict) -> list[Arm]:
-    """The arms of `matched` and `shuffled` weights beside the headline's checkpoint."""
-    assert judged.main is not None
-    backbone = judged.main.pair.treatment.backbone
-    return [
-        arm
-        for arm in judged.condition.arms
-        if arm.backbone == backbone and arm.init not in (PRETRAINED, RANDOM)
-    ]
-
-
-def _failed(judged: Verdict) -> list[str]:
-    """What failed of the arms that the headline is drawn from, a sentence each."""
-    if judged.main is None:
-        return []
-    arms = [*(arm for arms in judged.main.pair.rivals for arm in arms), *_control_arms(judged)]
-    return [
-        f"{arm.name} failed at {len(lost)} of {count} seeds."
-        for arm in arms
-        for lost, count in [failures(arm)]
-        if lost
-    ]
-
-
-def _no_pair(judged: Verdict) -> Facts:
-    pretrained = [arm for arm in judged.condition.arms if arm.init == PRETRAINED]
+def _no_pair(v: Verdict) -> tuple[str, dict[str, Any]]:
+    pretrained = [arm for arm in v.condition.arms if arm.is_pretrained]
     if not pretrained:
-        judged.reasons = ["Add runs with init=t5 and the same settings and seeds."]
-        return Facts(outcome="no pretrained")
-    needed = sorted({arms_needed(arm) for arm in pretrained})
-    others = [arm.name for arm in judged.condition.arms if arm.init == RANDOM]
-    reason = (
-        "A fair control has the same encoder and plan with random weights:"
-        f" backbone={pretrained[0].backbone} {arms_needed(pretrained[0])}"
-    )
-    if others:
-        reason += f" ({', '.join(others)} differ from the pretrained arm in more)"
-    judged.reasons = [reason + "."]
-    return Facts(outcome="no arm", values={"needed": " or ".join(needed)})
+        v.reasons = [sentence("add_pretrained")]
+        return "no_pretrained", {}
+    first = pretrained[0]
+    others = [arm.name for arm in v.condition.arms if arm.init == RANDOM]
+    needed = {"backbone": first.backbone, "needed": arms_needed(first)}
+    v.reasons = [sentence("add_random", others=others, **needed)]
+    return "no_arm", {"needed": sorted({arms_needed(arm) for arm in pretrained})}
 
 
-def _conclude(judged: Verdict, facts: Facts) -> None:
-    """From the comparisons to an outcome."""
-    main = facts.main
-    assert main is not None
-    effect, margin = main.effect, judged.margin
-    frozen = _frozen_random(judged, main)
+def _what_it_shows(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]]:
+    """From valid comparisons to an outcome."""
+    frozen = _frozen_random(v, main)
     plans = {arm.freeze for arm in main.pair.rivals[0]}
     if frozen is not None and (
-        frozen.effect.within(margin) or (frozen.kind == HIGHER and "all" not in plans)
+        frozen.effect.within(v.margin) or (frozen.kind == HIGHER and "all" not in plans)
     ):
-        facts.outcome = "frozen"
-        judged.reasons.append(
-            f"{frozen.pair.name}: test loss {percent_interval(frozen.effect)} (95 % interval)."
-            " Whatever the encoder contributes cannot be seen here."
-        )
-        return
+        v.reasons.append(sentence("seen_nothing", frozen=frozen))
+        return "frozen", {}
+    outcome: str = "wide"
+    values: dict[str, Any] = {}
     if main.kind == LOWER:
-        _text_or_scale(judged, facts)
+        outcome, values = _content_or_scale(v, main)
     elif main.kind == HIGHER:
-        facts.outcome = "higher"
+        outcome = "higher"
     elif main.kind == ALIKE:
-        facts.outcome, facts.values = "alike", {"elsewhere": ""}
         wide = main.new_windows
-        if wide is not None and not wide.within(margin):
-            reach = f"{_lower_or_higher(wide.low)} to {_lower_or_higher(wide.high)}"
-            facts.values["elsewhere"] = f"; on other stretches of the series it may be {reach}"
-    elif not effect.is_known:
-        facts.outcome = "one seed"
+        is_elsewhere = wide is not None and not wide.within(v.margin)
+        outcome, values = "alike", {"elsewhere": wide if is_elsewhere else None}
+    elif not main.effect.is_known:
+        outcome = "one_seed"
     else:
-        facts.values = {"count": _count_needed(judged, main).capitalize()}
+        values = {"count": _count_needed(v, main)}
         if main.p_t < ALPHA:
-            judged.reasons.append(
-                f"Alone the comparison would show a difference (p {probability(main.p_t)}), but not"
-                f" after allowing for all {main.family} comparisons made."
-            )
+            v.reasons.append(sentence("alone", main=main))
     if frozen is not None and frozen.effect.low <= 0 <= frozen.effect.high:
-        judged.reasons.append(
-            f"Caution: {frozen.pair.control.name}, an encoder that stays random, lies within the"
-            f" interval of {frozen.pair.treatment.name} ({percent_interval(frozen.effect)})."
-        )
+        v.reasons.append(sentence("frozen_within", frozen=frozen))
+    return outcome, values
 
 
-def _text_or_scale(judged: Verdict, facts: Facts) -> None:
+def _content_or_scale(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]]:
     """Who beats random weights must also beat controls that have the checkpoint's scale alone."""
-    assert facts.main is not None
-    treatment = facts.main.pair.treatment
-    controls = [c for c in _controls(judged, treatment) if c.pair.seeds]
-    worst = [WITHHELD, HIGHER, ALIKE, CANNOT_TELL, LOWER]
-    rank = {id(c): (worst.index(c.kind), -c.effect.value) for c in controls}
-    rival = facts.rival = min(controls, key=lambda c: rank[id(c)], default=None)
-    if rival is None:
-        facts.outcome, facts.values = "lower", {"unknown": "was not asked"}
-        add = "init=matched and init=shuffled (experiment=controls)"
-        if run := dict.fromkeys(f"init={arm.init}" for arm in _control_arms(judged)):
-            facts.values["unknown"] = "is not known: no control finished its seeds under its plans"
-            plans = " or ".join(f"freeze={arm.freeze}" for arm in facts.main.pair.rivals[0])
-            seeds = ", ".join(map(str, facts.main.pair.seeds))
-            add = f"{' and '.join(run)} with {plans} at seeds {seeds}"
-        judged.reasons.append(
-            f"No control tells whether the text helps or only the weights' scale: add {add}."
-        )
-        return
-    facts.outcome = {
-        WITHHELD: "unfair control",
-        HIGHER: "scale",
-        ALIKE: "scale",
-        CANNOT_TELL: "text or scale",
-        LOWER: "helps",
-    }[rival.kind]
-    if facts.outcome == "helps" and _is_doubted(treatment):
-        facts.outcome = "noted"
+    treatment = main.pair.treatment
+    controls = _of_headline(v, "control")
+    if not controls:
+        unfinished = list(dict.fromkeys(f"init={arm.init}" for arm in _control_arms(v)))
+        plans = [f"freeze={arm.freeze}" for arm in main.pair.rivals[0]]
+        values = {"controls": unfinished, "plans": plans, "seeds": main.pair.seeds}
+        values |= {"weights": PRETRAINED[treatment.init], "donor": treatment.donor}
+        v.reasons.append(sentence("add_controls", **values))
+        return "lower", values
+    worst = list(AGAINST_CONTROL)
+    rival = min(controls, key=lambda c: (worst.index(c.kind), -c.effect.value))
+    outcome = AGAINST_CONTROL[rival.kind]
+    if outcome == "helps" and _is_doubted(treatment):
+        outcome = "noted"
     if rival.kind == WITHHELD:
-        judged.reasons += [_why_withheld(c) for c in controls if c.kind == WITHHELD]
+        v.reasons += [sentence("cannot_be_compared", c=c) for c in controls if c.kind == WITHHELD]
     else:
-        judged.reasons.append(
-            f"Against weights of the same scale without the text: {rival.pair.name}: test loss"
-            f" {_sure(rival)}."
+        v.reasons.append(
+            sentence("against_control", rival=rival, weights=PRETRAINED[treatment.init])
         )
     if rival.kind == CANNOT_TELL and rival.effect.is_known:
-        _count_needed(judged, rival)
+        _count_needed(v, rival)
+    return outcome, {"rival": rival}
+
+
+def _is_about(c: Comparison, arm: Arm) -> bool:
+    """Whether a comparison is of a pretrained arm's weights, or of those it is compared with."""
+    treatment = c.pair.treatment
+    return treatment.weights == arm.weights or treatment.is_control_of(arm)
+
+
+def _of_headline(v: Verdict, kind: str) -> list[Comparison]:
+    """Comparisons of a kind, of the headline's weights, at finished seeds."""
+    if v.main is None:
+        return []
+    weights = v.main.pair.treatment.weights
+    found = (c for c in v.comparisons if c.pair.kind == kind and c.pair.seeds)
+    return [c for c in found if c.pair.treatment.weights == weights]
+
+
+def _control_arms(v: Verdict) -> list[Arm]:
+    """The arms of `matched` and `shuffled` weights of the headline's checkpoint."""
+    if v.main is None:
+        return []
+    arm = v.main.pair.treatment
+    return [a for a in v.condition.arms if a.init != RANDOM and a.is_control_of(arm)]
+
+
+def _arms_asked(v: Verdict) -> list[Arm]:
+    """Every arm that the headline is drawn from."""
+    if v.main is None:
+        return []
+    return [*(arm for arms in v.main.pair.rivals for arm in arms), *_control_arms(v)]
+
+
+def _failed(v: Verdict) -> list[str]:
+    """What failed of the arms that the headline is drawn from, a sentence each."""
+    lost = [(arm, *failures(arm)) for arm in _arms_asked(v)]
+    return [
+        sentence("failed_seeds", arm=arm, lost=seeds, count=count)
+        for arm, seeds, count in lost
+        if seeds
+    ]
 
 
 def _is_doubted(arm: Arm) -> bool:
-    """Whether the loader notes something that speaks against "pretrained on text"."""
+    """Whether the loader notes something that speaks against what the weights promise."""
     return any(map(_DOUBTS.search, loader_notes(arm)))
-
-
-def _controls(judged: Verdict, treatment: Arm) -> list[Comparison]:
-    of_backbone = (c for c in judged.comparisons if c.pair.treatment.backbone == treatment.backbone)
-    return [c for c in of_backbone if c.pair.kind == "control"]
-
-
-def _add_cautions(judged: Verdict, facts: Facts) -> None:
-    """What a decided verdict must say of itself."""
-    assert facts.main is not None
-    tried = [chosen_from(arms) for arms in facts.main.pair.rivals]
-    if judged.is_provisional:
-        facts.first.insert(0, "Provisional:")
-        facts.cautions.append(
-            f"The best of {max(tried)} plans and settings was chosen and tested on the same seeds;"
-            " experiment=final runs it on others."
-        )
-    against = [c for c in _plans_compared(judged, facts.main) if c.kind != facts.main.kind]
-    against = [c for c in against if c.kind in (LOWER, HIGHER, ALIKE)]
-    if against:
-        facts.cautions.append(
-            "Under one and the same plan it looks different: "
-            + "; ".join(f"{c.pair.name} {percent_interval(c.effect)}" for c in against)
-            + "."
-        )
-
-
-def _plans_compared(judged: Verdict, main: Comparison) -> list[Comparison]:
-    backbone = main.pair.treatment.backbone
-    return [
-        c
-        for c in judged.comparisons
-        if c.pair.kind == "weights" and c.pair.seeds and c.pair.treatment.backbone == backbone
-    ]
-
-
-def _same_plan(judged: Verdict, main: Comparison) -> list[str]:
-    return [
-        f"Under one plan, {c.pair.name}: {percent_interval(c.effect)}, p {probability(c.p_holm)}:"
-        f" {c.kind}."
-        for c in _plans_compared(judged, main)
-    ]
 
 
 def _not_learned(main: Comparison, condition: Condition) -> str:
     """Why the winning arm has shown nothing, on validation; empty if it has learned."""
     pair = main.pair
     wins = pair.treatment if main.effect.value < 0 else pair.control
-    assert wins.best is not None
-    runs = {seed: wins.best.finished[seed] for seed in pair.seeds}
-    losses = [run.metric("val_loss") for run in runs.values()]
-    at_once = sum(run.result is not None and run.result.best_epoch == 0 for run in runs.values())
+    runs = {seed: wins.finished[seed] for seed in pair.seeds}
+    results = [run.result for run in runs.values() if run.result is not None]
+    at_once = sum(result.best_epoch == 0 for result in results)
     if 2 * at_once >= len(runs):
-        return f"{wins.name}, the better arm, was best at epoch 0 in {at_once} of {len(runs)} runs"
-    naive = [run.result.baselines["val"] for run in runs.values() if run.result is not None]
-    rivals: dict[str, tuple[list[float], list[float]]] = {
-        name.replace("_", " "): (losses, [of[name]["loss"] for of in naive]) for name in naive[0]
+        return sentence("best_at_once", arm=wins, at_once=at_once, count=len(runs))
+    naive = [result.baselines["val"] for result in results]
+    ratios = {
+        name.replace("_", " "): log_ratio(
+            [run.metric("val_loss") for run in runs.values()], [of[name]["loss"] for of in naive]
+        )
+        for name in naive[0]
     }
     for arm in condition.arms:
-        seeds = [s for s in pair.seeds if arm.best and s in arm.best.finished]
-        if arm.backbone == "linear" and wins.backbone != "linear" and arm.best and seeds:
+        seeds = [seed for seed in pair.seeds if seed in arm.finished]
+        if arm.backbone == "linear" and wins.backbone != "linear" and seeds:
             ours, theirs = (
-                [point[seed].metric("val_loss") for seed in seeds]
-                for point in (runs, arm.best.finished)
+                [of[seed].metric("val_loss") for seed in seeds] for of in (runs, arm.finished)
             )
-            rivals[arm.name] = (ours, theirs)
-    better = [
-        f"{name} ({percent_interval(ratio)})"
-        for name, values in rivals.items()
-        for ratio in [log_ratio(*values)]
-        if ratio.value >= 0
-    ]
-    if not better:
-        return ""
-    return f"{wins.name}, the better arm, does not beat {', '.join(better)} on validation"
+            ratios[arm.name] = log_ratio(ours, theirs)
+    better = {name: ratio for name, ratio in ratios.items() if ratio.value >= 0}
+    return sentence("beaten", arm=wins, better=better) if better else ""
 
 
 def _progress(study: Study, arms: Iterable[Arm]) -> list[tuple[str, int, int]]:
@@ -541,8 +400,8 @@ def _command(arms: Iterable[Arm]) -> str:
     for run in runs:
         for folder in run.path.resolve().parents[:3]:
             if (folder / "multirun.yaml").is_file():
-                said = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))
-                lines = said["hydra"]["overrides"]
+                recorded = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))
+                lines = recorded["hydra"]["overrides"]
                 words = shlex.join([*lines["task"], *lines["hydra"]])
                 return f"`python -m t5ts.run --multirun {words}`"
         command = run.provenance.get("command") or []
@@ -559,263 +418,204 @@ def _checkpoint(arm: Arm) -> str:
     return f"{arm.backbone} ({', '.join(sorted(map(str, sources)))})" if sources else arm.backbone
 
 
-def _each_checkpoint(judged: Verdict) -> list[str]:
+def weights_names(arms: Sequence[Arm]) -> dict[tuple[str, str, str | None], str]:
+    """What pretrained weights are called: the backbone, and what tells several of it apart."""
+    names: dict[tuple[str, str, str | None], str] = {}
+    every = list(dict.fromkeys(arm.weights for arm in arms if arm.is_pretrained))
+    for backbone, init, donor in every:
+        name = backbone
+        if sum(other[0] == backbone for other in every) > 1:
+            name += f"-{init}"
+        if sum(other[:2] == (backbone, init) for other in every) > 1:
+            name += f" ({donor})"
+        names[backbone, init, donor] = name
+    return names
+
+
+def _each_checkpoint(v: Verdict, names: dict[Any, str]) -> list[str]:
     """What each checkpoint but the headline's shows; whose the headline is."""
-    if judged.main is None or len(judged.by_checkpoint) < 2:
+    if v.main is None or len(v.by_checkpoint) < 2:
         return []
-    first = judged.main.pair.treatment.backbone
-    if judged.kind not in (WITHHELD, NOTHING, UNFINISHED):
+    first = names[v.main.pair.treatment.weights]
+    if v.kind not in (WITHHELD, NOTHING, UNFINISHED):
         others = [
-            f"{backbone}: {v.kind}"
-            for backbone, v in judged.by_checkpoint.items()
-            if v.kind != judged.kind
+            f"{name}: {own.kind}" for name, own in v.by_checkpoint.items() if own.kind != v.kind
         ]
-        judged.headline += (
-            f" This is {first}, the best of {len(judged.by_checkpoint)} checkpoints on validation"
-            + (f"; not so {', '.join(others)}." if others else "; the others agree.")
-        )
+        count = len(v.by_checkpoint)
+        v.headline += " " + sentence("best_checkpoint", name=first, count=count, others=others)
     return [
-        f"With {backbone}: {v.headline} {v.reasons[0]}"
-        for backbone, v in judged.by_checkpoint.items()
-        if backbone != first
+        sentence("with_checkpoint", name=name, headline=own.headline, reason=own.reasons[0])
+        for name, own in v.by_checkpoint.items()
+        if name != first
     ]
 
 
-def _between_checkpoints(judged: Verdict) -> list[str]:
+def _between_checkpoints(v: Verdict, names: dict[Any, str]) -> list[str]:
     """Which of two checkpoints of one architecture is better; that others are not compared."""
-    said = []
-    for c in judged.comparisons:
+    sentences = []
+    for c in v.comparisons:
         if c.pair.kind != "checkpoint" or not c.pair.seeds:
             continue
         if c.kind == WITHHELD:
-            said.append(_why_withheld(c))
+            sentences.append(sentence("cannot_be_compared", c=c))
             continue
-        a, b = c.pair.treatment.backbone, c.pair.control.backbone
-        tuned = is_instruction_tuned(a) and not is_instruction_tuned(b)
-        subject = "Instruction tuning" if tuned else f"The choice of {a} instead of {b}"
-        outcome = {
-            LOWER: f"{subject} helps",
-            HIGHER: f"{subject} hurts",
-            ALIKE: f"{subject} makes no difference that matters",
-            CANNOT_TELL: f"Cannot tell whether {subject[:1].lower()}{subject[1:]} helps",
-        }[c.kind]
-        said.append(
-            f"{outcome}: test loss of {c.pair.name} {_sure(c)}; the same architecture and plan."
-        )
-    shapes: dict[str, list[str]] = {}
-    for arm in judged.condition.arms:
-        if arm.init == PRETRAINED and arm.backbone not in shapes.get(str(arm.architecture), []):
-            shapes.setdefault(str(arm.architecture), []).append(arm.backbone)
+        tuned = [is_instruction_tuned(arm.backbone) for arm in c.pair.arms]
+        a, b = (names[arm.weights] for arm in c.pair.arms)
+        is_tuning = tuned == [True, False]
+        subject = "Instruction tuning" if is_tuning else f"The choice of {a} instead of {b}"
+        sentences.append(sentence("between_checkpoints", subject=subject, c=c))
+    shapes: dict[str, dict[str, None]] = {}
+    for arm in v.condition.arms:
+        if arm.is_pretrained:
+            shapes.setdefault(str(arm.architecture), {})[names[arm.weights]] = None
     if len(shapes) > 1:
-        groups = "; ".join(" and ".join(backbones) for backbones in shapes.values())
-        said.append(
-            f"Not compared with each other, since their architectures differ: {groups}. Each is"
-            " judged against random weights of its own shape."
+        sentences.append(
+            sentence("other_shapes", groups=[" and ".join(of) for of in shapes.values()])
         )
-    return said
+    return sentences
 
 
-def _why_withheld(c: Comparison) -> str:
-    return f"{c.pair.name} cannot be compared: {'; '.join(check.detail for check in c.broken)}."
-
-
-def _frozen_random(judged: Verdict, main: Comparison) -> Comparison | None:
+def _frozen_random(v: Verdict, main: Comparison) -> Comparison | None:
     """The comparison of the headline's pretrained arm with an encoder that stays random."""
-    for c in judged.comparisons:
-        is_frozen = c.pair.control.freeze == "all" and c.pair.control.init == RANDOM
-        same_backbone = c.pair.control.backbone == main.pair.treatment.backbone
-        if c.pair.treatment is main.pair.treatment and is_frozen and same_backbone and c.pair.seeds:
-            return None if main.pair.treatment.freeze == "all" else c
-    return None
+    arm = main.pair.treatment
+    found = (
+        c
+        for c in v.comparisons
+        if c.pair.treatment is arm
+        and (c.pair.control.init, c.pair.control.freeze) == (RANDOM, "all")
+        if c.pair.control.backbone == arm.backbone and c.pair.seeds
+    )
+    return None if arm.freeze == "all" else next(found, None)
 
 
-def _count_needed(judged: Verdict, c: Comparison) -> str:
+def _count_needed(v: Verdict, c: Comparison) -> str:
     """How many paired seeds would decide a comparison, in words; into the verdict too."""
     sd, n, tests = c.effect.sd, c.effect.count, c.family
-    judged.seeds_needed = seeds_needed(sd=sd, count=n, margin=judged.margin, tests=tests)
+    v.seeds_needed = seeds_needed(sd=sd, count=n, margin=v.margin, tests=tests)
     count = "more than 10,000"
-    if judged.seeds_needed is not None:
-        count = f"about {max(judged.seeds_needed, n + 1)}"
+    if v.seeds_needed is not None:
+        count = f"about {max(v.seeds_needed, n + 1)}"
     now, twice = (
-        _size(resolvable_effect(sd=sd, count=seeds, pilot=n, tests=tests)) for seeds in (n, 2 * n)
+        resolvable_effect(sd=sd, count=seeds, pilot=n, tests=tests) for seeds in (n, 2 * n)
     )
-    judged.reasons.append(
-        f"{n} paired seeds show a true difference of {now} in 80 % of studies, {2 * n} one of"
-        f" {twice}; {count} decide whether there is one that matters"
-        f" ({percent(judged.margin, sign=False)}), whatever it is. All from the spread of these."
-    )
+    values = {"n": n, "now": now, "twice": twice, "count": count, "margin": v.margin}
+    v.reasons.append(sentence("seeds_needed", **values))
     return count
 
 
-def _robust(main: Comparison) -> str:
-    """Whether the result is only about seeds that behave; empty where it stands either way."""
+def _robust(main: Comparison) -> list[str]:
+    """Whether the result is only about seeds that behave; empty where it holds either way."""
     a, b = main.pair.values("test_loss")
     logs = np.log(a / b)
-    odd = ", ".join(str(main.pair.seeds[i]) for i in sorted(outlying(logs)))
-    said = [f"Unlike the other seeds: {odd}."] if odd else []
     p = robust_p(logs)
+    odd = [main.pair.seeds[i] for i in sorted(outlying(logs))]
+    sentences = [sentence("odd_seeds", odd=odd)] if odd else []
     if not p < ALPHA:
-        said.append(
-            f"This is about seeds like these: if {100 * FAILURE_RATE:g} % of seeds failed by"
-            f" {FAILURE_SPREADS:g} of these spreads, {len(logs)} seeds would not show it"
-            f" (p {probability(p)})."
+        rate, spreads = f"{100 * FAILURE_RATE:g}", f"{FAILURE_SPREADS:g}"
+        sentences.append(
+            sentence("seeds_like_these", rate=rate, spreads=spreads, count=len(logs), p=p)
         )
-    return " ".join(said)
+    return [" ".join(sentences)] if sentences else []
 
 
-def _sure(c: Comparison) -> str:
-    """An effect with its interval and how sure that is."""
-    text = percent_interval(c.effect)
-    if not c.effect.is_known:
-        return text
-    n = plural(c.effect.count, "paired seed")
-    return f"{text} (95 % interval over {n}{_allowing(c)}, Holm-adjusted p {probability(c.p_holm)})"
-
-
-def _allowing(c: Comparison) -> str:
-    return f", allowing for {c.family} comparisons" if c.family > 1 else ""
-
-
-def _size(log_effect: float) -> str:
-    return percent(abs(math.expm1(log_effect)), sign=False)
-
-
-def _interval(effect: Estimate) -> str:
-    ends = (percent(math.expm1(end)) for end in (effect.low, effect.high))
-    return f"95 % interval {' to '.join(ends)}"
-
-
-def _lower_or_higher(log_effect: float) -> str:
-    return f"{_size(log_effect)} {'higher' if log_effect > 0 else 'lower'}"
-
-
-def _over_time(main: Comparison) -> str:
-    """Whether it also holds for other stretches of the series; empty where not recorded."""
+def _over_time(main: Comparison) -> list[str]:
+    """Whether it also holds for other stretches of the series; nothing where not recorded."""
     wide, dm = main.new_windows, main.over_time
     if wide is None or dm is None:
-        return ""
-    same = wide.excludes_zero() and (wide.value < 0) == (main.effect.value < 0)
-    holds = "it holds there too" if same else "it is not shown there"
-    return (
-        f"For other stretches of this series, as well as other seeds: {percent_interval(wide)}:"
-        f" {holds} (Diebold–Mariano on {dm.count:,} overlapping windows: p {probability(dm.p)})."
-    )
+        return []
+    holds = wide.excludes_zero() and (wide.value < 0) == (main.effect.value < 0)
+    return [sentence("over_time", wide=wide, dm=dm, holds=holds)]
 
 
-def _answer(findings: Findings, margin: float) -> None:
+def _answer(findings: Findings, margin: float) -> Findings:
     """The study's answer: the main condition's, or what several data sets show together."""
-    main = findings.main
+    main, verdicts = findings.main, findings.verdicts
     findings.kind, findings.headline = main.kind, main.headline
     findings.reasons = list(main.reasons)
-    if len(findings.verdicts) == 1:
-        return
-    lines = [f"{v.condition.name}: {v.kind}. {v.headline}" for v in findings.verdicts]
-    judged = _by_data(findings.verdicts)
-    stopped = [
-        kind for kind in (WITHHELD, UNFINISHED) if kind in {v.kind for v in findings.verdicts}
-    ]
-    names = {_data(v.condition) for v in findings.verdicts}
-    if len(names) > 1 and stopped:
-        findings.kind = stopped[0]
-        which = [v.condition.name for v in findings.verdicts if v.kind == stopped[0]]
-        findings.headline = (
-            f"No verdict over {len(names)} data sets: {stopped[0]} on {'; '.join(which)}."
-        )
-        findings.reasons = lines
+    if len(verdicts) == 1:
+        return findings
+    lines = [sentence("each_condition", v=v) for v in verdicts]
+    judged = _by_data(verdicts)
+    count = len({v.condition.series for v in verdicts})
+    kinds = Counter(v.kind for v in verdicts)
+    stopped = next((kind for kind in (WITHHELD, UNFINISHED) if kinds[kind]), None)
+    if count > 1 and stopped:
+        names = [v.condition.name for v in verdicts if v.kind == stopped]
+        findings.kind, findings.reasons = stopped, lines
+        findings.headline = sentence("stopped", count=count, kind=stopped, names=names)
     elif len(judged) > 1:
-        findings.kind, findings.headline = _over_data(judged, len(names), margin)
-        findings.reasons = [f"Wilcoxon across data sets: p {_wilcoxon(judged)}.", *lines]
+        findings.kind, findings.headline = _over_data(judged, count, margin)
+        p = wilcoxon_p(_mean_effects(judged, "best"))
+        findings.reasons = [sentence("wilcoxon", p=p), *lines]
     else:
-        kinds = Counter(v.kind for v in findings.verdicts if v is not main)
-        others = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        findings.headline += f" That is {main.condition.name}; of the other conditions {others}."
+        kinds = Counter(v.kind for v in verdicts if v is not main)
+        others = [f"{count} {kind}" for kind, count in kinds.items()]
+        name = main.condition.name
+        withheld = [v.condition.name for v in verdicts if v is not main and v.kind == WITHHELD]
+        values = {"name": name, "others": others, "withheld": withheld}
+        findings.headline += " " + sentence("other_conditions", **values)
         findings.reasons += lines
-
-
-def _data(condition: Condition) -> str:
-    """Which series: by its checksum where it is known."""
-    prints = (json.loads(run.fingerprint)[0] for run in condition.runs if run.fingerprint)
-    return str(next(prints, condition.config["data.name"]))
+    return findings
 
 
 def _by_data(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
     """Verdicts that say something, by data set; of each those on the most training data."""
     groups: dict[str, list[Verdict]] = {}
     for v in verdicts:
-        if v.kind not in (WITHHELD, UNFINISHED, NOTHING, NOT_LEARNED):
-            groups.setdefault(_data(v.condition), []).append(v)
-    return [
-        [v for v in group if v.condition.config["data.fraction"] == most]
-        for group in groups.values()
-        for most in [max(v.condition.config["data.fraction"] for v in group)]
-    ]
+        if v.kind not in NO_VERDICT:
+            groups.setdefault(v.condition.series, []).append(v)
+    found = []
+    for group in groups.values():
+        most = max(v.condition.config["data.fraction"] for v in group)
+        found.append([v for v in group if v.condition.config["data.fraction"] == most])
+    return found
 
 
 def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]:
     """The log effect on each data set, the mean over its tasks and lengths; of rivals the worst."""
     found = []
     for group in judged:
-        effects = [
-            max(own)
-            for v in group
-            if (
-                own := [
-                    c.effect.value for c in v.comparisons if c.pair.kind == kind and _is_of(v, c)
-                ]
-            )
-        ]
-        found += [float(np.mean(effects))] if effects else []
+        effects = [[c.effect.value for c in _of_headline(v, kind)] for v in group]
+        worst = [max(own) for own in effects if own]
+        found += [float(np.mean(worst))] if worst else []
     return found
-
-
-def _is_of(v: Verdict, c: Comparison) -> bool:
-    """Whether a comparison is of the verdict's own checkpoint."""
-    assert v.main is not None
-    return bool(c.pair.seeds) and c.pair.treatment.backbone == v.main.pair.treatment.backbone
-
-
-def _wilcoxon(judged: Sequence[Sequence[Verdict]]) -> str:
-    return probability(wilcoxon_p(_mean_effects(judged, "best")))
 
 
 def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -> tuple[str, str]:
     """Kind and headline over several data sets, each of which counts once."""
+    every = [v for group in judged for v in group]
     effects, controls = (_mean_effects(judged, kind) for kind in ("best", "control"))
     overall, against = (log_ratio(np.exp(x), np.ones(len(x))) for x in (effects, controls))
-    every = [v for group in judged for v in group]
-    of_controls = [
-        c for v in every for c in v.comparisons if c.pair.kind == "control" and _is_of(v, c)
-    ]
-    doubted = [v.condition.name for v in every if v.main and _is_doubted(v.main.pair.treatment)]
+    treatments = [v.main.pair.treatment for v in every if v.main]
+    doubted = [v for v in every if v.main and _is_doubted(v.main.pair.treatment)]
     if overall.within(margin):
-        kind, said = DOES_NOT, "No difference that matters."
+        outcome = "alike"
     elif not overall.excludes_zero():
-        kind, said = CANNOT_TELL, "Over data sets like these it cannot be told."
+        outcome = "wide"
     elif overall.value > 0:
-        kind, said = DOES_NOT, "Pretrained weights do not help."
-    elif any(c.kind == WITHHELD for c in of_controls):
-        kind, said = CANNOT_TELL, "But the controls' weights were not given the same chance."
+        outcome = "higher"
+    elif any(c.kind == WITHHELD for v in every for c in _of_headline(v, "control")):
+        outcome = "unfair_control"
     elif len(controls) < len(effects):
-        kind, said = LOWER_HERE, "Whether its content or its scale does it is not known of all."
+        outcome = "lower"
     elif not against.high < 0:
-        kind, said = CANNOT_TELL, "But not shown to be lower than with the controls' weights."
-    elif doubted:
-        kind = LOWER_HERE
-        said = (
-            "It is lower than with the controls' weights too, but the loader doubts that these"
-            f" weights are T5's, pretrained on text ({'; '.join(doubted)})."
-        )
+        outcome = "text_or_scale"
     else:
-        kind, said = TRANSFERS, "It is lower than with the controls' weights too."
-    checkpoints = dict.fromkeys(_checkpoint(v.main.pair.treatment) for v in every if v.main)
-    which = " or ".join(checkpoints) + (", the best of each," if len(checkpoints) > 1 else "")
-    text = (
-        f"Over {len(effects)} data sets test loss with {which} against"
-        f" random weights changes by {percent_interval(overall)} (95 % interval over data sets);"
-        f" lower in {sum(e < 0 for e in effects)} of {len(effects)}. {said}"
+        outcome = "noted" if doubted else "helps"
+    kind = OUTCOMES[outcome]
+    text = sentence(
+        "over_data",
+        effects=effects,
+        overall=overall,
+        lower=sum(effect < 0 for effect in effects),
+        checkpoints=list(dict.fromkeys(map(_checkpoint, treatments))),
+        missing=asked - len(judged),
+        finding=sentence(
+            f"over_data_{outcome}",
+            doubted=[v.condition.name for v in doubted],
+            promise=" or ".join(dict.fromkeys(PRETRAINED[arm.init].promise for arm in treatments)),
+        ),
     )
-    if len(judged) < asked:
-        text += f" Without a verdict: {plural(asked - len(judged), 'more data set')}."
     failed = [f"{v.condition.name}: {line}" for v in every for line in _failed(v)]
     text = " ".join([*failed, text])
     if kind != CANNOT_TELL and any(v.is_provisional for v in every):

@@ -1,31 +1,34 @@
-"""What a report consists of, whatever it is written as."""
+"""What a report consists of, read from its Markdown: the page shows the same blocks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+_SECTION = re.compile(r"^## (\d+)\. (.*)$", re.MULTILINE)
+_PICTURE = re.compile(r"!\[(?P<alt>.*)\]\(figures/(?P<name>\w+)\.png\)")
+#: Between two cells of a row; a bar within a cell is escaped.
+_BAR = re.compile(r"(?<!\\)\|")
 
-@dataclass(kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Text:
     """A paragraph."""
 
     text: str
-    is_warning: bool = False
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table: the first column names the row, numbers are right-aligned."""
+    """A table; the first column names the row."""
 
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    #: Rows to be shown in red.
-    broken: set[int] = field(default_factory=set)
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture, by the name of its file.
+    """A picture.
 
     Attributes:
         name: figures/NAME.png and .svg.
@@ -38,43 +41,50 @@ class Picture:
     alt: str
 
 
-Block = Text | Table | Picture
-
-
 @dataclass(kw_only=True)
 class Section:
-    """A numbered section."""
+    """A numbered section and the question that it answers."""
 
     number: int
     title: str
     question: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[Text | Table | Picture] = field(default_factory=list)
 
-    @property
-    def anchor(self) -> str:
-        """Its id in the page."""
-        return f"section-{self.number}"
 
-    def say(self, text: str, *, is_warning: bool = False) -> None:
-        """Add a paragraph."""
-        self.blocks.append(Text(text=text, is_warning=is_warning))
+def parse(markdown: str) -> list[Section]:
+    """The sections of a report from its Markdown, as `report.md.j2` lays it out.
 
-    def show(self, name: str, caption: str, alt: str) -> None:
-        """Add a picture."""
-        self.blocks.append(Picture(name=name, caption=caption, alt=alt))
+    Paragraphs are separated by blank lines. A table follows its caption, which ends with a colon; a
+    picture is followed by its caption.
+    """
+    _, *parts = _SECTION.split(markdown)
+    found = []
+    for number, title, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        question, *paragraphs = [p for p in body.strip().split("\n\n") if p.strip()]
+        section = Section(number=int(number), title=title, question=question.strip("*\n"))
+        blocks = section.blocks
+        for paragraph in map(str.strip, paragraphs):
+            last = blocks[-1] if blocks else None
+            if paragraph.startswith("| "):
+                assert isinstance(last, Text)
+                columns, _, *rows = map(_cells, paragraph.splitlines())
+                blocks[-1] = Table(caption=last.text.removesuffix(":"), columns=columns, rows=rows)
+                continue
+            paragraph = _unescape(paragraph)
+            if match := _PICTURE.fullmatch(paragraph):
+                blocks.append(Picture(**match.groupdict(), caption=""))
+            elif isinstance(last, Picture) and not last.caption:
+                blocks[-1] = Picture(name=last.name, alt=last.alt, caption=paragraph)
+            else:
+                blocks.append(Text(text=paragraph))
+        found.append(section)
+    return found
 
-    def tabulate(
-        self,
-        caption: str,
-        columns: Sequence[str],
-        rows: Sequence[Sequence[str]],
-        *,
-        broken: set[int] | None = None,
-    ) -> None:
-        """Add a table, or say that there is nothing to put into it."""
-        if rows:
-            self.blocks.append(
-                Table(caption=caption, columns=columns, rows=rows, broken=broken or set())
-            )
-        else:
-            self.say(f"{caption}: nothing to show yet.")
+
+def _cells(row: str) -> tuple[str, ...]:
+    _, *cells, _ = _BAR.split(row)
+    return tuple(_unescape(cell.strip()) for cell in cells)
+
+
+def _unescape(text: str) -> str:
+    return text.replace("\\|", "|")

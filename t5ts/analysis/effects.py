@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.arms import Arm, Condition, Pair, Point
+from t5ts.analysis.arms import Arm, Condition, Pair, Point, shared_epochs
 from t5ts.analysis.statistics import (
     Array,
     Estimate,
@@ -17,7 +17,6 @@ from t5ts.analysis.statistics import (
     log_ratio,
     mean_interval,
 )
-from t5ts.analysis.study import Run
 
 
 @dataclass(kw_only=True, eq=False)
@@ -58,12 +57,8 @@ def learning_curve(arm: Arm, metric: str) -> Band | None:
     curves = [(x, y) for x, y in curves if len(x)]
     if not curves:
         return None
-    shared = curves[0][0]
-    for x, _ in curves[1:]:
-        shared = np.intersect1d(shared, x)
-    if len(shared) == 0:
-        return None
-    return band(shared, np.stack([y[np.isin(x, shared)] for x, y in curves]))
+    epochs, values = shared_epochs(curves)
+    return band(epochs, values) if len(epochs) else None
 
 
 def unfreezing(point: Point) -> list[float]:
@@ -132,21 +127,15 @@ def speed(pair: Pair) -> Speed | None:
 
 def epochs_to(arm: Arm, target: float) -> float:
     """Mean epochs of the arm's best point to a validation loss; inf if a seed misses it."""
-    runs = arm.best.finished.values() if arm.best else ()
-    reached = [crossing(*run.curve("val_loss"), target) for run in runs]
+    reached = [crossing(*run.curve("val_loss"), target) for run in arm.finished.values()]
     return float(np.mean(reached)) if reached else math.nan
 
 
 def common_target(condition: Condition) -> float:
     """The validation loss that every seed of every arm's best point reaches."""
-    best = [
-        run.curve("val_loss")[1].min()
-        for arm in condition.arms
-        if arm.best
-        for run in arm.best.finished.values()
-        if len(run.curve("val_loss")[1])
-    ]
-    return float(max(best)) if best else math.nan
+    runs = (run for arm in condition.arms for run in arm.finished.values())
+    curves = (run.curve("val_loss")[1] for run in runs)
+    return float(max((curve.min() for curve in curves if len(curve)), default=math.nan))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -247,14 +236,14 @@ def regret(best: Arm, other: Arm | Point) -> Estimate:
     Signed so that above 0 is worse, whether the objective is to be small or large.
     """
     point = other.best if isinstance(other, Arm) else other
-    if best.best is None or point is None:
+    if point is None:
         return mean_interval([])
-    a, b = best.best.finished, point.finished
-    values = [
-        b[s].result.objective - a[s].result.objective  # type: ignore[union-attr]
-        for s in sorted(set(a) & set(b))
-    ]
-    return mean_interval([-v for v in values] if best.maximize else values)
+    a, b = (
+        {s: r.result.objective for s, r in of.items() if r.result}
+        for of in (best.finished, point.finished)
+    )
+    sign = -1 if best.maximize else 1
+    return mean_interval([sign * (b[seed] - a[seed]) for seed in sorted(a.keys() & b.keys())])
 
 
 @dataclass(kw_only=True, eq=False)
@@ -309,38 +298,43 @@ class Stability:
 def stability(arm: Arm) -> Stability:
     """Stability over all runs of an arm, the jump over its shown point."""
     runs = arm.runs
-    norms = [np.nanmax(r.evals["grad_norm_max/total"]) for r in runs if _has_norms(r)]
-    ratios = [
-        np.nanmax(column)
-        for r in runs
-        for name, column in r.probes.items()
-        if name.startswith("update_ratio/block_") and np.isfinite(column).any()
-    ]
-    jump, component = math.nan, ""
-    grads = gradient_map(arm)
-    if grads is not None:
-        for start in unfreezing(arm.shown):
-            first = math.floor(start) + 1  # the epoch whose steps come after the unfreezing
-            before, after = grads.epochs == first - 1, grads.epochs == first
-            if not before.any() or not after.any():
-                continue
-            for name, row in zip(grads.components, grads.norms, strict=True):
-                if row[before][0] > 0 and not row[after][0] / row[before][0] <= jump:
-                    jump, component = float(row[after][0] / row[before][0]), name
+    norms = [r.evals["grad_norm_max/total"] for r in runs if "grad_norm_max/total" in r.evals]
+    probes = [column for r in runs for column in r.probes.items()]
+    ratios = [column for name, column in probes if name.startswith("update_ratio/block_")]
+    jump, component = _largest_jump(arm)
     return Stability(
-        largest_norm=float(max(norms, default=math.nan)),
+        largest_norm=_largest(norms),
         jump=jump,
         jump_component=component,
-        largest_ratio=float(max(ratios, default=math.nan)),
+        largest_ratio=_largest(ratios),
         skipped=sum(r.result.skipped_steps for r in runs if r.result is not None),
         nonfinite=sum(r.nonfinite_steps for r in runs),
         failed=sum(r.state == "failed" for r in runs),
-        unfinished=sum(r.result is None and r.state not in ("failed", "pruned") for r in runs),
+        unfinished=sum(r.is_open for r in runs),
     )
 
 
-def _has_norms(run: Run) -> bool:
-    return bool(np.isfinite(run.evals.get("grad_norm_max/total", np.empty(0))).any())
+def _largest(columns: Sequence[Array]) -> float:
+    """Largest value but NaN; NaN of nothing."""
+    values = [value for column in columns for value in column if not math.isnan(value)]
+    return float(max(values, default=math.nan))
+
+
+def _largest_jump(arm: Arm) -> tuple[float, str]:
+    """Of a component's gradient norm at an unfreezing, and the component; see `Stability`."""
+    jumps: dict[str, float] = {}
+    grads = gradient_map(arm)
+    if grads is None:
+        return math.nan, ""
+    for start in unfreezing(arm.shown):
+        first = math.floor(start) + 1  # the epoch whose steps come after the unfreezing
+        before, after = grads.epochs == first - 1, grads.epochs == first
+        if before.any() and after.any():
+            for name, row in zip(grads.components, grads.norms, strict=True):
+                if row[before][0] > 0:
+                    jumps[name] = max(jumps.get(name, 0.0), float(row[after][0] / row[before][0]))
+    component = max(jumps, key=lambda name: jumps[name], default="")
+    return jumps.get(component, math.nan), component
 
 
 def scale_audit(arm: Arm) -> dict[str, float]:
@@ -383,31 +377,25 @@ def effective_data_transferred(
 
     Source: Hernandez et al. 2021, see `statistics.effective_data`.
     """
-    if len(by_size) < 2:
-        return []
     seeds = sorted(set.intersection(*(set(pair.seeds) for _, pair in by_size)))
-    if not seeds:
+    if len(by_size) < 2 or not seeds:
         return []
-    sizes = np.array([size for size, _ in by_size])
-
-    def losses(pair: Pair, which: int) -> dict[int, float]:
-        return dict(zip(pair.seeds, pair.values(metric)[which], strict=True))
-
+    sizes_F = np.array([size for size, _ in by_size])
+    treated_FS, scratch_FS = (
+        np.array([[pair.arms[i].finished[s].metric(metric) for s in seeds] for _, pair in by_size])
+        for i in (0, 1)
+    )
     found = []
-    for size, pair in by_size:
-        treated = losses(pair, 0)
-        equal = [
-            effective_data(sizes, np.array([losses(p, 1)[s] for _, p in by_size]), treated[s])
-            for s in seeds
-        ]
-        known = [e / size for e in equal if math.isfinite(e)]
+    for size, losses_S in zip(sizes_F, treated_FS, strict=True):
+        equal_S = np.array(
+            [effective_data(sizes_F, *both) for both in zip(scratch_FS.T, losses_S, strict=True)]
+        )
+        is_known = np.isfinite(equal_S).all()
         found.append(
             Transferred(
-                windows=size,
-                equivalent=float(np.median([e if not math.isnan(e) else 0.0 for e in equal])),
-                multiplier=log_ratio(known, [1.0] * len(known))
-                if len(known) == len(equal)
-                else mean_interval([]),
+                windows=float(size),
+                equivalent=float(np.median(np.where(np.isnan(equal_S), 0.0, equal_S))),
+                multiplier=mean_interval(np.log(equal_S / size) if is_known else []),
             )
         )
     return found
@@ -417,7 +405,7 @@ def forecasts(condition: Condition) -> list[tuple[Arm, dict[str, Any]]]:
     """The forecast sample of each arm's best point at its lowest seed."""
     found = []
     for arm in condition.arms:
-        run = next(iter(arm.best.finished.values()), None) if arm.best else None
+        run = next(iter(arm.finished.values()), None)
         sample = run.forecast_sample() if run else None
         if sample and sample.get("windows"):
             found.append((arm, sample))

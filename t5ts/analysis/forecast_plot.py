@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 
-from t5ts.analysis.colours import BLUE, GREEN, GREY
+from t5ts.analysis.plots import BLUE, GREEN, GREY
 
 #: Channels that one picture has room for.
 MAX_CHANNELS = 6

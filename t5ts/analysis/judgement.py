@@ -27,6 +27,8 @@ TRANSFERS, LOWER_HERE = "transfers", "lower with this checkpoint"
 DOES_NOT, CANNOT_DISCRIMINATE = "does not transfer", "cannot discriminate"
 CANNOT_TELL, NOT_LEARNED = "cannot tell", "nothing learned"
 UNFINISHED, WITHHELD, NOTHING = "unfinished", "withheld", "nothing to compare"
+#: Of these the kinds that answer nothing.
+NO_VERDICT = (NOT_LEARNED, UNFINISHED, WITHHELD, NOTHING)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -43,7 +45,7 @@ class Comparison:
         new_windows: The same mean log-ratio with the interval for other stretches of the series
             as well as other seeds, not adjusted for the family; None where not recorded.
         kind: What it shows: lower, higher, no difference that matters, cannot tell, withheld.
-        checks: Its validity, where it is the verdict's own or stands beside it.
+        checks: Its validity, of the kinds that a verdict reads.
     """
 
     pair: Pair
@@ -68,35 +70,12 @@ class Comparison:
 
 
 @dataclass(kw_only=True, eq=False)
-class Facts:
-    """What a headline is written from, and nothing else; see `conclusions.headline`.
-
-    Attributes:
-        outcome: A key of `conclusions.TEMPLATES`.
-        checkpoint: Which pretrained weights.
-        main: Pretrained against random weights, each at its own best.
-        rival: The control that does best against the pretrained arm.
-        first: What is said before everything else: seeds that failed.
-        cautions: What is said at the end, a sentence each.
-        values: What else the outcome's template names.
-    """
-
-    outcome: str
-    checkpoint: str = ""
-    main: Comparison | None = None
-    rival: Comparison | None = None
-    margin: float = MARGIN
-    first: list[str] = field(default_factory=list)
-    cautions: list[str] = field(default_factory=list)
-    values: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(kw_only=True, eq=False)
 class Verdict:
     """What one condition shows.
 
     Attributes:
         kind: One of the kinds of a study above.
+        outcome: Which of the findings behind a kind it is; a key of `conclusions.OUTCOMES`.
         headline: A sentence or two for a reader who knows nothing of the study.
         reasons: How sure it is, and what would make it surer.
         main: The comparison that the headline is about.
@@ -109,12 +88,13 @@ class Verdict:
     """
 
     condition: Condition
-    kind: str
-    headline: str
-    reasons: list[str]
     main: Comparison | None
     comparisons: list[Comparison]
     checks: list[Check]
+    kind: str = NOTHING
+    outcome: str = ""
+    headline: str = ""
+    reasons: list[str] = field(default_factory=list)
     is_provisional: bool = False
     seeds_needed: int | None = None
     margin: float = MARGIN
@@ -144,11 +124,15 @@ class Findings:
 
     @property
     def main(self) -> Verdict:
-        """The verdict that is drawn: one that can be reached, on the most training data."""
-        last = (NOT_LEARNED, UNFINISHED, WITHHELD, NOTHING)
-        reached = [v for v in self.verdicts if v.kind not in last]
+        """The verdict that is drawn: one that can be reached, on the most training data.
+
+        Over several data sets a withheld one comes first: it is why there is no answer.
+        """
+        reached = [v for v in self.verdicts if v.kind not in NO_VERDICT]
         broken = [v for v in self.verdicts if v.kind == WITHHELD]
-        return (broken or reached or self.verdicts)[0]
+        is_one_series = len({v.condition.series for v in self.verdicts}) == 1
+        first = reached or broken if is_one_series else broken or reached
+        return (first or self.verdicts)[0]
 
 
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:

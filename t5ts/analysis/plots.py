@@ -1,13 +1,102 @@
-"""Pictures of one run, drawn from its directory."""
+"""The pictures of one run and of one search, and the style that all pictures share."""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from t5ts.analysis.results import read_json, read_metrics
 
-# Okabe & Ito's colours: told apart by the colour-blind, and by lightness in grey.
+# Okabe & Ito's colours, told apart by the colour-blind; neighbours differ in lightness too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+ARM_COLOURS = (BLUE, "#E69F00", GREEN, "#CC79A7", "#56B4E9", "#7A3E00", "#000000", ORANGE)
+ARM_DASHES = ("-", "--", "-.", ":")
+ARM_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.constrained_layout.use": True,
+    "svg.fonttype": "none",  # text stays text: small, selectable, read aloud
+    "svg.hashsalt": "t5ts",
+}
+UNFREEZE = "freeze.unfreeze_epoch"
+#: What the surface has on its other axis, the first that was searched.
+RATES = ("optim.encoder_lr_scale", "optim.lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """One arm's complete trials.
+
+    Attributes:
+        slots, values, params: Of each trial; the first objective's values.
+        importances: Share of each parameter, empty where it is not known.
+    """
+
+    arm: str
+    maximize: bool
+    slots: Sequence[int]
+    values: Sequence[float]
+    params: Sequence[dict[str, Any]]
+    importances: dict[str, float]
+
+
+#: Name of the arm and of the second axis, (unfreeze epoch, rate, objective) of each setting.
+Surface = tuple[str, str, Any]
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """matplotlib in the style of every picture."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def arm_style(place: int) -> dict[str, Any]:
+    """Colour, dash and marker of the arm in this place, as matplotlib's line takes them."""
+    return {
+        "color": ARM_COLOURS[place % len(ARM_COLOURS)],
+        "linestyle": ARM_DASHES[place % len(ARM_DASHES)],
+        "marker": ARM_MARKERS[place % len(ARM_MARKERS)],
+    }
+
+
+def new_figure(rows: int, columns: int, *, width: float, height: float, **kw: Any) -> Any:
+    """A figure and its axes (rows, columns)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.subplots(rows, columns, squeeze=False, **kw)
+
+
+def whole_ticks(ax: Any, label: str) -> None:
+    """The x axis counts epochs or trials: no tick between two of them."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel(label)
+
+
+def panels(count: int, *, height: float, width: float = 3.6, **kw: Any) -> tuple[Any, list[Any]]:
+    """A figure of as many axes, three in a row."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    width = max(6.0, width * columns)
+    figure, axes = new_figure(rows, columns, width=width, height=height * rows, **kw)
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:count])
 
 
 def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
@@ -20,145 +109,264 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
     Raises:
         DataError: if the directory lacks a file that a picture is drawn from.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")  # files only: there may be no screen
-    folder = run_dir / "plots"
-    folder.mkdir(exist_ok=True)
-    drawn = []
-    for name, figure in (
-        ("learning_curve", _learning_curve(run_dir, result_file or run_dir / "result.json")),
-        ("forecast", _forecast(run_dir)),
-        ("gradient_norms", _gradient_norms(run_dir)),
-    ):
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=120)
-        drawn.append(path)
-    return drawn
+    sample = read_json(run_dir / "forecast_sample.json")
+    step_s = read_json(run_dir / "provenance.json")["data"].get("step_s")
+    prediction = ("prediction", {"color": BLUE, "lw": 2}, sample)
+    with own_style():
+        return _save(
+            {
+                "learning_curve": _learning_curve(run_dir, result_file or run_dir / "result.json"),
+                "forecast": draw_forecasts([prediction], step_s=step_s),
+                "gradient_norms": _gradient_norms(run_dir),
+            },
+            run_dir / "plots",
+        )
 
 
-def _figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
+def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> list[Path]:
+    """Draw the pictures of a search as PNG files, those that there is data for.
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    Args:
+        histories: One for each arm that has a complete trial.
+        objective: Its name, for the axes.
+        folder: The sweep's; pictures go to `plots/`.
+
+    Returns:
+        The files.
+    """
+    surfaces = [s for history in histories if (s := _surface_of(history)) is not None]
+    figures = {}
+    with own_style():
+        if histories:
+            figures["history"] = _history(histories, objective)
+        if known := [history for history in histories if history.importances]:
+            figures["importances"] = _importances(known)
+        if surfaces:
+            figures["surface"] = draw_surfaces(surfaces, objective, maximize=histories[0].maximize)
+        return _save(figures, folder / "plots")
+
+
+def _save(figures: dict[str, Any], folder: Path) -> list[Path]:
+    for name, figure in figures.items():
+        folder.mkdir(exist_ok=True)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    return [folder / f"{name}.png" for name in figures]
 
 
 def _learning_curve(run_dir: Path, result_file: Path) -> Any:
-    rows = read_metrics(run_dir, "eval")
+    rows = [row for row in read_metrics(run_dir, "eval") if "val_loss" in row]
     result = read_json(result_file)
     plan = read_json(run_dir / "provenance.json")["plan"]
-    baselines = result["baselines"]["val"]
-    figure, ((loss, corr),) = _figure(1, 2, width=10, height=3.8)
-    evaluated = [row for row in rows if "val_loss" in row]
-    epochs = [row["epoch"] for row in evaluated]
-    trained = [row for row in rows if row.get("train_loss") is not None]
-    loss.plot(
-        [row["epoch"] for row in trained],
-        [row["train_loss"] for row in trained],
-        color=GREY,
-        linestyle="--",
-        label="train (mean over the epoch)",
-    )
-    loss.plot(epochs, [row["val_loss"] for row in evaluated], color=BLUE, marker="o", label="val")
-    name = next(iter(baselines))  # the task's own naive baseline comes first
-    naive, label = baselines[name]["loss"], name.replace("_", " ")
+    figure, ((loss, corr),) = new_figure(1, 2, width=10, height=3.8)
+    epochs = [row["epoch"] for row in rows]
+    trained = [(row["epoch"], row["train_loss"]) for row in rows if row.get("train_loss")]
+    if trained:
+        loss.plot(
+            *zip(*trained, strict=True), "--", color=GREY, label="train (mean over the epoch)"
+        )
+    loss.plot(epochs, [row["val_loss"] for row in rows], "o-", color=BLUE, label="val")
+    # The task's own naive baseline comes first.
+    name, baseline = next(iter(result["baselines"]["val"].items()))
+    naive, label = baseline["loss"], name.replace("_", " ")
     loss.axhline(naive, color=ORANGE, linestyle=":", label=f"{label} {naive:.3f}")
     loss.set_ylabel("MSE (train-standardised units)")
-    corr.plot(
-        epochs, [row["val_corr"] for row in evaluated], color=BLUE, marker="o", label="levels"
-    )
-    corr.plot(
-        epochs,
-        [row["val_corr_delta"] for row in evaluated],
-        color=GREEN,
-        marker="s",
-        label="changes since the last value",
-    )
+    corr.plot(epochs, [row["val_corr"] for row in rows], "o-", color=BLUE, label="levels")
+    changes = [row["val_corr_delta"] for row in rows]
+    corr.plot(epochs, changes, "s-", color=GREEN, label="changes since the last value")
     corr.set_ylabel("val_corr (Pearson r)")
-    starts = sorted({line["start_epoch"] for line in plan if (line["start_epoch"] or 0) > 0})
-    for axes in (loss, corr):
-        for i, start in enumerate(s for s in starts if s <= max(epochs)):
-            label = "unfreezing" if i == 0 else None
+    starts = {line["start_epoch"] for line in plan if (line["start_epoch"] or 0) > 0}
+    for axes, place in ((loss, "upper right"), (corr, "lower right")):
+        for i, start in enumerate(sorted(s for s in starts if s <= max(epochs))):
+            label = "unfreezing" if i == 0 else "_"
             axes.axvline(start, color=GREY, linewidth=0.8, label=label)
-        axes.set_xlabel("epoch")
-        axes.legend(fontsize=8, loc="upper right" if axes is loss else "lower right")
+        whole_ticks(axes, "epoch")
+        axes.legend(loc=place)
     figure.suptitle(f"{result['arm']}, seed {result['seed']}, on {result['data']}", fontsize=11)
     return figure
 
 
-def _forecast(run_dir: Path) -> Any:
-    """Three test windows of the first channel, with patch borders, in data units.
+def draw_forecasts(
+    predictions: Sequence[tuple[str, dict[str, Any], dict[str, Any]]], *, step_s: float | None
+) -> Any:
+    """Test windows of the first channel, with patch borders, in data units.
 
     What is predicted lies after the context or in its gaps. A predicted step that the context shows
     is not drawn: nothing trains or scores it.
+
+    Args:
+        predictions: Label, line style and forecast_sample.json of each model.
+        step_s: Seconds between steps, for an axis in time; None where it is not known.
     """
-    sample = read_json(run_dir / "forecast_sample.json")
-    windows, target_start = sample["windows"], sample["target_start"]
-    figure, axes = _figure(1, len(windows), width=12, height=3.6)
-    for place, (ax, window) in enumerate(zip(axes[0], windows, strict=True)):
-        context = dict(enumerate(_gaps(window["context"]), start=1 - target_start))
-        truth, naive, prediction = (
-            {
-                step: float("nan") if math.isfinite(context.get(step, float("nan"))) else value
-                for step, value in enumerate(_gaps(window[line]), start=1)
-            }
-            for line in ("truth", sample["naive"], "prediction")
-        )
-        for values, label, style in (
-            (context, "context", {"color": GREY}),
-            (truth, "truth", {"color": "black"}),
-            (naive, sample["naive"].replace("_", " "), {"color": ORANGE, "linestyle": ":"}),
-            (prediction, "prediction", {"color": BLUE, "linewidth": 2}),
-        ):
-            ax.plot(list(values), list(values.values()), label=label, **style)
-        for border in sample["patch_starts"]:
-            ax.axvline(border - target_start + 0.5, color=GREY, alpha=0.3, linewidth=0.6)
-        ax.axvline(0.5, color="black", linewidth=0.8)
-        ax.set_title(
-            f"from {window['start']}" if window["start"] else f"window {place}", fontsize=9
-        )
-        ax.set_xlabel("step, 1 at that time" if window["start"] else "step")
-    unit = f" ({sample['unit']})" if sample["unit"] else ""
-    axes[0][0].set_ylabel(f"{sample['channel']}{unit}")
-    lines, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(lines, labels, fontsize=8, loc="outside lower center", ncols=4)
+    first = predictions[0][2]
+    naive, target_start = first["naive"], first["target_start"]
+    figure, (axes,) = new_figure(1, len(first["windows"]), width=12, height=4.2, sharey=True)
+    for place, (ax, window) in enumerate(zip(axes, first["windows"], strict=True)):
+        context = np.array(_with_gaps(window["context"]))
+        steps_L = np.arange(len(context)) + 1 - target_start
+        steps_H = np.arange(len(window["truth"])) + 1
+        is_seen_H = np.isin(steps_H, steps_L[np.isfinite(context)])
+        # As much context as two horizons, at least a patch: the forecast is what is looked at.
+        since = 1 - max(2 * len(steps_H), 32) if target_start else 1
+        axis = _axis(ax, window["start"], step_s)
+
+        def ahead(
+            values: Any, axis: Any = axis, steps: Any = steps_H, seen: Any = is_seen_H
+        ) -> Any:
+            return axis(steps), np.where(seen, math.nan, _with_gaps(values))
+
+        for border in np.array(first["patch_starts"]) - target_start + 0.5:
+            if border > since:
+                ax.axvline(axis(border), color="0.85", linewidth=0.8)
+        ax.axvline(axis(0.5), color="black", linewidth=0.8)
+        is_shown_L = steps_L >= since
+        ax.plot(axis(steps_L[is_shown_L]), context[is_shown_L], color=GREY, label="context")
+        ax.plot(*ahead(window["truth"]), color="black", linewidth=2, label="truth")
+        # Dots without a line: arms have all the dashes.
+        ax.plot(*ahead(window[naive]), ".", color=GREY, ms=3, label=naive.replace("_", " "))
+        for label, line, sample in predictions:
+            ax.plot(*ahead(sample["windows"][place]["prediction"]), label=label, **line)
+        start = window["start"].replace("T", " ").removesuffix(":00")
+        ax.set_title(f"from {start}" if start else f"window {place + 1}")
+    unit = f" ({first['unit']})" if first["unit"] else ""
+    axes[0].set_ylabel(f"{first['channel']}{unit}")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
-def _gaps(values: list[float | None]) -> list[float]:
+def _axis(ax: Any, start: str, step_s: float | None) -> Callable[[Any], Any]:
+    """From steps, 1 at the forecast's start, to the axis: of time where that is known."""
+    if not start or step_s is None:
+        ax.set_xlabel("steps from the forecast's start")
+        return np.asarray
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+    def moment(steps: Any) -> Any:
+        after_ms = np.round((np.asarray(steps) - 1) * step_s * 1000)
+        return np.datetime64(start, "ms") + after_ms.astype("timedelta64[ms]")
+
+    return moment
+
+
+def _with_gaps(values: list[float | None]) -> list[float]:
     """JSON's null as NaN, at which matplotlib breaks a line."""
-    return [float("nan") if value is None else value for value in values]
+    return [math.nan if value is None else value for value in values]
 
 
 def _gradient_norms(run_dir: Path) -> Any:
     """Gradient norm of each component over the steps, before clipping."""
-    rows = read_metrics(run_dir, "step")
-    figure, ((ax,),) = _figure(1, 1, width=8, height=4)
-    names = [key for key in (rows[0] if rows else {}) if key.startswith("grad_norm/")]
     from matplotlib import colormaps
 
-    shades = colormaps["viridis"]
+    rows = read_metrics(run_dir, "step")
+    figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
+    names = [key for key in (rows[0] if rows else {}) if key.startswith("grad_norm/")]
     blocks = [name for name in names if "/block_" in name]
+    shades = dict(zip(blocks, colormaps["viridis"](np.linspace(0, 1, len(blocks))), strict=True))
+    known = {"total": "black", "head": ORANGE, "patch": BLUE}
     for name in names:
-        # 0 is a frozen component: a gap in the curve, not a point on a log axis.
-        values = [row[name] or None for row in rows]
-        color: Any = {"total": "black", "head": ORANGE, "patch": BLUE}.get(name.split("/")[1], GREY)
-        if name in blocks:
-            color = shades(blocks.index(name) / max(1, len(blocks) - 1))
+        is_total = name.endswith("/total")
         ax.plot(
             [row["step"] for row in rows],
-            [float("nan") if v is None else v for v in values],
+            # 0 is a frozen component: a gap in the curve, not a point on a log axis.
+            [row[name] or math.nan for row in rows],
             linestyle="-" if name in blocks else "--",
-            color=color,
+            color=shades.get(name, known.get(name.split("/")[1], GREY)),
             label=name.removeprefix("grad_norm/"),
             marker=".",
-            linewidth=4 if name.endswith("/total") else 1,
-            alpha=0.3 if name.endswith("/total") else 1.0,
+            linewidth=4 if is_total else 1,
+            alpha=0.3 if is_total else 1.0,
         )
     if names:
         ax.set_yscale("log")
-        figure.legend(fontsize=8, loc="outside right upper")
+        figure.legend(loc="outside right upper")
     ax.set_xlabel("step")
     ax.set_ylabel("L2 gradient norm, before clipping")
+    return figure
+
+
+def _history(histories: Sequence[History], objective: str) -> Any:
+    """Each trial's value, and the best so far; an arrow where the value is far beyond."""
+    figure, ((ax,),) = new_figure(1, 1, width=6.4, height=3.8)
+    maximize = histories[0].maximize
+    low, high = _colour_range(np.concatenate([history.values for history in histories]), maximize)
+    low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
+    for place, history in enumerate(histories):
+        line = arm_style(place)
+        order = np.argsort(history.slots)
+        slots, values = np.asarray(history.slots)[order], np.asarray(history.values)[order]
+        best = np.maximum.accumulate(values) if maximize else np.minimum.accumulate(values)
+        ax.plot(slots, np.clip(values, low, high), ms=5, alpha=0.6, **line | {"linestyle": ""})
+        for is_beyond, edge, arrow in ((values > high, high, "^"), (values < low, low, "v")):
+            beyond = slots[is_beyond]
+            ax.plot(beyond, np.full(len(beyond), edge), arrow, color=line["color"], ms=9)
+        ax.step(slots, np.clip(best, low, high), where="post", color=line["color"], lw=2,
+                label=f"{history.arm}: best so far")  # fmt: skip
+    whole_ticks(ax, "trial")
+    ax.set_ylabel(objective)
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _importances(histories: Sequence[History]) -> Any:
+    """Bars by parameter, one group for each arm."""
+    keys = sorted({key for history in histories for key in history.importances})
+    rows = len(keys) * len(histories)
+    figure, ((ax,),) = new_figure(1, 1, width=6.4, height=1.2 + 0.35 * rows)
+    height = 0.8 / len(histories)
+    for place, history in enumerate(histories):
+        shares = [history.importances.get(key, 0.0) for key in keys]
+        places = np.arange(len(keys)) + place * height
+        colour = arm_style(place)["color"]
+        ax.barh(places, shares, height=height * 0.9, color=colour, label=history.arm)
+    ax.set_yticks(np.arange(len(keys)) + (len(histories) - 1) * height / 2, keys)
+    ax.set_xlabel("importance (PED-ANOVA, shares add up to 1)")
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _colour_range(values: Any, maximize: bool) -> tuple[float, float]:
+    """The best 90 % of the values: a diverged trial would hide all others."""
+    low, high = np.quantile(values, [0.1, 1.0] if maximize else [0.0, 0.9])
+    return float(low), float(high)
+
+
+def _surface_of(history: History) -> Surface | None:
+    rate = next((key for key in RATES if any(key in p for p in history.params)), None)
+    points = [
+        (params[UNFREEZE], params[rate], value)
+        for params, value in zip(history.params, history.values, strict=True)
+        if rate is not None and UNFREEZE in params and rate in params
+    ]
+    if rate is None or len(points) < 2:
+        return None
+    return history.arm, rate, np.asarray(points, dtype=float)
+
+
+def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool) -> Any:
+    """The objective over unfreeze epoch and learning rate, the best setting ringed."""
+    figure, axes = panels(
+        len(surfaces),
+        width=4.2,
+        height=3.8,
+        sharex=True,  # so that two arms' surfaces can be compared
+        sharey=len({rate for _, rate, _ in surfaces}) == 1,
+    )
+    low, high = _colour_range(
+        np.concatenate([points_S3[:, 2] for _, _, points_S3 in surfaces]), maximize
+    )
+    for ax, (arm, rate, points_S3) in zip(axes, surfaces, strict=True):
+        unfreeze, rates, values = points_S3.T
+        shown = ax.scatter(unfreeze, rates, c=values, s=90, vmin=low, vmax=high,
+                           cmap="viridis_r" if maximize else "viridis",
+                           edgecolors=GREY, linewidths=0.5)  # fmt: skip
+        best = int(np.argmax(values) if maximize else np.argmin(values))
+        ax.plot(unfreeze[best], rates[best], "o", ms=16, mfc="none", mec=ORANGE, mew=2.5)
+        ax.set_yscale("log")
+        whole_ticks(ax, "unfreeze epoch")
+        ax.set_ylabel(rate)
+        ax.set_title(f"{arm}: best {values[best]:.4g}")
+    figure.colorbar(shown, ax=axes, label=objective, extend="min" if maximize else "max")
     return figure

@@ -57,27 +57,34 @@ class Result:
 
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The rows of one kind from `metrics.jsonl`.
+    """The rows of one kind from `metrics.jsonl`; those of other kinds are not looked at.
 
     Args:
         run_dir: A run directory.
         kind: eval (a row per evaluation), step (per logged step) or probe (update ratios).
 
     Raises:
-        DataError: if the file is missing, or a line other than an unfinished last one is not JSON.
+        DataError: if the file is missing, or a line other than an unfinished last one is no row.
     """
     path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: {run_dir} is not a run directory.")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: {run_dir} is not a run directory.") from error
+    wanted = f'{{"kind": "{kind}"'.encode()
     rows = []
     for number, line in enumerate(lines, start=1):
+        is_other = line.startswith(b'{"kind": "') and not line.startswith(wanted)
+        if is_other or not line.strip():
+            continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             if number == len(lines):
                 break  # a run that is still writing, or was killed while it did
             raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: no JSON object.")
         if row.get("kind") == kind:
             rows.append(row)
     return rows

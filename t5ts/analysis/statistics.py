@@ -8,6 +8,7 @@ which is too small by √(4/5), and has no allowance for not knowing it; the t i
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -70,22 +71,14 @@ class Estimate:
 def mean_interval(values: Sequence[float] | Array) -> Estimate:
     """Student's t interval and test of a mean, for instance of paired differences over seeds.
 
-    mean ± t(0.975, n−1) · sd / √n, where sd has n−1 in its denominator. Identical values give an
-    interval of no width: seeds that differ in nothing say nothing about other seeds, so look twice.
-
-    Skew: if the weights change nothing, the two arms' losses at a seed may be exchanged, (a, b) is
-    distributed as (b, a), so a − b as b − a: symmetric about 0 however skewed the losses
-    themselves are, and the test keeps its 5 %. Not so where arms of equal mean differ in spread or
-    shape (random weights are drawn anew at each seed, a checkpoint is not): an asymmetric
-    difference of mean 0 is rejected more often than 5 % of the time, up to 12 % at 5 seeds where
-    it is exponential. `benchmarks/coverage.py` has both; `permutation_p` assumes exchangeability
-    alone.
+    mean ± t(0.975, n−1) · sd / √n. If the arms' losses at a seed are exchangeable, their difference
+    is symmetric and the test keeps its 5 %; where arms of equal mean differ in spread or shape it
+    rejects more, up to 12 % at 5 seeds (`benchmarks/coverage.py` has both).
 
     Args:
-        values: (n,) finite observations; NaN are left out.
+        values: (n,) observations; NaN are left out.
 
-    Source: Student 1908; the paired form as in Demšar 2006, section 3.1.1; exchangeability: Fisher
-        1935; skew: Bartlett 1935.
+    Source: Student 1908; the paired form as in Demšar 2006, section 3.1.1; Fisher 1935.
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[np.isfinite(x)]
@@ -103,21 +96,16 @@ def _t_estimate(
     from scipy.stats import t
 
     half = float(t.ppf(1 - ALPHA / 2, degrees)) * standard_error
+    p = float(mean == 0)  # where all observations are the same
     if standard_error > 0:
         p = 2 * float(t.sf(abs(mean) / standard_error, degrees))
-    else:
-        p = 1.0 if mean == 0 else 0.0
     return Estimate(
         value=mean, low=mean - half, high=mean + half, p=p, sd=sd, count=count, degrees=degrees
     )
 
 
 def log_ratio(numerator: Sequence[float] | Array, denominator: Sequence[float] | Array) -> Estimate:
-    """Mean of log(numerator / denominator) over pairs: the log of the geometric-mean ratio.
-
-    Args:
-        numerator, denominator: (n,) positive and paired, for instance two arms' losses by seed, or
-            a model's and seasonal naive's losses by data set.
+    """Mean log(numerator / denominator) over n pairs of positive values: geometric-mean ratio.
 
     Source: Fleming & Wallace 1986 (only geometric means of ratios do not depend on the reference).
     """
@@ -128,9 +116,7 @@ def log_ratio(numerator: Sequence[float] | Array, denominator: Sequence[float] |
 def permutation_p(differences: Sequence[float] | Array) -> float:
     """Sign-flip permutation test of paired differences: p of |mean| if the arms were exchangeable.
 
-    Exact up to 13 pairs. With n pairs p is at least 2/2ⁿ: 5 pairs can never go below 0.0625.
-
-    Source: Fisher 1935; scipy.stats.permutation_test.
+    Exact up to 13 pairs; at least 2/2ⁿ. Source: Fisher 1935; scipy.stats.permutation_test.
     """
     from scipy.stats import permutation_test
 
@@ -176,15 +162,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def simultaneous(family: Sequence[Estimate]) -> list[Estimate]:
     """A family's estimates with Holm's p-values, each with the interval that says the same.
 
-    Holm tests the smallest of m p-values at 5 % / m, the next at 5 % / (m − 1), and stops at the
-    first that fails. Each interval here is at the level at which its own hypothesis was tested,
-    those behind the stop at the level of the stop. So an interval excludes 0 if and only if the
-    adjusted p is below 5 %, and the chance that any of them excludes a 0 that is true is at most
-    5 %. Every interval covers its truth in at least 95 % of studies; that all do at once is
-    promised for those that include 0 only (`benchmarks/coverage.py` measures it).
-
-    Args:
-        family: Unadjusted estimates (tests = 1); those without a p stay as they are.
+    Each interval is at the level at which Holm tested its hypothesis (5 % / m for the smallest of
+    m p-values, then 5 % / (m − 1), …), those behind the first that failed at its level. So it
+    excludes 0 if and only if the adjusted p is below 5 %. Estimates without a p stay as they are.
 
     Source: Holm 1979; regions for step-down tests: Guilbaud 2008, Strassburger & Bretz 2008.
     """
@@ -211,23 +191,17 @@ def robust_p(
     rate: float = FAILURE_RATE,
     spreads: float = FAILURE_SPREADS,
 ) -> float:
-    """p of a mean against failures that these seeds happened not to show.
+    """p of a mean against failures that these seeds happened not to show; NaN of fewer than 2.
 
-    If one seed in ten fails by ten standard deviations, an arm that is one standard deviation ahead
-    at the others gains nothing on average. Five seeds show no such failure in 59 % of studies, and
-    nothing in them tells; Student's t then calls the lead real. Here the hypothesis is that the
-    mean of seeds that did not fail is at most rate · spreads standard deviations from 0, which the
-    failures take away again. Below 5 % the direction stands even so; above it the result is about
-    the kind of seeds seen. Failures among the seeds need no such test: they widen the t interval
-    so much that up to three of them, at seeds that otherwise agree, never carry a verdict.
+    If one seed in ten fails by ten standard deviations, a lead of one standard deviation at the
+    others is no gain on average, and 59 % of studies of five seeds show no such failure. The
+    hypothesis is that the mean of seeds that did not fail is at most rate · spreads standard
+    deviations from 0. Below 5 % the direction holds even so.
 
     Args:
         differences: (n,) paired differences; NaN are left out.
         rate: Share of seeds that fail.
         spreads: By how many standard deviations of the others' differences.
-
-    Returns:
-        NaN with fewer than 2 values.
 
     Source: minimum-effect test with the noncentral t (Murphy & Myors 1999); the hypothesis from
         Huber's (1964) contaminated laws; own combination, measured in benchmarks/coverage.py.
@@ -247,16 +221,10 @@ def robust_p(
 
 
 def outlying(values: Sequence[float] | Array) -> list[int]:
-    """Which values are unlike the others, if those are normal: wrong in 5 to 8 % of sets.
+    """Which of (n,) finite values are unlike the others, if those are normal; the farthest first.
 
     Up to a quarter of them, one at least: the farthest is compared with Student's t to those that
-    remain, and taken out before the next. From 4 values on.
-
-    Args:
-        values: (n,) finite values.
-
-    Returns:
-        Indices, the farthest first.
+    remain, and taken out before the next. None of fewer than 4. Wrong in 5 to 8 % of sets.
 
     Source: Grubbs 1950; generalised extreme studentised deviate, Rosner 1983.
     """
@@ -280,28 +248,20 @@ def outlying(values: Sequence[float] | Array) -> list[int]:
 
 
 def variance_over_time(series: Sequence[float] | Array, *, horizon: int) -> tuple[float, int]:
-    """Variance of the mean of losses of windows that start at every step, and what it knows.
+    """Variance of the mean of losses of windows that start at every step; its degrees of freedom.
 
     The long-run variance is the mean square of the first ν coefficients of the orthonormal cosine
-    transform, the constant left out: slow waves of the series, on which dependence over less than
-    n/ν windows acts as on the mean itself. So nothing has to be assumed of how it dies out, and the
-    estimate has ν degrees of freedom. ν = n / 3h, at most 8 and at least 3: a few, since losses may
-    depend on each other far beyond the overlap (weather, load), and fewer where the overlap of
-    h − 1 windows would reach into the waves. Divided by Harvey, Leybourne & Newbold's
-    (n + 1 − 2h + h(h−1)/n) / n for what the estimated mean takes away.
-
-    Where it ends: if loss differences stay correlated over a fortieth of the windows, a test at 5 %
-    rejects 6 % of true hypotheses; over a twentieth 10 %, a tenth 12 % (benchmarks/coverage.py).
+    transform, the constant left out: slow waves, on which dependence over less than n/ν windows
+    acts as on the mean itself. ν = n / 3h, at most 8 and at least 3, are its degrees of freedom.
+    If loss differences stay correlated over a fortieth of the windows, a test at 5 % rejects 6 % of
+    true hypotheses; over a twentieth 10 %, a tenth 12 % (benchmarks/coverage.py).
 
     Args:
         series: (n,) in time order; at least 2.
         horizon: h, the steps that a forecast reaches: neighbouring windows share h − 1 of them.
 
-    Returns:
-        The variance of the mean, and its degrees of freedom.
-
-    Source: Müller 2004 and 2007; Lazarus, Lewis, Stock & Watson 2018 ("EWC"), who compare it with
-        Newey & West's; Harvey, Leybourne & Newbold 1997, eq. 9. The bounds of ν: own, measured.
+    Source: Müller 2004 and 2007; Lazarus, Lewis, Stock & Watson 2018 ("EWC"); the divisor from
+        Harvey, Leybourne & Newbold 1997, eq. 9. The bounds of ν: own, measured.
     """
     from scipy.fft import dct
 
@@ -317,9 +277,6 @@ def diebold_mariano(
     losses_a: Sequence[float] | Array, losses_b: Sequence[float] | Array, *, horizon: int
 ) -> Estimate:
     """Diebold–Mariano: do two forecasts differ over time, given that windows overlap?
-
-    The mean of the loss difference a − b over the root of its `variance_over_time`, against
-    Student's t with that variance's degrees.
 
     Args:
         losses_a, losses_b: (n,) per window, in time order (a window starts at each step).
@@ -341,18 +298,15 @@ def diebold_mariano(
 def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
     """Interval of a mean difference for new seeds AND new windows of the same series.
 
-    Seeds and windows are crossed (each seed forecasts the same windows), so both are sources of
-    error: variance = s²(seed means)/S + `variance_over_time` of the seeds' mean difference, with
-    Satterthwaite's degrees of freedom. The seeds' interval alone (`mean_interval`) holds for
-    these very windows only.
+    Variance = s²(seed means)/S + `variance_over_time` of the seeds' mean difference, with
+    Satterthwaite's (1946) degrees of freedom.
 
     Args:
         differences_SW: (S, W) loss differences of S paired seeds on W windows in time order.
         horizon: Steps that a forecast reaches.
 
-    Source: own, from the crossed random-effects variance (Owen 2007, "The pigeonhole bootstrap":
-        resampling both ways estimates this sum, slightly from above); Satterthwaite 1946; checked
-        in benchmarks/coverage.py.
+    Source: own, from the crossed random-effects variance (Owen 2007, "The pigeonhole bootstrap");
+        checked in benchmarks/coverage.py.
     """
     d = np.asarray(differences_SW, dtype=np.float64)
     num_seeds, num_windows = d.shape
@@ -378,9 +332,8 @@ def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
 def crossed_log_ratio(numerator_SW: Array, denominator_SW: Array, *, horizon: int) -> Estimate:
     """Mean log-ratio of two arms' losses, with the interval for new seeds and new windows.
 
-    The value is `log_ratio`'s of the losses by seed (means over windows), so both can stand in one
-    line; its error over windows is that of log-ratios linearised at each seed's means. Unlike a
-    difference over the mean loss it cannot say "105 % lower".
+    The value is `log_ratio`'s of the losses by seed (means over windows); its error over windows is
+    that of log-ratios linearised at each seed's means.
 
     Args:
         numerator_SW, denominator_SW: (S, W) losses at the same seeds and windows, in time order.
@@ -394,10 +347,9 @@ def crossed_log_ratio(numerator_SW: Array, denominator_SW: Array, *, horizon: in
 
 
 def _spreads(pilot: int, count: int) -> tuple[Array, Array]:
-    """Equally likely sample spreads over the true one: of a pilot study, and of a later one.
+    """Equally likely sample spreads over the true one: a pilot's (100, 1), a later study's (100,).
 
-    Returns:
-        (100, 1) and (100,): the root of chi-square over its degrees, at midpoints of 100 cells.
+    The root of chi-square over its degrees, at midpoints of 100 cells.
     """
     from scipy.stats import chi2
 
@@ -413,17 +365,13 @@ def resolvable_effect(
 ) -> float:
     """The smallest true effect that so many paired seeds show, at Holm's most stringent level.
 
-    "Show": the interval excludes 0 on the right side, in `power` of studies. The spread is known
-    from a few seeds only, so the power is averaged over what they may have missed: over pilot
-    studies that announce this effect and later studies of `count` seeds, it is met. (Taken for the
-    true one, a spread from 5 seeds promises an effect that is shown in about 70 %.)
+    "Show": the interval excludes 0 on the right side, in `power` of studies, averaged over what a
+    pilot of few seeds may have missed of the spread.
 
     Args:
-        sd: Standard deviation of paired differences.
+        sd: Standard deviation of paired differences, from `pilot` seeds (default: `count`).
         count: Paired seeds of the study that shall show it.
-        pilot: Seeds that `sd` was estimated from; `count` of them by default.
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
-        power: Share of studies.
 
     Returns:
         In the units of sd; NaN if sd is unknown or there are fewer than 2 seeds.
@@ -451,17 +399,14 @@ def seeds_needed(
 ) -> int | None:
     """Paired seeds that decide whether there is a difference that matters, whatever the truth.
 
-    A study decides if its interval excludes 0 or lies within ±margin. The truth that is hardest to
-    decide is half the margin: then the interval has to be shorter than the margin, more or less.
-    An effect that was seen is no part of this: what few seeds saw of a small effect is mostly
-    noise, and planned for that, studies decide in half of the cases where 80 % were announced.
+    A study decides if its interval excludes 0 or lies within ±margin, in `power` of studies. The
+    truth that is hardest to decide is half the margin. The effect that was seen is no part of this:
+    of a small effect few seeds see mostly noise.
 
     Args:
-        sd: Standard deviation of paired differences.
-        count: Paired seeds that it was estimated from; what they may have missed is allowed for.
+        sd: Standard deviation of `count` paired differences.
         margin: Largest difference that does not matter, in the same units.
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
-        power: Share of studies that decide, over pilot studies and the studies they ask for.
 
     Returns:
         At least 2; None if more than 10,000 would be needed, or nothing is known.
@@ -488,29 +433,19 @@ def seeds_needed(
         )
         return float(np.mean(1 - (above - below))) >= power
 
-    if not reaches(MOST_SEEDS):
-        return None
-    few, enough = 1, 2
-    while not reaches(enough):
-        few, enough = enough, min(2 * enough, MOST_SEEDS)
-    while enough - few > 1:
-        middle = (few + enough) // 2
-        few, enough = (few, middle) if reaches(middle) else (middle, enough)
-    return enough
+    counts = range(2, MOST_SEEDS + 1)
+    place = bisect_left(counts, True, key=reaches)
+    return counts[place] if place < len(counts) else None
 
 
 def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
-    """Slope of a gap over the last epochs, estimated per seed: below 0 the gap is closing.
+    """Change per epoch of a gap over the last epochs: below 0 it is closing.
 
-    A least-squares line per seed, then Student's t over the seeds' slopes, so that the dependence
-    of one run's epochs on each other does not count as information.
+    A least-squares line per seed, then Student's t over the seeds' slopes.
 
     Args:
         gap_SE: (S, E) gap of S paired seeds at E epochs.
         epochs_E: (E,) the epochs; at least two.
-
-    Returns:
-        Change of the gap per epoch.
 
     Source: summary-measures analysis (Matthews et al. 1990).
     """
@@ -523,8 +458,7 @@ def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
 def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
     """Training examples with which a run from scratch would reach a loss.
 
-    Piecewise linear in (log size, log loss), on the lower hull (more data never hurts): a loss
-    curve is a power law in the amount of data, straight there.
+    Piecewise linear in (log size, log loss), on the lower hull (more data never hurts).
 
     Args:
         sizes_F: (F,) training windows, ascending.
@@ -534,8 +468,7 @@ def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
     Returns:
         Windows; inf if the loss is below all that was measured, NaN if it is above it.
 
-    Source: Hernandez et al. 2021, "Scaling Laws for Transfer", section 2: the effective data
-        transferred is this less the data that the pretrained model was fine-tuned on.
+    Source: Hernandez et al. 2021, "Scaling Laws for Transfer", section 2.
     """
     log_size = np.log(np.asarray(sizes_F, dtype=np.float64))
     log_loss = np.log(np.minimum.accumulate(np.asarray(scratch_F, dtype=np.float64)))
@@ -549,15 +482,9 @@ def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
 
 
 def crossing(x: Array, y: Array, target: float) -> float:
-    """Where a falling curve first reaches a target, linear between the points.
+    """Where a falling curve y (n,) over ascending x (n,) first reaches a target.
 
-    Args:
-        x: (n,) ascending (epochs or steps).
-        y: (n,) the curve (a loss).
-        target: The height to reach.
-
-    Returns:
-        In the units of x; inf if it is never reached.
+    Linear between the points; in the units of x, inf if never.
     """
     below = np.flatnonzero(np.asarray(y) <= target)
     if len(below) == 0:

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from t5ts.analysis.results import FAILURE, Result, check_files, read_json, read_result
+from t5ts.analysis.results import (
+    FAILURE,
+    Result,
+    check_files,
+    read_json,
+    read_metrics,
+    read_result,
+)
 from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY
 from t5ts.errors import DataError
 
 Array = npt.NDArray[np.float64]
 #: What says that a directory is a run's.
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
-_NONFINITE = re.compile(rb'"nonfinite_steps": (\d+)')
-_EVAL, _STEP = b'{"kind": "eval"', b'{"kind": "step"'
+_NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MULTILINE)
 #: Settings that cannot change what a run is compared on, besides those that change no number.
 _NOT_SETTINGS = (
     *NOT_IDENTITY,
@@ -138,7 +144,9 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything else that can change a number, less the seed; a key that is off is none."""
-        apart = (*_NOT_SETTINGS, *_CONDITION)
+        apart: tuple[str, ...] = (*_NOT_SETTINGS, *_CONDITION)
+        if self.config["init.name"] == "random":
+            apart += ("init.path",)  # whose donor the other arms have
         return {
             k: v for k, v in self.config.items() if not k.startswith(apart) and not _is_off(k, v)
         }
@@ -167,7 +175,7 @@ class Run:
             return None
 
     def forecast_sample(self) -> dict[str, Any] | None:
-        """A few forecasts beside the truth; None if not recorded."""
+        """A few forecasts with the truth; None if not recorded."""
         try:
             return read_json(self.path / "forecast_sample.json")
         except DataError:
@@ -229,12 +237,12 @@ class Study:
         """A polars DataFrame with a row per usable run: identity, settings and final metrics."""
         import polars as pl
 
-        keys = sorted({key for run in self.runs for key in run.config})
-        keys = [k for k in keys if len({json.dumps(r.config.get(k)) for r in self.runs}) > 1]
-        metrics = sorted({name for run in self.finished for name in run.result.metrics})  # type: ignore[union-attr]
+        keys = varying([run.config for run in self.runs])
+        metrics = sorted({name for run in self.runs if run.result for name in run.result.metrics})
         rows = []
         for run in self.runs:
-            row: dict[str, Any] = {
+            result = run.result
+            row = {
                 "path": str(run.path),
                 "identity": run.provenance.get("identity"),
                 "arm": run.arm,
@@ -242,14 +250,20 @@ class Study:
                 "seed": run.seed,
                 "state": run.state,
                 "epochs": run.epochs,
-                "best_epoch": run.result.best_epoch if run.result else None,
-                "seconds": run.result.seconds if run.result else None,
-                "objective": run.result.objective if run.result else None,
+                "best_epoch": result and result.best_epoch,
+                "seconds": result and result.seconds,
+                "objective": result and result.objective,
             }
             row |= {k: _scalar(run.config.get(k)) for k in keys if k != "seed"}
-            row |= {name: run.metric(name) if run.result else None for name in metrics}
+            row |= {name: result and run.metric(name) for name in metrics}
             rows.append(row)
         return pl.DataFrame(rows, infer_schema_length=None, strict=False)
+
+
+def varying(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys whose values differ between some settings, ascending; a key that is absent is null."""
+    keys = sorted({key for one in settings for key in one})
+    return [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
 
 
 def _scalar(value: Any) -> Any:
@@ -337,6 +351,7 @@ def read_run(path: Path) -> Run:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """A run's config.yaml with dotted keys."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -346,47 +361,31 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError("it has no config.yaml: it ended before it began") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"config.yaml is not YAML ({str(error).splitlines()[0]})") from error
-    flat: dict[str, Any] = {}
-
-    def flatten(node: dict[str, Any], prefix: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                flatten(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value
-
     if not isinstance(nested, dict):
         raise DataError("config.yaml is empty or holds no settings")
-    flatten(nested, "")
-    missing = [key for key in _NEEDED if key not in flat]
-    if missing:
+    flat = dict(_flat(nested, ""))
+    if missing := [key for key in _NEEDED if key not in flat]:
         raise DataError(f"config.yaml lacks {', '.join(missing)}: not a run of t5ts")
     return flat
 
 
+def _flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _read_metrics(run: Run) -> None:
     """Evaluations and probes of metrics.jsonl; of the many step rows only what is counted."""
-    evals: list[dict[str, Any]] = []
-    probes: list[dict[str, Any]] = []
-    lines = (run.path / "metrics.jsonl").read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if line.startswith(_STEP):
-            found = _NONFINITE.search(line)
-            run.nonfinite_steps += int(found[1]) if found else 0
-        elif line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                if number == len(lines):
-                    break  # a run that is still writing, or was killed while it did
-                raise DataError(f"metrics.jsonl, line {number} is not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"metrics.jsonl, line {number} is no JSON object")
-            (evals if line.startswith(_EVAL) else probes).append(row)
+    evals, probes = (read_metrics(run.path, kind) for kind in ("eval", "probe"))
     try:
         run.evals, run.probes = _columns(evals), _columns(probes)
     except (TypeError, ValueError) as error:
         raise DataError(f"metrics.jsonl holds a value that is no number ({error})") from error
+    steps = _NONFINITE.findall((run.path / "metrics.jsonl").read_bytes())
+    run.nonfinite_steps = sum(int(number) for number in steps)
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:

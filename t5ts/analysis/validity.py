@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, Pair
-from t5ts.analysis.study import Run
+from t5ts.analysis.study import Run, varying
 from t5ts.analysis.words import plural
 
 #: Fewer paired seeds than this, and a t interval is wide whatever the truth is.
@@ -20,25 +20,28 @@ SCALE_FACTOR = 10.0
 FAILED_SHARE = 0.2
 #: One arm's trials came to less than this share of what the other's did: no equal tuning.
 TRAINED_SHARE = 0.5
-#: Words of the loader's notes on weights that are not what init=t5 promises.
+#: Words of the loader's notes on weights that are not what a pretrained init promises.
 NOT_PRETRAINED = re.compile("control, not pretrained|origin: (control|random)")
 #: Settings that name a checkpoint or say what is known of it: they may differ between two.
 _OF_CHECKPOINT = (
     *CHECKPOINT,
+    "init.",
     "backbone.sha256",
     "backbone.licence",
     "backbone.full_params",
     "backbone.embedding_rms",
 )
 OK, NOTE, BROKEN = "holds", "note", "broken"
+#: Whether an invariant holds, and the evidence.
+Evidence = tuple[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Check:
     """One invariant: what it asks, whether it holds, and the evidence.
 
     Attributes:
-        status: holds, note (worth knowing, the comparison stands), or broken (no verdict).
+        status: holds, note (worth knowing, the comparison is kept), or broken (no verdict).
     """
 
     name: str
@@ -48,37 +51,37 @@ class Check:
 
 def check_pair(pair: Pair) -> list[Check]:
     """Everything that must hold before a difference may be blamed on the weights."""
-    return [
-        _differences(pair),
-        *_both_plans(pair),
-        _budget(pair),
-        _failed_seeds(pair),
-        _same_start(pair),
-        _weights_proven(pair),
-        _freezing_proven(pair),
-        _same(pair, "same data", lambda r: (r.provenance.get("data") or {}).get("sha256"), BROKEN),
-        _same(pair, "same windows", lambda r: r.provenance.get("windows"), BROKEN),
-        _same(pair, "same precision", lambda r: r.provenance.get("precision"), BROKEN),
-        _same(pair, "same code", lambda r: r.provenance.get("git"), NOTE),
-        _same(pair, "same versions", lambda r: r.provenance.get("versions"), NOTE),
-        _same(
-            pair,
-            "same device",
-            lambda r: (r.provenance.get("device"), r.provenance.get("processor")),
-            NOTE,
-        ),
-        _selection(pair),
-        _seeds(pair),
-        _scale(pair),
-    ]
+    found = {
+        "only the weights differ": _differences(pair),
+        "both weights had the same plans": _both_plans(pair),
+        "equal tuning budget": _budget(pair),
+        "no arm lost its seeds": _failed_seeds(pair),
+        "paired start: same patch and head tensors at the same seed": _same_start(pair),
+        "the arms' weights are proven": _weights_proven(pair),
+        "frozen parts did not move, unfrozen ones did": _freezing_proven(pair),
+        "same data": _same(pair, lambda about: (about.get("data") or {}).get("sha256"), BROKEN),
+        "same windows": _same(pair, lambda about: about.get("windows"), BROKEN),
+        "same precision": _same(pair, lambda about: about.get("precision"), BROKEN),
+        "same code": _same(pair, lambda about: about.get("git"), NOTE),
+        "same versions": _same(pair, lambda about: about.get("versions"), NOTE),
+        "same device": _same(pair, lambda of: (of.get("device"), of.get("processor")), NOTE),
+        "validation selected, after all epochs": _selection(pair),
+        "paired seeds": _seeds(pair),
+        "scale at step 0": _scale(pair),
+    }
+    return _checks(found)
 
 
-def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
-    """Settings of the two best points that differ: key to (treatment's, control's)."""
-    if pair.treatment.best is None or pair.control.best is None:
-        return {}
-    a, b = pair.treatment.best.settings, pair.control.best.settings
-    return {k: (a.get(k), b.get(k)) for k in sorted(a | b) if a.get(k) != b.get(k)}
+def check_condition(condition: Condition, left_out: Sequence[Run] = ()) -> list[Check]:
+    """What is worth knowing of all runs on one data set, whichever arms are compared."""
+    return _checks(
+        {
+            "finished": _unfinished(condition),
+            "no run failed": _diverged(condition),
+            "better than predicting the mean": _worse_than_mean(condition),
+            "every run could be read": _left_out(left_out),
+        }
+    )
 
 
 def check_plans(pairs: Iterable[Pair]) -> list[Check]:
@@ -91,14 +94,26 @@ def check_plans(pairs: Iterable[Pair]) -> list[Check]:
         for pair in pairs
         if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
     ]
-    if not unequal:
-        return []
-    detail = f"settings tried: {'; '.join(unequal)}. The one that was tuned more is favoured"
-    return [Check(name="equal tuning of the plans", status=NOTE, detail=detail)]
+    detail = f"settings tried: {'; '.join(unequal)}. This favours the arm with more"
+    return _checks({"equal tuning of the plans": (NOTE, detail) if unequal else None})
+
+
+def _checks(found: dict[str, Evidence | None]) -> list[Check]:
+    """The invariants that were asked about."""
+    return [Check(name, *evidence) for name, evidence in found.items() if evidence is not None]
+
+
+def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
+    """Settings of the two best points that differ: key to (treatment's, control's)."""
+    if pair.treatment.best is None or pair.control.best is None:
+        return {}
+    a, b = pair.treatment.best.settings, pair.control.best.settings
+    return {k: (a.get(k), b.get(k)) for k in sorted(a | b) if a.get(k) != b.get(k)}
 
 
 def loader_notes(arm: Arm) -> list[str]:
     """What the loader noted of a pretrained arm's weights, each note once."""
+    promised = PRETRAINED[arm.init].origin if arm.is_pretrained else "pretrained"
     notes: list[str] = []
     for loaded in (run.provenance.get("weights") or {} for run in arm.runs):
         notes += [
@@ -106,109 +121,12 @@ def loader_notes(arm: Arm) -> list[str]:
             for check in loaded.get("checks") or ()
             if check.startswith("note:") or NOT_PRETRAINED.search(check)
         ]
-        if loaded.get("origin", "pretrained") != "pretrained":
+        if loaded.get("origin", promised) != promised:
             notes.append(f"origin: {loaded['origin']}")
         if fresh := loaded.get("fresh_tensors"):
             shown = ", ".join(fresh[:3]) + (", …" if len(fresh) > 3 else "")
             notes.append(f"{plural(len(fresh), 'tensor')} like a fresh draw ({shown})")
     return list(dict.fromkeys(notes))
-
-
-def _differences(pair: Pair) -> Check:
-    """The arms differ in init.* or the checkpoint alone, or else in what both of them tuned."""
-    name = "only the weights differ"
-    differing = settings_that_differ(pair)
-    tuned = searched(pair.rivals[0]) & searched(pair.rivals[1])
-    weights: tuple[str, ...] = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
-    if pair.treatment.freeze != pair.control.freeze:
-        weights += ("freeze.",)  # whether both had the plans is a check of its own
-    wrong = {k: v for k, v in differing.items() if not k.startswith(weights) and k not in tuned}
-    if wrong:
-        what = "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in wrong.items())
-        return Check(name=name, status=BROKEN, detail=f"{pair.name} also differ in {what}")
-    both = [k for k in differing if k in tuned and not k.startswith(weights)]
-    detail = f"{pair.name}: " + (
-        "; ".join(f"{k}: {_show(a)} against {_show(b)}" for k, (a, b) in differing.items())
-        or "no setting differs"
-    )
-    if both:
-        detail += f" ({', '.join(both)} tuned in both arms, each at its own best)"
-    return Check(name=name, status=OK, detail=detail)
-
-
-def searched(arms: Sequence[Arm]) -> set[str]:
-    """Settings that were searched within the arms or, such as the freezing plan, between them."""
-    points = [point for arm in arms for point in (*arm.points, *arm.final)]
-    keys = {key for point in points for key in point.settings}
-    varied = {k for k in keys if len({json.dumps(p.settings.get(k)) for p in points}) > 1}
-    return varied.union(*(arm.searched for arm in arms))
-
-
-def _both_plans(pair: Pair) -> list[Check]:
-    """Each side's own best plan was run with the other's weights too.
-
-    An encoder that stays random needs no such twin: it asks what the encoder is good for at all.
-    """
-    plans = [{arm.freeze for arm in arms} for arms in pair.rivals]
-    if plans[0] == plans[1]:
-        return []
-    missing = [
-        f"init={other.init} freeze={mine.freeze}"
-        for mine, other, tried in (
-            (pair.treatment, pair.control, plans[1]),
-            (pair.control, pair.treatment, plans[0]),
-        )
-        if mine.freeze not in tried and (mine.init, mine.freeze) != (RANDOM, "all")
-    ]
-    name = "both weights had the same plans"
-    if missing:
-        detail = f"the best plan of one was never run with the other: add {' and '.join(missing)}"
-        return [Check(name=name, status=BROKEN, detail=detail)]
-    detail = f"run with one of them only, and worse: {', '.join(sorted(plans[0] ^ plans[1]))}"
-    return [Check(name=name, status=NOTE, detail=detail)]
-
-
-def _budget(pair: Pair) -> Check:
-    """Trials and epochs that each side's best was chosen from, over the plans that both had."""
-    name = "equal tuning budget"
-    shared = set.intersection(*({arm.freeze for arm in arms} for arms in pair.rivals))
-    sides = [[arm for arm in arms if arm.freeze in shared] for arms in pair.rivals]
-    if not all(sides):
-        sides = [[pair.treatment], [pair.control]]
-
-    def total(arms: Sequence[Arm], of: Callable[[Arm], int]) -> int:
-        plans = {arm.freeze for arm in arms}
-        return sum(max(of(arm) for arm in arms if arm.freeze == plan) for plan in plans)
-
-    settings = [total(arms, lambda arm: arm.tried) for arms in sides]
-    trials = [total(arms, lambda arm: arm.trials) for arms in sides]
-    trained = [float(np.mean([arm.share_trained for arm in arms])) for arms in sides]
-    epochs = [sum(arm.epochs_trained for arm in arms) for arms in sides]
-    detail = "; ".join(
-        f"{side[0].init}: {plural(n, 'setting')} in {plural(t, 'trial')}, {e:,} epochs trained"
-        f" ({100 * share:.0f} % of those asked)"
-        for side, n, t, e, share in zip(sides, settings, trials, epochs, trained, strict=True)
-    )
-    if pair.treatment.init == pair.control.init:
-        detail = detail.replace(f"{pair.treatment.init}:", f"{pair.treatment.name}:", 1)
-        detail = detail.replace(f"; {pair.control.init}:", f"; {pair.control.name}:", 1)
-    # A sampler may draw one point twice: then the trials are equal and the settings nearly.
-    equal = settings[0] == settings[1] or (
-        trials[0] == trials[1] and 2 * min(settings) >= max(settings)
-    )
-    if not equal:
-        detail += ". Give both the same number of trials"
-        return Check(name=name, status=BROKEN, detail=detail)
-    if max(settings) > 1 and min(trained) < TRAINED_SHARE * max(trained):
-        detail += ". Most trials of one were cut short: tune both without a pruner, or alike"
-        return Check(name=name, status=BROKEN, detail=detail)
-    only = sorted(
-        set.symmetric_difference(*({k for arm in side for k in arm.searched} for side in sides))
-    )
-    if only:
-        detail += f". Searched in one only: {', '.join(only)}"
-        return Check(name=name, status=BROKEN, detail=detail)
-    return Check(name=name, status=OK, detail=detail)
 
 
 def failures(arm: Arm) -> tuple[list[int], int]:
@@ -217,95 +135,183 @@ def failures(arm: Arm) -> tuple[list[int], int]:
     return list(point.failed), len(point.failed) + len(point.finished)
 
 
-def _failed_seeds(pair: Pair) -> Check:
+def arms_needed(arm: Arm) -> str:
+    """The override that would give the arm to compare a pretrained one with."""
+    return f"init={RANDOM} freeze={arm.freeze}"
+
+
+def _differences(pair: Pair) -> Evidence:
+    """The arms differ in init.* or the checkpoint alone, or else in what both of them tuned."""
+    differing = settings_that_differ(pair)
+    tuned = _searched(pair.rivals[0]) & _searched(pair.rivals[1])
+    weights: tuple[str, ...] = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
+    if pair.treatment.freeze != pair.control.freeze:
+        weights += ("freeze.",)  # whether both had the plans is a check of its own
+
+    def shown(keys: Iterable[str]) -> str:
+        values = {k: ["null" if v is None else str(v) for v in differing[k]] for k in keys}
+        return "; ".join(f"{k}: {' against '.join(both)}" for k, both in values.items())
+
+    others = [k for k in differing if not k.startswith(weights)]
+    if wrong := [k for k in others if k not in tuned]:
+        return BROKEN, f"{pair.name} differ in more than the weights: {shown(wrong)}"
+    detail = f"{pair.name}: {shown(differing) or 'no setting differs'}"
+    if others:
+        detail += f" ({', '.join(others)} tuned in both arms, each at its own best)"
+    return OK, detail
+
+
+def _searched(arms: Sequence[Arm]) -> set[str]:
+    """Settings that were searched within the arms or, such as the freezing plan, between them."""
+    varied = varying([point.settings for arm in arms for point in (*arm.points, *arm.final)])
+    return set(varied).union(*(arm.searched for arm in arms))
+
+
+def _both_plans(pair: Pair) -> Evidence | None:
+    """Each side's own best plan was run with the other's weights too.
+
+    An encoder that stays random needs no such twin: it asks what the encoder is good for at all.
+    """
+    plans = [{arm.freeze for arm in arms} for arms in pair.rivals]
+    if plans[0] == plans[1]:
+        return None
+    a, b = pair.arms
+    missing = [
+        f"init={other.init} freeze={mine.freeze}"
+        for mine, other, tried in ((a, b, plans[1]), (b, a, plans[0]))
+        if mine.freeze not in tried and (mine.init, mine.freeze) != (RANDOM, "all")
+    ]
+    if missing:
+        add = " and ".join(missing)
+        return BROKEN, f"the best plan of one was never run with the other: add {add}"
+    return (
+        NOTE,
+        f"plans run with only one of them, and worse: {', '.join(sorted(plans[0] ^ plans[1]))}",
+    )
+
+
+def _budget(pair: Pair) -> Evidence:
+    """Trials and epochs that each side's best was chosen from, over the plans that both had."""
+    shared = set.intersection(*({arm.freeze for arm in arms} for arms in pair.rivals))
+    sides = [[arm for arm in arms if arm.freeze in shared] for arms in pair.rivals]
+    if not all(sides):
+        sides = [[arm] for arm in pair.arms]
+
+    def most(of: Callable[[Arm], int]) -> list[int]:  # of a side's arms with one plan, summed
+        plans = [sorted({arm.freeze for arm in arms}) for arms in sides]
+        return [
+            sum(max(of(arm) for arm in arms if arm.freeze == plan) for plan in of_side)
+            for arms, of_side in zip(sides, plans, strict=True)
+        ]
+
+    settings, trials = most(lambda arm: arm.tried), most(lambda arm: arm.trials)
+    trained = [float(np.mean([arm.share_trained for arm in arms])) for arms in sides]
+    searched = [{key for arm in arms for key in arm.searched} for arms in sides]
+    by_name = pair.treatment.init == pair.control.init
+    detail = "; ".join(
+        f"{arm.name if by_name else arm.init}: {plural(settings[i], 'setting')} in"
+        f" {plural(trials[i], 'trial')}, {sum(a.epochs_trained for a in sides[i]):,} epochs trained"
+        f" ({100 * trained[i]:.0f} % of those asked)"
+        for i, arm in enumerate(pair.arms)
+    )
+    fewer, more = sorted(settings)
+    # A sampler may draw one point twice: then the trials are equal and the settings nearly.
+    if fewer != more and (trials[0] != trials[1] or 2 * fewer < more):
+        return BROKEN, f"{detail}. Give both the same number of trials"
+    if more > 1 and min(trained) < TRAINED_SHARE * max(trained):
+        cure = "tune both without a pruner, or alike"
+        return BROKEN, f"{detail}. Most trials of one were cut short: {cure}"
+    if only := sorted(searched[0] ^ searched[1]):
+        return BROKEN, f"{detail}. Searched in one only: {', '.join(only)}"
+    return OK, detail
+
+
+def _failed_seeds(pair: Pair) -> Evidence:
     """An arm that loses many of its seeds cannot be judged by the rest."""
-    name = "no arm lost its seeds"
-    lost = {arm.name: failures(arm) for arm in (pair.treatment, pair.control)}
+    lost = {arm.name: failures(arm) for arm in pair.arms}
     shown = "; ".join(
         f"{arm} failed at {len(seeds)} of {count} seeds ({', '.join(map(str, seeds))})"
         for arm, (seeds, count) in lost.items()
         if seeds
     )
     if not shown:
-        return Check(name=name, status=OK, detail="none failed at its best setting")
+        return OK, "none failed at its best setting"
     too_many = any(len(seeds) > FAILED_SHARE * count for seeds, count in lost.values())
-    return Check(name=name, status=BROKEN if too_many else NOTE, detail=shown)
+    return BROKEN if too_many else NOTE, shown
 
 
-def _same_start(pair: Pair) -> Check:
+def _initial(run: Run) -> dict[str, str]:
+    """Checksums of what a run started from: patch, encoder, head."""
+    return run.provenance.get("initial_sha256") or {}
+
+
+def _same_start(pair: Pair) -> Evidence:
     """At the same seed patch and head start from the same tensors, bit for bit."""
-    name = "paired start: same patch and head tensors at the same seed"
     wrong, unknown = [], []
-    for seed, (a, b) in zip(pair.seeds, pair.runs(), strict=True):
-        digests = [run.provenance.get("initial_sha256") or {} for run in (a, b)]
+    for seed, runs in zip(pair.seeds, pair.runs(), strict=True):
         for part in ("patch", "head"):
-            one, other = (d.get(part) for d in digests)
+            one, other = (_initial(run).get(part) for run in runs)
             if one is None or other is None:
                 unknown.append(seed)
             elif one != other:
                 wrong.append(f"{part} at seed {seed}")
     if wrong:
-        return Check(name=name, status=BROKEN, detail=f"{pair.name} differ in {', '.join(wrong)}")
+        return BROKEN, f"{pair.name} differ in {', '.join(wrong)}"
     if unknown:
-        where = ", ".join(map(str, sorted(set(unknown))))
-        return Check(name=name, status=NOTE, detail=f"not recorded at seed {where}")
-    return Check(name=name, status=OK, detail=f"equal at {len(pair.seeds)} seeds")
+        return NOTE, f"not recorded at seed {', '.join(map(str, sorted(set(unknown))))}"
+    return OK, f"equal at {len(pair.seeds)} seeds"
 
 
-def _weights_proven(pair: Pair) -> Check:
+def _weights_proven(pair: Pair) -> Evidence:
     """A pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
-    name = "the arms' weights are proven"
-    pretrained: dict[str, set[str]] = {}
-    drawn, other, made_from = [], [], set()
-    for arm in (pair.treatment, pair.control):
+    checkpoints: list[str] = []
+    drawn: list[str] = []
+    several, other, made_from = [], [], set()
+    for arm in pair.arms:
         notes = [note for note in loader_notes(arm) if NOT_PRETRAINED.search(note)]
-        if arm.init == PRETRAINED and notes:
-            detail = f"the loader says of {arm.name}: {'; '.join(notes)}"
-            return Check(name=name, status=BROKEN, detail=detail)
-        for run in arm.best.finished.values() if arm.best else ():
-            digest = (run.provenance.get("initial_sha256") or {}).get("encoder")
+        if arm.is_pretrained and notes:
+            return BROKEN, f"loader notes on {arm.name}: {'; '.join(notes)}"
+        digests = []
+        for run in arm.finished.values():
+            digest = _initial(run).get("encoder")
             if digest is None:
-                return Check(name=name, status=NOTE, detail=f"no checksum in {run.path}")
+                return NOTE, f"no checksum in {run.path}"
             loaded = run.provenance.get("weights") or {}
-            said = (loaded.get("init", arm.init), loaded.get("tensors_sha256", digest))
-            if said != (arm.init, digest):
+            reported = loaded.get("init", arm.init), loaded.get("tensors_sha256", digest)
+            if reported != (arm.init, digest):
                 other.append(run.path.name)
-            if arm.init == PRETRAINED:
-                pretrained.setdefault(arm.name, set()).add(digest)
-            else:
-                drawn.append(digest)
+            digests.append(digest)
+            if not arm.is_pretrained:
                 made_from.add(loaded.get("checkpoint_sha256"))
-    for arm_name, digests in pretrained.items():
-        if len(digests) > 1:
-            detail = f"{arm_name} started from {len(digests)} different encoders"
-            return Check(name=name, status=BROKEN, detail=detail)
-    checkpoints = [digest for digests in pretrained.values() for digest in digests]
-    if len(set(checkpoints)) < len(checkpoints) or set(checkpoints) & set(drawn):
-        detail = "both arms started from the same encoder tensors"
-        return Check(name=name, status=BROKEN, detail=detail)
-    if len(set(drawn)) < len(drawn):
-        detail = f"{pair.control.name}: two seeds started from the same encoder tensors"
-        return Check(name=name, status=BROKEN, detail=detail)
-    if made_from - {None, *checkpoints}:
-        detail = f"{pair.control.name} was made from another checkpoint"
-        return Check(name=name, status=BROKEN, detail=detail)
-    if other:
-        detail = f"trained other weights than the load report names: {', '.join(other[:5])}"
-        return Check(name=name, status=BROKEN, detail=detail)
-    detail = " and ".join(
-        f"pretrained encoder {digest[:12]}… at every seed" for digest in checkpoints
-    )
-    if drawn:
-        detail += "; the control's differs at each seed"
-    return Check(name=name, status=OK, detail=detail)
+        if arm.is_pretrained:
+            distinct = set(digests)
+            checkpoints += distinct
+            if len(distinct) > 1:
+                several.append(f"{arm.name} started from {len(distinct)} different encoders")
+        else:
+            drawn += digests
+    pretrained = set(checkpoints)
+    is_shared = len(pretrained) < len(checkpoints) or bool(pretrained & set(drawn))
+    control = pair.control.name
+    faults = {
+        "; ".join(several[:1]): bool(several),
+        "both arms started from the same encoder tensors": is_shared,
+        f"{control}: two seeds started from the same encoder tensors": len({*drawn}) < len(drawn),
+        f"{control} was made from another checkpoint": bool(made_from - {None, *pretrained}),
+        f"trained other weights than the load report names: {', '.join(other[:5])}": bool(other),
+    }
+    for fault, is_there in faults.items():
+        if is_there:
+            return BROKEN, fault
+    detail = " and ".join(f"pretrained encoder {it[:12]}… at every seed" for it in checkpoints)
+    return OK, detail + ("; the control's differs at each seed" if drawn else "")
 
 
-def _freezing_proven(pair: Pair) -> Check:
+def _freezing_proven(pair: Pair) -> Evidence:
     """What is frozen has not moved from its first tensors, and what is unfrozen has."""
-    name = "frozen parts stood still, unfrozen ones moved"
     wrong: list[str] = []
     known = 0
-    for run in (run for both in pair.runs() for run in both):
+    for run in pair.all_runs:
         starts: dict[str, list[float]] = {}
         for line in run.provenance.get("plan") or ():
             start = line["start_epoch"]
@@ -317,26 +323,22 @@ def _freezing_proven(pair: Pair) -> Check:
                 wrong.append(f"{component} of {run.path.name}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        detail = f"the plan was not kept by {', '.join(wrong[:5])}{more}"
-        return Check(name=name, status=BROKEN, detail=detail)
-    if not known:
-        return Check(name=name, status=NOTE, detail="not recorded")
-    return Check(name=name, status=OK, detail=f"at {known} evaluations of a component")
+        return BROKEN, f"the plan was not followed by {', '.join(wrong[:5])}{more}"
+    return (OK, f"at {known} evaluations of a component") if known else (NOTE, "not recorded")
 
 
-def _same(pair: Pair, name: str, of: Callable[[Run], Any], otherwise: str) -> Check:
+def _same(pair: Pair, of: Callable[[dict[str, Any]], Any], otherwise: str) -> Evidence:
+    """Whether something of the paired runs' provenance is equal in all of them."""
     values: dict[str, list[Run]] = {}
-    for run in (run for both in pair.runs() for run in both):
-        values.setdefault(json.dumps(of(run), sort_keys=True), []).append(run)
+    for run in pair.all_runs:
+        values.setdefault(json.dumps(of(run.provenance), sort_keys=True), []).append(run)
     if len(values) > 1:
-        shown = "; ".join(
-            f"{_short(v)} in {plural(len(runs), 'run')}" for v, runs in values.items()
+        return otherwise, "; ".join(
+            f"{_short(value)} in {plural(len(runs), 'run')}" for value, runs in values.items()
         )
-        return Check(name=name, status=otherwise, detail=shown)
     value = next(iter(values), "null")
-    if "null" in (value, value.strip("[]")):
-        return Check(name=name, status=NOTE, detail="not recorded")
-    return Check(name=name, status=OK, detail=_short(value))
+    is_known = "null" not in (value, value.strip("[]"))
+    return (OK, _short(value)) if is_known else (NOTE, "not recorded")
 
 
 def _short(value: str) -> str:
@@ -355,11 +357,10 @@ def _short(value: str) -> str:
     return f"SHA-256 {text[:12]}…" if is_digest else text
 
 
-def _selection(pair: Pair) -> Check:
+def _selection(pair: Pair) -> Evidence:
     """The reported epoch is the one that validation selects, after all epochs asked for."""
-    name = "validation selected, after all epochs"
     wrong = []
-    for run in (run for both in pair.runs() for run in both):
+    for run in pair.all_runs:
         assert run.result is not None
         epochs, values = run.curve(str(run.config["objective"]))
         if len(values) == 0:
@@ -371,18 +372,17 @@ def _selection(pair: Pair) -> Check:
         elif epochs[-1] != run.config["train.epochs"]:
             wrong.append(f"{run.path.name} ends at epoch {epochs[-1]:g}")
     if wrong:
-        return Check(name=name, status=BROKEN, detail="; ".join(wrong[:5]))
-    return Check(name=name, status=OK, detail=f"in all {2 * len(pair.seeds)} paired runs")
+        return BROKEN, "; ".join(wrong[:5])
+    return OK, f"in all {2 * len(pair.seeds)} paired runs"
 
 
-def _seeds(pair: Pair) -> Check:
-    name = "paired seeds"
+def _seeds(pair: Pair) -> Evidence:
+    """How many seeds are paired; which are not, and which were run twice."""
     twice = [
         f"seed {seed} of {arm.name}: {used.path} is used, {other.path} finished later and is not"
-        for arm in (pair.treatment, pair.control)
-        for point in ([arm.best] if arm.best else [])
-        for seed, used in point.finished.items()
-        for other in point.runs
+        for arm in pair.arms
+        for seed, used in arm.finished.items()
+        for other in (arm.best.runs if arm.best else ())
         if other.result is not None and other.seed == seed and other is not used
     ]
     detail = f"{len(pair.seeds)} paired: {', '.join(map(str, pair.seeds)) or 'none'}"
@@ -390,117 +390,71 @@ def _seeds(pair: Pair) -> Check:
     for arm, seeds in lone.items():
         detail += f"; left out since only {arm} finished them: {', '.join(map(str, seeds))}"
     if len(pair.seeds) < FEW_SEEDS:
-        detail += f"; fewer than {FEW_SEEDS}, so the interval is wide whatever the truth is"
+        detail += f"; fewer than {FEW_SEEDS}, so the interval is wide"
     if twice:
         detail += f"; run twice: {'; '.join(twice)}"
-    good = not lone and not twice and len(pair.seeds) >= FEW_SEEDS
-    return Check(name=name, status=OK if good else NOTE, detail=detail)
+    return NOTE if lone or twice or len(pair.seeds) < FEW_SEEDS else OK, detail
 
 
-def _scale(pair: Pair) -> Check:
-    name = "scale at step 0"
+def _scale(pair: Pair) -> Evidence:
+    """Whether both encoders put out values of one size before the first step."""
     outputs = []
-    for arm in (pair.treatment, pair.control):
-        runs = arm.best.finished.values() if arm.best else ()
-        values = [
-            r.provenance["scale_audit"]["output"] for r in runs if "scale_audit" in r.provenance
-        ]
+    for arm in pair.arms:
+        audits = [run.provenance.get("scale_audit") for run in arm.finished.values()]
+        values = [audit["output"] for audit in audits if audit is not None]
         outputs.append(float(np.mean(values)) if values else float("nan"))
-    detail = (
-        f"RMS of the encoder's output: {pair.treatment.name} {outputs[0]:.3g},"
-        f" {pair.control.name} {outputs[1]:.3g}"
-    )
+    shown = (f"{arm.name} {rms:.3g}" for arm, rms in zip(pair.arms, outputs, strict=True))
+    detail = f"RMS of the encoder's output: {', '.join(shown)}"
     if not all(np.isfinite(outputs)) or min(outputs) <= 0:
-        return Check(name=name, status=NOTE, detail=detail + " (not recorded)")
+        return NOTE, f"{detail} (not recorded)"
     if max(outputs) / min(outputs) > SCALE_FACTOR:
-        detail += (
-            ": they differ by more than a factor of 10, so a gain may be scale and not text; the"
-            " control init=matched tells them apart"
+        return NOTE, (
+            f"{detail}: they differ by more than a factor of {SCALE_FACTOR:g}, so a gain may be"
+            " scale and not text; the control init=matched tells them apart"
         )
-        return Check(name=name, status=NOTE, detail=detail)
-    return Check(name=name, status=OK, detail=detail)
+    return OK, detail
 
 
-def check_condition(condition: Condition, left_out: Iterable[Run] = ()) -> list[Check]:
-    """What is worth knowing of all runs on one data set, whichever arms are compared."""
-    return [
-        _unfinished(condition),
-        _diverged(condition),
-        _worse_than_mean(condition),
-        *_left_out(left_out),
-    ]
+def _unfinished(condition: Condition) -> Evidence:
+    runs = condition.runs
+    states = [run.state for run in runs if run.result is None]
+    if not states:
+        return OK, f"all {len(runs)} runs are finished"
+    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    done = f"{len(runs) - len(states)} of {len(runs)} runs"
+    return NOTE, f"{done}; {counts}. Unfinished runs count in curves, not in verdicts"
 
 
-def _unfinished(condition: Condition) -> Check:
-    open_runs = [run for run in condition.runs if run.result is None]
-    if not open_runs:
-        detail = f"all {len(condition.runs)} runs are finished"
-        return Check(name="finished", status=OK, detail=detail)
-    states = {run.state for run in open_runs}
-    counts = ", ".join(f"{sum(r.state == s for r in open_runs)} {s}" for s in sorted(states))
-    return Check(
-        name="finished",
-        status=NOTE,
-        detail=f"{len(condition.runs) - len(open_runs)} of {len(condition.runs)} runs; {counts}."
-        " What is unfinished counts in curves and in no verdict",
-    )
-
-
-def _diverged(condition: Condition) -> Check:
+def _diverged(condition: Condition) -> Evidence:
     failed = [run for run in condition.runs if run.state == "failed"]
     if not failed:
-        return Check(name="no run failed", status=OK, detail="none is known to have failed")
-    lines = [
+        return OK, "no recorded failure"
+    shown = "; ".join(
         f"{run.arm} seed {run.seed}: {run.trial.get('reason') or 'no reason given'}"
         for run in failed[:5]
-    ]
-    return Check(
-        name="no run failed",
-        status=NOTE,
-        detail=f"{len(failed)} failed ({'; '.join(lines)})",
     )
+    return NOTE, f"{len(failed)} failed ({shown})"
 
 
-def _worse_than_mean(condition: Condition) -> Check:
-    name = "better than predicting the mean"
+def _worse_than_mean(condition: Condition) -> Evidence:
+    finished = [run for run in condition.runs if run.result is not None]
     bad = [
         run
-        for run in condition.runs
-        if run.result is not None
-        and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
+        for run in finished
+        if run.result and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
     ]
     if not bad:
-        return Check(name=name, status=OK, detail="every finished run, on validation")
+        return OK, "every finished run, on validation"
     shown = ", ".join(
         f"{run.arm} seed {run.seed} ({run.metric('val_loss'):.4g})" for run in bad[:4]
     )
-    return Check(
-        name=name,
-        status=NOTE,
-        detail=f"{len(bad)} runs are worse: {shown}. Look for an error of scale or a learning rate"
-        " that is too high",
-    )
+    cure = "Look for an error of scale or a learning rate that is too high"
+    return NOTE, f"{len(bad)} runs are worse: {shown}. {cure}"
 
 
-def _left_out(left_out: Iterable[Run]) -> list[Check]:
-    runs = list(left_out)
+def _left_out(runs: Sequence[Run]) -> Evidence | None:
     if not runs:
-        return []
+        return None
     lines = "; ".join(f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in runs[:8])
     more = f"; and {len(runs) - 8} more" if len(runs) > 8 else ""
-    return [
-        Check(
-            name="every run could be read",
-            status=NOTE,
-            detail=f"{len(runs)} left out: {lines}{more}",
-        )
-    ]
-
-
-def arms_needed(arm: Arm) -> str:
-    """The override that would give the arm to compare a pretrained one with."""
-    return f"init={RANDOM} freeze={arm.freeze}"
-
-
-def _show(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return NOTE, f"{len(runs)} left out: {lines}{more}"

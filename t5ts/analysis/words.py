@@ -1,6 +1,10 @@
-"""How numbers are written in the report."""
+"""How numbers and sentences are written in the report."""
 
 import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from t5ts.analysis.statistics import Estimate
 
@@ -46,7 +50,11 @@ def percent_interval(effect: Estimate) -> str:
 
 def percent_span(effect: Estimate) -> str:
     """The interval of a log-ratio as per cent."""
-    return f"[{percent(math.expm1(effect.low))}, {percent(math.expm1(effect.high))}]"
+    return f"[{_signed(effect.low)}, {_signed(effect.high)}]"
+
+
+def _signed(log_effect: float) -> str:
+    return percent(math.expm1(log_effect))
 
 
 def interval(effect: Estimate, *, digits: int = 3) -> str:
@@ -73,3 +81,53 @@ def probability(p: float) -> str:
 def plural(count: int, noun: str) -> str:
     """1 run, 2 runs."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def size(log_effect: float) -> str:
+    """How large an effect is, as per cent without its sign."""
+    return percent(abs(math.expm1(log_effect)), sign=False)
+
+
+def lower_or_higher(log_effect: float) -> str:
+    """1.0 % lower, or higher."""
+    return f"{size(log_effect)} {'higher' if log_effect > 0 else 'lower'}"
+
+
+def sure(comparison: Any) -> str:
+    """A comparison's effect with its interval and how sure that is."""
+    effect, family = comparison.effect, comparison.family
+    text = percent_interval(effect)
+    if not effect.is_known:
+        return text
+    allowing = f", allowing for {family} comparisons" if family > 1 else ""
+    return (
+        f"{text} (95 % interval over {plural(effect.count, 'paired seed')}{allowing},"
+        f" Holm-adjusted p {probability(effect.p)})"
+    )
+
+
+def sentence(name: str, /, **values: Any) -> str:
+    """A sentence of `sentences.j2`, by its block's name."""
+    template = _sentences()
+    return "".join(template.blocks[name](template.new_context(values))).strip()
+
+
+@cache
+def _sentences() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined)
+    environment.filters |= {
+        "percent": lambda share: percent(share, sign=False),
+        "span": lambda e: (
+            f"95 % interval {' to '.join(percent(math.expm1(x)) for x in (e.low, e.high))}"
+        ),
+        "with_interval": percent_interval,
+        "size": size,
+        "lower_or_higher": lower_or_higher,
+        "sure": sure,
+        "probability": probability,
+        "plural": plural,
+    }
+    text = (Path(__file__).parent / "sentences.j2").read_text(encoding="utf-8")
+    return environment.from_string(re.sub(r"\s*\n\s*", " ", text))

@@ -2,7 +2,7 @@
 
 A row is one token of a text that the packaged T5 has not seen. Its C values are the token's
 embedding under a fixed random rotation, of which C directions are kept, plus noise. So the tokens
-follow one another as English does, and whoever knows English can tell what a hidden one may be.
+follow one another as in English, and a model that knows English can predict a hidden one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def disguise(*, num_rows: int, num_channels: int, noise_std: float, seed: int) -
 
     Args:
         num_rows: T.
-        num_channels: C, directions kept of the embedding's.
+        num_channels: C, directions of the embedding to keep.
         noise_std: Of the noise, white in time and channels; the signal's RMS is 1.
         seed: Of rotation and noise. Rotation and noise are the same in their first channels
             whatever C is, and scale with `noise_std`.
@@ -55,9 +55,9 @@ def disguise(*, num_rows: int, num_channels: int, noise_std: float, seed: int) -
 
 
 def provenance() -> dict[str, str]:
-    """Where the text comes from, its licence among it."""
-    told: dict[str, str] = json.loads(TEXT_FILE.with_suffix(".json").read_text(encoding="utf-8"))
-    return told
+    """Source and licence of the text."""
+    facts: dict[str, str] = json.loads(TEXT_FILE.with_suffix(".json").read_text(encoding="utf-8"))
+    return facts
 
 
 def _embedding() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The ETT files: where they come from, and the cache they are kept in."""
+"""The ETT files: download and cache."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import errno
 import hashlib
 import json
 import os
-import queue
+import shutil
 import tempfile
 import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import Future, wait
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO
 
 from t5ts.errors import DataError
 
@@ -50,9 +50,9 @@ def ett_path(name: str) -> Path:
 def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
     """The file of an ETT series in the cache, downloaded if it is not there.
 
-    Nothing is left behind by a download that fails: it goes to a temporary file beside its place
-    and is renamed there once it is whole and its checksum is right. Its sha256 is recorded beside
-    it, so that a file that changes later is found out.
+    The download goes to a temporary file in the same folder, which is renamed when it is complete
+    and its checksum is right, and deleted otherwise. The sha256 is recorded in FILE.json, so that
+    a later change of the file is detected.
 
     Args:
         name: etth1, etth2, ettm1 or ettm2.
@@ -71,7 +71,7 @@ def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
                 expected = json.loads(record.read_text(encoding="utf-8"))["sha256"]
         check_sha256(path, expected, remedy="Delete it, and it is downloaded again.")
         return path
-    digest = download(ett_url(name), path, sha256=expected)
+    digest = _download(ett_url(name), path, expected)
     with contextlib.suppress(OSError):
         record.write_text(
             json.dumps({"url": ett_url(name), "sha256": digest}) + "\n", encoding="utf-8"
@@ -82,8 +82,7 @@ def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
 def check_sha256(path: Path, expected: str | None, *, remedy: str) -> str:
     """The file's sha256; DataError if `expected` is given and differs."""
     try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = _sha256(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     if expected is not None and found != expected:
@@ -91,111 +90,71 @@ def check_sha256(path: Path, expected: str | None, *, remedy: str) -> str:
     return found
 
 
-def download(url: str, path: Path, *, sha256: str | None) -> str:
-    """Downloads a file atomically.
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    Proxies are taken from the environment (https_proxy, no_proxy).
 
-    Returns:
-        The file's sha256.
-
-    Raises:
-        DataError: see `fetch_ett`.
-    """
-    offline = f"or download {url} elsewhere and name its folder (data.dir=FOLDER)."
+def _download(url: str, path: Path, expected: str | None) -> str:
+    """Downloads a file atomically and returns its sha256; see `fetch_ett` for what it raises."""
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _open(url) as response:
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-            part = Path(name)
-            with os.fdopen(handle, "wb") as out:
-                digest = save(response, out, url=url)
-        if sha256 is not None and digest != sha256:
-            raise DataError(
-                f"{url} has sha256 {digest}, expected {sha256}: not the published file. Nothing "
-                f"was kept. Try again, {offline}"
-            )
-        part.chmod(0o644)
-        part.replace(path)
-        return digest
+        with (
+            _open(url) as response,
+            tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as out,
+        ):
+            part = Path(out.name)
+            shutil.copyfileobj(response, out, CHUNK)
+            received, announced = out.tell(), response.headers.get("Content-Length")
+        if received == 0 or (announced is not None and received != int(announced)):
+            raise HTTPException(f"{received} of {announced or 'unknown'} bytes")
+        digest = _sha256(part)
+        if expected in (None, digest):
+            part.chmod(0o644)
+            part.replace(path)
+            return digest
+        problem = f"it has sha256 {digest}, expected {expected}. Nothing was kept. Try again"
     except urllib.error.HTTPError as error:
-        raise DataError(
-            f"{url}: the server answered {error.code} {error.reason}. Try later, {offline}"
-        ) from None
+        problem = f"the server answered {error.code} {error.reason}. Try later"
     except (TimeoutError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", error)
-        raise DataError(
-            f"{url} cannot be reached ({reason}). Look at the network and the proxy variables "
-            f"(https_proxy, no_proxy), {offline}"
-        ) from None
+        problem = (
+            f"it cannot be reached ({reason}). Look at the network and the proxy variables "
+            "(https_proxy, no_proxy)"
+        )
     except (HTTPException, ConnectionError) as error:
-        raise DataError(
-            f"{url}: the download was cut short ({error!r}). Run again, {offline}"
-        ) from None
+        problem = f"the download was cut short ({error!r}). Nothing was kept. Run again"
     except OSError as error:
         make_room = "Make room there, choose" if error.errno in NO_ROOM else "Choose"
-        raise DataError(
+        problem = (
             f"{path.parent} cannot be written ({error.strerror}). {make_room} another cache "
-            f"(T5TS_CACHE=FOLDER), {offline}"
-        ) from None
+            "(T5TS_CACHE=FOLDER)"
+        )
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
-
-
-def save(response: HTTPResponse, out: BinaryIO, *, url: str) -> str:
-    """Copies a response to a file and returns the sha256.
-
-    Raises:
-        DataError: if fewer bytes come than were announced, or none for STALL_S seconds.
-        OSError: if the file cannot be written.
-    """
-    digest, received = hashlib.sha256(), 0
-    announced = response.headers.get("Content-Length")
-    while True:
-        try:
-            block = response.read(CHUNK)
-        except (HTTPException, OSError) as error:
-            raise _cut_short(url, received, announced) from error
-        if not block:
-            break
-        digest.update(block)
-        received += len(block)
-        out.write(block)
-    out.flush()
-    if received == 0 or (announced is not None and received != int(announced)):
-        raise _cut_short(url, received, announced)
-    return digest.hexdigest()
-
-
-def _cut_short(url: str, received: int, announced: str | None) -> DataError:
-    return DataError(
-        f"{url}: the download was cut short ({received} of {announced or 'unknown'} bytes). "
-        "Nothing was kept; run again."
+    raise DataError(
+        f"{url}: {problem}, or download it elsewhere and name its folder (data.dir=FOLDER)."
     )
 
 
 def _open(url: str) -> HTTPResponse:
-    """Opens a URL, or gives up after CONNECT_S seconds.
+    """Opens a URL, by the proxies of the environment, or gives up after CONNECT_S seconds.
 
     A socket's timeout does not bound name resolution and holds for each of a host's addresses in
     turn, so the wait is bounded from outside, in a thread that the process need not wait for.
     """
-    answer: queue.Queue[HTTPResponse | BaseException] = queue.Queue()
+    answer: Future[HTTPResponse] = Future()
 
     def work() -> None:
         try:
             # A fresh opener: urlopen's keeps the proxies that it saw first.
-            answer.put(urllib.request.build_opener().open(url, timeout=STALL_S))
+            answer.set_result(urllib.request.build_opener().open(url, timeout=STALL_S))
         except BaseException as error:
-            answer.put(error)
+            answer.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    try:
-        result = answer.get(timeout=CONNECT_S)
-    except queue.Empty:
-        raise TimeoutError(f"no answer in {CONNECT_S:g} s") from None
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    if not wait([answer], timeout=CONNECT_S).done:
+        raise TimeoutError(f"no answer in {CONNECT_S:g} s")
+    return answer.result()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from t5ts.data.series import Step
-from t5ts.errors import DataError
 
 # Calendar periods in seconds; of months and business days: a year, and a week's five days.
 PERIODS_S = {
@@ -15,7 +14,7 @@ PERIODS_S = {
     "week": 604_800.0,
     "year": 31_557_600.0,
 }
-# Rows (the last ones) and channels (the first ones) that are looked at.
+# Only so many rows (the last) and channels (the first) are used.
 MAX_ROWS = 200_000
 MAX_CHANNELS = 32
 
@@ -30,16 +29,8 @@ def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tu
 
     Returns:
         (season, note); season 1 means none.
-
-    Raises:
-        DataError: if a given season is below 1.
     """
     if season is not None:
-        if isinstance(season, bool) or not isinstance(season, int) or season < 1:
-            raise DataError(
-                f"data.season={season!r} must be a whole number of rows ≥ 1 (1: no season), or "
-                "null to infer it."
-            )
         return season, f"season {season}: given"
     candidates = candidate_seasons(step, num_rows=min(len(train_TC), MAX_ROWS))
     if not candidates:
@@ -88,8 +79,8 @@ def _prominence(rows_TC: np.ndarray, lag: int) -> tuple[float, float]:
 
     Both are means over channels.
 
-    A moving mean over one period is taken off first: it takes trend and drift with it and leaves
-    a season of that period whole.
+    A moving mean over one period is subtracted first, which removes trend and drift but not a
+    season of that period.
     """
     half = max(1, lag // 2)
     values = []

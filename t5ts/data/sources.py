@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from t5ts.data import disguise, processes
 from t5ts.data.fetch import ETT_FILES, KNOWN_SHA256, check_sha256, fetch_ett
-from t5ts.data.gaps import count_gaps
+from t5ts.data.sanity import count_gaps
 from t5ts.data.seasons import choose_season
-from t5ts.data.series import Series, Step
-from t5ts.data.splits import split_borders
+from t5ts.data.series import Series, Step, split_borders
 from t5ts.data.synthetic import best_forecast_mse, generate
 from t5ts.errors import DataError
 
@@ -112,8 +111,8 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
     Args:
         dataset: etth1, etth2 (hourly), ettm1 or ettm2 (15 minutes).
         dir: Folder with the file (ETTh1.csv, …); None takes it from the cache or downloads it.
-        sha256: Checksum that the file must have, instead of the published one (a copy of your
-            own). Columns, rows and times are checked whatever it is.
+        sha256: Expected checksum of your own copy; None is the published one. Columns, rows and
+            times are checked in either case.
 
     Raises:
         DataError: for an unknown dataset, a file that is not there or not the published one, and
@@ -169,18 +168,10 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
 def load_csv(
     *,
     path: str,
-    time: str | None = None,
-    channels: Sequence[str] | None = None,
-    id: str | None = None,
-    value: str | None = None,
     missing: str = "error",
     splits: Sequence[float | str] = (0.7, 0.1, 0.2),
     season: int | None = None,
-    separator: str | None = None,
-    decimal: str | None = None,
-    time_format: str | None = None,
-    nulls: Sequence[str] | None = None,
-    encoding: str | None = None,
+    **columns_and_spelling: Any,
 ) -> Series:
     """A CSV, Parquet or Arrow file of your own, wide or long.
 
@@ -190,32 +181,21 @@ def load_csv(
     and times off the regular grid are errors always.
 
     Args:
-        path, time, channels, id, value, separator, decimal, time_format, nulls, encoding: See
-            `t5ts.data.tables.read_table`.
+        path: The file; the series is called by its name without folder and ending.
         missing: error, interpolate (in contexts a gap holds the last value before it) or mask
             (stays NaN); gaps are not scored.
         splits: Three ratios that sum to 1, or two ISO dates (start of validation, of test).
         season: Rows in one season; None infers it from the train rows' autocorrelation at
             calendar periods.
+        columns_and_spelling: time, channels, id, value, separator, decimal, time_format, nulls and
+            encoding of `t5ts.data.tables.read_table`.
 
     Raises:
         DataError: for every way in which the file or a key is not as described.
     """
     from t5ts.data.tables import read_table
 
-    table = read_table(
-        path,
-        time=time,
-        channels=channels,
-        id=id,
-        value=value,
-        missing=missing,
-        separator=separator,
-        decimal=decimal,
-        time_format=time_format,
-        nulls=nulls,
-        encoding=encoding,
-    )
+    table = read_table(path, missing=missing, **columns_and_spelling)
     return _series(
         table,
         name=Path(path).stem,
@@ -247,7 +227,7 @@ def load_synthetic(
 
     Args:
         num_rows: T; a row is called an hour, from 2020-01-01.
-        num_channels: C, alike but for phase and innovations.
+        num_channels: C; channels differ in phase and innovations.
         season: Rows in one season.
         season_amplitude: Of the sine, data units, like all that follow.
         trend: Rise in a row.
@@ -264,15 +244,8 @@ def load_synthetic(
         whole past, over steps 1 … H, divided by each channel's variance over the train rows.
 
     Raises:
-        DataError: for sizes below 1, negative spreads, or an autoregression that is not stationary.
+        DataError: for an autoregression that is not stationary, and splits that cannot be.
     """
-    sizes = {"num_rows": num_rows, "num_channels": num_channels, "season": season}
-    for key, size in (sizes | ({} if horizon is None else {"horizon": horizon})).items():
-        if size < 1:
-            raise DataError(f"data.{key}={size}; allowed: 1 and above.")
-    for key, spread in {"noise_std": noise_std, "walk_std": walk_std}.items():
-        if not 0 <= spread < np.inf:
-            raise DataError(f"data.{key}={spread}; allowed: 0 and above.")
     coefficients = [float(a) for a in ar]
     values_TC = generate(
         num_rows=num_rows,
@@ -326,7 +299,7 @@ def load_text_in_disguise(
     values_TC = disguise.disguise(
         num_rows=num_rows, num_channels=num_channels, noise_std=noise_std, seed=seed
     )
-    told, step = disguise.provenance(), Step(1.0)
+    facts, step = disguise.provenance(), Step(1.0)
     name = "text_in_disguise"
     return Series(
         name=name,
@@ -338,8 +311,8 @@ def load_text_in_disguise(
         season=1,
         season_note="season 1: known (a text has none)",
         borders=split_borders(splits, num_rows=num_rows, start="", step=step, name=name),
-        source=f"{told['text']}; {told['source']}; seed {seed}",
-        licence=told["licence"],
+        source=f"{facts['text']}; {facts['source']}; seed {seed}",
+        licence=facts["licence"],
         notes=["a row is one token; its values are a rotated embedding plus noise"],
     )
 
@@ -378,41 +351,43 @@ def _series(
     table: Table,
     *,
     name: str,
-    units: list[str],
     missing: str,
     season: int | None,
-    source: str,
-    licence: str,
     notes: list[str],
     splits: Sequence[float | str] = (),
     borders: tuple[int, int, int] | None = None,
     season_note: str = "",
+    **facts: Any,
 ) -> Series:
-    """Counts a table's gaps and puts borders, season and provenance to it."""
-    start, step, num_rows = table.grid.start, table.grid.step, len(table.values_TC)
+    """Counts a table's gaps and finds borders and season where they are not given.
+
+    `facts` are fields of the series.
+    """
+    grid = table.grid
     if borders is None:
-        borders = split_borders(splits, num_rows=num_rows, start=start, step=step, name=name)
+        num_rows = len(table.values_TC)
+        borders = split_borders(
+            splits, num_rows=num_rows, start=grid.start, step=grid.step, name=name
+        )
     gap_share, gaps = count_gaps(table.values_TC, table.channels, missing=missing, name=name)
-    if not season_note:
-        season, season_note = choose_season(table.values_TC[: borders[0]], step=step, season=season)
-    assert season is not None
+    if season is None or not season_note:
+        train_TC = table.values_TC[: borders[0]]
+        season, season_note = choose_season(train_TC, step=grid.step, season=season)
     return Series(
         name=name,
         values_TC=table.values_TC,
         channels=table.channels,
-        units=units,
-        start=start,
-        step_s=step.seconds,
-        step_unit=step.unit,
+        start=grid.start,
+        step_s=grid.step.seconds,
+        step_unit=grid.step.unit,
         season=season,
         season_note=season_note,
         borders=borders,
-        source=source,
-        licence=licence,
         notes=[*notes, *gaps],
         gap_share=gap_share,
         fills_contexts=missing == "interpolate",
         offset_C=table.offset_C,
+        **facts,
     )
 
 

@@ -8,11 +8,10 @@ import contextlib
 import csv
 import gzip
 import io
-import itertools
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,8 +19,8 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 
-from t5ts.data.gaps import check_policy
-from t5ts.data.times import TIME_NAMES, Grid, parse_times, regular_grid
+from t5ts.data.grid import Grid, check_order, check_policy, regular_grid
+from t5ts.data.times import TIME_NAMES, parse_times
 from t5ts.errors import DataError
 
 NULLS = """|NA|N/A|n/a|#N/A|#NA|<NA>|NaN|nan|NAN|-nan|-NaN|null|NULL|Null|None|none|NaT|?|-|--|.
@@ -47,12 +46,13 @@ FOREIGN = [
     (rb"\s*(\{|\[\s*[\[{])", "JSON", "Save the table as CSV or Parquet."),
     (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page or XML", "Download the table itself."),
 ]
+THOUSANDS = r"[+-]?[1-9]\d{0,2}([.,]\d{3})+"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-# Columns that pandas writes for its row labels, and names of clocks: no series beside a time.
+# Row labels written by pandas, and names of clocks: not taken as channels.
 INDEX = re.compile(r"(_duplicated_\d+|Unnamed: \d+|__index_level_\d+__)?")
 CLOCKS = {*TIME_NAMES, "epoch", "unix", "unixtime", "unix_time", "unix_timestamp", "epoch_time"}
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-# A channel whose values lie so many times further from 0 than from each other gets an offset.
+# A channel gets an offset if its values are this many times further from 0 than from each other.
 FAR = 16
 # polars' Rust panics are BaseExceptions of their own; a damaged file must not show as one.
 READ_ERRORS = (
@@ -63,11 +63,11 @@ READ_ERRORS = (
 
 @dataclass(kw_only=True)
 class Table:
-    """What a file holds: values on a regular grid (NaN where missing) and where the grid lies.
+    """What a file holds: values on a regular grid (NaN where missing) and the grid.
 
     Attributes:
         values_TC: float32, less `offset_C`.
-        offset_C: float64; not 0 where float32 would lose what is small beside it.
+        offset_C: float64; not 0 where float32 would round the differences between values.
     """
 
     values_TC: np.ndarray
@@ -109,164 +109,127 @@ def read_table(
             Long: the ids wanted; None takes all, sorted.
         id: Long: the column that tells the channels apart. Given together with `value`.
         value: Long: the column of values.
-        missing: Policy; see `t5ts.data.times.regular_grid` and `t5ts.data.gaps`. Infinite values
+        missing: Policy; see `t5ts.data.grid.regular_grid`. Infinite values
             are refused under `error`, else they are missing.
         separator: Of a CSV's columns; None takes that of , ; tab | which fits the first lines.
         decimal: "." or ","; None takes what the first lines show, and refuses 1,234 alone.
         time_format: See `t5ts.data.times.parse_times`.
-        nulls: What else means a missing value, beside NULLS; numbers too (-9999).
+        nulls: Further spellings of a missing value, besides NULLS; also numbers (-9999).
         encoding: Of a CSV; None takes UTF-8, UTF-16 or else Windows-1252.
         block_bytes: Text of a CSV that is parsed at once. Changes memory and speed, and which of
             several faults is named; never the result.
 
     Raises:
-        DataError: for every way in which the file is not such a table.
+        DataError: if the file is not such a table.
     """
     check_policy(missing)
     if (id is None) != (value is None):
         raise DataError("data.id and data.value go together: a long table needs both, a wide none.")
-    file = _File(path, separator, decimal, list(nulls or ()), encoding, block_bytes)
+    file = _File(path, separator, decimal, nulls or (), encoding, block_bytes)
     clocks = _time_columns(file, time)
     where = f"{file.path}, column {'+'.join(clocks)!r}"
-
-    def times() -> tuple[np.ndarray, list[str]]:
-        return parse_times(file.texts(clocks), where=where, time_format=time_format)
-
-    if id is not None and value is not None:
-        return _read_long(file, clocks, id, value, channels, missing, where, times)
-    notes = list(file.notes)
     names = list(channels or ())
-    if channels is None:
-        names = [name for name in file.names if name not in clocks]
-        left_out = [n for n in names if INDEX.fullmatch(n) or n.strip().lower() in CLOCKS]
-        names = [name for name in names if name not in left_out]
-        if left_out:
-            notes.append(f"columns {left_out} left out: row labels or clocks (data.channels)")
-    file.check_columns(names, "data.channels")
-    if not names or len(set(names)) < len(names) or set(names) & set(clocks):
-        raise DataError(
-            f"{file.path}: data.channels={names} must name value columns once each; allowed: "
-            f"{_listing([n for n in file.names if n not in clocks]) or 'none in this file'}."
-        )
-    file.open(texts=clocks, values=names)
-    times_us, read = times()
+    if id is not None and value is not None:
+        file.check_columns([id], "data.id")
+        file.check_columns([value], "data.value")
+        if len({*clocks, id, value}) < len(clocks) + 2:
+            raise DataError(f"{file.path}: data.time, data.id and data.value must be 3 columns.")
+    else:
+        if channels is None:
+            names = [name for name in file.names if name not in clocks]
+            left_out = [n for n in names if INDEX.fullmatch(n) or n.strip().lower() in CLOCKS]
+            names = [name for name in names if name not in left_out]
+            if left_out:
+                file.notes.append(f"columns {left_out} left out: row labels or clocks")
+        file.check_columns(names, "data.channels")
+        if not names or len(set(names)) < len(names) or set(names) & set(clocks):
+            raise DataError(
+                f"{file.path}: data.channels={names} must name value columns once each; allowed: "
+                f"{_listing([n for n in file.names if n not in clocks]) or 'none in this file'}."
+            )
+    times_us, read = parse_times(file.texts(clocks), where=where, time_format=time_format)
+    file.notes += read
+    if id is not None and value is not None:
+        return _read_long(file, times_us, id, value, channels, missing, where)
     grid = regular_grid(
         times_us, missing=missing, where=where, keys=lambda: _long_keys(file, names)
     )
     del times_us
-    notes += read + grid.notes
-    values_TC, offset_C = file.values(grid.num_rows, grid.rows)
+    file.notes += grid.notes
+    values_TC, offset_C = file.values(names, grid.num_rows, grid.rows)
     for column, name in enumerate(names):
-        _check_finite(values_TC[:, column], name, missing, file, notes)
-    return Table(values_TC=values_TC, offset_C=offset_C, channels=names, grid=grid, notes=notes)
+        _check_finite(values_TC[:, column], name, missing, file)
+    return Table(
+        values_TC=values_TC, offset_C=offset_C, channels=names, grid=grid, notes=file.notes
+    )
 
 
 def _read_long(
     file: _File,
-    clocks: list[str],
+    times_us: np.ndarray,
     id: str,
     value: str,
     channels: Sequence[str] | None,
     missing: str,
     where: str,
-    times: Callable[[], tuple[np.ndarray, list[str]]],
 ) -> Table:
-    file.check_columns([id], "data.id")
-    file.check_columns([value], "data.value")
-    if len({*clocks, id, value}) < len(clocks) + 2:
-        raise DataError(f"{file.path}: data.time, data.id and data.value must be three columns.")
-    file.open(texts=[*clocks, id], values=[value])
-    times_us, notes = times()
-    notes = file.notes + notes
-    found, ids = _read_ids(file, id)
-    values = file.values(len(times_us), dtype=np.float64)[0][:, 0]
-    _check_finite(values, value, missing, file, notes)
+    ids = pl.concat([piece.cast(pl.String).str.strip_chars() for piece in file.texts([id])])
+    if ids.null_count():
+        raise DataError(f"{file.path}: row {int(ids.is_null().arg_max() or 0) + 1} has no {id!r}.")
+    found = ids.unique().sort().to_list()
     names = found if channels is None else [str(name) for name in channels]
-    if unknown := [name for name in names if name not in set(found)]:
+    if not names or len(set(names)) < len(names) or set(names) - set(found):
         raise DataError(
-            f"{file.path}: data.channels has {unknown[0]!r}, which column {id!r} does not hold; "
+            f"{file.path}: data.channels={names} must name ids of column {id!r} once each; "
             f"allowed: {_listing(found)}."
         )
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"{file.path}: data.channels={names} must name ids once each.")
-    column_of_id = np.full(len(found), -1, dtype=np.int32)
-    column_of_id[[found.index(name) for name in names]] = np.arange(len(names))
-    columns = column_of_id[ids]
-    if len(names) < len(found):
-        used = columns >= 0
-        times_us, columns, values = times_us[used], columns[used], values[used]
-    order = np.lexsort((times_us, columns))
-    backward = order[1:] < order[:-1]
-    times_us, columns, values = times_us[order], columns[order], values[order]
-    del order
-    same_id = columns[1:] == columns[:-1]
-    backward &= same_id
-    if backward.any() and missing == "error":
-        name = names[columns[np.argmax(backward)]]
+    values = file.values([value], len(times_us), dtype=np.float64)[0][:, 0]
+    _check_finite(values, value, missing, file)
+    column_of = {name: column for column, name in enumerate(names)}
+    of_ids = ids.replace_strict(column_of, default=None, return_dtype=pl.Int32)
+    rows = pl.DataFrame({"column": of_ids, "time": times_us, "value": values})
+    rows = rows.with_row_index("row").drop_nulls("column")
+    backward = rows.filter(pl.col("time").diff().over("column") < 0)["column"]
+    if len(backward):
+        of_one = rows.filter(pl.col("column") == backward[0])
+        one = f"{where}, {id}={names[backward[0]]!r}"
+        check_order(of_one["time"].to_numpy(), of_one["row"].to_numpy(), missing, one)
+    first_rows = rows.group_by("time").agg(pl.col("row").min()).sort("time")
+    instants = first_rows["time"].to_numpy()
+    if len(instants) * len(names) > 20 * len(rows):
         raise DataError(
-            f"{where}: the rows of {id}={name!r} are not sorted by time. Sort them, or choose "
-            "data.missing=interpolate or mask, which sort them."
+            f"{file.path}: {len(rows)} rows cannot fill {len(instants)} times × {len(names)} "
+            f"series of column {id!r}. Choose series that overlap (data.channels)."
         )
-    twice = same_id & (times_us[1:] == times_us[:-1])
+    file_rows = first_rows["row"].to_numpy()
+    grid = regular_grid(instants, missing=missing, where=where, file_rows=file_rows)
+    place = np.searchsorted(instants, rows["time"].to_numpy())
+    place = place if grid.rows is None else grid.rows[place]
+    columns = rows["column"].to_numpy()
+    twice = np.bincount(place * len(names) + columns) > 1
     if twice.any():
-        name = names[columns[np.argmax(twice)]]
+        name = names[int(np.argmax(twice)) % len(names)]
         raise DataError(
             f"{where}: {id}={name!r} has a time twice. Keep one row for each id and time."
         )
-    instants = np.sort(times_us)  # np.unique would take thrice the memory and time
-    instants = instants[np.append(True, instants[1:] != instants[:-1])]
-    if len(instants) * len(names) > 20 * len(times_us):
-        raise DataError(
-            f"{file.path}: {len(times_us)} rows cannot fill {len(instants)} times × {len(names)} "
-            f"series of column {id!r}. Choose series that overlap (data.channels)."
-        )
-    grid = regular_grid(instants, missing=missing, where=where)
-    rows = np.searchsorted(instants, times_us)
-    if grid.rows is not None:
-        rows = grid.rows[rows]
-    starts = np.searchsorted(columns, np.arange(len(names)))
-    offset_C = _offsets(np.fmin.reduceat(values, starts), np.fmax.reduceat(values, starts))
+    known = pl.col("value").fill_nan(None)
+    ends = rows.group_by("column").agg(low=known.min(), high=known.max()).sort("column")
+    offset_C = _offsets(*ends.select("low", "high").fill_null(np.nan).to_numpy().T)
     values_TC = np.full((grid.num_rows, len(names)), np.nan, np.float32)
-    values_TC[rows, columns] = values - offset_C[columns]
-    return Table(
-        values_TC=values_TC,
-        offset_C=offset_C,
-        channels=names,
-        grid=grid,
-        notes=notes + grid.notes,
-    )
-
-
-def _read_ids(file: _File, id: str) -> tuple[list[str], np.ndarray]:
-    """The ids of a long table, sorted, and for each row the place of its id among them (int32)."""
-    codes: dict[str, int] = {}
-    coded: list[np.ndarray] = []
-    first_row = 1
-    for piece in file.texts([id]):
-        ids = piece.cast(pl.String)
-        if ids.null_count():
-            row = first_row + int(ids.is_null().arg_max() or 0)
-            raise DataError(f"{file.path}: row {row} has no {id!r}.")
-        ids = ids.str.strip_chars()  # as times are
-        for name in ids.unique():
-            codes.setdefault(name, len(codes))
-        coded.append(ids.replace_strict(codes, return_dtype=pl.Int32).to_numpy())
-        first_row += len(ids)
-    found = sorted(codes)
-    place = np.empty(len(found), dtype=np.int32)
-    place[[codes[name] for name in found]] = np.arange(len(found))
-    return found, place[np.concatenate(coded)]
+    values_TC[place, columns] = rows["value"].to_numpy() - offset_C[columns]
+    notes = file.notes + grid.notes
+    return Table(values_TC=values_TC, offset_C=offset_C, channels=names, grid=grid, notes=notes)
 
 
 class _File:
-    """A table on disk: its columns first, then what they hold when it is asked for."""
+    """A table on disk: column names are read at once, columns on demand."""
 
     def __init__(
         self,
         path: str | Path | None,
         separator: str | None,
         decimal: str | None,
-        nulls: list[str],
+        nulls: Sequence[str],
         encoding: str | None,
         block_bytes: int,
     ) -> None:
@@ -279,16 +242,14 @@ class _File:
         for text in nulls:
             with contextlib.suppress(ValueError):
                 self._null_numbers.append(float(text))
-        self._separator = {"tab": "\t", r"\t": "\t"}.get(separator or "", separator)
-        if self._separator is not None and len(self._separator.encode()) != 1:
+        self._sep = {"tab": "\t", r"\t": "\t"}.get(separator or "", separator) or ""
+        if separator is not None and len(self._sep.encode()) != 1:
             raise DataError(f"data.separator={separator!r}; allowed: one character, or tab.")
         if decimal not in (None, ".", ","):
             raise DataError(f"data.decimal={decimal!r}; allowed: '.' and ','.")
-        self._decimal = decimal
-        self._encoding = encoding
+        self._point = decimal or ""
+        self._encoding = encoding or ""
         self._block_bytes = block_bytes
-        self._texts: list[str] = []
-        self._values: list[str] = []
         try:
             if self.path.is_dir():
                 raise DataError(f"{self.path} is a folder; data.path names a file.")
@@ -297,8 +258,6 @@ class _File:
             if self.path.stat().st_size == 0:
                 raise DataError(f"{self.path} is empty (0 bytes).")
             self.names = self._find_names()
-        except DataError:
-            raise
         except READ_ERRORS as error:
             raise self._unreadable(error) from None
         for name in self.names:
@@ -319,9 +278,7 @@ class _File:
         if self._kind != "CSV":
             schema = pl.read_parquet_schema if self._kind == "Parquet" else pl.read_ipc_schema
             return list(schema(self.path))
-        with self._unpacked() as file:
-            head = file.read(2**18)
-        self._detect_encoding(head)
+        self._find_encoding()
         with self._stream() as stream:
             header = _header(stream)
             sample = header + stream.read(2**16)
@@ -339,14 +296,12 @@ class _File:
                 "file, in another encoding (data.encoding), or end its lines with CR alone; save "
                 "the table as CSV in UTF-8."
             )
-        self._detect_separator(lines)
-        self._detect_decimal(lines)
-        names = pl.read_csv(header, n_rows=0, infer_schema=False, separator=self._sep).columns
-        self._names = names
-        return names
+        self._sep = self._sep or self._find_separator(lines)
+        self._point = self._point or self._find_decimal(lines)
+        return pl.read_csv(header, n_rows=0, infer_schema=False, separator=self._sep).columns
 
-    def _detect_encoding(self, head: bytes) -> None:
-        if self._encoding is not None:
+    def _find_encoding(self) -> None:
+        if self._encoding:
             try:  # codecs has hex, zip and the like too
                 "".encode(self._encoding)
             except (LookupError, ValueError):
@@ -355,69 +310,70 @@ class _File:
                     "latin-1, cp1252 and Python's others."
                 ) from None
             return
+        with self._unpacked() as file:
+            head = file.read(2**18)
         even, odd = head[::2].count(0), head[1::2].count(0)
-        decoder = codecs.getincrementaldecoder("utf-8")()
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             self._encoding = "utf-16"
         elif max(even, odd) > len(head) // 4 and min(even, odd) < len(head) // 16:
             self._encoding = "utf-16-be" if even > odd else "utf-16-le"
         else:
             try:
-                decoder.decode(head)
+                codecs.getincrementaldecoder("utf-8")().decode(head)
                 self._encoding = "utf-8"
             except UnicodeDecodeError:
                 self._encoding = "cp1252"
         if self._encoding != "utf-8":
             self.notes.append(f"encoding {self._encoding} detected (data.encoding)")
 
-    def _detect_separator(self, lines: list[str]) -> None:
-        self._sep = self._separator or ("\t" if self.path.suffix.lower() == ".tsv" else ",")
-        if self._separator is not None or not lines:
-            return
-        # Whether rows are as long as the header, a time column is found, and how many columns are.
+    def _find_separator(self, lines: list[str]) -> str:
+        """The separator that gives rows of equal length, a time column, and most columns."""
+        usual = "\t" if self.path.suffix.lower() == ".tsv" else ","
         fits: dict[str, tuple[float, bool, int]] = {}
-        for mark in SEPARATORS:
+        for mark in SEPARATORS if lines else ():
             header, *rows = [row for row in csv.reader(lines[:50], delimiter=mark) if row]
             if len(header) > 1:
-                alike = [len(row) == len(header) for row in rows]
+                alike = sum(len(row) == len(header) for row in rows) / max(len(rows), 1)
                 has_time = any(name.strip().lower() in TIME_NAMES for name in header)
-                fits[mark] = (sum(alike) / max(len(alike), 1), has_time, len(header))
-        if self._sep in fits and fits[self._sep] >= max(fits.values()):
-            return
-        if fits:
-            self._sep = max(fits, key=lambda mark: fits[mark])
-            self.notes.append(f"columns separated by {SEPARATORS[self._sep]} (data.separator)")
+                fits[mark] = (alike, has_time, len(header))
+        if not fits or fits.get(usual) == max(fits.values()):
+            return usual
+        best = max(fits, key=lambda mark: fits[mark])
+        self.notes.append(f"columns separated by {SEPARATORS[best]} (data.separator)")
+        return best
 
-    def _detect_decimal(self, lines: list[str]) -> None:
-        self._point = self._decimal or "."
-        if self._decimal is not None or self._sep == ",":
-            return
-        rows = list(csv.reader(lines[1:], delimiter=self._sep))
-        cells = [cell.strip() for row in rows for cell in row]
-        for column in itertools.zip_longest(*rows, fillvalue=""):
-            dotted = {c.strip() for c in column if "." in c}
-            whole = {c.strip() for c in column} - dotted - set(self._nulls)
+    def _find_decimal(self, lines: list[str]) -> str:
+        """A comma if numbers have one; refuses numbers that may have thousands separators."""
+        if self._sep == ",":
+            return "."
+        rows = [map(str.strip, row) for row in csv.reader(lines[1:], delimiter=self._sep)]
+        columns = [set(column) - set(self._nulls) for column in zip(*rows, strict=False)]
+        commas = {
+            cell
+            for column in columns
+            for cell in column
+            if re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", cell)
+        }
+        doubtful = commas if all(re.fullmatch(THOUSANDS, cell) for cell in commas) else set()
+        for column in columns:
+            dotted = {cell for cell in column if "." in cell}
+            whole = column - dotted
             if (
                 len(dotted) > 2
-                and any(len(c) > 1 for c in whole)
-                and all(re.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", c) for c in dotted)
-                and all(re.fullmatch(r"[+-]?\d{1,3}", c) for c in whole)
+                and any(len(cell) > 1 for cell in whole)
+                and all(re.fullmatch(THOUSANDS, cell) and "," not in cell for cell in dotted)
+                and all(re.fullmatch(r"[+-]?\d{1,3}", cell) for cell in whole)
             ):
-                raise DataError(
-                    f"{self.path}: {min(dotted)!r} may be a fraction or thousands, beside "
-                    f"{max(whole)!r}. Say which: data.decimal='.' (fractions); thousands must be "
-                    "written without a mark."
-                )
-        commas = [cell for cell in cells if re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", cell)]
-        if not commas:
-            return
-        if all(re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", cell) for cell in commas):
+                doubtful = dotted
+        if doubtful:
+            mark = "," if doubtful == commas else "."
             raise DataError(
-                f"{self.path}: {commas[0]!r} may be a fraction or thousands. Say which: "
-                "data.decimal=',' (fractions); thousands must be written without a mark."
+                f"{self.path}: {min(doubtful)!r} may be a fraction or thousands. Say which: "
+                f"data.decimal={mark!r} (fractions); remove thousands separators."
             )
-        self._point = ","
-        self.notes.append("decimal commas detected (data.decimal)")
+        if commas:
+            self.notes.append("decimal commas detected (data.decimal)")
+        return "," if commas else "."
 
     def check_columns(self, names: list[str], key: str) -> None:
         for name in names:
@@ -427,10 +383,6 @@ class _File:
                     f"{_listing(self.names)}."
                 )
 
-    def open(self, *, texts: list[str], values: list[str]) -> None:
-        """Says which columns will be read: as text (unless the file has their type), as numbers."""
-        self._texts, self._values = texts, values
-
     def texts(self, names: list[str]) -> Iterator[pl.Series]:
         """A column of times or ids, in pieces; several are joined by a blank."""
         if self._kind == "CSV" or len(names) == 1:
@@ -438,29 +390,32 @@ class _File:
         else:
             frames = iter([pl.DataFrame([self._read_column(name) for name in names])])
         for frame in frames:
-            if len(names) == 1:
-                yield frame.get_column(names[0])
-            else:
+            columns = frame.get_columns()
+            if len(names) > 1:
                 texts = [pl.col(name).cast(pl.String).str.strip_chars() for name in names]
-                yield frame.select(pl.concat_str(texts, separator=" ").alias("t"))["t"]
+                columns = frame.select(pl.concat_str(texts, separator=" ")).get_columns()
+            if columns[0].dtype == pl.String:
+                is_null = columns[0].str.strip_chars().is_in(self._nulls)
+                columns = [columns[0].set(is_null, None)]
+            yield columns[0]
 
     def first(self, name: str) -> object:
         """A column's first value."""
-        for piece in self.texts([name]):
-            return piece[0] if len(piece) else None
-        return None
+        return next((piece[0] for piece in self.texts([name]) if len(piece)), None)
 
     def values(
         self,
+        names: list[str],
         num_rows: int,
         rows: np.ndarray | None = None,
         *,
         dtype: type = np.float32,
         offset_C: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The value columns.
+        """Columns of values.
 
         Args:
+            names: The columns.
             num_rows: Rows of the result.
             rows: Where each row of the file goes; None if the result has the file's rows.
             dtype: Of the result.
@@ -471,20 +426,19 @@ class _File:
             (num_rows, C) values less the offsets, NaN where the file has nothing, and (C,) float64
             offsets.
         """
-        shape = (num_rows, len(self._values))
-        values_TC: np.ndarray = (
-            np.empty(shape, dtype) if rows is None else np.full(shape, np.nan, dtype)
-        )
-        low_C, high_C = np.full(shape[1], np.inf), np.full(shape[1], -np.inf)
+        values_TC: np.ndarray = np.empty((num_rows, len(names)), dtype)
+        if rows is not None:
+            values_TC.fill(np.nan)
+        low_C, high_C = np.full(len(names), np.inf), np.full(len(names), -np.inf)
         held = num_rows if rows is None else len(rows)
         end = 0
-        for first, piece in self._pieces(self._values):
+        for first, piece in self._pieces(names, as_values=True):
             end = first + piece.height
             if end > held:
                 break
             into = slice(first, end) if rows is None else rows[first:end]
             for name in piece.columns:
-                c = self._values.index(name)
+                c = names.index(name)
                 numbers = self._numbers(piece.get_column(name), first)
                 if offset_C is not None:
                     numbers = numbers - offset_C[c]
@@ -493,17 +447,19 @@ class _File:
                     low_C[c] = min(low_C[c], np.min(numbers, where=finite, initial=np.inf))
                     high_C[c] = max(high_C[c], np.max(numbers, where=finite, initial=-np.inf))
                 values_TC[into, c] = numbers
-            del piece, numbers  # not kept while the next is read
+            del piece, numbers  # free them before the next is read
         if end != held:
             raise DataError(f"{self.path} changed while it was read: it had {held} rows.")
         if offset_C is None:
             offset_C = _offsets(low_C, high_C)
             if offset_C.any():
                 del values_TC
-                return self.values(num_rows, rows, dtype=dtype, offset_C=offset_C)
+                return self.values(names, num_rows, rows, dtype=dtype, offset_C=offset_C)
         return values_TC, offset_C
 
-    def _pieces(self, names: list[str]) -> Iterator[tuple[int, pl.DataFrame]]:
+    def _pieces(
+        self, names: list[str], *, as_values: bool = False
+    ) -> Iterator[tuple[int, pl.DataFrame]]:
         """Columns and the row that they begin at: each whole (Parquet), or all in blocks (CSV)."""
         if self._kind != "CSV":
             for name in names:
@@ -511,84 +467,26 @@ class _File:
                 for first in range(0, max(column.height, 1), SLICE_ROWS):
                     yield first, column.slice(first, SLICE_ROWS)
             return
-        as_numbers = bool(self._values) and names == self._values
         first = 0
-        try:
-            for block in self._blocks():
-                rows = self._read_block(block, names, as_numbers, first)
-                yield first, rows
-                first += rows.height
-        except READ_ERRORS as error:
-            if isinstance(error, DataError):
-                raise
-            raise self._unreadable(error) from None
+        # Values are read with all columns: polars reports a row that is too long only then.
+        columns = None if as_values else names
+        for block in self._blocks():
+            try:
+                rows = pl.read_csv(block, infer_schema=False, separator=self._sep, columns=columns)
+            except READ_ERRORS as error:
+                raise self._diagnosis(block, first) or self._unreadable(error) from None
+            yield first, rows.select(names)
+            first += rows.height
 
     def _read_column(self, name: str) -> pl.Series:
+        read = pl.read_parquet if self._kind == "Parquet" else pl.read_ipc
         try:
-            if self._kind == "Parquet":
-                return pl.read_parquet(self.path, columns=[name]).to_series()
-            return pl.read_ipc(self.path, columns=[name]).to_series()
+            return read(self.path, columns=[name]).to_series()
         except READ_ERRORS as error:
             raise self._unreadable(error) from None
 
-    def _read_block(
-        self, block: bytes, names: list[str], as_numbers: bool, first: int
-    ) -> pl.DataFrame:
-        """Some rows of a CSV; those that polars refuses are read again as texts, cell by cell."""
-        types: dict[str, type[pl.DataType]] = dict.fromkeys(self.names, pl.String)
-        if as_numbers and self._point == ".":
-            types |= dict.fromkeys(names, pl.Float64)
-        # All columns are read with the values: only so is a row that is too long found out.
-        columns = None if as_numbers else names
-        with contextlib.suppress(*READ_ERRORS):
-            rows = pl.read_csv(
-                block,
-                schema_overrides=types,
-                columns=columns,
-                null_values=self._nulls,
-                separator=self._sep,
-            )
-            if not as_numbers or self._point == ".":
-                return rows.select(names)
-        try:
-            rows = pl.read_csv(
-                block, infer_schema=False, null_values=self._nulls, separator=self._sep
-            )
-        except READ_ERRORS as error:
-            raise self._diagnosis(block, first) or self._unreadable(error) from None
-        if not as_numbers:
-            return rows.select(names)
-        wrong: list[tuple[int, str, str]] = []
-        for name in names:
-            texts = rows.get_column(name).str.strip_chars()
-            if self._point == ",":
-                texts = texts.str.replace(r"\.", "x", literal=False).str.replace(",", ".")
-            numbers = texts.cast(pl.Float64, strict=False)
-            bad = numbers.is_null() & texts.is_not_null() & ~texts.is_in(self._nulls)
-            if bad.any():
-                row = int(bad.arg_max() or 0)
-                wrong.append((row, name, rows.get_column(name)[row]))
-            rows = rows.with_columns(numbers.alias(name))
-        if wrong:
-            row, name, text = min(wrong, key=lambda found: found[0])
-            remedy = (
-                "Correct it, or name the value columns in data.channels (columns: "
-                f"{_listing(self.names)}). Missing values may be empty, NA, NaN or null, or named "
-                "in data.nulls."
-            )
-            if re.search(r"\d[.,]\d", text):
-                remedy += (
-                    f" Numbers are read with a decimal {self._point!r} (data.decimal) and without "
-                    "marks between thousands."
-                )
-            raise DataError(
-                f"{self.path}: row {first + row + 1} of column {name!r} has {text!r}, not a "
-                f"number. {remedy}"
-            )
-        return rows.select(names)
-
     def _diagnosis(self, block: bytes, first: int) -> DataError | None:
-        """What polars could not split into rows: a row too long, bytes, or a quote not closed."""
+        """Why polars could not split a block: a row too long, wrong bytes, or an open quote."""
         try:
             text = block.decode()
         except UnicodeDecodeError as error:
@@ -613,27 +511,67 @@ class _File:
 
     def _numbers(self, column: pl.Series, first: int) -> np.ndarray:
         """A value column as float64 (float32 if the file has it so), NaN where null."""
+        written = column
+        if self._kind == "CSV":
+            column = self._parsed(column, first)
         dtype = column.dtype
         if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
             raise DataError(
                 f"{self.path}: column {column.name!r} holds {dtype}, not numbers. Name the value "
                 "columns in data.channels."
             )
-        numbers = column.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64).to_numpy()
+        numbers = column.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64)
         for null in self._null_numbers:
-            numbers = np.where(numbers == null, np.nan, numbers)
-        if numbers.dtype == np.float64 and np.nanmax(np.abs(numbers), initial=0) > FLOAT32_MAX:
-            too_large = np.isfinite(numbers) & (np.abs(numbers) > FLOAT32_MAX)
-            if too_large.any():
-                row = int(np.argmax(too_large))
-                raise DataError(
-                    f"{self.path}: row {first + row + 1} of column {column.name!r} has "
-                    f"{numbers[row]:g}, beyond float32's {FLOAT32_MAX:.1e}. Write it in a larger "
-                    "unit, or name it in data.nulls if it stands for a missing value."
-                )
-        return numbers
+            numbers = numbers.set(numbers == null, None)
+        values = numbers.to_numpy()
+        if dtype == pl.Float32 or np.nanmax(np.abs(values), initial=0) <= 2**53:
+            return values
+        if dtype.is_integer():
+            wrong = numbers.is_not_null() & numbers.cast(dtype, strict=False).ne_missing(column)
+            why = "which float64 would round. Subtract what all rows have in common"
+        else:
+            wrong = numbers.is_finite() & (numbers.abs() > FLOAT32_MAX)
+            why = f"beyond float32's {FLOAT32_MAX:.1e}. Write it in a larger unit"
+        if wrong.any():
+            row = int(wrong.arg_max() or 0)
+            raise DataError(
+                f"{self.path}: row {first + row + 1} of column {column.name!r} has "
+                f"{written[row]}, {why}, or name it in data.nulls if it stands for a missing value."
+            )
+        return values
+
+    def _parsed(self, column: pl.Series, first: int) -> pl.Series:
+        """A CSV's texts as numbers, null where one stands for a missing value."""
+        if self._point == ".":
+            numbers = column.cast(pl.Float64, strict=False)
+            if numbers.null_count() == column.null_count():
+                return numbers
+        texts = column.str.strip_chars()
+        if self._point == ",":
+            texts = texts.str.replace(".", "x", literal=True).str.replace(",", ".", literal=True)
+        numbers = texts.cast(pl.Float64, strict=False)
+        bad = numbers.is_null() & texts.is_not_null() & ~texts.is_in(self._nulls)
+        if not bad.any():
+            return numbers
+        row = int(bad.arg_max() or 0)
+        remedy = (
+            "Correct it, or name the value columns in data.channels (columns: "
+            f"{_listing(self.names)}). Missing values may be empty, NA, NaN or null, or named "
+            "in data.nulls."
+        )
+        if re.search(r"\d[.,]\d", column[row]):
+            remedy += (
+                f" Numbers are read with a decimal {self._point!r} (data.decimal) and without "
+                "thousands separators."
+            )
+        raise DataError(
+            f"{self.path}: row {first + row + 1} of column {column.name!r} has {column[row]!r}, "
+            f"not a number. {remedy}"
+        )
 
     def _unreadable(self, error: BaseException) -> DataError:
+        if isinstance(error, DataError):
+            return error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return DataError(f"{self.path} cannot be read as {self._kind}: {lines[0]}")
 
@@ -651,7 +589,7 @@ class _File:
     def _stream(self) -> BinaryIO:
         """The file's text in UTF-8."""
         file = self._unpacked()
-        if codecs.lookup(self._encoding or "utf-8").name == "utf-8":
+        if codecs.lookup(self._encoding).name == "utf-8":
             return file
         return codecs.EncodedFile(file, "utf-8", self._encoding, "replace")
 
@@ -664,23 +602,26 @@ class _File:
         """
         blank = re.compile(rb"(?m)^[ %b]*\r?(\n|\Z)" % re.escape(self._sep.encode()))
         signs = [ord(sign) for sign in ("\n", "\r", " ", self._sep)]
-        with self._stream() as file:
-            header = _header(file)
-            while block := file.read(self._block_bytes):
-                lines = [block, file.readline()]
-                quotes = sum(text.count(b'"') for text in lines)
-                while quotes % 2 and (line := file.readline()):
-                    lines.append(line)
-                    quotes += line.count(b'"')
-                text = header + b"".join(lines)
-                chars = np.frombuffer(text, np.uint8)
-                if np.isin(chars[1:][chars[:-1] == ord("\n")], signs).any():
-                    text = blank.sub(b"", text)
-                yield text
+        try:
+            with self._stream() as file:
+                header = _header(file)
+                while block := file.read(self._block_bytes):
+                    lines = [block, file.readline()]
+                    quotes = sum(text.count(b'"') for text in lines)
+                    while quotes % 2 and (line := file.readline()):
+                        lines.append(line)
+                        quotes += line.count(b'"')
+                    text = header + b"".join(lines)
+                    chars = np.frombuffer(text, np.uint8)
+                    if np.isin(chars[1:][chars[:-1] == ord("\n")], signs).any():
+                        text = blank.sub(b"", text)
+                    yield text
+        except READ_ERRORS as error:
+            raise self._unreadable(error) from None
 
 
 def _header(file: BinaryIO) -> bytes:
-    """The first line that is not blank, and those that a quoted name goes on in."""
+    """The first line that is not blank, with further lines if a quoted name spans them."""
     header = file.readline().removeprefix(codecs.BOM_UTF8)
     while not header.strip() and (line := file.readline()):
         header = line
@@ -690,7 +631,7 @@ def _header(file: BinaryIO) -> bytes:
 
 
 def _offsets(low_C: np.ndarray, high_C: np.ndarray) -> np.ndarray:
-    """What to take off before float32: 0, or the extreme of a channel that is nearest to 0.
+    """What to subtract before the cast to float32: 0, or the channel's value nearest to 0.
 
     float32 keeps 24 bits, so 1.6e9 ± 3 would be one value. An offset among the values leaves them
     exact to 2⁻²⁴ of their range.
@@ -745,9 +686,7 @@ def _long_keys(file: _File, names: list[str]) -> str:
     return f"data.id={id} data.value={value}"
 
 
-def _check_finite(
-    column_T: np.ndarray, name: str, missing: str, file: _File, notes: list[str]
-) -> None:
+def _check_finite(column_T: np.ndarray, name: str, missing: str, file: _File) -> None:
     """Refuses infinities (and NaN) under `error`; else makes infinities NaN, with a note."""
     finite_T = np.isfinite(column_T)
     if finite_T.all():
@@ -756,8 +695,8 @@ def _check_finite(
     if missing == "error":
         if np.isnan(column_T).all():
             raise DataError(
-                f"{file.path}: column {name!r} has no value at all. Leave it out: name the others "
-                "in data.channels."
+                f"{file.path}: column {name!r} has no values. Leave it out: name the others in "
+                "data.channels."
             )
         what = "is missing" if np.isnan(column_T[row]) else "is infinite"
         raise DataError(
@@ -767,7 +706,7 @@ def _check_finite(
         )
     infinite_T = np.isinf(column_T)
     if infinite_T.any():
-        notes.append(f"{int(infinite_T.sum())} infinite values of {name} treated as missing")
+        file.notes.append(f"{int(infinite_T.sum())} infinite values of {name} treated as missing")
         column_T[infinite_T] = np.nan
 
 

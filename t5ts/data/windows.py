@@ -1,14 +1,13 @@
 """Windows over a series: indexed, gathered, never materialised.
 
 The three splits share one standardised tensor. A window is a row number; a batch is one
-`index_select` on a strided view, which works alike on the CPU and on a GPU that holds the series.
+`index_select` on a strided view, on the CPU or on the GPU that holds the series.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,54 +15,46 @@ from torch import Tensor
 
 from t5ts.data.series import Series
 from t5ts.errors import DataError
-from t5ts.task import last_seen
+from t5ts.tasks import last_seen
 
 # Rows per pass of the scaler: its float64 temporaries stay a few MB whatever the series' length.
 CHUNK_ROWS = 65_536
 
 
+@dataclass(eq=False)
 class Windows:
     """The windows of one split, one for every row at which they can start.
 
     Attributes:
         series_TC: (T, C) float32, standardised; storage shared among the splits.
-        window_len: W, rows in a window (context and target).
-        context_len: Rows of a window that may lie before the split; 0 for train.
-        first_row: Row of the series at which window 0 starts.
         name: "train", "val" or "test"; "ood" for another series' test windows.
+        window_len: W, rows in a window (context and target).
+        first_row: Row of the series at which window 0 starts.
+        num_windows: Windows in the split.
         context_len: Rows of a window that are seen and not scored.
         carried: Rows of the series with a gap, ascending (G,), and the values that fill it in a
             context (G, C); None where gaps stay NaN.
     """
 
-    def __init__(
-        self,
-        series_TC: Tensor,
-        *,
-        name: str,
-        window_len: int,
-        first_row: int,
-        num_windows: int,
-        context_len: int = 0,
-        carried: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        self.series_TC = series_TC
-        self.name = name
-        self.window_len = window_len
-        self.first_row = first_row
-        self.context_len = context_len
-        self.carried = carried
-        self._num_windows = num_windows
-        last = first_row + num_windows - 1
-        assert num_windows > 0, "an empty split is build_windows's to refuse"
-        assert first_row >= 0
-        assert last + window_len <= series_TC.shape[0]
+    series_TC: Tensor
+    name: str
+    window_len: int
+    first_row: int
+    num_windows: int
+    context_len: int = 0
+    carried: tuple[Tensor, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        last = self.first_row + self.num_windows - 1
+        assert self.num_windows > 0, "build_windows refuses an empty split"
+        assert self.first_row >= 0
+        assert last + self.window_len <= self.series_TC.shape[0]
         # (num_windows, C, W), strides only: index_select copies from it in one pass.
-        rows = series_TC[first_row : last + window_len]
-        self._windows_KCW = rows.unfold(0, window_len, 1)
+        rows = self.series_TC[self.first_row : last + self.window_len]
+        self._windows_KCW = rows.unfold(0, self.window_len, 1)
 
     def __len__(self) -> int:
-        return self._num_windows
+        return self.num_windows
 
     def gather(self, index_B: Tensor) -> Tensor:
         """A batch of windows.
@@ -97,10 +88,7 @@ class Windows:
 
     def first(self, num_windows: int, *, name: str) -> Windows:
         """The first windows of these under another name."""
-        part = copy.copy(self)
-        part.name, part._num_windows = name, num_windows
-        part._windows_KCW = self._windows_KCW[:num_windows]
-        return part
+        return replace(self, name=name, num_windows=num_windows)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -111,7 +99,6 @@ class WindowSplits:
         train, val, test: Windows; a val or test window's context may lie in the split before it.
         mean_C, std_C: (C,) float64 on the CPU, data units, of all train rows.
         constant_channels: Channels with one value in all train rows; their std is taken as 1.
-        train_rows: [start, end) of the rows whose windows are trained on (`data.fraction`).
         scaler_rows: [start, end) of the rows that the scaler saw: all train rows.
     """
 
@@ -121,7 +108,6 @@ class WindowSplits:
     mean_C: Tensor
     std_C: Tensor
     constant_channels: list[int]
-    train_rows: tuple[int, int]
     scaler_rows: tuple[int, int]
 
 
@@ -152,16 +138,15 @@ def build_windows(
         device: Where the series is kept and batches are gathered.
 
     Raises:
-        DataError: if a split is too short for one window, `fraction` is out of range, a channel has
-            no value in the train rows, or all train targets are gaps.
+        DataError: if a split is too short for one window, a channel has no value in the train
+            rows, or all train targets are gaps.
 
     Source: own; borders and standardisation as in Zhou et al. 2021 (Informer), without its dropped
     last batch.
     """
     assert context_len >= 0
     assert target_len >= 1
-    if not 0 < fraction <= 1:
-        raise DataError(f"data.fraction is {fraction}; allowed: above 0 and at most 1.")
+    assert 0 < fraction <= 1
     train_end, val_end, test_end = series.borders
     train_start = train_end - max(1, math.floor(fraction * train_end + 0.5))
     window_len = context_len + target_len
@@ -173,8 +158,13 @@ def build_windows(
     }
     for name, (_, _, needed, rows) in spans.items():
         if rows < needed:
-            raise _too_few_rows(series, name, rows, needed, context_len, target_len, fraction)
-
+            of = f" (data.fraction={fraction} of {train_end})" if name == "train" else ""
+            raise DataError(
+                f"Too few rows for one window in the {name} split of {series.name}: it has {rows} "
+                f"rows{of} and needs {needed}, with {context_len} rows seen and {target_len} "
+                "predicted. Lower seq_len or horizon, give the split a larger part (data.splits, "
+                "data.fraction), or bring a longer series."
+            )
     if not _has_value(series.values_TC[train_start + context_len : train_end]):
         raise DataError(
             f"The train windows of {series.name} have no target that could be learned: rows"
@@ -190,7 +180,7 @@ def build_windows(
         filled = (filled[0].to(device), filled[1].to(device))
     windows = {
         name: Windows(
-            series_TC,
+            series_TC=series_TC,
             name=name,
             window_len=window_len,
             first_row=first,
@@ -205,7 +195,6 @@ def build_windows(
         mean_C=torch.from_numpy(mean_C.copy()),
         std_C=torch.from_numpy(std_C.copy()),
         constant_channels=list(constant_channels),
-        train_rows=(train_start, train_end),
         scaler_rows=(0, train_end),
     )
 
@@ -281,29 +270,6 @@ def standardise(series: Series) -> None:
     if series.offset_C is not None:
         mean_C = mean_C + series.offset_C
     series.scaler = (mean_C, std_C, [int(c) for c in np.flatnonzero(constant_C)])
-
-
-def _too_few_rows(
-    series: Series,
-    name: str,
-    rows: int,
-    needed: int,
-    context_len: int,
-    target_len: int,
-    fraction: float,
-) -> DataError:
-    split = {"train": "train", "val": "validation", "test": "test"}[name]
-    windows = f"seq_len {context_len} + horizon {target_len}" if context_len else f"{target_len}"
-    need = windows if name == "train" else f"{target_len} to predict"
-    used = f" (data.fraction={fraction} of {series.borders[0]})" if name == "train" else ""
-    keys = ["seq_len", "horizon"] if context_len else ["seq_len"]
-    change = f"Lower {' or '.join(keys)}"
-    change += ", raise data.fraction" if name == "train" and fraction < 1 else ""
-    return DataError(
-        f"Too few rows for one window in the {split} split of {series.name}: it has {rows} "
-        f"rows{used} and a window needs {needed} ({need}). {change}, give the split a larger part "
-        "(data.splits), or bring a longer series."
-    )
 
 
 def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from t5ts.data.series import Series
 from t5ts.errors import DataError
 from t5ts.metrics import RegressionSums
-from t5ts.reconstruct import Reconstruct
+from t5ts.tasks import Reconstruct
 
 if TYPE_CHECKING:
     from t5ts.forecasting.trained import TrainedForecaster
@@ -62,7 +62,7 @@ def _facts(forecaster: TrainedForecaster) -> dict[str, Any]:
     return {
         "channels": forecaster.channels,
         "step": forecaster.step,
-        "task_shape": (forecaster.config.task.name, forecaster.config.seq_len, task.output_len),
+        "task_shape": (forecaster.config.task.name, forecaster.config.seq_len, task.target_len),
     }
 
 

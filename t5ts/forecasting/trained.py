@@ -35,8 +35,7 @@ from t5ts.errors import DataError
 from t5ts.forecasting.tables import predict
 from t5ts.model.forecaster import Forecaster
 from t5ts.model.patching import PatchEmbedding
-from t5ts.reconstruct import Reconstruct
-from t5ts.task import Batch, Task
+from t5ts.tasks import Batch, Reconstruct, Task
 
 #: What can be predicted from: a file, a polars or pandas frame, (T, C) values, a configuration, or
 #: None for the run's own data.
@@ -81,7 +80,7 @@ class TrainedForecaster:
     @property
     def horizon(self) -> int:
         """Rows that one forecast covers."""
-        return self.task.output_len
+        return self.task.target_len
 
     def predict(
         self,

@@ -1,15 +1,17 @@
-"""What a folder with a T5 checkpoint holds: its tensors' names and shapes, its bytes.
+"""A folder with a T5 checkpoint: its `config.json`, its tensors' names and shapes, its bytes.
 
-Nothing is believed here: the header is read and compared with the file's size before one tensor
-is, and only formats that cannot run code are opened.
+Nothing is trusted: each file's header is compared with its size before a tensor is read, and only
+formats that cannot run code are opened.
 """
 
 import hashlib
 import json
-import math
 import pickle
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model.config_file import LFS_POINTER, CorruptError, read_bytes, read_config, unreadable
-from t5ts.model.packaged import checkpoint_folder
+from t5ts.model.architecture import T5Architecture
 
+# A prefix rather than an absolute path: a run's configuration, and with it its identity, is then
+# the same in a checkout and in an installed wheel.
+PACKAGED = "packaged:"
 # Best first. An index names the shards of a checkpoint that is split over several files.
 WEIGHT_FILES = (
     "model.safetensors",
@@ -27,31 +31,44 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-_TORCH_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Not quantised: as safetensors writes it and as torch does.
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16", *map(str, _FLOATS))
+# Allowed values of feed_forward_proj, and what transformers derives from them.
+_FEED_FORWARDS: dict[str, dict[str, object]] = {
+    "relu": {"dense_act_fn": "relu", "is_gated_act": False},
+    "gated-gelu": {"dense_act_fn": "gelu_new", "is_gated_act": True},
 }
+# Other models' names of T5's sizes, which transformers accepts for them.
+_ALIASES = {
+    "d_model": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+    "d_kv": "head_dim",
+}
+_LFS_POINTER = b"version https://git-lfs"
+_GIVE_FOLDER = (
+    "Give a folder with config.json and model.safetensors, as T5's save_pretrained writes it: "
+    "backbone=local backbone.path=DIR."
+)
+
+
+class CorruptError(WeightsError):
+    """A file of a checkpoint is damaged or absent."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Shape and dtype (in safetensors' words) of one stored tensor, as its file's header says."""
+    """A stored tensor as its file's header describes it."""
 
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def numel(self) -> int:
-        """Number of entries."""
-        return math.prod(self.shape)
+    file: Path
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """An opened checkpoint folder: where each tensor is, what shape it has, nothing read yet."""
+    """An opened checkpoint folder: every tensor's place and shape, no tensor read."""
 
     folder: Path
     config: dict[str, Any]
@@ -59,7 +76,6 @@ class CheckpointFiles:
     files: tuple[Path, ...]  # config.json, the index where there is one, the weight files
     weights: tuple[Path, ...]  # the weight files alone
     header: dict[str, TensorInfo]
-    file_of: dict[str, Path]
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
         """Read these tensors, in their stored dtype.
@@ -68,159 +84,332 @@ class CheckpointFiles:
             WeightsError: if a file cannot be read.
         """
         tensors: dict[str, Tensor] = {}
-        for path in sorted({self.file_of[name] for name in names}):
-            wanted = [name for name in names if self.file_of[name] == path]
+        for path in self.weights:
+            here = [name for name in names if self.header[name].file == path]
             if self.format == "safetensors":
-                tensors |= _read_safetensors(path, wanted)
+                with _safetensors(path) as file:
+                    tensors |= {name: file.get_tensor(name) for name in here}
             else:
                 stored = _load_pickle(path)
-                tensors |= {name: stored[name] for name in wanted}
+                tensors |= {name: stored[name] for name in here}
         return tensors
+
+
+def packaged_names() -> list[str]:
+    """Names of the checkpoints that come with t5ts: folders next to this module."""
+    return sorted(config.parent.name for config in Path(__file__).parent.glob("*/config.json"))
+
+
+def checkpoint_folder(path: str | Path) -> Path:
+    """The folder that a path means: `packaged:NAME`, or any other with its ~ expanded.
+
+    Raises:
+        WeightsError: if no checkpoint of that name comes with t5ts.
+    """
+    text = str(path)
+    if not text.startswith(PACKAGED):
+        return Path(text).expanduser()
+    name = text.removeprefix(PACKAGED)
+    if name not in packaged_names():
+        raise WeightsError(
+            f"No checkpoint named {name!r} comes with t5ts; allowed are: "
+            f"{', '.join(packaged_names())}. For a folder of your own use backbone=local "
+            "backbone.path=DIR."
+        )
+    return Path(__file__).resolve().parent / name
+
+
+def open_checkpoint(path: str | Path) -> CheckpointFiles:
+    """Open a checkpoint folder: config, format and every tensor's shape, no tensor read.
+
+    Raises:
+        WeightsError: if anything is missing, truncated, corrupted or not to be trusted.
+    """
+    folder = checkpoint_folder(path)
+    config = read_config(folder)
+    main = choose_weight_file(_names_in(folder), where=str(folder))
+    shards = shard_names(folder, main)
+    weights = tuple(folder / name for name in shards)
+    read_header = _pickle_header if ".bin" in main else _safetensors_header
+    header: dict[str, TensorInfo] = {}
+    for file in weights:
+        part = read_header(file)
+        if twice := sorted(header.keys() & part.keys()):
+            raise CorruptError(
+                f"{twice[0]} is in two files, {header[twice[0]].file.name} and {file.name} of "
+                f"{folder}. Fetch the checkpoint again."
+            )
+        header |= part
+    names = ["config.json", *([] if shards == [main] else [main]), *shards]
+    return CheckpointFiles(
+        folder=folder,
+        config=config,
+        format="pytorch" if ".bin" in main else "safetensors",
+        files=tuple(folder / name for name in names),
+        weights=weights,
+        header=header,
+    )
 
 
 def choose_weight_file(names: Iterable[str], *, where: str) -> str:
     """The best weight file (or index of shards) among a folder's or repository's file names.
 
     Raises:
-        WeightsError: if there is none that can be trusted, saying what is there instead.
+        WeightsError: if there is none that can be used.
     """
     present = set(names)
     for candidate in WEIGHT_FILES:
         if candidate in present:
             return candidate
-    strangers = {
-        "ONNX": (".onnx", ".onnx_data", ".ort"),
-        "GGUF (quantised)": (".gguf", ".ggml"),
-        "a LoRA adapter": ("adapter_model.safetensors", "adapter_model.bin"),
-        "TensorFlow": (".h5",),
-        "Flax": (".msgpack",),
-    }
-    found = [
-        kind for kind, ends in strangers.items() if any(name.endswith(ends) for name in present)
-    ]
-    variants = sorted(n for n in present if n.endswith((".safetensors", ".bin")) and "/" not in n)
-    if variants and not found:
-        raise WeightsError(
-            f"{where} holds {', '.join(variants[:3])}, but none of {', '.join(WEIGHT_FILES)}. A "
-            "variant (model.fp16.safetensors) in a folder can be renamed to model.safetensors and "
-            "used with backbone=local backbone.path=DIR."
-        )
-    held = f"only {' and '.join(found)}" if found else "no weights"
+    others = sorted(present - {"config.json"}, key=lambda name: (not _is_weights(name), name))
     raise WeightsError(
-        f"{where} holds {held}: none of {', '.join(WEIGHT_FILES)} is there. Exported or quantised "
-        "stand-ins cannot be trained; use the original checkpoint (for instance t5-small)."
+        f"{where} has none of {', '.join(WEIGHT_FILES)}; it holds {_shown(others)}. ONNX, GGUF, "
+        "TensorFlow and Flax files, adapters and quantised weights cannot be trained: use the "
+        "original checkpoint (for instance t5-small). A variant such as model.fp16.safetensors in "
+        "a folder can be renamed to model.safetensors and used with backbone=local "
+        "backbone.path=DIR."
     )
 
 
-def checkpoint_files(folder: Path, main: str) -> list[str]:
-    """Names of a checkpoint's files: config.json, `main`, and the shards where it is an index.
+def shard_names(folder: Path, main: str) -> list[str]:
+    """Names of the weight files: `main` itself, or the shards that it lists where it is an index.
 
     Raises:
         WeightsError: if the index is broken or names a file outside its folder.
     """
     if not main.endswith(".index.json"):
-        return ["config.json", main]
-    path = folder / main
-    try:
-        shards = sorted(set(json.loads(read_bytes(path).decode("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [main]
+    index = _read_json(folder / main)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    files = list(shards.values()) if isinstance(shards, dict) else []
+    if not files or not all(_is_plain_name(file) for file in files):
         raise CorruptError(
-            f"{path} is no index of shards ({error!r}): truncated or corrupted. Fetch it again."
-        ) from error
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
-            raise CorruptError(f"{path} names a shard outside its folder: {shard!r}.")
-    if not shards:
-        raise CorruptError(f"{path} names no shards. Fetch the checkpoint again.")
-    return ["config.json", main, *shards]
+            f"{folder / main} is no index of shards: it needs a weight_map from tensors to files "
+            "of its own folder. Fetch the checkpoint again."
+        )
+    return sorted(set(files))
 
 
-def open_checkpoint(folder: str | Path) -> CheckpointFiles:
-    """Open a checkpoint folder: config, format and every tensor's shape, no tensor read.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a checkpoint folder, checked to be a T5's.
 
     Raises:
-        WeightsError: if anything is missing, truncated, corrupted or not to be trusted.
+        WeightsError: if the folder or the file is missing or unreadable, the model is not a T5,
+            or it is quantised.
     """
-    folder = checkpoint_folder(folder)
-    config = read_config(folder)
-    main = choose_weight_file((path.name for path in folder.iterdir()), where=str(folder))
-    names = checkpoint_files(folder, main)
-    pickled = ".bin" in main
-    header: dict[str, TensorInfo] = {}
-    file_of: dict[str, Path] = {}
-    weights = tuple(folder / name for name in (names[1:] if len(names) == 2 else names[2:]))
-    for path in weights:
-        try:
-            if not path.exists():
-                raise CorruptError(f"{path} is missing: {main} names it. Fetch it again.")
-            with path.open("rb") as file:
-                lfs = file.read(64).startswith(LFS_POINTER)
-        except OSError as error:
-            raise unreadable(path, error) from error
-        if lfs:
+    names = _names_in(folder)
+    if "config.json" not in names:
+        raise WeightsError(
+            f"{folder} has no config.json (it holds {_shown(names)}). {_GIVE_FOLDER}"
+        )
+    path = folder / "config.json"
+    config = _read_json(path)
+    if not isinstance(config, dict):
+        raise CorruptError(
+            f"{path} holds a {type(config).__name__}, not a JSON object. Fetch it again."
+        )
+    if config.get("model_type") != "t5":
+        raise WeightsError(
+            f"{path}: model_type is {config.get('model_type')!r}; allowed is 't5' (T5 v1.0, v1.1, "
+            "Flan-T5, T5-efficient, Chronos-T5). Choose a T5 checkpoint."
+        )
+    if config.get("quantization_config"):
+        raise WeightsError(
+            f"{path} has a quantization_config ({str(config['quantization_config'])[:100]}): "
+            "quantised weights cannot be trained. Use the original floating-point checkpoint."
+        )
+    return config
+
+
+def read_architecture(path: str | Path) -> T5Architecture:
+    """The encoder's shape from a checkpoint folder's `config.json`.
+
+    Args:
+        path: The checkpoint folder.
+
+    Raises:
+        WeightsError: as `read_config` and `architecture_of`.
+    """
+    folder = checkpoint_folder(path)
+    return architecture_of(read_config(folder), where=str(folder / "config.json"))
+
+
+def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:
+    """The encoder's shape from a T5 config's values; `where` names the file in errors.
+
+    Keys that old T5 configs leave out have transformers' T5Config defaults.
+
+    Raises:
+        WeightsError: if a key is missing or impossible, or two contradict each other.
+    """
+    defaults = {
+        "d_kv": 64,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+    }
+    sizes = {
+        key: _size(config, key, defaults.get(key), where)
+        for key in ("d_model", "d_ff", "num_layers", "num_heads", "vocab_size", *defaults)
+    }
+    if config.get("num_decoder_layers") is not None:
+        _size(config, "num_decoder_layers", None, where)
+    feed_forward = config.get("feed_forward_proj", "relu")
+    if not isinstance(feed_forward, str) or feed_forward not in _FEED_FORWARDS:
+        raise WeightsError(
+            f"{where}: feed_forward_proj is {feed_forward!r}; allowed are "
+            f"{' (T5 v1.0), '.join(_FEED_FORWARDS)} (v1.1, Flan-T5). Choose such a checkpoint."
+        )
+    derived: list[tuple[str, object, str, object]] = [
+        (key, sizes[key], alias, sizes[key]) for key, alias in _ALIASES.items()
+    ]
+    for name, expected in _FEED_FORWARDS[feed_forward].items():
+        derived.append(("feed_forward_proj", feed_forward, name, expected))
+    for key, value, other, expected in derived:
+        if config.get(other) not in (None, expected):
             raise WeightsError(
-                f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in that folder."
+                f"{where} contradicts itself: {key} is {value!r}, {other} is {config[other]!r}. "
+                "Programs that read one or the other build different models: correct the file, or "
+                f"remove {other}."
             )
-        part = _pickle_header(path) if pickled else _safetensors_header(path)
-        header |= part
-        file_of |= dict.fromkeys(part, path)
-    return CheckpointFiles(
-        folder=folder,
-        config=config,
-        format="pytorch" if pickled else "safetensors",
-        files=tuple(folder / name for name in names),
-        weights=weights,
-        header=header,
-        file_of=file_of,
+    epsilon = config.get("layer_norm_epsilon", 1e-6)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise WeightsError(f"{where}: layer_norm_epsilon is {epsilon!r}; it must lie in (0, 1).")
+    return T5Architecture(
+        **sizes, feed_forward_proj=feed_forward, layer_norm_epsilon=float(epsilon)
     )
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes.
+    """Hex SHA-256 of a file's bytes; computed once per process while the file is unchanged.
 
     Raises:
         WeightsError: if the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        stat = path.stat()
+        return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path, error) from error
 
 
-def _broken(path: Path, error: BaseException) -> CorruptError:
+@lru_cache(maxsize=64)
+def _sha256(path: Path, *_: int) -> str:
+    with _open(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None, where: str) -> int:
+    value = config.get(key, default)
+    most = 1000 if key.endswith("layers") else 10_000_000
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise WeightsError(
+            f"{where}: {key} is {value!r}; it must be a whole number from 1 to {most:,}. Fetch the "
+            "checkpoint's config.json again."
+        )
+    return value
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        if folder.is_dir():
+            return sorted(path.name for path in folder.iterdir())
+        problem = "is not a directory" if folder.exists() else "does not exist"
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    raise WeightsError(f"{folder} {problem}. {_GIVE_FOLDER}")
+
+
+def _open(path: Path) -> BufferedReader:
+    """Open a file of a checkpoint; a FIFO, which would block, and a Git LFS pointer are refused."""
+    try:
+        if not path.is_file():
+            is_there = path.exists() or path.is_symlink()
+            problem = "is no regular file" if is_there else "is missing"
+            raise CorruptError(f"{path} {problem}. Fetch the checkpoint again.")
+        file = path.open("rb")
+        start = file.read(len(_LFS_POINTER))
+        file.seek(0)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if start == _LFS_POINTER:
+        file.close()
+        raise WeightsError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there."
+        )
+    return file
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with _open(path) as file:
+            return json.loads(file.read().decode("utf-8"))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except WeightsError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> WeightsError:
+    return WeightsError(
+        f"{path} cannot be read ({error.strerror or error}). Fix its permissions, or give another "
+        "folder: backbone=local backbone.path=DIR."
+    )
+
+
+def _corrupt(path: Path, error: BaseException) -> CorruptError:
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return CorruptError(f"{path} is truncated or corrupted ({why}). Fetch the checkpoint again.")
 
 
-def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, shapes and dtypes; safetensors compares its header with the file's size itself."""
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "") or "nothing"
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin", ".onnx", ".gguf", ".h5", ".msgpack"))
+
+
+def _is_plain_name(file: object) -> bool:
+    return isinstance(file, str) and Path(file).name == file and "\0" not in file
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    """An opened safetensors file; the library compares its header with the file's size itself."""
     from safetensors import SafetensorError, safe_open
 
+    _open(path).close()
     try:
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {n: TensorInfo(tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise _broken(path, error) from error
+        raise _corrupt(path, error) from error
 
 
-def _read_safetensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
+    with _safetensors(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: TensorInfo(tuple(part.get_shape()), part.get_dtype(), path)
+            for name, part in slices.items()
+        }
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise _broken(path, error) from error
+
+def _pickle_header(path: Path) -> dict[str, TensorInfo]:
+    return {
+        str(name): TensorInfo(tuple(tensor.shape), str(tensor.dtype), path)
+        for name, tensor in _load_pickle(path).items()
+    }
 
 
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     """A legacy `pytorch_model.bin` through torch's weights-only loader, memory-mapped if it can."""
+    with _open(path) as file:
+        # Files from before torch 1.6 are no zip archives, and only archives can be mapped.
+        mmap = file.read(2) == b"PK"
     try:
-        with path.open("rb") as file:
-            # Files from before torch 1.6 are no zip archives, and only archives can be mapped.
-            mmap = file.read(2) == b"PK"
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged pickle fails in as many ways as it has bytes
         if isinstance(error, pickle.UnpicklingError) and any(
@@ -231,19 +420,10 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
                 "refused (torch.load with weights_only=True), or it is corrupted. Use a checkpoint "
                 "with model.safetensors."
             ) from error
-        raise _broken(path, error) from error
+        raise _corrupt(path, error) from error
     if not isinstance(stored, dict) or not all(isinstance(t, Tensor) for t in stored.values()):
         raise WeightsError(
             f"{path} is not a plain state dict of tensors by name; save it again with "
             "save_pretrained from transformers."
         )
     return stored
-
-
-def _pickle_header(path: Path) -> dict[str, TensorInfo]:
-    return {
-        str(name): TensorInfo(
-            tuple(tensor.shape), _TORCH_DTYPES.get(tensor.dtype, str(tensor.dtype))
-        )
-        for name, tensor in _load_pickle(path).items()
-    }

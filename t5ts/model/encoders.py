@@ -1,11 +1,171 @@
 """The encoders between patch embedding and head: T5's stack, a light baseline, and none."""
 
+import math
 import re
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t5ts.model.shared_encoder import SharedEncoder
+from t5ts.model.layers import Conv1d, Dropout, Linear, SelfAttention
 from t5ts.model.t5_encoder import T5Encoder
+
+
+class _Stem(nn.Module):
+    """Depthwise then pointwise convolution along the tokens, LayerNorm, GELU."""
+
+    def __init__(self, width: int, *, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.depthwise = Conv1d(width, width, kernel_size, padding="same", groups=width)
+        self.pointwise = Linear(width, width)
+        self.layer_norm = nn.LayerNorm(width)
+
+    def forward(self, tokens_MND: Tensor) -> Tensor:
+        local_MND = self.depthwise(tokens_MND.transpose(1, 2)).transpose(1, 2)
+        return F.gelu(self.layer_norm(self.pointwise(local_MND)))
+
+
+class _SharedAttentionLayer(nn.Module):
+    def __init__(self, width: int, *, num_heads: int, dropout: float, norm_first: bool) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.SelfAttention = SelfAttention(
+            width,
+            width,
+            num_heads=num_heads,
+            scale=(width / num_heads) ** -0.5,
+            dropout=dropout,
+            bias=True,
+        )
+        self.layer_norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, hidden_MND: Tensor) -> Tensor:
+        if self.norm_first:
+            return hidden_MND + self.dropout(self.SelfAttention(self.layer_norm(hidden_MND)))
+        return self.layer_norm(hidden_MND + self.dropout(self.SelfAttention(hidden_MND)))
+
+
+class _SharedFeedForwardLayer(nn.Module):
+    def __init__(self, width: int, *, d_ff: int, dropout: float, norm_first: bool) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.wi = Linear(width, d_ff)
+        self.wo = Linear(d_ff, width)
+        self.layer_norm = nn.LayerNorm(width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, hidden_MND: Tensor) -> Tensor:
+        wi_input_MND = self.layer_norm(hidden_MND) if self.norm_first else hidden_MND
+        inner = self.dropout(F.gelu(self.wi(wi_input_MND)))
+        output_MND = hidden_MND + self.dropout(self.wo(inner))
+        return output_MND if self.norm_first else self.layer_norm(output_MND)
+
+
+class _SharedBlock(nn.Module):
+    def __init__(
+        self, width: int, *, num_heads: int, d_ff: int, dropout: float, norm_first: bool
+    ) -> None:
+        super().__init__()
+        attention = _SharedAttentionLayer(
+            width, num_heads=num_heads, dropout=dropout, norm_first=norm_first
+        )
+        feed_forward = _SharedFeedForwardLayer(
+            width, d_ff=d_ff, dropout=dropout, norm_first=norm_first
+        )
+        self.layer = nn.ModuleList([attention, feed_forward])
+
+    def forward(self, hidden_MND: Tensor) -> Tensor:
+        return self.layer[1](self.layer[0](hidden_MND))
+
+
+class SharedEncoder(nn.Module):
+    """The light baseline: a convolution stem, then post-norm transformer layers.
+
+    Parameters are named `stem.*` and `block.{i}.layer.{0,1}.*`, with `layer_norm` for every norm,
+    so that freezing patterns written for T5 hold here too. There is no final norm: a post-norm
+    layer ends in one. Positions are sinusoidal, added after the stem: they fit any number of
+    tokens and add no parameters. At the default size 0.8 M parameters.
+
+    Without the stem and with `norm_first` it is close to PatchTST: there is no norm on the residual
+    path from patches to head, so that the head can see how large each patch is. (PatchTST keeps
+    that by batch norm, whose statistics would depend on batch size and processes.)
+
+    Args:
+        d_model: Width.
+        num_layers: Transformer layers.
+        num_heads: Attention heads; must divide the width.
+        d_ff: Inner width of the feed-forward.
+        dropout: Probability, after stem and positions, on the attention weights, inside the
+            feed-forward and after each sublayer.
+        stem: Whether there is a convolution stem.
+        norm_first: Norm before each sublayer, inside the residual branch, instead of after it.
+
+    Source: the lab log's SharedEncoder; post-norm layers and positions, Vaswani et al. 2017;
+        `norm_first`, Xiong et al. 2020.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int = 128,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        d_ff: int = 512,
+        dropout: float = 0.1,
+        stem: bool = True,
+        norm_first: bool = False,
+    ) -> None:
+        super().__init__()
+        assert d_model % num_heads == d_model % 2 == 0
+        self.d_model = d_model
+        self.num_blocks = num_layers
+        self.stem = _Stem(d_model) if stem else nn.Identity()
+        self.block = nn.ModuleList(
+            _SharedBlock(
+                d_model, num_heads=num_heads, d_ff=d_ff, dropout=dropout, norm_first=norm_first
+            )
+            for _ in range(num_layers)
+        )
+        self.dropout = Dropout(dropout)
+
+    @torch.no_grad()
+    def init_parameters(self, generator: torch.Generator) -> None:
+        """Draw all weights: normal with std 1/√fan_in; biases 0; norms 1 and 0.
+
+        Args:
+            generator: The only source of randomness; a CPU generator for a module on the CPU.
+
+        Source: own; LeCun et al. 1998's scale, which keeps unit variance through each matrix.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear | Conv1d):
+                fan_in = math.prod(module.weight.shape[1:])
+                module.weight.normal_(0.0, fan_in**-0.5, generator=generator)
+                assert module.bias is not None
+                module.bias.zero_()
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+    def forward(self, tokens_MND: Tensor) -> Tensor:
+        """Encode each row's tokens; (M, N, D) in and out."""
+        hidden_MND = self.stem(tokens_MND)
+        hidden_MND = self.dropout(hidden_MND + _sinusoids(hidden_MND))
+        for block in self.block:
+            hidden_MND = block(hidden_MND)
+        return hidden_MND
+
+
+def _sinusoids(like_MND: Tensor) -> Tensor:
+    """Sinusoidal positions, (N, D): sines in the first half of the width, cosines in the second.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    _, num_tokens, width = like_MND.shape
+    position_N = torch.arange(num_tokens, device=like_MND.device, dtype=torch.float32)
+    exponent = torch.arange(0, width, 2, device=like_MND.device, dtype=torch.float32) / width
+    angle = position_N[:, None] * 10_000.0**-exponent
+    return torch.cat([angle.sin(), angle.cos()], dim=-1).to(like_MND.dtype)
 
 
 class NoEncoder(nn.Module):
@@ -32,7 +192,7 @@ Encoder = T5Encoder | SharedEncoder | NoEncoder
 def component_of(parameter_name: str) -> str:
     """The part of a `Forecaster` that a parameter belongs to.
 
-    T5's relative position bias, which all blocks use, stands in block 0 and counts there.
+    T5's relative position bias, which all blocks use, belongs to block 0.
 
     Args:
         parameter_name: As in `Forecaster.named_parameters()`.
@@ -50,7 +210,7 @@ def component_of(parameter_name: str) -> str:
         if parameter_name.startswith(prefix):
             return component
     raise ValueError(
-        f"{parameter_name!r} is no forecaster parameter: names begin with "
+        f"{parameter_name!r} is no parameter of a forecaster: names begin with "
         f"encoder.block.<i>. or one of {', '.join(_COMPONENT_OF_PREFIX)}"
     )
 

@@ -44,33 +44,24 @@ _SPECTRUM_SIZE = 256  # largest corner of a matrix whose spectrum is computed, f
 
 @dataclass(frozen=True)
 class Freshness:
-    """What the test saw.
+    """What the test saw."""
 
-    Attributes:
-        law_distance: Mean squared deviation of the matrices' log spread from the init law at the
-            best common factor, in units of its error; about 1 or less for a fresh draw.
-        factor: That best common factor (HF's `initializer_factor`).
-        norm_spread: RMS deviation of all LayerNorm weights from their median, relative to it;
-            0 when each tensor is constant.
-        drifted: Whether the spread of all queries, or keys, … together is off T5's law, but so
-            little that it started there: a sign of training where single matrices show none.
-        num_matrices: Matrices examined.
-        has_structure: Whether some matrices clearly scatter otherwise than independent draws do.
-        structureless: Matrices that scatter as independent draws do: fresh, shuffled, or trained
-            too briefly to tell.
-        fresh: Tensors that look freshly initialised or redrawn while the others were trained.
-        broken: What no training leaves (constant matrices, zero norms or rows, copied blocks).
-    """
-
+    # Mean squared deviation of the matrices' log spread from the init law at the best common
+    # factor, in units of its error; about 1 or less for a fresh draw.
     law_distance: float
-    factor: float
+    factor: float  # that best common factor (HF's `initializer_factor`)
+    # RMS deviation of all LayerNorm weights from their median, relative to it; 0 when each tensor
+    # is constant.
     norm_spread: float
+    # Whether the spread of all queries, or keys, … together is off T5's law, but so little that it
+    # started there: a sign of training where single matrices show none.
     drifted: bool
     num_matrices: int
-    has_structure: bool
+    has_structure: bool  # whether some matrices clearly scatter unlike independent draws
+    # Matrices that scatter as independent draws do: fresh, shuffled, or trained too briefly.
     structureless: tuple[str, ...]
-    fresh: tuple[str, ...]
-    broken: tuple[str, ...]
+    fresh: tuple[str, ...]  # look freshly initialised or redrawn while the others were trained
+    broken: tuple[str, ...]  # what no training leaves: constant matrices, zero norms, copied blocks
 
     @property
     def origin(self) -> str:
@@ -112,16 +103,15 @@ class Freshness:
     @property
     def notes(self) -> list[str]:
         """What a user should know about an encoder that is not refused."""
-        notes = []
-        if self.origin == "barely trained":
-            notes.append("note: barely trained, hardly different from T5's initialisation")
-        elif self.origin == "control":
-            notes.append(
+        notes = {
+            "barely trained": ["note: barely trained, hardly different from T5's initialisation"],
+            "control": [
                 "note: rows and columns scatter like independent draws in every matrix, as in a "
                 "shuffled or synthetic checkpoint"
-            )
+            ],
+        }.get(self.origin, [])
         if not self.norm_spread:
-            notes.append("note: all LayerNorm weights are constant, as before any training")
+            notes = [*notes, "note: all LayerNorm weights are constant, as before any training"]
         return notes
 
 
@@ -189,7 +179,7 @@ def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float]) -> bool:
     kinds: dict[str, list[str]] = {}
     for name in off:
         kinds.setdefault(name.split(".")[-2], []).append(name)
-    kinds.pop("relative_attention_bias", None)  # too small to be told from the law
+    kinds.pop("relative_attention_bias", None)  # too small to differ from the law
     means = [statistics.fmean(off[name] for name in names) for names in kinds.values()]
     pooled = [
         abs(sum(off[name] / scales[name] for name in names)) / math.sqrt(len(names))
@@ -201,13 +191,10 @@ def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float]) -> bool:
 
 def _untouched(norms: Mapping[str, Tensor]) -> list[str]:
     """Constant norm vectors among norms that training has clearly moved."""
-    spreads = {
-        name: (weight.double().std() / weight.double().mean().abs().clamp_min(1e-30)).item()
-        for name, weight in norms.items()
-    }
-    constant = [name for name, weight in norms.items() if bool((weight == weight[0]).all())]
-    moved = [spread for name, spread in spreads.items() if name not in constant]
-    return constant if moved and statistics.median(moved) >= NORMS_TRAINED else []
+    constant = [name for name, weight in norms.items() if _is_constant(weight)]
+    moved = [weight.double() for name, weight in norms.items() if name not in constant]
+    spreads = [(w.std() / w.mean().abs().clamp_min(1e-30)).item() for w in moved]
+    return constant if spreads and statistics.median(spreads) >= NORMS_TRAINED else []
 
 
 def _left_out(
@@ -252,11 +239,15 @@ def _copies(state: Mapping[str, Tensor], law: Mapping[str, float]) -> list[str]:
 
 
 def _norm_spread(norms: Mapping[str, Tensor]) -> float:
-    if all(bool((weight == weight[0]).all()) for weight in norms.values()):
+    if all(map(_is_constant, norms.values())):
         return 0.0
     weights = torch.cat([weight.double() for weight in norms.values()])
     median = weights.median().abs().clamp_min(1e-30)
     return (weights / median - weights.median().sign()).square().mean().sqrt().item()
+
+
+def _is_constant(weight: Tensor) -> bool:
+    return bool((weight == weight[0]).all())
 
 
 def _structure(centred: Tensor, squares: Tensor, variance: float, kurtosis: float) -> float:

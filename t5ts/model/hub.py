@@ -1,218 +1,222 @@
-"""Checkpoints from the Hugging Face hub, into the hub's own cache, or a plain reason why not.
+"""Checkpoints from the Hugging Face hub, into the hub's own cache, or one message why not.
 
 huggingface_hub downloads, resumes dropped connections, locks and shows progress. Two things are
-added: quick probes decide whether the hub and its file server answer at all (the client alone
-retries a dead network for 23 s), and content is compared with the hash that the hub names it by.
-`HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the proxy variables work as usual.
+added: short probes that find out whether the hub and its file server answer at all (the client
+alone retries a dead network for 23 s), and the comparison of content with the hash that the hub
+names it by. `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the proxy variables apply.
 """
 
+import difflib
 import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from t5ts.errors import Interrupted, WeightsError
 from t5ts.interruption import interrupt_on_signals
-from t5ts.model.checkpoint_file import (
-    CorruptError,
-    checkpoint_files,
-    choose_weight_file,
-    file_sha256,
-)
-from t5ts.model.hub_errors import Request, explain, is_outage
+from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sha256, shard_names
 
 PROBE_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT says otherwise
+
+# Published checkpoints whose encoder can be used here; for "did you mean".
+KNOWN_IDS = (
+    *(f"t5-{size}" for size in ("small", "base", "large", "3b", "11b")),
+    *(f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")),
+    *(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")),
+    *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
+    *(f"google/t5-efficient-{size}" for size in ("tiny", "mini", "small", "base", "large")),
+    *(f"amazon/chronos-t5-{size}" for size in ("tiny", "mini", "small", "base", "large")),
+)
+_REMEDY = (
+    "run `python -m t5ts.download backbone={name}` on a machine with network and point HF_HOME at "
+    "a copy of its cache, give a checkpoint folder with backbone=local backbone.path=DIR, or use "
+    "backbone=t5_tiny_en, a small T5 pretrained on English that comes with t5ts."
+)
+_PROXY = (
+    "The proxy {proxy} cannot be used for {endpoint} ({why}). Check HTTPS_PROXY/HTTP_PROXY/"
+    "ALL_PROXY and the credentials there, add {host} to NO_PROXY to go around it, or {remedy}"
+)
+#: Facts of an error (see `_facts`) and the message; the first row that has one of them is used. The
+#: client's classes are known by name, since the HTTP library under huggingface_hub changed twice.
+_TABLE = {
+    "offline": "{hub_id} (revision {revision}) is not complete in the cache {cache_dir}, and "
+    "offline mode forbids asking the hub.{meant} Unset HF_HUB_OFFLINE, or {remedy}",
+    "local-file": "The cache {cache_dir} cannot be used ({why}). Free disk space or fix its "
+    "permissions, or set HF_HOME to another folder.",
+    "GatedRepoError": "{hub_id} is gated: accept its licence at {endpoint}/{hub_id}, then set "
+    "HF_TOKEN to a token of that account or run `hf auth login`.",
+    "RevisionNotFoundError": "{hub_id} has no revision {revision!r}. Use main, or a branch, tag or "
+    "full commit listed at {endpoint}/{hub_id}/commits/main.",
+    "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}.{meant} Allowed "
+    "are ids of T5 checkpoints such as t5-small or google/flan-t5-small; if the model is private, "
+    "set HF_TOKEN or run `hf auth login`.",
+    "RemoteEntryNotFoundError": "{hub_id} has no file {file} on the hub ({why}). Choose a T5 "
+    "checkpoint such as t5-small, google/flan-t5-small or t5-base.",
+    "FileMetadataError": "{endpoint} is no complete mirror of the hub ({why}). Set HF_ENDPOINT to "
+    "one that is, or unset it.",
+    "ProxyError 407": _PROXY,
+    "401 403": "Access to {hub_id} needs a valid token: {endpoint} answered {status}.{meant} Set "
+    "HF_TOKEN to a token with read access, or run `hf auth login`; if the model needs none, unset "
+    "HF_TOKEN.",
+    "429 5xx": "{endpoint} answered {status} for {hub_id}: too many requests (429), or a fault of "
+    "its own (see status.huggingface.co). Run again in some minutes, or {remedy}",
+    "has-status": "{endpoint} answered {status} for {hub_id} ({why}). Check HF_ENDPOINT and the "
+    "id, or {remedy}",
+    "UnsupportedProtocol InvalidURL LocalProtocolError": "{endpoint!r} is no address of a hub "
+    "({why}). Set HF_ENDPOINT to one such as https://huggingface.co, or unset it; check the proxy "
+    "variables too.",
+    "certificate": "The certificate of {endpoint} is not trusted ({why}). If your network replaces "
+    "certificates, set SSL_CERT_FILE to its authority's file; otherwise {remedy}",
+    "consistency interrupted": "The download of {file} of {hub_id} from {endpoint} failed ({why})."
+    " Nothing was kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer for a "
+    "slow line).",
+    "no-network": "No network: {endpoint} cannot be reached ({why}; proxy: {proxy}), and {hub_id} "
+    "is not in the cache {cache_dir}.{meant} Check the network, HF_ENDPOINT and the proxy "
+    "variables (HF_HUB_ETAG_TIMEOUT=30 waits longer), or {remedy}",
+    "proxy": _PROXY,
+    "Exception": "{endpoint} did not answer as a hub does when asked for {hub_id} ({why}). Check "
+    "HF_ENDPOINT, proxies and log-in pages of the network, or {remedy}",
+}
+_PHRASES = {
+    "offline": "offline mode",
+    "certificate": "certificate verify failed",
+    "consistency": "consistency check failed",
+    "proxy": "proxy",
+}
+_NETWORK_ERRORS = {"TransportError", "TimeoutError", "ConnectionError"}
 
 log = logging.getLogger("t5ts")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """One commit of a repository in the local cache, complete enough to load.
+@dataclass(kw_only=True)
+class HubRequest:
+    """What is asked of which hub."""
 
-    Attributes:
-        folder: Where its files are (or links to them).
-        downloaded: Whether it has just been downloaded.
-    """
+    hub_id: str  # repository, for instance "t5-small"
+    revision: str = "main"  # branch, tag or commit
+    token: str | bool | None = None  # None: `HF_TOKEN` or the stored login; False: none
+    endpoint: str = ""  # "": `HF_ENDPOINT` or huggingface.co
+    cache_dir: str | Path | None = None  # None: `HF_HUB_CACHE` or `HF_HOME`/hub
+    offline: bool | None = None  # use the cache only; None: `HF_HUB_OFFLINE`
+    refresh: bool = False  # ask for the revision's newest commit even if one is cached
 
-    folder: Path
-    downloaded: bool = False
+    def __post_init__(self) -> None:
+        from huggingface_hub import constants
 
-    @property
-    def commit(self) -> str:
-        """The commit on the hub."""
-        return self.folder.name
-
-    @property
-    def repository(self) -> Path:
-        """The cache's folder of the whole repository: deleting it always heals the cache."""
-        return self.folder.parents[1]
-
-    def check(self, hashes: dict[str, str]) -> None:
-        """Compare files with the content hashes that the cache names its blobs by.
-
-        A cache that was copied with its links followed is checked too: each file must be one of
-        the blobs. Without blobs there is nothing to compare with.
-
-        Args:
-            hashes: SHA-256 by file name.
-
-        Raises:
-            WeightsError: if a file is not what the hub sent; one just downloaded is removed.
-        """
-        blobs = self.repository / "blobs"
-        known = {blob.name for blob in blobs.iterdir()} if blobs.is_dir() else set()
-        for name, sha256 in hashes.items():
-            path = self.folder / name
-            expected = {path.resolve().name} if path.is_symlink() else known
-            # Mirrors name blobs as they like: only hashes can be compared with.
-            expected = {n for n in expected if len(n) in (40, 64) and set(n) <= _HEX}
-            if not expected or expected & {sha256, _git_sha1(path, expected)}:
-                continue
-            if self.downloaded:
-                path.resolve().unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
-                raise WeightsError(
-                    f"{name} arrived corrupted: its content hash is not the hub's. It was removed. "
-                    "Run again; if it happens twice, a proxy or mirror (HF_ENDPOINT) is altering "
-                    "the file."
-                )
-            raise CorruptError(
-                f"The cached file {path} is corrupted: it does not have the content hash that the "
-                "hub gave it."
-            )
-
-
-_HEX = set("0123456789abcdef")
-
-
-def _git_sha1(path: Path, expected: set[str]) -> str | None:
-    """Git's hash of a file, by which the hub names small files; None if none is expected."""
-    if all(len(name) == 64 for name in expected) or path.stat().st_size > 100_000_000:
-        return None
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        self.endpoint = (self.endpoint or constants.ENDPOINT).rstrip("/")
+        self.cache_dir = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
+        if self.offline is None:
+            self.offline = constants.HF_HUB_OFFLINE
 
 
 def cached_snapshot(
     hub_id: str, *, revision: str = "main", cache_dir: str | Path | None = None
-) -> Snapshot | None:
-    """The cached commit that `revision` names, if config and all weight files are there.
-
-    Never touches the network and does not verify: `weights.verify_cached` does.
+) -> Path | None:
+    """The cached commit's folder, if config and all weight files are there; nothing is verified.
 
     Raises:
         WeightsError: if the id is none, or the cache cannot be read.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    request = _request(hub_id, revision, None, cache_dir or constants.HF_HUB_CACHE)
+    request = HubRequest(hub_id=hub_id, revision=revision, cache_dir=cache_dir)
     try:
         config = try_to_load_from_cache(
             hub_id, "config.json", cache_dir=request.cache_dir, revision=revision
         )
-        if not isinstance(config, str):
-            return None
-        snapshot = Snapshot(Path(config).parent)
-        names = {path.name for path in snapshot.folder.iterdir() if path.exists()}
-        main = choose_weight_file(names, where=hub_id)
-        if main.endswith(".index.json"):
-            snapshot.check({main: file_sha256(snapshot.folder / main)})
-        complete = names.issuperset(checkpoint_files(snapshot.folder, main))
+    except Exception as error:
+        raise _explained(error, request) from error
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    try:
+        return folder if all((folder / name).exists() for name in _names(folder)) else None
     except CorruptError as error:
-        raise error.in_cache(snapshot.repository) from error
+        raise in_cache(error, folder) from error
     except WeightsError:
         return None
-    except Exception as error:
-        raise explain(error, request) from error
-    return snapshot if complete else None
+    except OSError as error:
+        raise _explained(error, request) from error
 
 
-def fetch_snapshot(
-    hub_id: str,
-    *,
-    revision: str = "main",
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    cache_dir: str | Path | None = None,
-    offline: bool | None = None,
-    refresh: bool = False,
-) -> Snapshot:
-    """A checkpoint's folder in the cache, downloaded first if it is not there.
+def fetch_snapshot(request: HubRequest) -> Path:
+    """A checkpoint's folder in the cache, downloaded first if it is not there; content verified.
 
     A complete cached checkpoint is used without asking the hub, so that all trials of a sweep see
-    the same commit and need no network.
-
-    Args:
-        hub_id: Repository on the hub, for instance "t5-small".
-        revision: Branch, tag or commit.
-        token: Access token; None is `HF_TOKEN` or the stored login, False is none.
-        endpoint: The hub's address; None is `HF_ENDPOINT` or huggingface.co.
-        cache_dir: The cache; None is `HF_HUB_CACHE` or `HF_HOME`/hub.
-        offline: Use the cache only; None is `HF_HUB_OFFLINE`.
-        refresh: Ask the hub for the revision's newest commit even if one is cached.
+    the same commit and need no network. The folder is named by the commit.
 
     Raises:
-        WeightsError: if it is not available, saying why and what to do.
+        WeightsError: if it is not available or corrupted, with the reason and what to do.
         Interrupted: after SIGINT or SIGTERM; nothing of an unfinished file is kept.
     """
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE if offline is None else offline
-    request = _request(hub_id, revision, endpoint, cache_dir)
-    cached = cached_snapshot(hub_id, revision=revision, cache_dir=request.cache_dir)
-    if cached is not None and (offline or not refresh):
-        return cached
-    if offline:
-        raise WeightsError(
-            f"{hub_id} (revision {revision}) is not complete in the cache {request.cache_dir}, and "
-            f"offline mode forbids asking the hub.{request.meant} Unset HF_HUB_OFFLINE, or "
-            f"{request.remedy}"
-        )
+    folder = _cached_or_downloaded(request)
     try:
-        commit, names = _within(partial(_list_files, request, token))
+        _check_content(folder, _names(folder))
+    except CorruptError as error:
+        raise in_cache(error, folder) from error
+    except OSError as error:
+        raise _explained(error, request) from error
+    return folder
+
+
+def in_cache(error: CorruptError, folder: Path) -> CorruptError:
+    """The error with the one remedy that heals the hub's cache: a new download."""
+    return CorruptError(
+        f"{error} It is in the hub's cache: delete that copy (rm -r '{folder.parents[1]}') and run "
+        "the same command again, which downloads it."
+    )
+
+
+def suggestions(hub_id: str) -> list[str]:
+    """Known ids that the user may have meant, best first, at most three."""
+    base = hub_id.split("/")[-1].lower()
+    same = [known for known in KNOWN_IDS if known.split("/")[-1] == base]
+    if same:
+        return [known for known in same if known != hub_id]
+    near = difflib.get_close_matches(hub_id.lower(), KNOWN_IDS, n=3, cutoff=0.6)
+    bases = {known.split("/")[-1]: known for known in reversed(KNOWN_IDS)}
+    near += [bases[b] for b in difflib.get_close_matches(base, list(bases), n=3, cutoff=0.7)]
+    return list(dict.fromkeys(near))[:3]
+
+
+def _cached_or_downloaded(request: HubRequest) -> Path:
+    cached = cached_snapshot(request.hub_id, revision=request.revision, cache_dir=request.cache_dir)
+    if cached is not None and (request.offline or not request.refresh):
+        return cached
+    if request.offline:
+        raise _explained(OSError("offline mode"), request)
+    try:
+        commit, main = _within_timeout(partial(_find, request))
     except WeightsError:
         raise
-    except Exception as error:
-        # Whatever the client raises is the user's to fix: it stops the run with one message.
-        if cached is not None and is_outage(error):
+    except Exception as error:  # whatever the client raises stops the run with one message
+        if cached is not None and _facts(error, None) & {"5xx", "no-network"}:
             log.warning(
                 "%s cannot be asked for newer files (%s); the cached commit %s is used.",
                 request.endpoint,
                 type(error).__name__,
-                cached.commit,
+                cached.name,
             )
             return cached
-        raise explain(error, request) from error
-    if cached is not None and cached.commit == commit:
+        raise _explained(error, request) from error
+    if cached is not None and cached.name == commit:
         return cached
-    return _download(request, token, commit, names)
+    return _download(request, commit, main)
 
 
-def _request(
-    hub_id: str, revision: str, endpoint: str | None, cache_dir: str | Path | None
-) -> Request:
-    from huggingface_hub import constants
-
-    return Request(
-        hub_id=hub_id,
-        revision=revision,
-        endpoint=(endpoint or constants.ENDPOINT).rstrip("/"),
-        cache_dir=Path(cache_dir or constants.HF_HUB_CACHE).expanduser(),
-    )
-
-
-def _list_files(request: Request, token: str | bool | None) -> tuple[str, list[str]]:
-    """The commit that the revision names and its file names: the one request that decides."""
+def _find(request: HubRequest) -> tuple[str, str]:
+    """The commit that the revision names, and its weight file or index: one small request."""
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=request.endpoint, token=token)
+    api = HfApi(endpoint=request.endpoint, token=request.token)
     info = api.model_info(request.hub_id, revision=request.revision, timeout=_probe_timeout_s())
     names = [sibling.rfilename for sibling in info.siblings or []]
     if not info.sha:
@@ -222,70 +226,107 @@ def _list_files(request: Request, token: str | bool | None) -> tuple[str, list[s
             f"{request.hub_id} has no config.json, so it is no transformers checkpoint. Choose a "
             "T5 checkpoint such as t5-small, google/flan-t5-small or t5-base."
         )
-    choose_weight_file(names, where=f"The repository {request.hub_id}")
-    return info.sha, names
+    return info.sha, choose_weight_file(names, where=f"The repository {request.hub_id}")
 
 
-def _download(
-    request: Request, token: str | bool | None, commit: str, names: list[str]
-) -> Snapshot:
-    """Fetch config and weights, file by file, in this thread: a signal ends it at once.
+def _download(request: HubRequest, commit: str, main: str) -> Path:
+    """Fetch weights and config, file by file, in this thread: a signal ends it at once.
 
     (`snapshot_download` waits for its threads, until the file is there or its time-outs are over.)
     """
     from huggingface_hub import hf_hub_download
 
-    main = choose_weight_file(names, where=request.hub_id)
-    wanted = [main, "config.json"]  # a snapshot with a config always has its weights beside it
-    log.info("Fetching %s from %s; a first Ctrl-C stops it.", request.hub_id, request.endpoint)
+    wanted = [main, "config.json"]  # a snapshot with a config always has its weights too
     name = main
+    log.info("Fetching %s from %s; a first Ctrl-C stops it.", request.hub_id, request.endpoint)
     try:
         with interrupt_on_signals():
             while wanted:
                 name = wanted.pop(0)
-                _within(partial(_probe_file, request, token, commit, name))
-                path = hf_hub_download(
-                    request.hub_id,
-                    name,
-                    # The branch leads to the commit in the cache only when all is there.
-                    revision=commit if wanted else request.revision,
-                    endpoint=request.endpoint,
-                    cache_dir=request.cache_dir,
-                    token=token,
-                    etag_timeout=_probe_timeout_s(),
+                _within_timeout(partial(_ask_first_byte, request, commit, name))
+                path = Path(
+                    hf_hub_download(
+                        request.hub_id,
+                        name,
+                        # The branch leads to the commit in the cache only when all is there.
+                        revision=commit if wanted else request.revision,
+                        endpoint=request.endpoint,
+                        cache_dir=request.cache_dir,
+                        token=request.token,
+                        etag_timeout=_probe_timeout_s(),
+                    )
                 )
+                _check_content(path.parent, [name])
                 if name.endswith(".index.json"):
-                    wanted[:0] = checkpoint_files(Path(path).parent, name)[2:]
+                    wanted[:0] = shard_names(path.parent, name)
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped while downloading {name} of {request.hub_id}; nothing of it was kept"
         ) from None
     except CorruptError as error:
-        raise error.in_cache(Path(path).parents[2]) from error
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{name} arrived corrupted and was removed ({error}) Run again; if it happens twice, a "
+            "proxy or mirror (HF_ENDPOINT) is altering the file."
+        ) from error
     except WeightsError:
         raise
     except Exception as error:
-        raise explain(error, request, file=name) from error
-    folder = Path(path).parent
-    if folder.name != commit:
+        raise _explained(error, request, file=name) from error
+    if path.parent.name != commit:
         raise WeightsError(
             f"{request.hub_id} changed on the hub while it was downloaded ({request.revision} is "
             "another commit now): run the same command again."
         )
-    return Snapshot(folder, downloaded=True)
+    return path.parent
 
 
-def _probe_file(request: Request, token: str | bool | None, commit: str, name: str) -> None:
+def _ask_first_byte(request: HubRequest, commit: str, name: str) -> None:
     """Ask for a file's first byte, redirects to the file server included."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     url = hf_hub_url(request.hub_id, name, revision=commit, endpoint=request.endpoint)
-    headers = build_hf_headers(token=token) | {"Range": "bytes=0-0"}
+    headers = build_hf_headers(token=request.token) | {"Range": "bytes=0-0"}
     with get_session().stream("GET", url, headers=headers, timeout=_probe_timeout_s()) as response:
         if response.status_code != 416:  # an empty file has no first byte
             hf_raise_for_status(response)
         next(response.iter_raw(), None)
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of a cached checkpoint's files; an index of shards is verified before it is read."""
+    main = choose_weight_file((path.name for path in folder.iterdir()), where=str(folder))
+    if main.endswith(".index.json") and (folder / main).exists():
+        _check_content(folder, [main])
+    return ["config.json", main, *shard_names(folder, main)]
+
+
+def _check_content(folder: Path, names: Iterable[str]) -> None:
+    """Compare files with the content hashes that the cache names its blobs by.
+
+    In a cache that was copied with its links followed, each file must be one of the blobs. Without
+    blobs there is nothing to compare with; mirrors may name them otherwise than by hash.
+
+    Raises:
+        CorruptError: if a file is not what the hub has.
+    """
+    blobs = folder.parents[1] / "blobs"
+    known = {blob.name for blob in blobs.iterdir()} if blobs.is_dir() else set()
+    for name in names:
+        path = folder / name
+        expected = {path.resolve().name} if path.is_symlink() else known
+        expected = {n for n in expected if len(n) in (40, 64) and set(n) <= set("0123456789abcdef")}
+        if not expected or file_sha256(path) in expected:
+            continue
+        # Git's hash, by which the hub names small files.
+        if path.stat().st_size < 100_000_000 and any(len(n) == 40 for n in expected):
+            content = path.read_bytes()
+            header = b"blob %d\0" % len(content)
+            if hashlib.sha1(header + content, usedforsecurity=False).hexdigest() in expected:
+                continue
+        raise CorruptError(f"{path} is corrupted: it does not have the hub's content hash.")
 
 
 def _probe_timeout_s() -> float:
@@ -295,7 +336,7 @@ def _probe_timeout_s() -> float:
     return constants.HF_HUB_ETAG_TIMEOUT if chosen else PROBE_TIMEOUT_S
 
 
-def _within(work: Callable[[], T]) -> T:
+def _within_timeout(work: Callable[[], T]) -> T:
     """Run `work` in a daemon thread and stop waiting soon after its own time-out.
 
     A name look-up has no time-out that a client could set, and a host with several addresses is
@@ -322,3 +363,58 @@ def _within(work: Callable[[], T]) -> T:
     if not results:
         raise TimeoutError(f"no answer within {seconds:g} s")
     return results[0]
+
+
+def _explained(
+    error: BaseException, request: HubRequest, *, file: str | None = None
+) -> WeightsError:
+    """Whatever the hub client raised as one message; `file` is what was being downloaded."""
+    facts = _facts(error, file)
+    # Without a valid token the hub answers 401 to ids that do not exist as to private ones.
+    if "401" in facts and request.hub_id in KNOWN_IDS:
+        facts.discard("RepositoryNotFoundError")
+    message = next(message for row, message in _TABLE.items() if facts.intersection(row.split()))
+    why = (str(error).strip().splitlines() or [""])[0][:200]
+    near = [] if request.hub_id in KNOWN_IDS else suggestions(request.hub_id)
+    return WeightsError(
+        message.format(
+            **vars(request),
+            host=urlsplit(request.endpoint).hostname,
+            remedy=_REMEDY.format(name=request.hub_id.split("/")[-1].replace("-", "_")),
+            meant=f" Did you mean {' or '.join(near)}?" if near else "",
+            proxy=_proxy(request.endpoint),
+            status=next((fact for fact in facts if fact.isdigit()), ""),
+            why=f"{type(error).__name__}: {why}",
+            file=file,
+        )
+    )
+
+
+def _proxy(endpoint: str) -> str:
+    """`VARIABLE (host)` of the proxy that a request goes through, or "none"."""
+    parts, proxies = urlsplit(endpoint), getproxies()
+    scheme = next((s for s in (parts.scheme, "all") if proxies.get(s)), None)
+    if scheme is None or not parts.hostname or proxy_bypass(parts.hostname):
+        return "none"
+    lower = f"{scheme}_proxy"
+    # Without the credentials that may precede the host.
+    host = proxies[scheme].split("//")[-1].split("@")[-1].rstrip("/")
+    return f"{lower if os.environ.get(lower) else lower.upper()} ({host})"
+
+
+def _facts(error: BaseException, file: str | None) -> set[str]:
+    """What is known of an error: its and its causes' classes, HTTP status, telling words."""
+    chain = [error]
+    while len(chain) < 10 and (cause := chain[-1].__cause__ or chain[-1].__context__):
+        chain.append(cause)
+    facts = {cls.__name__ for link in chain for cls in type(link).__mro__}
+    # The client's errors are OSErrors too, and a connection that a firewall forbids carries EPERM.
+    if isinstance(error, OSError) and error.errno and not facts & {"HTTPError", *_NETWORK_ERRORS}:
+        facts.add("local-file")
+    statuses = [getattr(getattr(link, "response", None), "status_code", None) for link in chain]
+    if status := next(filter(None, statuses), None):
+        facts |= {"has-status", str(status), f"{status // 100}xx"}
+    elif facts & _NETWORK_ERRORS:
+        facts.add("no-network" if file is None else "interrupted")
+    text = " ".join(map(str, chain)).lower()
+    return facts | {fact for fact, phrase in _PHRASES.items() if phrase in text}

@@ -1,7 +1,7 @@
 """What both encoders are made of: layers that draw nothing when built, dropout, attention.
 
 An arm is decided by the state dict that is loaded afterwards (T5) or by the generator that is
-handed to `init_parameters` (the light baseline), so building one cannot shift the randomness of
+passed to `init_parameters` (the light baseline), so building one cannot shift the randomness of
 anything else.
 """
 
@@ -37,7 +37,7 @@ class Conv1d(nn.Conv1d):
 def mark_unset(module: nn.Module) -> None:
     """Fill a module's own parameters with NaN.
 
-    Memory that nobody set is often all zeros, which trains without a word; NaN cannot be missed.
+    Uninitialised memory is often all zeros, which trains silently; NaN is noticed at once.
     """
     for parameter in module.parameters(recurse=False):
         parameter.fill_(math.nan)
@@ -106,3 +106,40 @@ def attend(
             q, k, v, attn_mask=bias_1hNN, dropout_p=dropout, scale=scale
         )
     return mixed.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with its projections.
+
+    Args:
+        width: D in and out.
+        inner: heads · d_kv.
+        num_heads: Must divide `inner`.
+        scale: Of the scores before the softmax.
+        dropout: On the attention weights.
+        bias: Whether the projections have biases.
+    """
+
+    def __init__(
+        self, width: int, inner: int, *, num_heads: int, scale: float, dropout: float, bias: bool
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = scale
+        self.dropout = dropout
+        self.q = Linear(width, inner, bias=bias)
+        self.k = Linear(width, inner, bias=bias)
+        self.v = Linear(width, inner, bias=bias)
+        self.o = Linear(inner, width, bias=bias)
+
+    def forward(self, hidden_MND: Tensor, bias_1hNN: Tensor | None = None) -> Tensor:
+        mixed = attend(
+            self.q(hidden_MND),
+            self.k(hidden_MND),
+            self.v(hidden_MND),
+            bias_1hNN,
+            num_heads=self.num_heads,
+            scale=self.scale,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.o(mixed)

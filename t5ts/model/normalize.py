@@ -50,7 +50,7 @@ class VisibleInstanceNorm(InstanceNorm):
     """Instance normalisation by the visible steps: those that are not NaN.
 
     Mean, std and the last value are taken over them alone, so that nothing of a hidden step reaches
-    the model or its output by way of the scale. NaN stays where it was, for the patches to fill.
+    the model or its output through the scale. NaN stays where it was, for the patches to fill.
     Where a channel of a window shows nothing there is no statistic: mean 0 and divisor 1, the train
     rows' own. Without a NaN this is `InstanceNorm`, up to rounding.
     """

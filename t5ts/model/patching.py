@@ -1,15 +1,8 @@
 """From a context to tokens: which steps make a patch, and how a patch becomes a vector."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from t5ts.errors import ConfigError
-
-CHANNEL_MODES = ("independent", "mixing")
-HIDDEN_MODES = ("none", "value", "token")
 
 
 class PatchEmbedding(nn.Module):
@@ -23,7 +16,7 @@ class PatchEmbedding(nn.Module):
     projection: M = B·C, row b·C + c) or `mixing` (a token embeds the same patch of all channels:
     M = B). Positions are the encoder's business.
 
-    A token is scale · norm(W patch + b), the norm being LayerNorm over D when asked for. Weights
+    A token is scale · norm(W patch + b), the norm being an optional LayerNorm over D. Weights
     are drawn in the constructor, from the generator alone: W normal with std 1/√fan_in, so that a
     token's RMS is about its patch's; b uniform within ±1/√fan_in; norm 1 and 0.
 
@@ -31,13 +24,11 @@ class PatchEmbedding(nn.Module):
     tokens would be exactly zero, and each of T5's norms multiplies the gradient of a zero vector
     by 1/√ε = 1000. Through 4 blocks that made gradient norms of 3e12 on real data (LOG.md).
 
-    Hidden steps are marked by NaN, and `hidden` says what stands for them. "none": there are none,
-    and a NaN spreads. "value": 0, which after instance normalisation is the mean of what is
-    visible; the token does not tell it from a value. "token": 0 too, and before the norm the token
-    gets a learnable vector for each hidden place of its patch, added up. A patch that is hidden
-    throughout is then always the same token, the sum of all of them; a patch that is hidden in part
-    keeps what it shows and tells which places are missing; overlapping patches each mark a hidden
-    step at its place in them. The padding repeats the first step's mark with its value.
+    Hidden steps are NaN, and `hidden` is what replaces them. "none": nothing, and a NaN spreads.
+    "value": 0, which after instance normalisation is the mean of what is visible. "token": 0 too,
+    and before the norm the token gets the sum of a learnable vector for each hidden place of its
+    patch. A wholly hidden patch is then always the same token; a partly hidden one keeps its
+    visible values and shows which places are missing. The padding repeats the first step's mark.
 
     Args:
         seq_len: Context length L in steps.
@@ -47,17 +38,11 @@ class PatchEmbedding(nn.Module):
         stride: Steps from one patch to the next; None for `patch_len`. At most `patch_len`.
         channels: "independent" or "mixing".
         norm: LayerNorm after the projection.
-        scale: "none", "div_sqrt_d", "mul_sqrt_d", or "match_embedding" and "native", which multiply
-            by `embedding_rms`.
-        embedding_rms: RMS of the token embedding: of the checkpoint, in every arm alike
-            ("match_embedding"), or of the one that the arm's own weights expect ("native").
+        scale: What tokens are multiplied by after the norm.
         hidden: "none", "value" or "token". The mask token's entries are drawn after W and b, which
             are the same in all three: normal with std 1/√fan_in, so that a wholly hidden patch's
             token is as large as another.
         generator: Source of the initial weights, on the CPU.
-
-    Raises:
-        ConfigError: if the scale is the embedding's, and its RMS is unknown or not positive.
 
     Source: Nie et al. 2023 (PatchTST), section 3.1; norm, scale, padding and hidden steps own.
     """
@@ -72,16 +57,15 @@ class PatchEmbedding(nn.Module):
         stride: int | None,
         channels: str,
         norm: bool,
-        scale: str,
-        embedding_rms: float | None,
+        scale: float = 1.0,
         hidden: str = "none",
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         stride = patch_len if stride is None else stride
         assert 1 <= stride <= patch_len <= seq_len
-        assert channels in CHANNEL_MODES
-        assert hidden in HIDDEN_MODES
+        assert channels in ("independent", "mixing")
+        assert hidden in ("none", "value", "token")
         self.d_model = d_model
         self.patch_len = patch_len
         self.stride = stride
@@ -89,8 +73,7 @@ class PatchEmbedding(nn.Module):
         self.hidden = hidden
         self.pad = -(seq_len - patch_len) % stride
         self.num_patches = (seq_len + self.pad - patch_len) // stride + 1
-        self.scale = _scale_factor(scale, d_model=d_model, norm=norm, embedding_rms=embedding_rms)
-
+        self.scale = scale
         fan_in = patch_len * num_channels if self.mixing else patch_len
         self.projection = torch.nn.utils.skip_init(nn.Linear, fan_in, d_model)
         self.norm = nn.LayerNorm(d_model) if norm else nn.Identity()
@@ -109,7 +92,7 @@ class PatchEmbedding(nn.Module):
         return tokens_MND if self.scale == 1.0 else tokens_MND * self.scale
 
     def _project(self, patches_MNP: Tensor) -> Tensor:
-        """Project patches, with hidden places as `hidden` says."""
+        """Project patches, with hidden places replaced."""
         if self.hidden == "none":
             return self.projection(patches_MNP)
         is_hidden_MNP = patches_MNP.isnan()
@@ -144,7 +127,7 @@ class WholeContext(nn.Module):
         self, *, seq_len: int, num_channels: int, channels: str, hidden: str = "none"
     ) -> None:
         super().__init__()
-        assert channels in CHANNEL_MODES
+        assert channels in ("independent", "mixing")
         assert hidden in ("none", "value")  # there are no tokens
         self.hidden = hidden
         self.mixing = channels == "mixing"
@@ -156,17 +139,3 @@ class WholeContext(nn.Module):
         if self.hidden == "value":
             x_BCL = x_BCL.masked_fill(x_BCL.isnan(), 0.0)
         return x_BCL.flatten(1)[:, None] if self.mixing else x_BCL.flatten(0, 1)[:, None]
-
-
-def _scale_factor(scale: str, *, d_model: int, norm: bool, embedding_rms: float | None) -> float:
-    if scale in ("match_embedding", "native"):
-        if embedding_rms is None:
-            raise ConfigError(
-                f"scale={scale} needs embedding_rms, the RMS of a checkpoint's token "
-                "embedding: choose a backbone that has a checkpoint, or another scale."
-            )
-        if not (math.isfinite(embedding_rms) and embedding_rms > 0):
-            raise ConfigError(f"embedding_rms={embedding_rms} must be finite and positive.")
-        assert norm, "without it tokens have their patch's RMS"
-        return embedding_rms
-    return {"none": 1.0, "div_sqrt_d": d_model**-0.5, "mul_sqrt_d": d_model**0.5}[scale]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.layers import Dropout, Embedding, Linear, attend, mark_unset
+from t5ts.model.layers import Dropout, Embedding, Linear, SelfAttention, mark_unset
 
 
 class _RMSNorm(nn.Module):
@@ -41,15 +41,13 @@ class _RelativePositionBias(Embedding):
 
     buckets_of_distance: Tensor
 
-    def __init__(self, *, num_buckets: int, max_distance: int, num_heads: int) -> None:
-        super().__init__(num_buckets, num_heads)
-        self.max_distance = max_distance
-        distances = torch.arange(-max_distance, max_distance + 1)
-        self.register_buffer(
-            "buckets_of_distance",
-            _relative_position_bucket(distances, num_buckets, max_distance),
-            persistent=False,
-        )
+    def __init__(self, arch: T5Architecture) -> None:
+        num_buckets = arch.relative_attention_num_buckets
+        super().__init__(num_buckets, arch.num_heads)
+        self.max_distance = arch.relative_attention_max_distance
+        distances = torch.arange(-self.max_distance, self.max_distance + 1)
+        buckets = _relative_position_bucket(distances, num_buckets, self.max_distance)
+        self.register_buffer("buckets_of_distance", buckets, persistent=False)
 
     def bias(self, num_tokens: int) -> Tensor:
         """The bias for `num_tokens` tokens, (1, heads, N, N), query first."""
@@ -74,40 +72,19 @@ def _relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: 
     return bucket + (distance > 0).long() * per_direction
 
 
-class _T5SelfAttention(nn.Module):
-    def __init__(self, arch: T5Architecture, *, dropout: float, owns_bias: bool) -> None:
-        super().__init__()
-        inner = arch.num_heads * arch.d_kv
-        self.num_heads = arch.num_heads
-        self.dropout = dropout
-        self.q = Linear(arch.d_model, inner, bias=False)
-        self.k = Linear(arch.d_model, inner, bias=False)
-        self.v = Linear(arch.d_model, inner, bias=False)
-        self.o = Linear(inner, arch.d_model, bias=False)
-        if owns_bias:
-            self.relative_attention_bias = _RelativePositionBias(
-                num_buckets=arch.relative_attention_num_buckets,
-                max_distance=arch.relative_attention_max_distance,
-                num_heads=arch.num_heads,
-            )
-
-    def forward(self, normed_MND: Tensor, bias_1hNN: Tensor) -> Tensor:
-        mixed = attend(
-            self.q(normed_MND),
-            self.k(normed_MND),
-            self.v(normed_MND),
-            bias_1hNN,
-            num_heads=self.num_heads,
-            scale=1.0,  # T5 folds 1/√d_kv into the initialisation of q
-            dropout=self.dropout if self.training else 0.0,
-        )
-        return self.o(mixed)
-
-
 class _T5AttentionLayer(nn.Module):
     def __init__(self, arch: T5Architecture, *, dropout: float, owns_bias: bool) -> None:
         super().__init__()
-        self.SelfAttention = _T5SelfAttention(arch, dropout=dropout, owns_bias=owns_bias)
+        self.SelfAttention = SelfAttention(
+            arch.d_model,
+            arch.num_heads * arch.d_kv,
+            num_heads=arch.num_heads,
+            scale=1.0,  # T5 folds 1/√d_kv into the initialisation of q
+            dropout=dropout,
+            bias=False,
+        )
+        if owns_bias:
+            self.SelfAttention.relative_attention_bias = _RelativePositionBias(arch)
         self.layer_norm = _RMSNorm(arch.d_model, eps=arch.layer_norm_epsilon)
         self.dropout = Dropout(dropout)
 
@@ -136,9 +113,10 @@ class _T5FeedForward(nn.Module):
         else:
             inner = _widen_float16(F.relu(self.wi(normed_MND)))
         inner = self.dropout(inner)
-        if _autocast_dtype(inner) is torch.float16:
+        device = inner.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16:
             # Pretrained T5's output here passes float16's largest value, 65504 (HF #4586).
-            with torch.autocast(inner.device.type, enabled=False):
+            with torch.autocast(device, enabled=False):
                 return self.wo(inner)
         return self.wo(inner)
 
@@ -146,14 +124,6 @@ class _T5FeedForward(nn.Module):
 def _widen_float16(x: Tensor) -> Tensor:
     """float32 in place of float16; bfloat16 has float32's range and stays."""
     return x.float() if x.dtype is torch.float16 else x
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast would compute a matmul of `x` in, or None where it is off."""
-    device_type = x.device.type
-    if not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
 
 
 class _T5FeedForwardLayer(nn.Module):

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
 
 POSITION_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
@@ -78,16 +77,8 @@ def random_state(
         factor: Multiplies every matrix's standard deviation (HF's default 1.0, Chronos's 0.05).
         scale_norms: Set LayerNorm weights to `factor` as HF's initialiser does, instead of 1.
 
-    Raises:
-        WeightsError: if `factor` is not a positive finite number.
-
     Source: transformers' T5PreTrainedModel._init_weights.
     """
-    if not (math.isfinite(factor) and factor > 0):
-        raise WeightsError(
-            f"init.factor is {factor!r}; it must be a positive number (1.0 is HF's default, 0.05 "
-            "Chronos's)."
-        )
     law = init_law(arch)
     return {
         name: torch.empty(shape).normal_(0.0, factor * law[name], generator=generator)
@@ -116,7 +107,7 @@ def matched_state(state: Mapping[str, Tensor], *, generator: torch.Generator) ->
 def shuffled_state(state: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
     """Control: each tensor's own entries in random order.
 
-    Keeps every tensor's exact distribution and destroys which entry stands where.
+    Keeps every tensor's exact distribution and destroys their places.
     """
     return {
         name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(

@@ -1,8 +1,9 @@
 """Is this folder the pretrained T5 it claims to be? Checked before anything trains."""
 
+import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -10,27 +11,44 @@ from torch import Tensor
 
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import FLOAT_DTYPES, CheckpointFiles, TensorInfo
-from t5ts.model.config_file import architecture_of
+from t5ts.model.checkpoint_file import (
+    FLOAT_DTYPES,
+    CheckpointFiles,
+    TensorInfo,
+    architecture_of,
+)
 from t5ts.model.freshness import Freshness, examine
 from t5ts.model.tensors import POSITION_BIAS, encoder_shapes, init_law
 
 # Published T5 v1.0 files carry this bias of the decoder's cross-attention, which no T5 has used
 # since; transformers ignores it too (T5Model._keys_to_ignore_on_load_unexpected).
-STALE_KEY = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-_BLOCK = re.compile(r"encoder\.block\.\d+\.")
+_STALE_KEY = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+_Header = Mapping[str, TensorInfo]
 
 
-def check_config(files: CheckpointFiles, arch: T5Architecture | None) -> T5Architecture:
+def check_config(
+    files: CheckpointFiles, arch: T5Architecture | None, *, must_be_chronos: bool = False
+) -> T5Architecture:
+    """The shape that config.json describes; an error names each value that differs from `arch`.
+
+    A Chronos checkpoint may have another vocabulary: tokens of its own, which no arm uses.
+    """
     where = str(files.folder / "config.json")
     found = architecture_of(files.config, where=where)
-    if arch is not None and found != arch:
-        differing = [
-            f"{f.name} is {getattr(found, f.name)!r} there, {getattr(arch, f.name)!r} in the config"
-            for f in fields(arch)
-            if getattr(found, f.name) != getattr(arch, f.name)
-        ]
+    if must_be_chronos and "chronos_config" not in files.config:
+        raise WeightsError(
+            f"{where} has no chronos_config, so it is no Chronos model. Use init=t5 for a T5 "
+            "pretrained on text."
+        )
+    if must_be_chronos and arch is not None:
+        arch = replace(arch, vocab_size=found.vocab_size)
+    differing = [
+        f"{f.name} is {getattr(found, f.name)!r} there, {getattr(arch, f.name)!r} in the config"
+        for f in fields(found)
+        if arch is not None and getattr(found, f.name) != getattr(arch, f.name)
+    ]
+    if differing:
         raise WeightsError(
             f"{where} does not describe this backbone: {'; '.join(differing)}. Choose the backbone "
             "that the checkpoint belongs to, or backbone=local, which takes the checkpoint's own "
@@ -39,124 +57,53 @@ def check_config(files: CheckpointFiles, arch: T5Architecture | None) -> T5Archi
     return found
 
 
-def _decoder_names(arch: T5Architecture, num_layers: int) -> set[str]:
-    """Names of a full T5's decoder tensors."""
-    names = {"decoder.final_layer_norm.weight", f"decoder.block.0.{POSITION_BIAS}"}
-    feed_forward = [
-        n.split(".")[-2] for n in encoder_shapes(arch) if n.startswith("block.0.layer.1.D")
-    ]
-    for i in range(num_layers):
-        block = f"decoder.block.{i}.layer"
-        names |= {f"{block}.{j}.layer_norm.weight" for j in range(3)}
-        names |= {f"{block}.0.SelfAttention.{part}.weight" for part in "qkvo"}
-        names |= {f"{block}.1.EncDecAttention.{part}.weight" for part in "qkvo"}
-        names |= {f"{block}.2.DenseReluDense.{part}.weight" for part in feed_forward}
-    return names
-
-
 def check_header(
     files: CheckpointFiles, arch: T5Architecture, expected: tuple[int, int] | None
 ) -> tuple[int, list[str]]:
     """Compare names, shapes, dtypes and counts in the file's header with what a T5 has.
 
+    Args:
+        files: The opened checkpoint.
+        arch: Its config's shape.
+        expected: Least and most parameters that the whole checkpoint may have.
+
     Returns:
         Parameters of the whole checkpoint, tied tensors once, and the findings in words.
     """
     header, folder = files.header, files.folder
-    shapes = {f"encoder.{name}": shape for name, shape in encoder_shapes(arch).items()}
-    embedding = next((name for name in _EMBEDDINGS if name in header), None)
-    in_encoder = {name for name in header if name.startswith("encoder.")} - set(_EMBEDDINGS)
-    quantised = [
-        name
-        for name in sorted(in_encoder | ({embedding} if embedding else set()))
-        if header[name].dtype not in FLOAT_DTYPES
-    ]
-    if quantised:
-        raise WeightsError(
-            f"{folder}: {quantised[0]} is stored as {header[quantised[0]].dtype} ({len(quantised)} "
-            f"such tensors): quantised weights are not the pretrained T5. Allowed are "
-            f"{', '.join(FLOAT_DTYPES)}; use the original floating-point checkpoint."
-        )
-    missing, unexpected = sorted(set(shapes) - in_encoder), sorted(in_encoder - set(shapes))
-    if missing and (prefix := _foreign_prefix(header, missing[-1])) is not None:
-        raise WeightsError(
-            f"{folder}: its tensors are named {prefix}final_layer_norm.weight and the like, not "
-            "encoder.final_layer_norm.weight: saved from a wrapper or from the encoder stack "
-            "alone. Save it again with save_pretrained of transformers' T5EncoderModel, or rename "
-            "them."
-        )
-    blocks = {int(n.split(".")[2]) for n in in_encoder if _BLOCK.match(n)}
-    if blocks and max(blocks) + 1 != arch.num_layers:
-        raise WeightsError(
-            f"{folder}: the weights have {max(blocks) + 1} encoder blocks, config.json's num_layers"
-            f" is {arch.num_layers}. Correct config.json, or fetch both again."
-        )
-    if missing:
-        raise WeightsError(
-            f"{folder}: {len(missing)} of {len(shapes)} encoder tensors are missing, for instance "
-            f"{missing[0]}"
-            + (f"; there is {unexpected[0]} instead" if unexpected else "")
-            + ". It is not a whole T5 encoder of its config.json's shape; fetch the checkpoint "
-            "again or choose another."
-        )
-    if unexpected:
-        raise WeightsError(
-            f"{folder}: {len(unexpected)} tensors in the encoder are not a T5 encoder's, for "
-            f"instance {unexpected[0]}. Adapters must be merged and quantised layers restored "
-            "first; or choose the original checkpoint."
-        )
-    if embedding is None:
-        raise WeightsError(
-            f"{folder}: the token embedding is missing (shared.weight or "
-            "encoder.embed_tokens.weight), so this is no whole T5 encoder. Save the model again "
-            "with save_pretrained."
-        )
-    for name, shape in (shapes | {embedding: (arch.vocab_size, arch.d_model)}).items():
-        if header[name].shape != shape:
-            raise WeightsError(
-                f"{folder}: {name} has shape {header[name].shape}; config.json asks for {shape}. "
-                "Config and weights belong to different models; fetch both again."
-            )
-    layers = files.config.get("num_decoder_layers") or arch.num_layers
-    decoder = _decoder_names(arch, layers)
+    if problem := _encoder_problem(header, arch):
+        raise WeightsError(f"{folder}: {problem} Or choose the original checkpoint.")
+    decoder = _decoder_names(arch, files.config.get("num_decoder_layers") or arch.num_layers)
     absent = decoder - set(header)
     if absent and absent != decoder:
         raise WeightsError(
             f"{folder}: {len(absent)} of {len(decoder)} decoder tensors are missing, for instance "
             f"{min(absent)}: a partial checkpoint. Fetch it again."
         )
+    embedding = _embedding(header)
     # The tied ones are the same parameters as the embedding, whatever the file repeats.
-    uncounted = {STALE_KEY, *_EMBEDDINGS} - {embedding}
+    uncounted = {_STALE_KEY, *_EMBEDDINGS} - {embedding}
     if files.config.get("tie_word_embeddings", True):
         uncounted.add("lm_head.weight")
-    counted = {name: info.numel for name, info in header.items() if name not in uncounted}
-    num_full = sum(counted.values())
+    num_full = sum(math.prod(header[name].shape) for name in header.keys() - uncounted)
+    parts = "encoder only" if absent else "encoder and decoder"
     if expected is not None and not expected[0] <= num_full <= expected[1]:
-        only = " (encoder only: no decoder is there)" if absent else ""
         raise WeightsError(
-            f"{folder} has {num_full:,} parameters{only}; this backbone's checkpoint has between "
-            f"{expected[0]:,} and {expected[1]:,}. It is another model or a part of one; fetch the "
-            "checkpoint again or choose its own backbone."
+            f"{folder} has {num_full:,} parameters ({parts}); this backbone's checkpoint has "
+            f"between {expected[0]:,} and {expected[1]:,}. It is another model or a part of one; "
+            "fetch the checkpoint again or choose its own backbone."
         )
-    notes = [f"{num_full:,} parameters by the file's header"]
-    notes[0] += ", encoder only" if absent else ", encoder and decoder"
-    others = sorted(set(counted) - set(shapes) - decoder - {embedding, "lm_head.weight"})
-    if others:
+    notes = [f"{num_full:,} parameters by the file's header, {parts}"]
+    known = {f"encoder.{name}" for name in encoder_shapes(arch)} | decoder | uncounted
+    if others := sorted(header.keys() - known - {embedding, "lm_head.weight"}):
         notes.append(f"note: {len(others)} tensors are no T5's, for instance {others[0]}")
     return num_full, notes
 
 
-def _foreign_prefix(header: Mapping[str, TensorInfo], missing: str) -> str | None:
-    """What stands where `encoder.` should, if the encoder is there under other names."""
-    stem = missing.removeprefix("encoder.")
-    found = [name for name in header if name.endswith(stem) and not name.startswith("decoder.")]
-    prefixes = sorted({name.removesuffix(stem) for name in found} - {"encoder."}, key=len)
-    return next((p for p in prefixes if p == "" or p.endswith(".")), None)
-
-
 def read_encoder(files: CheckpointFiles, arch: T5Architecture) -> tuple[dict[str, Tensor], float]:
     """The encoder's tensors in float32 and the embedding's RMS, all finite."""
-    embedding = next(name for name in _EMBEDDINGS if name in files.header)
+    embedding = _embedding(files.header)
+    assert embedding is not None
     names = list(encoder_shapes(arch))
     # Contiguous copies: a legacy file's tensors may share storage or map the file. Cast before they
     # are checked: float64 can hold what float32 cannot.
@@ -165,8 +112,7 @@ def read_encoder(files: CheckpointFiles, arch: T5Architecture) -> tuple[dict[str
         for name, tensor in files.read([*(f"encoder.{n}" for n in names), embedding]).items()
     }
     for name, tensor in stored.items():
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
+        if bad := int((~torch.isfinite(tensor)).sum()):
             raise WeightsError(
                 f"{files.folder}: {name} has {bad} values that are NaN or infinite. The checkpoint "
                 "is broken (fp16 overflow in its training?); choose another."
@@ -180,11 +126,77 @@ def read_encoder(files: CheckpointFiles, arch: T5Architecture) -> tuple[dict[str
 def check_trained(state: Mapping[str, Tensor], arch: T5Architecture, folder: Path) -> Freshness:
     """Refuse an encoder that looks freshly initialised, whole or in part."""
     law = init_law(arch)
-    norms = {name: tensor for name, tensor in state.items() if name not in law}
-    seen = examine(state, law, norms)
+    seen = examine(state, law, {name: t for name, t in state.items() if name not in law})
     if seen.verdict is not None:
         raise WeightsError(
             f"{folder} looks freshly initialised, not pretrained: {seen.verdict}. Use a trained "
             "checkpoint; if random weights are what you want, say init=random."
         )
     return seen
+
+
+def _embedding(header: _Header) -> str | None:
+    return next((name for name in _EMBEDDINGS if name in header), None)
+
+
+def _encoder_problem(header: _Header, arch: T5Architecture) -> str | None:
+    """What is wrong with the encoder's names, shapes and dtypes, with the remedy; None if right."""
+    shapes = {f"encoder.{name}": shape for name, shape in encoder_shapes(arch).items()}
+    embedding = _embedding(header)
+    found = {name for name in header if name.startswith("encoder.")} - set(_EMBEDDINGS)
+    for name in sorted(found | ({embedding} if embedding else set())):
+        if header[name].dtype not in FLOAT_DTYPES:
+            return (
+                f"{name} is stored as {header[name].dtype}: quantised weights are not the "
+                f"pretrained T5. Allowed are {', '.join(FLOAT_DTYPES[:4])}."
+            )
+    missing, unexpected = sorted(shapes.keys() - found), sorted(found - shapes.keys())
+    if missing and (prefix := _foreign_prefix(header, missing[-1])) is not None:
+        return (
+            f"its tensors are named {prefix}final_layer_norm.weight and the like, not "
+            "encoder.final_layer_norm.weight: saved from a wrapper or from the encoder stack "
+            "alone. Save it again with save_pretrained of transformers' T5EncoderModel, or rename "
+            "them."
+        )
+    blocks = {int(n.split(".")[2]) for n in found if re.match(r"encoder\.block\.\d+\.", n)}
+    if blocks and max(blocks) + 1 != arch.num_layers:
+        return (
+            f"the weights have {max(blocks) + 1} encoder blocks, config.json's num_layers is "
+            f"{arch.num_layers}. Correct config.json, or fetch both again."
+        )
+    if missing or unexpected:
+        return (
+            f"{len(missing)} of {len(shapes)} encoder tensors are missing, {len(unexpected)} are "
+            f"not a T5 encoder's (for instance {(missing or unexpected)[0]}). Fetch the checkpoint "
+            "again; adapters must be merged and quantised layers restored first."
+        )
+    if embedding is None:
+        return f"the token embedding is missing ({_EMBEDDINGS[0]}). Save it with save_pretrained."
+    for name, shape in (shapes | {embedding: (arch.vocab_size, arch.d_model)}).items():
+        if header[name].shape != shape:
+            return (
+                f"{name} has shape {header[name].shape}; config.json asks for {shape}. Config and "
+                "weights belong to different models; fetch both again."
+            )
+    return None
+
+
+def _foreign_prefix(header: _Header, missing: str) -> str | None:
+    """The prefix in place of `encoder.`, if the encoder is there under other names."""
+    stem = missing.removeprefix("encoder.")
+    found = [name for name in header if name.endswith(stem) and not name.startswith("decoder.")]
+    prefixes = sorted({name.removesuffix(stem) for name in found} - {"encoder."}, key=len)
+    return next((prefix for prefix in prefixes if prefix == "" or prefix.endswith(".")), None)
+
+
+def _decoder_names(arch: T5Architecture, num_layers: int) -> set[str]:
+    """Names of a full T5's decoder tensors: an encoder's, with a cross-attention between."""
+    block = [name.removeprefix("block.0.") for name in encoder_shapes(arch) if "block.0." in name]
+    own = {name.replace("layer.1.", "layer.2.") for name in block if name != POSITION_BIAS}
+    crossed = {
+        name.replace("layer.0.", "layer.1.").replace("SelfAttention", "EncDecAttention")
+        for name in block
+        if name.startswith("layer.0.") and name != POSITION_BIAS
+    }
+    names = {f"decoder.block.{i}.{part}" for i in range(num_layers) for part in own | crossed}
+    return names | {"decoder.final_layer_norm.weight", f"decoder.block.0.{POSITION_BIAS}"}

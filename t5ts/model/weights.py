@@ -15,21 +15,19 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model import hub
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.checkpoint_file import (
     CheckpointFiles,
-    choose_weight_file,
+    CorruptError,
+    checkpoint_folder,
     file_sha256,
     open_checkpoint,
 )
-from t5ts.model.config_file import CorruptError, read_architecture
-from t5ts.model.freshness import LAW_LIMIT
-from t5ts.model.packaged import checkpoint_folder
+from t5ts.model.freshness import LAW_LIMIT, Freshness
+from t5ts.model.hub import HubRequest, fetch_snapshot, in_cache
 from t5ts.model.tensors import (
     count,
     encoder_shapes,
-    init_law,
     matched_state,
     random_state,
     shuffled_state,
@@ -37,76 +35,52 @@ from t5ts.model.tensors import (
 )
 from t5ts.model.verify import check_config, check_header, check_trained, read_encoder
 
-__all__ = [
-    "INITS",
-    "LoadReport",
-    "describe",
-    "encoder_shapes",
-    "encoder_state",
-    "init_law",
-    "load_checkpoint",
-    "matched_state",
-    "random_state",
-    "read_architecture",
-    "shuffled_state",
-    "state_digest",
-]
-
-INITS = ("random", "t5", "run", "matched", "shuffled")
+INITS = ("random", "t5", "run", "chronos", "matched", "shuffled")
+# Chronos-T5 by d_model: its size, and its parameters with 4096 tokens and a tied head, from
+# T5-efficient's shapes. Source: Ansari et al. 2024 (8M, 20M, 46M, 200M, 710M parameters).
+CHRONOS = {
+    256: ("tiny", 8_394_496),
+    384: ("mini", 20_456_192),
+    512: ("small", 46_154_240),
+    768: ("base", 201_374_976),
+    1024: ("large", 708_963_328),
+}
+_CONTROLS = {
+    "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
+    "shuffled": (shuffled_state, "entries permuted inside each tensor"),
+}
 
 
 @dataclass(kw_only=True)
 class LoadReport:
-    """Where an encoder's weights came from and what was checked; goes to `provenance.json`.
+    """Where an encoder's weights came from and what was checked; goes to `provenance.json`."""
 
-    Attributes:
-        init: The arm: one of `INITS`.
-        source: Hub id or directory; "random" when nothing was read.
-        path: Folder that was read (the cache's, for a hub id).
-        revision: Commit on the hub.
-        files: SHA-256 of each file read, by name.
-        format: "safetensors" or "pytorch".
-        architecture: The encoder's `T5Architecture` as a dict.
-        num_params_full: Parameters of the whole checkpoint, tied tensors once.
-        num_params_encoder: Encoder blocks, final norm and token embedding.
-        num_params_trained: The same without the token embedding: what the arm trains.
-        embedding_rms: Root mean square of the token embeddings: the init law's for "random", that
-            of its own tokens for a run's encoder.
-        tensors: Number of encoder tensors.
-        weights_sha256: SHA-256 of the weight file; of several shards, that of the lines that
-            `sha256sum` prints for them in the order of their names.
-        origin: What the tensors are: "pretrained" on text as far as can be told, "time series" (a
-            Chronos checkpoint), "barely trained", "control" (no structure: shuffled or redrawn) or
-            "random". A report can call no other than "pretrained" text pretraining.
-        is_control: Whether they are a control, made by an arm or loaded from a file.
-        fresh_tensors: Tensors that scatter as a fresh draw does, of a checkpoint that is not
-            refused; nearly all of them where it was barely trained.
-        norms_constant: Whether all LayerNorm weights are constant, as before any training.
-        checks: What was verified, in words; entries that begin with "note:" deserve a look.
-        tensors_sha256: `state_digest` of the returned tensors: the proof of the arm.
-        checkpoint_sha256: `state_digest` of the checkpoint's tensors that a control was made from.
-    """
-
-    init: str
-    source: str
-    path: str | None = None
-    revision: str | None = None
-    files: dict[str, str] = field(default_factory=dict)
-    format: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    num_params_full: int | None = None
-    num_params_encoder: int
-    num_params_trained: int
+    init: str  # the arm: one of `INITS`
+    source: str  # hub id or directory; "random" when nothing was read
+    path: str | None = None  # folder that was read (the cache's, for a hub id)
+    revision: str | None = None  # commit on the hub
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file read, by name
+    format: str | None = None  # "safetensors" or "pytorch"
+    architecture: dict[str, Any] = field(default_factory=dict)  # the `T5Architecture`
+    num_params_full: int | None = None  # of the whole checkpoint, tied tensors once
+    num_params_encoder: int  # encoder blocks, final norm and token embedding
+    num_params_trained: int  # the same without the token embedding: what the arm trains
+    # RMS of the token embeddings: the init law's for "random", that of its own tokens for a run's
+    # encoder.
     embedding_rms: float
-    tensors: int
+    tensors: int  # number of encoder tensors
+    # SHA-256 of the weight file; of several shards, that of the lines that `sha256sum` prints for
+    # them in the order of their names.
     weights_sha256: str | None = None
+    # What the tensors are: "pretrained" on text as far as the checks show, "time series" (a run's,
+    # or a Chronos checkpoint), "barely trained", "control" (no structure: shuffled or redrawn) or
+    # "random". The study's report calls only "pretrained" text pretraining.
     origin: str
-    is_control: bool = False
+    # Tensors that scatter as a fresh draw does, of a checkpoint that is not refused.
     fresh_tensors: list[str] = field(default_factory=list)
-    norms_constant: bool = False
-    checks: list[str] = field(default_factory=list)
-    tensors_sha256: str
-    checkpoint_sha256: str | None = None
+    checks: list[str] = field(default_factory=list)  # in words; "note: …" deserves a look
+    tensors_sha256: str  # `state_digest` of the returned tensors: the proof of the arm
+    checkpoint_sha256: str | None = None  # that of the tensors that a control was made from
 
 
 def encoder_state(
@@ -121,8 +95,9 @@ def encoder_state(
     """The encoder's tensors for any init arm: the one place that arms come from.
 
     Args:
-        init: "random" (reads nothing), "t5" or "run" (the checkpoint: a T5, or the encoder of a
-            finished run), or a control made from the same checkpoint: "matched", "shuffled".
+        init: "random" (reads nothing), "t5", "chronos" or "run" (the checkpoint: a T5, a Chronos-T5
+            or the encoder of a finished run), or a control made from the same checkpoint:
+            "matched", "shuffled".
         arch: The encoder's shape.
         generator: CPU generator of this arm alone; "t5" and "run" draw nothing.
         factor: Scale of the "random" arm; see `random_state`.
@@ -133,11 +108,9 @@ def encoder_state(
         float32 tensors named as in `encoder_shapes`, and the report that proves the arm.
 
     Raises:
-        WeightsError: if `init` is unknown or the weights are not available or not to be trusted.
-            There is no fallback.
+        WeightsError: if the weights are not available or not to be trusted. There is no fallback.
     """
-    if init not in INITS:
-        raise WeightsError(f"init={init!r} is unknown; allowed are {', '.join(INITS)}.")
+    assert init in INITS
     if init == "random":
         state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
         trained = count(encoder_shapes(arch))
@@ -157,18 +130,14 @@ def encoder_state(
             tensors_sha256=state_digest(state),
         )
     state, report = load()
-    if init in ("t5", "run"):
+    if init not in _CONTROLS:
         return state, replace(report, init=init)
-    make, words = {
-        "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
-        "shuffled": (shuffled_state, "entries permuted inside each tensor"),
-    }[init]
+    make, words = _CONTROLS[init]
     state = make(state, generator=generator)
     return state, replace(
         report,
         init=init,
         origin="control",
-        is_control=True,
         checks=[*report.checks, f"control, not pretrained: {words}"],
         tensors_sha256=state_digest(state),
         checkpoint_sha256=report.tensors_sha256,
@@ -180,14 +149,10 @@ def load_checkpoint(
     hub_id: str | None = None,
     path: str | Path | None = None,
     arch: T5Architecture | None = None,
-    revision: str = "main",
-    token: str | bool | None = None,
-    endpoint: str | None = None,
-    cache_dir: str | Path | None = None,
-    offline: bool | None = None,
-    refresh: bool = False,
     expected_full_params: tuple[int, int] | None = None,
     expected_sha256: str | None = None,
+    must_be_chronos: bool = False,
+    **hub_options: Any,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a T5 checkpoint's encoder from the hub (or its cache) or from a folder.
 
@@ -195,43 +160,31 @@ def load_checkpoint(
         hub_id: Repository on the hub, for instance "t5-small"; or
         path: A folder with config.json and weights, or "packaged:NAME". Exactly one of the two.
         arch: The shape that the config must have; None takes the config's.
-        revision: Branch, tag or commit on the hub.
-        token: Access token; None is `HF_TOKEN` or the stored login.
-        endpoint: The hub's address; None is `HF_ENDPOINT` or huggingface.co.
-        cache_dir: The hub's cache; None is the one under `HF_HOME`.
-        offline: Use the cache only; None is `HF_HUB_OFFLINE`.
-        refresh: Ask the hub for the revision's newest commit even if one is cached.
         expected_full_params: Least and most parameters that the whole checkpoint may have.
         expected_sha256: SHA-256 that the weight file must have.
+        must_be_chronos: Refuse other models than Chronos, and allow another vocabulary.
+        hub_options: Further fields of `HubRequest`.
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and what was verified.
 
     Raises:
-        WeightsError: if they cannot be had or do not verify, with the remedy. Never a fallback.
+        WeightsError: if they are not available or do not verify, with the remedy. No fallback.
     """
     if (hub_id is None) == (path is None):
         raise WeightsError(
-            f"Weights come from a hub id or from a folder, got hub_id={hub_id!r} and "
-            f"path={None if path is None else str(path)!r}. Set backbone=t5_small for the hub, or "
-            "backbone=local backbone.path=DIR."
+            f"Weights come from a hub id or from a folder, got hub_id={hub_id!r} and path={path}. "
+            "Set backbone=t5_small for the hub, or backbone=local backbone.path=DIR."
         )
-    snapshot = None
     if hub_id is not None:
-        snapshot = hub.fetch_snapshot(
-            hub_id,
-            revision=revision,
-            token=token,
-            endpoint=endpoint,
-            cache_dir=cache_dir,
-            offline=offline,
-            refresh=refresh,
-        )
-    folder = checkpoint_folder(str(path)) if snapshot is None else snapshot.folder
+        folder = fetch_snapshot(HubRequest(hub_id=hub_id, **hub_options))
+    else:
+        folder = checkpoint_folder(str(path))
     try:
-        files, hashes = _open(folder, snapshot)
-        found = check_config(files, arch)
+        files = open_checkpoint(folder)
+        found = check_config(files, arch, must_be_chronos=must_be_chronos)
         num_full, notes = check_header(files, found, expected_full_params)
+        hashes = {file.name: file_sha256(file) for file in files.files}
         weights_sha256 = _weights_sha256(files, hashes)
         if expected_sha256 not in (None, weights_sha256):
             raise WeightsError(
@@ -243,59 +196,117 @@ def load_checkpoint(
             )
         state, embedding_rms = read_encoder(files, found)
     except CorruptError as error:
-        raise (error if snapshot is None else error.in_cache(snapshot.repository)) from error
+        raise (error if hub_id is None else in_cache(error, folder)) from error
     seen = check_trained(state, found, folder)
-    is_text = "chronos_config" not in files.config
-    trained = count(encoder_shapes(found))
-    return state, LoadReport(
+    checks = [
+        "config.json is a T5's" + ("" if arch is None else " and equals the backbone's values"),
+        f"{files.format}, read without running code from it, not quantised",
+        *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
+        *notes,
+    ]
+    is_chronos = "chronos_config" in files.config
+    if is_chronos:
+        checks.append("note: a Chronos checkpoint, pretrained on time series, not text")
+    return state, loaded_report(
+        state,
+        found,
+        seen,
+        trained_on="time series" if is_chronos else "pretrained",
+        checks=checks,
         init="t5",
         source=hub_id if hub_id is not None else str(path),
         path=str(folder),
-        revision=None if snapshot is None else snapshot.commit,
+        revision=None if hub_id is None else folder.name,
         files=hashes,
         format=files.format,
-        architecture=asdict(found),
         num_params_full=num_full,
-        num_params_encoder=trained + found.vocab_size * found.d_model,
-        num_params_trained=trained,
         embedding_rms=embedding_rms,
-        tensors=len(state),
         weights_sha256=weights_sha256,
-        origin="time series" if not is_text else seen.origin,
-        is_control=seen.origin == "control",
+    )
+
+
+def chronos_source(checkpoint: str | None, arch: T5Architecture) -> tuple[str | None, str | None]:
+    """The hub id and the folder, one of them None, of a Chronos-T5.
+
+    Args:
+        checkpoint: Hub id, or a folder (it exists, or begins with "/", "." or "~"); None chooses
+            the published model by `arch`.
+        arch: The encoder's shape.
+
+    Raises:
+        WeightsError: if none of this shape was published.
+    """
+    if checkpoint is None:
+        if arch.d_model not in CHRONOS:
+            raise WeightsError(
+                f"No Chronos-T5 has d_model {arch.d_model}; allowed are "
+                f"{', '.join(map(str, CHRONOS))} (backbone=t5_efficient_tiny, t5_efficient_mini, "
+                "t5_small, t5_base, t5_large). Or give init.checkpoint=ID_OR_DIR."
+            )
+        return f"amazon/chronos-t5-{CHRONOS[arch.d_model][0]}", None
+    if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir():
+        return None, checkpoint
+    return checkpoint, None
+
+
+def load_chronos(
+    checkpoint: str | None, *, arch: T5Architecture, **hub_options: Any
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Load and verify a Chronos-T5's encoder: the same shape, pretrained on time series.
+
+    Args:
+        checkpoint: As for `chronos_source`.
+        arch: The shape that it must have, but for its vocabulary.
+        hub_options: Further fields of `HubRequest`.
+
+    Raises:
+        WeightsError: as `chronos_source` and `load_checkpoint`.
+    """
+    hub_id, path = chronos_source(checkpoint, arch)
+    expected = None
+    if checkpoint is None:
+        least = CHRONOS[arch.d_model][1]
+        expected = (least, least + 4096 * arch.d_model)  # at most, if the head is not tied
+    state, report = load_checkpoint(
+        hub_id=hub_id,
+        path=path,
+        arch=arch,
+        expected_full_params=expected,
+        must_be_chronos=True,
+        **hub_options,
+    )
+    return state, replace(report, init="chronos")
+
+
+def loaded_report(
+    state: dict[str, Tensor],
+    arch: T5Architecture,
+    seen: Freshness,
+    *,
+    trained_on: str,
+    checks: list[str],
+    **facts: Any,
+) -> LoadReport:
+    """The report of a verified encoder; `trained_on` is its origin unless `seen` objects."""
+    trained = count(encoder_shapes(arch))
+    return LoadReport(
+        architecture=asdict(arch),
+        num_params_trained=trained,
+        num_params_encoder=trained + arch.vocab_size * arch.d_model,
+        tensors=len(state),
+        origin=trained_on if seen.origin == "pretrained" else seen.origin,
         fresh_tensors=list(seen.structureless),
-        norms_constant=not seen.norm_spread,
         checks=[
-            "config.json is a T5's" + ("" if arch is None else " and equals the backbone's values"),
-            f"{files.format}, read without running code from it, not quantised",
+            *checks,
             f"all {len(state)} encoder tensors present with their shapes, none unexpected",
             "all values finite",
-            *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
-            *notes,
-            *(
-                []
-                if is_text
-                else ["note: a Chronos checkpoint, pretrained on time series, not text"]
-            ),
             f"not a random initialisation: distance {seen.law_distance:.3g} from T5's init law "
             f"(fresh: below {LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}",
             *seen.notes,
         ],
         tensors_sha256=state_digest(state),
+        **facts,
     )
-
-
-def _open(folder: Path, snapshot: hub.Snapshot | None) -> tuple[CheckpointFiles, dict[str, str]]:
-    """Open a folder and hash its files; the hub's content hashes are compared before it is read."""
-    if snapshot is not None:
-        main = choose_weight_file((path.name for path in folder.iterdir()), where=str(folder))
-        first = [name for name in ("config.json", main) if (folder / name).is_file()]
-        snapshot.check({name: file_sha256(folder / name) for name in first})
-    files = open_checkpoint(folder)
-    hashes = {file.name: file_sha256(file) for file in files.files}
-    if snapshot is not None:
-        snapshot.check(hashes)
-    return files, hashes
 
 
 def _weights_sha256(files: CheckpointFiles, hashes: dict[str, str]) -> str:
@@ -309,11 +320,8 @@ def describe(report: LoadReport) -> list[str]:
     """A load report as five lines for the terminal, from where it came to the verdict."""
     arch = report.architecture
     revision = f" at {report.revision[:12]}" if report.revision else ""
-    full = (
-        "nothing was read"
-        if report.num_params_full is None
-        else f"{report.num_params_full:,} parameters"
-    )
+    num_full = report.num_params_full
+    full = "nothing was read" if num_full is None else f"{num_full:,} parameters"
     notes = [check for check in report.checks if check.startswith("note:")]
     verdict = {
         "random": "random initialisation, nothing pretrained",

@@ -1,7 +1,7 @@
 """`python -m t5ts.sweep`: a worker process; the coordinator starts it and writes its work to stdin.
 
 It stops, with its trial's checkpoint written, when stdin is closed: a coordinator that was killed
-leaves nobody behind.
+leaves no workers behind.
 """
 
 import contextlib
@@ -21,21 +21,21 @@ BROKEN_DEVICE = 3
 
 
 def main() -> int:
-    """Read the work, do trials, and say by the exit status how it ended.
+    """Read the work, do trials, and return the exit status.
 
     Standard output is a pipe to the coordinator for the last message alone, which must get there
     on a full disk too; everything else goes to the log, which is standard error.
     """
+    if "T5TS_WORKER" not in os.environ:
+        print(
+            "t5ts: t5ts.sweep is started by a sweep, not by hand: use python -m t5ts.run"
+            " --multirun hydra/sweeper=t5ts.",
+            file=sys.stderr,
+        )
+        return 2
     to_coordinator = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     job: Work = pickle.load(sys.stdin.buffer)
-
-    def end(status: int, message: str, trials_done: int = 0) -> int:
-        report = {"message": message[:10_000], "trials_done": trials_done}
-        os.write(to_coordinator, json.dumps(report).encode())
-        with contextlib.suppress(OSError):  # the log's disk may be full
-            print(f"t5ts: {message}", file=sys.stderr)
-        return status
 
     def stop_with_coordinator() -> None:
         # Not through sys.stdin, whose lock Python wants back when it ends.
@@ -45,19 +45,27 @@ def main() -> int:
     threading.Thread(target=stop_with_coordinator, daemon=True).start()
     try:
         work(job, worker=int(os.environ["T5TS_WORKER"]))
-    except BrokenDevice as error:
-        return end(BROKEN_DEVICE, str(error), error.trials_done)
-    except UserError as error:
-        return end(2, str(error))
+        return 0
     except Interrupted:
         return 130
+    except UserError as error:
+        message, status = str(error), BROKEN_DEVICE if isinstance(error, BrokenDevice) else 2
+        trials_done = getattr(error, "trials_done", 0)
     except Exception as error:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
-        if words := disk_fault(error):
-            return end(2, f"{words}: free some space, and run the same command again.")
-        return end(1, f"{type(error).__name__}: {error}")
-    return 0
+        words = disk_fault(error)
+        status, trials_done = 2 if words else 1, 0
+        message = (
+            f"{words}: free some space, and run the same command again."
+            if words
+            else f"{type(error).__name__}: {error}"
+        )
+    report = {"message": message[:10_000], "trials_done": trials_done}
+    os.write(to_coordinator, json.dumps(report).encode())
+    with contextlib.suppress(OSError):
+        print(f"t5ts: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One sweep from its command line to its table."""
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,29 +16,26 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
-from rich.console import Console
 
-from t5ts import distributed
+from t5ts.analysis.plots import History, draw_sweep
 from t5ts.analysis.results import read_result
-from t5ts.analysis.sweep_plots import History, draw_sweep
-from t5ts.analysis.words import plural
 from t5ts.checks import check
-from t5ts.config import CONF, from_hydra
+from t5ts.config import from_hydra
 from t5ts.errors import ConfigError, DataError, Interrupted, ResumeError, UserError
 from t5ts.interruption import interrupt_on_signals
-from t5ts.sweep.display import Display, announce, best_table, best_trials, budget_of, epochs_of
+from t5ts.sweep.display import Display, best_trials, budget_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
-from t5ts.sweep.repeated import repeated
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import Base, Space, Value, arm_name, parse_space, value_of
+from t5ts.sweep.space import Base, Space, Value, arm_name, parse_space
 from t5ts.sweep.storage import how_to_rebuild, open_storage, without_password
 from t5ts.sweep.studies import made_for, open_studies
 from t5ts.sweep.trial import read_trials, values_of
-from t5ts.sweep.worker import POLL_S, Work, open_arms
-from t5ts.sweep.worker import work as do_trials
+from t5ts.sweep.worker import POLL_S, Work, open_arms, repeated
 
 RESULTS = "optimization_results.yaml"
+#: The command that resumes the sweep; a database's password is left out.
+COMMAND = "command.txt"
 #: Of an arm's results, what its search cost.
 BUDGET = ("trials", "settings", "complete", "pruned", "failed", "epochs")
 #: Workers that have taken no trial for so long, though some are left, are gone.
@@ -47,7 +45,7 @@ LEAST_FOR_IMPORTANCES = 10
 
 
 def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraContext) -> None:
-    """Run the sweep, or go on with it.
+    """Run the sweep, or resume it.
 
     Args:
         config: Hydra's composition for the multirun, its `hydra` node included.
@@ -57,14 +55,14 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     Raises:
         UserError: before any trial for whatever is wrong with space, settings, storage or study;
             later if too many trials fail or none can be done.
-        Interrupted: after SIGINT or SIGTERM; the same command goes on.
+        Interrupted: after SIGINT or SIGTERM; the same command resumes the sweep.
     """
     choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
-    experiment = choices.get("experiment")
+    experiment = choices["experiment"]
     settings = read_settings(
         config.hydra.sweeper,
         objective=config.objective,
-        experiment=None if experiment in (None, "None", "null") else experiment,
+        experiment=None if experiment in ("None", "null") else experiment,
     )
     if settings.best_of is not None:
         # The best trial names its own experiment.
@@ -74,47 +72,33 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         arguments,
         arms=settings.arms,
         conditions=settings.conditions,
-        config=config,
-        groups=config_groups(choices),
+        choices=choices,
         may_be_empty=settings.custom_search_space is not None,
     )
     if settings.best_of is not None:
         space = _from_best(space, Path(settings.best_of) / RESULTS)
     sweep_dir = Path(config.hydra.sweep.dir)
-    epochs = _check_space(space, config, choices, hydra_context)
-    storage = open_storage(settings.storage, sweep_dir)
-    purpose = made_for(space, settings, config)
-    studies = open_studies(storage, space, settings, purpose, sweep_dir)
     work = Work(
-        config=_to_write_down(config),
+        config=_without_password(config),
         hydra_context=hydra_context,
         settings=settings,
         space=space,
-        studies=tuple(study.study_name for study in studies),
         sweep_dir=sweep_dir,
     )
+    epochs = _check_space(work)
+    storage = open_storage(settings.storage, sweep_dir)
+    open_studies(storage, space, settings, made_for(space, settings, config), sweep_dir)
+    command = shlex.join(["python", "-m", "t5ts.run", *map(without_password, sys.argv[1:])])
+    (sweep_dir / COMMAND).write_text(command + "\n")
     ledgers = [arm.ledger for arm in open_arms(work)]
     _check_records(settings, ledgers, sweep_dir)
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    announce(console, space, settings, ledgers, epochs)
+    display = Display(ledgers, space, settings)
+    display.announce(epochs)
     if all(ledger.is_finished() for ledger in ledgers):
-        console.print(
-            "All of them are done; hydra.sweeper.n_trials=N with a larger N adds trials.",
-            markup=False,
-        )
+        display.say("All of them are done; hydra.sweeper.n_trials=N with a larger N adds trials.")
     else:
-        _until_done(work, Display(ledgers, space, settings), ledgers)
-    _finish(console, space, settings, ledgers, sweep_dir)
-
-
-def config_groups(choices: Mapping[str, str]) -> list[str]:
-    """What is chosen as a whole: the folders of conf/, and those in other places (data@ood).
-
-    Args:
-        choices: Option of each group, as Hydra has them.
-    """
-    elsewhere = {key for key in choices if "@" in key and not key.startswith("hydra/")}
-    return sorted(elsewhere | {folder.name for folder in CONF.iterdir() if folder.is_dir()})
+        _until_done(work, display, ledgers)
+    _finish(work, display, ledgers)
 
 
 def _from_best(space: Space, path: Path) -> Space:
@@ -136,7 +120,7 @@ def _from_best(space: Space, path: Path) -> Space:
             f"hydra.sweeper.best_of: {path} does not name one best point for each arm (a study of"
             " several objectives has none, nor has one without a finished trial), or was written by"
             " an older t5ts: run that sweep's command again with"
-            " hydra.sweeper.on_change=record, which writes it anew."
+            " hydra.sweeper.on_change=record, which writes a new one."
         )
     return replace(
         space,
@@ -152,10 +136,8 @@ def _from_best(space: Space, path: Path) -> Space:
     )
 
 
-def _check_space(
-    space: Space, config: DictConfig, choices: Mapping[str, str], hydra_context: HydraContext
-) -> int:
-    """Compose the corners of the space, so that what could never run is said now.
+def _check_space(work: Work) -> int:
+    """Compose the corners of the space, to refuse now what could never run.
 
     Returns:
         The most epochs that a trial may train.
@@ -163,21 +145,13 @@ def _check_space(
     Raises:
         ConfigError: naming the point.
     """
-    composed: dict[tuple[str, ...], DictConfig] = {}
     epochs = 0
-    for arm in space.arms:
-        for corner in space.corners(arm=arm, choices=choices):
-            options = {k: v for k, v in corner.items() if k in choices}
-            key = tuple(space.overrides(options, arm))
+    for arm in work.space.arms:
+        for corner in work.space.corners(arm):
             try:
-                if key not in composed:
-                    composed[key] = hydra_context.config_loader.load_sweep_config(config, list(key))
-                point = composed[key].copy()
+                point = work.compose(corner, arm)
                 with open_dict(point):
                     del point["hydra"]
-                for name, value in corner.items():
-                    if name not in options:
-                        OmegaConf.update(point, name, value_of(value))
                 checked = from_hydra(point)
                 check(checked)
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
@@ -185,50 +159,46 @@ def _check_space(
                 raise ConfigError(
                     f"the space holds a point that cannot run ({named}):\n{error}\n"
                     "Or sweep other values: the command line's choice or range of a key replaces"
-                    " the preset's."
+                    " the preset's; whole numbers are range(A,B) or int(interval(A,B))."
                 ) from error
             epochs = max(epochs, checked.train.epochs)
     return epochs
 
 
-def _to_write_down(config: DictConfig) -> DictConfig:
-    """Hydra writes its node into every run's directory: there without the database's password."""
+def _without_password(config: DictConfig) -> DictConfig:
+    """For every run's directory, into which Hydra may write its node."""
     written = config.copy()
     with read_write(written.hydra), open_dict(written.hydra):
         if not OmegaConf.is_interpolation(written.hydra.sweeper, "storage"):
             storage = written.hydra.sweeper.storage
             written.hydra.sweeper.storage = None if storage is None else without_password(storage)
-        # As they were written: an interpolation in one of them is each trial's own to resolve.
+        # Unresolved: an interpolation in one of them is each trial's own to resolve.
         lines: Any = OmegaConf.to_container(written.hydra.overrides.hydra, resolve=False)
-        written.hydra.overrides.hydra = [
-            without_password(line) if "sweeper.storage=" in line else line for line in lines
-        ]
+        written.hydra.overrides.hydra = [without_password(line) for line in lines]
     return written
 
 
 def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
-    """Start the workers and show how they go, until every slot has its result."""
-    launcher = work.config.hydra.launcher._target_
+    """Start the workers and show their progress, until every slot has its result."""
+    is_local = work.config.hydra.launcher._target_.endswith("BasicLauncher")
     try:
-        with interrupt_on_signals(), display.shown():
-            if distributed.world_size() > 1:
-                _in_this_process(work, display)
-            elif launcher.endswith("BasicLauncher"):
+        with interrupt_on_signals(), display.live():
+            if is_local:
                 _with_pool(work, display)
             else:
                 _with_launcher(work, display, ledgers)
+        done = "the workers ended before the sweep did"
     except KeyboardInterrupt:
-        done = sum(ledger.progress().finished for ledger in ledgers)
-        raise Interrupted(
-            f"sweep stopped with {done} trials done; the same command goes on"
-            f" (or hydra.sweep.dir={work.sweep_dir})"
-        ) from None
-    unfinished = [ledger for ledger in ledgers if not ledger.is_finished()]
-    if unfinished:
-        raise Interrupted(
-            "the workers ended before the sweep did; the same command goes on"
-            f" (or hydra.sweep.dir={work.sweep_dir})"
-        )
+        count = sum(ledger.progress().finished for ledger in ledgers)
+        done = f"sweep stopped with {count} trials done"
+    finally:
+        display.update()
+    if not all(ledger.is_finished() for ledger in ledgers):
+        raise Interrupted(f"{done}; {_how_to_resume(work)}")
+
+
+def _how_to_resume(work: Work) -> str:
+    return f"the same command resumes it (or hydra.sweep.dir={work.sweep_dir})"
 
 
 def _with_pool(work: Work, display: Display) -> None:
@@ -242,7 +212,6 @@ def _with_pool(work: Work, display: Display) -> None:
         raise
     finally:
         pool.stop()
-        display.update()
 
 
 def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
@@ -255,29 +224,25 @@ def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> N
         hydra_context=work.hydra_context, task_function=work, config=work.config
     )
     # Any point of the space composes; the worker's job only carries it to the other machine.
-    corner = next(work.space.corners(arm=work.space.arms[0], choices=work.choices()))
+    arm = work.space.arms[0]
     overrides = [
-        *work.space.overrides(corner, work.space.arms[0]),
+        *work.space.overrides(next(work.space.corners(arm)), arm),
         f"hydra.sweep.dir='{work.sweep_dir}'",
         "hydra.sweep.subdir=.workers/job-${hydra.job.num}",
     ]
-    try:
-        with repeated(display.update, every_s=2 * POLL_S):
-            try:
-                jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
-            except Exception as error:  # whatever a launcher raises when a process of it dies
-                said = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
-                display.say(f"a worker ended: {said}")
-                _wait_for_others(ledgers)
-                if all(ledger.is_finished() for ledger in ledgers):
-                    return
-                raise UserError(
-                    f"the workers of {work.config.hydra.launcher._target_} ended before the sweep"
-                    f" did: {said}\nWhat is done stays done: the same command goes on (or"
-                    f" hydra.sweep.dir={work.sweep_dir})."
-                ) from error
-    finally:
-        display.update()
+    with repeated(display.update, every_s=2 * POLL_S):
+        try:
+            jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+        except Exception as error:  # whatever a launcher raises when a process of it dies
+            words = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
+            display.say(f"a worker ended: {words}")
+            _wait_for_others(ledgers)
+            if all(ledger.is_finished() for ledger in ledgers):
+                return
+            raise UserError(
+                f"the workers of {work.config.hydra.launcher._target_} ended before the sweep did:"
+                f" {words}\nWhat is done stays done: {_how_to_resume(work)}."
+            ) from error
     if not all(ledger.is_finished() for ledger in ledgers):
         for job in jobs:
             _ = job.return_value  # raises what ended the worker
@@ -296,80 +261,51 @@ def _wait_for_others(ledgers: Sequence[Ledger]) -> None:
         time.sleep(POLL_S)
 
 
-def _in_this_process(work: Work, display: Display) -> None:
-    """Below torchrun: every trial takes all processes, and this one has the study.
-
-    Raises:
-        ConfigError: if several workers were asked for.
-    """
-    if work.settings.n_jobs > 1:
-        raise ConfigError(
-            f"hydra.sweeper.n_jobs={work.settings.n_jobs} below torchrun: each trial takes all"
-            f" {distributed.world_size()} processes; use n_jobs=1, or several workers of one"
-            " process each without torchrun."
-        )
-    try:
-        with repeated(display.update, every_s=2 * POLL_S):
-            do_trials(work, worker=0)
-    finally:
-        display.update()
-
-
-def _finish(
-    console: Console,
-    space: Space,
-    settings: SweepSettings,
-    ledgers: Sequence[Ledger],
-    sweep_dir: Path,
-) -> None:
+def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
     """The table, `optimization_results.yaml` and the pictures."""
+    space, settings, sweep_dir = work.space, work.settings, work.sweep_dir
     found = _check_records(settings, ledgers, sweep_dir)
-    console.print(best_table(space, settings, ledgers))
-    for arm, ledger in zip(space.arms, ledgers, strict=True):
-        budget = budget_of(ledger)
-        repeats = budget["trials"] - budget["settings"]
-        if repeats:
-            console.print(
-                f"repeats    {arm_name(arm)}: {plural(repeats, 'trial')} of {budget['trials']} at a"
-                f" setting that was drawn before; {budget['settings']} distinct settings",
-                markup=False,
-            )
-    counts = epochs_of([trial for ledger in ledgers for trial in ledger.trials()])
-    console.print(
-        f"epochs     {counts['trained']} trained of {counts['asked']} asked for"
-        f" ({counts['pruned']} saved by pruning, {counts['reused']} by reuse)",
-        markup=False,
-    )
+    display.summarize()
     results = {
         arm_name(arm): _results(space, arm, settings, ledger)
         for arm, ledger in zip(space.arms, ledgers, strict=True)
     }
     path = sweep_dir / RESULTS
-    # One study looks as hydra-optuna-sweeper's file does; several stand under their arms.
+    # One study looks like hydra-optuna-sweeper's file; several are nested under their arms.
     single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
     OmegaConf.save(OmegaConf.create(single), path)
-    console.print(f"results    {path}", markup=False)
-    for picture in draw_sweep(
-        _histories(space, settings, ledgers), settings.objectives[0], sweep_dir
-    ):
-        console.print(f"picture    {picture}", markup=False)
+    display.say(f"results    {path}")
+    histories = [
+        History(
+            arm=arm_name(arm),
+            maximize=settings.direction[0] == "maximize",
+            slots=[trial.user_attrs["slot"] for trial in trials],
+            values=[trial.values[0] for trial in trials],
+            params=[dict(trial.params) for trial in trials],
+            importances=_importances(ledger, settings),
+        )
+        for arm, ledger in zip(space.arms, ledgers, strict=True)
+        if (trials := [t for t in ledger.trials() if t.state == TrialState.COMPLETE])
+    ]
+    for picture in draw_sweep(histories, settings.objective[0], sweep_dir):
+        display.say(f"picture    {picture}")
     for ledger in ledgers:
         for trial in best_trials(ledger, settings)[:1]:
             folder = found.get((ledger.study.study_name, trial.user_attrs["slot"]))
             if folder is not None:
-                _draw_best(console, folder)
+                _draw_best(display, folder)
 
 
-def _draw_best(console: Console, folder: Path) -> None:
+def _draw_best(display: Display, folder: Path) -> None:
     """The pictures of an arm's best trial; the other trials have none."""
     from t5ts.analysis.plots import draw_run  # matplotlib: half a second
 
     try:
         draw_run(folder)
     except DataError as error:  # of a directory that another machine has, or an older t5ts wrote
-        console.print(f"best trial {folder}: no pictures ({error})", markup=False)
+        display.say(f"best trial {folder}: no pictures ({error})")
     else:
-        console.print(f"best trial {folder / 'plots'}", markup=False)
+        display.say(f"best trial {folder / 'plots'}")
 
 
 def _check_records(
@@ -383,12 +319,12 @@ def _check_records(
     Raises:
         ResumeError: naming the trials that differ, and the way out.
     """
-    found = read_trials(sweep_dir)
+    found = {whose: folder for whose, (folder, _) in read_trials(sweep_dir).items()}
     problems = []
     for ledger in ledgers:
         name = ledger.study.study_name
         for trial in ledger.trials():
-            folder, _ = found.get((name, trial.user_attrs.get("slot", -1)), (None, None))
+            folder = found.get((name, trial.user_attrs.get("slot", -1)))
             if trial.state != TrialState.COMPLETE or folder is None:
                 continue
             path = folder / "result.json"
@@ -402,25 +338,9 @@ def _check_records(
                 problems.append(f"study {name} says {trial.values}, {path} says {values}")
     if problems:
         names = [ledger.study.study_name for ledger in ledgers]
-        remedy = how_to_rebuild(settings.storage, sweep_dir, names)
-        raise ResumeError("\n".join([*problems, remedy]))
-    return {whose: folder for whose, (folder, _) in found.items()}
-
-
-def _histories(space: Space, settings: SweepSettings, ledgers: Sequence[Ledger]) -> list[History]:
-    """What the pictures show of each arm: its first objective by trial."""
-    return [
-        History(
-            arm=arm_name(arm),
-            maximize=settings.directions[0] == "maximize",
-            slots=[trial.user_attrs["slot"] for trial in trials],
-            values=[trial.values[0] for trial in trials],
-            params=[dict(trial.params) for trial in trials],
-            importances=_importances(ledger, settings),
-        )
-        for arm, ledger in zip(space.arms, ledgers, strict=True)
-        if (trials := [t for t in ledger.trials() if t.state == TrialState.COMPLETE])
-    ]
+        problems.append(how_to_rebuild(settings.storage, sweep_dir, names))
+        raise ResumeError("\n".join(problems))
+    return found
 
 
 def _importances(ledger: Ledger, settings: SweepSettings) -> dict[str, float]:
@@ -428,7 +348,7 @@ def _importances(ledger: Ledger, settings: SweepSettings) -> dict[str, float]:
 
     Only of parameters that every trial has; none where the trials are too few or too alike.
     """
-    if len(settings.objectives) > 1:
+    if len(settings.objective) > 1:
         return {}
     study = ledger.study
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -441,7 +361,7 @@ def _results(
     space: Space, arm: Mapping[str, Value], settings: SweepSettings, ledger: Ledger
 ) -> dict[str, Any]:
     best = best_trials(ledger, settings)
-    if len(settings.objectives) > 1:
+    if len(settings.objective) > 1:
         return {
             "name": "t5ts",
             "solutions": [{"params": dict(t.params), "values": list(t.values)} for t in best],

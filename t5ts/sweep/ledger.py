@@ -1,17 +1,17 @@
-"""Who does which trial: slots, claims, heartbeats and second attempts, on any Optuna storage.
+"""Who does which trial: slots, owners, heartbeats and second attempts, on any Optuna storage.
 
 A study has `n_trials` slots, numbered from 0. An *original* trial's slot is its rank among the
 study's originals, for ever, so two workers that ask at the same moment never get the same one, and
 the later of two that took the last one knows that it is surplus. A trial whose worker died or was
 stopped is *lost*: it ends as failed, and a *second attempt* at the same point, which inherits
-slot, parameters and directory, waits for whoever asks next. (So does a surplus trial's, once
-`n_trials` has grown past its slot.) The rules that decide are read from the trials' own records, so
-that no worker needs another's consent:
+slot, parameters and directory, waits for the next worker. (So does a surplus trial's, once
+`n_trials` has grown past its slot.) All rules are read from the trials' own records, so that no
+worker needs another's consent:
 
-- of several second attempts at one lost trial, the one with the smallest number counts, and what
-  follows on the others counts no more than they;
+- of several second attempts at one lost trial, the one with the smallest number counts, and later
+  attempts at the others count no more than they do;
 - an owner is dead if its process is gone from this machine, or if its heartbeat, watched by this
-  process's clock, has not moved for a time.
+  process's clock, has not changed for a time.
 """
 
 import os
@@ -29,9 +29,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-#: Ways in which an attempt ends without being the slot's result: its worker died, it was stopped,
-#: it was refused what it needs (data, weights), or it is beyond `n_trials` or another attempt has
-#: its slot.
+#: How an attempt ends without being the slot's result: its worker died, it was stopped, it lacked
+#: data or weights, or it is beyond `n_trials` or another attempt has its slot.
 DIED, STOPPED, REFUSED, SURPLUS = "died", "stopped", "refused", "surplus"
 
 
@@ -69,7 +68,7 @@ class Progress:
 
 
 class Owner:
-    """This process, so named that another can tell whether it still lives."""
+    """This process, named so that another can see whether it still lives."""
 
     def __init__(self) -> None:
         self.name = f"{_place()}/{os.getpid()}/{_birth(os.getpid())}/{uuid.uuid4().hex[:8]}"
@@ -104,9 +103,9 @@ def _birth(pid: int) -> str:
             return "gone"
         try:
             os.kill(pid, 0)  # no /proc on this system: alive is all that can be known
+            return "alive"
         except ProcessLookupError:
             return "gone"
-        return "alive"
     return "gone" if fields[0] == "Z" else fields[19]
 
 
@@ -116,7 +115,7 @@ class Ledger:
     Args:
         study: On any storage.
         n_trials: Slots.
-        lost_after_s: A heartbeat that has not moved for so long belongs to a dead worker.
+        lost_after_s: A heartbeat that has not changed for so long belongs to a dead worker.
     """
 
     def __init__(self, study: Study, *, n_trials: int, lost_after_s: float) -> None:
@@ -201,7 +200,7 @@ class Ledger:
             )
 
     def beat(self, trial: Trial) -> None:
-        """Say that this trial's worker lives."""
+        """Record that this trial's worker lives."""
         trial.set_user_attr("heartbeat", time.time())
 
     def is_mine(self, trial: Trial) -> bool:
@@ -210,13 +209,7 @@ class Ledger:
         return state == TrialState.RUNNING
 
     def hand_back(self, trial_id: int, how: str, reason: str) -> None:
-        """End an attempt and let someone make another.
-
-        Args:
-            trial_id: Optuna's, not the number.
-            how: DIED or STOPPED.
-            reason: For the record.
-        """
+        """End an attempt (by Optuna's id, not its number) as DIED or STOPPED; another is made."""
         trial = self.study._storage.get_trial(trial_id)
         if self._end(trial, how, reason):
             self._enqueue_again(trial)
@@ -233,19 +226,16 @@ class Ledger:
             if trial.state == TrialState.RUNNING and (reason := self._is_lost(trial)):
                 self.hand_back(trial._trial_id, DIED, reason)
                 lines.append(f"trial {trial.user_attrs.get('slot', trial.number)}: {reason}")
-        # Whoever ended these died before enqueuing the next attempt, or n_trials has grown.
+        # The worker that ended these died before it enqueued the next, or n_trials has grown.
         for trial in self._without_successor(trials):
             self._enqueue_again(trial)
         return lines
 
     def _is_lost(self, trial: FrozenTrial) -> str | None:
         owner = trial.user_attrs.get("owner")
-        if owner is not None:
-            dead = Owner.is_dead(owner)
-            if dead:
-                return "its worker died"
-            if dead is False:
-                return None
+        dead = None if owner is None else Owner.is_dead(owner)
+        if dead is not None:
+            return "its worker died" if dead else None
         beat = trial.user_attrs.get("heartbeat")
         last, since = self._seen.get(trial.number, (None, None))
         now = time.monotonic()

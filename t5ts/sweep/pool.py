@@ -27,41 +27,51 @@ STOP_S = 60.0
 
 
 @dataclass(kw_only=True)
-class _Process:
+class Worker:
+    """A process that was started.
+
+    Attributes:
+        log: What it prints, after `log_start` bytes that earlier workers wrote.
+        begun: When, by the monotonic clock.
+        starts: In a row that ended before a trial did, this one included.
+    """
+
     number: int
     process: subprocess.Popen[bytes]
     log: Path
-    log_start: int  # bytes that earlier workers wrote
+    log_start: int
     begun: float
     starts: int = 1
 
     def report(self) -> dict[str, Any]:
-        """What an ended worker wrote at its end; empty if it was killed."""
+        """What an ended worker wrote to its pipe at its end; empty if it was killed."""
         assert self.process.stdout is not None
-        try:
-            return dict(json.loads(self.process.stdout.read()))
-        except ValueError:
-            return {}
+        written = self.process.stdout.read()
+        return dict(json.loads(written)) if written.endswith(b"}") else {}
+
+    def last_lines(self) -> str:
+        """The end of its log."""
+        lines = self.log.read_bytes()[self.log_start :].decode(errors="replace").splitlines()
+        return "\n".join(lines[-15:]) or f"(nothing; is the disk of {self.log} full?)"
 
 
 class Pool:
     """`n_jobs` workers, each a long-lived process: imports cost seconds, once.
 
     Args:
-        job: What each of them does.
+        work: What each of them does.
         folder: Their logs go here.
     """
 
-    def __init__(self, job: Work, folder: Path) -> None:
-        self._job = job
-        self._pickled = pickle.dumps(job)
-        self._folder = folder
+    def __init__(self, work: Work, folder: Path) -> None:
+        self._pickled, self._folder = pickle.dumps(work), folder
         folder.mkdir(parents=True, exist_ok=True)
-        count = job.settings.n_jobs
-        self._environments = [_environment(number, count) for number in range(count)]
-        self._workers = [self._start(number) for number in range(count)]
+        self._environments = environments(work.settings.n_jobs)
+        self._workers = [self._start(number) for number in range(work.settings.n_jobs)]
+        for worker in self._workers:
+            self._send_work(worker)
 
-    def _start(self, number: int) -> _Process:
+    def _start(self, number: int) -> Worker:
         path = self._folder / f"worker-{number}.log"
         with path.open("ab") as output:
             log_start = output.tell()
@@ -74,15 +84,18 @@ class Pool:
                 # Ctrl-C reaches the coordinator alone, which then stops them in order.
                 start_new_session=True,
             )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(self._pickled)
-            process.stdin.flush()
-        except BrokenPipeError:
-            log.warning("worker %s died at once: see %s", number, path)
-        return _Process(
+        return Worker(
             number=number, process=process, log=path, log_start=log_start, begun=time.monotonic()
         )
+
+    def _send_work(self, worker: Worker) -> None:
+        """Waits while a worker imports, if a pipe is too small for the work."""
+        assert worker.process.stdin is not None
+        try:
+            worker.process.stdin.write(self._pickled)
+            worker.process.stdin.flush()
+        except BrokenPipeError:
+            log.warning("worker %s died at once: see %s", worker.number, worker.log)
 
     def watch(self) -> bool:
         """Replace workers that died; True while any is at work.
@@ -95,26 +108,25 @@ class Pool:
             if status is None or status == 0:
                 continue
             report = worker.report()
-            said = report.get("message") or _last_words(worker.log, since=worker.log_start)
+            words = report["message"] if report else worker.last_lines()
             if status == 2:
-                raise UserError(said)
-            has_worked = (
-                report["trials_done"] > 0 if report else time.monotonic() - worker.begun > WORKED_S
-            )
+                raise UserError(words)
+            lived_s = time.monotonic() - worker.begun
+            has_worked = report["trials_done"] > 0 if report else lived_s > WORKED_S
             if worker.starts >= MAX_STARTS and not has_worked:
                 raise UserError(
                     f"worker {worker.number} died at {worker.starts} starts in a row (status"
-                    f" {status}); its last lines, from {worker.log}:\n{said}"
+                    f" {status}; log {worker.log}):\n{words}"
                 )
             log.warning(
-                "worker %s died (status %s): starting another%s",
+                "worker %s died (status %s): starting another (%s)",
                 worker.number,
                 status,
-                f" ({said})" if report else "",
+                report.get("message", f"log {worker.log}"),
             )
-            started = self._start(worker.number)
-            started.starts = 1 if has_worked else worker.starts + 1
-            self._workers[index] = started
+            self._workers[index] = self._start(worker.number)
+            self._workers[index].starts = 1 if has_worked else worker.starts + 1
+            self._send_work(self._workers[index])
         return any(worker.process.poll() is None for worker in self._workers)
 
     def stop(self) -> None:
@@ -131,15 +143,20 @@ class Pool:
                 process.wait()
 
 
-def _environment(number: int, count: int) -> dict[str, str]:
-    """A worker's share of the machine: threads fairly, GPUs in turn."""
-    environment = {**os.environ, "T5TS_WORKER": str(number)}
+def environments(count: int) -> list[dict[str, str]]:
+    """Each worker's share of the machine: threads fairly, GPUs in turn."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // count)))
+    threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // count))}
     gpus = visible_gpus()
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    return environment
+    return [
+        {
+            **threads,
+            **os.environ,
+            "T5TS_WORKER": str(number),
+            **({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}),
+        }
+        for number in range(count)
+    ]
 
 
 def visible_gpus() -> list[str]:
@@ -156,12 +173,3 @@ def visible_gpus() -> list[str]:
         check=False,  # a driver that does not answer: no GPU, as torch will find
     )
     return listed.stdout.split() if listed.returncode == 0 else []
-
-
-def _last_words(path: Path, *, since: int = 0) -> str:
-    """The last message in a log, or its last lines, after so many bytes."""
-    lines = path.read_bytes()[since:].decode(errors="replace").splitlines()
-    ours = [index for index, line in enumerate(lines) if line.startswith("t5ts: ")]
-    if ours:
-        return "\n".join(lines[ours[-1] :]).removeprefix("t5ts: ")
-    return "\n".join(lines[-15:]) or f"(nothing; is the disk of {path} full?)"

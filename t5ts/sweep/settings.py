@@ -1,104 +1,68 @@
-"""The sweeper's settings; `conf/hydra/sweeper/t5ts.yaml` explains each word."""
+"""The sweeper's settings: a schema like the configuration's."""
 
-import difflib
 import hashlib
 import importlib.util
-import math
-import operator
 import pkgutil
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from optuna import Trial
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 
-from t5ts.config import OBJECTIVES
+from t5ts.checks import field_problems
+from t5ts.config import OBJECTIVES, choice, named, number, text
 from t5ts.errors import ConfigError
 
-DIRECTIONS = ("minimize", "maximize")
-#: Whole-run figures that can be objectives beside the metrics, all of them better when smaller.
+#: Whole-run figures that can be objectives besides the metrics, all of them better when smaller.
 COSTS = ("seconds", "peak_memory_bytes")
-#: Of a preset that cannot do without a value. (Hydra's ??? would leave the default standing.)
+#: Of a preset that cannot do without a value. (Hydra's ??? would let the default win.)
 NOT_GIVEN = "(not given)"
 #: What a sampler imports only when it first draws.
 NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy"}
 #: Samplers whose draws belong together over the study, so that one seed must serve all slots.
 ONE_SEED = ("QMCSampler", "BruteForceSampler")
 
-#: What a field's metadata may ask of its value.
-RULES: dict[str, Callable[[Any, Any], bool]] = {
-    "least": operator.ge,
-    "most": operator.le,
-    "above": operator.gt,
-    "choices": lambda value, choices: value in choices,
-    "holds": lambda value, holds: holds(value),
-}
 
-
-def _is_sampler_or_pruner(value: dict[str, Any]) -> bool:
-    return isinstance(value.get("_target_"), str)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class SweepSettings:
-    """`hydra.sweeper`, checked: types by the annotations, `least`, `most`, … by the metadata.
+    """`hydra.sweeper`; each key is explained in `conf/hydra/sweeper/t5ts.yaml`.
 
     Attributes:
-        objectives: Names; the first is what pruning looks at.
-        directions: One for each objective.
+        objective: Names; the first is what pruning looks at.
+        direction: One for each objective.
         sampler, pruner: `_target_` and arguments.
     """
 
-    objectives: tuple[str, ...]
-    directions: tuple[str, ...]
-    params: dict[str, Any]
-    n_trials: int = field(metadata={"least": 1})
-    n_jobs: int = field(metadata={"least": 1})
-    storage: str | None
-    study_name: str = field(
-        metadata={
-            "holds": lambda name: name.strip(". ") != "" and not set(name) & set("/\\\0"),
-            "allowed": "a name without slashes",
-        }
-    )
-    max_failure_rate: float = field(metadata={"least": 0, "most": 1})
-    custom_search_space: str | None
-    best_of: str | None = field(
-        metadata={
-            "holds": lambda folder: folder not in (NOT_GIVEN, ""),
-            "allowed": "the directory of a finished sweep (hydra.sweeper.best_of=DIR)",
-        }
-    )
-    arms: tuple[str, ...]
-    seed: int = field(metadata={"least": 0, "most": 2**32 - 1})
-    grace_epochs: float = field(metadata={"least": 0})
-    reuse: bool
-    reuse_max_gb: float = field(metadata={"least": 0})
-    keep_last: bool
-    heartbeat_s: float = field(metadata={"above": 0})
-    lost_after_s: float = field(metadata={"above": 0})
-    on_change: str = field(metadata={"choices": ("refuse", "record")})
-    conditions: dict[str, dict[str, tuple[str, ...]]]
-    sampler: dict[str, Any] = field(
-        metadata={
-            "holds": _is_sampler_or_pruner,
-            "allowed": "an option of hydra/sweeper/sampler,"
-            " or any Optuna class by sampler._target_",
-        }
-    )
-    pruner: dict[str, Any] = field(
-        metadata={
-            "holds": _is_sampler_or_pruner,
-            "allowed": "an option of hydra/sweeper/pruner, or any Optuna class by pruner._target_",
-        }
-    )
+    objective: list[str] = choice(MISSING, *OBJECTIVES, *COSTS)  # noqa: RUF009 - a field
+    direction: list[str] = choice(MISSING, "minimize", "maximize")  # noqa: RUF009 - a field
+    params: dict[str, Any] = MISSING
+    n_trials: int = number(MISSING, "[1, 1e9]")
+    n_jobs: int = number(MISSING, "[1, 1e4]")
+    storage: str | None = text(MISSING)
+    study_name: str = named()
+    max_failure_rate: float = number(MISSING, "[0, 1]")
+    custom_search_space: str | None = text(MISSING)
+    best_of: str | None = text(MISSING)
+    arms: list[str] = text(MISSING)  # noqa: RUF009 - a field
+    seed: int = number(MISSING, "[0, 4294967295]")
+    grace_epochs: float = number(MISSING, "[0, 1e9]")
+    reuse: bool = MISSING
+    reuse_max_gb: float = number(MISSING, "[0, 1e6]")
+    keep_last: bool = MISSING
+    heartbeat_s: float = number(MISSING, "(0, 1e9]")
+    lost_after_s: float = number(MISSING, "(0, 1e9]")
+    on_change: str = choice(MISSING, "refuse", "record")
+    conditions: dict[str, dict[str, list[str]]] = MISSING
+    sampler: dict[str, Any] = MISSING
+    pruner: dict[str, Any] = MISSING
 
     @property
     def is_grid(self) -> bool:
@@ -107,8 +71,13 @@ class SweepSettings:
 
     @property
     def prunes(self) -> bool:
-        """Whether trials may be stopped early: never in a grid, which would then have holes."""
-        return not self.is_grid and not str(self.pruner["_target_"]).endswith("NopPruner")
+        """Whether trials may be stopped early.
+
+        Never in a grid, which would then have holes, nor with several objectives, for which Optuna
+        has no rule.
+        """
+        is_off = str(self.pruner["_target_"]).endswith("NopPruner")
+        return not (self.is_grid or is_off or len(self.objective) > 1)
 
     @property
     def sampler_seed(self) -> int:
@@ -129,10 +98,10 @@ class SweepSettings:
         return sampler
 
     def make_pruner(self) -> BasePruner:
-        """Optuna's pruner; none for several objectives."""
-        pruner: BasePruner = (
-            _made("pruner", self.pruner, BasePruner) if self.prunes else NopPruner()
-        )
+        """Optuna's pruner."""
+        if not self.prunes:
+            return NopPruner()
+        pruner: BasePruner = _made("pruner", self.pruner, BasePruner)
         return pruner
 
 
@@ -145,33 +114,69 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
         experiment: Option of the experiment group, names the study by default.
 
     Raises:
-        ConfigError: all problems in one message.
+        ConfigError: naming the settings that are unknown or not allowed.
     """
     values: dict[str, Any] = OmegaConf.to_container(sweeper, resolve=True)  # type: ignore[assignment]
     for key in ("_target_", "_recursive_", "_convert_"):
         values.pop(key, None)
-    named, given = values.pop("objective"), values.pop("direction")
-    objectives = _as_list(objective if named is None else named)
-    directions = [_direction(name) for name in objectives] if given is None else _as_list(given)
-    for key, empty in (("arms", ()), ("params", {}), ("conditions", {})):
-        values[key] = empty if values[key] is None else values[key]
-    if values["study_name"] is None:
-        values["study_name"] = experiment or "sweep"
-    values |= {"objectives": objectives, "directions": directions}
-    problems = [*_field_problems(values), *_pair_problems(values)]
+    names = _as_list(values["objective"] or objective)
+    best = ["maximize" if OBJECTIVES.get(name) == "max" else "minimize" for name in names]
+    directions = _as_list(values["direction"] or best)
+    values |= {"objective": names, "direction": directions}
+    values |= {key: values[key] or {} for key in ("params", "conditions")}
+    values |= {"arms": values["arms"] or []}
+    values["study_name"] = values["study_name"] or experiment or "sweep"
+    known = [f.name for f in fields(SweepSettings)]
+    for key in values.keys() - set(known):
+        near = get_close_matches(key, known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(known)}."
+        raise ConfigError(f"hydra.sweeper.{key} is not a setting of the sweeper. {hint}")
+    try:
+        settings: Any = OmegaConf.to_object(OmegaConf.merge(SweepSettings, values))
+    except OmegaConfBaseException as error:
+        words = str(error).splitlines()[0]
+        raise ConfigError(f"hydra.sweeper.{error.full_key}: {words}.") from error
+    problems = _problems(settings, best)
     if problems:
         raise ConfigError("\n".join(f"hydra.sweeper.{problem}" for problem in problems))
-    if len(objectives) > 1 and not str(values["pruner"]["_target_"]).endswith("NopPruner"):
-        # Optuna has no rule for several; one of them alone would not be what was asked for.
-        values["pruner"] = {"_target_": "optuna.pruners.NopPruner"}
-    for key in ("objectives", "directions", "arms"):
-        values[key] = tuple(values[key])
-    settings = SweepSettings(**values)
-    # What cannot be made or found is said now.
+    # What cannot be made or found is an error now, before any trial.
     settings.make_sampler(0), settings.make_pruner()
     if settings.custom_search_space is not None:
         find_function(settings.custom_search_space)
+    assert isinstance(settings, SweepSettings)
     return settings
+
+
+def _problems(settings: SweepSettings, best: Sequence[str]) -> list[str]:
+    """Settings out of their range, and pairs that cannot both be meant."""
+    problems = list(field_problems(settings))
+    if problems:
+        return problems
+    rules = [
+        (
+            settings.direction == best,
+            f"direction={settings.direction} for objective={settings.objective}: must be {best} (a"
+            " smaller loss and a larger correlation are better).",
+        ),
+        (
+            2 * settings.heartbeat_s <= settings.lost_after_s,
+            f"lost_after_s={settings.lost_after_s} must be at least twice"
+            f" heartbeat_s={settings.heartbeat_s}.",
+        ),
+        (
+            settings.best_of != NOT_GIVEN,
+            "best_of must be given: the directory of a finished sweep (hydra.sweeper.best_of=DIR).",
+        ),
+        *(
+            (
+                isinstance(getattr(settings, key).get("_target_"), str),
+                f"{key} must be an option of hydra/sweeper/{key}, or any Optuna class by"
+                f" {key}._target_.",
+            )
+            for key in ("sampler", "pruner")
+        ),
+    ]
+    return [message for holds, message in rules if not holds]
 
 
 def find_function(path: str) -> Callable[[DictConfig, Trial], object]:
@@ -186,7 +191,7 @@ def find_function(path: str) -> Callable[[DictConfig, Trial], object]:
             raise TypeError(f"a {type(found).__name__} is no function")
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ConfigError(
-            f"hydra.sweeper.custom_search_space={path} cannot be had: {error}. Give the dotted"
+            f"hydra.sweeper.custom_search_space={path} cannot be imported: {error}. Give the dotted"
             " path of a function f(config, trial) that Python can import here."
         ) from error
     return found
@@ -206,7 +211,7 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
         )
     try:
         with warnings.catch_warnings():
-            # That Optuna may yet change what the user has named is no news at every trial.
+            # The user chose an experimental class; no warning at every trial.
             warnings.simplefilter("ignore", ExperimentalWarning)
             made = instantiate(node)
         if not isinstance(made, kind):
@@ -221,92 +226,4 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
 
 
 def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _direction(objective: str) -> str:
-    return "maximize" if OBJECTIVES.get(objective) == "max" else "minimize"
-
-
-def _field_problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with single settings: unknown, of another type, or out of range."""
-    known = {field.name: field for field in fields(SweepSettings)}
-    kinds = get_type_hints(SweepSettings)
-    problems = []
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" It has: {', '.join(known)}."
-            problems.append(f"{key} is not a setting of the sweeper.{hint}")
-            continue
-        rules = known[key].metadata
-        if not _is_of(value, kinds[key]) or not _holds(value, rules):
-            allowed = rules.get("allowed") or _allowed(kinds[key], rules)
-            problems.append(f"{key}={value} is not allowed; allowed: {allowed}.")
-    return problems
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether YAML's or the command line's value is of an annotation's type."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is UnionType:
-        return any(_is_of(value, part) for part in parts)
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_is_of(item, parts[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _is_of(k, parts[0]) and _is_of(v, parts[1]) for k, v in value.items()
-        )
-    if kind in (int, float):
-        numbers = int if kind is int else int | float
-        return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
-    return kind is Any or isinstance(value, kind)
-
-
-def _holds(value: Any, rules: Mapping[str, Any]) -> bool:
-    return value is None or all(
-        rule(value, rules[name]) for name, rule in RULES.items() if name in rules
-    )
-
-
-def _allowed(kind: Any, rules: Mapping[str, Any]) -> str:
-    if "choices" in rules:
-        return ", ".join(rules["choices"])
-    words = {int: "a whole number", float: "a number", bool: "true, false"}
-    ranges = {"least": "{} or more", "most": "at most {}", "above": "above {}"}
-    said = [text.format(rules[key]) for key, text in ranges.items() if key in rules]
-    return ", ".join([words.get(kind, str(kind).replace("tuple[str, ...]", "[NAME, …]")), *said])
-
-
-def _pair_problems(values: Mapping[str, Any]) -> list[str]:
-    objectives, directions = values["objectives"], values["directions"]
-    heartbeat_s, lost_after_s = values["heartbeat_s"], values["lost_after_s"]
-    allowed = (*OBJECTIVES, *COSTS)
-    rules: list[tuple[str, bool, str]] = [
-        *((f"objective={name}", name in allowed, ", ".join(allowed)) for name in objectives),
-        *((f"direction={name}", name in DIRECTIONS, ", ".join(DIRECTIONS)) for name in directions),
-        *(
-            (
-                f"direction={direction} for {name}",
-                direction not in DIRECTIONS or name not in allowed or direction == _direction(name),
-                f"{_direction(name)} (a smaller loss and a larger correlation are better)",
-            )
-            for name, direction in zip(objectives, directions, strict=False)
-        ),
-        (
-            f"direction={list(directions)} beside objective={list(objectives)}",
-            len(directions) == len(objectives) > 0,
-            "one direction for each objective",
-        ),
-        (
-            f"heartbeat_s={heartbeat_s}, lost_after_s={lost_after_s}",
-            not (_is_of(heartbeat_s, float) and _is_of(lost_after_s, float))
-            or 2 * heartbeat_s <= lost_after_s,
-            "lost_after_s at least twice heartbeat_s",
-        ),
-    ]
-    return [
-        f"{what} is not allowed; allowed: {allowed_values}."
-        for what, holds, allowed_values in rules
-        if not holds
-    ]
+    return list(value) if isinstance(value, list) else [value]

@@ -20,6 +20,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from t5ts.errors import ConfigError, ResumeError
 
 JOURNAL = "study.journal"
+#: A record with its checksum.
+_SEALED = re.compile(rb'(.*),"crc":"([0-9a-f]{8})"\}\n')
 #: Of opening a database whose tables another sweep is making.
 OPEN_ATTEMPTS = 10
 
@@ -27,7 +29,7 @@ OPEN_ATTEMPTS = 10
 class Journal(BaseJournalBackend):
     """The study's records: a line of JSON each, with a checksum, written under a lock.
 
-    Optuna's own file backend has no checksums, gives up on a study for ever when a record that was
+    Optuna's own file backend has no checksums, cannot read a study any more when a record that was
     cut short is followed by another, and its locks are files, which a killed process leaves behind
     for 30 s. This lock dies with its holder. Lines of Optuna's own (without a checksum) are read.
 
@@ -98,24 +100,12 @@ class Journal(BaseJournalBackend):
         # Not ".lock", which is Optuna's own name for one, and a dead holder's to its other readers.
         with self._path.with_name(self._path.name + ".flock").open("ab") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            _cut_unfinished_record(self._path)
+            with self._path.open("r+b") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                if file.read() not in (b"", b"\n"):
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
             yield
-
-
-#: A record with its checksum.
-_SEALED = re.compile(rb'(.*),"crc":"([0-9a-f]{8})"\}\n')
-
-
-def _cut_unfinished_record(journal: Path) -> None:
-    with journal.open("r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            file.seek(end - 1)
-            if file.read(1) == b"\n":
-                break
-            end -= 1
-        if end < size:
-            file.truncate(end)
 
 
 def how_to_rebuild(url: str | None, sweep_dir: Path, studies: Sequence[str] = ("NAME",)) -> str:
@@ -147,7 +137,7 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
         ConfigError: if the directory is not writable, or the database cannot be reached.
         ResumeError: if the journal is corrupt.
     """
-    # Optuna announces every storage and study; what the user should know is said by t5ts.
+    # Optuna announces every storage and study; t5ts prints what the user needs.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url is None:
         journal = sweep_dir / JOURNAL
@@ -185,7 +175,7 @@ def _database(url: str) -> RDBStorage:
             # A connection that the server has closed meanwhile is replaced, not given to a trial.
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
         except DBAPIError as error:
-            # Whoever comes first makes the tables; those who come at the same moment trip over it.
+            # The first process makes the tables; others at the same moment fail.
             is_being_made = isinstance(error, IntegrityError) or "already exists" in str(error)
             if not is_being_made or attempt == OPEN_ATTEMPTS - 1:
                 raise

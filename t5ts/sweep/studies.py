@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
-from optuna.distributions import json_to_distribution
+from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -39,32 +39,24 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
         settings: The sweeper's.
         config: Hydra's composition before anything is sampled.
     """
-    swept = {*space.distributions, *(key for arm in space.arms for key in arm)}
-    values = OmegaConf.to_container(
-        OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
-        resolve=False,
-    )
-    leaves = _leaves(values)
-    settled = {
-        key: value
-        for key, value in leaves.items()
-        if not any(key == s or key.startswith(f"{s}.") for s in (*NOT_IDENTITY, *swept))
-    }
-    searched = space.as_json()
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    free = (*NOT_IDENTITY, *space.distributions, *(key for arm in space.arms for key in arm))
+    sampler = {**settings.sampler, "seed": settings.sampler_seed}
+    pruner = {**settings.pruner, "grace_epochs": settings.grace_epochs}
     return {
         "grid": settings.is_grid,
-        "sampler": None
-        if settings.is_grid
-        else {**settings.sampler, "seed": settings.sampler_seed},
-        "pruner": {**settings.pruner, "grace_epochs": settings.grace_epochs}
-        if settings.prunes
-        else None,
-        "space": searched["distributions"],
-        "conditions": searched["conditions"],
+        "sampler": None if settings.is_grid else sampler,
+        "pruner": pruner if settings.prunes else None,
+        "space": {k: distribution_to_json(d) for k, d in space.distributions.items()},
+        "conditions": {k: c for k, c in settings.conditions.items() if k in space.distributions},
         "custom_search_space": settings.custom_search_space,
-        "bases": searched["bases"],
-        "objectives": dict(zip(settings.objectives, settings.directions, strict=True)),
-        "settings": settled,
+        "bases": {name: list(base.overrides) for name, base in space.bases.items()},
+        "objectives": dict(zip(settings.objective, settings.direction, strict=True)),
+        "settings": {
+            key: value
+            for key, value in _leaves(OmegaConf.to_container(own, resolve=False)).items()
+            if not any(key == other or key.startswith(f"{other}.") for other in free)
+        },
         "code": f"{t5ts.__version__} ({code_digest()[:12]})",
     }
 
@@ -78,20 +70,19 @@ def open_studies(
 ) -> list[optuna.Study]:
     """The study of each arm, in the order of `space.arms`.
 
-    A study that is new although the sweep's directory has trials of it (it was corrupt, and taken
+    A study that is new although the sweep's directory has trials of it (it was corrupt, and moved
     away) is rebuilt from them.
 
     Raises:
         ConfigError: naming every difference, if a study was made for something else and
-            `on_change` is refuse, or a grid would go on where its points are not the trials'.
+            `on_change` is refuse, or a grid would be resumed with other points.
     """
     on_disk = read_trials(sweep_dir)
-    recorded_purpose = sweep_dir / PURPOSE
     studies = [
         optuna.create_study(
             study_name=study_name(settings.study_name, arm),
             storage=storage,
-            directions=[StudyDirection[name.upper()] for name in settings.directions],
+            directions=[StudyDirection[name.upper()] for name in settings.direction],
             load_if_exists=True,
         )
         for arm in space.arms
@@ -99,8 +90,8 @@ def open_studies(
     for study in studies:
         before = study.user_attrs.get(MADE_FOR)
         lost = {} if before else {n: of for (s, n), of in on_disk.items() if s == study.study_name}
-        if lost and recorded_purpose.is_file():
-            before = read_json(recorded_purpose)
+        if lost and (sweep_dir / PURPOSE).is_file():
+            before = read_json(sweep_dir / PURPOSE)
         changes = [] if before is None else differences(before, purpose)
         is_other_grid = settings.is_grid and any(
             change.startswith(("grid:", "space.", "conditions.")) for change in changes
@@ -112,81 +103,63 @@ def open_studies(
                 + "Trials from before and after would not be comparable. Give the sweep another"
                 " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME)"
                 + (
-                    "; a grid's points are numbered, so it cannot go on as another one."
+                    "; a grid's points are numbered, so it cannot be resumed as another one."
                     if is_other_grid
-                    else ", or go on and have the change recorded with"
+                    else ", or resume it and have the change recorded with"
                     " hydra.sweeper.on_change=record."
                 )
             )
         if lost:
-            rebuild(study, space, settings, lost)
+            for slot in range(max(lost) + 1):
+                folder, record = lost.get(slot, (sweep_dir, {}))
+                study.add_trial(_rebuilt(slot, folder, record, space, settings))
+            log.warning("study %s was rebuilt from %s directories", study.study_name, len(lost))
         if changes:
-            log.warning("study %s goes on, changed:\n  %s", study.study_name, "\n  ".join(changes))
+            log.warning("study %s resumed, changed:\n  %s", study.study_name, "\n  ".join(changes))
             recorded = study.user_attrs.get(CHANGES, [])
             change = {"from_trial": len(study.get_trials(deepcopy=False)), "changes": changes}
             study.set_user_attr(CHANGES, [*recorded, change])
         if changes or before is None or lost:
             study.set_user_attr(MADE_FOR, dict(purpose))
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    write_json(recorded_purpose, dict(purpose))
+    write_json(sweep_dir / PURPOSE, dict(purpose))
     return studies
 
 
-def rebuild(
-    study: optuna.Study,
-    space: Space,
-    settings: SweepSettings,
-    on_disk: Mapping[int, tuple[Path, Mapping[str, Any]]],
-) -> None:
-    """Fill an empty study from its trials' directories; those without an end are to be done again.
-
-    Args:
-        study: Without trials.
-        space: The sweep's.
-        settings: The sweeper's.
-        on_disk: Directory and trial.json by slot.
-    """
-    for slot in range(max(on_disk) + 1):
-        folder, record = on_disk.get(slot, (None, {}))
-        params = dict(record.get("params", {}))
-        told = record.get("distributions", {})
-        state, values, curve = TrialState.FAIL, None, {}
-        attributes = {"slot": slot, "epochs": record.get("epochs"), "reason": record.get("reason")}
-        try:
-            if folder is not None and record.get("state") in ("complete", "pruned"):
-                curve = {
-                    row["epoch"]: row[settings.objectives[0]]
-                    for row in read_metrics(folder, "eval")
-                    if row.get(settings.objectives[0]) is not None
-                }
-            if folder is not None and record.get("state") == "complete":
-                values = values_of(read_result(folder / "result.json"), settings)
-                state = TrialState.COMPLETE
-            elif record.get("state") == "pruned":
-                state = TrialState.PRUNED
-            elif record.get("state") != "failed":
-                raise DataError("it had not ended")
-        except (DataError, LookupError, TypeError, AttributeError) as error:
-            log.warning("study %s: trial %s is done again: %s", study.study_name, slot, error)
-            attributes |= {"void": STOPPED, "reason": str(error)}
-            curve = {}
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                values=values,
-                params=params,
-                distributions={
-                    key: json_to_distribution(told[key])
-                    if key in told
-                    else space.distributions[key]
-                    for key in params
-                },
-                user_attrs={key: value for key, value in attributes.items() if value is not None},
-                intermediate_values=curve,
-            )
-        )
-    log.warning(
-        "study %s was rebuilt from the directories of %s trials", study.study_name, len(on_disk)
+def _rebuilt(
+    slot: int, folder: Path, record: Mapping[str, Any], space: Space, settings: SweepSettings
+) -> optuna.trial.FrozenTrial:
+    """A trial from its directory and trial.json; one without an end is to be done again."""
+    state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(
+        record.get("state", ""), TrialState.FAIL
+    )
+    attributes = {"slot": slot, "epochs": record.get("epochs"), "reason": record.get("reason")}
+    values, curve, objective = None, {}, settings.objective[0]
+    try:
+        if record.get("state") not in ("complete", "pruned", "failed"):
+            raise DataError("it had not ended")
+        if state == TrialState.COMPLETE:
+            values = values_of(read_result(folder / "result.json"), settings)
+        if state != TrialState.FAIL:
+            rows = read_metrics(folder, "eval")
+            curve = {r["epoch"]: r[objective] for r in rows if r.get(objective) is not None}
+    except (DataError, LookupError, TypeError, AttributeError) as error:
+        log.warning("trial %s is done again: %s", slot, error)
+        state, values = TrialState.FAIL, None
+        attributes |= {"void": STOPPED, "reason": str(error)}
+    sampled_from = record.get("distributions", {})
+    return optuna.trial.create_trial(
+        state=state,
+        values=values,
+        params=dict(record.get("params", {})),
+        distributions={
+            key: json_to_distribution(sampled_from[key])
+            if key in sampled_from
+            else space.distributions[key]
+            for key in record.get("params", {})
+        },
+        user_attrs={key: value for key, value in attributes.items() if value is not None},
+        intermediate_values=curve,
     )
 
 
@@ -196,20 +169,19 @@ def study_name(name: str, arm: Mapping[str, Value]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each leaf that differs."""
+    """A line for each leaf that differs, distributions of searched keys as text."""
     old, new = _leaves(dict(before)), _leaves(json.loads(json.dumps(now)))
+
+    def shown(key: str, value: Any) -> Any:
+        is_space = key.startswith("space.") and value != "absent"
+        return describe(json_to_distribution(value)) if is_space else value
+
+    pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in {*old, *new}}
     return [
-        f"{key}: {_shown(key, old.get(key, 'absent'))} → {_shown(key, new.get(key, 'absent'))}"
-        for key in sorted({*old, *new})
-        if old.get(key, "absent") != new.get(key, "absent")
+        f"{key}: {shown(key, a)} → {shown(key, b)}"
+        for key, (a, b) in sorted(pairs.items())
+        if a != b
     ]
-
-
-def _shown(key: str, value: Any) -> Any:
-    """A searched key's distribution in words."""
-    if not key.startswith("space.") or value == "absent":
-        return value
-    return describe(json_to_distribution(value))
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:

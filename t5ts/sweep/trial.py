@@ -38,7 +38,7 @@ WAIT_S = 0.5
 
 
 class Pruned(Exception):
-    """The study's pruner gave this trial up."""
+    """The study's pruner stopped this trial."""
 
 
 class Lost(Exception):
@@ -60,11 +60,16 @@ class Arm:
     grid: list[dict[str, Any]] | None
     base: Base | None
 
+    def point_of(self, slot: int) -> dict[str, Any] | None:
+        """A slot's parameters in a grid."""
+        return None if self.grid is None else self.grid[slot]
 
+
+@dataclass(kw_only=True)
 class TrialTask:
-    """Hydra's task function for one trial, and all that the study and the directory hear of it.
+    """Hydra's task function for one trial, and what its study and directory record of it.
 
-    Args:
+    Attributes:
         settings: The sweeper's.
         group: Name of the sweep.
         arm: Whose trial it is.
@@ -72,14 +77,14 @@ class TrialTask:
         worker: This worker's number, for the displays.
     """
 
-    def __init__(
-        self, *, settings: SweepSettings, group: str, arm: Arm, claim: Claim, worker: int
-    ) -> None:
-        self.settings, self.group = settings, group
-        self.arm, self.claim, self.worker = arm, claim, worker
-        self.run_dir: Path | None = None
-        self.config: Config | None = None
-        self._reported = -1
+    settings: SweepSettings
+    group: str
+    arm: Arm
+    claim: Claim
+    worker: int
+    run_dir: Path | None = None
+    config: Config | None = None
+    _reported: int = -1
 
     def __call__(self, cfg: DictConfig) -> Result:
         """Train this point in the directory that Hydra made for it."""
@@ -95,7 +100,7 @@ class TrialTask:
                 " own, with ${hydra.job.num} in hydra.sweep.subdir."
             )
         self.run_dir, self.config = run_dir, config
-        self._say_live(epoch=0, value=None)
+        self._show(epoch=0, value=None)
         self.write("running", None, None)
         _put_corrupt_result_aside(run_dir)
         wait_until = time.monotonic() + self.settings.lost_after_s
@@ -125,92 +130,73 @@ class TrialTask:
                     config = replace(config, train=replace(config.train, resume="never"))
 
     def after_epoch(self, row: Mapping[str, Any]) -> None:
-        """Report an epoch to the study, and stop where it is not worth going on.
+        """Report an epoch to the study, and stop if the pruner says so.
 
         Raises:
-            Pruned: if the pruner says so, not before the grace after unfreezing is over.
+            Pruned: not before the grace after unfreezing is over.
             Lost: if the trial was given to another worker.
         """
         assert self.config is not None
-        assert self.run_dir is not None
-        trial, objective = self.claim.trial, self.settings.objectives[0]
-        self._say_live(epoch=row["epoch"], value=row.get(objective))
+        trial, objective, epoch = self.claim.trial, self.settings.objective[0], row["epoch"]
+        self._show(epoch=epoch, value=row.get(objective))
         if not self.arm.ledger.is_mine(trial):
             raise Lost("taken for dead and given to another worker; this attempt stops")
-        if objective not in row or not self._report():
+        if objective not in row or not self.settings.prunes or objective not in OBJECTIVES:
             return
-        epoch = row["epoch"]
-        if epoch >= self.config.train.epochs or epoch < self._judged_from():
-            return
-        if trial.should_prune():
+        self._report()
+        unfreeze_epoch = self.config.freeze.unfreeze_epoch or 0.0  # never counts as from the start
+        is_in_grace = epoch < unfreeze_epoch + self.settings.grace_epochs
+        if epoch < self.config.train.epochs and not is_in_grace and trial.should_prune():
             raise Pruned(f"at epoch {epoch} with {objective} {row[objective]:.4g}")
 
-    def _report(self) -> bool:
-        """Tell the pruner every epoch of the run so far; False if there is no pruning.
+    def _report(self) -> None:
+        """Tell the pruner every epoch of the run so far.
 
         Epochs of an earlier attempt, or of a frozen phase that was reused, are reported too.
         """
-        objective = self.settings.objectives[0]
-        if not self.settings.prunes or objective not in OBJECTIVES or self.run_dir is None:
-            return False
+        objective = self.settings.objective[0]
+        assert self.run_dir is not None
         for row in read_metrics(self.run_dir, "eval"):
             if row["epoch"] > self._reported and row.get(objective) is not None:
                 self.claim.trial.report(row[objective], step=row["epoch"])
                 self._reported = row["epoch"]
-        return True
 
-    def _judged_from(self) -> float:
-        """The first epoch at which the trial may be pruned: grace after its encoder first moves."""
+    def _show(self, *, epoch: int, value: float | None) -> None:
+        """For the coordinator's display."""
         assert self.config is not None
-        unfreeze_epoch = self.config.freeze.unfreeze_epoch or 0.0  # never counts as from the start
-        return unfreeze_epoch + self.settings.grace_epochs
-
-    def _say_live(self, *, epoch: int, value: float | None) -> None:
-        assert self.config is not None
-        self.claim.trial.set_user_attr(
-            "live",
-            {
-                "worker": self.worker,
-                "epoch": epoch,
-                "epochs": self.config.train.epochs,
-                "value": value,
-            },
-        )
+        live = {"worker": self.worker, "epoch": epoch, "epochs": self.config.train.epochs}
+        self.claim.trial.set_user_attr("live", {**live, "value": value})
 
     def end(self, state: str, reason: str | None, result: Result | None) -> None:
-        """Tell the study how the trial ended, unless another worker was given it meanwhile."""
+        """Record how the trial ended, unless another worker was given it meanwhile."""
         try:
             self._end(state, reason, result)
         except (Lost, UpdateFinishedTrialError):
             log.warning("slot %s: given to another worker before it ended here", self.claim.slot)
 
     def _end(self, state: str, reason: str | None, result: Result | None) -> None:
-        """The study, and the directory says the same."""
-        trial, study = self.claim.trial, self.arm.ledger.study
+        """In the study, and the same in the directory."""
+        trial, study, values = self.claim.trial, self.arm.ledger.study, None
         if result is not None:
-            try:
-                self._report()
-            except DataError as error:  # the result counts, the pruner's curve is a help
-                log.warning("not reported to the pruner: %s", error)
-        if reason is not None:
-            trial.set_user_attr("reason", reason)
-        trial.set_user_attr("epochs", self._epochs())
-        values = None
-        if result is not None:
+            if self.settings.prunes and self.settings.objective[0] in OBJECTIVES:
+                try:
+                    self._report()
+                except DataError as error:  # the result counts, the pruner's curve is a help
+                    log.warning("not reported to the pruner: %s", error)
             trial.set_user_attr("metrics", result.metrics | {c: getattr(result, c) for c in COSTS})
             values = values_of(result, self.settings)
             if not all(math.isfinite(value) for value in values):
                 reason = f"an objective is not finite: {', '.join(map(str, values))}"
                 state, values = "failed", None
-                trial.set_user_attr("reason", reason)
+        if reason is not None:
+            trial.set_user_attr("reason", reason)
+        trial.set_user_attr("epochs", self._epochs())
         self.write(state, reason, values)
-        ended_as = None
-        if values is None:
-            ended_as = TrialState.PRUNED if state == "pruned" else TrialState.FAIL
+        ended_as = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}.get(state)
         if is_void(study.tell(trial, values, state=ended_as, skip_if_finished=True)):
             raise Lost
         if state in ("complete", "pruned") and not self.settings.keep_last:
-            # Nobody goes on from here, and the optimizer's state is twice the weights.
+            # Nobody resumes from here, and the optimizer's state is twice the weights.
             assert self.run_dir is not None
             (self.run_dir / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
 
@@ -232,6 +218,7 @@ class TrialTask:
         if self.run_dir is None:
             return
         trial, base, epochs = self.claim.trial, self.arm.base, self._epochs()
+        distributions = {k: distribution_to_json(d) for k, d in trial.distributions.items()}
         write_json(
             self.run_dir / "trial.json",
             {
@@ -241,11 +228,9 @@ class TrialTask:
                 "state": state,
                 "reason": reason,
                 "params": trial.params,
-                "distributions": {
-                    k: distribution_to_json(d) for k, d in trial.distributions.items()
-                },
+                "distributions": distributions,
                 "searched_before": base and {"keys": base.searched, **base.budget},
-                "objectives": self.settings.objectives,
+                "objectives": self.settings.objective,
                 "values": values,
                 "n_trials": self.arm.ledger.n_trials,
                 "epochs": epochs,
@@ -261,7 +246,7 @@ def values_of(result: Result, settings: SweepSettings) -> list[float]:
         **{name: float(getattr(result, name)) for name in COSTS},
         result.objective_name: result.objective,
     }
-    return [figures[name] for name in settings.objectives]
+    return [figures[name] for name in settings.objective]
 
 
 def owner_of(run_dir: Path) -> tuple[str, int] | None:

@@ -1,31 +1,34 @@
-"""A worker: asks the study for a trial, does it, tells how it ended, until none is left.
+"""A worker: asks the study for a trial, does it, records how it ended, until none is left.
 
 The same object runs as a process of this machine (`python -m t5ts.sweep`), or as a job of any
 Hydra launcher (joblib, submitit, Ray), on this machine or another.
 """
 
-import errno
+import copy
+import gc
+import itertools
 import logging
 import re
+import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.errors import HydraException
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from t5ts import distributed
 from t5ts.analysis.results import Result
 from t5ts.analysis.words import plural
 from t5ts.config import register
@@ -41,10 +44,10 @@ from t5ts.errors import (
 )
 from t5ts.interruption import stop_on_signals
 from t5ts.sweep.ledger import DIED, REFUSED, STOPPED, Claim, Ledger, Owner
-from t5ts.sweep.repeated import repeated
 from t5ts.sweep.settings import SweepSettings, find_function
-from t5ts.sweep.space import Space, Value, arm_name, sharing_order
+from t5ts.sweep.space import Space, Value, arm_name
 from t5ts.sweep.storage import open_storage
+from t5ts.sweep.studies import study_name
 from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask, owner_of
 
 log = logging.getLogger("t5ts.sweep")
@@ -53,14 +56,15 @@ log = logging.getLogger("t5ts.sweep")
 POLL_S = 0.5
 #: Workers that may die in one trial before it counts as failed.
 MAX_DEATHS = 3
-#: Trials that a worker may set aside for want of data or weights while none has been measured.
+#: Trials that a worker may set aside for missing data or weights while none has been measured.
 MAX_REFUSALS = 3
-#: What no other trial would escape: the disk is full, read-only or broken.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-DISK_WORDS = re.compile(
-    r"No space left on device|disk quota exceeded|read-only file system|disk is full", re.IGNORECASE
+#: What no other trial would escape, from the system or from libraries with errors of their own.
+DISK_FAULT = re.compile(
+    r"No space left on device|disk quota exceeded|read-only file system|disk is full"
+    r"|input/output error|stale file handle",
+    re.IGNORECASE,
 )
-DEVICE_WORDS = re.compile(r"CUDA|CUBLAS|cuDNN|NCCL")
+DEVICE_FAULT = re.compile(r"CUDA|CUBLAS|cuDNN|NCCL")
 
 
 class BrokenDevice(UserError):
@@ -79,34 +83,47 @@ class Work:
 
     Attributes:
         config: Hydra's composition of the multirun, its `hydra` node included.
-        studies: Name of each arm's study, in the order of `space.arms`.
     """
 
     config: DictConfig
     hydra_context: HydraContext
     settings: SweepSettings
     space: Space
-    studies: tuple[str, ...]
     sweep_dir: Path
+    _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what another process composes as fast as it reads it."""
+        return {**self.__dict__, "_composed": {}}
 
     def __call__(self, _job: DictConfig) -> int:
         """As the task function of a Hydra launcher's job: the trials done."""
         return work(self, worker=int(HydraConfig.get().job.num))
 
-    def choices(self) -> dict[str, str]:
-        """Option of each config group, before anything is sampled."""
-        return {str(k): str(v) for k, v in self.config.hydra.runtime.choices.items()}
+    def compose(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> DictConfig:
+        """Hydra's composition of one point, its `hydra` node included.
 
-    def compose(self, overrides: list[str]) -> DictConfig:
-        """Hydra's composition of one point, its `hydra` node included."""
-        return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-
-    def grid(self, arm: Mapping[str, Value]) -> list[dict[str, Any]] | None:
-        """The grid's points by slot, if it is one."""
-        if not self.settings.is_grid:
-            return None
-        # In one order whatever else is set: a slot's point must be the same when the sweep goes on.
-        return sharing_order(self.space.grid(arm=arm, choices=self.choices()))
+        Once for each combination of group options, which takes Hydra a third of a second; other
+        parameters are set in a copy, as Hydra sets overrides.
+        """
+        options = {key: value for key, value in params.items() if key in self.space.choices}
+        key = tuple(self.space.overrides(options, arm))
+        if key not in self._composed:
+            loader = self.hydra_context.config_loader
+            self._composed[key] = loader.load_sweep_config(self.config, list(key))
+        config = copy.deepcopy(self._composed[key])
+        lines = self.space.overrides(params, arm)
+        parsed = OverridesParser.create().parse_overrides(lines)
+        for name, override in zip(params, parsed[len(lines) - len(params) :], strict=True):
+            if name not in options:
+                OmegaConf.update(config, name, override.value(), merge=True)
+        form = config.hydra.job.config.override_dirname
+        kept = (o.key_or_group not in form.exclude_keys for o in parsed)
+        named = sorted(itertools.compress(lines, kept))
+        with open_dict(config.hydra):
+            config.hydra.overrides.task = lines
+            config.hydra.job.override_dirname = form.item_sep.join(named).replace("=", form.kv_sep)
+        return config
 
 
 def open_arms(work: Work) -> list[Arm]:
@@ -115,17 +132,16 @@ def open_arms(work: Work) -> list[Arm]:
     Raises:
         ConfigError: if the storage cannot be reached.
     """
-    storage = open_storage(work.settings.storage, work.sweep_dir)
+    settings = work.settings
+    storage, pruner = open_storage(settings.storage, work.sweep_dir), settings.make_pruner()
     arms = []
-    for values, name in zip(work.space.arms, work.studies, strict=True):
+    for values in work.space.arms:
         study = optuna.load_study(
-            study_name=name, storage=storage, pruner=work.settings.make_pruner()
+            study_name=study_name(settings.study_name, values), storage=storage, pruner=pruner
         )
-        grid = work.grid(values)
-        n_trials = (
-            work.settings.n_trials if grid is None else min(work.settings.n_trials, len(grid))
-        )
-        ledger = Ledger(study, n_trials=n_trials, lost_after_s=work.settings.lost_after_s)
+        grid = work.space.grid(values) if settings.is_grid else None
+        n_trials = min(settings.n_trials, settings.n_trials if grid is None else len(grid))
+        ledger = Ledger(study, n_trials=n_trials, lost_after_s=settings.lost_after_s)
         base = work.space.bases.get(arm_name(values))
         arms.append(Arm(values=values, ledger=ledger, grid=grid, base=base))
     return arms
@@ -157,18 +173,19 @@ def work(job: Work, *, worker: int) -> int:
             if stop.is_set():
                 raise Interrupted("stopped between two trials")
             _check_failures(arms, job.settings, refused)
-            claimed = _claim(job, arms, owner)
-            if claimed is not None:
+            if claimed := _claim(job, arms, owner):
+                arm, claim = claimed
                 try:
-                    reason = _do(job, arms, *claimed, worker=worker)
+                    reason = _do(job, arms, arm, claim, worker=worker)
                 except BrokenDevice as broken:
                     broken.trials_done = done
                     raise
-                arm, claim = claimed
                 refused.pop((arm_name(arm.values), claim.slot), None)
                 if reason is not None:
                     refused[arm_name(arm.values), claim.slot] = reason
                 done += reason is None
+                if done == 1:
+                    gc.freeze()  # what was imported lives on: a run's own collection skips it
                 continue
             if all(arm.ledger.is_finished() for arm in arms):
                 return done
@@ -181,12 +198,7 @@ def work(job: Work, *, worker: int) -> int:
 def _claim(job: Work, arms: list[Arm], owner: Owner) -> tuple[Arm, Claim] | None:
     """A trial of the arm that has begun the fewest, so that arms grow side by side."""
     for arm in sorted(arms, key=lambda arm: arm.ledger.started()):
-        grid = arm.grid
-        claim = arm.ledger.claim(
-            owner,
-            sampler_of=job.settings.make_sampler,
-            point_of=lambda slot, grid=grid: None if grid is None else grid[slot],  # type: ignore[misc]
-        )
+        claim = arm.ledger.claim(owner, sampler_of=job.settings.make_sampler, point_of=arm.point_of)
         if claim is not None:
             return arm, claim
     return None
@@ -208,7 +220,7 @@ def _check_failures(
     if refused and (too_many or (len(refused) >= MAX_REFUSALS and not _any_has_run(arms))):
         *_, reason = refused.values()
         raise DataError(
-            f"{reason}\n{plural(len(refused), 'trial')} could not be done for want of data or"
+            f"{reason}\n{plural(len(refused), 'trial')} could not be done for lack of data or"
             " weights, and will be tried again: fix that, and run the same command; what is done"
             " stays done."
         )
@@ -216,8 +228,8 @@ def _check_failures(
         raise UserError(
             f"{failed} of {budget} trials failed, above"
             f" hydra.sweeper.max_failure_rate={settings.max_failure_rate:g}: each one's line and"
-            " trial.json say why. Raise the rate to go on without them, and run the same command"
-            " again; what is done stays done."
+            " trial.json give the reason. Raise the rate to continue without them, and run the same"
+            " command again; what is done stays done."
         )
 
 
@@ -237,17 +249,15 @@ def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim, *, worker: int) -> s
     Returns:
         Why it was set aside, if it was.
     """
-    trial, ledger = claim.trial, arm.ledger
-    if claim.before[DIED] >= MAX_DEATHS:
-        reason = f"{claim.before[DIED]} workers ended in it (out of memory?): {claim.last_reason}"
-        trial.set_user_attr("reason", reason)
-        ledger.study.tell(trial, state=TrialState.FAIL)
-        return None
     task = TrialTask(
         settings=job.settings, group=job.sweep_dir.name, arm=arm, claim=claim, worker=worker
     )
+    if claim.before[DIED] >= MAX_DEATHS:
+        died = claim.before[DIED]
+        task.end("failed", f"{died} workers died in it (out of memory?): {claim.last_reason}", None)
+        return None
     try:
-        with _heartbeat(ledger, trial, job.settings.heartbeat_s):
+        with _heartbeat(arm.ledger, claim.trial, job.settings.heartbeat_s):
             try:
                 config = _point(job, arm, claim)
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
@@ -270,16 +280,20 @@ def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim, *, worker: int) -> s
         raise Interrupted("stopped at once") from None
     except Exception as error:  # of the storage, or of Hydra before the run
         outcome = error
-    return _tell_failure(task, outcome, arms)
+    return _record_failure(task, outcome, arms)
 
 
 def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
     """Sample the trial's parameters and compose its configuration."""
     trial = claim.trial
-    job.space.suggest(trial, arm=arm.values, choices=job.choices())
-    if job.settings.custom_search_space is not None:
-        _suggest_more(job, trial)
-    config = job.compose(job.space.overrides(trial.params, arm.values))
+    job.space.suggest(trial, arm.values)
+    if (path := job.settings.custom_search_space) is not None:
+        try:
+            find_function(path)(job.config, trial)
+        except Exception as error:  # whatever the user's function raises
+            log.error("custom_search_space=%s failed", path, exc_info=error)
+            raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
+    config = job.compose(trial.params, arm.values)
     with open_dict(config):
         # The directory follows from the sweep's command, not from the point's.
         config.hydra.sweep.dir = str(job.sweep_dir)
@@ -292,27 +306,12 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
             config.hydra.sweep.subdir = f"{arm_name(arm.values)}/{config.hydra.sweep.subdir}"
         whose = owner_of(job.sweep_dir / config.hydra.sweep.subdir)
         if whose not in (None, (arm.ledger.study.study_name, claim.slot)):
-            # The user's subdir does not tell them apart (a point drawn twice, say).
+            # The user's subdir is not unique (a point drawn twice, say).
             config.hydra.sweep.subdir = f"{config.hydra.sweep.subdir}-{claim.slot}"
     return config
 
 
-def _suggest_more(job: Work, trial: optuna.Trial) -> None:
-    """Let the user's function sample what the grammar cannot say.
-
-    Raises:
-        ConfigError: for whatever it raises.
-    """
-    path = job.settings.custom_search_space
-    assert path is not None
-    try:
-        find_function(path)(job.config, trial)
-    except Exception as error:
-        log.error("custom_search_space=%s failed", path, exc_info=error)
-        raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
-
-
-def _tell_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str | None:
+def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str | None:
     """Record why a trial has no result, and raise what should end the worker.
 
     Returns:
@@ -322,8 +321,8 @@ def _tell_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str
     if words := disk_fault(error):
         _give_back(task, STOPPED, words)
         raise UserError(
-            f"{words}: free some space or mend the disk, and run the same command again; trial"
-            f" {slot} goes on from its last checkpoint, what is done stays done."
+            f"{words}: free some space or repair the disk, and run the same command again; trial"
+            f" {slot} resumes from its last checkpoint, what is done stays done."
         ) from error
     if _is_device_fault(error):
         words = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -334,7 +333,7 @@ def _tell_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str
             task.end("pruned", str(error), None)
         case Lost() | UpdateFinishedTrialError():
             log.warning("slot %s: %s", slot, error)
-        case Interrupted() | distributed.PeersLost() | InputsChanged():
+        case Interrupted() | InputsChanged():
             _give_back(task, STOPPED, str(error))
             raise error
         case DirectoryInUse():
@@ -342,13 +341,14 @@ def _tell_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str
             task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
         case DataError() | WeightsError() | OutputError() | OSError():
             # The point's own fault, or that of the machine? Others are tried before it is again.
-            if task.claim.before[REFUSED] and _any_has_run(arms):
+            was_refused = task.claim.before[REFUSED] > 0
+            if was_refused and _any_has_run(arms):
                 task.end("failed", str(error), None)
                 return None
             log.warning("slot %s is tried again later: %s", slot, error)
             task.write("interrupted", str(error), None)
             task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
-            if task.claim.before[REFUSED]:
+            if was_refused:
                 raise error if isinstance(error, UserError) else DataError(str(error))
             return str(error)
         case UserError():
@@ -374,17 +374,14 @@ def _give_back(task: TrialTask, how: str, reason: str) -> None:
         try:
             record()
         except OSError as error:  # no disk to write to: others see that this worker is gone
-            log.warning("slot %s: not written down (%s)", task.claim.slot, error)
+            log.warning("slot %s: not recorded (%s)", task.claim.slot, error)
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What a full or failing disk said, if an error comes from one."""
+    """The message of a full or failing disk, if an error comes from one."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
-            where = "" if cause.filename is None else f" ({cause.filename})"
-            return f"{cause.strerror or cause}{where}"
-        if DISK_WORDS.search(str(cause)):  # of libraries with errors of their own
+        if DISK_FAULT.search(str(cause)):
             return str(cause).splitlines()[0]
         cause = cause.__cause__ or cause.__context__
     return None
@@ -393,16 +390,13 @@ def disk_fault(error: BaseException) -> str | None:
 def _is_device_fault(error: BaseException) -> bool:
     """Whether the GPU's state may be lost: nothing works in this process from then on."""
     name = type(error).__name__
-    return name == "AcceleratorError" or (
-        isinstance(error, RuntimeError)
-        and name != "OutOfMemoryError"
-        and DEVICE_WORDS.search(str(error)) is not None
-    )
+    is_cuda = isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error)) is not None
+    return name == "AcceleratorError" or (is_cuda and name != "OutOfMemoryError")
 
 
 @contextmanager
 def _heartbeat(ledger: Ledger, trial: optuna.Trial, every_s: float) -> Iterator[None]:
-    """Say from a thread, until the trial ends, that this worker lives."""
+    """Show from a thread, until the trial ends, that this worker lives."""
 
     def beat() -> None:
         try:
@@ -414,3 +408,21 @@ def _heartbeat(ledger: Ledger, trial: optuna.Trial, every_s: float) -> Iterator[
     ledger.beat(trial)
     with repeated(beat, every_s=every_s):
         yield
+
+
+@contextmanager
+def repeated(action: Callable[[], None], *, every_s: float) -> Iterator[None]:
+    """Call an action from a thread, first after `every_s` seconds, until the block ends."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(every_s):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

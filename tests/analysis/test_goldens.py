@@ -16,8 +16,7 @@ import pytest
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, verdict
-from t5ts.analysis.page import markdown
-from t5ts.analysis.sections import sections
+from t5ts.analysis.sections import markdown
 
 HERE = Path(__file__).parent / "goldens"
 SHARED = Arm(init="random", freeze="none", backbone="shared", effect=0.03)
@@ -63,7 +62,7 @@ def test_the_report_is_the_frozen_one(make: Callable[[Path], None], tmp_path: Pa
     make(tmp_path)
     findings = verdict(collect([tmp_path]))
     kinds = "".join(f"- {v.condition.name}: {v.kind}\n" for v in findings.verdicts)
-    report = f"{kinds}\n{markdown(findings, sections(findings), [])}"
+    report = f"{kinds}\n{markdown(findings)}"
     made = {
         "md": report.replace(f"{tmp_path}/", ""),
         "csv": findings.study.table().write_csv().replace(f"{tmp_path}/", ""),

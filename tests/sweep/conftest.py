@@ -1,20 +1,34 @@
 """Sweeps by their command line, with the workers' loop in this process: it saves imports."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import SMALL, TINY_T5
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
 from t5ts import run
-from t5ts.sweep import coordinator
+from t5ts.analysis.results import Result, read_result
+from t5ts.config import CONF, Config, register
+from t5ts.provenance import write_json
+from t5ts.sweep import coordinator, trial
 from t5ts.sweep.worker import work
 
 COMMON = ["hydra/sweeper=t5ts", *SMALL, *TINY_T5, "train.epochs=3", "train.threads=1"]
 Sweep = Callable[..., tuple[int, str, str]]
+
+
+def compose_sweep(*overrides: str) -> DictConfig:
+    """Hydra's composition of a sweep, its `hydra` node included."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", ["hydra/sweeper=t5ts", *overrides], return_hydra_config=True)
 
 
 @pytest.fixture
@@ -25,12 +39,7 @@ def sweep(
 
     `plain`: Hydra's grid instead of the sweeper; `sweep.drawn`: run directories that got pictures.
     """
-
-    def in_this_process(job: Any, display: Any) -> None:
-        work(job, worker=0)
-        display.update()
-
-    monkeypatch.setattr(coordinator, "_with_pool", in_this_process)
+    monkeypatch.setattr(coordinator, "_with_pool", lambda job, _display: work(job, worker=0))
     # A run's pictures take longer than its training. (The sweep's own are drawn.)
     drawn: list[Path] = []
     monkeypatch.setattr("t5ts.analysis.plots.draw_run", lambda folder, **_: drawn.append(folder))
@@ -42,14 +51,74 @@ def sweep(
         arguments = ["t5ts.run", "--multirun", *common, *where, *overrides]
         monkeypatch.setattr(sys, "argv", arguments)
         GlobalHydra.instance().clear()
-        status = 0
+        status: Any = 0
         try:
             run.cli()
         except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
+            status = end.code or 0
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err or status == 1
+        return int(status), output.out, output.err
 
     go.drawn = drawn  # type: ignore[attr-defined]
     yield go
     GlobalHydra.instance().clear()
+
+
+class Training:
+    """Instead of `t5ts.experiment.run`: writes what a run writes, and fails as it is told.
+
+    Attributes:
+        loss: Of a configuration; its learning rate by default.
+        fault: Called with a run's configuration before it "trains"; it may raise.
+        after: Called when result.json is written; it may raise too.
+        done: Learning rates in the order in which they were trained.
+        pictures: Whether each run was to draw any.
+    """
+
+    def __init__(self) -> None:
+        self.loss: Callable[[Config], float] = lambda config: config.optim.lr
+        self.fault: Callable[[Config], Any] = lambda _: None
+        self.after: Callable[[Config], Any] = lambda _: None
+        self.done: list[float] = []
+        self.pictures: list[bool] = []
+
+    def __call__(
+        self, config: Config, *, run_dir: Path, after_epoch: Any = None, pictures: bool = True,
+        **_: Any,
+    ) -> Result:  # fmt: skip
+        path = run_dir / "result.json"
+        if path.exists():
+            return read_result(path)
+        self.pictures.append(pictures)
+        self.fault(config)
+        self.done.append(config.optim.lr)
+        loss = self.loss(config)
+        write_json(run_dir / "provenance.json", {"reuse": None})
+        with (run_dir / "metrics.jsonl").open("w") as file:
+            for epoch in range(config.train.epochs + 1):
+                row = {"kind": "eval", "epoch": epoch, "val_loss": config.optim.lr}
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                if after_epoch is not None:
+                    after_epoch(row)
+        result = Result(
+            identity="", arm="", data="", seed=0, objective_name="val_loss", objective=loss,
+            best_epoch=1, metrics={"val_loss": loss}, initial={}, baselines={}, baseline_season=1,
+            best_achievable_loss=None, scale_audit={}, seconds=1.0, peak_memory_bytes=1,
+            skipped_steps=0, debug="none",
+        )  # fmt: skip
+        write_json(path, asdict(result))
+        self.after(config)
+        return result
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Trials that cost nothing."""
+    stand_in = Training()
+    monkeypatch.setattr("t5ts.experiment.run", stand_in)
+    monkeypatch.setattr(trial, "WAIT_S", 0.0)
+    monkeypatch.setattr("t5ts.sweep.worker.POLL_S", 0.0)
+    monkeypatch.setattr(coordinator, "draw_sweep", lambda *_: [])
+    return stand_in

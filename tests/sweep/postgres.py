@@ -30,7 +30,7 @@ def server() -> Iterator[str]:
     PostgreSQL refuses to run as root: then it runs as the package's user, or as nobody.
 
     Raises:
-        RuntimeError: with the server's own words, if it does not start.
+        RuntimeError: with the server's own message, if it does not start.
     """
     found = binaries()
     assert found is not None
@@ -42,7 +42,7 @@ def server() -> Iterator[str]:
     # Not pytest's folder, which another user may not enter.
     with tempfile.TemporaryDirectory(prefix="t5ts-postgres-") as name:
         folder = Path(name)
-        secret, data, words = folder / "password", folder / "data", folder / "log"
+        secret, data, log = folder / "password", folder / "data", folder / "log"
         secret.write_text(PASSWORD)
         if account:
             for path in (folder, secret):
@@ -55,7 +55,7 @@ def server() -> Iterator[str]:
         if made.returncode:
             raise RuntimeError(f"initdb failed: {made.stdout}{made.stderr}")
         port = _free_port()
-        with words.open("w") as output:
+        with log.open("w") as output:
             process = subprocess.Popen(
                 [found / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder,
                  "-c", "fsync=off"],
@@ -63,10 +63,10 @@ def server() -> Iterator[str]:
             )  # fmt: skip
         try:
             url = f"postgresql+psycopg://t5ts:{PASSWORD}@127.0.0.1:{port}/postgres"
-            _wait_until_it_answers(process, url, words)
+            _wait_until_it_answers(process, url, log)
             yield url
         finally:
-            process.send_signal(signal.SIGINT)  # PostgreSQL's word for: at once, but in order
+            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
@@ -85,7 +85,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, words: Path) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     import psycopg
 
     deadline = time.monotonic() + 30
@@ -95,5 +95,5 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, words: Pa
             return
         except psycopg.OperationalError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL: {error}\n{words.read_text()}") from error
+                raise RuntimeError(f"PostgreSQL: {error}\n{log.read_text()}") from error
             time.sleep(0.05)

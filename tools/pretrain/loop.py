@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from t5ts.checkpoint import load_checkpoint, save_checkpoint
+from t5ts.config import OptimConfig
 from t5ts.errors import Interrupted, ResumeError, TrainingError
-from t5ts.optim import OptimSettings, PlannedOptimizer
+from t5ts.optim import PlannedOptimizer
 from t5ts.progress import ProgressBar
 from t5ts.schedule import Rule
 from tools.pretrain.rows import Rows
@@ -221,20 +222,17 @@ def _optimizer(model: nn.Module, settings: LoopSettings) -> PlannedOptimizer:
     return PlannedOptimizer(
         model.named_parameters(),
         rules=[Rule(pattern="", start_epoch=0.0, lr_scale=1.0)],
-        settings=OptimSettings(
+        settings=OptimConfig(
+            name="pretrain",
             algorithm="adamw_rms",
             lr=settings.lr,
-            warmup_steps=settings.warmup_steps,
-            rewarmup_steps=0,
-            schedule="cosine",
+            warmup_epochs=settings.warmup_steps,
             min_lr_ratio=settings.min_lr_ratio,
             weight_decay=settings.weight_decay,
             clip_norm=settings.clip_norm,
-            beta1=0.9,
             beta2=settings.beta2,
-            eps=1e-8,
         ),
-        steps_per_epoch=settings.total_steps,
+        steps_per_epoch=1,
         total_steps=settings.total_steps,
     )
 

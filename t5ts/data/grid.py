@@ -1,0 +1,281 @@
+"""The regular grid that a file's times lie on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from t5ts.data.series import Step, duration
+from t5ts.data.times import DAY_US, iso
+from t5ts.errors import DataError
+
+POLICIES = ("error", "interpolate", "mask")
+# A grid with more rows than this for each row of the file is a wrong time, not a gap.
+MAX_GRID = 20
+
+
+@dataclass(kw_only=True)
+class Grid:
+    """Where the rows of a file lie on a regular time grid.
+
+    Attributes:
+        start_us: Time of grid row 0, microseconds since 1970.
+        step: From one grid row to the next.
+        num_rows: Rows on the grid.
+        rows: (rows of the file,) grid row of each; None if file row i is grid row i.
+        notes: What was reordered or filled in.
+    """
+
+    start_us: int
+    step: Step
+    num_rows: int
+    rows: np.ndarray | None
+    notes: list[str]
+
+    @property
+    def start(self) -> str:
+        """ISO time of grid row 0."""
+        return iso(self.start_us)
+
+
+def check_policy(missing: str) -> None:
+    """Raises DataError unless `missing` is one of POLICIES."""
+    if missing not in POLICIES:
+        raise DataError(
+            f"data.missing={missing!r} is not a policy. Allowed: error (any gap stops the run), "
+            "interpolate (in a context a gap holds the last value before it; it is not scored), "
+            "mask (the model sees that there is a gap; it is not scored)."
+        )
+
+
+def regular_grid(
+    times_us: np.ndarray,
+    *,
+    missing: str,
+    where: str,
+    file_rows: np.ndarray | None = None,
+    keys: Callable[[], str] = lambda: "data.id=COLUMN data.value=COLUMN",
+) -> Grid:
+    """Finds the regular grid that the times lie on.
+
+    A step is a number of seconds (also one that the stamps round, as 1/30 s in milliseconds), of
+    calendar months, or of business days. Under `missing="error"` the file must itself be the grid:
+    sorted, with equal steps. Under the other policies rows are sorted, and times that are skipped
+    become missing values; both are noted. A time that occurs twice is an error always, since
+    it is unknown which row is right.
+
+    Args:
+        times_us: (rows,) int64, microseconds, file order.
+        missing: The policy for missing values.
+        where: File and column, for messages.
+        file_rows: (rows,) row of the file for each time, from 0; None is 0, 1, ….
+        keys: Finds the keys that would read a long table, for the message on repeated times.
+
+    Raises:
+        DataError: for fewer than 3 rows, duplicate times, and what the policy refuses.
+    """
+    if len(times_us) < 3:
+        raise DataError(
+            f"{where}: {len(times_us)} rows; a series needs more (3 splits of windows)."
+        )
+    steps, notes, order = np.diff(times_us), [], None
+    if (steps < 0).any():
+        row = int(np.argmax(steps < 0)) + 2
+        order = np.argsort(times_us, kind="stable")
+        steps = np.diff(times_us[order])
+        if (steps > 0).all():
+            check_order(times_us, np.arange(len(times_us)), missing, where)
+        times_us = times_us[order]
+        notes.append(f"rows were sorted by time (row {row} was the first out of order)")
+    if (steps == 0).any():
+        twice = iso(int(times_us[int(np.argmax(steps == 0))]))
+        raise DataError(
+            f"{where}: {int(np.count_nonzero(steps == 0))} duplicate times, the first {twice}. "
+            "If rows belong to several series, name the column that tells them apart and the "
+            f"column of values ({keys()}); else keep one row "
+            "for each time. Local times repeat an hour in autumn: write UTC."
+        )
+    median = int(np.partition(steps, len(steps) // 2)[len(steps) // 2])
+    step, rows = Step(median / 1e6), None
+
+    def row_of(place: int) -> int:
+        place = place if order is None else int(order[place])
+        return (place if file_rows is None else int(file_rows[place])) + 1
+
+    if missing != "error":
+        _refuse_stray_rows(times_us, median, row_of, where)
+    if not (steps == median).all():
+        del steps
+        step, rows = _find_step(times_us, median)
+        is_whole = rows is not None and bool((np.diff(rows) == 1).all())
+        if rows is None or (missing == "error" and not is_whole):
+            raise _irregular(times_us, rows, step, median, row_of, where)
+        rows = None if is_whole else rows
+    num_rows = len(times_us) if rows is None else int(rows[-1]) + 1
+    if num_rows > len(times_us):
+        notes.append(
+            f"{num_rows - len(times_us)} skipped times of {num_rows} are missing values (the step "
+            f"is {step})"
+        )
+    if order is not None:
+        in_file_order = np.empty(len(times_us), dtype=np.int64)
+        in_file_order[order] = np.arange(len(times_us)) if rows is None else rows
+        rows = in_file_order
+    return Grid(start_us=int(times_us[0]), step=step, num_rows=num_rows, rows=rows, notes=notes)
+
+
+def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where: str) -> None:
+    """Refuses unsorted times that must not be sorted.
+
+    Args:
+        times_us: Times of one series in file order, all different.
+        file_rows: Row of the file for each time, from 0.
+        missing: The policy for missing values.
+        where: File and column, for messages.
+
+    Raises:
+        DataError: under `error`, and where the order shows that days and months are swapped.
+    """
+    swapped = _swapped_row(times_us)
+    if swapped is not None:
+        raise DataError(
+            f"{where}: in some rows day and month are swapped: row {file_rows[swapped] + 1} "
+            f"({iso(int(times_us[swapped]))}) is in order only if they are exchanged. Write all "
+            "dates alike, as in 2016-07-01."
+        )
+    if missing == "error":
+        row = int(np.argmax(np.diff(times_us) < 0)) + 1
+        raise DataError(
+            f"{where}: not sorted: row {file_rows[row] + 1} ({iso(int(times_us[row]))}) is earlier "
+            "than the row before it. Sort the file by time, or choose data.missing=interpolate or "
+            "mask, which sort it."
+        )
+
+
+def _swapped_row(times_us: np.ndarray) -> int | None:
+    """The first row whose day and month must be exchanged for rows to be in order, from 0.
+
+    None if no choice of rows to exchange puts all in order, with steps as equal as those of the
+    sorted times. The earliest time after the one before is the best choice for each row.
+    """
+    dates = times_us.astype("datetime64[us]").astype("datetime64[D]")
+    months = dates.astype("datetime64[M]")
+    day, month = (dates - months.astype("datetime64[D]")).astype(int), months.astype(int) % 12
+    other = (months.astype(int) - month + day).astype("datetime64[M]").astype("datetime64[D]")
+    moved_us = ((other + month) - dates).astype(np.int64) * DAY_US
+    other_us = times_us + np.where(day < 12, moved_us, 0)
+    sorted_steps = np.diff(np.sort(times_us))
+    usual = np.median(sorted_steps)
+    for first in (times_us[0], other_us[0]):
+        chosen = [int(first)]
+        for one, two in zip(times_us[1:].tolist(), other_us[1:].tolist(), strict=True):
+            later = [time for time in (one, two) if time > chosen[-1]]
+            if not later:
+                break
+            chosen.append(min(later))
+        if len(chosen) == len(times_us):
+            num_usual = np.count_nonzero(np.diff(chosen) == usual)
+            if num_usual >= np.count_nonzero(sorted_steps == usual):
+                return int(np.argmax(chosen != times_us))
+    return None
+
+
+def _refuse_stray_rows(
+    times_us: np.ndarray, median: int, row_of: Callable[[int], int], where: str
+) -> None:
+    """Refuses sorted times if a few are far from all others, as after a typo in the year.
+
+    Few: one, or one in a hundred. Far: more than 100 steps, and half of what the others span.
+    """
+    gaps = np.diff(times_us)
+    after = int(np.argmax(gaps)) + 1
+    gap, num_stray = int(gaps[after - 1]), min(after, len(times_us) - after)
+    stray_first = after <= len(times_us) - after
+    others = times_us[after:] if stray_first else times_us[:after]
+    is_stray = (
+        num_stray <= max(1, len(times_us) // 100)
+        and gap > 100 * median
+        and gap > (others[-1] - others[0]) / 2
+    )
+    if is_stray or (times_us[-1] - times_us[0]) / median > MAX_GRID * len(times_us):
+        place = (0 if stray_first else after) if is_stray else after
+        raise DataError(
+            f"{where}: row {row_of(place)} has {iso(int(times_us[place]))}, probably a wrong time: "
+            f"{duration(gap / 1e6)} from the other rows, whose step is "
+            f"{duration(median / 1e6)}. Correct it, leave it out, or resample the data."
+        )
+
+
+def _irregular(
+    times_us: np.ndarray,
+    rows: np.ndarray | None,
+    step: Step,
+    median: int,
+    row_of: Callable[[int], int],
+    where: str,
+) -> DataError:
+    """What to say of the first row that is not where it should be."""
+    off_grid = rows is None
+    # Without a grid: the first row off the steps that most rows make.
+    off = np.flatnonzero(
+        (times_us - times_us[0]) % median if rows is None else np.append(0, np.diff(rows) - 1)
+    )
+    row = int(off[0])
+    gap = duration(int(times_us[row] - times_us[row - 1]) / 1e6)
+    remedy = "Resample the data to a regular step"
+    if not off_grid:
+        remedy += ", or choose data.missing=interpolate or mask (skipped times are gaps)"
+    return DataError(
+        f"{where}: irregular step: {iso(int(times_us[row]))} (row {row_of(row)}) lies {gap} after "
+        "the time before it"
+        f"{' and off the grid' if off_grid else f'; {len(off)} such places'}; the step is {step}, "
+        f"from {iso(int(times_us[0]))} on. {remedy}."
+    )
+
+
+def _find_step(times_us: np.ndarray, median: int) -> tuple[Step, np.ndarray | None]:
+    """The step of sorted times that are not equally far apart, and the grid row of each.
+
+    The rows are None if the times are on no grid; the step is then the median one.
+    """
+    days, clocks_us = times_us // DAY_US, times_us % DAY_US
+    if median >= DAY_US and (clocks_us == clocks_us[0]).all():
+        dates = days.astype("datetime64[D]")
+        if median == DAY_US and np.is_busday(dates).all():
+            return Step(1, "business day"), np.busday_count(dates[0], dates)
+        if median >= 28 * DAY_US and (found := _find_months(dates)) is not None:
+            return found
+    del days, clocks_us
+    since_us = times_us - times_us[0]
+    rows, rest = np.divmod(since_us, median)
+    if not rest.any():
+        return Step(median / 1e6), rows
+    del rest
+    # Stamps that are rounded: to the coarsest unit that holds them all.
+    unit = next(u for u in (100_000, 10_000, 1000, 1) if not (since_us % u).any())
+    steps = np.diff(times_us)
+    mean = steps[np.abs(steps - median) <= unit].mean()
+    if 2 * unit < median < 1_000_000:
+        for step in (1e6 / round(1e6 / mean), since_us[-1] / (len(times_us) - 1)):
+            rows = np.rint(since_us / step).astype(np.int64)
+            if np.abs(since_us - rows * step).max() <= 1.01 * unit and (np.diff(rows) > 0).all():
+                return Step(step / 1e6), rows
+    return Step(median / 1e6), None
+
+
+def _find_months(dates: np.ndarray) -> tuple[Step, np.ndarray] | None:
+    """The step and rows of dates on one day of the month, or its end, or its last business day."""
+    months = dates.astype("datetime64[M]")
+    firsts = months.astype("datetime64[D]")
+    place = (dates - firsts).astype(np.int64)
+    last = ((months + 1).astype("datetime64[D]") - firsts).astype(np.int64) - 1
+    alike = (place == np.minimum(place.max(), last)).all()
+    if not (alike or (last - place).max() <= 3 or place.max() <= 3):
+        return None
+    index = (months - months[0]).astype(np.int64)
+    count = int(np.median(np.diff(index)))
+    if count < 1 or (index % count).any():
+        return None
+    return Step(count, "month"), index // count

@@ -1,0 +1,267 @@
+"""Tasks: what a window's input and target are, and what scores them.
+
+NaN is the mark of both: in a batch's inputs for what the model must not or cannot see, in its
+target for what is not scored (a gap of the data, a step that was visible).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t5ts.draws import draw_masks, num_masked
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a task cuts out of B windows.
+
+    Attributes:
+        inputs_BCL: What the model sees; NaN where it sees nothing.
+        target_BCH: What it must give; NaN where nothing is scored.
+    """
+
+    inputs_BCL: Tensor
+    target_BCH: Tensor
+
+    @cached_property
+    def scored_BCH(self) -> Tensor:
+        """Where there is something to score, bool."""
+        return ~self.target_BCH.isnan()
+
+    @cached_property
+    def num_scored(self) -> Tensor:
+        """How many values are scored; a scalar on the batch's device, so that nothing waits."""
+        return self.scored_BCH.sum()
+
+
+class _SquaredError:
+    """The loss of every task."""
+
+    def loss(self, prediction_BCH: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error per scored element, in train-standardised units; 0 if there is none.
+
+        Where everything is scored this is `mse_loss`, bit for bit (times exactly 1).
+        """
+        zero = prediction_BCH.new_zeros((), dtype=torch.float32)
+        scored_BCH = batch.scored_BCH
+        mse = torch.nn.functional.mse_loss(
+            torch.where(scored_BCH, prediction_BCH.float(), zero),
+            torch.where(scored_BCH, batch.target_BCH, zero),
+        )
+        # Two tensors: torch divides a number by a tensor as number · (1 / tensor), 1 ulp off 1.
+        num_BCH = torch.full_like(batch.num_scored, scored_BCH.numel())
+        return mse * (num_BCH / batch.num_scored.clamp_min(1))
+
+
+@dataclass(frozen=True)
+class Forecast(_SquaredError):
+    """Predict the next `horizon` steps from `seq_len` steps of context.
+
+    Attributes:
+        naive: The baseline that `val_skill` is measured against and the pictures show.
+        uses_season: Whether `val_mase` is defined: errors over those of a seasonal naive forecast.
+        hides: How the model reads what the task hides: "token" or "value"; "none" if it hides
+            nothing. See `t5ts.model.patching.PatchEmbedding`.
+    """
+
+    seq_len: int
+    horizon: int
+    naive = "seasonal_naive"
+    uses_season = True
+    hides = "none"
+
+    @property
+    def context_len(self) -> int:
+        """Steps of a window that may lie before the split: seen, not scored."""
+        return self.seq_len
+
+    @property
+    def target_len(self) -> int:
+        """Steps of a window that must lie in the split; the model's output."""
+        return self.horizon
+
+    def batch(
+        self,
+        window_BCW: Tensor,
+        index_B: Tensor | None = None,  # noqa: ARG002 - every window is cut alike
+        epoch: int | None = None,  # noqa: ARG002
+    ) -> Batch:
+        """Split windows into context and target.
+
+        Args:
+            window_BCW: (B, C, context_len + target_len); NaN where the data has a gap.
+            index_B: Their numbers in the split.
+            epoch: Of training; None in validation and test, which must not change with it.
+        """
+        return Batch(
+            inputs_BCL=window_BCW[..., : self.seq_len], target_BCH=window_BCW[..., self.seq_len :]
+        )
+
+    def last_value(self, batch: Batch) -> Tensor:
+        """The last value seen before each step of the target, (B, C, H); without any 0, the mean.
+
+        It is a baseline, and what `val_corr_delta` takes changes from.
+        """
+        last_BC1 = last_seen(batch.inputs_BCL)[..., -1:]
+        return last_BC1.nan_to_num(0.0).expand_as(batch.target_BCH)
+
+    def baselines(self, batch: Batch, *, season: int) -> dict[str, Tensor]:
+        """Forecasts that need no training, (B, C, H) each, no NaN; `naive` first.
+
+        `seasonal_naive` repeats the last season; where that has a gap, the season before it, and
+        so on; then the last value. `mean` predicts the train rows' mean (0 in standardised units).
+
+        Args:
+            season: Rows to repeat; see `baseline_season`.
+        """
+        steps = torch.arange(self.horizon, device=batch.inputs_BCL.device) % season
+        last_BCH = self.last_value(batch)
+        naive_BCH = batch.inputs_BCL[..., self.seq_len - season + steps]
+        for start in range(self.seq_len - 2 * season, -1, -season):
+            if not bool(naive_BCH.isnan().any()):
+                break
+            earlier_BCH = batch.inputs_BCL[..., start + steps]
+            naive_BCH = torch.where(naive_BCH.isnan(), earlier_BCH, naive_BCH)
+        return {
+            "seasonal_naive": torch.where(naive_BCH.isnan(), last_BCH, naive_BCH),
+            "last_value": last_BCH,
+            "mean": torch.zeros_like(batch.target_BCH),
+        }
+
+    def baseline_season(self, season: int) -> int:
+        """The season that the naive baselines repeat: 1 where the context holds less than one."""
+        return season if season <= self.seq_len else 1
+
+    def notes(self, season: int) -> list[str]:
+        """What a reader of the run must know of the task, a sentence each."""
+        if self.baseline_season(season) == season:
+            return []
+        return ["the season exceeds seq_len: seasonal naive repeats the last value"]
+
+
+@dataclass(frozen=True)
+class Reconstruct(_SquaredError):
+    """Predict the masked spans of a window of `seq_len` steps from the rest of it.
+
+    The same steps are masked in all channels, so that a model that mixes them cannot read a masked
+    step off another channel's, and sees no more than the baselines do. Which ones follows from
+    (seed, window, epoch) in training; in validation and test from the window alone, so that every
+    epoch, arm and seed is measured at the same points.
+
+    Masked values are NaN in a batch's inputs: neither model nor baseline sees them. The target
+    is NaN everywhere else. A gap of the data is hidden like a masked step and not scored.
+
+    Attributes:
+        ratio, min_len, max_len: See `t5ts.draws.num_masked`.
+        mask: "token" or "value": what a model puts in place of a hidden step.
+        seed: Of the training masks.
+    """
+
+    seq_len: int
+    ratio: float
+    min_len: int
+    max_len: int
+    mask: str
+    seed: int
+    naive = "linear_interpolation"
+    uses_season = False
+    context_len = 0  # a window lies wholly in its split
+
+    @property
+    def target_len(self) -> int:
+        """The window."""
+        return self.seq_len
+
+    @property
+    def hides(self) -> str:
+        """What a model puts in place of a hidden step."""
+        return self.mask
+
+    @property
+    def num_masked(self) -> int:
+        """Steps masked in every window."""
+        return num_masked(**self._spans)
+
+    @property
+    def _spans(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in ("seq_len", "ratio", "min_len", "max_len")}
+
+    def batch(self, window_BCW: Tensor, index_B: Tensor, epoch: int | None = None) -> Batch:
+        """Hide the masked steps from the inputs, and all others from the target."""
+        mask_BL = draw_masks(
+            index_B.cpu().numpy(),
+            seed=0 if epoch is None else self.seed,
+            epoch=epoch,
+            **self._spans,
+        )
+        mask_B1L = torch.from_numpy(mask_BL).to(window_BCW.device, non_blocking=True)[:, None]
+        nothing = window_BCW.new_full((), torch.nan)
+        return Batch(
+            inputs_BCL=torch.where(mask_B1L, nothing, window_BCW),
+            target_BCH=torch.where(mask_B1L, window_BCW, nothing),
+        )
+
+    def last_value(self, batch: Batch) -> Tensor:
+        """The last visible value; before the first one, that; 0, the train mean, without any."""
+        before_BCL, after_BCL, _ = _neighbours(batch.inputs_BCL)
+        return torch.where(before_BCL.isnan(), after_BCL, before_BCL).nan_to_num(0.0)
+
+    def baselines(self, batch: Batch, *, season: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Predictions that need no training, (B, C, L) each.
+
+        `linear_interpolation` is the straight line between the visible neighbours of a span, and
+        the one neighbour's value at a window's ends; `last_value` holds the neighbour before it;
+        `mean` predicts the train rows' mean (0 in standardised units).
+        """
+        before_BCL, after_BCL, weight_BCL = _neighbours(batch.inputs_BCL)
+        last_BCL = self.last_value(batch)
+        line_BCL = before_BCL + weight_BCL * (after_BCL - before_BCL)
+        return {
+            "linear_interpolation": torch.where(line_BCL.isnan(), last_BCL, line_BCL),
+            "last_value": last_BCL,
+            "mean": torch.zeros_like(batch.target_BCH),
+        }
+
+    def baseline_season(self, season: int) -> int:  # noqa: ARG002 - no baseline repeats one
+        """1: no baseline repeats a season."""
+        return 1
+
+    def notes(self, season: int) -> list[str]:  # noqa: ARG002
+        """How much is masked, by what seed, and what replaces it."""
+        return [
+            f"{self.num_masked} of the {self.seq_len} steps of each window are masked in all"
+            f" channels, in spans of {self.min_len} to {self.max_len}, by (seed {self.seed},"
+            " window, epoch); in validation and test by the window alone",
+            f"masked steps are a {self.mask} to the model; loss and metrics are of masked steps"
+            " only; horizon has no meaning",
+        ]
+
+
+Task = Forecast | Reconstruct
+
+
+def _neighbours(x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each step: the visible values at or before it and at or after it, and its place.
+
+    Returns:
+        (B, C, L) each; values are NaN where there is none; the place between the neighbours is
+        from 0 to 1.
+    """
+    step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
+    last = x_BCL.shape[-1] - 1
+    is_hidden_BCL = x_BCL.isnan()
+    # Where there is no neighbour the window's end is taken: it is hidden, so its value is NaN.
+    before_BCL = torch.where(is_hidden_BCL, 0, step_L).cummax(-1).values
+    after_BCL = torch.where(is_hidden_BCL, last, step_L).flip(-1).cummin(-1).values.flip(-1)
+    weight_BCL = (step_L - before_BCL) / (after_BCL - before_BCL).clamp_min(1)
+    return x_BCL.gather(-1, before_BCL), x_BCL.gather(-1, after_BCL), weight_BCL
+
+
+def last_seen(x_BCL: Tensor) -> Tensor:
+    """At each step the last value that is not NaN, at or before it; NaN where there is none."""
+    step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
+    # Where there is none before, step 0 is taken: it is NaN itself.
+    return x_BCL.gather(-1, torch.where(x_BCL.isnan(), 0, step_L).cummax(-1).values)

@@ -1,0 +1,160 @@
+"""`init=chronos`: a T5 encoder pretrained on time series, through the same loader and checks."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from conftest import SMALL, TINY_T5
+from hub_server import HubServer, full_model, serve, write_checkpoint
+
+from t5ts.build import build_model, token_scale
+from t5ts.config import Config
+from t5ts.download import main
+from t5ts.errors import ConfigError, InputsChanged, WeightsError
+from t5ts.experiment import run
+from t5ts.model import weights
+from t5ts.model.architecture import T5Architecture
+from t5ts.model.tensors import random_state
+from t5ts.model.weights import CHRONOS, load_chronos
+
+ID = "amazon/chronos-t5-tiny"
+ARCH = T5Architecture(d_model=256, d_ff=1024, d_kv=64, num_layers=4, num_heads=4, vocab_size=4096)
+SMALLEST = T5Architecture(d_model=16, d_ff=32, d_kv=8, num_layers=2, num_heads=2, vocab_size=50)
+CONFIG = {"chronos_config": {"n_tokens": 4096}, "initializer_factor": 0.05}
+Compose = Callable[..., Config]
+
+
+def write(folder: Path, arch: T5Architecture, **changes: Any) -> Path:
+    tensors = {name: tensor.bfloat16() for name, tensor in full_model(arch).items()}
+    return write_checkpoint(folder, arch, tensors, **CONFIG | changes)
+
+
+@pytest.fixture(scope="module")
+def chronos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("chronos") / "tiny", ARCH)
+
+
+@pytest.fixture
+def hub(chronos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with serve() as server:
+        server.add(ID, chronos)
+        places = {"endpoint": server.endpoint, "cache_dir": tmp_path / "cache"}
+        monkeypatch.setattr(weights, "HubRequest", partial(weights.HubRequest, **places))
+        yield server
+
+
+def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
+    hub: HubServer, chronos: Path, composed: Compose
+) -> None:
+    assert hub.endpoint
+    arm = partial(composed, *SMALL, "backbone=t5_efficient_tiny", "patch.scale=native")
+    stored = load_file(chronos / "model.safetensors")
+    model, report = build_model(arm("init=chronos"), num_channels=2)
+    state = model.encoder.state_dict()
+    assert all(torch.equal(state[name], stored[f"encoder.{name}"].float()) for name in state)
+    assert (report.init, report.origin, report.source) == ("chronos", "time series", ID)
+    assert report.num_params_full == CHRONOS[256][1]
+    assert any(check.startswith("note:") for check in report.checks)
+    rms = stored["shared.weight"].double().square().mean().sqrt().item()
+    assert token_scale(model) == pytest.approx(rms, rel=1e-3)
+    for init in ("matched", "shuffled"):
+        _, of = build_model(arm(f"init={init}", f"init.checkpoint={ID}"), num_channels=2)
+        assert (of.init, of.origin, of.checkpoint_sha256) == (
+            init,
+            "control",
+            report.tensors_sha256,
+        )
+    paired, _ = build_model(arm("init=random"), num_channels=2)
+    for part in ("patch", "head"):
+        ours, theirs = getattr(model, part).state_dict(), getattr(paired, part).state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_download_fetches_the_one_of_the_backbones_shape(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["--cache-dir", str(tmp_path / "other")]
+    chosen = ["backbone=t5_efficient_tiny", "init=chronos"]
+    assert main([*chosen, "--endpoint", hub.endpoint, *cache]) == 0
+    assert ID in capsys.readouterr().out
+    asked = len(hub.requests)
+    assert main(["--verify", *chosen, *cache]) == 0
+    assert len(hub.requests) == asked
+
+
+def fresh(folder: Path) -> None:
+    draw = random_state(ARCH, generator=torch.Generator().manual_seed(0), factor=0.05)
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {f"encoder.{n}": t.bfloat16() for n, t in draw.items()}, path)
+
+
+def encoder_only(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({n: t for n, t in load_file(path).items() if "decoder." not in n}, path)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (fresh, "freshly"),
+        (encoder_only, "8,394,496"),
+        (partial(edit_config, chronos_config=None), "chronos_config"),
+        (partial(edit_config, d_ff=512), "d_ff"),
+    ],
+)
+def test_what_is_no_chronos_of_that_shape_is_refused(
+    hub: HubServer, spoil: Callable[[Path], None], named: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "spoilt", ARCH)
+    spoil(folder)
+    hub.add(ID, folder)
+    with pytest.raises(WeightsError, match=named):
+        load_chronos(None, arch=ARCH)
+
+
+def test_sizes_that_were_not_published_are_named() -> None:
+    with pytest.raises(WeightsError, match="256, 384, 512, 768, 1024"):
+        load_chronos(None, arch=SMALLEST)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["init=chronos", "init.path=x"],
+        ["init=t5", "init.checkpoint=x"],
+        ["init=chronos", "backbone=shared"],
+    ],
+)
+def test_impossible_pairs(overrides: list[str], composed: Compose) -> None:
+    with pytest.raises(ConfigError):
+        composed("backbone=t5_efficient_tiny", *overrides)
+
+
+def test_a_finished_run_is_shown_again_until_the_checkpoint_changes(
+    composed: Compose, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "chronos", SMALLEST)
+    checkpoint = f"init.checkpoint={folder}"
+    config = composed(*SMALL, *TINY_T5, "init=chronos", checkpoint, "train.epochs=1")
+    first = run(config, run_dir=tmp_path / "run")
+    assert run(config, run_dir=tmp_path / "run") == first
+    path = folder / "model.safetensors"
+    norm = "encoder.final_layer_norm.weight"
+    tensors = load_file(path)
+    save_file(tensors | {norm: tensors[norm] * 2}, path)
+    with pytest.raises(InputsChanged):
+        run(config, run_dir=tmp_path / "run")
