@@ -16,7 +16,7 @@ from t5ts.errors import ResumeError, WeightsError
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.patching import PatchEmbedding
-from t5ts.model.tensors import encoder_shapes
+from t5ts.model.tensors import encoder_shapes, state_digest
 from t5ts.model.verify import check_trained
 from t5ts.model.weights import LoadReport, loaded_report
 
@@ -163,6 +163,7 @@ def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Ten
             f"best checkpoint of the finished run {donor.identity}, its CRC-32 right",
             "the RMS is that of the run's own tokens, trained on "
             f"data={donor.config.get('data', {}).get('name')}",
+            _training(donor, found),
         ],
         init="run",
         source=str(path),
@@ -174,6 +175,13 @@ def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Ten
     )
     # A run's model has no token embedding.
     return state, replace(report, num_params_encoder=report.num_params_trained)
+
+
+def _training(donor: Donor, encoder: Mapping[str, Tensor]) -> str:
+    """Whether the run trained its encoder, by the digests of its tensors before and after."""
+    if state_digest(encoder) == donor.provenance["initial_sha256"]["encoder"]:
+        return "note: the donor run never trained its encoder (frozen, or best at epoch 0)"
+    return "trained by that run: its digest differs from the run's initial one"
 
 
 def load_patch(patch: PatchEmbedding, path: str | Path) -> None:

@@ -1,6 +1,7 @@
 """Helpers for tests of whole runs: what a run directory says, without its clock."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -47,8 +48,14 @@ def local_t5(folder: Path) -> Path:
     return write_checkpoint(folder, TINY, full_model(TINY))
 
 
+# A process that has imported torch and run nothing: a fork of a test process could hang, since
+# polars' threads do not survive it.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["t5ts.run", "t5ts.experiment"])
+
+
 class Command:
-    """`python -m t5ts.run` in a fork of this process, which spares importing torch again.
+    """`python -m t5ts.run` in a fork of a process that has imported torch already.
 
     Args:
         arguments: Of the command line.
@@ -57,51 +64,49 @@ class Command:
     """
 
     def __init__(self, *arguments: str, cwd: Path, **environment: str) -> None:
-        self._texts = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
-        self.returncode: int | None = None
-        self._pid = os.fork()
-        if self._pid == 0:
-            os._exit(self._run(arguments, cwd, environment))
+        self._folder = tempfile.TemporaryDirectory()
+        self._texts = [Path(self._folder.name) / name for name in ("out", "err")]
+        self._process = _FORKS.Process(
+            target=_run, args=(arguments, cwd, environment, *self._texts), daemon=True
+        )
+        self._process.start()
 
-    def _run(self, arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> int:
-        from t5ts.run import cli
-
-        os.chdir(cwd)
-        os.environ.update(environment)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.argv = ["t5ts.run", *arguments]
-        sys.stdout, sys.stderr = self._texts
-        try:
-            cli()
-        except SystemExit as left:
-            return left.code if isinstance(left.code, int) else 0
-        except BaseException:
-            traceback.print_exc()
-            return 1
-        finally:
-            for text in self._texts:
-                text.flush()
-        return 0
+    @property
+    def returncode(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self._process.exitcode
 
     def poll(self) -> int | None:
         """The exit status, as of `subprocess.Popen`; None while it runs."""
-        if self.returncode is None:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+        return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
         """Send a signal."""
-        os.kill(self._pid, number)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def wait(self) -> tuple[str, str]:
         """What it printed, once it has ended."""
-        while self.poll() is None:
-            time.sleep(0.01)
-        for text in self._texts:
-            text.seek(0)
-        out, err = (text.read() for text in self._texts)
+        self._process.join()
+        out, err = (path.read_text() if path.exists() else "" for path in self._texts)
         return out, err
+
+
+def _run(
+    arguments: Sequence[str], cwd: Path, environment: Mapping[str, str], out: Path, err: Path
+) -> None:
+    from t5ts.run import cli
+
+    os.chdir(cwd)
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["t5ts.run", *arguments]
+    with out.open("w") as sys.stdout, err.open("w") as sys.stderr:  # type: ignore[assignment]
+        try:
+            cli()
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
 
 
 def wait_for_rows(run_dir: Path, count: int, process: Command | subprocess.Popen[str]) -> None:

@@ -196,3 +196,17 @@ def test_a_run_that_never_trained_its_encoder_is_no_donor(tiny: Compose, tmp_pat
     )
     with pytest.raises(UserError, match="freshly initialised"):
         build_model(tiny("init=run", f"init.path={tmp_path}"), num_channels=2)
+
+
+def test_a_donor_that_never_trained_its_encoder_is_noted(
+    composed: Compose, donor: Path, arm: Compose, tmp_path: Path
+) -> None:
+    def notes(path: Path) -> list[str]:
+        overrides = [*SMALL, *TINY_T5, "init=run", f"init.path={path}"]
+        _, report = build_model(composed(*overrides), num_channels=2)
+        assert report is not None
+        return [check for check in report.checks if "never trained" in check]
+
+    assert notes(donor) == []
+    run(arm("init=run", "freeze=all", "train.epochs=1"), run_dir=tmp_path)
+    assert len(notes(tmp_path)) == 1

@@ -123,7 +123,8 @@ def loader_notes(arm: Arm) -> list[str]:
         ]
         if loaded.get("origin", promised) != promised:
             notes.append(f"origin: {loaded['origin']}")
-        if fresh := loaded.get("fresh_tensors"):
+        # That a donor was trained is in its run's own records; what it barely moved is no doubt.
+        if arm.init != "run" and (fresh := loaded.get("fresh_tensors")):
             shown = ", ".join(fresh[:3]) + (", …" if len(fresh) > 3 else "")
             notes.append(f"{plural(len(fresh), 'tensor')} like a fresh draw ({shown})")
     return list(dict.fromkeys(notes))
