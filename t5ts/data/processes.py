@@ -48,7 +48,7 @@ def _chirps(num_rows: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _switching_ar(num_rows: int, rng: np.random.Generator) -> np.ndarray:
-    """AR(2) with one of six resonances (periods 6 to 48 rows), another after 150 rows on average."""
+    """AR(2) with one of six resonances (periods 6 to 48 rows), 150 rows each on average."""
     radius, periods = 0.985, np.geomspace(6.0, 48.0, 6)
     switches_T = rng.random(num_rows) < 1 / 150
     regimes_T = rng.integers(0, len(periods), num_rows)
