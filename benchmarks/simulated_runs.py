@@ -274,9 +274,9 @@ def _write(path: Path, value: Any) -> None:
 def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     source = settings["init"].get("path") or settings["backbone"]["path"]
     checkpoint = encoder = digest(arm.backbone, source, "checkpoint")
-    if arm.init not in ("t5", "run"):
+    if arm.init in ("random", "matched", "shuffled"):
         encoder = digest(arm.backbone, arm.init, seed)
-    output = {"t5": 0.6, "run": 0.6, "random": 1.0, "matched": 0.7, "shuffled": 0.5}[arm.init]
+    output = {"random": 1.0, "matched": 0.7, "shuffled": 0.5}.get(arm.init, 0.6)
     fraction = settings["data"]["fraction"]
     return {
         "identity": digest(settings)[:10],

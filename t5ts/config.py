@@ -309,6 +309,18 @@ class TextInDisguiseData(DataConfig):
 
 
 @dataclass(kw_only=True)
+class ProcessData(DataConfig):
+    """A draw of a random process, for the standing controls."""
+
+    _target_: str = choice(MISSING, "t5ts.data.sources.load_process")
+    kind: str = choice("drifting_sine", "drifting_sine", "chirps", "switching_ar", "white_noise")
+    num_rows: int = number(12_000, "[1, 1e9]")
+    noise_std: float = number(0.1, "[0, 1e6]")  # the signal's is 1
+    seed: int = number(0, "[0, 1e15]")
+    splits: list[float] = number([0.7, 0.1, 0.2], "(0, 1)")
+
+
+@dataclass(kw_only=True)
 class OptimConfig:
     """The update rule and the learning rate, a pure function of the step."""
 
@@ -422,6 +434,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "csv": CsvData,
         "synthetic": SyntheticData,
         "text_in_disguise": TextInDisguiseData,
+        "process": ProcessData,
     },
     "task": {"forecast": ForecastTask, "reconstruct": ReconstructTask},
 }

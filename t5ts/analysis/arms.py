@@ -36,6 +36,9 @@ class Pretraining:
 PRETRAINED = {
     "t5": Pretraining("T5's text pretraining", "T5's, pretrained on text", "pretrained"),
     "run": Pretraining("the donor run's pretraining", "a trained donor run's", "time series"),
+    "chronos": Pretraining(
+        "Chronos's pretraining", "Chronos-T5's, pretrained on time series", "time series"
+    ),
 }
 #: The init that they are compared with.
 RANDOM = "random"
@@ -99,7 +102,8 @@ class Arm:
 
     Attributes:
         backbone: Which encoder: its option's name, and its folder's where several go by that name.
-        donor: The run that the weights, or those that they are the control of, come from.
+        donor: The run or the Chronos-T5 that the weights, or those that they are the control of,
+            come from.
         points: Every setting tried.
         final: Settings that a sweep had chosen, run again on other seeds (`experiment=final`).
     """
@@ -411,7 +415,7 @@ def _arm(runs: list[Run], backbone: str) -> Arm:
         backbone=backbone,
         init=init,
         freeze=freeze,
-        donor=runs[0].settings.get("init.path"),
+        donor=runs[0].settings.get("init.path") or runs[0].settings.get("init.checkpoint"),
         maximize=OBJECTIVES.get(str(config["objective"]), "min") == "max",
         points=search,
         final=final,

@@ -51,6 +51,7 @@ BADGES = {
 ARM_WORDS = {
     "t5": "t5: pretrained on text",
     "run": "run: the encoder of a finished run",
+    "chronos": "chronos: pretrained on time series",
     "random": "random: T5's or the encoder's own random start",
     "matched": "matched: random with the pretrained tensors' means and spreads",
     "shuffled": "shuffled: the pretrained entries in random order",

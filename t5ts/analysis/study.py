@@ -153,7 +153,7 @@ class Run:
         """Everything else that can change a number, less the seed; a key that is off is none."""
         apart: tuple[str, ...] = (*_NOT_SETTINGS, *_CONDITION)
         if self.config["init.name"] == "random":
-            apart += ("init.path",)  # whose donor the other arms have
+            apart += ("init.path", "init.checkpoint")  # whose donor the other arms have
         return {
             k: v for k, v in self.config.items() if not k.startswith(apart) and not _is_off(k, v)
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from t5ts.data import disguise
+from t5ts.data import disguise, processes
 from t5ts.data.fetch import ETT_FILES, KNOWN_SHA256, check_sha256, fetch_ett
 from t5ts.data.sanity import count_gaps
 from t5ts.data.seasons import choose_season
@@ -25,6 +25,7 @@ __all__ = [
     "load_csv",
     "load_ett",
     "load_nyc_weather",
+    "load_process",
     "load_synthetic",
     "load_text_in_disguise",
 ]
@@ -313,6 +314,36 @@ def load_text_in_disguise(
         source=f"{facts['text']}; {facts['source']}; seed {seed}",
         licence=facts["licence"],
         notes=["a row is one token; its values are a rotated embedding plus noise"],
+    )
+
+
+def load_process(
+    *,
+    kind: str,
+    num_rows: int,
+    noise_std: float,
+    seed: int,
+    splits: Sequence[float | str],
+) -> Series:
+    """A draw of a random process; see `t5ts.data.processes`, which also explains the arguments.
+
+    Raises:
+        DataError: for splits that cannot be.
+    """
+    values_T = processes.generate(kind, num_rows=num_rows, noise_std=noise_std, seed=seed)
+    step = Step(1.0)
+    return Series(
+        name=kind,
+        values_TC=np.ascontiguousarray(values_T[:, None]),
+        channels=["x"],
+        units=[""],
+        start="",
+        step_s=step.seconds,
+        season=1,
+        season_note="season 1: known (the process has none)",
+        borders=split_borders(splits, num_rows=num_rows, start="", step=step, name=kind),
+        source=f"t5ts.data.processes, {kind}, seed {seed}",
+        licence="none needed",
     )
 
 

@@ -149,12 +149,17 @@ def loaded(**report: Any) -> Callable[[dict[str, Any]], None]:
         ("run", loaded(origin="time series"), TRANSFERS),
         ("run", loaded(origin="barely trained"), LOWER_HERE),
         ("run", loaded(origin="control"), WITHHELD),
+        # That a donor was trained is known from its run.
+        ("run", loaded(origin="time series", fresh_tensors=["block_1.wo"]), TRANSFERS),
+        ("chronos", loaded(origin="time series"), TRANSFERS),
+        ("chronos", loaded(origin="pretrained"), LOWER_HERE),
     ],
 )
 def test_what_the_loader_says_reaches_the_verdict(
     tmp_path: Path, init: str, change: Callable[[Any], None], kind: str
 ) -> None:
-    path = {"init__path": "donor"} if init == "run" else {}
+    keys = {"run": "init__path", "chronos": "init__checkpoint"}
+    path = {keys[init]: "donor"} if init in keys else {}
     arms: dict[str, Effect] = {f"{init}-none": -0.06, "random-none": 0, "matched-none": 0}
     write(tmp_path, arms, **path)
     edit(tmp_path, f"{init}-*", "provenance.json", change)
