@@ -427,6 +427,7 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         generator=component_generator(config.seed, stream),
         factor=init.factor,
         scale_norms=init.scale_norms,
+        keep=init.keep,
         load=partial(load_encoder, config, arch),
     )
     encoder = T5Encoder(arch, dropout=backbone.dropout)
@@ -577,14 +578,15 @@ def present_inputs(config: Config) -> dict[str, Any]:
 def _present_weights(config: Config) -> dict[str, str] | None:
     """SHA-256 of each file that weights would be read from now; None if one is absent."""
     init, backbone = config.init, config.backbone
-    donor = None if init.name == "random" else init.path
+    reads_checkpoint = init.name != "random" or bool(init.keep)
+    donor = init.path if reads_checkpoint else None
     donors = [best_checkpoint(path) for path in (config.patch.path, donor) if path is not None]
     if not all(path.is_file() for path in donors):
         return None
     files: list[Path] = []
     if donor is not None:
         files = [best_checkpoint(donor)]
-    elif isinstance(backbone, T5Backbone) and init.name != "random":
+    elif isinstance(backbone, T5Backbone) and reads_checkpoint:
         hub_id, folder, revision = backbone.hub_id, backbone.path, backbone.revision
         if is_chronos(config):
             revision = "main"

@@ -282,7 +282,7 @@ def _encoder_problems(config: Config) -> Iterator[str]:
     full = backbone.full_params
     if full is not None and (len(full) != 2 or full[0] > full[1]):
         yield f"backbone.full_params={full} must be [LEAST, MOST], in that order."
-    is_backbones = init.name not in ("random", "run", "chronos")
+    is_backbones = init.name not in ("random", "run", "chronos") or bool(init.keep)
     needs_checkpoint = is_backbones and init.path is None and init.checkpoint is None
     if needs_checkpoint and not (backbone.hub_id or backbone.path):
         yield f"{chosen} needs a checkpoint: give backbone.path=DIR (a T5 checkpoint's directory)."

@@ -53,6 +53,7 @@ MEASURED_BESIDES: dict[str, Any] = {
     "head": "flatten",
     "init.path": None,
     "init.checkpoint": None,
+    "init.keep": [],
     "patch.init": "fresh",
     "patch.path": None,
 } | {
@@ -170,6 +171,7 @@ class InitConfig:
     name: str = choice(MISSING, "random", "t5", "run", "chronos", "matched", "shuffled")
     path: str | None = text(None)  # a finished run, whose encoder is the checkpoint
     checkpoint: str | None = text(None)  # a Chronos-T5 (hub id or folder) to be the checkpoint
+    keep: list[str] = pattern([])  # regexes: tensors that random weights and controls take from it
     factor: float = number(1.0, "(0, 1000]")  # of T5's init law; Chronos has 0.05
     scale_norms: bool = False  # whether `factor` also scales the LayerNorm weights (HF does)
 

@@ -210,3 +210,36 @@ def test_a_donor_that_never_trained_its_encoder_is_noted(
     assert notes(donor) == []
     run(arm("init=run", "freeze=all", "train.epochs=1"), run_dir=tmp_path)
     assert len(notes(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("init", ["random", "matched", "shuffled"])
+def test_what_controls_keep_of_the_checkpoint_is_its_own(
+    arm: Compose, donor: Path, init: str
+) -> None:
+    keep = "init.keep=[relative_attention_bias]"
+    kept, report = build_model(arm(f"init={init}", keep), num_channels=2)
+    plain, _ = build_model(arm(f"init={init}"), num_channels=2)
+    theirs, ours, without = (
+        best(donor, "encoder."),
+        *(m.encoder.state_dict() for m in (kept, plain)),
+    )
+    for name in theirs:
+        source = theirs if "relative_attention_bias" in name else without
+        assert torch.equal(ours[name], source[name])
+    assert report is not None
+    assert report.files.keys() == {"best.safetensors"}
+    with pytest.raises(WeightsError):
+        build_model(arm(f"init={init}", "init.keep=[nothing_like_it]"), num_channels=2)
+
+
+def test_the_pretrained_arm_keeps_everything_anyway(arm: Compose, donor: Path) -> None:
+    model, _ = build_model(arm("init=run", "init.keep=[relative_attention_bias]"), num_channels=2)
+    assert same(model.encoder.state_dict(), best(donor, "encoder."))
+
+
+def test_a_random_arm_that_keeps_a_tensor_is_shown_again_and_notices_another_donor(
+    arm: Compose, donor: Path, tmp_path: Path
+) -> None:
+    config = arm("init=random", "init.keep=[relative_attention_bias]", "train.epochs=1")
+    first = run(config, run_dir=tmp_path / "run", pictures=False)
+    assert run(config, run_dir=tmp_path / "run", pictures=False).metrics == first.metrics

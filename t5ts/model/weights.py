@@ -6,7 +6,8 @@ reported, then left behind.
 """
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def encoder_state(
     generator: torch.Generator,
     factor: float = 1.0,
     scale_norms: bool = False,
+    keep: Sequence[str] = (),
     load: Callable[[], tuple[dict[str, Tensor], LoadReport]],
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """The encoder's tensors for any init arm: the one place that arms come from.
@@ -102,15 +104,43 @@ def encoder_state(
         generator: CPU generator of this arm alone; "t5" and "run" draw nothing.
         factor: Scale of the "random" arm; see `random_state`.
         scale_norms: See `random_state`.
-        load: Loads the checkpoint (`load_checkpoint`, `load_donor`); not called for "random".
+        keep: Regular expressions: tensors that "random" and the controls take from the checkpoint
+            as they are, so that only the others are asked about.
+        load: Loads the checkpoint (`load_checkpoint`, `load_donor`); not called for "random" that
+            keeps nothing.
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and the report that proves the arm.
 
     Raises:
-        WeightsError: if the weights are not available or not to be trusted. There is no fallback.
+        WeightsError: if the weights are not available or not to be trusted, or `keep` matches
+            no tensor. There is no fallback.
     """
     assert init in INITS
+    if keep and init in ("random", *_CONTROLS):
+        checkpoint, loaded = load()
+        state, report = encoder_state(
+            init=init,
+            arch=arch,
+            generator=generator,
+            factor=factor,
+            scale_norms=scale_norms,
+            load=lambda: (checkpoint, loaded),
+        )
+        kept = [name for name in state if any(re.search(text, name) for text in keep)]
+        if not kept:
+            raise WeightsError(
+                f"init.keep={list(keep)} matches no tensor of the encoder; its names are like"
+                f" {', '.join(list(state)[:3])}."
+            )
+        state |= {name: checkpoint[name] for name in kept}
+        return state, replace(
+            report,
+            files=loaded.files,
+            checks=[*report.checks, f"kept from the checkpoint {loaded.source}: {', '.join(kept)}"],
+            tensors_sha256=state_digest(state),
+            checkpoint_sha256=loaded.tensors_sha256,
+        )
     if init == "random":
         state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
         trained = count(encoder_shapes(arch))
@@ -125,7 +155,7 @@ def encoder_state(
             tensors=len(state),
             checks=[
                 f"drawn from T5's initialisation law at factor {factor:g}, LayerNorm weights "
-                f"{factor if scale_norms else 1:g}; no checkpoint was read"
+                f"{factor if scale_norms else 1:g}"
             ],
             tensors_sha256=state_digest(state),
         )
