@@ -56,7 +56,7 @@ def draw(findings: Findings, name: str) -> Any | None:
 
 
 def save_figures(findings: Findings, folder: Path) -> list[str]:
-    """Draw the pictures that there is data for as PNG and SVG; returns their names."""
+    """Draw every picture that has data, as PNG and SVG; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with own_style():
@@ -110,7 +110,7 @@ def _effects(findings: Findings) -> Any | None:
             float(100 * np.expm1(x)) for x in (c.effect.value, c.effect.low, c.effect.high)
         )
         colour, marker = effect_style(c)
-        # The band stands behind the line alone, so that no label is printed on it.
+        # The band is drawn behind the line only, so that no label overlaps it.
         ax.barh(place, 2 * margin, left=-margin, height=0.4, color="0.9", zorder=0)
         ax.plot([0, 0], [place - 0.2, place + 0.2], color="black", linewidth=0.8)
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
@@ -120,11 +120,11 @@ def _effects(findings: Findings) -> Any | None:
         ax.annotate(percent(value / 100), (value if np.isnan(end) else end, place),
                     (8 if value > 0 else -8, 0), textcoords="offset points", fontsize=9,
                     va="center", ha=side)  # fmt: skip
-        # Above its line, not beside it: a phone has no room beside it.
+        # Above its line, not next to it: a phone has no space there.
         ax.text(0, place - 0.25, label, transform=ax.get_yaxis_transform(), fontsize=9, va="bottom")
-    ax.margins(x=0.15)  # room for the values
+    ax.margins(x=0.15)  # space for the values
     ax.set_ylim(len(shown) - 0.6, -0.9)
-    ax.set_xlabel("change of the test loss, % (left: the first arm is better)")
+    ax.set_xlabel("change in test loss, % (left: the first arm is better)")
     ax.spines["left"].set_visible(False)
     ax.yaxis.set_visible(False)
     return figure

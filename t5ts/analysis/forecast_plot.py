@@ -6,7 +6,7 @@ import polars as pl
 
 from t5ts.analysis.plots import BLUE, GREEN, GREY
 
-#: Channels that one picture has room for.
+#: Most channels that one picture can show.
 MAX_CHANNELS = 6
 
 

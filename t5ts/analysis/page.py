@@ -28,7 +28,7 @@ _SCHEME = {
     "#7a3e00": "var(--brown)",
 }
 #: Figures with their interval and unit; a dash for none.
-_FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( against [\d.]+)?")
+_FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( vs\. [\d.]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)

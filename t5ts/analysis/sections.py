@@ -20,14 +20,14 @@ from t5ts.analysis.validity import BROKEN, NOTE, settings_that_differ
 from t5ts.analysis.words import NONE, interval, plural
 
 KINDS = {
-    "best": "each at its own best plan",
-    "control": "control, each at its own best plan",
-    "weights": "weights alone, one plan",
-    "same_plan": "control, one plan",
-    "frozen_random": "against a frozen random encoder",
+    "best": "each at its own best schedule",
+    "control": "control, each at its own best schedule",
+    "weights": "weights only, same schedule",
+    "same_plan": "control, same schedule",
+    "frozen_random": "vs. a frozen random encoder",
     "checkpoint": "another checkpoint",
-    "freezing": "freezing plan",
-    "other": "differs in more",
+    "freezing": "freezing schedule",
+    "other": "more than the weights differ",
 }
 #: A section that ends after its question.
 _EMPTY = re.compile(r"^(\*.*\?\*)\s+(?=## |\Z)", re.MULTILINE)
@@ -47,12 +47,12 @@ BADGES = {
     judgement.WITHHELD: ("Verdict withheld", "broken"),
     judgement.NOTHING: ("Nothing to compare", "open"),
 }
-#: What an arm's name says of its weights and of its freezing.
+#: What the parts of an arm's name mean.
 ARM_WORDS = {
     "t5": "t5: pretrained on text",
     "run": "run: the encoder of a finished run",
-    "random": "random: T5's or the encoder's own random start",
-    "matched": "matched: random with the pretrained tensors' means and spreads",
+    "random": "random: T5's or the encoder's own random initialisation",
+    "matched": "matched: random with the pretrained tensors' means and standard deviations",
     "shuffled": "shuffled: the pretrained entries in random order",
     "none": "none: trained from the first step",
     "staged": "staged: frozen at first",
@@ -117,7 +117,7 @@ def in_short(findings: Findings) -> str:
         plural(len(arms), "arm"),
         findings.main.condition.name
         if len(kinds) == 1
-        else f"{len(kinds)} data sets, tasks or amounts of data, each judged for itself: {counts}"
+        else f"{len(kinds)} data sets, tasks or amounts of data, each judged separately: {counts}"
         " (section 0)",
     ]
     if study.left_out:
@@ -137,7 +137,7 @@ def arm_words(findings: Findings) -> str:
 
 
 def _escape(value: Any) -> Any:
-    """A bar would end its cell, a line break its row; markup is left alone."""
+    """Escape bars and line breaks, which would end a cell or a row; markup is left alone."""
     from markupsafe import Markup
 
     if isinstance(value, Markup):
@@ -146,7 +146,7 @@ def _escape(value: Any) -> Any:
 
 
 def _context(findings: Findings) -> dict[str, Any]:
-    """Everything that `report.md.j2` names."""
+    """The values that `report.md.j2` uses."""
     main = findings.main.condition
     arms = [(v, arm) for v in findings.verdicts for arm in v.condition.arms]
     questions = partial(_questions, findings)
@@ -219,7 +219,7 @@ def named(findings: Findings, v: Verdict, name: str) -> str:
 
 
 def _questions(findings: Findings, *kinds: str) -> list[tuple[Verdict, Comparison]]:
-    """Every comparison of these kinds for which paired seeds are finished."""
+    """Every comparison of these kinds that has finished paired seeds."""
     return [
         (v, c)
         for v in findings.verdicts
@@ -231,7 +231,7 @@ def _questions(findings: Findings, *kinds: str) -> list[tuple[Verdict, Compariso
 def _known(
     questions: Iterable[tuple[Verdict, Comparison]], of: Callable[[Pair], Found | None]
 ) -> list[tuple[Verdict, Comparison, Found]]:
-    """The comparisons for which `of` finds something, and what it finds."""
+    """The comparisons for which `of` returns something, with what it returns."""
     return [(v, c, found) for v, c in questions if (found := of(c.pair)) is not None]
 
 
@@ -271,7 +271,7 @@ def setting(value: object) -> str:
 
 
 def settings(arm: Arm, point: Point) -> str:
-    """What was tuned in the arm, as it is at this point."""
+    """The tuned settings of an arm and their values at this point."""
     return ", ".join(f"{k}={setting(point.settings.get(k))}" for k in arm.tuned) or "as given"
 
 
@@ -307,7 +307,7 @@ def baselines(v: Verdict, split: str) -> dict[str, dict[str, float]]:
 
 
 def best_achievable(v: Verdict) -> float | None:
-    """The validation loss that no forecast can beat, where the series is made."""
+    """The validation loss that no forecast can beat, for a synthetic series."""
     return next((r.result.best_achievable_loss for r in v.condition.runs if r.result), None)
 
 
@@ -381,7 +381,7 @@ def _transferred(findings: Findings) -> list[tuple[str, int, float, list[Any]]]:
 
     Returns:
         Name of series and encoder, number of fractions, the most windows, and (value, pair) of each
-        fraction; none where no seed is finished at all.
+        fraction; none if no seed has finished all of them.
     """
     by_series: dict[tuple[str, str], list[tuple[float, Pair]]] = {}
     for v in findings.verdicts:
