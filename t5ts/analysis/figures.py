@@ -1,4 +1,4 @@
-"""The report's pictures: PNG to look at, SVG for the page and to print."""
+"""The report's figures: PNG for viewing, SVG for the page and for print."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +30,11 @@ from t5ts.analysis.plots import (
 )
 from t5ts.analysis.words import percent
 
-#: More comparisons than this do not fit a picture; the table has them all.
+#: More comparisons than this do not fit in a figure; the table has them all.
 MOST_EFFECTS = 24
-#: Panels of a picture that has one per arm.
+#: Most panels in a figure with one per arm.
 MOST_PANELS = 8
-#: Colour and marker of what a comparison shows, in words too.
+#: Colour, marker and description of what a comparison shows.
 OUTCOMES = {
     LOWER: (BLUE, "o", "blue circle: the first arm is better"),
     HIGHER: (ORANGE, "s", "orange square: it is worse"),
@@ -131,7 +131,7 @@ def _effects(findings: Findings) -> Any | None:
 
 
 def arm_group(place: int) -> str:
-    """Start of the ids of everything that the curves' SVG draws for the arm in this place."""
+    """Prefix of the ids of everything the curves' SVG draws for the arm in this place."""
     return f"arm-{place}-"
 
 

@@ -11,7 +11,7 @@ MAX_CHANNELS = 6
 
 
 def draw_forecast(frame: pl.DataFrame, past: pl.DataFrame, path: Path) -> None:
-    """Draw a panel per channel: what was seen, what is forecast or filled, and what came.
+    """Draw a panel per channel: the past, the forecast or filled values, and the truth.
 
     Args:
         frame: As `t5ts.forecasting.trained.predict` returns it.

@@ -11,10 +11,10 @@ import numpy as np
 
 from t5ts.analysis import effects, judgement, words
 from t5ts.analysis.arms import Arm, Pair, Point, paired
-from t5ts.analysis.beside import beyond, has, ratio_to_test, series_names, under_shift
 from t5ts.analysis.document import Section, parse
 from t5ts.analysis.figures import effect_key, unfreezes
 from t5ts.analysis.judgement import Comparison, Findings, Verdict
+from t5ts.analysis.shift import beyond, has, ratio_to_test, series_names, under_shift
 from t5ts.analysis.statistics import Estimate, log_ratio, mean_interval
 from t5ts.analysis.validity import BROKEN, NOTE, settings_that_differ
 from t5ts.analysis.words import NONE, interval, plural

@@ -12,7 +12,6 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks.simulated_runs import Arm, write_run
-from t5ts.analysis.beside import series_names, under_shift
 from t5ts.analysis.document import Table, Text
 from t5ts.analysis.judgement import (
     ALIKE,
@@ -23,6 +22,7 @@ from t5ts.analysis.judgement import (
     Findings,
 )
 from t5ts.analysis.sections import sections
+from t5ts.analysis.shift import series_names, under_shift
 from t5ts.analysis.statistics import Estimate
 from t5ts.analysis.words import percent_interval
 
