@@ -336,7 +336,7 @@ def conditions(study: Study) -> list[Condition]:
     ]
     if len({arm.backbone for condition in found for arm in condition.arms}) == 1:
         for arm in (arm for condition in found for arm in condition.arms):
-            arm.name = arm.name.removeprefix(f"{arm.backbone}-")  # it would say nothing
+            arm.name = arm.name.removeprefix(f"{arm.backbone}-")  # shared by all
     found.sort(key=lambda c: (str(c.config.get("data.name")), -float(c.config["data.fraction"])))
     _name_conditions(found)
     return found

@@ -32,7 +32,7 @@ class Result:
         peak_memory_bytes: During this run: of the GPU's allocator, or resident in the process on a
             CPU. NaN where the system does not report it (CPU runs outside Linux).
         reused_epochs: Epochs that this run took from another one instead of training them.
-        files: CRC-32 of the run's other files (those without a checksum of their own), by name.
+        files: CRC-32 of the run's other files (those without their own checksum), by name.
     """
 
     identity: str

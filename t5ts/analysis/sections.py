@@ -377,7 +377,7 @@ def _cost(best: Arm, point: Point | None) -> str:
 def _transferred(findings: Findings) -> list[tuple[str, int, float, list[Any]]]:
     """Effective data transferred, where one series was trained on several fractions of it.
 
-    At each fraction both weights are at their own best plan there.
+    At each fraction both weights use their own best schedule.
 
     Returns:
         Name of series and encoder, number of fractions, the most windows, and (value, pair) of each

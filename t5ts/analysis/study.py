@@ -277,7 +277,7 @@ def collect(dirs: Iterable[str | Path]) -> Study:
     configuration the first that finished is used.
 
     Raises:
-        DataError: if a directory does not exist, or none holds a run.
+        DataError: if a directory does not exist, or none contains a run.
     """
     begun = time.perf_counter()
     folders = [Path(d) for d in dirs]
