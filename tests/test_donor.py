@@ -151,7 +151,7 @@ def _no_provenance(folder: Path) -> None:
     ("spoil", "named"),
     [
         (_unfinished, "not finished"),
-        (_no_run, "no run directory"),
+        (_no_run, "not a run directory"),
         (_corrupt, "corrupt"),
         (_no_checkpoint, "no checkpoint"),
         (_no_provenance, "scale_audit"),

@@ -23,7 +23,7 @@ from t5ts.errors import Interrupted, WeightsError
 from t5ts.interruption import interrupt_on_signals
 from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sha256, shard_names
 
-PROBE_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT says otherwise
+PROBE_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT is set
 
 # Published checkpoints whose encoder can be used here; for "did you mean".
 KNOWN_IDS = (
