@@ -167,7 +167,7 @@ class Reuse:
         """Whether the source files no longer match the running code; then reuse ends."""
         if code_digest() == LOADED_CODE:
             return False
-        self._stop_publishing("t5ts's source files changed after this process started")
+        self._stop_publishing("t5ts's source files have changed since this process started")
         return True
 
     def _key(self, epoch: int) -> str:
