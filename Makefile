@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)  ## install t5ts and its development tools into .venv
 
 DEMO := multirun/demo-$(shell date +%Y-%m-%d_%H-%M-%S)
-demo: $(STAMP)  ## install, then pretrained against random on packaged data, offline (under 2 minutes)
+demo: $(STAMP)  ## install, then pretrained vs. random on packaged data, offline (under 2 minutes)
 	$(BIN)/python -m t5ts.run --multirun experiment=demo init=t5,random seed=0,1,2 hydra.sweep.dir=$(DEMO)
 	$(BIN)/python -m t5ts.report $(DEMO)
 
@@ -31,7 +31,7 @@ report: $(STAMP)  ## what run directories show: make report ARGS="multirun/..."
 test: $(STAMP)  ## the tests, offline on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
-test-stock: $(STAMP)  ## the tests beside hydra-optuna-sweeper (needs a package index)
+test-stock: $(STAMP)  ## the tests together with hydra-optuna-sweeper (needs a package index)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index tests/sweep/test_stock.py $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks offline; ARGS=--store renews their outputs
@@ -46,7 +46,7 @@ format: $(STAMP)  ## let ruff format everything
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## speed as ratios against named peers (installs the bench extra)
+bench: $(STAMP)  ## speed relative to named peers (installs the bench extra)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.startup
@@ -59,7 +59,7 @@ wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder
 	$(BIN)/python scripts/check_wheel.py
 
 PRETRAIN := outputs/pretrain
-pretrain: $(STAMP)  ## gather text (needs Debian's apt) and pretrain the packaged T5 anew; resumable
+pretrain: $(STAMP)  ## gather text (needs Debian's apt) and pretrain the packaged T5 again; resumable
 	$(BIN)/python -m tools.pretrain.gather_text --out $(PRETRAIN)/text
 	$(BIN)/python -m tools.pretrain prepare --work $(PRETRAIN) --text $(PRETRAIN)/text
 	$(BIN)/python -m tools.pretrain train --work $(PRETRAIN) $(ARGS)

@@ -1,1 +1,1 @@
-"""Benchmarks: each module's docstring says what it asks and what it is expected to answer."""
+"""Benchmarks: each module's docstring states its question and the expected answer."""

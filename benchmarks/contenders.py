@@ -1,4 +1,4 @@
-"""The contenders of `benchmarks.step`: one training step each way, in processes of their own.
+"""The contenders of `benchmarks.step`: one training step each, in separate processes.
 
 `python -m benchmarks.contenders NAME …` is a worker of the referee (`benchmarks.step`): it reads
 "turn" and "end" from its input and answers in JSON lines.
@@ -120,7 +120,7 @@ class Baton:
 
 
 def make_config(spec: Spec) -> Config:
-    """The composed configuration: defaults, but for the batch and the device."""
+    """The composed configuration: defaults, except the batch size and the device."""
     register()
     overrides = [
         "backbone=t5_small",
@@ -200,7 +200,7 @@ class WholeBatches(Dataset[Tensor]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        """A batch, as torch's DataLoader asks for it."""
+        """A batch, for torch's DataLoader."""
         return self.windows.gather(torch.tensor(indices))
 
 
@@ -334,7 +334,7 @@ def _fit(
     t5ts.train.fit(
         setup,
         replace(config, train=train),
-        # Evaluation is no part of a step, and happens before the first turn only.
+        # Evaluation is not part of a step, and happens only before the first turn.
         lambda: {"val_loss": 1.0, "val_corr": 0.0, "val_skill": 0.0},
         output,
         resume_from=None,
@@ -350,7 +350,7 @@ def run_hf(spec: Spec, baton: Baton, folder: Path) -> None:
     task, windows = make_task(config), make_windows(config, spec)
 
     class WithLoss(nn.Module):
-        """The forecaster, in the shape that Trainer wants."""
+        """The forecaster, wrapped for HF Trainer."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -407,7 +407,7 @@ def run_lightning(spec: Spec, baton: Baton, folder: Path) -> None:
     forecaster = make_model(config, spec)
 
     class Module(lightning.LightningModule):
-        """The forecaster, in the shape that Lightning wants."""
+        """The forecaster, wrapped for Lightning."""
 
         def __init__(self) -> None:
             super().__init__()

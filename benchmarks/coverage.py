@@ -4,7 +4,7 @@
 
 Simulated studies with a known difference between two arms; each table names its random seed.
 
-seeds: the mean over paired seeds, by Student's t beside the percentile bootstrap that it replaces.
+seeds: the mean over paired seeds, by Student's t and by the percentile bootstrap that it replaces.
 Its null is that of the question "do the weights matter": if they do not, the arms may be exchanged,
 so both arms' losses are drawn from one law, and their difference is symmetric however skewed that
 law is. The lines below it are a stress test: arms of equal mean and unequal shape, which the
@@ -16,7 +16,7 @@ simulated after that: other numbers of windows, horizons and strengths, of kindr
 families: intervals at Holm's level.
 needed, resolvable: whether the announced numbers of seeds and effects are met by later studies.
 failures: an arm that fails at a few seeds. curse: the best of many settings, tested at the seeds
-that chose it. headline: both arms choose plan and setting by validation, then are compared.
+that chose it. headline: both arms choose schedule and setting on validation, then are compared.
 data-sets: one of several data sets, and all of them, as the headline.
 In these, lines called "chosen on" were looked at when the rule was made, "fresh" ones only after.
 """
@@ -128,7 +128,7 @@ def autoregressive(rng: np.random.Generator, rows: int, steps: int, *, rho: floa
 
 
 def moving_average(rng: np.random.Generator, rows: int, steps: int, *, order: int) -> np.ndarray:
-    """Means of so many shocks."""
+    """Means of this many shocks."""
     return over_windows(rng.normal(size=(rows, steps + order - 1)), order)
 
 
@@ -560,7 +560,7 @@ def headline(
 ) -> dict[str, tuple[np.ndarray, ...]]:
     """Log-ratios of two arms' losses, by the rule of comparison: mean, half width, and truth.
 
-    Each arm tries every plan at 6 settings, of which some are worse, and validates the mean over
+    Each arm tries every schedule at 6 settings, some of them worse, and validates the mean over
     its seeds. A pretrained arm differs less between seeds than one with random weights.
 
     Args:

@@ -3,7 +3,7 @@
 Questions, each answered by counts:
 
 - kills: runs are killed (-9) at random moments and started again until they finish. Are their rows
-  and metrics those of a run that nobody killed, bit for bit?
+  and metrics equal to those of an uninterrupted run, bit for bit?
 - flips: single bits of a run's files are flipped, and files are cut. Is each either refused with
   one message (ResumeError, DataError), or without effect on any value?
 - starts: the same command is started twice, 0.2 to 1 s apart. Does the first finish, and is the
@@ -48,13 +48,13 @@ SETTING = [
 
 
 def train(config: Config, run_dir: Path) -> None:
-    """A run in a process of its own, silent."""
+    """A silent run in a separate process."""
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         run(config, run_dir=run_dir)
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl less what a clock says."""
+    """metrics.jsonl without timings."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(x).items() if k[:5] != "perf/"} for x in lines]
 
@@ -90,7 +90,7 @@ def kills(config: Config, folder: Path, count: int, draws: random.Random) -> Cou
 
 
 def flips(config: Config, run_dir: Path, draws: random.Random) -> dict[str, Counter[str]]:
-    """Damage to each kind of file, and what its reader says."""
+    """Corruption of each kind of file, and its reader's message."""
     checkpoint = run_dir / "checkpoint" / "last.safetensors"
     header = 8 + int.from_bytes(checkpoint.read_bytes()[:8], "little")
 

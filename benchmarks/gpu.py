@@ -4,7 +4,7 @@ Question: on this GPU, how fast is a step against named peers, with bf16 and wit
 how far are bf16 and TF32 losses from float32's; are two equal runs equal bit for bit; does a killed
 run resume to the same numbers; and what do four workers on one GPU gain, with and without MPS?
 
-One command, at most `--minutes` (8): what no longer fits is said to be left out. The last lines are
+One command, at most `--minutes` (8): what no longer fits is reported. The last lines are
 Markdown tables to be pasted into LOG.md. `--cpu-smoke` runs every part on a CPU with tiny sizes, to
 show that the program works; its figures mean nothing.
 """
@@ -81,7 +81,7 @@ SMOKE = Sizes(
 
 
 class Runs:
-    """Starts runs of t5ts as a user does, each in a directory of its own below one folder."""
+    """Starts t5ts runs as a user does, each in its own directory below one folder."""
 
     def __init__(self, sizes: Sizes, folder: Path) -> None:
         self._sizes, self._folder = sizes, folder

@@ -7,7 +7,7 @@ The file is made in a temporary folder by one process and measured in another, w
 needs, notes its RSS, loads the file, builds the windows, gathers an epoch's worth of batches, and
 reads its own VmHWM. Exit code 1 if the limit is passed. Expected (2 cores): ratio 1.5, 10 s.
 
-`--csv --rows 3000000 --channels 7` asks the same of a CSV, and whether it loads in under 5 s.
+`--csv --rows 3000000 --channels 7` tests the same for a CSV, and whether it loads in under 5 s.
 Expected: ratio 1.6, 3 s on a machine with nothing else to do.
 
 `--csv --rows 3000000 --channels 7 --train KEY=VALUE…` trains on the file as `python -m t5ts.run`

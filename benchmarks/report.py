@@ -20,7 +20,7 @@ ARMS = [
 
 
 def main() -> None:
-    """Write the runs, report them in a process of its own, and print what that took."""
+    """Write the runs, report them in a separate process, and print the time and memory used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=50)

@@ -1,7 +1,7 @@
 """Run directories of studies whose truth is known, written in the real files' format.
 
-For tests and for the report's speed: nothing here trains. `tests/analysis/test_study.py` holds the
-format against a real run's.
+For tests and for the report's speed: nothing here trains. `tests/analysis/test_study.py` compares
+the format with a real run's.
 """
 
 import hashlib
@@ -162,7 +162,7 @@ def write_run(
         folder: Its directory.
         arm: The arm, with its truth.
         seed: Drives what arms share at a seed, and with the arm what they do not.
-        epochs: Epochs asked for.
+        epochs: Epochs requested.
         stop_after: Evaluated epochs of an unfinished run; None: finished.
         step_rows: Logged steps an epoch.
         test_windows: Length of test_losses.npy.

@@ -68,7 +68,7 @@ class Marks:
 
 
 def drive(begun: float, answer: Path, stop: str, overrides: Sequence[str]) -> None:
-    """Run t5ts with its parts timed until the first batch or step; in a process of its own.
+    """Run t5ts with its parts timed until the first batch or step; in a separate process.
 
     Args:
         begun: `time.time()` before the process was started.

@@ -1,11 +1,11 @@
-"""Speed of a training step against named peers: python -m benchmarks.step.
+"""Speed of a training step vs. named peers: python -m benchmarks.step.
 
 Question: what does `t5ts.train.fit` with everything on (gradient norms per block, clipping, update
 ratios, metrics.jsonl, W&B offline) cost over a bare loop, and how does it stand beside HF Trainer
 and Lightning? Targets at t5-small's shape, 4 tokens, one channel: ours/bare at least 0.95, ours/HF
 at least 1.0, ours/Lightning at least 1.4 at batch 8, probes and tracking at most 3 % of a step.
 
-Each contender is a process of its own that trains the same Forecaster on the same windows with a
+Each contender is a separate process that trains the same Forecaster on the same windows with a
 fused AdamW. They take turns: one trains for some steps while the others wait between two steps, so
 that whatever else the machine does falls on all of them. A turn is a multiple of 10 steps, since
 all but the bare loop log every 10. Ratios are medians over rounds of the ratio within a round.
@@ -15,7 +15,7 @@ loop without its instruments: no tracker, no metrics file, no logged rows, no up
 the gradient norms only the total that clipping needs. What the instruments cost is shown twice:
 "A/B" is the median of 1 - ours/quiet, and "clocked" is the host time inside them (of the norms,
 what exceeds quiet's total) as a share of the time of all of our turns; the second is far less
-noisy. W&B's own process works beside them and is in neither.
+noisy. W&B's own process runs alongside and is in neither.
 
 Expected (2 cores, fp32): 8 minutes; a ratio moves by 3 % from run to run on a shared machine.
 """
@@ -78,7 +78,7 @@ class Worker:
         )
 
     def answer(self) -> dict[str, Any]:
-        """The next thing it says; its own log is shown if it has died instead."""
+        """Its next message; its log is shown if it has died instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

@@ -1,8 +1,8 @@
 """What a sweep saves: python -m benchmarks.sweep [--only grid,mission,workers,overhead].
 
-Every figure is a ratio against the same trials without the feature, in the same run on the same
+Every figure is a ratio to the same trials without the feature, in the same run on the same
 machine: the frozen phase shared or trained by each, bad trials pruned or not, one worker or two.
-`benchmarks.sweep_kills` holds the figure on killed workers.
+`benchmarks.sweep_kills` has the figures for killed workers.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class Replay(BaseSampler):
 
 
 def sweep(folder: Path, *arguments: str, threads: int | None = None) -> None:
-    """Run one sweep in a process of its own, or find it done."""
+    """Run one sweep in a separate process, unless it is already done."""
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     environment.pop("OMP_NUM_THREADS", None)
     if threads is not None:
@@ -99,7 +99,7 @@ def seconds_of(trials: Sequence[Any]) -> float:
 
 
 def results_of(folder: Path) -> dict[str, Any]:
-    """Every metric of every trial by its parameters, less what a clock says."""
+    """Every metric of every trial by its parameters, without timings."""
     found = {}
     for path in folder.rglob("trial.json"):
         result = json.loads((path.parent / "result.json").read_text())

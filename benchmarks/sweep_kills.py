@@ -9,7 +9,7 @@ storage, a heartbeat left out), with an objective of some milliseconds instead o
 killed worker is replaced, as the sweep's pool does it; a restart kills all four at one moment and
 starts four new ones. Moments are drawn in time as well as in trials, so that they fall anywhere:
 in the objective, between a claim's steps, in the middle of a write. Each worker writes down what it
-did in a file of its own; the study must agree with these files.
+did in its own file; the study must agree with these files.
 
 Expected (2 quiet cores): 200 of 200, half a minute on the journal file.
 """
@@ -90,7 +90,7 @@ class Sweep:
         self.top_up(workers)
 
     def top_up(self, count: int) -> None:
-        """Start workers until so many live."""
+        """Start workers until this many are alive."""
         self.workers = [worker for worker in self.workers if worker.is_alive()]
         while len(self.workers) < count:
             worker = self._fork.Process(target=serve, args=self._arguments)
@@ -98,7 +98,7 @@ class Sweep:
             self.workers.append(worker)
 
     def kill(self, workers: Sequence[BaseProcess]) -> None:
-        """-9, at once."""
+        """Kill -9, immediately."""
         for worker in workers:
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGKILL)
@@ -117,10 +117,10 @@ def run(
     seed: int,
     work_s: float = WORK_S,
 ) -> dict[str, float]:
-    """One sweep with its accidents; counts of what came of it.
+    """One sweep with random kills; returns counts of the outcomes.
 
     Raises:
-        TimeoutError: if it stands still.
+        TimeoutError: if it makes no progress.
     """
     draws = random.Random(seed)
     accidents = ["kill"] * kills + ["restart"] * restarts

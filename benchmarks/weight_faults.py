@@ -1,8 +1,8 @@
-"""Faulty checkpoints against the loader: `python -m benchmarks.weight_faults [FOLDER ...]`.
+"""Faulty checkpoints vs. the loader: `python -m benchmarks.weight_faults [FOLDER ...]`.
 
-Each folder holds a T5 that really was trained (default: the packaged t5_tiny_en). It must be
+Each folder contains a T5 that really was trained (default: the packaged t5_tiny_en). It must be
 accepted as it is and rounded to fewer bits. Partly re-initialised copies, made by transformers
-itself (keys that do not load, then `save_pretrained`), and copies whose files are damaged must be
+itself (keys that do not load, then `save_pretrained`), and copies whose files are corrupt must be
 refused with one message. Takes 5 minutes; prints counts.
 """
 

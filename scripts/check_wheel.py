@@ -42,7 +42,7 @@ print(json.dumps({name: str(place) for name, place in places.items()}))
 
 
 class Failed(Exception):
-    """A check failed; the message says which."""
+    """A check failed; the message names it."""
 
 
 def call(
@@ -118,7 +118,7 @@ def install(wheel: Path, environment: Path, *, full: bool) -> Path:
 
 
 def check_origin(python: Path, environment: Path, empty: Path) -> None:
-    """Package, configuration and data must lie in the environment."""
+    """Package, configuration and data must be in the environment."""
     where = json.loads(call([python, "-c", WHERE], cwd=empty, what="importing t5ts"))
     inside = environment.resolve()
     for name, place in where.items():
@@ -128,7 +128,7 @@ def check_origin(python: Path, environment: Path, empty: Path) -> None:
 
 
 def check_runs(python: Path, empty: Path) -> None:
-    """The demo's arms must end well, pretrained weights verified, and stand in one table."""
+    """The demo's arms must succeed, with verified pretrained weights, and appear in one table."""
     began = time.perf_counter()
     sweep = empty / "demo"
     command: list[str | Path] = [python, "-m", "t5ts.run", *RUN, f"hydra.sweep.dir={sweep}"]
@@ -140,7 +140,7 @@ def check_runs(python: Path, empty: Path) -> None:
         weights = json.loads((path.parent / "provenance.json").read_text())["weights"]
         results[weights["init"], weights["source"]] = result["objective"]
     if set(results) != {("t5", "packaged:t5_tiny_en"), ("random", "random")}:
-        raise Failed(f"an arm has no result, or other weights than its own: {sorted(results)}")
+        raise Failed(f"an arm has no result, or the wrong weights: {sorted(results)}")
     for (init, source), objective in results.items():
         print(f"OK  result   init={init} from {source}: val_loss {objective:.4f}")
     told = call([python, "-m", "t5ts.report", sweep], cwd=empty, what="t5ts.report")
@@ -167,7 +167,7 @@ def main() -> int:
                 raise Failed(f"{wheel.name} has {size_mb:.1f} MB, allowed {MAX_WHEEL_MB}")
             print(f"OK  wheel    {wheel.name}, {size_mb:.1f} MB")
             python = install(wheel, folder / "environment", full=full)
-            print(f"OK  install  {'with dependencies' if full else 'beside borrowed packages'}")
+            print(f"OK  install  {'with dependencies' if full else 'with borrowed packages'}")
             check_origin(python, folder / "environment", empty)
             check_runs(python, empty)
     except Failed as failure:

@@ -32,7 +32,7 @@ OFFLINE = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
 
 
 class Failed(Exception):
-    """A notebook failed; the message says where."""
+    """A notebook failed; the message names the cell."""
 
 
 def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
@@ -67,13 +67,13 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def sources_sha256(notebook: nbformat.NotebookNode) -> str:
-    """A hash of what the cells say, whatever their outputs."""
+    """A hash of the cells' sources, ignoring outputs."""
     sources = [[cell.cell_type, cell.source] for cell in notebook.cells]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
 def stale(notebook: nbformat.NotebookNode) -> str:
-    """Why stored outputs are not those of the cells; empty if they are."""
+    """Why stored outputs are stale; empty if they are not."""
     stored = notebook.metadata.get("t5ts", {}).get("sources_sha256")
     if stored is None:
         return "it has no stored outputs"
@@ -89,7 +89,7 @@ def kinds(notebook: nbformat.NotebookNode) -> list[set[str]]:
 
 
 def store(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write a notebook with its outputs, less clocks and ids that change each time.
+    """Write a notebook with its outputs, without clocks and ids that change each time.
 
     Raises:
         Failed: if it is too large.

@@ -18,7 +18,7 @@ MAX_BYTES = 150_000
 
 
 def photograph(page: Path, *, width: int, height: int) -> Image.Image:
-    """The top of a page as a browser shows it, in light mode, with half again as many pixels."""
+    """The top of a page as a browser shows it, in light mode, at 1.5 times the resolution."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         sys.exit(f"no browser: install one of {', '.join(BROWSERS)}")

@@ -16,8 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Before torch loads OpenMP. By default GNU's threads spin for a whole time slice at each barrier
-# where another process holds their core: a step on two threads then takes 20 to 40 times as long.
-# After 10,000 spins they sleep, which costs nothing that can be measured (LOG.md).
+# when another process holds their core: a step on two threads then takes 20 to 40 times as long.
+# After 10,000 spins they sleep, which has no measurable cost (LOG.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

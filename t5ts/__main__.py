@@ -2,9 +2,9 @@
 
 COMMANDS = {
     "run": "one run, or several with --multirun",
-    "report": "say from run directories whether pretraining helps",
+    "report": "report from run directories whether pretraining helps",
     "predict": "forecast with a finished run",
-    "export": "write a finished run's model for others to load",
+    "export": "export a finished run's model for use elsewhere",
     "download": "fetch, list and verify pretrained weights and data",
     "dashboard": "save the W&B view of a project",
 }
@@ -12,4 +12,4 @@ COMMANDS = {
 if __name__ == "__main__":
     for name, words in COMMANDS.items():
         print(f"python -m t5ts.{name:<10} {words}")
-    print("Each explains itself with --help.")
+    print("Run any of them with --help for its options.")

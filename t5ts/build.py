@@ -56,7 +56,7 @@ class Dataset:
 
     Attributes:
         splits: The windows in use (`debug=overfit` puts one set in all three places).
-        mase_denominator_C: Seasonal-naive MAE of the train rows; None where the task has no MASE.
+        mase_denominator_C: Seasonal-naive MAE of the train rows; None if the task has no MASE.
         baseline_season: The season that the naive baselines repeat.
     """
 
@@ -68,12 +68,12 @@ class Dataset:
 
 @dataclass(kw_only=True, eq=False)
 class Setup:
-    """Everything that a run is made of.
+    """Everything a run consists of.
 
     Attributes:
         autocast: Precision of the forward pass; None for float32.
-        data: Trained, selected and tested on.
-        ood: The selected checkpoint is tested on its test windows too; None where none is chosen.
+        data: The series to train, select and test on.
+        ood: The selected checkpoint is also tested on its test windows; None if none is chosen.
         report: Where the encoder's weights came from; None without a T5 encoder.
         eval_limit: Windows of an evaluation in a dry run; None for all.
     """
@@ -96,7 +96,7 @@ def build(config: Config) -> Setup:
     """Load the data and the weights, and build model and optimizer.
 
     Raises:
-        UserError: if data or weights are not available, or not what they should be.
+        UserError: if data or weights are unavailable or invalid.
     """
     device, autocast = device_and_precision(config)
     if config.train.threads is not None:
@@ -164,29 +164,27 @@ def _build_dataset(config: DataConfig, task: Task, device: torch.device) -> Data
 
 
 def _build_ood(config: Config, task: Task, trained_on: Series, device: torch.device) -> Dataset:
-    """The series that is only tested on, laid out like the one that is trained on.
+    """The test-only series, windowed like the training series.
 
-    Its own train rows standardise it, as where a model meets a data set that it was not trained on
-    (zero-shot): its units are its own, and only what is left of its shape is the shift.
+    It is standardised by its own train rows, as when a model is applied zero-shot to new data:
+    only differences beyond level and scale count as shift.
 
     Raises:
-        DataError: if it is not available, or too short.
-        ConfigError: if it has another number of channels.
+        DataError: if it is unavailable or too short.
+        ConfigError: if it has a different number of channels.
     """
     assert config.ood is not None
     try:
         ood = _build_dataset(config.ood, task, device)
     except DataError as error:
-        raise DataError(
-            f"ood={config.ood.name}: {error} (What is called data.… here is ood.….)"
-        ) from error
+        raise DataError(f"ood={config.ood.name}: {error} (Read data.… as ood.… here.)") from error
     channels, trained_channels = ood.series.channels, trained_on.channels
     if len(channels) != len(trained_channels):
         raise ConfigError(
             f"ood={config.ood.name} has {len(channels)} channels ({', '.join(channels)}), and"
             f" data={config.data.name} has {len(trained_channels)} ({', '.join(trained_channels)}):"
-            " one model reads both, channel by channel, so choose equally many (channels; also"
-            " stations of nyc_weather, num_channels of synthetic), or another series."
+            " one model reads both, so choose the same number (channels;"
+            " also stations of nyc_weather, num_channels of synthetic), or another series."
         )
     test = ood.splits.test
     ood.splits = replace(ood.splits, test=test.first(len(test), name="ood"))
@@ -194,18 +192,18 @@ def _build_ood(config: Config, task: Task, trained_on: Series, device: torch.dev
 
 
 def _check_share(windows_per_step: int) -> None:
-    """Refuse more processes than windows in a batch: some would never train."""
+    """Refuse more processes than windows in a batch: some would have no windows."""
     processes = distributed.world_size()
     if processes > windows_per_step:
         raise ConfigError(
             f"{processes} processes share a batch of {windows_per_step} windows: train.batch_size"
-            " is that of all processes together; raise it (and data.windows_per_epoch), or use"
+            " counts those of all processes together; raise it (and data.windows_per_epoch), or use"
             f" torchrun --nproc-per-node with at most {windows_per_step} processes in all."
         )
 
 
 def build_task(config: Config) -> Task:
-    """The task: the one place where it is chosen."""
+    """The task; the only place where it is chosen."""
     task = config.task
     if isinstance(task, ReconstructTask):
         return Reconstruct(
@@ -257,7 +255,7 @@ def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | No
             " use train.precision=fp32 (or auto)."
         )
     if precision == "auto":
-        # T5 was trained in bf16; its feed-forward overflows fp16, so that is never chosen here.
+        # T5 was trained in bf16; its feed-forward overflows fp16, so fp16 is never chosen here.
         # Emulated bf16 (T4, V100) is slower than float32.
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp32"
@@ -274,13 +272,13 @@ def _set_tf32(*, on: bool) -> None:
 
 
 def precision_name(setup: Setup) -> str:
-    """The precision of a run as provenance.json has it."""
+    """The precision of a run, as recorded in provenance.json."""
     tf32 = torch.get_float32_matmul_precision() == "high"
     return f"{setup.autocast or torch.float32}{' with TF32 products' if tf32 else ''}"
 
 
 def load_series(data: DataConfig) -> Series:
-    """Call the data's loader with every field that its schema adds to the common ones."""
+    """Call the data's loader with every field its schema adds to the common ones."""
     common = {field.name for field in fields(DataConfig)}
     arguments = {f.name: getattr(data, f.name) for f in fields(data) if f.name not in common}
     series = get_method(data._target_)(**arguments)
@@ -288,14 +286,14 @@ def load_series(data: DataConfig) -> Series:
     return series
 
 
-#: The last two series that were loaded, by what they were loaded from: a run's data and its ood.
+#: The last two loaded series (a run's data and its ood), by their source.
 _loaded: dict[str, Series] = {}
 
 
 def load_once(data: DataConfig) -> Series:
-    """Load a series, or take the one that this process has loaded, if its file is unchanged.
+    """Load a series, or reuse the one this process already loaded if its file is unchanged.
 
-    Nothing may write to it but `build_windows`, which standardises it once.
+    Only `build_windows` may write to it: it standardises the series once.
     """
     values = asdict(data)
     del values["fraction"], values["windows_per_epoch"]
@@ -325,14 +323,14 @@ def component_generator(seed: int, component: str) -> torch.Generator:
 
 
 def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadReport | None]:
-    """The forecaster of any arm, and where its encoder's weights came from.
+    """The forecaster of any arm, and the source of its encoder's weights.
 
-    All init arms of a backbone go through this one constructor and differ only by the state dict
-    that is loaded into the encoder. Patch and head draw from generators of their own, so the same
+    All init arms of a backbone go through this one constructor and differ only in the state dict
+    that is loaded into the encoder. Patch and head draw from separate generators, so the same
     seed gives bit-identical patch and head weights around every encoder of one width.
 
     Raises:
-        WeightsError: if the weights are not available or do not verify.
+        WeightsError: if the weights are unavailable or fail verification.
     """
     task = build_task(config)
     encoder, report = _build_encoder(config)
@@ -375,7 +373,7 @@ def _build_patch(
     )
     if patch.path is not None:
         load_patch(embedding, patch.path)
-        if patch.scale == "native":  # the arm's RMS, not that of the donor's norm
+        if patch.scale == "native":  # the arm's RMS, not the donor norm's
             embedding.scale /= norm_rms(embedding.state_dict())
     return embedding
 
@@ -383,8 +381,8 @@ def _build_patch(
 def _token_factor(config: Config, d_model: int, report: LoadReport | None) -> float:
     """`patch.scale` as a number.
 
-    "match_embedding" is the RMS of the checkpoint's token embedding, in every arm alike; "native"
-    that of the one that the arm's own weights expect, 1 without any.
+    "match_embedding" is the RMS of the checkpoint's token embedding, equal in every arm; "native"
+    is the RMS that the arm's own weights expect, 1 if there are none.
     """
     scale = config.patch.scale
     if scale not in ("match_embedding", "native"):
@@ -419,7 +417,7 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         return shared, None
     assert isinstance(backbone, T5Backbone)
     arch = t5_architecture(backbone)
-    # Each arm has a stream of its own: matched noise is not random's.
+    # Each arm has its own stream: matched noise is not random's.
     stream = "encoder" if init.name == "random" else f"encoder/{init.name}"
     state, report = encoder_state(
         init=init.name,
@@ -452,7 +450,7 @@ def load_encoder(
 
 
 def is_chronos(config: Config) -> bool:
-    """Whether the encoder's checkpoint, its own or that of its control, is a Chronos-T5."""
+    """Whether the encoder's checkpoint (or the one its control is made from) is a Chronos-T5."""
     return config.init.name == "chronos" or config.init.checkpoint is not None
 
 
@@ -477,7 +475,7 @@ def load_backbone(
 
 
 def t5_architecture(backbone: T5Backbone) -> T5Architecture:
-    """The backbone's shape: its own values, or those of the config.json in its directory."""
+    """The backbone's shape, from its own values or from the config.json in its directory."""
     if backbone.d_model is None:
         assert backbone.path is not None
         return read_architecture(backbone.path)
@@ -494,10 +492,10 @@ def t5_architecture(backbone: T5Backbone) -> T5Architecture:
 def build_optimizer(
     config: Config, model: Forecaster, *, steps_per_epoch: int, total_steps: int
 ) -> PlannedOptimizer:
-    """The optimizer that follows the freezing plan.
+    """The optimizer that follows the freezing schedule.
 
     Raises:
-        ConfigError: if the encoder is to train later, and the run ends before.
+        ConfigError: if the encoder should train later, but the run ends first.
     """
     freeze = config.freeze
     planned = forecaster_plan(freeze, config.optim, num_blocks=model.encoder.num_blocks)
@@ -544,7 +542,7 @@ def _inputs(
 
 
 def setup_inputs(config: Config, setup: Setup) -> dict[str, Any]:
-    """The inputs of a run that is built."""
+    """The inputs of a run after `build`."""
     files = {} if setup.report is None else setup.report.files
     ood = None if setup.ood is None else setup.ood.series
     weights = files | _patch_files(config)
@@ -559,7 +557,7 @@ def _patch_files(config: Config) -> dict[str, str]:
 
 
 def present_inputs(config: Config) -> dict[str, Any]:
-    """The inputs that a run would have now; its weights are hashed, and not loaded.
+    """The inputs a run would have now; its weights are hashed, not loaded.
 
     The weights' entry is absent if they are not in the cache, or a donor is gone.
 
@@ -621,7 +619,7 @@ def plan_table(setup: Setup, *, lr: float) -> list[dict[str, Any]]:
 
 
 def token_scale(model: Forecaster) -> float | None:
-    """What tokens are multiplied by after their norm: `patch.scale` as a number; None without."""
+    """The factor for tokens after their norm: `patch.scale` as a number; None without one."""
     return model.patch.scale if isinstance(model.patch, PatchEmbedding) else None
 
 
@@ -632,7 +630,7 @@ def setup_summary(setup: Setup) -> dict[str, Any]:
     """
     splits, ood, model = setup.data.splits, setup.ood, setup.model
     windows = [splits.train, splits.val, splits.test, *([] if ood is None else [ood.splits.test])]
-    # What predicting with the run needs of its data.
+    # What prediction with the run needs to know about its data.
     scaler = {"mean": splits.mean_C.tolist(), "std": splits.std_C.tolist()}
     parts = {"patch": model.patch, "encoder": model.encoder, "head": model.head}
     return {

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, written atomically, with its JSON in the header.
 
-A file is written under another name, flushed to the disk and renamed, so that a kill at any moment
-leaves the old checkpoint or the new one. Its header holds a CRC-32 of the whole file, header
-included: flipped bits leave the format intact.
+A file is written under a temporary name, flushed to disk and renamed, so that a kill at any moment
+leaves either the old checkpoint or the new one. Its header holds a CRC-32 of the whole file, header
+included, since flipped bits can leave the format intact.
 """
 
 import json
@@ -21,7 +21,7 @@ from t5ts.errors import ResumeError
 from t5ts.provenance import replacing
 
 FORMAT = "t5ts-2"
-#: The checksum as the header holds it; it is computed with zeros in its own place.
+#: The checksum's place in the header; it is computed with zeros there.
 _CHECKSUM = re.compile(rb'"crc32":"([0-9a-f]{8})"')
 _BLANK = "0" * 8
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit, in bytes
@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     """Write tensors and a JSON-able state, atomically.
 
     Args:
-        path: Its place; the folder is made.
+        path: The file; its folder is created.
         tensors: Any devices; written contiguous, from the CPU.
         state: JSON-able; floats come back bit for bit.
 
@@ -56,7 +56,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state alone, once the whole file is proven intact.
+    """A checkpoint's state only, after verifying the whole file.
 
     Raises:
         ResumeError: as for `load_checkpoint`.
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Tensors on the CPU, and the state.
 
     Raises:
-        ResumeError: naming the file, if it is missing, cut short, altered or not a checkpoint.
+        ResumeError: naming the file, if it is missing, truncated, modified or not a checkpoint.
     """
     return _open(path, lambda _name: True)
 
@@ -79,11 +79,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_part(
     path: Path, wanted: Callable[[str], bool]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Some tensors of a checkpoint that this process has written, and its state, unverified.
+    """Some tensors, and the state, of a checkpoint that this process wrote; not verified.
 
     Args:
         path: The checkpoint.
-        wanted: Whether a tensor of that name is read.
+        wanted: Whether to read the tensor with this name.
     """
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118
@@ -92,8 +92,8 @@ def load_part(
 
 def _open(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     remedy = (
-        "Start again with train.resume=never (what is there is kept, in previous-N), or resume"
-        " from another checkpoint with train.resume=PATH in a directory of its own."
+        "Start again with train.resume=never (existing files are kept in previous-N), or resume"
+        " from another checkpoint with train.resume=PATH in a new directory."
     )
     try:
         if not path.is_file():
@@ -112,7 +112,7 @@ def _open(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor],
 
 
 def _checksum(path: Path) -> tuple[int, str]:
-    """Where a file holds its checksum (0: nowhere) and what it should be, as 8 hex digits."""
+    """Offset of a file's checksum (0: none) and the expected value, as 8 hex digits."""
     with path.open("rb") as file:
         length = file.read(8)
         head = file.read(min(int.from_bytes(length, "little"), _LARGEST_HEADER))
@@ -126,13 +126,13 @@ def _checksum(path: Path) -> tuple[int, str]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether an unproven file is another program's, or an older t5ts's, rather than damaged."""
+    """Whether a file without a valid checksum is foreign or from an older t5ts, not corrupt."""
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("format") != FORMAT
 
 
 def _as_os_error(error: SafetensorError, path: Path) -> Exception:
-    """The operating system's error inside safetensors' own, which holds it as text."""
+    """The operating system's error inside a safetensors error, which contains it as text."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     return (
         error if number is None else OSError(int(number[1]), os.strerror(int(number[1])), str(path))

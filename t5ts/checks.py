@@ -29,16 +29,16 @@ from t5ts.config import (
 )
 from t5ts.errors import ConfigError
 
-#: What a command may take out of the configuration (`~arm`): groups that need no option.
+#: What a command may remove from the configuration (`~arm`): groups that need no option.
 REMOVABLE = ("arm", "experiment", "data@ood", "ood")
 #: Hydra's directories, without which a run would write into the working directory.
 DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse what can be refused by looking at the command line alone.
+    """Refuse everything that the command line alone shows to be wrong.
 
-    A key that no schema has is refused with `+` too, which Hydra would add and nothing would read.
+    An unknown key is refused even with `+`: Hydra would add it, but nothing would read it.
 
     Args:
         arguments: The command line; flags are left to Hydra, as are its own keys.
@@ -51,18 +51,18 @@ def check_overrides(arguments: Sequence[str]) -> None:
     groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
     for line in arguments:
         if line.startswith("-") or not ("=" in line or line.startswith("~")):
-            continue  # a flag or its value; a word that is neither is Hydra's to refuse
+            continue  # a flag or its value; Hydra refuses any other word
         override = _parsed(line)
         key = override.get_key_element().lstrip("+~")
         if f"{key}.".startswith("hydra.callbacks.check.") or key == "hydra.callbacks":
-            raise ConfigError(f"{line}: the check of the configuration cannot be switched off.")
-        group = key.partition("@")[0]  # data@ood=…: an option of data, in the place of ood
+            raise ConfigError(f"{line}: the configuration check cannot be switched off.")
+        group = key.partition("@")[0]  # data@ood=…: an option of data, at the place of ood
         if override.is_delete() and not key.startswith("hydra.") and key not in REMOVABLE:
             if key not in (*groups, "hydra"):
                 _check_key(key, groups)
             raise ConfigError(
-                f"{line}: a run cannot do without {key}, so it cannot be removed; leave it out of"
-                " the command for its default, or give it another value."
+                f"{line}: a run needs {key}, so it cannot be removed; leave it out of"
+                " the command for its default, or set another value."
             )
         if group in groups:
             options = sorted(p.stem for tree in (CONF, *own) for p in (tree / group).glob("*.yaml"))
@@ -83,16 +83,16 @@ def _parsed(line: str) -> Override:
         return OverridesParser.create().parse_overrides([line])[0]
     except HydraException as error:
         key, _, value = line.partition("=")
-        hint = f"quote the text in it, as in \"{key}='{value}'\"" if value else "write KEY=VALUE"
+        hint = f"quote its text, as in \"{key}='{value}'\"" if value else "write KEY=VALUE"
         cause = str(error.__cause__ or error).splitlines()[0]
         raise ConfigError(
             f"{line} does not fit Hydra's grammar ({cause}): {hint}"
-            f"{', or give the whole path instead of ~' if value.startswith('~') else ''}."
+            f"{', or write the whole path instead of ~' if value.startswith('~') else ''}."
         ) from error
 
 
 def _options(override: Override) -> list[str]:
-    """The options that an override names; none where Hydra is to find them (`glob(*)`, `${…}`)."""
+    """The options in an override; none if Hydra has to find them (`glob(*)`, `${…}`)."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         named: list[Any] = [x.text if isinstance(x, QuotedString) else x for x in value.list]
@@ -103,7 +103,7 @@ def _options(override: Override) -> list[str]:
 
 
 def _check_key(key: str, groups: Iterable[str]) -> None:
-    """Refuse a key that no schema has, and name the nearest one that there is."""
+    """Refuse a key that no schema has, and suggest the nearest existing one."""
     known = {*groups, *(f.name for f in fields(Config))}
     for top in fields(Config):
         schemas = SCHEMAS.get("data" if top.name == "ood" else top.name, {"": top.type})
@@ -114,7 +114,7 @@ def _check_key(key: str, groups: Iterable[str]) -> None:
         return
     near = max(sorted(known), key=lambda other: _likeness(key, other))
     hint = f" Did you mean {near}?" if _likeness(key, near) >= 0.6 else ""
-    raise ConfigError(f"{key} is not a setting.{hint} --help explains what there is.")
+    raise ConfigError(f"{key} is not a setting.{hint} See --help for all settings.")
 
 
 def _likeness(key: str, other: str) -> float:
@@ -143,10 +143,10 @@ class CheckFirst(Callback):
             _refuse(error)
 
     def on_multirun_start(self, config: DictConfig, **_kwargs: Any) -> None:
-        """Refuse intervals on Hydra's own grid, and values that no job could have."""
+        """Refuse intervals in Hydra's own grid search, and values that no job could have."""
         if distributed.world_size() > 1:
             _refuse(
-                "--multirun below torchrun: torchrun trains one run in several processes; to train"
+                "--multirun under torchrun: torchrun trains one run in several processes; to train"
                 " several runs on several GPUs use a launcher (hydra/launcher=joblib or a"
                 " cluster's) without torchrun."
             )
@@ -155,13 +155,13 @@ class CheckFirst(Callback):
         for line in config.hydra.overrides.task:
             if _parsed(line).is_interval_sweep():
                 _refuse(
-                    f"{line}: Hydra's grid has no values for an interval; sample it with the"
-                    " sweeper (add hydra/sweeper=t5ts), or name values (A,B,C or range(A,B,STEP))."
+                    f"{line}: Hydra's grid search cannot take an interval; sample it with the"
+                    " sweeper (add hydra/sweeper=t5ts), or list values (A,B,C or range(A,B,STEP))."
                 )
         try:
             common = _own(config)
         except ConfigError:
-            return  # not complete without what is swept; each job is checked before it starts
+            return  # incomplete without the swept values; each job is checked before it starts
         if problems := list(_structure_problems(common)) or list(field_problems(common)):
             _refuse("\n".join(problems))
 
@@ -183,17 +183,17 @@ def check(config: Config) -> None:
     """Refuse impossible values and pairs, all of them in one message.
 
     Raises:
-        ConfigError: one line for each problem, naming the keys and the way out.
+        ConfigError: one line per problem, naming the keys and the fix.
     """
     problems = list(_structure_problems(config))
-    if not problems:  # else the pairs could not be read
+    if not problems:  # otherwise the pairs could not be read
         problems = [*field_problems(config), *_pair_problems(config), *_arm_problems(config)]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
 def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
-    """Keys that the schema lacks: YAML or a `+` on the command line has added them."""
+    """Keys not in the schema, added by YAML or by a `+` on the command line."""
     for key in vars(node).keys() - {f.name for f in fields(node)}:
         try:
             _check_key(f"{prefix}{key}", ())
@@ -210,7 +210,7 @@ def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def field_problems(node: Any, prefix: str = "") -> Iterator[str]:
-    """Values that their fields do not allow."""
+    """Values outside their fields' ranges."""
     for f in fields(node):
         value, allowed = getattr(node, f.name), f.metadata.get("allowed")
         if is_dataclass(value):
@@ -225,7 +225,7 @@ def field_problems(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _pair_problems(config: Config) -> Iterator[str]:
-    """Pairs of settings that cannot both be meant."""
+    """Contradictory pairs of settings."""
     yield from _encoder_problems(config)
     yield from _patch_problems(config)
     yield from _freeze_problems(config)
@@ -247,7 +247,7 @@ def _pair_problems(config: Config) -> Iterator[str]:
         yield f"train.grad_accumulation={parts} is above train.batch_size={batch_size}."
     if ood is not None and (ood.fraction != 1 or ood.windows_per_epoch is not None):
         yield (
-            "ood.fraction and ood.windows_per_epoch are about training, and ood is only tested on:"
+            "ood.fraction and ood.windows_per_epoch are about training, but ood is only tested on:"
             " leave them out, or set data.fraction and data.windows_per_epoch."
         )
 
@@ -264,7 +264,7 @@ def _encoder_problems(config: Config) -> Iterator[str]:
                 f" backbone.num_heads={heads}."
             )
     if init.name == "run" and init.path is None:
-        yield "init=run needs init.path=RUN_DIR (a finished run, whose encoder is to be used)."
+        yield "init=run needs init.path=RUN_DIR (a finished run, whose encoder will be used)."
     if init.name in ("t5", "chronos") and init.path is not None:
         yield (
             f"init={init.name} is a checkpoint, and init.path={init.path} is a run: use init=run"
@@ -277,7 +277,7 @@ def _encoder_problems(config: Config) -> Iterator[str]:
         )
     if not isinstance(backbone, T5Backbone):
         if init.name != "random":
-            yield f"{chosen}, which is no T5: use init=random, or a T5 such as backbone=t5_small."
+            yield f"{chosen}, which is not T5: use init=random, or a T5 such as backbone=t5_small."
         return
     full = backbone.full_params
     if full is not None and (len(full) != 2 or full[0] > full[1]):
@@ -285,16 +285,16 @@ def _encoder_problems(config: Config) -> Iterator[str]:
     is_backbones = init.name not in ("random", "run", "chronos") or bool(init.keep)
     needs_checkpoint = is_backbones and init.path is None and init.checkpoint is None
     if needs_checkpoint and not (backbone.hub_id or backbone.path):
-        yield f"{chosen} needs a checkpoint: give backbone.path=DIR (a T5 checkpoint's directory)."
+        yield f"{chosen} needs a checkpoint: set backbone.path=DIR (a T5 checkpoint's directory)."
     if backbone.d_model is None and backbone.path is None:
         yield (
             f"backbone={backbone.name} has no size:"
-            " give backbone.path=DIR (a directory with T5's config.json)."
+            " set backbone.path=DIR (a directory with T5's config.json)."
         )
 
 
 def _patch_problems(config: Config) -> Iterator[str]:
-    """How a window becomes tokens, and tokens a window again."""
+    """Settings that turn a window into tokens, and tokens back into a window."""
     backbone, patch = config.backbone, config.patch
     length = f"patch.patch_len={patch.patch_len}"
     stride = patch.patch_len if patch.stride is None else patch.stride
@@ -306,7 +306,7 @@ def _patch_problems(config: Config) -> Iterator[str]:
     if patch.patch_len > config.seq_len:
         yield f"{length} is above seq_len={config.seq_len}: shorten it, or lengthen the window."
     if stride > patch.patch_len:
-        yield f"patch.stride={stride} is above {length}: steps between the patches would be lost."
+        yield f"patch.stride={stride} is above {length}: steps between patches would be skipped."
     if not patch.norm and patch.scale != "none":
         yield (
             f"patch.scale={patch.scale} needs patch.norm=true (the scale is set after the"
@@ -328,9 +328,9 @@ def _patch_problems(config: Config) -> Iterator[str]:
     per_token = isinstance(config.task, ReconstructTask) and stride == patch.patch_len
     if config.head == "per_patch" and not (has_tokens and per_token):
         yield (
-            "head=per_patch gives each token its own patch back: it needs task=reconstruct (here"
+            "head=per_patch maps each token back to its own patch: it needs task=reconstruct (here"
             f" {config.task.name}), an encoder (here backbone={backbone.name}) and patches that do"
-            f" not overlap (here patch.stride={stride} with {length}); else use head=flatten."
+            f" not overlap (here patch.stride={stride} with {length}); otherwise use head=flatten."
         )
 
 
@@ -349,7 +349,7 @@ def _freeze_problems(config: Config) -> Iterator[str]:
     if freeze.name == "norms" and not freeze.always:
         yield f"{name} with an empty freeze.always trains nothing: use freeze=all."
     if freeze.name == "staged" and freeze.unfreeze_epoch is None:
-        yield f"{name} needs freeze.unfreeze_epoch=NUMBER; for never use freeze=all."
+        yield f"{name} needs freeze.unfreeze_epoch=NUMBER; to never unfreeze, use freeze=all."
     if freeze.unfreeze_epoch is not None and 0 < freeze.unfreeze_epoch >= epochs:
         yield (
             f"{start} is beyond the last epoch (train.epochs={epochs}): unfreeze earlier, train"
@@ -358,12 +358,12 @@ def _freeze_problems(config: Config) -> Iterator[str]:
 
 
 def _task_problems(config: Config) -> Iterator[str]:
-    """What is predicted, and what it is measured by."""
+    """Settings of the task and the objective."""
     task, horizon, name = config.task, config.horizon, f"task={config.task.name}"
     if isinstance(config.data, SyntheticData) and config.data.horizon != horizon:
         yield (
             f"data.horizon={config.data.horizon} is not horizon={horizon}: it is the horizon of the"
-            " best achievable loss; leave data.horizon out, and it follows."
+            " best achievable loss; leave data.horizon out, and it is set to horizon."
         )
     if not isinstance(task, ReconstructTask):
         if horizon is None:
@@ -381,21 +381,21 @@ def _task_problems(config: Config) -> Iterator[str]:
     if config.objective == "val_mase":
         yield (
             f"objective=val_mase is not defined for {name}: MASE measures forecasts; use val_loss,"
-            " val_mae or val_skill (against linear interpolation)."
+            " val_mae or val_skill (vs. linear interpolation)."
         )
     if task.mask == "token" and isinstance(config.backbone, LinearBackbone):
         yield f"task.mask=token with backbone={config.backbone.name}: use task.mask=value."
 
 
 def _arm_problems(config: Config) -> Iterator[str]:
-    """Groups that were chosen against what the named arm states: it would be another arm."""
+    """Groups that contradict the named arm: it would be a different arm."""
     for claim in config.claims:
         group, _, pattern = claim.partition("=")
         name = getattr(getattr(config, group, None), "name", None)
         if name is None:
-            yield f"claims={claim}: {group!r} is no group; write GROUP=OPTION."
+            yield f"claims={claim}: {group!r} is not a group; write GROUP=OPTION."
         elif not fnmatchcase(name, pattern):
             yield (
-                f"the chosen arm says {claim}, but {group}={name}: leave {group} out of the"
+                f"the chosen arm sets {claim}, but {group}={name}: leave {group} out of the"
                 " command, or choose the groups themselves instead of arm=NAME."
             )

@@ -1,4 +1,4 @@
-"""How a command line ends, and what happens when its reader has closed the pipe (`| head`)."""
+"""Ending a command line cleanly, even if its reader has closed the pipe (`| head`)."""
 
 import logging
 import os
@@ -9,16 +9,16 @@ from typing import NoReturn, TextIO
 
 
 def finish(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command and leave the process with its status.
+    """Run a command and exit the process with its status.
 
-    A reader that closes the pipe early has what it wanted: no traceback, and the status that a
-    program has which the signal itself ended.
+    A reader that closes the pipe early is not an error: no traceback, and the exit status of a
+    program ended by the signal itself.
     """
     try:
         try:
             status = main()
         finally:
-            sys.stdout.flush()  # here, and not where Python ends and could only complain
+            sys.stdout.flush()  # here, since at exit Python could only complain
     except BrokenPipeError:
         _silence()
         status = 128 + signal.SIGPIPE
@@ -26,7 +26,7 @@ def finish(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _silence() -> None:
-    # Python flushes stdout once more at its end, and would meet the closed pipe again.
+    # Python flushes stdout again at exit, and would meet the closed pipe again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -45,7 +45,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
 
 class RunLog(logging.FileHandler):
-    """run.log, opened at the first line: by then the process holds the run directory."""
+    """run.log, opened at the first line: by then the process has locked the run directory."""
 
     def __init__(self, filename: str) -> None:
         super().__init__(filename, encoding="utf-8", delay=True)

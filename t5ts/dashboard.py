@@ -11,7 +11,7 @@ from t5ts.tracking import choose_mode, first_line
 
 #: The view's name in the project.
 VIEW = "t5ts: arms compared"
-#: Parts of the model with panels of their own, from input to output; deeper blocks share a panel.
+#: Parts of the model with their own panel, from input to output; deeper blocks share one.
 COMPONENTS = ("patch", *(f"block_{i}" for i in range(6)), "final_norm", "head", "total")
 DEEPER_BLOCKS = r"block_([6-9]|\d\d)"
 #: Settings and results: axes of the parallel coordinates and columns of the run table.
@@ -31,7 +31,7 @@ def workspace(entity: str, project: str, saved: str | None = None) -> Any:
     Args:
         entity: Owner of the W&B project.
         project: Its name.
-        saved: Address of the view when it was saved before, which it then replaces.
+        saved: Address of a previously saved view to replace.
 
     Raises:
         UserError: if wandb-workspaces is not installed.
@@ -112,13 +112,13 @@ def _panels() -> dict[str, list[Any]]:
         f"Forecasts, {by}": [
             by_arm("Validation loss (MSE, train-standardised)", "val_loss", "epoch"),
             by_arm("Validation correlation (Pearson r)", "val_corr", "epoch"),
-            by_arm("Skill against the task's naive forecast", "val_skill", "epoch"),
+            by_arm("Skill vs. the task's naive forecast", "val_skill", "epoch"),
             by_arm("Training loss", "step/train_loss", "step"),
         ],
         f"Gradient norms (L2, before clipping), {by}": of_components(
             "Gradient norm", "step/grad_norm", COMPONENTS, log=True
         ),
-        # A line begins where its component unfreezes.
+        # A line starts when its component unfreezes.
         f"Learning rates and unfreezing, {by}": of_components(
             "Rate", "lr", tuple(c for c in COMPONENTS if c != "total"), log=False
         ),
@@ -130,7 +130,7 @@ def _panels() -> dict[str, list[Any]]:
         "Sweep": [wr.ParallelCoordinatesPlot(title="Settings and results", columns=axes)],
         "Runs": [
             wr.RunComparer(diff_only="split"),
-            wr.MediaBrowser(title="Forecast against truth", media_keys=["plots/forecast"]),
+            wr.MediaBrowser(title="Forecast vs. truth", media_keys=["plots/forecast"]),
             wr.MediaBrowser(title="Learning curve", media_keys=["plots/learning_curve"]),
             wr.MediaBrowser(title="Gradient norms", media_keys=["plots/gradient_norms"]),
         ],
@@ -150,7 +150,7 @@ def save(project: str, *, entity: str | None, saved: str | None = None) -> str:
 
     Args:
         project: Name of the W&B project.
-        entity: Its owner; None is the account's own.
+        entity: Its owner; None is the account itself.
         saved: As for `workspace`.
 
     Raises:
@@ -164,11 +164,11 @@ def save(project: str, *, entity: str | None, saved: str | None = None) -> str:
         return str(view.url)
     except UserError:
         raise
-    except Exception as error:  # the client raises whatever its transport does
+    except Exception as error:  # the client raises any error of its transport
         raise UserError(
-            f"W&B did not take the dashboard of {entity + '/' if entity else ''}{project}:"
+            f"W&B rejected the dashboard of {entity + '/' if entity else ''}{project}:"
             f" {first_line(error)}. Check the project's name (ENTITY/PROJECT), the login (wandb"
-            " login) and --renew's address."
+            " login) and the --renew address."
         ) from error
 
 
@@ -182,7 +182,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("project", metavar="[ENTITY/]PROJECT", help="tracker.project of the runs")
     made.add_argument(
-        "--renew", metavar="URL", help="address of a view saved before, to save over it"
+        "--renew", metavar="URL", help="address of a previously saved view to overwrite"
     )
     return made
 
@@ -194,8 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         named = re.fullmatch(r"(?:([^/]+)/)?([^/\\#?%:]{1,128})", options.project)
         if named is None:
             raise UserError(
-                f"{options.project!r} is no W&B project: give PROJECT or ENTITY/PROJECT, where"
-                " PROJECT has none of / \\ # ? % : and at most 128 characters."
+                f"{options.project!r} is not a W&B project: use PROJECT or ENTITY/PROJECT, where"
+                " PROJECT contains none of / \\ # ? % : and at most 128 characters."
             )
         mode, why = choose_mode("auto")
         if mode != "online":
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
-    print(f"saved: {address}\n(to save it again over this one: --renew '{address}')")
+    print(f"saved: {address}\n(to overwrite this one later: --renew '{address}')")
     return 0
 
 

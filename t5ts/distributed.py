@@ -1,13 +1,13 @@
-"""One run in several processes, as torchrun starts them: who is who, and what they agree on.
+"""One run in several processes, as started by torchrun: ranks, shares of a batch, and collectives.
 
 Every process runs the same command on its share of every batch, as in any torchrun program;
-process 0 alone writes and logs. In a plain single process every function here is trivial and
+only process 0 writes and logs. In a plain single process every function here is trivial and
 torch.distributed is not imported.
 
-Gradients are summed by `all_reduce_sum` over what trains at that step, and not by torch's DDP:
-nothing has to be wrapped again when a stage unfreezes, a parameter that is frozen costs nothing,
-gradient accumulation needs no special case, and the sum is the single process's gradient whatever
-the sizes of the shares. The price: communication does not overlap with the backward pass.
+Gradients are summed by `all_reduce_sum` over what trains at that step, not by torch's DDP:
+nothing has to be wrapped again when a stage unfreezes, a frozen parameter costs nothing,
+gradient accumulation needs no special case, and the sum equals the single process's gradient for
+any sizes of the shares. The price: communication does not overlap with the backward pass.
 """
 
 import os
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
-#: A process that does not answer for so long is lost; the others may be waiting for a download.
+#: A process that does not respond for this long is lost; others may be waiting for a download.
 TIMEOUT = timedelta(hours=2)
 #: This process's number, and how many train together.
 _rank, _world_size = 0, 1
 
 
 class PeersLost(UserError):
-    """Another process ended or does not answer."""
+    """Another process ended or does not respond."""
 
 
 def rank() -> int:
@@ -39,7 +39,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Its number on this machine: which GPU is its own."""
+    """Its number on this machine, which selects its GPU."""
     return int(os.environ.get("LOCAL_RANK", _rank))
 
 
@@ -63,7 +63,7 @@ def setup() -> Iterator[None]:
     """Find the other processes that torchrun started; without torchrun, do nothing.
 
     Raises:
-        ConfigError: if the environment names a number of processes but not this one's place.
+        ConfigError: if the environment sets a number of processes but not this one's rank.
     """
     global _rank, _world_size
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -79,7 +79,7 @@ def setup() -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    # Objects and decisions always go over gloo, tensors over the backend of their device.
+    # Objects and flags always go over gloo, tensors over their device's backend.
     has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=TIMEOUT)
     _rank, _world_size = dist.get_rank(), size
@@ -90,9 +90,9 @@ def setup() -> Iterator[None]:
 
 
 def print_once(message: str) -> None:
-    """Print a message that every process has, from process 0 to stderr.
+    """Print a message that every process has, from process 0, to stderr.
 
-    The others wait for it, since torchrun kills all when the first has ended.
+    The others wait for it, since torchrun kills all processes when the first one ends.
     """
     if is_main():
         print(message, file=sys.stderr)
@@ -101,14 +101,14 @@ def print_once(message: str) -> None:
 
 
 def on_main(work: Callable[[], None]) -> None:
-    """Do something in process 0 alone, such as write a file."""
+    """Do something in process 0 only, such as writing a file."""
     if is_main():
         work()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Process 0 does what is inside before the others: what it downloads is there for them."""
+    """Process 0 runs the block before the others, so its downloads are ready for them."""
     if not is_main():
         gather_objects(None)
     yield
@@ -121,15 +121,15 @@ def main_first() -> Iterator[None]:
 
 @contextmanager
 def _contact() -> Iterator[Any]:
-    """torch.distributed, with a lost peer as one message."""
+    """torch.distributed, with one clear error for a lost peer."""
     import torch.distributed as dist
 
     try:
         yield dist
-    except RuntimeError as error:  # gloo's errors have no class of their own
+    except RuntimeError as error:  # gloo has no error classes
         raise PeersLost(
-            "another process of this run ended, or did not answer; its own message, if it had time"
-            " for one, says why. The same command resumes from the last checkpoint."
+            "another process of this run ended or did not respond; see its own message, if it had"
+            " time for one. The same command resumes from the last checkpoint."
         ) from error
 
 
@@ -144,7 +144,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, true if it is in any process; goes over the CPU and waits for no GPU."""
+    """Each flag, true if it is true in any process; uses the CPU and waits for no GPU."""
     if _world_size == 1:
         return flags
     import torch
@@ -161,7 +161,7 @@ def share(index_B: "Tensor") -> "Tensor":
         index_B: (B,) the same in every process.
 
     Returns:
-        A contiguous part, empty where there are more processes than windows.
+        A contiguous part, empty if there are more processes than windows.
     """
     return index_B if _world_size == 1 else index_B.tensor_split(_world_size)[_rank]
 
@@ -176,7 +176,7 @@ def all_reduce_sum(*tensors: "Tensor") -> None:
 
 
 def sum_gradients(loss: "Tensor", parameters: "Iterable[Parameter]") -> None:
-    """Sum a loss and the parameters' gradients over the processes; none counts as zeros.
+    """Sum a loss and the parameters' gradients over the processes; a missing one counts as zeros.
 
     Args:
         loss: () of the gradients' dtype.
@@ -195,14 +195,14 @@ def sum_gradients(loss: "Tensor", parameters: "Iterable[Parameter]") -> None:
 
 
 def all_reduce_max(tensor: "Tensor") -> None:
-    """The largest of each entry over the processes, in place."""
+    """The maximum of each entry over the processes, in place."""
     if _world_size > 1:
         with _contact() as dist:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
 
 
 def broadcast_tensors(*tensors: "Tensor") -> None:
-    """Process 0's values, in place, in every process."""
+    """Copy process 0's values to every process, in place."""
     if _world_size > 1:
         with _contact() as dist:
             for tensor in tensors:

@@ -23,30 +23,30 @@ from t5ts.model.weights import LoadReport, loaded_report
 
 @dataclass(frozen=True, kw_only=True)
 class Donor:
-    """What a finished run leaves behind: the tensors of its best checkpoint."""
+    """A finished run: the tensors of its best checkpoint, and its records."""
 
     config: Mapping[str, Any]  # its config.yaml
     identity: str  # of that configuration
-    tensors: Mapping[str, Tensor]  # the model's, by their names in it
-    token_rms: float  # RMS of its own tokens, as it was trained on them
-    sha256: str  # of the checkpoint file; of an export's forecaster.json, which names its files'
+    tensors: Mapping[str, Tensor]  # the model's tensors by name
+    token_rms: float  # RMS of the tokens it was trained on
+    sha256: str  # of the checkpoint file, or of an export's forecaster.json
     folder: Path
     result: dict[str, Any]  # its result.json
     provenance: dict[str, Any]  # its provenance.json
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors of a part ("patch.", "encoder."), by their names in it."""
+        """The tensors of a part ("patch.", "encoder."), by their names within it."""
         return _under(prefix, self.tensors)
 
 
-#: What transformers' T5EncoderModel must find beside the encoder; an export's holds no words.
+#: The embedding that transformers' T5EncoderModel needs; an export's is a placeholder.
 PLACEHOLDER = "shared.weight"
-#: The file that makes a folder an export (`t5ts.export`): it names and proves the others.
+#: The file that makes a folder an export (`t5ts.export`): it lists the others' checksums.
 EXPORT = "forecaster.json"
 
 
 def best_checkpoint(path: str | Path) -> Path:
-    """The file that proves the weights that validation selected, of a run or of an export."""
+    """The file that identifies the selected weights of a run or an export."""
     folder = Path(path).expanduser()
     export = folder / EXPORT
     return export if export.is_file() else folder / "checkpoint" / "best.safetensors"
@@ -57,20 +57,20 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
 
     Args:
         path: The directory.
-        key: The setting that names it, for messages.
+        key: The setting it comes from, for messages.
 
     Raises:
         WeightsError: if it is neither, the run is not finished, or a file is corrupt.
     """
     folder = Path(path).expanduser()
     allowed = (
-        "allowed: the directory of a finished run (it has config.yaml and result.json), or what"
-        f" t5ts.export wrote (it has {EXPORT})."
+        "allowed: the directory of a finished run (with config.yaml and result.json), or an"
+        f" export of t5ts.export (with {EXPORT})."
     )
     is_export = (folder / EXPORT).is_file()
     for name, problem in (
-        ("config.yaml", "is no run directory"),
-        ("result.json", "is not finished: start that run's command again until it is"),
+        ("config.yaml", "is not a run directory"),
+        ("result.json", "is not finished: re-run that run's command until it is"),
     ):
         if not is_export and not (folder / name).is_file():
             raise WeightsError(f"{key}={path} {problem}; {allowed}")
@@ -105,7 +105,7 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, T
 
 
 def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """The same of an export, whose files must have the checksums that it names."""
+    """The same for an export, whose files must match its recorded checksums."""
     told = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
     tensors: dict[str, Tensor] = {}
     for name, sha256 in told["files"].items():
@@ -117,7 +117,7 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str
 
 
 def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:
-    """RMS of what a patch embedding's LayerNorm puts out; 1 where there is none."""
+    """RMS of a patch embedding's LayerNorm output; 1 if there is none."""
     weight, bias = (tensors.get(f"{prefix}norm.{name}") for name in ("weight", "bias"))
     if weight is None or bias is None:
         return 1.0
@@ -129,14 +129,14 @@ def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Ten
 
     Args:
         path: The run directory (`init.path`).
-        arch: The shape that this run's encoder has.
+        arch: The shape of this run's encoder.
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and what was verified.
 
     Raises:
-        WeightsError: as `read_donor`; if the encoder is no T5 of that shape, has values that are
-            not finite, or looks freshly drawn (it was never trained).
+        WeightsError: as `read_donor`; if the encoder is not a T5 of that shape, has values that are
+            not finite, or looks freshly initialised (it was never trained).
     """
     donor = read_donor(path, key="init.path")
     shapes, found = encoder_shapes(arch), donor.part("encoder.")
@@ -145,8 +145,8 @@ def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Ten
     if wrong:
         backbone = donor.config.get("backbone", {}).get("name")
         raise WeightsError(
-            f"init.path={path}: the encoder of that run (backbone {backbone}) has another shape; "
-            f"{len(wrong)} tensors differ, for instance {wrong[0]}: {has.get(wrong[0], 'absent')} "
+            f"init.path={path}: that run's encoder (backbone {backbone}) has a different shape: "
+            f"{len(wrong)} tensors differ, for example {wrong[0]}: {has.get(wrong[0], 'absent')} "
             f"there, {shapes.get(wrong[0], 'absent')} here. Use the backbone that it was trained "
             "with."
         )
@@ -185,14 +185,14 @@ def _training(donor: Donor, encoder: Mapping[str, Tensor]) -> str:
 
 
 def load_patch(patch: PatchEmbedding, path: str | Path) -> None:
-    """Give a patch embedding the weights of a finished run's.
+    """Copy a finished run's patch-embedding weights into a patch embedding.
 
     Args:
         patch: Filled in place.
         path: The run directory (`patch.path`).
 
     Raises:
-        WeightsError: as `read_donor`; if that run's patch embedding has other tensors or shapes.
+        WeightsError: as `read_donor`; if that patch embedding has different tensors or shapes.
     """
     donor = read_donor(path, key="patch.path")
     ours = {name: tuple(tensor.shape) for name, tensor in patch.state_dict().items()}
@@ -201,7 +201,7 @@ def load_patch(patch: PatchEmbedding, path: str | Path) -> None:
         raise WeightsError(
             f"patch.path={path}: that run's patch embedding has {theirs}, this one's {ours}. They"
             " must agree in backbone.d_model, patch.patch_len, patch.norm, patch.channels (mixing:"
-            " in the number of channels too) and task.mask."
+            " also the number of channels) and task.mask."
         )
     patch.load_state_dict(donor.part("patch."))
 

@@ -1,4 +1,4 @@
-"""`python -m t5ts.download`: fetch and verify a checkpoint or a data set, or show what is there."""
+"""`python -m t5ts.download`: fetch and verify a checkpoint or a data set, or list them."""
 
 import argparse
 import logging
@@ -39,14 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", help="backbone=…, data=…, and keys of theirs")
-    parser.add_argument("--list", action="store_true", help="show every backbone and leave")
-    parser.add_argument("--verify", action="store_true", help="check the cache without a network")
-    parser.add_argument("--token", help="hub token (it is not stored)")
-    parser.add_argument("--endpoint", help="hub address, as a mirror's")
+    parser.add_argument("overrides", nargs="*", help="backbone=…, data=…, and their keys")
+    parser.add_argument("--list", action="store_true", help="list every backbone and exit")
+    parser.add_argument("--verify", action="store_true", help="verify the cache, without network")
+    parser.add_argument("--token", help="hub token (not stored)")
+    parser.add_argument("--endpoint", help="hub address, for example of a mirror")
     parser.add_argument("--proxy", help="proxy for http and https, http://HOST:PORT")
     parser.add_argument("--cache-dir", help="hub cache directory")
-    parser.add_argument("--offline", action="store_true", help="use the cache alone")
+    parser.add_argument("--offline", action="store_true", help="use only the cache")
     options = parser.parse_args(arguments)
     if not (options.overrides or options.list or options.verify):
         parser.print_help()
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _set_environment(options: argparse.Namespace) -> None:
-    """What the libraries read from the environment; before huggingface_hub is imported."""
+    """Set the libraries' environment variables, before huggingface_hub is imported."""
     if options.proxy:
         os.environ |= dict.fromkeys(
             ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), options.proxy
@@ -88,7 +88,7 @@ def _config(overrides: Sequence[str]) -> Config:
 
 
 def _checkpoint_configs() -> list[Config]:
-    """A configuration with every backbone that the hub has or that comes with t5ts."""
+    """A configuration for every backbone on the hub or packaged with t5ts."""
     names = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
     found = [compose("config", overrides=[f"backbone={name}"]) for name in names]
     return [
@@ -172,7 +172,7 @@ def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
         if backbone.path or _cached(backbone, cache_dir):
             configs.append(config)
     if not overrides and not any(_with_checkpoint(config).hub_id for config in configs):
-        print("no checkpoint is cached; python -m t5ts.download --list shows what there is")
+        print("no checkpoint is cached; python -m t5ts.download --list shows what is available")
     for config in configs:
         _load(config, cache_dir=cache_dir, offline=True)
 

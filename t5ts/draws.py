@@ -1,6 +1,6 @@
-"""Random draws as a pure function of numbers: no generator is read or moved.
+"""Random draws as a pure function of integers: no generator's state is used or changed.
 
-What is drawn so is the same in every arm, batch, process and resumed run: the masked spans of a
+Such draws are the same in every arm, batch, process and resumed run: the masked spans of a
 window (`draw_masks`) and the order of its steps (`shuffle_time`).
 
 Source: SplitMix64 (Steele et al. 2014); masks own.
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Word of the hash in place of an epoch: the masks of validation and test.
+#: Hash word used instead of an epoch: the masks of validation and test.
 NO_EPOCH = 2**64 - 1
-#: Word of the hash that sets the shuffles apart from other draws of the same windows.
+#: Hash word that separates the shuffles from other draws for the same windows.
 SHUFFLE = 0x7E
 
 
@@ -42,7 +42,7 @@ def time_orders(window_B: np.ndarray, *, length: int) -> np.ndarray:
     """One permutation of the steps for each window, from the window's number alone.
 
     Returns:
-        (B, L) int64; each row holds 0 … L − 1, every order being equally likely.
+        (B, L) int64; each row is a permutation of 0 … L − 1, all equally likely.
     """
     key_B = mix(np.asarray(window_B).astype(np.uint64) ^ mix(words(SHUFFLE)))
     return np.argsort(uniform(key_B, length), axis=1, kind="stable")
@@ -51,15 +51,15 @@ def time_orders(window_B: np.ndarray, *, length: int) -> np.ndarray:
 def shuffle_time(inputs_BCL: Tensor, index_B: Tensor) -> Tensor:
     """Each window's steps in its own fixed order, the same in all of its channels.
 
-    A channel's values, and which of them share a time step across channels, stay; the order of
-    time is gone.
+    A channel's values, and which of them share a time step across channels, are kept; the order in
+    time is destroyed.
 
     Args:
         inputs_BCL: Contexts; NaN move like values.
         index_B: The windows' numbers.
 
     Source: Tan et al. 2024, "Are Language Models Actually Useful for Time Series Forecasting?",
-        whose "sf-all" it is, at inference.
+        its "sf-all", at inference.
     """
     orders = time_orders(index_B.cpu().numpy(), length=inputs_BCL.shape[-1])
     order_BL = torch.from_numpy(orders).to(inputs_BCL.device, non_blocking=True)
@@ -68,19 +68,19 @@ def shuffle_time(inputs_BCL: Tensor, index_B: Tensor) -> Tensor:
 
 @cache
 def num_masked(seq_len: int, *, ratio: float, min_len: int, max_len: int) -> int:
-    """Steps that are masked in each window: what spans can add up to, nearest to the ratio.
+    """Number of masked steps in each window: the sum of spans nearest to the ratio.
 
     Every window has the same number, so that every window weighs the same in the loss.
 
     Args:
         seq_len: L.
-        ratio: Wished share of the steps, above 0 and below 1.
-        min_len: Least length of a span, 1 or more.
-        max_len: Greatest, from min_len to L − 1.
+        ratio: Desired share of the steps, above 0 and below 1.
+        min_len: Shortest span, 1 or more.
+        max_len: Longest span, from min_len to L − 1.
 
     Returns:
-        From min_len to L − 1; the smaller of two that are equally near. So many that even spans of
-        the least length keep a visible step between them.
+        From min_len to L − 1; the smaller of two that are equally near. Few enough that even the
+        shortest spans keep a visible step between them.
     """
     possible = [
         total
@@ -102,8 +102,8 @@ def draw_masks(
 ) -> np.ndarray:
     """Which steps are masked in each window.
 
-    The lengths of the spans are drawn one after another, each uniformly from those with which the
-    rest can still add up; then the spans are placed in distinct gaps between the visible steps,
+    The lengths of the spans are drawn one after another, each uniformly from those that allow the
+    rest to add up; then the spans are placed in distinct gaps between the visible steps,
     each choice of gaps being equally likely. So spans do not touch, every span has a length from
     min_len to max_len, and every window has `num_masked` masked steps. The steps within a span's
     length of a window's ends are masked less often than the rest, since fewer spans reach them.
@@ -112,7 +112,7 @@ def draw_masks(
         window_B: (B,) window numbers.
         seq_len, ratio, min_len, max_len: See `num_masked`.
         seed: Of all masks.
-        epoch: Of training; None gives the masks that belong to no epoch.
+        epoch: Training epoch; None gives the masks of validation and test.
 
     Returns:
         (B, L) bool.
@@ -125,13 +125,13 @@ def draw_masks(
     length_BS = _draw_lengths(draw_BU[:, :most_spans], total, min_len, max_len)
     num_spans_B1 = (length_BS > 0).sum(axis=1, keepdims=True)
     # A window's spans take the gaps with its smallest draws, in that order: the last length drawn
-    # is what was left, and must not always come last. Unused spans sort last.
+    # is the remainder, and must not always come last. Unused spans sort last.
     gap_BS = np.argsort(draw_BU[:, most_spans:], axis=1, kind="stable")[:, :most_spans]
     gap_BS = np.where(np.arange(most_spans) < num_spans_B1, gap_BS, seq_len)
     order_BS = np.argsort(gap_BS, axis=1, kind="stable")
     gap_BS, length_BS = (np.take_along_axis(x, order_BS, axis=1) for x in (gap_BS, length_BS))
     start_BS = gap_BS + np.cumsum(length_BS, axis=1) - length_BS
-    # Up by one where a span begins, down where it ends: spans never touch, so no edge is written
+    # +1 where a span begins, −1 where it ends: spans never touch, so no edge is written
     # twice, except in column L, which takes the unused spans and is cut off.
     edge_BL = np.zeros((len(start_BS), seq_len + 1), dtype=np.int8)
     np.put_along_axis(edge_BL, np.minimum(start_BS, seq_len), 1, axis=1)
@@ -153,7 +153,7 @@ def _draw_lengths(draw_BS: np.ndarray, total: int, min_len: int, max_len: int) -
 
 @cache
 def _choices(total: int, min_len: int, max_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each number of steps left: the lengths that the next span may have, and how many."""
+    """For each number of steps left: the allowed lengths of the next span, and their count."""
     table = np.zeros((total + 1, max_len - min_len + 1), dtype=np.int64)
     count = np.ones(total + 1, dtype=np.int64)  # nothing left: one choice, 0
     for left in range(min_len, total + 1):

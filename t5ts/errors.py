@@ -2,9 +2,9 @@
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done.
+    """The user's request cannot be carried out.
 
-    The message says what is wrong, where, which values are allowed and what to do.
+    The message states what is wrong, where, which values are allowed and what to do.
     Command lines print it without a traceback and exit with status 2.
     """
 
@@ -14,11 +14,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """The data is not there or is not what it seems."""
+    """The data is missing or not what it should be."""
 
 
 class WeightsError(UserError):
-    """The encoder's weights are not there or are not what they seem."""
+    """The encoder's weights are missing or not what they should be."""
 
 
 class ResumeError(UserError):
@@ -26,11 +26,11 @@ class ResumeError(UserError):
 
 
 class InputsChanged(ResumeError):
-    """A run directory's data, weights, device or precision are not those that it was begun with."""
+    """A run's data, weights, device or precision differ from those it started with."""
 
 
 class DirectoryInUse(ResumeError):
-    """Another process holds the run directory."""
+    """Another process has locked the run directory."""
 
 
 class OutputError(UserError):

@@ -59,7 +59,7 @@ from t5ts.train import FitState, Output, fit
 
 log = logging.getLogger("t5ts")
 
-# What the libraries hold is never garbage: each run's collection need not look at it.
+# The libraries' objects are never garbage: each run's collection can skip them.
 gc.freeze()
 
 #: Windows whose forecasts are drawn, evenly spaced over the test windows.
@@ -78,17 +78,17 @@ def run(
 ) -> Result:
     """Run one configuration in its directory, resume it, or show its result if it is finished.
 
-    Below torchrun every process calls this, and process 0 alone writes and logs.
+    Under torchrun every process calls this, and only process 0 writes and logs.
 
     Args:
         config: Checked.
-        run_dir: Its directory; made if missing.
+        run_dir: Its directory; created if missing.
         group: Name of the sweep that it belongs to.
         after_epoch: Called with each epoch's row of metrics.jsonl; it may raise to end the run.
-        pictures: Whether to draw the run's pictures at its end.
+        pictures: Whether to draw the run's plots at the end.
 
     Raises:
-        UserError: for whatever the user can fix, before anything is trained wherever possible.
+        UserError: for anything the user can fix, before training if possible.
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
     is_main = distributed.is_main()
@@ -125,7 +125,7 @@ class Past:
 
 
 def _look_back(config: Config, run_dir: Path) -> Past | Result:
-    """What an earlier start of this run left: its result, or where to resume it."""
+    """The state left by an earlier start of this run: its result, or where to resume it."""
     resume = config.train.resume
     if resume == "never":
         put_aside(run_dir)
@@ -138,24 +138,24 @@ def _look_back(config: Config, run_dir: Path) -> Past | Result:
 
 
 def _show(config: Config, run_dir: Path) -> Result:
-    """A finished run's result, if it is what this command would compute.
+    """A finished run's result, if this command would compute the same.
 
     Raises:
-        ResumeError: if it is corrupted, or has another configuration or other inputs.
+        ResumeError: if it is corrupted, or has a different configuration or inputs.
         UserError: if the inputs cannot be read.
     """
     result, provenance = finished_result(config, run_dir)
     log.info("This run is finished; train.resume=never trains it again.")
     recorded = provenance.get("inputs")
     if recorded is None:
-        log.warning("Its inputs were not recorded by the older t5ts that made it: not compared.")
+        log.warning("Its inputs were not recorded (older t5ts), so they were not compared.")
     else:
         present = present_inputs(config)
         check_inputs(recorded, present, run_dir)
         if present.keys() < recorded.keys():
-            log.warning("Its weights are not in the cache any more: not compared.")
+            log.warning("Its weights are no longer in the cache, so they were not compared.")
         if (code := other_code(provenance["code"][-1])) is not None:
-            log.info("It was made by other code: %s", code)
+            log.info("It was computed by different code: %s", code)
     report(result, run_dir)
     return result
 
@@ -190,7 +190,7 @@ def _run(
         after_epoch(row)
 
     with _tracking(config, run_dir, group) as tracker:
-        # Tracker and sweep are sent reused epochs as they are sent trained ones.
+        # Tracker and sweep receive reused epochs just like trained ones.
         for row in reuse.install():
             tracker.log({key: value for key, value in row.items() if value is not None})
             if row["kind"] == "eval":
@@ -230,7 +230,7 @@ def _run(
 
 
 class Meter:
-    """Measures the model of a run, and the forecasts that need no training, on its splits.
+    """Evaluates a run's model and the untrained baselines on its splits.
 
     Args:
         setup: The run's objects.
@@ -242,7 +242,7 @@ class Meter:
 
     def __init__(self, setup: Setup, batch_size: int) -> None:
         self._setup, self._batch_size = setup, batch_size
-        # Windows, and whose season and whose naive errors they are measured by.
+        # Windows, and the data whose season and naive errors they are measured by.
         self._splits: dict[str, tuple[Windows, Dataset]] = {
             "val": (setup.data.splits.val, setup.data),
             "test": (setup.data.splits.test, setup.data),
@@ -285,17 +285,17 @@ class Meter:
         return {f"{name or split}_{metric}": value for metric, value in metrics.items()}
 
     def test(self, *, shuffled: bool) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Metrics, and each window's loss, of the selected weights on what selected nothing.
+        """Metrics, and each window's loss, of the selected weights on splits that selected nothing.
 
         Args:
-            shuffled: Whether to measure them on contexts in a random order too.
+            shuffled: Whether to measure them also on contexts in random order.
         """
         metrics: dict[str, float] = {}
         window_losses: dict[str, np.ndarray] = {}
         for split in [split for split in self._splits if split != "val"]:
             mine: list[torch.Tensor] = []
             metrics |= self.measure(split, window_losses=mine)
-            every = distributed.gather_objects(mine)  # the shares follow one another
+            every = distributed.gather_objects(mine)  # the shares are contiguous and in order
             window_losses[split] = torch.cat([loss_B for own in every for loss_B in own]).numpy()
         if shuffled:
             metrics |= self.measure("test", name="shuffled", transform=shuffle_time)
@@ -311,10 +311,10 @@ def _audit(setup: Setup) -> dict[str, float]:
 
 
 def _record(config: Config, setup: Setup, past: Past, run_dir: Path) -> dict[str, Any]:
-    """A run's inputs and the codes that computed it, as its checkpoints and provenance hold them.
+    """A run's inputs and the code versions that computed it, as its checkpoints record them.
 
     Raises:
-        InputsChanged: if the checkpoint to resume has other inputs.
+        InputsChanged: if the checkpoint to resume has different inputs.
     """
     inputs = setup_inputs(config, setup)
     if past.checkpoint is None or past.state is None:
@@ -329,18 +329,18 @@ def _record(config: Config, setup: Setup, past: Past, run_dir: Path) -> dict[str
 
 
 def _load_best(setup: Setup, run_dir: Path, state: FitState) -> None:
-    """Put the weights that validation selected into the model.
+    """Load the weights selected on validation into the model.
 
     Raises:
-        ResumeError: if best.safetensors has another epoch's.
+        ResumeError: if best.safetensors is from a different epoch.
     """
     path = run_dir / "checkpoint" / "best.safetensors"
     best, about = load_checkpoint(path)
     if about["epoch"] != state.best_epoch:
         raise ResumeError(
-            f"{path} holds the weights of epoch {about['epoch']}, but the best epoch is"
-            f" {state.best_epoch}: epochs that this run repeated after a kill came out"
-            " otherwise than before. Start again with train.resume=never."
+            f"{path} contains the weights of epoch {about['epoch']}, but the best epoch is"
+            f" {state.best_epoch}: epochs that this run repeated after a kill gave"
+            " different results. Start again with train.resume=never."
         )
     setup.model.load_state_dict({name.removeprefix("model/"): t for name, t in best.items()})
 
@@ -353,7 +353,7 @@ def _result(
     state: FitState,
     run_dir: Path,
 ) -> Result:
-    """What training and validation came to."""
+    """The outcome of training and validation."""
     initial = read_metrics(run_dir, "eval")[0]
     epoch = state.step // setup.steps_per_epoch
     return Result(
@@ -381,7 +381,7 @@ def _result(
 def _write_files(
     setup: Setup, run_dir: Path, window_losses: Mapping[str, np.ndarray]
 ) -> dict[str, str]:
-    """Write what belongs to the result; returns the checksums of the files that have none inside.
+    """Write the result's files; returns the checksums of those without one inside.
 
     Losses are per window, for tests that respect the overlap of windows (Diebold-Mariano).
     """
@@ -394,10 +394,10 @@ def _write_files(
 
 
 def _finish(result: Result, run_dir: Path, tracker: Tracker, pictures: bool) -> None:
-    """Write the result, draw the pictures, and report what came out."""
+    """Write the result, draw the plots, and log the outcome."""
     unfinished = run_dir / "result.json.unfinished"
     write_json(unfinished, asdict(result))
-    # result.json tells that a run is finished: it appears after everything else.
+    # result.json marks a run as finished: it appears after everything else.
     images: list[Path] = []
     if pictures:
         from t5ts.analysis.plots import draw_run  # matplotlib: half a second
@@ -411,7 +411,7 @@ def _finish(result: Result, run_dir: Path, tracker: Tracker, pictures: bool) -> 
 
 @contextmanager
 def _tracking(config: Config, run_dir: Path, group: str | None) -> Iterator[Tracker]:
-    """The run's tracker, which is told if the run ends without a result."""
+    """The run's tracker, which is notified if the run ends without a result."""
     tracker = _build_tracker(config, run_dir, group)
     try:
         yield tracker
@@ -427,7 +427,7 @@ def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
     overrides = HydraConfig.get().overrides.task if group and HydraConfig.initialized() else []
     return WandbTracker(
         run_dir=run_dir,
-        # Nested: W&B reads a dot in a key as a step down, in filters, columns and panels.
+        # Nested: W&B treats a dot in a key as nesting, in filters, columns and panels.
         config=asdict(config),
         settings=config.tracker,
         group=config.tracker.group or group or config.data.name,
@@ -444,11 +444,11 @@ def _write_beginning(
     plan: list[dict[str, Any]],
     past: Mapping[str, Any],
 ) -> None:
-    """`config.yaml` and `provenance.json`: written before the first step, whatever comes."""
+    """`config.yaml` and `provenance.json`: written before the first step."""
     write_yaml(run_dir / "config.yaml", asdict(config))
     summary = setup_summary(setup)
     if setup.report is not None:
-        # The arm is proven from the tensors in the model, not from what the loader said.
+        # The arm is proven from the tensors in the model, not from the loader's report.
         assert summary["initial_sha256"]["encoder"] == setup.report.tensors_sha256
     write_json(
         run_dir / "provenance.json",
@@ -475,7 +475,7 @@ def _write_beginning(
 
 
 def _forecast_sample(setup: Setup) -> dict[str, Any]:
-    """A few test predictions of the first channel, in data units, for the picture."""
+    """A few test predictions of the first channel, in data units, for the plot."""
     series, task, test = setup.data.series, setup.task, setup.data.splits.test
     # From the middle of equal parts: neither the first nor the last window, which are special.
     count = min(SAMPLE_WINDOWS, len(test))
@@ -497,7 +497,7 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
         "channel": series.channels[0],
         "unit": series.units[0],
         "patch_starts": list(range(-getattr(patch, "pad", 0), seq_len, stride)),
-        "target_start": task.context_len,  # of a window's steps, the first that may be asked for
+        "target_start": task.context_len,  # the first step of a window that may be predicted
         "naive": task.naive,
         "windows": [
             {

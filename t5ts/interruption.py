@@ -12,7 +12,7 @@ log = logging.getLogger("t5ts")
 
 
 class _Ask:
-    """A signal handler: the first signal asks for a stop, the second stops at once."""
+    """A signal handler: the first signal requests a stop, the second stops immediately."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -21,12 +21,12 @@ class _Ask:
         if self.stop.is_set():
             raise KeyboardInterrupt
         self.stop.set()
-        log.warning("stopping at the next step; once more to stop at once")
+        log.warning("stopping at the next step; press Ctrl-C again to stop immediately")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM ask for a stop where it loses nothing; a second one stops at once.
+    """SIGINT and SIGTERM request a stop at a safe point; a second one stops immediately.
 
     Nested uses share the outermost one's event: a signal that reaches a run when its last step is
     done also stops the sweep around it. The outermost restores the earlier handlers.
@@ -45,9 +45,9 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 def interrupt_on_signals() -> AbstractContextManager[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt, for those who wait and can leave at any moment.
+    """SIGINT and SIGTERM raise KeyboardInterrupt, for code that waits and can exit at any moment.
 
-    Python does so for SIGINT alone, and not in a shell's background job, which starts with SIGINT
+    Python does so only for SIGINT, and not in a shell's background job, which starts with SIGINT
     ignored.
     """
     return _handling(signal.default_int_handler)

@@ -9,7 +9,7 @@ Everything is over the values that are scored: those whose target is not NaN. De
     corr_delta   the same after subtracting each window's last observed value
     mase         mean over channels of MAE / the seasonal-naive MAE of the train rows
     skill        1 − MSE / MSE(the task's naive baseline), given the baseline's MSE
-    windows_without_target   windows of which nothing is scored, counted per channel and added up
+    windows_without_target   windows with nothing to score, counted per channel and summed
 """
 
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from t5ts import distributed
 
-#: What a batch's Gram product is of: whether a value is scored (1 or 0), |error|, prediction and
+#: Columns of a batch's Gram product: whether a value is scored (1 or 0), |error|, prediction and
 #: truth, and their changes since the last value. Entry (COUNT, X) of it is the sum of X.
 COUNT, ERROR, LEVELS, CHANGES = 0, 1, (2, 3), (4, 5)
 
@@ -42,8 +42,8 @@ class RegressionSums:
         """Add a batch.
 
         Args:
-            prediction_BCH: Any float type; a NaN where something is scored makes the metrics NaN.
-            target_BCH: Same shape; NaN where nothing is scored.
+            prediction_BCH: Any float type; a NaN at a scored value makes the metrics NaN.
+            target_BCH: Same shape; NaN where the value is not scored.
             last_BCH: Same shape: the last value seen before each step; no NaN.
         """
         with one_thread(self._device):
@@ -73,7 +73,7 @@ class RegressionSums:
     def compute(
         self, *, mase_denominator_C: Tensor | None = None, naive_mse: float | None = None
     ) -> dict[str, float]:
-        """The metrics of everything added so far; NaN where one is not defined.
+        """The metrics of everything added so far; NaN if undefined.
 
         Args:
             mase_denominator_C: Seasonal-naive MAE of the train rows per channel; channels in
@@ -111,7 +111,7 @@ class RegressionSums:
         variance = (gram_CVV[:, a, a] - sum_a * sum_a / n_C) * (
             gram_CVV[:, b, b] - sum_b * sum_b / n_C
         )
-        # Whether a side varies is read from its extremes: the difference of two sums of squares
+        # Whether a side varies is decided from its extremes: the difference of two sums of squares
         # is never exactly 0 for a constant.
         sides = slice(a - LEVELS[0], b - LEVELS[0] + 1)
         moves_C = (self._most[:, sides] > self._least[:, sides]).all(dim=1).cpu()
@@ -129,7 +129,7 @@ def _per_channel(x_BCH: Tensor) -> Tensor:
 
 @contextmanager
 def one_thread(device: torch.device) -> Iterator[None]:
-    """Run what is inside on one thread of a CPU; on a GPU, change nothing.
+    """Run the block on one thread on a CPU; on a GPU, change nothing.
 
     Small operations gain nothing from more threads, and next to another busy process two threads
     wait for each other at every operation: an update of 2 ms became 210 ms.

@@ -1,9 +1,9 @@
-"""The optimizer that follows a plan: frozen, or in exactly one group, stepped and zeroed.
+"""The optimizer that follows a freezing schedule: frozen, or in one group, stepped and zeroed.
 
-The known way to get this wrong is to freeze first, build the optimizer from the parameters that
+The well-known mistake is to freeze first, build the optimizer from the parameters that
 require gradients, and unfreeze later: the encoder is then in no group, never stepped and never
-zeroed, and its gradient norm climbs for ever. Here parameters enter the optimizer at the moment at
-which their rule starts, and learning rates are set from the step, so that no scheduler can miss a
+zeroed, and its gradient norm grows for ever. Here parameters enter the optimizer at the moment
+their rule starts, and learning rates are set from the step, so that no scheduler can miss a
 late group (pytorch #79888).
 """
 
@@ -18,11 +18,11 @@ from t5ts.schedule import Rule, assign, lr_factor, rewarmup_factor, start_step
 
 
 class PlannedOptimizer:
-    """A torch optimizer whose groups follow a plan.
+    """A torch optimizer whose groups follow a freezing schedule.
 
     Args:
         named_parameters: Every parameter of the model, in a fixed order.
-        rules: The plan; must cover every parameter.
+        rules: The freezing schedule; must cover every parameter.
         settings: The update rule; see `conf/optim`.
         rewarmup_epochs: Warm-up of what is unfrozen later.
         steps_per_epoch: Turns epochs into steps.
@@ -45,7 +45,7 @@ class PlannedOptimizer:
         self.rewarmup_steps = round(rewarmup_epochs * steps_per_epoch)
         self.total_steps = total_steps
         self.plan = assign(rules, self.parameters)
-        # Dicts keep the plan's order, which fixes the groups' order.
+        # Dicts keep the rules' order, which fixes the groups' order.
         self._waiting: dict[Rule, list[str]] = {}
         self._start: dict[Rule, int | None] = {}
         for rule in dict.fromkeys(rules):
@@ -123,7 +123,7 @@ class PlannedOptimizer:
         return self.torch_optimizer
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What trains now, by name, in the model's order."""
+        """The parameters that train now, by name, in the model's order."""
         return {name: p for name, p in self.parameters.items() if p.requires_grad}
 
     def set_learning_rates(self, step: int) -> None:
@@ -141,7 +141,7 @@ class PlannedOptimizer:
             group["lr"] = common * group["lr_scale"] * factor
 
     def learning_rates(self) -> dict[str, float]:
-        """Learning rate now of every trainable parameter, by name."""
+        """Current learning rate of every trainable parameter, by name."""
         return {n: g["lr"] for g in self.inner.param_groups for n in g["names"]}
 
     def clip(self, total_norm: Tensor) -> None:
@@ -153,7 +153,7 @@ class PlannedOptimizer:
         limit = self.settings.clip_norm
         if limit is None:
             return
-        # On a CPU the comparison is free and spares a pass over all gradients; on a GPU it would
+        # On a CPU the comparison is free and saves a pass over all gradients; on a GPU it would
         # wait for the device, and the pass is cheap.
         if total_norm.device.type == "cpu" and not bool(total_norm > limit):
             return
@@ -182,7 +182,7 @@ class PlannedOptimizer:
         step: int,
         skipped_steps: int = 0,
     ) -> None:
-        """Restore `state()` as it was at `step`: unfreezes what had been unfrozen by then.
+        """Restore `state()` as it was at `step`: unfreezes everything unfrozen by then.
 
         Args:
             tensors, steps: As `state` returns them.
@@ -191,7 +191,7 @@ class PlannedOptimizer:
                 steps than that may have no state yet.
 
         Raises:
-            ValueError: if the state is of other parameters than those that train by then.
+            ValueError: if the state's parameters are not those that train by then.
         """
         # What starts at `step` itself has not stepped yet and has no state.
         self.unfreeze(step - 1)
@@ -204,7 +204,9 @@ class PlannedOptimizer:
             for name in group["names"]
         }
         if wrong := (steps.keys() - allowed) | (needed - steps.keys()):
-            raise ValueError(f"optimizer state of other parameters: {sorted(wrong)[:3]}")
+            raise ValueError(
+                f"the optimizer state is for different parameters: {sorted(wrong)[:3]}"
+            )
         for name, parameter in self.trainable().items():
             if name not in steps:
                 continue

@@ -1,4 +1,4 @@
-"""What is watched while training: gradient norms, update ratios, distance from the start."""
+"""Training diagnostics: gradient norms, update ratios, distance from the start."""
 
 from collections.abc import Iterable, Mapping
 
@@ -23,7 +23,7 @@ class GradientNorms:
     def measure(self, trainable: Mapping[str, nn.Parameter]) -> Tensor:
         """Norms before clipping: (K + 1,) the K components' in order, then the total.
 
-        A component that is wholly frozen has the norm 0. One device operation per tensor and
+        A fully frozen component has norm 0. One device operation per tensor and
         nothing is copied to the host. Equal gradients give equal norms, bit for bit, also on a GPU,
         where `index_add_` would sum them in any order.
 
@@ -47,7 +47,7 @@ class GradientNorms:
 
 
 def _add_in_order(squares_G: Tensor, places_G: Tensor, count: int) -> Tensor:
-    """(count,) sums by place, each in the gradients' order; on a CPU only."""
+    """(count,) sums by component, each in the gradients' order; CPU only."""
     return squares_G.new_zeros(count).index_add_(0, places_G, squares_G)
 
 
@@ -63,7 +63,7 @@ def _add_by_mask(squares_G: Tensor, places_G: Tensor, count: int) -> Tensor:
 class UpdateRatios:
     """‖w after a step − w before it‖ / ‖w before it‖ of each component that trains.
 
-    Until `measure` it holds a copy of what trains, on the device, and no second one.
+    Until `measure` it keeps one copy of the trainable parameters, on the device.
     """
 
     def __init__(self, trainable: Mapping[str, nn.Parameter]) -> None:
@@ -71,7 +71,7 @@ class UpdateRatios:
         self._parameters = trainable
 
     def measure(self) -> dict[str, float]:
-        """Ratio by component, since construction; once."""
+        """Ratio by component since construction; can be called once."""
         difference, self._before = self._before, []
         sizes = torch.stack(torch._foreach_norm(difference))
         torch._foreach_sub_(difference, [p.detach() for p in self._parameters.values()])
@@ -80,7 +80,7 @@ class UpdateRatios:
 
 
 class DistanceFromInit:
-    """‖w − w₀‖ / ‖w₀‖ of each component; inf where it started from all zeros and moved.
+    """‖w − w₀‖ / ‖w₀‖ of each component; inf if it started from all zeros and moved.
 
     w₀ is kept in host memory, and compared one tensor at a time.
 
@@ -94,7 +94,7 @@ class DistanceFromInit:
         self._sizes = torch.stack([initial.norm() for initial in self._initial])
 
     def measure(self) -> dict[str, float]:
-        """Distance by component, now."""
+        """Current distance by component."""
         pairs = zip(self._parameters.values(), self._initial, strict=True)
         moved = torch.stack([(p.detach() - w0.to(p.device)).norm() for p, w0 in pairs])
         return _relative(self._parameters, moved, self._sizes)

@@ -1,4 +1,4 @@
-"""The progress bar of a run: a live line on a terminal, nothing where there is none."""
+"""The progress bar of a run: a live line on a terminal, nothing without one."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ class ProgressBar:
     Args:
         total_steps: Steps of the whole run.
         done_steps: Steps done before this process (a resumed run).
-        enabled: False silences the bar; it is silent anyway where stderr is no terminal.
+        enabled: False silences the bar; it is always silent if stderr is not a terminal.
     """
 
     def __init__(self, *, total_steps: int, done_steps: int = 0, enabled: bool = True) -> None:
@@ -54,7 +54,7 @@ class ProgressBar:
             self._bar.stop()
 
     def update(self, *, step: int, epoch: int, **numbers: float) -> None:
-        """Move the bar; `numbers` stay shown until they are given again."""
+        """Advance the bar; `numbers` stay visible until they are updated."""
         if self._bar is None:
             return
         self._numbers |= {name: f"{name} {value:.4g}" for name, value in numbers.items()}
@@ -62,7 +62,7 @@ class ProgressBar:
         self._bar.update(self._task, completed=step, epoch=str(epoch), numbers=text)
 
     def say(self, line: str) -> None:
-        """Log a line; the bar makes room for it."""
+        """Log a line above the bar."""
         if self._bar is not None:
             self._bar.stop()
         log.info(line)

@@ -1,4 +1,4 @@
-"""What a run was made of: code, versions, machine. Weights and data add their own checksums."""
+"""What produced a run: code, versions, machine. Weights and data add their own checksums."""
 
 import hashlib
 import json
@@ -48,7 +48,7 @@ def code_and_machine() -> dict[str, Any]:
 
 @cache
 def package_versions() -> dict[str, str | None]:
-    """Installed versions; None for what is not installed (a checkout run without installing)."""
+    """Installed versions; None for packages not installed (e.g. running from a checkout)."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -59,7 +59,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def code_digest() -> str:
-    """SHA-256 over the package's source files: a checkout with changes has a digest of its own."""
+    """SHA-256 over the package's source files: a modified checkout has a different digest."""
     package = Path(t5ts.__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -69,7 +69,7 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-#: Taken when the code is loaded: files that are edited later are not what runs here.
+#: Computed when the code is loaded: later edits to files do not affect this process.
 LOADED_CODE = code_digest()
 
 
@@ -114,7 +114,7 @@ def processor() -> str:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object with its own checksum (key crc32); NaN and inf become null.
 
-    The file is whole or not there at all. `t5ts.analysis.results.read_json` verifies it.
+    The file is complete or absent. `t5ts.analysis.results.read_json` verifies it.
 
     Raises:
         OSError: if it cannot be written.
@@ -124,7 +124,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is whole or not there at all.
+    """Write a file atomically: it is complete or absent.
 
     Raises:
         OSError: if it cannot be written.
@@ -135,7 +135,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` at the end: it is whole or not there."""
+    """A temporary path that replaces `path` at the end: the file is complete or absent."""
     temporary = path.with_name(path.name + suffix)
     try:
         yield temporary
@@ -148,7 +148,7 @@ def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Write nested plain values as YAML that OmegaConf reads back as they are."""
 
     class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-        """Quotes words that OmegaConf would take for numbers, which YAML 1.1 does not (1e3)."""
+        """Quotes strings that OmegaConf, unlike YAML 1.1, would read as numbers (1e3)."""
 
     def represent(dumper: Any, text: str) -> Any:
         return dumper.represent_scalar(_TEXT, text, style="'" if _is_number(text) else None)
@@ -166,7 +166,7 @@ def _is_number(text: str) -> bool:
 
 
 def content_crc32(value: Mapping[str, Any]) -> str:
-    """CRC-32 of a JSON object's content, as 8 hex digits; layout and order of keys do not count."""
+    """CRC-32 of a JSON object's content, as 8 hex digits; layout and key order do not matter."""
     return f"{zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x}"
 
 

@@ -35,12 +35,12 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=1.0,
         metavar="PERCENT",
-        help="change of the test loss that does not matter, in percent (default: %(default)s)",
+        help="change in test loss that does not matter, in percent (default: %(default)s)",
     )
     made.add_argument(
         "--wandb",
         metavar="[ENTITY/]PROJECT",
-        help="also log table, figures and verdict as one W&B run of job type report",
+        help="also log table, figures and verdict as a W&B run of job type report",
     )
     return made
 
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> None:
     begun = time.perf_counter()
     if not 0 < options.margin < 100:
-        raise UserError(f"--margin {options.margin}: give a percentage between 0 and 100.")
+        raise UserError(f"--margin {options.margin}: must be a percentage between 0 and 100.")
     from t5ts.analysis import collect, verdict, write_report
     from t5ts.analysis.document import Table
     from t5ts.analysis.sections import in_short, sections
@@ -70,7 +70,7 @@ def _report(options: argparse.Namespace) -> None:
         written = write_report(findings, out)
     except OSError as error:
         raise UserError(
-            f"the report cannot be written to {out} ({error.strerror}): give another folder"
+            f"the report cannot be written to {out} ({error.strerror}): choose another folder"
             " with --out DIR."
         ) from error
     repeats = findings.headline.lower().startswith(findings.kind)
@@ -87,7 +87,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _print_tables(tables: "list[Table]") -> None:
-    """The lab log's table, and of all the metrics as many as a terminal is wide."""
+    """The lab log's table, and as many of the metrics as fit the terminal."""
     from rich.console import Console
     from rich.table import Table as RichTable
 

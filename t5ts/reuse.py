@@ -1,13 +1,13 @@
-"""Frozen-phase reuse: runs that differ only in what acts after unfreezing train that phase once.
+"""Frozen-phase reuse: runs that differ only after unfreezing train the frozen phase once.
 
-Until the first parameter unfreezes, such runs are the same run, bit for bit. Each publishes the
-ends of these epochs in a store; a new run starts from the longest that fits. What fits is decided
-by a key over everything that a frozen epoch depends on, with the default in: a setting that is not
-listed in `ACTS_LATER` (or `NOT_IDENTITY`) is part of the key, so that a forgotten one costs a miss
+Until the first parameter unfreezes, such runs are identical, bit for bit. Each publishes its state
+at the ends of these epochs in a store; a new run starts from the longest matching one. Matching is
+by a key over everything that a frozen epoch depends on; by default a setting is included: one not
+listed in `ACTS_LATER` (or `NOT_IDENTITY`) is part of the key, so a forgotten one costs a miss
 and never a wrong hit.
 
 An entry has no frozen tensors: they are the new run's own initial ones, whose checksum is in the
-key. Rows of metrics.jsonl are copied without their clock (`perf/*`), which is another run's.
+key. Rows of metrics.jsonl are copied without their timings (`perf/*`), which are another run's.
 """
 
 import fcntl
@@ -40,24 +40,24 @@ log = logging.getLogger("t5ts")
 
 SUFFIX = ".prefix"
 _UNFINISHED = ".unfinished"
-#: Environment variables that choose among kernels.
+#: Environment variables that select kernels.
 _KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_")
 
 
 class Reuse:
-    """What a run takes from the store, and what it gives.
+    """A run's use of the store: the prefix it reuses, and the epochs it shares.
 
     Args:
         config: The run's.
         setup: Its objects, as new.
         run_dir: Its directory.
-        resume_from: The checkpoint that it resumes, which then comes before any prefix.
+        resume_from: The checkpoint that it resumes, which takes precedence over any prefix.
         record: The run's inputs and code, as its checkpoints hold them.
 
     Attributes:
-        resume_from: Where `fit` is to start from: the given checkpoint, or after `install` the
+        resume_from: Where `fit` should start: the given checkpoint, or after `install` the
             prefix's. None: at the beginning.
-        about: For provenance.json: None where reuse is off; else `key`, `frozen_epochs` (how many
+        about: For provenance.json: None if reuse is off; else `key`, `frozen_epochs` (how many
             epochs this run shares), `epochs` (how many it did not train itself) and `trained_by`.
 
     Raises:
@@ -78,13 +78,13 @@ class Reuse:
         #: Tensors and state of the entry that this run starts from, until it is installed.
         self._prefix: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.resume_from = resume_from
-        # A resumed run keeps what provenance.json recorded of its beginning.
+        # A resumed run keeps what provenance.json recorded about its start.
         earlier = None if resume_from is None else _earlier(resume_from.parent.parent)
         self.about: dict[str, Any] | None = earlier and earlier | {"key": None}
         if config.train.reuse_dir is None:
             return
         if distributed.world_size() > 1:
-            # Each would have to find the same entry; a run in several processes trains all.
+            # Each process would have to find the same entry; such a run trains every epoch.
             log.info("reuse      off: this run has several processes")
             return
         self._store = _open_store(config)
@@ -97,7 +97,7 @@ class Reuse:
             setup.optimizer, steps_per_epoch=setup.steps_per_epoch, epochs=epochs
         )
         common = _common_material(config, setup)
-        # Before the first step nothing of the plan has acted: epoch 0 is shared by every plan.
+        # Before the first step the freezing schedule has no effect: all schedules share epoch 0.
         self._materials = [_canonical(common | {"plan": p}) for p in ([], _starting_plan(setup))]
         key = self._key(self._frozen_epochs)
         self.about = {"key": key, "frozen_epochs": self._frozen_epochs, "epochs": 0}
@@ -108,16 +108,16 @@ class Reuse:
         if earlier is not None:
             self.about |= {name: earlier[name] for name in ("epochs", "trained_by")}
         if earlier is None or earlier["key"] != key:
-            # What another code or machine began is not of this key, and is not shared.
+            # A run started by other code or on another machine does not match this key.
             self._store, self.about["key"] = None, None
 
     @property
     def reused_epochs(self) -> int:
-        """Epochs of this run that another one trained."""
+        """Epochs of this run that another run trained."""
         return 0 if self.about is None else self.about["epochs"]
 
     def install(self) -> list[dict[str, Any]]:
-        """Make the prefix this run's own past; provenance.json must already record it.
+        """Install the prefix as this run's past; provenance.json must already record it.
 
         Returns:
             The rows of metrics.jsonl that came with it.
@@ -142,15 +142,15 @@ class Reuse:
             "peak_memory_bytes": 0.0,
         }
         about_last = state["last"] | self._own_identity | self._record | {"fit": fit}
-        # The last file to appear is the one that a run is resumed from.
+        # The file that a run is resumed from is written last.
         self.resume_from = folder / "last.safetensors"
         save_checkpoint(self.resume_from, initial | last, about_last)
         return [json.loads(line) for line in rows.splitlines()]
 
     def publish(self, epoch: int) -> None:
-        """Share the end of an epoch, if others may start from it and have not shared it yet.
+        """Share the end of an epoch, if others may start from it and it is not shared yet.
 
-        Called once last.safetensors of that epoch is written. A store that fails costs the run
+        Called once last.safetensors of that epoch is written. If the store fails, the run logs
         one warning.
         """
         if self._store is None or epoch > self._frozen_epochs:
@@ -166,13 +166,13 @@ class Reuse:
 
     def _stop_publishing(self, why: str) -> None:
         self._store = None
-        log.warning("reuse: this run shares no more epochs: %s", why)
+        log.warning("reuse: this run stops sharing epochs: %s", why)
 
     def _is_code_edited(self) -> bool:
-        """Whether what runs here is no longer what the source files are; then reuse ends."""
+        """Whether the source files no longer match the running code; then reuse ends."""
         if code_digest() == LOADED_CODE:
             return False
-        self._stop_publishing("t5ts's source files have changed since this process began")
+        self._stop_publishing("t5ts's source files have changed since this process started")
         return True
 
     def _key(self, epoch: int) -> str:
@@ -194,7 +194,7 @@ class Reuse:
             by = state["trained_by"]
             self.about |= {"epochs": epoch, "trained_by": by}
             of = f"{epoch} of {self._frozen_epochs} frozen epochs"
-            log.info("reuse      %s are taken from %s", of, by["run_dir"])
+            log.info("reuse      %s reused from %s", of, by["run_dir"])
             return
         log.info("reuse      no frozen epoch of this run is in %s", self._store.folder)
 
@@ -206,7 +206,7 @@ class Reuse:
         last, last_state = load_part(folder / "last.safetensors", lambda name: name not in still)
         best, best_state = load_part(folder / "best.safetensors", lambda name: name not in still)
         tensors = {f"last/{name}": tensor for name, tensor in last.items()}
-        if best_state["epoch"] != epoch:  # else they are last's
+        if best_state["epoch"] != epoch:  # otherwise they are in last
             tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
         with (self._run_dir / "metrics.jsonl").open("rb") as file:
             rows = file.read(last_state["fit"]["metrics_bytes"]).decode()
@@ -227,22 +227,22 @@ def _open_store(config: Config) -> "PrefixStore":
         return PrefixStore(folder, max_bytes=int(config.train.reuse_max_gb * 2**30))
     except OSError as error:
         raise ConfigError(
-            f"train.reuse_dir={config.train.reuse_dir} cannot be written ({error}): give a"
-            " folder that can, or null to train every epoch."
+            f"train.reuse_dir={config.train.reuse_dir} cannot be written ({error}): use a"
+            " writable folder, or null to train every epoch."
         ) from error
 
 
 def frozen_epochs(optimizer: PlannedOptimizer, *, steps_per_epoch: int, epochs: int) -> int:
-    """Whole epochs before the first parameter that waits begins to train.
+    """Whole epochs before the first waiting parameter starts to train.
 
     Args:
-        optimizer: Its plan says what starts when.
-        steps_per_epoch: Turns the plan's epochs into steps, as the optimizer does.
+        optimizer: Its rules define what starts when.
+        steps_per_epoch: Converts epochs into steps, as the optimizer does.
         epochs: Of the run.
 
     Returns:
-        0 if nothing waits (all that trains begins at step 0, nothing stays frozen); `epochs` if
-        what is frozen stays so.
+        0 if nothing waits (everything trains from step 0); `epochs` if
+        the frozen part stays frozen.
     """
     starts = {start_step(rule.start_epoch, steps_per_epoch) for rule in optimizer.plan.values()}
     if starts == {0}:
@@ -252,12 +252,12 @@ def frozen_epochs(optimizer: PlannedOptimizer, *, steps_per_epoch: int, epochs: 
 
 
 def lasting_settings(config: Config) -> dict[str, Any]:
-    """The resolved config, less what cannot change a number and what acts only later."""
+    """The resolved config, without keys that change no number or act only later."""
     return values_without(config, (*NOT_IDENTITY, *ACTS_LATER))
 
 
 def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
-    """All that a frozen epoch depends on, besides what trains in it."""
+    """Everything a frozen epoch depends on, except what trains in it."""
     device = setup.device
     is_gpu = device.type == "cuda"
     backends = torch.backends
@@ -306,7 +306,7 @@ def _without_clock(line: str) -> str:
 
 
 def _earlier(run_dir: Path) -> dict[str, Any] | None:
-    """What a run's provenance.json records of its reuse; None if nothing."""
+    """What a run's provenance.json records about reuse; None if nothing."""
     try:
         text = (run_dir / "provenance.json").read_text(encoding="utf-8")
         about = json.loads(text)["reuse"]
@@ -323,17 +323,17 @@ class PrefixStore:
     """A bounded folder of immutable entries that many processes share, by key and epoch.
 
     An entry is one file, named KEY.EPOCH.SHA256: its name proves its content. It appears by a
-    rename and is read in one piece, so that a reader has the whole of it or none, whoever removes
-    it meanwhile. Writers take turns by a lock that the kernel releases when its holder dies. The
-    least recently used entries go first when they exceed the bound.
+    rename and is read in one piece, so a reader gets all of it or nothing, even if it is removed
+    meanwhile. Writers take turns with a lock that the kernel releases when its holder dies. The
+    least recently used entries are evicted first when the total exceeds the bound.
 
     Args:
-        folder: Made if missing; may be shared by processes, and by machines whose file system
-            has locks (flock).
-        max_bytes: Bound of all entries together.
+        folder: Created if missing; may be shared by processes, and by machines whose file system
+            supports locks (flock).
+        max_bytes: Bound on the total size of the entries.
 
     Raises:
-        OSError: if the folder cannot be made or written.
+        OSError: if the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -341,14 +341,14 @@ class PrefixStore:
         self.max_bytes = max_bytes
         folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            pass  # a folder that cannot be written is found out here, not after an epoch
+            pass  # an unwritable folder is detected here, not after an epoch
 
     def has(self, key: str, epoch: int) -> bool:
-        """Whether there is an entry; it may be gone, or found damaged, by the time it is read."""
+        """Whether there is an entry; it may be gone, or corrupt, by the time it is read."""
         return any(self._files(key, epoch))
 
     def read(self, key: str, epoch: int) -> bytes | None:
-        """An entry's bytes, proven by their checksum; None if there is none.
+        """An entry's bytes, verified by their checksum; None if there is none.
 
         A corrupt entry is deleted with a warning and treated as a miss.
         """
@@ -358,7 +358,7 @@ class PrefixStore:
             except FileNotFoundError:
                 continue  # evicted since it was listed
             except OSError as error:
-                log.warning("reuse: %s cannot be read (%s) and is passed over", path, error)
+                log.warning("reuse: %s cannot be read (%s) and is skipped", path, error)
                 continue
             if path.name == _file_name(key, epoch, content):
                 self._mark_used(path)
@@ -368,18 +368,18 @@ class PrefixStore:
         return None
 
     def publish(self, key: str, epoch: int, content: bytes) -> bool:
-        """Add an entry, unless there is one; then evict what exceeds the bound.
+        """Add an entry unless it exists; then evict entries beyond the bound.
 
         Returns:
             Whether the entry is there now: one that alone exceeds the bound is not added.
 
         Raises:
-            OSError: if the disk is full or the folder not writable; no entry is there then.
+            OSError: if the disk is full or the folder is not writable; no entry is added.
         """
         if len(content) > self.max_bytes:
             return False
         with self._locked():
-            # Only the lock's holder writes: whatever is unfinished here was left by a dead one.
+            # Only the lock's holder writes: any unfinished file here was left by a dead one.
             for path in self.folder.glob(f"*{_UNFINISHED}"):
                 self._remove(path)
             if self.has(key, epoch):
@@ -396,7 +396,7 @@ class PrefixStore:
             try:
                 about = path.stat()
             except FileNotFoundError:
-                continue  # a reader found it damaged and removed it
+                continue  # a reader found it corrupt and removed it
             entries.append((path != keep, -about.st_mtime_ns, about.st_size, path))
         total = 0
         for _, _, size, path in sorted(entries):  # the new one first, then the last used
@@ -408,7 +408,7 @@ class PrefixStore:
         return self.folder.glob(f"{key}.{epoch:05d}.*{SUFFIX}")
 
     def _mark_used(self, path: Path) -> None:
-        # Evicted this moment, or a folder that is read-only by now: it was read all the same.
+        # Just evicted, or the folder is read-only now: the entry was read anyway.
         with suppress(OSError):
             os.utime(path)
 

@@ -1,7 +1,7 @@
-"""`python -m t5ts.run`: one run, or with `--multirun` several.
+"""`python -m t5ts.run`: one run, or several with `--multirun`.
 
 Only Hydra is imported before the configuration has been composed, so that `--help`,
-`--cfg job` and a typo answer at once.
+`--cfg job` and typos respond immediately.
 """
 
 import os
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from t5ts.api import RunResult
 
 register()
-# `--multirun` alone: Hydra's grid, which here runs the other jobs too when one fails. (After
-# Hydra has loaded its plugins, which would put its own back.)
+# `--multirun` alone: Hydra's grid search; here the remaining jobs run when one fails. (After
+# Hydra has loaded its plugins, which would restore its own.)
 Plugins.instance()
 ConfigStore.instance().store(
     group="hydra/sweeper",
@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> float:
                     raise Interrupted("stopped between two jobs")
         config = from_hydra(cfg)
         check(config)
-        from t5ts.experiment import run  # torch: seconds, so only now
+        from t5ts.experiment import run  # torch takes seconds to import, so only now
 
         return run(config, run_dir=run_dir, group=group, pictures=not is_multirun).objective
     except UserError as error:
@@ -77,7 +77,7 @@ def main(cfg: DictConfig) -> float:
 
 
 def cli() -> None:
-    """The process: errors that Hydra would show as a traceback become one message."""
+    """Run the command; errors that Hydra would show as a traceback become one message."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with distributed.setup():
@@ -99,10 +99,10 @@ def cli() -> None:
 
 
 def _report(error: UserError | str) -> None:
-    """Print a message once, though every process below torchrun may meet the error.
+    """Print a message once, although every process under torchrun may raise the error.
 
-    What one of them meets alone it prints itself; that others are lost, process 1 too, since
-    process 0 may be the lost one.
+    An error in one process only is printed by that process; a lost peer is also reported by
+    process 1, since process 0 may be the lost one.
     """
     if isinstance(error, str | ConfigError | TrainingError):
         distributed.print_once(f"t5ts: {error}")
@@ -120,7 +120,7 @@ def _remove_if_unused(run_dir: Path) -> None:
 
 
 def _is_of_the_command_line(error: Exception) -> bool:
-    """Whether Hydra raised this before any code of t5ts ran: then it is the user's to fix."""
+    """Whether Hydra raised this before any t5ts code ran: then the user can fix it."""
     if isinstance(error, HydraException | OmegaConfBaseException):
         return True
     here = str(Path(__file__).parent)
@@ -129,14 +129,14 @@ def _is_of_the_command_line(error: Exception) -> bool:
 
 
 def _one_message(error: BaseException) -> str:
-    """An error and its causes, each line once, without OmegaConf's words on its own types."""
+    """An error and its causes, each line once, without OmegaConf's notes on its own types."""
     lines = []
     cause: BaseException | None = error
     while cause is not None:
         lines += (str(cause) or type(cause).__name__).splitlines()
         cause = cause.__cause__
     if isinstance(error, OSError):
-        lines.append("Give a directory that can be written: hydra.run.dir=DIR, for a --multirun")
+        lines.append("Use a writable directory: hydra.run.dir=DIR, for a --multirun")
         lines.append("hydra.sweep.dir=DIR.")
     kept = [line.strip() for line in lines if "_type=" not in line and line.strip()]
     return "\n".join(dict.fromkeys(kept))

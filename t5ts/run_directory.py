@@ -1,4 +1,4 @@
-"""One run's directory: held by one process, resumed, found finished, or put aside."""
+"""One run's directory: locked by one process, resumed, found finished, or moved aside."""
 
 import errno
 import fcntl
@@ -19,8 +19,8 @@ from t5ts.provenance import made_with
 
 log = logging.getLogger("t5ts")
 
-#: What a run writes, besides Hydra's and W&B's files, in the order in which it is put aside:
-#: whatever is left if that is interrupted is refused, or put aside by the next attempt.
+#: What a run writes, apart from Hydra's and W&B's files, in the order in which it is moved aside:
+#: anything left if that is interrupted is refused, or moved aside by the next attempt.
 OF_ONE_RUN = (
     "result.json",
     "result.json.unfinished",
@@ -41,11 +41,11 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Make the run directory and hold it: two processes in one would write over each other.
+    """Create the run directory and lock it: two processes in it would overwrite each other.
 
     Raises:
-        DirectoryInUse: if another process holds it.
-        OSError: if it cannot be made or written.
+        DirectoryInUse: if another process has locked it.
+        OSError: if it cannot be created or written.
     """
     while True:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -53,15 +53,15 @@ def locked(run_dir: Path) -> Iterator[None]:
             lock = (run_dir / ".lock").open("a")
         except FileNotFoundError:
             if run_dir.is_dir():
-                raise  # a file system that has no such files
+                raise  # a file system without such files
             continue  # its last holder removed it after mkdir
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DirectoryInUse(
-                    f"another process is running in {run_dir}: wait for it, or give this run a"
-                    " directory of its own with hydra.run.dir=DIR."
+                    f"another process is running in {run_dir}: wait for it, or give this run its"
+                    " own directory with hydra.run.dir=DIR."
                 ) from error
             except OSError as error:  # a file system without locks
                 raise OSError(error.errno, error.strerror, str(run_dir)) from error
@@ -71,7 +71,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def _is_file(number: int, path: Path) -> bool:
-    """Whether an open file is still what its path names."""
+    """Whether an open file is still the one at its path."""
     try:
         return os.path.samestat(os.fstat(number), path.stat())
     except FileNotFoundError:
@@ -79,9 +79,9 @@ def _is_file(number: int, path: Path) -> bool:
 
 
 def remove_if_unused(run_dir: Path) -> None:
-    """Leave no directory behind for a run that was refused before it began.
+    """Leave no directory behind for a run that was refused before it started.
 
-    Never touches what another process holds.
+    Never touches a directory that another process has locked.
     """
     try:
         if not run_dir.is_dir():
@@ -97,7 +97,7 @@ def remove_if_unused(run_dir: Path) -> None:
 
 @contextmanager
 def disk_errors(run_dir: Path) -> Iterator[None]:
-    """Turn what the operating system says of this directory into one message.
+    """Turn the operating system's errors about this directory into one message.
 
     Raises:
         OutputError: naming the directory and the reason.
@@ -110,8 +110,8 @@ def disk_errors(run_dir: Path) -> Iterator[None]:
         if error.errno not in _DISK and (error.filename is None or not is_here):
             raise
         raise OutputError(
-            f"the run directory {run_dir} cannot be written: {error}. Free space or give the right"
-            " to write, and run the same command again: it resumes from the last checkpoint, if"
+            f"the run directory {run_dir} cannot be written: {error}. Free space or fix the"
+            " permissions and run the same command again: it resumes from the last checkpoint, if"
             " there is one. Or choose another place with hydra.run.dir=DIR."
         ) from error
 
@@ -120,7 +120,7 @@ def finished_result(config: Config, run_dir: Path) -> tuple[Result, dict[str, An
     """The result and the provenance of a finished run.
 
     Raises:
-        ResumeError: if it is another configuration's, or corrupted.
+        ResumeError: if it has a different configuration, or is corrupted.
     """
     try:
         result = read_result(run_dir / "result.json")
@@ -128,25 +128,25 @@ def finished_result(config: Config, run_dir: Path) -> tuple[Result, dict[str, An
         check_files(run_dir, result)
     except DataError as error:
         raise ResumeError(
-            f"{run_dir} holds a finished run that cannot be trusted: {error} Put it aside and"
-            " train again with train.resume=never, or give this run a directory of its own with"
+            f"{run_dir} contains a finished run that cannot be trusted: {error} Move it aside and"
+            " train again with train.resume=never, or give this run its own directory with"
             " hydra.run.dir=DIR."
         ) from error
     if result.identity != identity(config):
         raise ResumeError(
-            f"{run_dir} holds the finished run of another configuration (identity"
-            f" {result.identity}, this one's is {identity(config)}): give this run a directory"
-            " of its own with hydra.run.dir=DIR, or put that one aside with train.resume=never."
+            f"{run_dir} contains a finished run with a different configuration (identity"
+            f" {result.identity}, this one's is {identity(config)}): give this run its own"
+            " directory with hydra.run.dir=DIR, or move that one aside with train.resume=never."
         )
     return result, provenance
 
 
 def check_inputs(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Refuse to pass off one run's numbers as those of other inputs.
+    """Refuse to present one run's numbers as those of different inputs.
 
     Args:
-        before: What the run recorded (`t5ts.build.inputs`).
-        now: What this command would use.
+        before: The inputs the run recorded (`t5ts.build.inputs`).
+        now: The inputs this command would use.
         where: The run's directory.
 
     Raises:
@@ -159,9 +159,9 @@ def check_inputs(before: Mapping[str, Any], now: Mapping[str, Any], where: Path)
     ]
     if changes:
         raise InputsChanged(
-            f"the run in {where} was made from other inputs than this command has:"
-            f" {'; '.join(changes)}. Bring those back, or put that run aside with"
-            " train.resume=never, or give this one a directory of its own with hydra.run.dir=DIR."
+            f"the run in {where} used different inputs than this command:"
+            f" {'; '.join(changes)}. Restore those inputs, or move that run aside with"
+            " train.resume=never, or give this one its own directory with hydra.run.dir=DIR."
         )
 
 
@@ -178,7 +178,7 @@ def _short(value: Any) -> str:
 
 
 def other_code(before: Mapping[str, str]) -> str | None:
-    """How the code and libraries of a run differ from those that run here; None if not at all."""
+    """How the code and libraries of a run differ from the current ones; None if they do not."""
     now = made_with()
     return None if before == now else _difference(before, now)
 
@@ -194,14 +194,14 @@ def put_aside(run_dir: Path) -> None:
     folder.mkdir()
     for path in earlier:
         path.rename(folder / path.name)
-    log.info("An earlier run was put aside in %s", folder)
+    log.info("An earlier run was moved to %s", folder)
 
 
 def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint that `train.resume` names; None to start from the beginning.
+    """The checkpoint that `train.resume` selects; None to start from the beginning.
 
     Raises:
-        ResumeError: if it is named and is not there, or not to be chosen.
+        ResumeError: if it is missing, or must not be used here.
     """
     own = run_dir / "checkpoint" / "last.safetensors"
     if resume in ("auto", "never"):
@@ -218,46 +218,46 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
         return own
     if own.is_file():
         raise ResumeError(
-            f"train.resume={resume}, but {run_dir} has a checkpoint of its own ({own}): use"
+            f"train.resume={resume}, but {run_dir} has its own checkpoint ({own}): use"
             " train.resume=auto to resume that one, or another hydra.run.dir."
         )
     return source
 
 
 def check_resumable(checkpoint: Path, config: Config) -> dict[str, Any]:
-    """Prove that a run can be resumed, as far as that is possible before anything is built.
+    """Verify that a run can be resumed, as far as possible before anything is built.
 
-    The rows written until the checkpoint are part of the run, and so is its best epoch.
+    The rows written up to the checkpoint are part of the run, and so is its best epoch.
 
     Args:
         checkpoint: A run's last.safetensors.
-        config: Of the run that is to resume it.
+        config: Of the run that resumes it.
 
     Returns:
         The checkpoint's state.
 
     Raises:
-        ResumeError: if the checkpoint, or what belongs to it, is missing, corrupted, of another
-            configuration, or of other code.
+        ResumeError: if the checkpoint, or a file that belongs to it, is missing, corrupted, or from
+            a different configuration or code.
     """
-    from t5ts.checkpoint import read_state  # torch: not to refuse a configuration
+    from t5ts.checkpoint import read_state  # torch: not needed to refuse a configuration
 
     state = read_state(checkpoint)
     if state.get("identity") != identity(config) or "fit" not in state:
         raise ResumeError(
-            f"the checkpoint {checkpoint} belongs to another configuration (identity"
+            f"the checkpoint {checkpoint} belongs to a different configuration (identity"
             f" {state.get('identity')}, this run's is {identity(config)}): resume with the command"
             " that made it, or start again with train.resume=never."
         )
     code = other_code(state["code"][-1])
     if code is not None and not config.train.resume_on_other_code:
         raise ResumeError(
-            f"the checkpoint {checkpoint} was made by other code ({code}), and one run of two codes"
-            " is neither's: go back to that code, or start again with train.resume=never, or"
+            f"the checkpoint {checkpoint} was written by different code ({code}), and a run"
+            " must not mix versions: go back to that code, start again with train.resume=never, or"
             " accept it with train.resume_on_other_code=true."
         )
     folder, fit = checkpoint.parent.parent, state["fit"]
-    again = "Start again with train.resume=never (what is there is kept, in previous-N)."
+    again = "Start again with train.resume=never (existing files are kept in previous-N)."
     metrics = folder / "metrics.jsonl"
     try:
         with metrics.open("rb") as file:
@@ -266,7 +266,7 @@ def check_resumable(checkpoint: Path, config: Config) -> dict[str, Any]:
         raise ResumeError(f"{metrics} cannot be read ({error}). {again}") from error
     if zlib.crc32(rows) != fit["metrics_crc32"] or len(rows) != fit["metrics_bytes"]:
         raise ResumeError(
-            f"{metrics} is not what the checkpoint {checkpoint} left: {len(rows)} of"
+            f"{metrics} does not match the checkpoint {checkpoint}: {len(rows)} of"
             f" {fit['metrics_bytes']} bytes are there, or some differ. {again}"
         )
     best = checkpoint.with_name("best.safetensors")
@@ -284,7 +284,7 @@ def check_resumable(checkpoint: Path, config: Config) -> dict[str, Any]:
 
 
 def bring_in(checkpoint: Path, run_dir: Path) -> None:
-    """Copy into this run's directory what belongs to another one's checkpoint."""
+    """Copy the files that belong to another run's checkpoint into this run's directory."""
     if checkpoint.parent.parent.resolve() == run_dir.resolve():
         return
     (run_dir / "checkpoint").mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
-"""What trains when, and how fast: a plan is data, the learning rate a pure function of the step.
+"""What trains when, and how fast: freezing as data, learning rate as a function of the step.
 
-A plan is an ordered list of rules: a regular expression for parameter names, the epoch from which
-these parameters train (None: never) and their learning-rate multiplier. The first matching rule
-applies, and every parameter must be matched.
+A freezing schedule is an ordered list of rules: a regular expression for parameter names, the epoch
+from which these parameters train (None: never) and their learning-rate multiplier. The first
+matching rule applies, and every parameter must be matched.
 
 Source: big_vision's (pattern, multiplier-or-None) schedules; gradual unfreezing after Howard &
 Ruder 2018 (ULMFiT, top-down) and Lee et al. 2022 (surgical fine-tuning, bottom-up).
@@ -32,7 +32,7 @@ ACTS_LATER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One line of a plan.
+    """One line of a freezing schedule.
 
     Attributes:
         pattern: Regular expression, searched for in the parameter's name.
@@ -83,7 +83,7 @@ def forecaster_plan(freeze: FreezeConfig, optim: OptimConfig, *, num_blocks: int
         return rules
     blocks = list(reversed(range(num_blocks)))
     for pattern in freeze.always:
-        # One rule a block, so that layer decay holds for these parameters too.
+        # One rule per block, so that layer decay also applies to these parameters.
         rules += [rule(rf"^encoder\.block\.{i}\..*(?:{pattern})", 0.0, decay(i)) for i in blocks]
         rules.append(rule(rf"^encoder\..*(?:{pattern})", 0.0, decay(last)))
     rules.append(rule(r"^encoder\.final_layer_norm\.", start(last), decay(last)))
@@ -103,7 +103,7 @@ def assign(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Rule]:
     for name in names:
         rule = next((rule for regex, rule in compiled if regex.search(name)), None)
         if rule is None:
-            raise ValueError(f"no rule of the plan covers the parameter {name}")
+            raise ValueError(f"no rule of the freezing schedule covers the parameter {name}")
         assigned[name] = rule
     return assigned
 
@@ -114,7 +114,7 @@ def start_step(start_epoch: float | None, steps_per_epoch: int) -> int | None:
 
 
 def within_run(rules: Sequence[Rule], *, steps_per_epoch: int, total_steps: int) -> list[Rule]:
-    """The same plan, where what would start at or after the run's last step starts never (None)."""
+    """The same rules, where a start at or after the run's last step becomes never (None)."""
     return [
         rule
         if (start_step(rule.start_epoch, steps_per_epoch) or 0) < total_steps

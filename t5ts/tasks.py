@@ -1,7 +1,7 @@
-"""Tasks: what a window's input and target are, and what scores them.
+"""Tasks: a window's input and target, and how they are scored.
 
-NaN is the mark of both: in a batch's inputs for what the model must not or cannot see, in its
-target for what is not scored (a gap of the data, a step that was visible).
+NaN marks both: in a batch's inputs, steps that the model must not or cannot see; in its
+target, steps that are not scored (a gap in the data, a step that was visible).
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from t5ts.draws import draw_masks, num_masked
 
 @dataclass(frozen=True)
 class Batch:
-    """What a task cuts out of B windows.
+    """A task's inputs and targets for B windows.
 
     Attributes:
-        inputs_BCL: What the model sees; NaN where it sees nothing.
-        target_BCH: What it must give; NaN where nothing is scored.
+        inputs_BCL: What the model sees; NaN where a step is hidden.
+        target_BCH: What it must predict; NaN where nothing is scored.
     """
 
     inputs_BCL: Tensor
@@ -33,7 +33,7 @@ class Batch:
 
     @cached_property
     def num_scored(self) -> Tensor:
-        """How many values are scored; a scalar on the batch's device, so that nothing waits."""
+        """Number of scored values; a scalar on the batch's device, to avoid a synchronisation."""
         return self.scored_BCH.sum()
 
 
@@ -61,9 +61,9 @@ class Forecast(_SquaredError):
     """Predict the next `horizon` steps from `seq_len` steps of context.
 
     Attributes:
-        naive: The baseline that `val_skill` is measured against and the pictures show.
+        naive: The baseline that `val_skill` is measured against and the plots show.
         uses_season: Whether `val_mase` is defined: errors over those of a seasonal naive forecast.
-        hides: How the model reads what the task hides: "token" or "value"; "none" if it hides
+        hides: How the model represents hidden steps: "token" or "value"; "none" if it hides
             nothing. See `t5ts.model.patching.PatchEmbedding`.
     """
 
@@ -136,7 +136,7 @@ class Forecast(_SquaredError):
         return season if season <= self.seq_len else 1
 
     def notes(self, season: int) -> list[str]:
-        """What a reader of the run must know of the task, a sentence each."""
+        """What a reader of the run must know about the task, one sentence each."""
         if self.baseline_season(season) == season:
             return []
         return ["the season exceeds seq_len: seasonal naive repeats the last value"]
@@ -146,17 +146,17 @@ class Forecast(_SquaredError):
 class Reconstruct(_SquaredError):
     """Predict the masked spans of a window of `seq_len` steps from the rest of it.
 
-    The same steps are masked in all channels, so that a model that mixes them cannot read a masked
-    step off another channel's, and sees no more than the baselines do. Which ones follows from
+    The same steps are masked in all channels, so that a model that mixes them cannot infer a masked
+    step from another channel, and sees no more than the baselines do. Which ones follows from
     (seed, window, epoch) in training; in validation and test from the window alone, so that every
     epoch, arm and seed is measured at the same points.
 
     Masked values are NaN in a batch's inputs: neither model nor baseline sees them. The target
-    is NaN everywhere else. A gap of the data is hidden like a masked step and not scored.
+    is NaN everywhere else. A gap in the data is hidden like a masked step and not scored.
 
     Attributes:
         ratio, min_len, max_len: See `t5ts.draws.num_masked`.
-        mask: "token" or "value": what a model puts in place of a hidden step.
+        mask: "token" or "value": what replaces a hidden step in the model.
         seed: Of the training masks.
     """
 
@@ -168,7 +168,7 @@ class Reconstruct(_SquaredError):
     seed: int
     naive = "linear_interpolation"
     uses_season = False
-    context_len = 0  # a window lies wholly in its split
+    context_len = 0  # a window is entirely inside its split
 
     @property
     def target_len(self) -> int:
@@ -177,7 +177,7 @@ class Reconstruct(_SquaredError):
 
     @property
     def hides(self) -> str:
-        """What a model puts in place of a hidden step."""
+        """What replaces a hidden step in the model."""
         return self.mask
 
     @property
@@ -234,9 +234,9 @@ class Reconstruct(_SquaredError):
         return [
             f"{self.num_masked} of the {self.seq_len} steps of each window are masked in all"
             f" channels, in spans of {self.min_len} to {self.max_len}, by (seed {self.seed},"
-            " window, epoch); in validation and test by the window alone",
-            f"masked steps are a {self.mask} to the model; loss and metrics are of masked steps"
-            " only; horizon has no meaning",
+            " window, epoch); in validation and test by the window only",
+            f"masked steps are a {self.mask} to the model; loss and metrics cover masked steps"
+            " only; horizon has no effect",
         ]
 
 
@@ -247,13 +247,13 @@ def _neighbours(x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each step: the visible values at or before it and at or after it, and its place.
 
     Returns:
-        (B, C, L) each; values are NaN where there is none; the place between the neighbours is
+        (B, C, L) each; values are NaN where there is none; the position between the neighbours is
         from 0 to 1.
     """
     step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
     last = x_BCL.shape[-1] - 1
     is_hidden_BCL = x_BCL.isnan()
-    # Where there is no neighbour the window's end is taken: it is hidden, so its value is NaN.
+    # Without a neighbour the window's end is used: it is hidden, so its value is NaN.
     before_BCL = torch.where(is_hidden_BCL, 0, step_L).cummax(-1).values
     after_BCL = torch.where(is_hidden_BCL, last, step_L).flip(-1).cummin(-1).values.flip(-1)
     weight_BCL = (step_L - before_BCL) / (after_BCL - before_BCL).clamp_min(1)
@@ -263,5 +263,5 @@ def _neighbours(x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def last_seen(x_BCL: Tensor) -> Tensor:
     """At each step the last value that is not NaN, at or before it; NaN where there is none."""
     step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
-    # Where there is none before, step 0 is taken: it is NaN itself.
+    # If there is none before, step 0 is used: it is NaN itself.
     return x_BCL.gather(-1, torch.where(x_BCL.isnan(), 0, step_L).cummax(-1).values)

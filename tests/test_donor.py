@@ -151,7 +151,7 @@ def _no_provenance(folder: Path) -> None:
     ("spoil", "named"),
     [
         (_unfinished, "not finished"),
-        (_no_run, "no run directory"),
+        (_no_run, "not a run directory"),
         (_corrupt, "corrupt"),
         (_no_checkpoint, "no checkpoint"),
         (_no_provenance, "scale_audit"),
@@ -174,7 +174,7 @@ def test_a_donor_that_is_not_whole_is_refused(
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["init=run", "backbone.d_ff=48"], "another shape"),
+        (["init=run", "backbone.d_ff=48"], "different shape"),
         (["init=run", "backbone.num_layers=3"], "block.2"),
         (["init=random", "patch.init=run", "patch.patch_len=4"], "patch.patch_len"),
         (["init=random", "patch.init=run", "patch.channels=mixing"], "patch.channels"),
@@ -237,9 +237,7 @@ def test_the_pretrained_arm_keeps_everything_anyway(arm: Compose, donor: Path) -
     assert same(model.encoder.state_dict(), best(donor, "encoder."))
 
 
-def test_a_random_arm_that_keeps_a_tensor_is_shown_again_and_notices_another_donor(
-    arm: Compose, donor: Path, tmp_path: Path
-) -> None:
+def test_a_random_arm_that_keeps_a_tensor_is_shown_again(arm: Compose, tmp_path: Path) -> None:
     config = arm("init=random", "init.keep=[relative_attention_bias]", "train.epochs=1")
     first = run(config, run_dir=tmp_path / "run", pictures=False)
     assert run(config, run_dir=tmp_path / "run", pictures=False).metrics == first.metrics

@@ -192,7 +192,7 @@ def test_other_code_is_told_when_shown_and_refused_when_resumed(
         monkeypatch.setattr(module, "made_with", lambda: now)
     with caplog.at_level("INFO", logger="t5ts"):
         run(config, run_dir=run_dir)
-    assert sum("other code" in record.getMessage() for record in caplog.records) == 1
+    assert sum("different code" in record.getMessage() for record in caplog.records) == 1
     with pytest.raises(ResumeError, match=r"torch .* → 9.*train\.resume_on_other_code=true"):
         run(config, run_dir=tmp_path / "half")
     run(changed(config, {"train.resume_on_other_code": True}), run_dir=tmp_path / "half")

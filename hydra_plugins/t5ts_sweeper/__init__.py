@@ -1,6 +1,6 @@
 """Hydra sweeper plugins: `hydra/sweeper=t5ts`, the plain grid, and `=optuna` to compare.
 
-Hydra imports this file at every start, to see which plugins there are: so it imports nothing
+Hydra imports this file at every start to find plugins, so it imports nothing
 heavy. The settings and their defaults are `conf/hydra/sweeper/t5ts.yaml`.
 """
 
@@ -19,12 +19,12 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-#: Jobs of the plain grid, which lists them all before the first begins.
+#: Most jobs in the plain grid, which lists them all before the first one starts.
 MAX_JOBS = 100_000
 
 
 class PlainSweeper(BasicSweeper):
-    """Hydra's grid (`--multirun` alone): runs every job, and reports the failed ones at the end."""
+    """Hydra's grid search (plain `--multirun`): runs every job, reports failed ones at the end."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -47,13 +47,13 @@ class PlainSweeper(BasicSweeper):
         self.launcher.launch = launch_all  # type: ignore[method-assign]
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Nothing: `sweep` has checked all jobs, and a bad one is no reason to stop the others."""
+        """Do nothing: `sweep` has checked all jobs, and a bad one must not stop the others."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid of these task overrides; exit status 2 or 1 if a job failed.
 
-        Before the first job's directory is made, a grid is refused that has too many jobs, none, a
-        job twice, or none that can run.
+        Before the first job's directory is created, a grid is refused if it has too many jobs, no
+        jobs, a duplicate job, or none that can run.
         """
         from t5ts.errors import UserError
         from t5ts.interruption import stop_on_signals
@@ -93,14 +93,14 @@ class PlainSweeper(BasicSweeper):
         }
         if not 0 < math.prod(sizes.values()) <= MAX_JOBS:
             _refuse(
-                f"{' '.join(sizes)}: no job at all, or more than the {MAX_JOBS} of a grid; name the"
+                f"{' '.join(sizes)}: no jobs, or more than a grid's {MAX_JOBS}; list the"
                 " values, or search with hydra/sweeper=t5ts."
             )
         batches = self.split_arguments(parsed, self.max_batch_size)
         jobs: list[Sequence[str]] = [tuple(job) for batch in batches for job in batch]
         twice = [" ".join(job) for job, count in Counter(jobs).items() if count > 1]
         if twice:
-            _refuse(f"the grid has a job twice: {'; '.join(twice)}. Name each value once.")
+            _refuse(f"the grid has a job twice: {'; '.join(twice)}. List each value once.")
         return jobs
 
     def _refuse_if_none_can_run(self, jobs: Sequence[Sequence[str]]) -> None:
@@ -125,7 +125,7 @@ class PlainSweeper(BasicSweeper):
 
 
 def _grouped(problems: Mapping[str, str]) -> str:
-    """A paragraph for each message, with the jobs that have it."""
+    """A paragraph per message, with the jobs it applies to."""
     jobs: dict[str, list[str]] = {}
     for job, message in problems.items():
         jobs.setdefault(message, []).append(job)
@@ -136,19 +136,19 @@ class T5tsSweeper(Sweeper):
     """Runs `t5ts.sweep.coordinator`."""
 
     def __init__(self, **_settings: Any) -> None:
-        """The settings are read from the configuration, where they can be checked by name."""
+        """Ignore the settings: they are read from the configuration, which checks their names."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what Hydra gives."""
+        """Keep Hydra's objects."""
         del task_function
         self.hydra_context, self.config = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the sweep of these task overrides, or resume it."""
         from t5ts.errors import Interrupted, UserError
-        from t5ts.sweep.coordinator import sweep  # Optuna: only when there is a sweep
+        from t5ts.sweep.coordinator import sweep  # Optuna is imported only for a sweep
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -156,9 +156,9 @@ class T5tsSweeper(Sweeper):
             sweep(self.config, arguments, hydra_context=self.hydra_context)
         except UserError as error:
             _refuse(str(error))
-        except OSError as error:  # a full disk, say, while the results were written
+        except OSError as error:  # for example a full disk while writing the results
             _refuse(
-                f"{error}\nFix that, and run the same command again: what is done stays done"
+                f"{error}\nFix that and run the same command again: finished trials are kept"
                 f" ({self.config.hydra.sweep.dir})."
             )
         except Interrupted as stop:
@@ -167,16 +167,16 @@ class T5tsSweeper(Sweeper):
 
 
 class StockSweeper(Sweeper):
-    """Runs our presets on hydra-optuna-sweeper, which would refuse the settings that it lacks."""
+    """Runs our presets on hydra-optuna-sweeper, without the settings it does not know."""
 
     def __init__(self, **settings: Any) -> None:
-        """Nothing is made before `setup`, which knows the objective."""
+        """Create nothing before `setup`, which knows the objective."""
         self.settings = settings
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Make the stock sweeper from the settings that it knows."""
+        """Create the stock sweeper from the settings it knows."""
         from t5ts.config import OBJECTIVES
 
         try:
@@ -202,7 +202,7 @@ class StockSweeper(Sweeper):
         self.stock.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """As the stock sweeper does it."""
+        """Run the sweep with the stock sweeper."""
         return self.stock.sweep(arguments)
 
 

@@ -1,4 +1,4 @@
-"""From run directories to evidence; works without torch.
+"""From run directories to results; works without torch.
 
     from t5ts.analysis import collect, draw, verdict, write_report
 
@@ -9,7 +9,7 @@
     write_report(findings, Path("report"))               # report.html, report.md, tables, figures
 
 Everything else in this package may change; these names and `Study`, `Run`, `Findings`, `Verdict`
-are for notebooks. They are imported on first use, so that a training run does not wait for scipy.
+are for notebooks. They are imported on first use, so a training run does not wait for scipy.
 """
 
 from importlib import import_module

@@ -19,12 +19,12 @@ from t5ts.config import OBJECTIVES
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What an init promises of its weights.
+    """What an init promises about its weights.
 
     Attributes:
         content: What they have learned, which their controls (`matched`, `shuffled`) lack.
         promise: What they are; the loader may doubt it.
-        origin: The load report's word for them where it does not.
+        origin: The load report's word for them, unless it doubts them.
     """
 
     content: str
@@ -32,7 +32,7 @@ class Pretraining:
     origin: str
 
 
-#: The inits whose benefit is asked for, in the order in which they are shown.
+#: The pretrained inits, in the order in which they are shown.
 PRETRAINED = {
     "t5": Pretraining("T5's text pretraining", "T5's, pretrained on text", "pretrained"),
     "run": Pretraining("the donor run's pretraining", "a trained donor run's", "time series"),
@@ -40,7 +40,7 @@ PRETRAINED = {
         "Chronos's pretraining", "Chronos-T5's, pretrained on time series", "time series"
     ),
 }
-#: The init that they are compared with.
+#: The init they are compared with.
 RANDOM = "random"
 #: Kinds of pairs in the order in which they are shown.
 QUESTIONS = (
@@ -55,7 +55,7 @@ QUESTIONS = (
 )
 #: Groups whose choice makes an arm; what else varies inside an arm was tuned.
 _ARM_GROUPS = ("backbone.", "init.", "freeze.name")
-#: Which checkpoint: a choice of arms even where a sweep went through several.
+#: Which checkpoint: defines an arm even if a sweep tried several.
 CHECKPOINT = (
     "backbone.name",
     "backbone.path",
@@ -63,7 +63,7 @@ CHECKPOINT = (
     "backbone.revision",
     "init.path",
 )
-#: Sizes of an encoder in a run's config; its token embedding takes no part.
+#: Sizes of an encoder in a run's config; its token embedding is not counted.
 _SIZES = ("d_model", "d_ff", "d_kv", "num_layers", "num_heads", "feed_forward_proj")
 
 
@@ -76,7 +76,7 @@ class Point:
 
     @cached_property
     def finished(self) -> dict[int, Run]:
-        """Finished runs by seed, ascending; of several at one seed the first that was written."""
+        """Finished runs by seed, ascending; of several at one seed the one written first."""
         runs: dict[int, Run] = {}
         for run in sorted(self.runs, key=lambda run: run.written):
             if run.result is not None:
@@ -128,7 +128,7 @@ class Arm:
         return self.backbone, self.init, self.donor
 
     def is_control_of(self, arm: "Arm") -> bool:
-        """Whether it has the encoder of a pretrained arm with random weights or made from its."""
+        """Whether it has that arm's encoder with random weights, or weights made from the arm's."""
         same = self.backbone == arm.backbone and not self.is_pretrained
         return same and (self.init == RANDOM or self.donor == arm.donor)
 
@@ -141,8 +141,8 @@ class Arm:
     def best(self) -> Point | None:
         """The point with the best mean validation objective, of those with the most seeds.
 
-        Validation selects here as it does within a run; the test windows have no say. Where the
-        chosen setting was run again on other seeds, it is these runs alone.
+        Validation selects here as it does within a run; the test windows play no part. If the
+        chosen setting was re-run on other seeds, only those runs count.
         """
         for points in (self.final, self.points):
             done = [point for point in points if point.finished]
@@ -156,20 +156,20 @@ class Arm:
         return self.best.finished if self.best else {}
 
     def loss(self, point: Point | None) -> float:
-        """A point's objective, signed so that less is better; inf without any."""
+        """A point's objective, signed so that lower is better; inf without any."""
         value = math.nan if point is None else point.objective
         return math.inf if math.isnan(value) else -value if self.maximize else value
 
     @cached_property
     def searched_point(self) -> Point | None:
-        """The search's own runs of the setting that `final` ran again; None if not in the study."""
+        """The search's own runs of the setting that `final` re-ran; None if not in the study."""
         again = self.best if self.final else None
         found = (p for p in self.points if again is not None and p.settings == again.settings)
         return next((p for p in found if p.finished), None)
 
     @cached_property
     def shown(self) -> Point:
-        """The point to draw: the best, or before anything is finished the one with most epochs."""
+        """The point to draw: the best, or the one with most epochs if none has finished."""
         every = (*self.points, *self.final)
         return self.best or max(every, key=lambda p: sum(run.epochs for run in p.runs))
 
@@ -185,7 +185,7 @@ class Arm:
 
     @cached_property
     def architecture(self) -> dict[str, Any] | None:
-        """The encoder's shape, as its runs built it or else as configured; None if unknown."""
+        """The encoder's shape, as built by its runs, else as configured; None if unknown."""
         for run in self.runs:
             built = (run.provenance.get("weights") or {}).get("architecture")
             if built:
@@ -195,18 +195,18 @@ class Arm:
 
     @cached_property
     def searched(self) -> set[str]:
-        """Settings that were tuned: by its points, or by the sweep that they are the best of."""
+        """Settings that were tuned, by its own points or by the earlier sweep."""
         return {*self.tuned, *(key for before in self._searched_before for key in before["keys"])}
 
     @cached_property
     def tried(self) -> int:
-        """Settings that the best one was chosen from, here or by the sweep before."""
+        """Number of settings the best one was chosen from, here or in the earlier sweep."""
         before = [before["trials"] for before in self._searched_before]
         return max(len(self.points), *before, 1)
 
     @cached_property
     def trials(self) -> int:
-        """Trials run here, repeated draws of one setting among them, or by the sweep before."""
+        """Trials run here, including repeated draws of one setting, or in the earlier sweep."""
         runs = [run for point in self.points for run in point.runs]
         here = {run.trial_id for first in runs for run in (first, *first.copies)}
         return max(len(here), *(before["trials"] for before in self._searched_before), 0)
@@ -219,13 +219,13 @@ class Arm:
 
     @property
     def _searched_before(self) -> list[dict[str, Any]]:
-        """What another sweep had searched before it handed on its best point (`final`)."""
+        """What the earlier sweep searched before it passed on its best point (`final`)."""
         recorded = (run.trial.get("searched_before") for run in self.runs)
         return [before for before in recorded if before]
 
     @property
     def epochs_trained(self) -> int:
-        """Epochs over all runs, less those reused from a shared frozen phase."""
+        """Epochs over all runs, minus those reused from a shared frozen phase."""
         return sum(run.epochs - int(run.trial.get("reused_epochs") or 0) for run in self.runs)
 
 
@@ -239,7 +239,7 @@ def _sort_key(value: Any) -> tuple[int, Any]:
 
 @dataclass(kw_only=True, eq=False)
 class Condition:
-    """Runs on the same data, for the same task and lengths: within it arms are compared."""
+    """Runs on the same data, for the same task and lengths: arms are compared within it."""
 
     name: str
     config: dict[str, Any]
@@ -252,7 +252,7 @@ class Condition:
 
     @property
     def series(self) -> str:
-        """Which data set: its checksum where it is known."""
+        """Which data set: its checksum if known."""
         prints = (json.loads(run.fingerprint)[0] for run in self.runs if run.fingerprint)
         return str(next(prints, self.config["data.name"]))
 
@@ -266,14 +266,14 @@ class Pair:
     """Two arms at the same seeds.
 
     Attributes:
-        kind: best (pretrained against random weights, each under its own best plan), control (the
-            same against matched or shuffled weights), weights and same_plan (the same two
-            questions under one plan), frozen_random (against an encoder that stays random),
+        kind: best (pretrained vs. random weights, each under its own best schedule), control (the
+            same vs. matched or shuffled weights), weights and same_plan (the same two
+            questions under one schedule), frozen_random (vs. a frozen random encoder),
             checkpoint (of another checkpoint of the same architecture), freezing (the same
-            weights, another plan), or other.
+            weights, another schedule), or other.
         treatment, control: The arms; a negative difference in loss favours the treatment.
         seeds: Seeds finished in both arms' best points, ascending.
-        rivals: The arms that treatment and control were chosen from, themselves among them.
+        rivals: The arms that treatment and control were chosen from, including themselves.
     """
 
     kind: str
@@ -290,7 +290,7 @@ class Pair:
     @property
     def name(self) -> str:
         """Both arms' names."""
-        return f"{self.treatment.name} against {self.control.name}"
+        return f"{self.treatment.name} vs. {self.control.name}"
 
     @property
     def unpaired(self) -> dict[str, list[int]]:
@@ -340,14 +340,14 @@ def conditions(study: Study) -> list[Condition]:
     ]
     if len({arm.backbone for condition in found for arm in condition.arms}) == 1:
         for arm in (arm for condition in found for arm in condition.arms):
-            arm.name = arm.name.removeprefix(f"{arm.backbone}-")  # it would say nothing
+            arm.name = arm.name.removeprefix(f"{arm.backbone}-")  # shared by all
     found.sort(key=lambda c: (str(c.config.get("data.name")), -float(c.config["data.fraction"])))
     _name_conditions(found)
     return found
 
 
 def _name_conditions(found: Sequence[Condition]) -> None:
-    """Data and lengths, and whatever else differs between conditions of that name."""
+    """Data and lengths, and anything else that differs between conditions of that name."""
     same: dict[str, list[Condition]] = defaultdict(list)
     for c in found:
         reach = "masked" if c.config["horizon"] is None else f"→ {c.config['horizon']}"
@@ -365,7 +365,7 @@ def _name_conditions(found: Sequence[Condition]) -> None:
 
 
 def _arms(runs: Sequence[Run]) -> list[Arm]:
-    # A key that a sweep sampled is tuned, even where it belongs to the backbone.
+    # A key that a sweep sampled is tuned, even if it belongs to the backbone.
     sampled: set[str] = set()
     for run in runs:
         before = run.trial.get("searched_before") or {"keys": ()}
@@ -427,7 +427,7 @@ def _encoder(run: Run) -> tuple[str, str | None]:
 
 
 def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str | None], str]:
-    """A name for each encoder: with its folder where several go by one name (backbone=local)."""
+    """A name for each encoder, with its folder if several share one name (backbone=local)."""
     folders: dict[str, set[str]] = defaultdict(set)
     for name, path in map(_encoder, runs):
         folders[name].add(str(path))
@@ -454,9 +454,9 @@ def paired(kind: str, treatment: Arm, control: Arm) -> Pair:
 
 
 def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair:
-    """Each side's best plan and setting by validation, of those with most of the shared seeds.
+    """Each side's best schedule and setting by validation, of those with most of the shared seeds.
 
-    Where all the plans of a side were run again (`final`), the search's runs choose between them.
+    If all schedules of a side were re-run (`final`), the search's runs choose between them.
     """
 
     def best(arms: list[Arm], others: list[Arm]) -> Arm:
@@ -475,7 +475,7 @@ def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair
 
 
 def chosen_from(arms: Sequence[Arm]) -> int:
-    """Plans and settings that one was chosen from on the very seeds that it is tested on."""
+    """Number of schedules and settings that one was chosen from on the seeds it is tested on."""
     if all(arm.searched_point for arm in arms):
         return 1
     return sum(1 if arm.final else len(arm.points) for arm in arms)
@@ -511,10 +511,10 @@ def _candidates(arms: list[Arm]) -> Iterator[Pair]:
         same = other.weights == arm.weights
         if same and other.freeze == "none" and arm.freeze != "none":
             yield paired("freezing", arm, other)
-    # Instruction-tuned checkpoints first: their effect is asked for, so they are the treatment.
+    # Instruction-tuned checkpoints first: their effect is the question, so they are the treatment.
     pretrained.sort(key=lambda arm: (not is_instruction_tuned(arm.backbone), arm.name))
     for arm, other in itertools.combinations(pretrained, 2):
-        # Of unlike architectures no pair: each has its own random arm, and that is all.
+        # Different architectures are not paired: each is compared with its own random arm only.
         alike = arm.architecture is not None and arm.architecture == other.architecture
         if alike and arm.weights != other.weights and arm.freeze == other.freeze:
             yield paired("checkpoint", arm, other)

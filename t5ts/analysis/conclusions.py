@@ -63,7 +63,7 @@ from t5ts.analysis.validity import (
 )
 from t5ts.analysis.words import sentence
 
-#: The verdict's kind by what was found; `sentences.j2` has a headline for each.
+#: The verdict's kind for each outcome; `sentences.j2` has a headline for each.
 OUTCOMES = {
     "no_pretrained": NOTHING,
     "no_arm": NOTHING,
@@ -83,7 +83,7 @@ OUTCOMES = {
     "one_seed": CANNOT_TELL,
     "wide": CANNOT_TELL,
 }
-#: What it means that the pretrained arm beats random weights, by how it does against its worst
+#: The outcome if the pretrained arm beats random weights, by its result against its worst
 #: control; worst first.
 AGAINST_CONTROL = {
     WITHHELD: "unfair_control",
@@ -92,7 +92,7 @@ AGAINST_CONTROL = {
     CANNOT_TELL: "text_or_scale",
     LOWER: "helps",
 }
-#: Loader's notes that speak against what an init promises.
+#: Loader notes that contradict what an init promises.
 _DOUBTS = re.compile(
     "origin:|fresh|not on text|barely trained|shuffled|before any training|redrawn"
 )
@@ -101,15 +101,15 @@ _DOUBTS = re.compile(
 def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     """Judge every condition of a study.
 
-    The headline compares pretrained weights (`arms.PRETRAINED`) with random ones, each under the
-    plan and setting that validation chose for it, at paired seeds. Test loss is *lower with this
+    The headline compares pretrained weights (`arms.PRETRAINED`) with random ones, each with the
+    schedule and setting chosen for it on validation, at paired seeds. Test loss is *lower with this
     checkpoint* if the interval of the mean log-ratio, adjusted (Holm) for the study's data sets and
-    checkpoints, lies below 0. It *transfers* if that also holds against every control (`matched`,
-    `shuffled`) that was run, each at its own best. It *does not* if the interval lies above 0 or
-    inside ±margin, or if a control does as well; the set-up *cannot discriminate* if an encoder
-    that stays random does. There is no verdict from an unfinished sweep, where an invariant is
+    checkpoints, is below 0. It *transfers* if that also holds against every control (`matched`,
+    `shuffled`) that was run, each at its own best. It *does not* if the interval is above 0 or
+    inside ±margin, or if a control does as well; the set-up *cannot discriminate* if a frozen
+    random encoder does. There is no verdict from an unfinished sweep, where an invariant is
     broken, or where the better arm has *learned nothing*: it does not beat the naive forecasts or
-    `linear` on validation, or its best epoch is mostly 0. Several data sets are one answer: their
+    `linear` on validation, or its best epoch is mostly 0. Several data sets give one answer: their
     mean.
 
     Args:
@@ -138,7 +138,7 @@ def _judge(
     margin: float,
 ) -> Verdict:
     best = [c for c in compared if c.pair.kind == "best"]
-    # The pretrained arm that validates best; the test windows have no say in it.
+    # The pretrained arm that validates best; the test windows play no part.
     main = min(
         [c for c in best if c.pair.seeds] or best,
         key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss(c.pair.treatment.best)),
@@ -235,7 +235,7 @@ def _no_pair(v: Verdict) -> tuple[str, dict[str, Any]]:
 
 
 def _what_it_shows(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]]:
-    """From valid comparisons to an outcome."""
+    """The outcome of valid comparisons."""
     frozen = _frozen_random(v, main)
     plans = {arm.freeze for arm in main.pair.rivals[0]}
     if frozen is not None and (
@@ -265,7 +265,7 @@ def _what_it_shows(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]]:
 
 
 def _content_or_scale(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]]:
-    """Who beats random weights must also beat controls that have the checkpoint's scale alone."""
+    """The outcome vs. controls that share only the checkpoint's scale, if random is beaten."""
     treatment = main.pair.treatment
     controls = _of_headline(v, "control")
     if not controls:
@@ -292,7 +292,7 @@ def _content_or_scale(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]
 
 
 def _is_about(c: Comparison, arm: Arm) -> bool:
-    """Whether a comparison is of a pretrained arm's weights, or of those it is compared with."""
+    """Whether a comparison is of a pretrained arm's weights or of its counterpart's."""
     treatment = c.pair.treatment
     return treatment.weights == arm.weights or treatment.is_control_of(arm)
 
@@ -315,14 +315,14 @@ def _control_arms(v: Verdict) -> list[Arm]:
 
 
 def _arms_asked(v: Verdict) -> list[Arm]:
-    """Every arm that the headline is drawn from."""
+    """Every arm behind the headline."""
     if v.main is None:
         return []
     return [*(arm for arms in v.main.pair.rivals for arm in arms), *_control_arms(v)]
 
 
 def _failed(v: Verdict) -> list[str]:
-    """What failed of the arms that the headline is drawn from, a sentence each."""
+    """The failed seeds of the arms behind the headline, one sentence per arm."""
     lost = [(arm, *failures(arm)) for arm in _arms_asked(v)]
     return [
         sentence("failed_seeds", arm=arm, lost=seeds, count=count)
@@ -332,12 +332,12 @@ def _failed(v: Verdict) -> list[str]:
 
 
 def _is_doubted(arm: Arm) -> bool:
-    """Whether the loader notes something that speaks against what the weights promise."""
+    """Whether a loader note contradicts what the weights promise."""
     return any(map(_DOUBTS.search, loader_notes(arm)))
 
 
 def _not_learned(main: Comparison, condition: Condition) -> str:
-    """Why the winning arm has shown nothing, on validation; empty if it has learned."""
+    """Why the better arm learned nothing, on validation; empty if it did learn."""
     pair = main.pair
     wins = pair.treatment if main.effect.value < 0 else pair.control
     runs = {seed: wins.finished[seed] for seed in pair.seeds}
@@ -364,7 +364,7 @@ def _not_learned(main: Comparison, condition: Condition) -> str:
 
 
 def _progress(study: Study, arms: Iterable[Arm]) -> list[tuple[str, int, int]]:
-    """Of what is not finished: its name, how many runs have ended, and of how many."""
+    """For everything unfinished: its name, the number of runs that ended, and the total."""
     runs = [run for arm in arms for run in arm.runs]
     sweeps = {_sweep_of(run) for run in runs} - {None}
     ended: dict[Any, set[Any]] = {sweep: set() for sweep in sweeps}
@@ -411,7 +411,7 @@ def _command(arms: Iterable[Arm]) -> str:
 
 
 def _checkpoint(arm: Arm) -> str:
-    """The pretrained weights by their option's name and where they were read from."""
+    """The pretrained weights: their option's name and where they were read from."""
     sources = {
         (run.provenance.get("weights") or {}).get("source") for run in arm.runs if run.provenance
     } - {None, arm.backbone}
@@ -419,7 +419,7 @@ def _checkpoint(arm: Arm) -> str:
 
 
 def weights_names(arms: Sequence[Arm]) -> dict[tuple[str, str, str | None], str]:
-    """What pretrained weights are called: the backbone, and what tells several of it apart."""
+    """A name for pretrained weights: the backbone, and what distinguishes several with it."""
     names: dict[tuple[str, str, str | None], str] = {}
     every = list(dict.fromkeys(arm.weights for arm in arms if arm.is_pretrained))
     for backbone, init, donor in every:
@@ -433,7 +433,7 @@ def weights_names(arms: Sequence[Arm]) -> dict[tuple[str, str, str | None], str]
 
 
 def _each_checkpoint(v: Verdict, names: dict[Any, str]) -> list[str]:
-    """What each checkpoint but the headline's shows; whose the headline is."""
+    """What each other checkpoint shows; name the headline's checkpoint."""
     if v.main is None or len(v.by_checkpoint) < 2:
         return []
     first = names[v.main.pair.treatment.weights]
@@ -451,7 +451,7 @@ def _each_checkpoint(v: Verdict, names: dict[Any, str]) -> list[str]:
 
 
 def _between_checkpoints(v: Verdict, names: dict[Any, str]) -> list[str]:
-    """Which of two checkpoints of one architecture is better; that others are not compared."""
+    """Which of two checkpoints of one architecture is better, and which are not compared."""
     sentences = []
     for c in v.comparisons:
         if c.pair.kind != "checkpoint" or not c.pair.seeds:
@@ -462,7 +462,7 @@ def _between_checkpoints(v: Verdict, names: dict[Any, str]) -> list[str]:
         tuned = [is_instruction_tuned(arm.backbone) for arm in c.pair.arms]
         a, b = (names[arm.weights] for arm in c.pair.arms)
         is_tuning = tuned == [True, False]
-        subject = "Instruction tuning" if is_tuning else f"The choice of {a} instead of {b}"
+        subject = "Instruction tuning" if is_tuning else f"Choosing {a} over {b}"
         sentences.append(sentence("between_checkpoints", subject=subject, c=c))
     shapes: dict[str, dict[str, None]] = {}
     for arm in v.condition.arms:
@@ -476,7 +476,7 @@ def _between_checkpoints(v: Verdict, names: dict[Any, str]) -> list[str]:
 
 
 def _frozen_random(v: Verdict, main: Comparison) -> Comparison | None:
-    """The comparison of the headline's pretrained arm with an encoder that stays random."""
+    """The comparison of the headline's pretrained arm with a frozen random encoder."""
     arm = main.pair.treatment
     found = (
         c
@@ -489,7 +489,7 @@ def _frozen_random(v: Verdict, main: Comparison) -> Comparison | None:
 
 
 def _count_needed(v: Verdict, c: Comparison) -> str:
-    """How many paired seeds would decide a comparison, in words; into the verdict too."""
+    """How many paired seeds would settle a comparison, in words; also stored in the verdict."""
     sd, n, tests = c.effect.sd, c.effect.count, c.family
     v.seeds_needed = seeds_needed(sd=sd, count=n, margin=v.margin, tests=tests)
     count = "more than 10,000"
@@ -504,7 +504,7 @@ def _count_needed(v: Verdict, c: Comparison) -> str:
 
 
 def _robust(main: Comparison) -> list[str]:
-    """Whether the result is only about seeds that behave; empty where it holds either way."""
+    """Whether the result depends on no seed failing; empty if it holds either way."""
     a, b = main.pair.values("test_loss")
     logs = np.log(a / b)
     p = robust_p(logs)
@@ -519,7 +519,7 @@ def _robust(main: Comparison) -> list[str]:
 
 
 def _over_time(main: Comparison) -> list[str]:
-    """Whether it also holds for other stretches of the series; nothing where not recorded."""
+    """Whether it also holds for other stretches of the series; nothing if not recorded."""
     wide, dm = main.new_windows, main.over_time
     if wide is None or dm is None:
         return []
@@ -559,7 +559,7 @@ def _answer(findings: Findings, margin: float) -> Findings:
 
 
 def _by_data(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
-    """Verdicts that say something, by data set; of each those on the most training data."""
+    """Verdicts with an answer, by data set: those on the most training data."""
     groups: dict[str, list[Verdict]] = {}
     for v in verdicts:
         if v.kind not in NO_VERDICT:
@@ -572,7 +572,7 @@ def _by_data(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
 
 
 def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]:
-    """The log effect on each data set, the mean over its tasks and lengths; of rivals the worst."""
+    """The log effect on each data set: mean over its tasks and lengths, worst of the rivals."""
     found = []
     for group in judged:
         effects = [[c.effect.value for c in _of_headline(v, kind)] for v in group]

@@ -1,4 +1,4 @@
-"""What a report consists of, read from its Markdown: the page shows the same blocks."""
+"""The parts of a report, parsed from its Markdown: the page shows the same blocks."""
 
 import re
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 _SECTION = re.compile(r"^## (\d+)\. (.*)$", re.MULTILINE)
 _PICTURE = re.compile(r"!\[(?P<alt>.*)\]\(figures/(?P<name>\w+)\.png\)")
-#: Between two cells of a row; a bar within a cell is escaped.
+#: Separates two cells of a row; a bar within a cell is escaped.
 _BAR = re.compile(r"(?<!\\)\|")
 
 
@@ -33,7 +33,7 @@ class Picture:
     Attributes:
         name: figures/NAME.png and .svg.
         caption: What to see.
-        alt: What a reader who cannot see it needs to know.
+        alt: Text for a reader who cannot see it.
     """
 
     name: str

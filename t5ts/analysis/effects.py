@@ -50,7 +50,7 @@ def band(x: Array, curves_SE: Array) -> Band:
 def learning_curve(arm: Arm, metric: str) -> Band | None:
     """The arm's best point over its seeds, at the epochs that all its finished runs evaluated.
 
-    Before a run is finished, the unfinished ones are shown up to where all of them have come.
+    While none is finished, the unfinished runs are shown up to the epoch that all have reached.
     """
     done = list(arm.shown.finished.values())
     curves = [run.curve(metric) for run in (done or arm.shown.runs)]
@@ -62,7 +62,7 @@ def learning_curve(arm: Arm, metric: str) -> Band | None:
 
 
 def unfreezing(point: Point) -> list[float]:
-    """Epochs at which something is unfrozen, ascending, from the plan of a run's provenance."""
+    """Epochs at which something is unfrozen, ascending, from the schedule in a run's provenance."""
     for run in point.runs:
         starts = {line["start_epoch"] for line in run.provenance.get("plan", ())}
         return sorted(s for s in starts if s)
@@ -101,7 +101,7 @@ class Speed:
 def speed(pair: Pair) -> Speed | None:
     """Speed to a loss that both arms reach at each seed; None without shared epochs.
 
-    Half an epoch is added to both, so that a target met before the first step has a logarithm.
+    Half an epoch is added to both, so that a target met at epoch 0 has a logarithm.
     Source: own; time-to-target as in Dahl et al. 2023, "Benchmarking neural network training
     algorithms", with a target that no arm can miss.
     """
@@ -191,7 +191,7 @@ class Surface:
 
 
 def surface(arm: Arm) -> Surface | None:
-    """The response surface of an arm; None if neither axis was varied."""
+    """The response surface of an arm; None if neither axis varies."""
     rates = [k for k in ("optim.lr", "optim.encoder_lr_scale") if k in arm.tuned]
     if "freeze.unfreeze_epoch" not in arm.tuned and not rates:
         return None
@@ -233,7 +233,7 @@ def neighbours(arm: Arm, *, count: int = 4) -> list[Point]:
 def regret(best: Arm, other: Arm | Point) -> Estimate:
     """Paired difference in val objective, other − best: what choosing the other costs.
 
-    Signed so that above 0 is worse, whether the objective is to be small or large.
+    Signed so that above 0 is worse, whether the objective is minimised or maximised.
     """
     point = other.best if isinstance(other, Arm) else other
     if point is None:
@@ -276,7 +276,7 @@ def gradient_map(arm: Arm) -> GradientMap | None:
 
 @dataclass(kw_only=True, eq=False)
 class Stability:
-    """What went wrong, or nearly, in an arm's runs.
+    """Instabilities in an arm's runs.
 
     Attributes:
         largest_norm: Largest gradient norm before clipping, over all steps and runs.
@@ -315,13 +315,13 @@ def stability(arm: Arm) -> Stability:
 
 
 def _largest(columns: Sequence[Array]) -> float:
-    """Largest value but NaN; NaN of nothing."""
+    """Largest value, ignoring NaN; NaN if there is none."""
     values = [value for column in columns for value in column if not math.isnan(value)]
     return float(max(values, default=math.nan))
 
 
 def _largest_jump(arm: Arm) -> tuple[float, str]:
-    """Of a component's gradient norm at an unfreezing, and the component; see `Stability`."""
+    """The largest jump of a component's gradient norm at an unfreezing, and the component."""
     jumps: dict[str, float] = {}
     grads = gradient_map(arm)
     if grads is None:
@@ -354,7 +354,7 @@ class Transferred:
     """Effective data at one amount of training data.
 
     Attributes:
-        windows: Training windows that the pretrained arm had.
+        windows: Training windows of the pretrained arm.
         equivalent: Windows with which the random arm would reach its loss; inf: more than measured.
         multiplier: Geometric mean over seeds of equivalent / windows, as a log estimate.
     """

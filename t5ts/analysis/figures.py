@@ -1,4 +1,4 @@
-"""The report's pictures: PNG to look at, SVG for the page and to print."""
+"""The report's figures: PNG for viewing, SVG for the page and for print."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,11 +30,11 @@ from t5ts.analysis.plots import (
 )
 from t5ts.analysis.words import percent
 
-#: More comparisons than this do not fit a picture; the table has them all.
+#: More comparisons than this do not fit in a figure; the table has them all.
 MOST_EFFECTS = 24
-#: Panels of a picture that has one per arm.
+#: Most panels in a figure with one per arm.
 MOST_PANELS = 8
-#: Colour and marker of what a comparison shows, in words too.
+#: Colour, marker and description of what a comparison shows.
 OUTCOMES = {
     LOWER: (BLUE, "o", "blue circle: the first arm is better"),
     HIGHER: (ORANGE, "s", "orange square: it is worse"),
@@ -56,7 +56,7 @@ def draw(findings: Findings, name: str) -> Any | None:
 
 
 def save_figures(findings: Findings, folder: Path) -> list[str]:
-    """Draw the pictures that there is data for as PNG and SVG; returns their names."""
+    """Draw every picture that has data, as PNG and SVG; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     with own_style():
@@ -110,7 +110,7 @@ def _effects(findings: Findings) -> Any | None:
             float(100 * np.expm1(x)) for x in (c.effect.value, c.effect.low, c.effect.high)
         )
         colour, marker = effect_style(c)
-        # The band stands behind the line alone, so that no label is printed on it.
+        # The band is drawn behind the line only, so that no label overlaps it.
         ax.barh(place, 2 * margin, left=-margin, height=0.4, color="0.9", zorder=0)
         ax.plot([0, 0], [place - 0.2, place + 0.2], color="black", linewidth=0.8)
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
@@ -120,18 +120,18 @@ def _effects(findings: Findings) -> Any | None:
         ax.annotate(percent(value / 100), (value if np.isnan(end) else end, place),
                     (8 if value > 0 else -8, 0), textcoords="offset points", fontsize=9,
                     va="center", ha=side)  # fmt: skip
-        # Above its line, not beside it: a phone has no room beside it.
+        # Above its line, not next to it: a phone has no space there.
         ax.text(0, place - 0.25, label, transform=ax.get_yaxis_transform(), fontsize=9, va="bottom")
-    ax.margins(x=0.15)  # room for the values
+    ax.margins(x=0.15)  # space for the values
     ax.set_ylim(len(shown) - 0.6, -0.9)
-    ax.set_xlabel("change of the test loss, % (left: the first arm is better)")
+    ax.set_xlabel("change in test loss, % (left: the first arm is better)")
     ax.spines["left"].set_visible(False)
     ax.yaxis.set_visible(False)
     return figure
 
 
 def arm_group(place: int) -> str:
-    """Start of the ids of everything that the curves' SVG draws for the arm in this place."""
+    """Prefix of the ids of everything the curves' SVG draws for the arm in this place."""
     return f"arm-{place}-"
 
 

@@ -6,12 +6,12 @@ import polars as pl
 
 from t5ts.analysis.plots import BLUE, GREEN, GREY
 
-#: Channels that one picture has room for.
+#: Most channels that one picture can show.
 MAX_CHANNELS = 6
 
 
 def draw_forecast(frame: pl.DataFrame, past: pl.DataFrame, path: Path) -> None:
-    """Draw a panel per channel: what was seen, what is forecast or filled, and what came.
+    """Draw a panel per channel: the past, the forecast or filled values, and the truth.
 
     Args:
         frame: As `t5ts.forecasting.trained.predict` returns it.

@@ -27,7 +27,7 @@ TRANSFERS, LOWER_HERE = "transfers", "lower with this checkpoint"
 DOES_NOT, CANNOT_DISCRIMINATE = "does not transfer", "cannot discriminate"
 CANNOT_TELL, NOT_LEARNED = "cannot tell", "nothing learned"
 UNFINISHED, WITHHELD, NOTHING = "unfinished", "withheld", "nothing to compare"
-#: Of these the kinds that answer nothing.
+#: The kinds among these that give no answer.
 NO_VERDICT = (NOT_LEARNED, UNFINISHED, WITHHELD, NOTHING)
 
 
@@ -44,7 +44,7 @@ class Comparison:
         over_time: Diebold–Mariano on seed-averaged window losses, None where not recorded.
         new_windows: The same mean log-ratio with the interval for other stretches of the series
             as well as other seeds, not adjusted for the family; None where not recorded.
-        kind: What it shows: lower, higher, no difference that matters, cannot tell, withheld.
+        kind: The result: lower, higher, no difference that matters, cannot tell, withheld.
         checks: Its validity, of the kinds that a verdict reads.
     """
 
@@ -60,12 +60,12 @@ class Comparison:
 
     @property
     def p_holm(self) -> float:
-        """p of the effect, adjusted once it is judged."""
+        """p of the effect, adjusted once the pair is judged."""
         return self.effect.p
 
     @property
     def broken(self) -> list[Check]:
-        """What withholds it."""
+        """The broken invariants that withhold its result."""
         return [check for check in self.checks if check.status == BROKEN]
 
 
@@ -75,15 +75,15 @@ class Verdict:
 
     Attributes:
         kind: One of the kinds of a study above.
-        outcome: Which of the findings behind a kind it is; a key of `conclusions.OUTCOMES`.
+        outcome: The finding behind the kind; a key of `conclusions.OUTCOMES`.
         headline: A sentence or two for a reader who knows nothing of the study.
-        reasons: How sure it is, and what would make it surer.
+        reasons: How certain it is, and what would make it more certain.
         main: The comparison that the headline is about.
         comparisons: All of them.
         checks: Validity, the main pair's first.
         is_provisional: Whether a setting was chosen and tested on the same seeds.
-        seeds_needed: Paired seeds that would decide, where it cannot tell.
-        by_checkpoint: Where several checkpoints were run, what each shows against its own random
+        seeds_needed: Paired seeds that would settle it, if it cannot tell.
+        by_checkpoint: If several checkpoints were run, what each shows vs. its own random
             arm, by the backbone's name.
     """
 
@@ -113,7 +113,7 @@ class Findings:
     """The verdicts of all conditions, and the answer that they give together.
 
     Attributes:
-        kind, headline, reasons: Over all data sets where there are several, else `main`'s.
+        kind, headline, reasons: Over all data sets if there are several, else `main`'s.
     """
 
     study: Study
@@ -124,9 +124,9 @@ class Findings:
 
     @property
     def main(self) -> Verdict:
-        """The verdict that is drawn: one that can be reached, on the most training data.
+        """The verdict to draw: one that has an answer, on the most training data.
 
-        Over several data sets a withheld one comes first: it is why there is no answer.
+        With several data sets a withheld one comes first: it is the reason for no answer.
         """
         reached = [v for v in self.verdicts if v.kind not in NO_VERDICT]
         broken = [v for v in self.verdicts if v.kind == WITHHELD]
@@ -136,14 +136,14 @@ class Findings:
 
 
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
-    """Adjust p and interval of one question's comparisons for each other; say what each shows."""
+    """Adjust p and interval of one question's comparisons for each other; set what each shows."""
     count = sum(c.effect.is_known for c in family)
     for c, effect in zip(family, simultaneous([c.effect for c in family]), strict=True):
         c.effect, c.family, c.kind = effect, max(1, count), _kind(effect, margin)
 
 
 def compare(pair: Pair, *, split: str = "test") -> Comparison:
-    """Two arms' losses at their paired seeds, and over time where each window's are recorded.
+    """Two arms' losses at their paired seeds, and over time if the loss of each window is recorded.
 
     Args:
         pair: The arms.
@@ -162,7 +162,7 @@ def compare(pair: Pair, *, split: str = "test") -> Comparison:
         # Without a horizon (reconstruction) windows share the steps of their whole length.
         horizon = int(config["horizon"] or config["seq_len"])
         losses = np.stack(known)
-        losses = losses[:, np.isfinite(losses).all(axis=0)]  # windows without a target have none
+        losses = losses[:, np.isfinite(losses).all(axis=0)]  # windows without a target have no loss
         a_SW, b_SW = losses[: len(losses_a)], losses[len(losses_a) :]
         compared.over_time = diebold_mariano(a_SW.mean(axis=0), b_SW.mean(axis=0), horizon=horizon)
         compared.new_windows = crossed_log_ratio(a_SW, b_SW, horizon=horizon)

@@ -13,11 +13,11 @@ from t5ts.analysis.judgement import WITHHELD, Findings
 from t5ts.analysis.sections import header, markdown
 from t5ts.analysis.validity import BROKEN
 
-#: What a cell shows in a second line: an interval, why there is none, the data set of a name.
+#: What a cell shows on a second line: an interval, the reason for none, or a name's data set.
 _SECOND_LINE = re.compile(r"(?s)(.+?) (\[.*\]|\(no interval .*\)|· .*)")
 #: Columns that are folded away.
 _IS_FOLDED = re.compile(r"p \(.*\)|for new windows too")
-#: Colours of the SVGs that the page's scheme, light or dark, decides.
+#: Colours in the SVGs that follow the page's light or dark scheme.
 _SCHEME = {
     "#000000": "currentColor",
     "#ffffff": "var(--paper)",
@@ -27,8 +27,8 @@ _SCHEME = {
     "#777777": "var(--grey)",
     "#7a3e00": "var(--brown)",
 }
-#: Figures with their interval and unit; a dash for none.
-_FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( against [\d.]+)?")
+#: Numbers with their interval and unit, or a dash.
+_FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( vs\. [\d.]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def write_report(findings: Findings, out: Path) -> Written:
 
     Args:
         findings: From `verdict`.
-        out: The folder; made if missing.
+        out: The folder; created if missing.
     """
     out.mkdir(parents=True, exist_ok=True)
     names = save_figures(findings, out / "figures")
@@ -77,7 +77,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
-    """The page, which holds everything that it needs.
+    """The self-contained page.
 
     Args:
         findings: From `verdict`.
@@ -111,7 +111,7 @@ def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
 
 
 def _inline(name: str, svg: str) -> str:
-    """An SVG as part of the page: in its colours, with ids of its own but for the arms'."""
+    """An SVG embedded in the page: with its colours, and unique ids except the arms'."""
     own = re.sub(r'(\bid="|href="#|url\(#)(?!arm-)', rf"\g<1>{name}-", svg)
     return _in_scheme(own[own.index("<svg") :])
 
@@ -121,7 +121,7 @@ def _in_scheme(svg: str) -> str:
 
 
 def _tables(table: Table) -> list[Table]:
-    """A table as the page shows it: p-values and the like in a second one, to be folded away."""
+    """A table as the page shows it: p-values and the like in a second table, folded away."""
     folded = [i for i, name in enumerate(table.columns) if _IS_FOLDED.fullmatch(name)]
     if not folded:
         return [table]
@@ -137,7 +137,7 @@ def _tables(table: Table) -> list[Table]:
 
 
 def _lines(cell: str) -> tuple[str, str]:
-    """A cell's first line, and its second or nothing."""
+    """A cell's first line, and its second line or an empty string."""
     match = _SECOND_LINE.fullmatch(cell)
     return (match[1], match[2].removeprefix("· ")) if match else (cell, "")
 

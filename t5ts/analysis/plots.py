@@ -11,7 +11,7 @@ import numpy as np
 
 from t5ts.analysis.results import read_json, read_metrics
 
-# Okabe & Ito's colours, told apart by the colour-blind; neighbours differ in lightness too.
+# Okabe & Ito's colour-blind-safe colours; neighbours also differ in lightness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 ARM_COLOURS = (BLUE, "#E69F00", GREEN, "#CC79A7", "#56B4E9", "#7A3E00", "#000000", ORANGE)
 ARM_DASHES = ("-", "--", "-.", ":")
@@ -29,7 +29,7 @@ STYLE: Any = {
     "svg.hashsalt": "t5ts",
 }
 UNFREEZE = "freeze.unfreeze_epoch"
-#: What the surface has on its other axis, the first that was searched.
+#: Candidates for the surface's other axis; the first that was searched is used.
 RATES = ("optim.encoder_lr_scale", "optim.lr")
 
 
@@ -39,7 +39,7 @@ class History:
 
     Attributes:
         slots, values, params: Of each trial; the first objective's values.
-        importances: Share of each parameter, empty where it is not known.
+        importances: Share of each parameter, empty if unknown.
     """
 
     arm: str
@@ -81,7 +81,7 @@ def new_figure(rows: int, columns: int, *, width: float, height: float, **kw: An
 
 
 def whole_ticks(ax: Any, label: str) -> None:
-    """The x axis counts epochs or trials: no tick between two of them."""
+    """The x axis counts epochs or trials: integer ticks only."""
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -100,14 +100,14 @@ def panels(count: int, *, height: float, width: float = 3.6, **kw: Any) -> tuple
 
 
 def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
-    """Draw every picture of a run into `plots/`; returns their paths.
+    """Draw every plot of a run into `plots/`; returns their paths.
 
     Args:
         run_dir: The run directory.
-        result_file: Its result, where that is not yet called result.json.
+        result_file: Its result, if it is not called result.json yet.
 
     Raises:
-        DataError: if the directory lacks a file that a picture is drawn from.
+        DataError: if a file that a plot needs is missing.
     """
     sample = read_json(run_dir / "forecast_sample.json")
     step_s = read_json(run_dir / "provenance.json")["data"].get("step_s")
@@ -124,12 +124,12 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
 
 
 def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> list[Path]:
-    """Draw the pictures of a search as PNG files, those that there is data for.
+    """Draw the plots of a search as PNG files, if there is data for them.
 
     Args:
         histories: One for each arm that has a complete trial.
         objective: Its name, for the axes.
-        folder: The sweep's; pictures go to `plots/`.
+        folder: The sweep's folder; plots go to `plots/`.
 
     Returns:
         The files.
@@ -190,8 +190,8 @@ def draw_forecasts(
 ) -> Any:
     """Test windows of the first channel, with patch borders, in data units.
 
-    What is predicted lies after the context or in its gaps. A predicted step that the context shows
-    is not drawn: nothing trains or scores it.
+    Predictions are after the context or in its gaps. A predicted step that is visible in the
+    context is not drawn, since it is neither trained on nor scored.
 
     Args:
         predictions: Label, line style and forecast_sample.json of each model.
@@ -205,7 +205,7 @@ def draw_forecasts(
         steps_L = np.arange(len(context)) + 1 - target_start
         steps_H = np.arange(len(window["truth"])) + 1
         is_seen_H = np.isin(steps_H, steps_L[np.isfinite(context)])
-        # As much context as two horizons, at least a patch: the forecast is what is looked at.
+        # Show two horizons of context, at least a patch: the forecast is what matters.
         since = 1 - max(2 * len(steps_H), 32) if target_start else 1
         axis = _axis(ax, window["start"], step_s)
 
@@ -221,7 +221,7 @@ def draw_forecasts(
         is_shown_L = steps_L >= since
         ax.plot(axis(steps_L[is_shown_L]), context[is_shown_L], color=GREY, label="context")
         ax.plot(*ahead(window["truth"]), color="black", linewidth=2, label="truth")
-        # Dots without a line: arms have all the dashes.
+        # Dots without a line: the arms use all the dash styles.
         ax.plot(*ahead(window[naive]), ".", color=GREY, ms=3, label=naive.replace("_", " "))
         for label, line, sample in predictions:
             ax.plot(*ahead(sample["windows"][place]["prediction"]), label=label, **line)
@@ -234,7 +234,7 @@ def draw_forecasts(
 
 
 def _axis(ax: Any, start: str, step_s: float | None) -> Callable[[Any], Any]:
-    """From steps, 1 at the forecast's start, to the axis: of time where that is known."""
+    """Map steps, 1 at the forecast's start, to the axis: of time if it is known."""
     if not start or step_s is None:
         ax.set_xlabel("steps from the forecast's start")
         return np.asarray
@@ -252,7 +252,7 @@ def _axis(ax: Any, start: str, step_s: float | None) -> Callable[[Any], Any]:
 
 
 def _with_gaps(values: list[float | None]) -> list[float]:
-    """JSON's null as NaN, at which matplotlib breaks a line."""
+    """Turn JSON's null into NaN, where matplotlib breaks a line."""
     return [math.nan if value is None else value for value in values]
 
 
@@ -288,7 +288,7 @@ def _gradient_norms(run_dir: Path) -> Any:
 
 
 def _history(histories: Sequence[History], objective: str) -> Any:
-    """Each trial's value, and the best so far; an arrow where the value is far beyond."""
+    """Each trial's value, and the best so far; an arrow if the value is off the scale."""
     figure, ((ax,),) = new_figure(1, 1, width=6.4, height=3.8)
     maximize = histories[0].maximize
     low, high = _colour_range(np.concatenate([history.values for history in histories]), maximize)
@@ -328,7 +328,7 @@ def _importances(histories: Sequence[History]) -> Any:
 
 
 def _colour_range(values: Any, maximize: bool) -> tuple[float, float]:
-    """The best 90 % of the values: a diverged trial would hide all others."""
+    """Limits for the best 90 % of the values: a diverged trial would hide all others."""
     low, high = np.quantile(values, [0.1, 1.0] if maximize else [0.0, 0.9])
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""Reading run directories: the only source of everything that is reported."""
+"""Reading run directories, the only source of everything that is reported."""
 
 import json
 import math
@@ -9,28 +9,28 @@ from typing import Any
 from t5ts.errors import DataError
 from t5ts.provenance import content_crc32, file_crc32
 
-#: Why a run failed, until it is started again: what its arm came to, as a result is.
+#: Why a run failed, until it is started again: an outcome of its arm, like a result.
 FAILURE = "failure.json"
 
 
 @dataclass(kw_only=True)
 class Result:
-    """What `result.json` says of a run.
+    """The contents of a run's `result.json`.
 
     Attributes:
         objective: The configured objective at the best epoch, on the validation windows.
-        metrics: Every val_ metric at the best epoch, every test_ metric of the same weights; where
-            asked for, ood_ (another series' test windows) and shuffled_ (the test windows with
+        metrics: Every val_ metric at the best epoch, every test_ metric of the same weights; if
+            requested, ood_ (another series' test windows) and shuffled_ (the test windows with
             their contexts' steps in a random order) metrics of the same weights.
         initial: Every val_ metric before the first step.
         baselines: By split (val, test, ood) and forecast: the metrics of seasonal naive, last
             value and mean.
         baseline_season: The season that seasonal naive repeats.
-        best_achievable_loss: Of synthetic data, else None.
+        best_achievable_loss: For synthetic data, else None.
         seconds: Training and evaluation, over all processes of a resumed run; reused epochs count
             as long as they took where they were trained.
         peak_memory_bytes: During this run: of the GPU's allocator, or resident in the process on a
-            CPU. NaN where the system does not tell (a CPU elsewhere than on Linux).
+            CPU. NaN where the system does not report it (CPU runs outside Linux).
         reused_epochs: Epochs that this run took from another one instead of training them.
         stopped_epoch: At which early stopping ended the run; None if it trained all its epochs.
         files: CRC-32 of the run's other files (those without a checksum of their own), by name.
@@ -59,14 +59,14 @@ class Result:
 
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The rows of one kind from `metrics.jsonl`; those of other kinds are not looked at.
+    """The rows of one kind from `metrics.jsonl`; rows of other kinds are skipped.
 
     Args:
         run_dir: A run directory.
         kind: eval (a row per evaluation), step (per logged step) or probe (update ratios).
 
     Raises:
-        DataError: if the file is missing, or a line other than an unfinished last one is no row.
+        DataError: if the file is missing, or a line other than an unfinished last one is not a row.
     """
     path = run_dir / "metrics.jsonl"
     try:
@@ -83,10 +83,10 @@ def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             if number == len(lines):
-                break  # a run that is still writing, or was killed while it did
+                break  # a run that is still writing, or was killed while writing
             raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: no JSON object.")
+            raise DataError(f"{path}, line {number}: not a JSON object.")
         if row.get("kind") == kind:
             rows.append(row)
     return rows
@@ -104,11 +104,11 @@ def read_result(path: Path) -> Result:
             values[key] = _nan_for_null(values[key])
         return Result(**values)
     except (AttributeError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is not a result of this version ({error}).") from error
+        raise DataError(f"{path} is not a result.json of this version ({error}).") from error
 
 
 def check_files(run_dir: Path, result: Result) -> None:
-    """Prove that what a finished run left is still what it wrote.
+    """Verify that a finished run's files are unchanged.
 
     Raises:
         DataError: naming the first file that is missing or altered.
@@ -133,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """One of a run directory's JSON files.
 
     Raises:
-        DataError: if it cannot be read, is no JSON object, or its checksum (where it has one: an
+        DataError: if it cannot be read, is not a JSON object, or its checksum (if it has one: an
             older t5ts wrote none) differs.
     """
     try:
@@ -142,10 +142,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} does not exist.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}).") from error
-    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise DataError(f"{path} is not JSON ({error}).") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds a JSON {type(value).__name__}, not an object.")
+        raise DataError(f"{path} contains a JSON {type(value).__name__}, not an object.")
     crc32 = value.pop("crc32", None)
     if crc32 is not None and crc32 != content_crc32(value):
         raise DataError(f"{path} is corrupted: its checksum differs.")

@@ -11,23 +11,23 @@ import numpy as np
 
 from t5ts.analysis import effects, judgement, words
 from t5ts.analysis.arms import Arm, Pair, Point, paired
-from t5ts.analysis.beside import beyond, has, ratio_to_test, series_names, under_shift
 from t5ts.analysis.document import Section, parse
 from t5ts.analysis.figures import effect_key, unfreezes
 from t5ts.analysis.judgement import Comparison, Findings, Verdict
+from t5ts.analysis.shift import beyond, has, ratio_to_test, series_names, under_shift
 from t5ts.analysis.statistics import Estimate, log_ratio, mean_interval
 from t5ts.analysis.validity import BROKEN, NOTE, settings_that_differ
 from t5ts.analysis.words import NONE, interval, plural
 
 KINDS = {
-    "best": "each at its own best plan",
-    "control": "control, each at its own best plan",
-    "weights": "weights alone, one plan",
-    "same_plan": "control, one plan",
-    "frozen_random": "against a frozen random encoder",
+    "best": "each at its own best schedule",
+    "control": "control, each at its own best schedule",
+    "weights": "weights only, same schedule",
+    "same_plan": "control, same schedule",
+    "frozen_random": "vs. a frozen random encoder",
     "checkpoint": "another checkpoint",
-    "freezing": "freezing plan",
-    "other": "differs in more",
+    "freezing": "freezing schedule",
+    "other": "more than the weights differ",
 }
 #: A section that ends after its question.
 _EMPTY = re.compile(r"^(\*.*\?\*)\s+(?=## |\Z)", re.MULTILINE)
@@ -47,13 +47,13 @@ BADGES = {
     judgement.WITHHELD: ("Verdict withheld", "broken"),
     judgement.NOTHING: ("Nothing to compare", "open"),
 }
-#: What an arm's name says of its weights and of its freezing.
+#: What the parts of an arm's name mean.
 ARM_WORDS = {
     "t5": "t5: pretrained on text",
     "run": "run: the encoder of a finished run",
     "chronos": "chronos: pretrained on time series",
-    "random": "random: T5's or the encoder's own random start",
-    "matched": "matched: random with the pretrained tensors' means and spreads",
+    "random": "random: T5's or the encoder's own random initialisation",
+    "matched": "matched: random with the pretrained tensors' means and standard deviations",
     "shuffled": "shuffled: the pretrained entries in random order",
     "none": "none: trained from the first step",
     "staged": "staged: frozen at first",
@@ -118,7 +118,7 @@ def in_short(findings: Findings) -> str:
         plural(len(arms), "arm"),
         findings.main.condition.name
         if len(kinds) == 1
-        else f"{len(kinds)} data sets, tasks or amounts of data, each judged for itself: {counts}"
+        else f"{len(kinds)} data sets, tasks or amounts of data, each judged separately: {counts}"
         " (section 0)",
     ]
     if study.left_out:
@@ -138,7 +138,7 @@ def arm_words(findings: Findings) -> str:
 
 
 def _escape(value: Any) -> Any:
-    """A bar would end its cell, a line break its row; markup is left alone."""
+    """Escape bars and line breaks, which would end a cell or a row; markup is left alone."""
     from markupsafe import Markup
 
     if isinstance(value, Markup):
@@ -147,7 +147,7 @@ def _escape(value: Any) -> Any:
 
 
 def _context(findings: Findings) -> dict[str, Any]:
-    """Everything that `report.md.j2` names."""
+    """The values that `report.md.j2` uses."""
     main = findings.main.condition
     arms = [(v, arm) for v in findings.verdicts for arm in v.condition.arms]
     questions = partial(_questions, findings)
@@ -220,7 +220,7 @@ def named(findings: Findings, v: Verdict, name: str) -> str:
 
 
 def _questions(findings: Findings, *kinds: str) -> list[tuple[Verdict, Comparison]]:
-    """Every comparison of these kinds for which paired seeds are finished."""
+    """Every comparison of these kinds that has finished paired seeds."""
     return [
         (v, c)
         for v in findings.verdicts
@@ -232,7 +232,7 @@ def _questions(findings: Findings, *kinds: str) -> list[tuple[Verdict, Compariso
 def _known(
     questions: Iterable[tuple[Verdict, Comparison]], of: Callable[[Pair], Found | None]
 ) -> list[tuple[Verdict, Comparison, Found]]:
-    """The comparisons for which `of` finds something, and what it finds."""
+    """The comparisons for which `of` returns something, with what it returns."""
     return [(v, c, found) for v, c in questions if (found := of(c.pair)) is not None]
 
 
@@ -272,7 +272,7 @@ def setting(value: object) -> str:
 
 
 def settings(arm: Arm, point: Point) -> str:
-    """What was tuned in the arm, as it is at this point."""
+    """The tuned settings of an arm and their values at this point."""
     return ", ".join(f"{k}={setting(point.settings.get(k))}" for k in arm.tuned) or "as given"
 
 
@@ -308,7 +308,7 @@ def baselines(v: Verdict, split: str) -> dict[str, dict[str, float]]:
 
 
 def best_achievable(v: Verdict) -> float | None:
-    """The validation loss that no forecast can beat, where the series is made."""
+    """The validation loss that no forecast can beat, for a synthetic series."""
     return next((r.result.best_achievable_loss for r in v.condition.runs if r.result), None)
 
 
@@ -378,11 +378,11 @@ def _cost(best: Arm, point: Point | None) -> str:
 def _transferred(findings: Findings) -> list[tuple[str, int, float, list[Any]]]:
     """Effective data transferred, where one series was trained on several fractions of it.
 
-    At each fraction both weights are at their own best plan there.
+    At each fraction both weights use their own best schedule.
 
     Returns:
         Name of series and encoder, number of fractions, the most windows, and (value, pair) of each
-        fraction; none where no seed is finished at all.
+        fraction; none if no seed has finished all of them.
     """
     by_series: dict[tuple[str, str], list[tuple[float, Pair]]] = {}
     for v in findings.verdicts:

@@ -1,9 +1,9 @@
 """Estimates and tests for few paired seeds and many overlapping windows.
 
-Everything is two-sided and, unless it says otherwise, at 95 %. `benchmarks/coverage.py` measures on
+Everything is two-sided and, unless stated otherwise, at 95 %. `benchmarks/coverage.py` measures on
 simulated studies how often the intervals cover the truth and how often the tests are wrong.
 
-Why Student's t and no percentile bootstrap: resampling 5 seeds can only return their own spread,
+Why Student's t and not a percentile bootstrap: resampling 5 seeds can only return their own spread,
 which is too small by √(4/5), and has no allowance for not knowing it; the t interval has both.
 """
 
@@ -21,7 +21,7 @@ ALPHA = 1 - CONFIDENCE
 POWER = 0.8
 #: More seeds than this are reported as "more than": nobody would train them.
 MOST_SEEDS = 10_000
-#: The failures that `robust_p` allows for: so many seeds, by so many standard deviations.
+#: The failures that `robust_p` allows for: the share of seeds, and how many standard deviations.
 FAILURE_RATE, FAILURE_SPREADS = 0.1, 10.0
 
 
@@ -30,7 +30,7 @@ class Estimate:
     """A mean with its interval.
 
     Attributes:
-        value: The mean; NaN of nothing.
+        value: The mean; NaN without observations.
         low, high: Borders of the interval at `level`; NaN where there is only one observation.
         p: Two-sided p-value of the hypothesis that the true mean is 0, below 5 % if and only if
             the interval excludes 0: adjusted where the interval is. NaN like the interval.
@@ -60,11 +60,11 @@ class Estimate:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def within(self, margin: float) -> bool:
-        """Whether the whole interval lies inside ±margin: a difference too small to matter."""
+        """Whether the whole interval is inside ±margin: a difference too small to matter."""
         return self.is_known and -margin < self.low and self.high < margin
 
     def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of 0."""
+        """Whether the whole interval is on one side of 0."""
         return self.is_known and (self.low > 0 or self.high < 0)
 
 
@@ -160,7 +160,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def simultaneous(family: Sequence[Estimate]) -> list[Estimate]:
-    """A family's estimates with Holm's p-values, each with the interval that says the same.
+    """A family's estimates with Holm's p-values, each with the interval that agrees with it.
 
     Each interval is at the level at which Holm tested its hypothesis (5 % / m for the smallest of
     m p-values, then 5 % / (m − 1), …), those behind the first that failed at its level. So it
@@ -191,7 +191,7 @@ def robust_p(
     rate: float = FAILURE_RATE,
     spreads: float = FAILURE_SPREADS,
 ) -> float:
-    """p of a mean against failures that these seeds happened not to show; NaN of fewer than 2.
+    """p of a mean against failures that these seeds happened not to show; NaN for fewer than 2.
 
     If one seed in ten fails by ten standard deviations, a lead of one standard deviation at the
     others is no gain on average, and 59 % of studies of five seeds show no such failure. The
@@ -221,10 +221,10 @@ def robust_p(
 
 
 def outlying(values: Sequence[float] | Array) -> list[int]:
-    """Which of (n,) finite values are unlike the others, if those are normal; the farthest first.
+    """Outliers among (n,) finite values, if the others are normal; the farthest first.
 
     Up to a quarter of them, one at least: the farthest is compared with Student's t to those that
-    remain, and taken out before the next. None of fewer than 4. Wrong in 5 to 8 % of sets.
+    remain, and removed before the next. None for fewer than 4 values. Wrong in 5 to 8 % of sets.
 
     Source: Grubbs 1950; generalised extreme studentised deviate, Rosner 1983.
     """
@@ -363,14 +363,14 @@ def _spreads(pilot: int, count: int) -> tuple[Array, Array]:
 def resolvable_effect(
     *, sd: float, count: int, pilot: int | None = None, tests: int = 1, power: float = POWER
 ) -> float:
-    """The smallest true effect that so many paired seeds show, at Holm's most stringent level.
+    """The smallest true effect that this many paired seeds show, at Holm's most stringent level.
 
     "Show": the interval excludes 0 on the right side, in `power` of studies, averaged over what a
     pilot of few seeds may have missed of the spread.
 
     Args:
         sd: Standard deviation of paired differences, from `pilot` seeds (default: `count`).
-        count: Paired seeds of the study that shall show it.
+        count: Paired seeds of the study that should show it.
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
 
     Returns:
@@ -397,11 +397,11 @@ def resolvable_effect(
 def seeds_needed(
     *, sd: float, count: int, margin: float, tests: int = 1, power: float = POWER
 ) -> int | None:
-    """Paired seeds that decide whether there is a difference that matters, whatever the truth.
+    """Paired seeds needed to settle whether there is a difference that matters.
 
-    A study decides if its interval excludes 0 or lies within ±margin, in `power` of studies. The
-    truth that is hardest to decide is half the margin. The effect that was seen is no part of this:
-    of a small effect few seeds see mostly noise.
+    A study settles it if its interval excludes 0 or is within ±margin, in `power` of studies. The
+    hardest truth to settle is half the margin. The observed effect is not used:
+    with few seeds a small observed effect is mostly noise.
 
     Args:
         sd: Standard deviation of `count` paired differences.
@@ -409,7 +409,7 @@ def seeds_needed(
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
 
     Returns:
-        At least 2; None if more than 10,000 would be needed, or nothing is known.
+        At least 2; None if more than 10,000 would be needed, or `sd` is unknown.
 
     Source: own, from Schuirmann's (1987) equivalence and the t-test, with a pilot's spread as in
         `resolvable_effect`; checked in benchmarks/coverage.py.
@@ -426,7 +426,7 @@ def seeds_needed(
         first, later = _spreads(count, seeds)
         length = margin / sd * math.sqrt(seeds) * first  # margin, in later standard errors
         half = float(t.ppf(1 - ALPHA / tests / 2, seeds - 1)) * later
-        # The estimate lies `length` / 2 + N(0, 1) from 0; undecided between `inner` and `half`.
+        # The estimate is `length` / 2 + N(0, 1) from 0; undecided between `inner` and `half`.
         inner = np.minimum(np.maximum(length - half, 0), half)
         below, above = (
             ndtr(border - length / 2) - ndtr(-border - length / 2) for border in (inner, half)
@@ -466,7 +466,7 @@ def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
         loss: The loss to reach.
 
     Returns:
-        Windows; inf if the loss is below all that was measured, NaN if it is above it.
+        Windows; inf if the loss is below everything measured, NaN if it is above.
 
     Source: Hernandez et al. 2021, "Scaling Laws for Transfer", section 2.
     """
@@ -477,7 +477,7 @@ def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
         return math.inf
     if target > log_loss[0]:
         return math.nan
-    # Descending in size, so that the losses ascend, as np.interp wants them.
+    # Descending in size, so that the losses ascend, as np.interp requires.
     return float(math.exp(np.interp(target, log_loss[::-1], log_size[::-1])))
 
 

@@ -1,4 +1,4 @@
-"""Collecting run directories: what ran, how far it came, and what cannot be read."""
+"""Collecting run directories: what ran, how far it got, and what cannot be read."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY
 from t5ts.errors import DataError
 
 Array = npt.NDArray[np.float64]
-#: What says that a directory is a run's.
+#: Files that mark a directory as a run directory.
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
 _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MULTILINE)
 #: Settings that cannot change what a run is compared on, besides those that change no number.
@@ -43,7 +43,7 @@ _NOT_SETTINGS = (
     "train.shuffled_test",
     "ood",  # null where no other series is tested on; else its keys are in the condition
 )
-#: Settings without which a config.yaml is none of t5ts's.
+#: Settings that every t5ts config.yaml has.
 _NEEDED = (
     "seed",
     "seq_len",
@@ -58,7 +58,7 @@ _NEEDED = (
 )
 #: What must be equal before two runs are compared at all.
 _CONDITION = ("data.", "ood.", "task.", "seq_len", "horizon", "objective")
-#: Settings of data that matter even where its checksum is known; the rest says where it came from.
+#: Settings of data that matter even if its checksum is known; the rest describe its origin.
 _OF_DATA = ("data.fraction", "data.windows_per_epoch", "data.missing", "ood.missing")
 
 
@@ -150,7 +150,7 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Everything else that can change a number, less the seed; a key that is off is none."""
+        """Everything else that can change a number, except the seed; a disabled key is left out."""
         apart: tuple[str, ...] = (*_NOT_SETTINGS, *_CONDITION)
         if self.config["init.name"] == "random":
             apart += ("init.path", "init.checkpoint")  # whose donor the other arms have
@@ -190,15 +190,15 @@ class Run:
 
 
 def _is_off(key: str, value: Any) -> bool:
-    """Whether an older t5ts, which had no such key, did the same."""
+    """Whether an older t5ts without this key did the same."""
     return key in MEASURED_BESIDES and value == MEASURED_BESIDES[key]
 
 
 def measured_on(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
-    """Runs by what they were measured on: only runs of one group are compared.
+    """Group runs by what they were measured on: only runs of one group are compared.
 
     Data is known by its checksum and borders, not by its name or folder. Runs of one configuration
-    stay together even if its data changed meanwhile: the checks then say so.
+    stay together even if its data changed meanwhile: the checks then report it.
     """
     runs = list(runs)
     prints: dict[tuple[tuple[str, str], ...], Counter[str]] = defaultdict(Counter)
@@ -224,7 +224,7 @@ class Study:
     """All runs under some directories.
 
     Attributes:
-        dirs: What was asked for.
+        dirs: The directories that were passed.
         runs: The runs that can be used, finished or not, in the order of their paths.
         left_out: The runs that cannot, each with its `problem`.
         read_s: Seconds that reading took.
@@ -284,20 +284,20 @@ def collect(dirs: Iterable[str | Path]) -> Study:
     configuration the first that finished is used.
 
     Raises:
-        DataError: if a directory does not exist, or none holds a run.
+        DataError: if a directory does not exist, or none contains a run.
     """
     begun = time.perf_counter()
     folders = [Path(d) for d in dirs]
     for folder in folders:
         if not folder.is_dir():
             raise DataError(
-                f"{folder} is not a directory: give run directories, or folders that hold them"
+                f"{folder} is not a directory: give run directories, or folders that contain them"
                 " (outputs/…, multirun/…)."
             )
     paths = sorted({path.resolve(): path for f in folders for path in find_runs(f)}.values())
     if not paths:
         raise DataError(
-            f"no run in {', '.join(map(str, folders))}: a run directory holds"
+            f"no run found in {', '.join(map(str, folders))}: a run directory contains"
             f" {', '.join(sorted(MARKS))}. Give outputs/… or multirun/… of python -m t5ts.run."
         )
     runs = [read_run(path) for path in paths]
@@ -344,14 +344,14 @@ def read_run(path: Path) -> Run:
     except (DataError, OSError) as error:
         run.problem = str(error)
         if not run.config and run.trial.get("reason"):
-            run.problem = f"failed before it began: {run.trial['reason']}"
+            run.problem = f"failed before it started: {run.trial['reason']}"
         return run
     if run.config.get("debug.name", "none") != "none":
-        run.problem = f"debug={run.config['debug.name']}: its numbers are no result"
+        run.problem = f"debug={run.config['debug.name']}: its numbers are not a result"
     elif run.result is not None and not math.isfinite(
         run.result.objective + run.metric("test_loss")
     ):
-        # An outcome of its arm, as a run that ended in an error is.
+        # Counts as an outcome of its arm, like a run that ended in an error.
         run.result, run.state = None, "failed"
         run.trial = run.trial | {"reason": "its loss is not finite"}
     return run
@@ -365,14 +365,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         nested = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except FileNotFoundError as error:
-        raise DataError("it has no config.yaml: it ended before it began") from error
+        raise DataError("no config.yaml: the run ended before it started") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"config.yaml is not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(nested, dict):
-        raise DataError("config.yaml is empty or holds no settings")
+        raise DataError("config.yaml is empty or contains no settings")
     flat = dict(_flat(nested, ""))
     if missing := [key for key in _NEEDED if key not in flat]:
-        raise DataError(f"config.yaml lacks {', '.join(missing)}: not a run of t5ts")
+        raise DataError(f"config.yaml is missing {', '.join(missing)}: not a t5ts run")
     return flat
 
 
@@ -385,12 +385,12 @@ def _flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_metrics(run: Run) -> None:
-    """Evaluations and probes of metrics.jsonl; of the many step rows only what is counted."""
+    """Evaluations and probes of metrics.jsonl; of the many step rows only counts are kept."""
     evals, probes = (read_metrics(run.path, kind) for kind in ("eval", "probe"))
     try:
         run.evals, run.probes = _columns(evals), _columns(probes)
     except (TypeError, ValueError) as error:
-        raise DataError(f"metrics.jsonl holds a value that is no number ({error})") from error
+        raise DataError(f"metrics.jsonl contains a value that is not a number ({error})") from error
     steps = _NONFINITE.findall((run.path / "metrics.jsonl").read_bytes())
     run.nonfinite_steps = sum(int(number) for number in steps)
 

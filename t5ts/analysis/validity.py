@@ -1,4 +1,4 @@
-"""Whether the arms may be compared at all: every invariant, with what breaks it."""
+"""Whether the arms may be compared at all: every invariant, with its evidence."""
 
 import json
 import re
@@ -12,17 +12,17 @@ from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, P
 from t5ts.analysis.study import Run, varying
 from t5ts.analysis.words import plural
 
-#: Fewer paired seeds than this, and a t interval is wide whatever the truth is.
+#: With fewer paired seeds than this, a t interval is wide whatever the truth is.
 FEW_SEEDS = 5
 #: Step-0 output scales of two arms that differ by more than this factor confound the weights.
 SCALE_FACTOR = 10.0
 #: An arm that fails at a larger share of its seeds is judged by the seeds that it survived.
 FAILED_SHARE = 0.2
-#: One arm's trials came to less than this share of what the other's did: no equal tuning.
+#: If one arm's trials trained less than this share of the other's, tuning was not equal.
 TRAINED_SHARE = 0.5
-#: Words of the loader's notes on weights that are not what a pretrained init promises.
+#: Matches loader notes on weights that are not what a pretrained init promises.
 NOT_PRETRAINED = re.compile("control, not pretrained|origin: (control|random)")
-#: Settings that name a checkpoint or say what is known of it: they may differ between two.
+#: Settings that name or describe a checkpoint: they may differ between two checkpoints.
 _OF_CHECKPOINT = (
     *CHECKPOINT,
     "init.",
@@ -38,7 +38,7 @@ Evidence = tuple[str, str]
 
 @dataclass(frozen=True)
 class Check:
-    """One invariant: what it asks, whether it holds, and the evidence.
+    """One invariant: its name, whether it holds, and the evidence.
 
     Attributes:
         status: holds, note (worth knowing, the comparison is kept), or broken (no verdict).
@@ -50,10 +50,10 @@ class Check:
 
 
 def check_pair(pair: Pair) -> list[Check]:
-    """Everything that must hold before a difference may be blamed on the weights."""
+    """Everything that must hold before a difference may be attributed to the weights."""
     found = {
         "only the weights differ": _differences(pair),
-        "both weights had the same plans": _both_plans(pair),
+        "both sides tried the same schedules": _both_plans(pair),
         "equal tuning budget": _budget(pair),
         "no arm lost its seeds": _failed_seeds(pair),
         "paired start: same patch and head tensors at the same seed": _same_start(pair),
@@ -73,7 +73,7 @@ def check_pair(pair: Pair) -> list[Check]:
 
 
 def check_condition(condition: Condition, left_out: Sequence[Run] = ()) -> list[Check]:
-    """What is worth knowing of all runs on one data set, whichever arms are compared."""
+    """What is worth knowing about all runs on one data set, whichever arms are compared."""
     return _checks(
         {
             "finished": _unfinished(condition),
@@ -85,9 +85,9 @@ def check_condition(condition: Condition, left_out: Sequence[Run] = ()) -> list[
 
 
 def check_plans(pairs: Iterable[Pair]) -> list[Check]:
-    """Whether arms that are compared across freezing plans were tuned alike.
+    """Whether arms that are compared across freezing schedules were tuned equally.
 
-    A note where they were not, since a plan may have settings of its own to search.
+    A note if not, since a schedule may have settings that only it can search.
     """
     unequal = [
         f"{pair.treatment.name} {pair.treatment.tried}, {pair.control.name} {pair.control.tried}"
@@ -95,11 +95,11 @@ def check_plans(pairs: Iterable[Pair]) -> list[Check]:
         if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
     ]
     detail = f"settings tried: {'; '.join(unequal)}. This favours the arm with more"
-    return _checks({"equal tuning of the plans": (NOTE, detail) if unequal else None})
+    return _checks({"equal tuning of the schedules": (NOTE, detail) if unequal else None})
 
 
 def _checks(found: dict[str, Evidence | None]) -> list[Check]:
-    """The invariants that were asked about."""
+    """The checks for which there is evidence."""
     return [Check(name, *evidence) for name, evidence in found.items() if evidence is not None]
 
 
@@ -112,7 +112,7 @@ def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
 
 
 def loader_notes(arm: Arm) -> list[str]:
-    """What the loader noted of a pretrained arm's weights, each note once."""
+    """The loader's notes on a pretrained arm's weights, each note once."""
     promised = PRETRAINED[arm.init].origin if arm.is_pretrained else "pretrained"
     notes: list[str] = []
     for loaded in (run.provenance.get("weights") or {} for run in arm.runs):
@@ -131,27 +131,27 @@ def loader_notes(arm: Arm) -> list[str]:
 
 
 def failures(arm: Arm) -> tuple[list[int], int]:
-    """Seeds at which the arm's best setting failed, and how many it was run at."""
+    """Seeds at which the arm's best setting failed, and the number of seeds it was run at."""
     point = arm.shown
     return list(point.failed), len(point.failed) + len(point.finished)
 
 
 def arms_needed(arm: Arm) -> str:
-    """The override that would give the arm to compare a pretrained one with."""
+    """The overrides that produce the arm to compare a pretrained one with."""
     return f"init={RANDOM} freeze={arm.freeze}"
 
 
 def _differences(pair: Pair) -> Evidence:
-    """The arms differ in init.* or the checkpoint alone, or else in what both of them tuned."""
+    """The arms differ only in init.* or the checkpoint, and in settings that both tuned."""
     differing = settings_that_differ(pair)
     tuned = _searched(pair.rivals[0]) & _searched(pair.rivals[1])
     weights: tuple[str, ...] = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
     if pair.treatment.freeze != pair.control.freeze:
-        weights += ("freeze.",)  # whether both had the plans is a check of its own
+        weights += ("freeze.",)  # a separate check compares the schedules tried
 
     def shown(keys: Iterable[str]) -> str:
         values = {k: ["null" if v is None else str(v) for v in differing[k]] for k in keys}
-        return "; ".join(f"{k}: {' against '.join(both)}" for k, both in values.items())
+        return "; ".join(f"{k}: {' vs. '.join(both)}" for k, both in values.items())
 
     others = [k for k in differing if not k.startswith(weights)]
     if wrong := [k for k in others if k not in tuned]:
@@ -163,15 +163,15 @@ def _differences(pair: Pair) -> Evidence:
 
 
 def _searched(arms: Sequence[Arm]) -> set[str]:
-    """Settings that were searched within the arms or, such as the freezing plan, between them."""
+    """Settings that were searched within the arms or, like the freezing schedule, between them."""
     varied = varying([point.settings for arm in arms for point in (*arm.points, *arm.final)])
     return set(varied).union(*(arm.searched for arm in arms))
 
 
 def _both_plans(pair: Pair) -> Evidence | None:
-    """Each side's own best plan was run with the other's weights too.
+    """Each side's best schedule was also run with the other's weights.
 
-    An encoder that stays random needs no such twin: it asks what the encoder is good for at all.
+    A frozen random encoder needs no such twin: it measures whether the encoder helps at all.
     """
     plans = [{arm.freeze for arm in arms} for arms in pair.rivals]
     if plans[0] == plans[1]:
@@ -184,21 +184,21 @@ def _both_plans(pair: Pair) -> Evidence | None:
     ]
     if missing:
         add = " and ".join(missing)
-        return BROKEN, f"the best plan of one was never run with the other: add {add}"
+        return BROKEN, f"one side's best schedule was never run with the other's weights: add {add}"
     return (
         NOTE,
-        f"plans run with only one of them, and worse: {', '.join(sorted(plans[0] ^ plans[1]))}",
+        f"schedules run on one side only, and worse: {', '.join(sorted(plans[0] ^ plans[1]))}",
     )
 
 
 def _budget(pair: Pair) -> Evidence:
-    """Trials and epochs that each side's best was chosen from, over the plans that both had."""
+    """Trials and epochs each side's best was chosen from, over the schedules both sides had."""
     shared = set.intersection(*({arm.freeze for arm in arms} for arms in pair.rivals))
     sides = [[arm for arm in arms if arm.freeze in shared] for arms in pair.rivals]
     if not all(sides):
         sides = [[arm] for arm in pair.arms]
 
-    def most(of: Callable[[Arm], int]) -> list[int]:  # of a side's arms with one plan, summed
+    def most(of: Callable[[Arm], int]) -> list[int]:  # the largest per schedule, summed
         plans = [sorted({arm.freeze for arm in arms}) for arms in sides]
         return [
             sum(max(of(arm) for arm in arms if arm.freeze == plan) for plan in of_side)
@@ -212,18 +212,18 @@ def _budget(pair: Pair) -> Evidence:
     detail = "; ".join(
         f"{arm.name if by_name else arm.init}: {plural(settings[i], 'setting')} in"
         f" {plural(trials[i], 'trial')}, {sum(a.epochs_trained for a in sides[i]):,} epochs trained"
-        f" ({100 * trained[i]:.0f} % of those asked)"
+        f" ({100 * trained[i]:.0f} % of those requested)"
         for i, arm in enumerate(pair.arms)
     )
     fewer, more = sorted(settings)
-    # A sampler may draw one point twice: then the trials are equal and the settings nearly.
+    # A sampler may draw one point twice: then the trials are equal and the settings nearly so.
     if fewer != more and (trials[0] != trials[1] or 2 * fewer < more):
         return BROKEN, f"{detail}. Give both the same number of trials"
     if more > 1 and min(trained) < TRAINED_SHARE * max(trained):
-        cure = "tune both without a pruner, or alike"
+        cure = "tune both without a pruner, or with the same one"
         return BROKEN, f"{detail}. Most trials of one were cut short: {cure}"
     if only := sorted(searched[0] ^ searched[1]):
-        return BROKEN, f"{detail}. Searched in one only: {', '.join(only)}"
+        return BROKEN, f"{detail}. Searched on one side only: {', '.join(only)}"
     return OK, detail
 
 
@@ -264,7 +264,7 @@ def _same_start(pair: Pair) -> Evidence:
 
 
 def _weights_proven(pair: Pair) -> Evidence:
-    """A pretrained encoder is one checkpoint at every seed, a drawn one differs by seed."""
+    """A pretrained encoder is the same at every seed; a randomly drawn one differs by seed."""
     checkpoints: list[str] = []
     drawn: list[str] = []
     several, other, made_from = [], [], set()
@@ -299,7 +299,7 @@ def _weights_proven(pair: Pair) -> Evidence:
         "both arms started from the same encoder tensors": is_shared,
         f"{control}: two seeds started from the same encoder tensors": len({*drawn}) < len(drawn),
         f"{control} was made from another checkpoint": bool(made_from - {None, *pretrained}),
-        f"trained other weights than the load report names: {', '.join(other[:5])}": bool(other),
+        f"trained weights other than those in the load report: {', '.join(other[:5])}": bool(other),
     }
     for fault, is_there in faults.items():
         if is_there:
@@ -309,7 +309,7 @@ def _weights_proven(pair: Pair) -> Evidence:
 
 
 def _freezing_proven(pair: Pair) -> Evidence:
-    """What is frozen has not moved from its first tensors, and what is unfrozen has."""
+    """Frozen parts have not moved from their initial tensors, and unfrozen parts have."""
     wrong: list[str] = []
     known = 0
     for run in pair.all_runs:
@@ -324,12 +324,12 @@ def _freezing_proven(pair: Pair) -> Evidence:
                 wrong.append(f"{component} of {run.path.name}")
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        return BROKEN, f"the plan was not followed by {', '.join(wrong[:5])}{more}"
+        return BROKEN, f"the freezing schedule was not followed by {', '.join(wrong[:5])}{more}"
     return (OK, f"at {known} evaluations of a component") if known else (NOTE, "not recorded")
 
 
 def _same(pair: Pair, of: Callable[[dict[str, Any]], Any], otherwise: str) -> Evidence:
-    """Whether something of the paired runs' provenance is equal in all of them."""
+    """Whether an entry of the provenance is the same in all paired runs."""
     values: dict[str, list[Run]] = {}
     for run in pair.all_runs:
         values.setdefault(json.dumps(of(run.provenance), sort_keys=True), []).append(run)
@@ -343,7 +343,7 @@ def _same(pair: Pair, of: Callable[[dict[str, Any]], Any], otherwise: str) -> Ev
 
 
 def _short(value: str) -> str:
-    """A recorded value for the eye: JSON without its marks, a checksum's beginning."""
+    """A recorded value for display: JSON without its punctuation, a shortened checksum."""
     found = json.loads(value)
     if isinstance(found, dict) and set(found) == {"commit", "changed"}:
         changes = " with uncommitted changes" if found["changed"] else ""
@@ -359,7 +359,7 @@ def _short(value: str) -> str:
 
 
 def _selection(pair: Pair) -> Evidence:
-    """The reported epoch is the one that validation selects, after all epochs asked for."""
+    """The reported epoch is the one that validation selects, after all requested epochs."""
     wrong, stopped = [], []
     for run in pair.all_runs:
         assert run.result is not None
@@ -384,7 +384,7 @@ def _selection(pair: Pair) -> Evidence:
 
 
 def _seeds(pair: Pair) -> Evidence:
-    """How many seeds are paired; which are not, and which were run twice."""
+    """The seeds that are paired, unpaired, and run twice."""
     twice = [
         f"seed {seed} of {arm.name}: {used.path} is used, {other.path} finished later and is not"
         for arm in pair.arms
@@ -395,7 +395,7 @@ def _seeds(pair: Pair) -> Evidence:
     detail = f"{len(pair.seeds)} paired: {', '.join(map(str, pair.seeds)) or 'none'}"
     lone = {arm: seeds for arm, seeds in pair.unpaired.items() if seeds}
     for arm, seeds in lone.items():
-        detail += f"; left out since only {arm} finished them: {', '.join(map(str, seeds))}"
+        detail += f"; left out because only {arm} finished them: {', '.join(map(str, seeds))}"
     if len(pair.seeds) < FEW_SEEDS:
         detail += f"; fewer than {FEW_SEEDS}, so the interval is wide"
     if twice:
@@ -404,7 +404,7 @@ def _seeds(pair: Pair) -> Evidence:
 
 
 def _scale(pair: Pair) -> Evidence:
-    """Whether both encoders put out values of one size before the first step."""
+    """Whether both encoders' outputs have the same scale before the first step."""
     outputs = []
     for arm in pair.arms:
         audits = [run.provenance.get("scale_audit") for run in arm.finished.values()]
@@ -416,8 +416,8 @@ def _scale(pair: Pair) -> Evidence:
         return NOTE, f"{detail} (not recorded)"
     if max(outputs) / min(outputs) > SCALE_FACTOR:
         return NOTE, (
-            f"{detail}: they differ by more than a factor of {SCALE_FACTOR:g}, so a gain may be"
-            " scale and not text; the control init=matched tells them apart"
+            f"{detail}: they differ by more than a factor of {SCALE_FACTOR:g}, so a gain may"
+            " come from scale rather than text; the control init=matched separates the two"
         )
     return OK, detail
 
@@ -429,7 +429,7 @@ def _unfinished(condition: Condition) -> Evidence:
         return OK, f"all {len(runs)} runs are finished"
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
     done = f"{len(runs) - len(states)} of {len(runs)} runs"
-    return NOTE, f"{done}; {counts}. Unfinished runs count in curves, not in verdicts"
+    return NOTE, f"{done}; {counts}. Unfinished runs appear in curves, not in verdicts"
 
 
 def _diverged(condition: Condition) -> Evidence:
@@ -455,7 +455,7 @@ def _worse_than_mean(condition: Condition) -> Evidence:
     shown = ", ".join(
         f"{run.arm} seed {run.seed} ({run.metric('val_loss'):.4g})" for run in bad[:4]
     )
-    cure = "Look for an error of scale or a learning rate that is too high"
+    cure = "Check the scaling, and whether the learning rate is too high"
     return NOTE, f"{len(bad)} runs are worse: {shown}. {cure}"
 
 

@@ -1,4 +1,4 @@
-"""How numbers and sentences are written in the report."""
+"""How numbers and sentences are formatted in the report."""
 
 import math
 import re
@@ -12,14 +12,14 @@ NONE = "–"
 
 
 def number(value: float | None, *, digits: int = 4) -> str:
-    """A number with so many significant digits; a dash for none."""
+    """A number to this many significant digits; a dash for none."""
     if value is None or not math.isfinite(value):
         return NONE if value is None or math.isnan(value) else ("∞" if value > 0 else "−∞")
     return minus(f"{value:.{digits}g}")
 
 
 def fixed(value: float | None, *, digits: int = 4) -> str:
-    """A number with so many decimals, for columns; a dash for none."""
+    """A number to this many decimals, for columns; a dash for none."""
     if value is None or not math.isfinite(value):
         return number(value)
     return minus(f"{value:.{digits}f}")
@@ -36,7 +36,7 @@ def percent(share: float, *, sign: bool = True) -> str:
         return NONE
     value = 100 * share
     digits = 1 if abs(value) >= 0.95 else 2
-    # A space that does not break, so that the sign stays with its number.
+    # A no-break space keeps the sign with its number.
     return minus(f"{value:{'+' if sign else ''}.{digits}f}") + "\u00a0%"
 
 
@@ -58,12 +58,12 @@ def _signed(log_effect: float) -> str:
 
 
 def interval(effect: Estimate, *, digits: int = 3) -> str:
-    """A mean with its interval, the interval to the mean's decimals."""
+    """A mean with its interval, both to the same number of decimals."""
     if not math.isfinite(effect.value):
         return number(effect.value)
     reach = max(abs(effect.low), abs(effect.high)) if effect.is_known else abs(effect.value)
     decimals = digits if reach == 0 else max(0, digits - 1 - math.floor(math.log10(reach)))
-    if decimals > 8:  # too small to be written out
+    if decimals > 8:  # too small to write out
         return number(effect.value, digits=digits)
     text = fixed(effect.value, digits=decimals)
     if effect.is_known:
@@ -94,12 +94,12 @@ def lower_or_higher(log_effect: float) -> str:
 
 
 def sure(comparison: Any) -> str:
-    """A comparison's effect with its interval and how sure that is."""
+    """A comparison's effect with its interval and p-value."""
     effect, family = comparison.effect, comparison.family
     text = percent_interval(effect)
     if not effect.is_known:
         return text
-    allowing = f", allowing for {family} comparisons" if family > 1 else ""
+    allowing = f", adjusted for {family} comparisons" if family > 1 else ""
     return (
         f"{text} (95 % interval over {plural(effect.count, 'paired seed')}{allowing},"
         f" Holm-adjusted p {probability(effect.p)})"

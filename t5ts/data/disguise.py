@@ -1,8 +1,8 @@
-"""A series that is English: the control of the question whether text pretraining can help at all.
+"""A series made from English text: the positive control for whether text pretraining can help.
 
 A row is one token of a text that the packaged T5 has not seen. Its C values are the token's
 embedding under a fixed random rotation, of which C directions are kept, plus noise. So the tokens
-follow one another as in English, and a model that knows English can predict a hidden one.
+follow one another as in English text, and a model that knows English can predict a hidden one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from t5ts.errors import DataError
 
 TEXT_FILE = Path(__file__).with_name("moby_dick.npz")
-#: The packaged T5, by its place: `data` imports nothing of `model`.
+#: The packaged T5, by its path: `data` imports nothing from `model`.
 CHECKPOINT = Path(__file__).parents[1] / "model" / "t5_tiny_en"
 
 

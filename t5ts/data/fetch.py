@@ -20,7 +20,7 @@ from t5ts.errors import DataError
 
 ETT_URL = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
 ETT_FILES = {"etth1": "ETTh1.csv", "etth2": "ETTh2.csv", "ettm1": "ETTm1.csv", "ettm2": "ETTm2.csv"}
-# ETTm1 and ETTm2: no published checksum at hand; their shape is checked and the hash recorded.
+# ETTm1 and ETTm2 have no published checksum: their shape is checked and the hash recorded.
 KNOWN_SHA256 = {
     "etth1": "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
     "etth2": "a3dc2c597b9218c7ce1cd55eb77b283fd459a1d09d753063f944967dd6b9218b",
@@ -43,12 +43,12 @@ def ett_url(name: str) -> str:
 
 
 def ett_path(name: str) -> Path:
-    """Where the cache keeps an ETT file, whether or not it is there."""
+    """Where the cache keeps an ETT file, whether or not it exists."""
     return cache_dir() / "ett" / ETT_FILES[name]
 
 
 def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
-    """The file of an ETT series in the cache, downloaded if it is not there.
+    """The file of an ETT series in the cache, downloaded if it is missing.
 
     The download goes to a temporary file in the same folder, which is renamed when it is complete
     and its checksum is right, and deleted otherwise. The sha256 is recorded in FILE.json, so that
@@ -56,11 +56,11 @@ def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
 
     Args:
         name: etth1, etth2, ettm1 or ettm2.
-        sha256: Checksum that the file must have; None takes the published one, where known.
+        sha256: Checksum that the file must have; None takes the published one, if known.
 
     Raises:
-        DataError: for no network, a refusing server, a download cut short, a wrong checksum, and a
-            cache that cannot be written.
+        DataError: if there is no network, the server refuses, the download is cut short, the
+            checksum is wrong, or the cache cannot be written.
     """
     path = ett_path(name)
     expected = sha256 or KNOWN_SHA256.get(name)
@@ -69,7 +69,7 @@ def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
         if expected is None and record.is_file():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 expected = json.loads(record.read_text(encoding="utf-8"))["sha256"]
-        check_sha256(path, expected, remedy="Delete it, and it is downloaded again.")
+        check_sha256(path, expected, remedy="Delete it and re-run to download it again.")
         return path
     digest = _download(ett_url(name), path, expected)
     with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ def _sha256(path: Path) -> str:
 
 
 def _download(url: str, path: Path, expected: str | None) -> str:
-    """Downloads a file atomically and returns its sha256; see `fetch_ett` for what it raises."""
+    """Download a file atomically and return its sha256; raises as `fetch_ett` does."""
     part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,13 +120,13 @@ def _download(url: str, path: Path, expected: str | None) -> str:
     except (TimeoutError, urllib.error.URLError) as error:
         reason = getattr(error, "reason", error)
         problem = (
-            f"it cannot be reached ({reason}). Look at the network and the proxy variables "
+            f"it cannot be reached ({reason}). Check the network and the proxy variables "
             "(https_proxy, no_proxy)"
         )
     except (HTTPException, ConnectionError) as error:
-        problem = f"the download was cut short ({error!r}). Nothing was kept. Run again"
+        problem = f"the download was cut short ({error!r}). Nothing was kept. Run the command again"
     except OSError as error:
-        make_room = "Make room there, choose" if error.errno in NO_ROOM else "Choose"
+        make_room = "Free some space, choose" if error.errno in NO_ROOM else "Choose"
         problem = (
             f"{path.parent} cannot be written ({error.strerror}). {make_room} another cache "
             "(T5TS_CACHE=FOLDER)"
@@ -135,12 +135,12 @@ def _download(url: str, path: Path, expected: str | None) -> str:
         if part is not None:
             part.unlink(missing_ok=True)
     raise DataError(
-        f"{url}: {problem}, or download it elsewhere and name its folder (data.dir=FOLDER)."
+        f"{url}: {problem}, or download it elsewhere and pass its folder (data.dir=FOLDER)."
     )
 
 
 def _open(url: str) -> HTTPResponse:
-    """Opens a URL, by the proxies of the environment, or gives up after CONNECT_S seconds.
+    """Open a URL, using the environment's proxies, or give up after CONNECT_S seconds.
 
     A socket's timeout does not bound name resolution and holds for each of a host's addresses in
     turn, so the wait is bounded from outside, in a thread that the process need not wait for.
@@ -149,7 +149,7 @@ def _open(url: str) -> HTTPResponse:
 
     def work() -> None:
         try:
-            # A fresh opener: urlopen's keeps the proxies that it saw first.
+            # A fresh opener: urlopen's keeps the first proxies it saw.
             answer.set_result(urllib.request.build_opener().open(url, timeout=STALL_S))
         except BaseException as error:
             answer.set_exception(error)

@@ -1,4 +1,4 @@
-"""The regular grid that a file's times lie on."""
+"""The regular time grid of a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_GRID = 20
 
 @dataclass(kw_only=True)
 class Grid:
-    """Where the rows of a file lie on a regular time grid.
+    """Where the rows of a file are on a regular time grid.
 
     Attributes:
         start_us: Time of grid row 0, microseconds since 1970.
@@ -41,7 +41,7 @@ class Grid:
 
 
 def check_policy(missing: str) -> None:
-    """Raises DataError unless `missing` is one of POLICIES."""
+    """Raise DataError unless `missing` is one of POLICIES."""
     if missing not in POLICIES:
         raise DataError(
             f"data.missing={missing!r} is not a policy. Allowed: error (any gap stops the run), "
@@ -58,12 +58,12 @@ def regular_grid(
     file_rows: np.ndarray | None = None,
     keys: Callable[[], str] = lambda: "data.id=COLUMN data.value=COLUMN",
 ) -> Grid:
-    """Finds the regular grid that the times lie on.
+    """Find the regular grid of the times.
 
     A step is a number of seconds (also one that the stamps round, as 1/30 s in milliseconds), of
     calendar months, or of business days. Under `missing="error"` the file must itself be the grid:
-    sorted, with equal steps. Under the other policies rows are sorted, and times that are skipped
-    become missing values; both are noted. A time that occurs twice is an error always, since
+    sorted, with equal steps. Under the other policies rows are sorted, and skipped times
+    become missing values; both are noted. A time that occurs twice is always an error, since
     it is unknown which row is right.
 
     Args:
@@ -71,10 +71,10 @@ def regular_grid(
         missing: The policy for missing values.
         where: File and column, for messages.
         file_rows: (rows,) row of the file for each time, from 0; None is 0, 1, ….
-        keys: Finds the keys that would read a long table, for the message on repeated times.
+        keys: Returns the keys that would read a long table, for the message on repeated times.
 
     Raises:
-        DataError: for fewer than 3 rows, duplicate times, and what the policy refuses.
+        DataError: for fewer than 3 rows, duplicate times, and anything the policy refuses.
     """
     if len(times_us) < 3:
         raise DataError(
@@ -93,9 +93,9 @@ def regular_grid(
         twice = iso(int(times_us[int(np.argmax(steps == 0))]))
         raise DataError(
             f"{where}: {int(np.count_nonzero(steps == 0))} duplicate times, the first {twice}. "
-            "If rows belong to several series, name the column that tells them apart and the "
-            f"column of values ({keys()}); else keep one row "
-            "for each time. Local times repeat an hour in autumn: write UTC."
+            "If rows belong to several series, name the column that identifies them and the "
+            f"column of values ({keys()}); otherwise keep one row "
+            "for each time. Local times repeat an hour in autumn: use UTC."
         )
     median = int(np.partition(steps, len(steps) // 2)[len(steps) // 2])
     step, rows = Step(median / 1e6), None
@@ -127,7 +127,7 @@ def regular_grid(
 
 
 def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where: str) -> None:
-    """Refuses unsorted times that must not be sorted.
+    """Refuse unsorted times that must not be sorted.
 
     Args:
         times_us: Times of one series in file order, all different.
@@ -136,14 +136,14 @@ def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where
         where: File and column, for messages.
 
     Raises:
-        DataError: under `error`, and where the order shows that days and months are swapped.
+        DataError: under `error`, and if the order shows that days and months are swapped.
     """
     swapped = _swapped_row(times_us)
     if swapped is not None:
         raise DataError(
             f"{where}: in some rows day and month are swapped: row {file_rows[swapped] + 1} "
             f"({iso(int(times_us[swapped]))}) is in order only if they are exchanged. Write all "
-            "dates alike, as in 2016-07-01."
+            "dates the same way, as in 2016-07-01."
         )
     if missing == "error":
         row = int(np.argmax(np.diff(times_us) < 0)) + 1
@@ -155,9 +155,9 @@ def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where
 
 
 def _swapped_row(times_us: np.ndarray) -> int | None:
-    """The first row whose day and month must be exchanged for rows to be in order, from 0.
+    """The first row, from 0, whose day and month must be exchanged to put the rows in order.
 
-    None if no choice of rows to exchange puts all in order, with steps as equal as those of the
+    None if no choice of exchanges puts all rows in order with steps as even as those of the
     sorted times. The earliest time after the one before is the best choice for each row.
     """
     dates = times_us.astype("datetime64[us]").astype("datetime64[D]")
@@ -185,7 +185,7 @@ def _swapped_row(times_us: np.ndarray) -> int | None:
 def _refuse_stray_rows(
     times_us: np.ndarray, median: int, row_of: Callable[[int], int], where: str
 ) -> None:
-    """Refuses sorted times if a few are far from all others, as after a typo in the year.
+    """Refuse sorted times if a few are far from all others, as after a typo in the year.
 
     Few: one, or one in a hundred. Far: more than 100 steps, and half of what the others span.
     """
@@ -204,7 +204,7 @@ def _refuse_stray_rows(
         raise DataError(
             f"{where}: row {row_of(place)} has {iso(int(times_us[place]))}, probably a wrong time: "
             f"{duration(gap / 1e6)} from the other rows, whose step is "
-            f"{duration(median / 1e6)}. Correct it, leave it out, or resample the data."
+            f"{duration(median / 1e6)}. Correct it, remove it, or resample the data."
         )
 
 
@@ -216,9 +216,9 @@ def _irregular(
     row_of: Callable[[int], int],
     where: str,
 ) -> DataError:
-    """What to say of the first row that is not where it should be."""
+    """The message about the first row that is not where it should be."""
     off_grid = rows is None
-    # Without a grid: the first row off the steps that most rows make.
+    # Without a grid: the first row that does not fit the step of most rows.
     off = np.flatnonzero(
         (times_us - times_us[0]) % median if rows is None else np.append(0, np.diff(rows) - 1)
     )
@@ -228,7 +228,7 @@ def _irregular(
     if not off_grid:
         remedy += ", or choose data.missing=interpolate or mask (skipped times are gaps)"
     return DataError(
-        f"{where}: irregular step: {iso(int(times_us[row]))} (row {row_of(row)}) lies {gap} after "
+        f"{where}: irregular step: {iso(int(times_us[row]))} (row {row_of(row)}) is {gap} after "
         "the time before it"
         f"{' and off the grid' if off_grid else f'; {len(off)} such places'}; the step is {step}, "
         f"from {iso(int(times_us[0]))} on. {remedy}."
@@ -238,7 +238,7 @@ def _irregular(
 def _find_step(times_us: np.ndarray, median: int) -> tuple[Step, np.ndarray | None]:
     """The step of sorted times that are not equally far apart, and the grid row of each.
 
-    The rows are None if the times are on no grid; the step is then the median one.
+    The rows are None if the times are not on a grid; the step is then the median one.
     """
     days, clocks_us = times_us // DAY_US, times_us % DAY_US
     if median >= DAY_US and (clocks_us == clocks_us[0]).all():
@@ -253,7 +253,7 @@ def _find_step(times_us: np.ndarray, median: int) -> tuple[Step, np.ndarray | No
     if not rest.any():
         return Step(median / 1e6), rows
     del rest
-    # Stamps that are rounded: to the coarsest unit that holds them all.
+    # Rounded timestamps: use the coarsest unit that represents them all.
     unit = next(u for u in (100_000, 10_000, 1000, 1) if not (since_us % u).any())
     steps = np.diff(times_us)
     mean = steps[np.abs(steps - median) <= unit].mean()

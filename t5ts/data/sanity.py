@@ -1,4 +1,4 @@
-"""What a run says about its data before it trains: gaps, figures, and warnings."""
+"""What a run reports about its data before it trains: gaps, statistics, and warnings."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Sanity:
 
     Attributes:
         line: Rows, channels, span, step, gaps, windows per split, variance of the targets.
-        warnings: One sentence each; empty if nothing is odd.
+        warnings: One sentence each; empty if nothing looks wrong.
         mean_mse: {"train", "val", "test"}: mean square per element of the split's own rows in
-            train-standardised units, that is the MSE of predicting the train mean. A val_loss
+            train-standardised units, i.e. the MSE of predicting the train mean. A val_loss
             above it means a model worse than a constant, or a scale error.
         variance: The same about the split's own mean, per channel and averaged.
     """
@@ -35,7 +35,7 @@ class Sanity:
 
 
 def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
-    """Sums up a series after `build_windows`.
+    """Summarise a series after `build_windows`.
 
     Source: own. The log that this project started from reported losses of 204 and 3333 on
     standardised data and nobody asked why.
@@ -65,7 +65,7 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
     warnings += [
         f"channel {series.channels[c]!r} is an exact ramp in the train rows, like a row number or a"
         " clock: it is predicted without error and makes losses look small; leave it out"
-        " (data.channels) unless it is meant"
+        " (data.channels) unless it is intended"
         for c in range(len(series.channels))
         if c not in splits.constant_channels and _is_ramp(series.values_TC[:train_end, c])
     ]
@@ -79,14 +79,14 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
             elif not low <= square_C[c] <= high:
                 warnings.append(
                     f"channel {series.channels[c]!r} differs wildly in scale between train and "
-                    f"{name}: mean square {square_C[c]:.3g} in {name} where train has 1 (its mean "
+                    f"{name}: mean square {square_C[c]:.3g} in {name}, 1 in train (its mean "
                     f"moved by {mean_C[c]:.2g} standard deviations)"
                 )
     return Sanity(line=line, warnings=warnings, mean_mse=mean_mse, variance=variance)
 
 
 def _is_ramp(values_T: np.ndarray) -> bool:
-    """Whether equal steps lead from the first value to the last; float32's rounding is allowed."""
+    """Whether all steps from the first value to the last are equal, up to float32 rounding."""
     known = np.flatnonzero(~np.isnan(values_T))
     if len(known) < 4:
         return False
@@ -116,7 +116,7 @@ def _moments(rows_TC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def count_gaps(
     values_TC: np.ndarray, channels: list[str], *, missing: str, name: str
 ) -> tuple[float, list[str]]:
-    """Counts the NaNs of a series, or refuses them.
+    """Count the NaNs of a series, or refuse them.
 
     Args:
         values_TC: (T, C) float32, NaN where missing.
@@ -141,12 +141,12 @@ def count_gaps(
         if count == num_rows:
             raise DataError(
                 f"Channel {channel!r} of {name} has no value in any of its {num_rows} rows. "
-                "Leave it out: name the others in data.channels."
+                "Leave it out: list the others in data.channels."
             )
         if missing == "error":
             raise DataError(
                 f"Channel {channel!r} of {name} has {count} missing values, the first in row "
-                f"{int(np.argmax(missing_T)) + 1}. Complete the data, or choose data.missing="
+                f"{int(np.argmax(missing_T)) + 1}. Fill the gaps, or choose data.missing="
                 "interpolate or mask, which leave gaps out of the loss."
             )
         counts[channel] = count

@@ -1,4 +1,4 @@
-"""Which season a series has, read off its autocorrelation."""
+"""The season of a series, inferred from its autocorrelation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ PERIODS_S = {
     "week": 604_800.0,
     "year": 31_557_600.0,
 }
-# Only so many rows (the last) and channels (the first) are used.
+# At most this many rows (the last) and channels (the first) are used.
 MAX_ROWS = 200_000
 MAX_CHANNELS = 32
 
 
 def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tuple[int, str]:
-    """The season to use and a sentence saying where it comes from.
+    """The season to use and a note on where it comes from.
 
     Args:
         train_TC: Train rows in any units; NaN allowed.
         step: From one row to the next.
-        season: Rows in one season if the user gave it, else None: it is inferred.
+        season: Rows in one season if the user set it; None infers it.
 
     Returns:
         (season, note); season 1 means none.
@@ -46,7 +46,7 @@ def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tu
     chosen = min(lag for lag, score in peaks.items() if score >= 0.9 * max(peaks.values()))
     return chosen, (
         f"season {chosen}: inferred ({candidates[chosen]}; autocorrelation "
-        f"{scores[chosen][1]:.2f} there, without trend); set data.season to overrule"
+        f"{scores[chosen][1]:.2f} there, without trend); set data.season to override it"
     )
 
 
@@ -66,16 +66,16 @@ def candidate_seasons(step: Step, *, num_rows: int) -> dict[int, str]:
 
 
 def _chance(num_periods: float) -> float:
-    """Prominence that a series without a season hardly passes.
+    """Prominence that a series without a season hardly ever exceeds.
 
     Random walks and near-unit-root autoregressions scored 0.13 on average here, with a spread that
-    falls as 1/√periods; this bound lay at or above the largest of 60 draws in each of 40 settings.
+    falls as 1/√periods; this bound was at or above the largest of 60 draws in each of 40 settings.
     """
     return 0.15 + 1.5 / num_periods**0.5
 
 
 def _prominence(rows_TC: np.ndarray, lag: int) -> tuple[float, float]:
-    """Autocorrelation at `lag` above its mean at half a period to either side, and by itself.
+    """Autocorrelation at `lag` above its mean half a period to either side, and its own value.
 
     Both are means over channels.
 
@@ -91,7 +91,7 @@ def _prominence(rows_TC: np.ndarray, lag: int) -> tuple[float, float]:
             continue
         if known.size < x.size:
             x = np.interp(np.arange(x.size), known, x[known])
-        x = x - x[0]  # so that the running sum below keeps its digits
+        x = x - x[0]  # so that the running sum below stays precise
         running = np.concatenate([[0.0], np.cumsum(x)])
         x = x[half : half + x.size - lag + 1] - (running[lag:] - running[:-lag]) / lag
         power = float(x @ x)

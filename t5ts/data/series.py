@@ -1,4 +1,4 @@
-"""A series: the values, the step from row to row, and what must be known about them."""
+"""A series: the values, the step from row to row, and their metadata."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Step:
         return f"{self.count:g} {self.unit}{'s' * (self.count != 1)}"
 
     def time(self, start: datetime.datetime, row: int) -> datetime.datetime:
-        """Time of a row, given that of row 0. Months that start at their end keep to their ends."""
+        """Time of a row, given that of row 0. A start at a month's end stays at month ends."""
         if self.unit == "s":
             return start + datetime.timedelta(seconds=row * self.count)
         clock = start.time()
@@ -56,7 +56,7 @@ class Step:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest unit that they are a whole number of, else in the largest they fill.
+    """Seconds in the largest unit that divides them, else in the largest unit they fill.
 
     >>> duration(2_419_200), duration(5400), duration(1 / 30)
     ('28 days', '90 min', '33.33 ms')
@@ -79,26 +79,26 @@ class Series:
             missing. `build_windows` consumes it: afterwards it holds standardised values.
         channels: (C,) names.
         units: (C,) units, "" where not known.
-        start: ISO time of row 0, UTC or as the source has it; "" if none.
-        step_s: Seconds between rows; their mean where the step is not counted in seconds.
+        start: ISO time of row 0, in UTC or as in the source; "" if none.
+        step_s: Seconds between rows; their mean if the step is not counted in seconds.
         step_unit: What the step counts: see `Step`.
-        season: Rows in one season; 1 where there is none.
+        season: Rows in one season; 1 if the series has none.
         season_note: Whether the season is given, inferred or known.
         borders: Exclusive ends of the train, validation and test rows.
         source: Where the data comes from.
         licence: Its licence, or "the user's own".
         notes: What was repaired, reordered or assumed on loading, one sentence each.
         gap_share: Share of the values on the regular grid that were missing before repair.
-        fills_contexts: Whether gaps are filled where they are seen, and from earlier rows only
+        fills_contexts: Whether gaps are filled in contexts, from earlier rows only
             (`data.missing=interpolate`); they are never scored. Without it gaps stay NaN.
         offset_C: (C,) float64, data units: subtracted before the cast to float32, which would
             round the differences between values; None is 0 for all.
-        sha256: Of the bytes of `values_TC` as loaded, before standardisation, with what is not 0
-            or off of the two above.
+        sha256: Of the bytes of `values_TC` as loaded, before standardisation, and of the two
+            fields above if they are set.
         best_mse: Synthetic series only: least achievable mean squared error of a forecast per
             element, in train-standardised units.
         scaler: (mean_C, std_C, constant channels) once `values_TC` is standardised, else None.
-        computed: What was computed of this series, by what it depends on besides (a cache).
+        computed: A cache of values derived from this series, keyed by their other inputs.
     """
 
     name: str
@@ -183,13 +183,13 @@ class Series:
 def split_borders(
     splits: Sequence[float | str], *, num_rows: int, start: str, step: Step, name: str
 ) -> tuple[int, int, int]:
-    """Turns ratios or dates into row numbers, in time order.
+    """Turn ratios or dates into row numbers, in time order.
 
     Args:
         splits: Three ratios that sum to 1, or two ISO dates. Fractions of a row go to validation;
             a date is the first row at or after it.
         num_rows: T.
-        start: ISO time of row 0, "" if none (then dates are refused).
+        start: ISO time of row 0, "" if there is none (dates are then refused).
         step: From one row to the next.
         name: The series' name, for messages.
 
@@ -215,7 +215,7 @@ def split_borders(
         if not 0 < train_end < val_end < num_rows:
             raise DataError(
                 f"data.splits={values} does not leave rows for train, validation and test: {name} "
-                f"runs from {start} to {last.isoformat()}, and the dates must be inside, in order."
+                f"runs from {start} to {last.isoformat()}; the dates must be within it, in order."
             )
     else:
         raise DataError(f"data.splits={values} cannot be read. {SPLITS}")

@@ -32,7 +32,7 @@ __all__ = [
 
 NYC_FILE = Path(__file__).with_name("nyc_weather.parquet")
 NYC_STATIONS = ("EWR", "JFK", "LGA")
-# What an instrument can have read; anything outside is a typo and counts as missing. The file has
+# The range of each instrument; anything outside is a typo and treated as missing. The file has
 # one such value: wind_speed 1048 mph at EWR on 2013-02-12.
 NYC_RANGES = {
     "temp": (-40.0, 130.0),
@@ -52,9 +52,9 @@ ETT_HOURLY_BORDERS = (8640, 11_520, 14_400)
 def load_nyc_weather(
     *, stations: Sequence[str] = NYC_STATIONS, channels: Sequence[str] | None = None
 ) -> Series:
-    """Hourly NOAA weather at three New York airports, 2013; travels inside the package.
+    """Hourly NOAA weather at three New York airports, 2013; shipped inside the package.
 
-    Hours that the source lacks and values outside the physical range of their instrument are
+    Hours absent from the source and values outside the instrument's physical range are
     missing and counted. In a context such a gap holds the last value before it; none is scored.
     Splits are 70/10/20 % in time order.
 
@@ -64,7 +64,7 @@ def load_nyc_weather(
             (miles); None is all six. A channel of the result is called "JFK.temp".
 
     Raises:
-        DataError: for a station or channel that is not there.
+        DataError: for an unknown station or channel.
 
     Source: NOAA via the R package nycflights13 (CC0); `scripts/make_nyc_weather.py` made the file.
     """
@@ -115,15 +115,15 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
             times are checked in either case.
 
     Raises:
-        DataError: for an unknown dataset, a file that is not there or not the published one, and
-            every way in which a download fails.
+        DataError: for an unknown dataset, a file that is absent or not the published one, and
+            a failed download.
 
     Source: Zhou et al. 2021 (Informer), https://github.com/zhouhaoyi/ETDataset.
     """
     from t5ts.data.tables import read_table
 
     if dataset not in ETT_FILES:
-        raise DataError(f"No ETT series is called {dataset!r}; allowed: {', '.join(ETT_FILES)}.")
+        raise DataError(f"Unknown ETT series {dataset!r}; allowed: {', '.join(ETT_FILES)}.")
     if dir is None:
         path = fetch_ett(dataset, sha256=sha256)
     else:
@@ -137,8 +137,8 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
     digest = check_sha256(
         path,
         sha256 or KNOWN_SHA256.get(dataset),
-        remedy="It is not the published file: fetch it again, set data.sha256 if the copy is "
-        "meant, or read it with data=csv.",
+        remedy="It is not the published file: fetch it again, set data.sha256 if you want "
+        "this copy, or read it with data=csv.",
     )
     table = read_table(path, time="date")
     scale = 4 if dataset.startswith("ettm") else 1
@@ -176,12 +176,12 @@ def load_csv(
     """A CSV, Parquet or Arrow file of your own, wide or long.
 
     Under `missing=error` the file must be clean: sorted, one row for each step, every value a
-    finite number; anything else stops with the row named. Under `interpolate` and `mask` rows are
-    sorted, skipped times and infinities become missing values, all of it noted; duplicate times
-    and times off the regular grid are errors always.
+    finite number; anything else is an error that names the row. Under `interpolate` and `mask`
+    rows are sorted, skipped times and infinities become missing values, and all of it is noted;
+    duplicate times and times off the regular grid are always errors.
 
     Args:
-        path: The file; the series is called by its name without folder and ending.
+        path: The file; the series gets its name without folder and suffix.
         missing: error, interpolate (in contexts a gap holds the last value before it) or mask
             (stays NaN); gaps are not scored.
         splits: Three ratios that sum to 1, or two ISO dates (start of validation, of test).
@@ -191,7 +191,7 @@ def load_csv(
             encoding of `t5ts.data.tables.read_table`.
 
     Raises:
-        DataError: for every way in which the file or a key is not as described.
+        DataError: if the file or a key is not as described.
     """
     from t5ts.data.tables import read_table
 
@@ -235,8 +235,8 @@ def load_synthetic(
         noise_std: Standard deviation of its innovations.
         walk_std: Standard deviation of the random walk's steps.
         seed: Of the draw.
-        horizon: H that `best_mse` is averaged over; None where nothing is forecast: `best_mse` is
-            None then.
+        horizon: H that `best_mse` is averaged over; None if nothing is forecast: `best_mse` is
+            then None.
         splits: As in `load_csv`.
 
     Returns:
@@ -244,7 +244,7 @@ def load_synthetic(
         whole past, over steps 1 … H, divided by each channel's variance over the train rows.
 
     Raises:
-        DataError: for an autoregression that is not stationary, and splits that cannot be.
+        DataError: for an autoregression that is not stationary, and impossible splits.
     """
     coefficients = [float(a) for a in ar]
     values_TC = generate(
@@ -294,7 +294,7 @@ def load_text_in_disguise(
     """English as a series: see `t5ts.data.disguise`, which also explains the arguments.
 
     Raises:
-        DataError: for more rows or channels than there are, or splits that cannot be.
+        DataError: for more rows or channels than available, or impossible splits.
     """
     values_TC = disguise.disguise(
         num_rows=num_rows, num_channels=num_channels, noise_std=noise_std, seed=seed
@@ -359,7 +359,7 @@ def _series(
     season_note: str = "",
     **facts: Any,
 ) -> Series:
-    """Counts a table's gaps and finds borders and season where they are not given.
+    """Count a table's gaps and find borders and season if they are not given.
 
     `facts` are fields of the series.
     """
@@ -394,4 +394,4 @@ def _series(
 def _check_names(names: list[str], allowed: list[str], key: str) -> None:
     unknown = [name for name in names if name not in allowed]
     if unknown or not names or len(set(names)) < len(names):
-        raise DataError(f"{key}={names} must name some of {', '.join(allowed)}, once each.")
+        raise DataError(f"{key}={names} must be some of {', '.join(allowed)}, once each.")

@@ -24,7 +24,7 @@ def generate(
     walk_std: float,
     seed: int,
 ) -> np.ndarray:
-    """Draws the series; every channel has its own phase and innovations.
+    """Draw the series; every channel has its own phase and innovations.
 
     Returns:
         (T, C) float32.
@@ -36,7 +36,7 @@ def generate(
     if radius >= 1:
         raise DataError(
             f"data.ar={ar} is not stationary: its largest root has modulus {radius:.3f}, allowed "
-            "below 1. Use data.walk_std for a series that wanders."
+            "below 1. Use data.walk_std for a random walk."
         )
     rng = np.random.default_rng(seed)
     # The autoregression forgets its zero start: radius^burn < 1e-6, bounded for roots near 1.
@@ -57,11 +57,11 @@ def generate(
 def best_forecast_mse(*, ar: list[float], noise_std: float, walk_std: float, horizon: int) -> float:
     """Least mean squared error, in data units, of any forecast from the whole past.
 
-    The sum u + w is observed, its parts are not; the least error is that of the steady-state
+    Only the sum u + w is observed; the least error is that of the steady-state
     Kalman predictor, P = F(P − P h hᵀ P / hᵀ P h)Fᵀ + Q, whose error j steps ahead is hᵀ P_j h with
     P_1 = P and P_{j+1} = F P_j Fᵀ + Q. Without a walk that is noise_std² Σ_{i<j} ψ_i² (the ψ
     weights of the autoregression), without noise j · walk_std². A forecaster with a finite context
-    can come near it and not below.
+    can approach it but not go below it.
 
     Args:
         ar: Coefficients of u, the nearest lag first; [] is white noise.

@@ -25,7 +25,7 @@ from t5ts.errors import DataError
 
 NULLS = """|NA|N/A|n/a|#N/A|#NA|<NA>|NaN|nan|NAN|-nan|-NaN|null|NULL|Null|None|none|NaT|?|-|--|.
 |missing|#VALUE!|#DIV/0!|1.#QNAN|1.#IND|-1.#IND""".replace("\n", "").split("|")
-# Text of a CSV that is parsed at once: more is no faster, and costs ten times its size in memory.
+# Bytes of CSV parsed at once: more is no faster, and costs ten times its size in memory.
 BLOCK_BYTES = 2**20
 # Rows of a Parquet or Arrow column that are converted at once.
 SLICE_ROWS = 2**20
@@ -34,7 +34,7 @@ KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".feather": "Arrow", ".arrow":
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 # How zlib and zstd begin; polars unpacks them.
 PACKED = (b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
-# What is given as a table and is none: how it begins, what it is, and what to do.
+# Files that are not tables: how they begin, what they are, and what to do.
 FOREIGN = [
     (rb"PK\x03\x04(?s:.*)(xl/|\[Content_Types\])", "an Excel workbook", "Save it as CSV."),
     (rb"PK\x03\x04", "a zip archive", "Unpack it."),
@@ -48,13 +48,13 @@ FOREIGN = [
 ]
 THOUSANDS = r"[+-]?[1-9]\d{0,2}([.,]\d{3})+"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-# Row labels written by pandas, and names of clocks: not taken as channels.
+# Row labels written by pandas, and names of time columns: not used as channels.
 INDEX = re.compile(r"(_duplicated_\d+|Unnamed: \d+|__index_level_\d+__)?")
 CLOCKS = {*TIME_NAMES, "epoch", "unix", "unixtime", "unix_time", "unix_timestamp", "epoch_time"}
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 # A channel gets an offset if its values are this many times further from 0 than from each other.
 FAR = 16
-# polars' Rust panics are BaseExceptions of their own; a damaged file must not show as one.
+# polars' Rust panics are BaseExceptions; a corrupt file must not surface as one.
 READ_ERRORS = (
     pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, EOFError,
     zlib.error, lzma.LZMAError, csv.Error,
@@ -63,10 +63,10 @@ READ_ERRORS = (
 
 @dataclass(kw_only=True)
 class Table:
-    """What a file holds: values on a regular grid (NaN where missing) and the grid.
+    """The contents of a file: values on a regular grid (NaN where missing) and the grid.
 
     Attributes:
-        values_TC: float32, less `offset_C`.
+        values_TC: float32, minus `offset_C`.
         offset_C: float64; not 0 where float32 would round the differences between values.
     """
 
@@ -95,36 +95,38 @@ def read_table(
     """Reads a wide table (a column per channel) or a long one (a row per channel and time).
 
     The times are read first, then the values straight into the result: column by column from a
-    Parquet or Arrow file, block by block from a CSV. A wide table's peak is thus the result and one
-    column or block, and 8 bytes for each row where rows are moved.
+    Parquet or Arrow file, block by block from a CSV. A wide table's peak is the result plus one
+    column or block, and 8 bytes per row if rows are reordered.
 
     Args:
         path: Parquet or Arrow (Feather 2) by its content or name; anything else is CSV with a
-            header line, also packed by gzip, bzip2, xz, zlib or zstd.
+            header line, optionally compressed by gzip, bzip2, xz, zlib or zstd.
         time: Time column; None takes the one called date, time, timestamp, datetime or ds, or an
-            index of dates that pandas left without a name. "A+B" joins columns by a blank, which
-            Date and Time are without being asked.
-        channels: Wide: value columns in the order wanted; None takes all but the time column, row
+            index of dates that pandas left without a name. "A+B" joins columns with a space;
+            Date and Time are joined automatically.
+        channels: Wide: value columns in the desired order; None takes all but the time column, row
             labels of pandas, columns without a name, and other clocks.
-            Long: the ids wanted; None takes all, sorted.
-        id: Long: the column that tells the channels apart. Given together with `value`.
+            Long: the desired ids; None takes all, sorted.
+        id: Long: the column that identifies the channel. Requires `value`.
         value: Long: the column of values.
         missing: Policy; see `t5ts.data.grid.regular_grid`. Infinite values
-            are refused under `error`, else they are missing.
-        separator: Of a CSV's columns; None takes that of , ; tab | which fits the first lines.
+            are refused under `error`, otherwise treated as missing.
+        separator: Of a CSV's columns; None takes the one of , ; tab | that fits the first lines.
         decimal: "." or ","; None takes what the first lines show, and refuses 1,234 alone.
         time_format: See `t5ts.data.times.parse_times`.
-        nulls: Further spellings of a missing value, besides NULLS; also numbers (-9999).
+        nulls: More spellings of a missing value, in addition to NULLS; also numbers (-9999).
         encoding: Of a CSV; None takes UTF-8, UTF-16 or else Windows-1252.
-        block_bytes: Text of a CSV that is parsed at once. Changes memory and speed, and which of
-            several faults is named; never the result.
+        block_bytes: Bytes of CSV parsed at once. Affects memory, speed, and which of
+            several errors is reported; never the result.
 
     Raises:
         DataError: if the file is not such a table.
     """
     check_policy(missing)
     if (id is None) != (value is None):
-        raise DataError("data.id and data.value go together: a long table needs both, a wide none.")
+        raise DataError(
+            "data.id and data.value go together: a long table needs both, a wide one neither."
+        )
     file = _File(path, separator, decimal, nulls or (), encoding, block_bytes)
     clocks = _time_columns(file, time)
     where = f"{file.path}, column {'+'.join(clocks)!r}"
@@ -133,14 +135,16 @@ def read_table(
         file.check_columns([id], "data.id")
         file.check_columns([value], "data.value")
         if len({*clocks, id, value}) < len(clocks) + 2:
-            raise DataError(f"{file.path}: data.time, data.id and data.value must be 3 columns.")
+            raise DataError(
+                f"{file.path}: data.time, data.id and data.value must be 3 different columns."
+            )
     else:
         if channels is None:
             names = [name for name in file.names if name not in clocks]
             left_out = [n for n in names if INDEX.fullmatch(n) or n.strip().lower() in CLOCKS]
             names = [name for name in names if name not in left_out]
             if left_out:
-                file.notes.append(f"columns {left_out} left out: row labels or clocks")
+                file.notes.append(f"columns {left_out} left out: row labels or time columns")
         file.check_columns(names, "data.channels")
         if not names or len(set(names)) < len(names) or set(names) & set(clocks):
             raise DataError(
@@ -222,7 +226,7 @@ def _read_long(
 
 
 class _File:
-    """A table on disk: column names are read at once, columns on demand."""
+    """A table on disk: column names are read immediately, columns on demand."""
 
     def __init__(
         self,
@@ -234,7 +238,7 @@ class _File:
         block_bytes: int,
     ) -> None:
         if not path:
-            raise DataError("data.path is not set: name a CSV or Parquet file (data.path=FILE).")
+            raise DataError("data.path is not set: give a CSV or Parquet file (data.path=FILE).")
         self.path = Path(path).expanduser()
         self.notes: list[str] = []
         self._nulls = [*NULLS, *map(str, nulls)]
@@ -252,9 +256,11 @@ class _File:
         self._block_bytes = block_bytes
         try:
             if self.path.is_dir():
-                raise DataError(f"{self.path} is a folder; data.path names a file.")
+                raise DataError(f"{self.path} is a folder; data.path must be a file.")
             if not self.path.exists():
-                raise DataError(f"{self.path} does not exist (data.path, from {Path.cwd()}).")
+                raise DataError(
+                    f"{self.path} does not exist (data.path, relative to {Path.cwd()})."
+                )
             if self.path.stat().st_size == 0:
                 raise DataError(f"{self.path} is empty (0 bytes).")
             self.names = self._find_names()
@@ -292,7 +298,7 @@ class _File:
         start = sample[:4096].decode("utf-8", "replace")
         if re.search(r"[\x00-\x08\x0e-\x19\ufffd]", start[:-3]) or re.search(rb"\r(?!\n)", header):
             raise DataError(
-                f"{self.path}: it begins with no text in {self._encoding}. It may be a binary "
+                f"{self.path}: it does not begin with text in {self._encoding}. It may be a binary "
                 "file, in another encoding (data.encoding), or end its lines with CR alone; save "
                 "the table as CSV in UTF-8."
             )
@@ -306,7 +312,7 @@ class _File:
                 "".encode(self._encoding)
             except (LookupError, ValueError):
                 raise DataError(
-                    f"data.encoding={self._encoding!r} is not known; allowed: utf-8, utf-16, "
+                    f"data.encoding={self._encoding!r} is unknown; allowed: utf-8, utf-16, "
                     "latin-1, cp1252 and Python's others."
                 ) from None
             return
@@ -368,8 +374,8 @@ class _File:
         if doubtful:
             mark = "," if doubtful == commas else "."
             raise DataError(
-                f"{self.path}: {min(doubtful)!r} may be a fraction or thousands. Say which: "
-                f"data.decimal={mark!r} (fractions); remove thousands separators."
+                f"{self.path}: {min(doubtful)!r} could have a decimal or a thousands separator. "
+                f"Set data.decimal={mark!r} if it is decimal; else remove the thousands separators."
             )
         if commas:
             self.notes.append("decimal commas detected (data.decimal)")
@@ -384,7 +390,7 @@ class _File:
                 )
 
     def texts(self, names: list[str]) -> Iterator[pl.Series]:
-        """A column of times or ids, in pieces; several are joined by a blank."""
+        """A column of times or ids, in pieces; several are joined with a space."""
         if self._kind == "CSV" or len(names) == 1:
             frames: Iterator[pl.DataFrame] = (piece for _, piece in self._pieces(names))
         else:
@@ -419,11 +425,11 @@ class _File:
             num_rows: Rows of the result.
             rows: Where each row of the file goes; None if the result has the file's rows.
             dtype: Of the result.
-            offset_C: Taken off before the cast; None finds what float32 needs, which takes a
-                second reading where that is not 0.
+            offset_C: Subtracted before the cast; None finds what float32 needs, which takes a
+                second read if it is not 0.
 
         Returns:
-            (num_rows, C) values less the offsets, NaN where the file has nothing, and (C,) float64
+            (num_rows, C) values minus the offsets, NaN where the file has none, and (C,) float64
             offsets.
         """
         values_TC: np.ndarray = np.empty((num_rows, len(names)), dtype)
@@ -447,9 +453,9 @@ class _File:
                     low_C[c] = min(low_C[c], np.min(numbers, where=finite, initial=np.inf))
                     high_C[c] = max(high_C[c], np.max(numbers, where=finite, initial=-np.inf))
                 values_TC[into, c] = numbers
-            del piece, numbers  # free them before the next is read
+            del piece, numbers  # free them before reading the next
         if end != held:
-            raise DataError(f"{self.path} changed while it was read: it had {held} rows.")
+            raise DataError(f"{self.path} changed while it was being read: it had {held} rows.")
         if offset_C is None:
             offset_C = _offsets(low_C, high_C)
             if offset_C.any():
@@ -460,7 +466,7 @@ class _File:
     def _pieces(
         self, names: list[str], *, as_values: bool = False
     ) -> Iterator[tuple[int, pl.DataFrame]]:
-        """Columns and the row that they begin at: each whole (Parquet), or all in blocks (CSV)."""
+        """Columns and the row they begin at: each whole (Parquet), or all in blocks (CSV)."""
         if self._kind != "CSV":
             for name in names:
                 column = self._read_column(name).to_frame()
@@ -468,7 +474,7 @@ class _File:
                     yield first, column.slice(first, SLICE_ROWS)
             return
         first = 0
-        # Values are read with all columns: polars reports a row that is too long only then.
+        # Values are read with all columns: only then does polars report a row that is too long.
         columns = None if as_values else names
         for block in self._blocks():
             try:
@@ -491,34 +497,34 @@ class _File:
             text = block.decode()
         except UnicodeDecodeError as error:
             return DataError(
-                f"{self.path}: after row {first} a text is not {self._encoding} ({error.reason}). "
-                "Name the file's encoding, as in data.encoding=latin-1."
+                f"{self.path}: after row {first} some text is not {self._encoding} "
+                f"({error.reason}). Set the file's encoding, for example data.encoding=latin-1."
             )
         if block.count(b'"') % 2:
             line = next(line for line in text.splitlines() if line.count('"') % 2)
             return DataError(
-                f"{self.path}: quotes do not pair up; the line {line[:80]}"
-                " has an odd number of them. Close it, or write a quote inside a text as two."
+                f"{self.path}: unbalanced quotes; the line {line[:80]}"
+                " has an odd number of them. Close the quote, or double a quote inside text."
             )
         for row, cells in enumerate(csv.reader(io.StringIO(text), delimiter=self._sep)):
             if row and len(cells) > len(self.names):
                 return DataError(
-                    f"{self.path}: row {first + row} has {len(cells)} fields and the header "
-                    f"{len(self.names)}: {self._sep.join(cells)[:80]!r}. Quote texts that hold a "
-                    f"{self._sep!r}, write numbers with a point, or set data.separator."
+                    f"{self.path}: row {first + row} has {len(cells)} fields but the header "
+                    f"{len(self.names)}: {self._sep.join(cells)[:80]!r}. Quote text with a "
+                    f"{self._sep!r}, write numbers with a decimal point, or set data.separator."
                 )
         return None
 
     def _numbers(self, column: pl.Series, first: int) -> np.ndarray:
-        """A value column as float64 (float32 if the file has it so), NaN where null."""
+        """A value column as float64 (float32 if it is so in the file), NaN where null."""
         written = column
         if self._kind == "CSV":
             column = self._parsed(column, first)
         dtype = column.dtype
         if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
             raise DataError(
-                f"{self.path}: column {column.name!r} holds {dtype}, not numbers. Name the value "
-                "columns in data.channels."
+                f"{self.path}: column {column.name!r} contains {dtype}, not numbers. List the "
+                "value columns in data.channels."
             )
         numbers = column.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64)
         for null in self._null_numbers:
@@ -528,7 +534,7 @@ class _File:
             return values
         if dtype.is_integer():
             wrong = numbers.is_not_null() & numbers.cast(dtype, strict=False).ne_missing(column)
-            why = "which float64 would round. Subtract what all rows have in common"
+            why = "which float64 would round. Subtract a constant from all rows"
         else:
             wrong = numbers.is_finite() & (numbers.abs() > FLOAT32_MAX)
             why = f"beyond float32's {FLOAT32_MAX:.1e}. Write it in a larger unit"
@@ -536,12 +542,12 @@ class _File:
             row = int(wrong.arg_max() or 0)
             raise DataError(
                 f"{self.path}: row {first + row + 1} of column {column.name!r} has "
-                f"{written[row]}, {why}, or name it in data.nulls if it stands for a missing value."
+                f"{written[row]}, {why}, or add it to data.nulls if it means a missing value."
             )
         return values
 
     def _parsed(self, column: pl.Series, first: int) -> pl.Series:
-        """A CSV's texts as numbers, null where one stands for a missing value."""
+        """A CSV's text as numbers, null where it means a missing value."""
         if self._point == ".":
             numbers = column.cast(pl.Float64, strict=False)
             if numbers.null_count() == column.null_count():
@@ -555,8 +561,8 @@ class _File:
             return numbers
         row = int(bad.arg_max() or 0)
         remedy = (
-            "Correct it, or name the value columns in data.channels (columns: "
-            f"{_listing(self.names)}). Missing values may be empty, NA, NaN or null, or named "
+            "Correct it, or list the value columns in data.channels (columns: "
+            f"{_listing(self.names)}). Missing values may be empty, NA, NaN or null, or listed "
             "in data.nulls."
         )
         if re.search(r"\d[.,]\d", column[row]):
@@ -594,11 +600,11 @@ class _File:
         return codecs.EncodedFile(file, "utf-8", self._encoding, "replace")
 
     def _blocks(self) -> Iterator[bytes]:
-        """A CSV's rows in blocks of so many bytes and more, each under the file's header.
+        """A CSV's rows in blocks of at least this many bytes, each under the file's header.
 
-        polars maps a file that it is given by name, so that all of its text would count as memory
-        of this process. A block ends where a line does, outside of quotes: after an even number of
-        them. Blank lines are dropped, those of separators alone too.
+        polars memory-maps a file given by name, so all of its text would count as memory
+        of this process. A block ends at the end of a line that is outside quotes (after an even
+        number of them). Blank lines, and lines of separators only, are dropped.
         """
         blank = re.compile(rb"(?m)^[ %b]*\r?(\n|\Z)" % re.escape(self._sep.encode()))
         signs = [ord(sign) for sign in ("\n", "\r", " ", self._sep)]
@@ -633,8 +639,8 @@ def _header(file: BinaryIO) -> bytes:
 def _offsets(low_C: np.ndarray, high_C: np.ndarray) -> np.ndarray:
     """What to subtract before the cast to float32: 0, or the channel's value nearest to 0.
 
-    float32 keeps 24 bits, so 1.6e9 ± 3 would be one value. An offset among the values leaves them
-    exact to 2⁻²⁴ of their range.
+    float32 keeps 24 bits, so 1.6e9 ± 3 would be one value. With an offset taken from the values
+    they are exact to 2⁻²⁴ of their range.
     """
     nearest_C = np.where(low_C > 0, low_C, np.minimum(high_C, 0.0))
     far_C = np.isfinite(nearest_C) & (np.abs(nearest_C) > FAR * (high_C - low_C))
@@ -642,7 +648,7 @@ def _offsets(low_C: np.ndarray, high_C: np.ndarray) -> np.ndarray:
 
 
 def _time_columns(file: _File, time: str | None) -> list[str]:
-    """The column of times, or the columns that make them up."""
+    """The time column, or the columns that make up the time."""
     if time is not None:
         parts = [time] if time in file.names else [part.strip() for part in time.split("+")]
         file.check_columns(parts if len(parts) > 1 else [time], "data.time")
@@ -662,11 +668,11 @@ def _time_columns(file: _File, time: str | None) -> list[str]:
                 return [name]
     hint = ""
     if len(file.names) == 1:
-        hint = " It has one column: name what separates its columns (data.separator)."
+        hint = " It has one column: set the column separator (data.separator)."
     elif any(re.match(r"\s*[+-]?\d", name) for name in file.names):
-        hint = " Its first line seems to be data: write the columns' names above it."
+        hint = " Its first line seems to be data: add a line of column names above it."
     raise DataError(
-        f"{file.path}: no time column: none is called {', '.join(TIME_NAMES)}. Name it "
+        f"{file.path}: no time column: no column is called {', '.join(TIME_NAMES)}. Set it "
         f"(data.time=COLUMN, or data.time=YEAR+MONTH+DAY with data.time_format='%Y %m %d'); "
         f"columns: {_listing(file.names)}.{hint}"
     )
@@ -687,7 +693,7 @@ def _long_keys(file: _File, names: list[str]) -> str:
 
 
 def _check_finite(column_T: np.ndarray, name: str, missing: str, file: _File) -> None:
-    """Refuses infinities (and NaN) under `error`; else makes infinities NaN, with a note."""
+    """Refuses infinities (and NaN) under `error`; else turns infinities into NaN, with a note."""
     finite_T = np.isfinite(column_T)
     if finite_T.all():
         return
@@ -695,13 +701,13 @@ def _check_finite(column_T: np.ndarray, name: str, missing: str, file: _File) ->
     if missing == "error":
         if np.isnan(column_T).all():
             raise DataError(
-                f"{file.path}: column {name!r} has no values. Leave it out: name the others in "
+                f"{file.path}: column {name!r} has no values. Leave it out: list the others in "
                 "data.channels."
             )
         what = "is missing" if np.isnan(column_T[row]) else "is infinite"
         raise DataError(
             f"{file.path}: row {row + 1} of column {name!r} {what}; "
-            f"{int(np.count_nonzero(~finite_T))} such values. Correct them, or choose data.missing="
+            f"{int(np.count_nonzero(~finite_T))} such values. Correct them, or set data.missing="
             "interpolate or mask, which leave gaps out of the loss."
         )
     infinite_T = np.isinf(column_T)

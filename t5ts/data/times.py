@@ -17,7 +17,7 @@ from t5ts.errors import DataError
 EPOCH = datetime.datetime(1970, 1, 1)
 DAY_US = 86_400_000_000
 TIME_NAMES = ("date", "time", "timestamp", "datetime", "date_time", "ds")
-# strptime formats, and a suffix for the texts: polars needs minutes after hours.
+# strptime formats, and a suffix for the text: polars needs minutes after hours.
 DATES = [(form, "") for form in (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%m-%d-%Y",
     "%d-%m-%Y", "%d-%b-%Y", "%d %B %Y", "%d/%b/%Y", "%B %d, %Y", "%B %d %Y", "%Y-%b-%d",
@@ -34,7 +34,7 @@ FORMATS = [
     ),
     *MONTHS,
 ]
-# Integers that are dates, by their number of digits: what they are called, and how they are read.
+# Integers that are dates, by their number of digits: their name and how they are parsed.
 DIGITS = {
     4: ("%Y", ("%Y-%m", "-01")),
     6: ("%Y%m", ("%Y%m", "")),
@@ -52,7 +52,7 @@ EXCEL = "excel"
 UNITS_US = {"s": 10**6, "ms": 10**3, "us": 1, "ns": 1e-3, EXCEL: DAY_US}
 EXCEL_DAYS = 25_569
 PLAUSIBLE_US = (31_536_000 * 10**6, 4_102_444_800 * 10**6)  # 1971 and 2100
-# Zone names that mean one offset wherever they are used (CST, IST and BST do not), in minutes.
+# Time zone names with one unambiguous offset (CST, IST and BST have none), in minutes.
 ZONES = {"Z": 0, "UTC": 0, "GMT": 0, "UT": 0, "WET": 0, "WEST": 60, "CET": 60, "CEST": 120,
          "EET": 120, "EEST": 180, "MSK": 180, "JST": 540, "KST": 540, "EST": -300, "EDT": -240,
          "CDT": -300, "MST": -420, "MDT": -360, "PST": -480, "PDT": -420}  # fmt: skip
@@ -64,8 +64,8 @@ ZONE = (
 ALLOWED = (
     "Times may be ISO 8601 (2016-07-01 00:00:00, with or without a UTC offset), other dates with "
     "four digits for the year, months (2016-07, 2016Q3), whole numbers (20160701, 2016070100, "
-    "Excel's days, epochs in s, ms, us or ns from 1971 to 2100). Anything else: data.time_format, "
-    "as in data.time_format='%m/%d/%y %H:%M'."
+    "Excel's days, epochs in s, ms, us or ns from 1971 to 2100). For anything else set "
+    "data.time_format, as in data.time_format='%m/%d/%y %H:%M'."
 )
 
 
@@ -74,20 +74,19 @@ def parse_times(
 ) -> tuple[np.ndarray, list[str]]:
     """Times as microseconds since 1970, UTC where an offset is given.
 
-    The first row decides which readings are tried; those that fit every row remain. Texts that
-    fit two readings are refused; among numbers dates come first, and no other two ranges overlap.
+    The first row decides which formats are tried; those that fit every row remain. Text that
+    fits two formats is refused; among numbers dates come first, and no other two ranges overlap.
 
     Args:
         pieces: Strings, numbers, dates or datetimes, in file order, in one piece or many.
         where: File and column, for messages.
-        time_format: How they are written: a strptime format, or s, ms, us, ns (epochs), excel.
-            None: detected.
+        time_format: A strptime format, or s, ms, us, ns (epochs), or excel. None detects it.
 
     Returns:
         (T,) int64, and notes on how they were read.
 
     Raises:
-        DataError: if a time is absent, cannot be read, or can be read in two ways.
+        DataError: if a time is missing, cannot be parsed, or is ambiguous.
     """
     if time_format is not None and "%" not in time_format and time_format not in UNITS_US:
         raise DataError(
@@ -117,12 +116,14 @@ def parse_times(
             elif piece.dtype.is_temporal() and piece.dtype not in (pl.Time, pl.Duration):
                 readings = [_Reading(label="", read=_read_datetimes)]
             else:
-                raise DataError(f"{where}: a column of {piece.dtype} has no times. {ALLOWED}")
+                raise DataError(
+                    f"{where}: a column of {piece.dtype} cannot contain times. {ALLOWED}"
+                )
         for reading in readings:
             reading.add(_numbers(piece) if is_number else piece, written)
         num_rows += len(piece)
     if first is None:
-        raise DataError(f"{where}: the file has a header and no rows.")
+        raise DataError(f"{where}: the file has a header but no rows.")
     chosen = _choose(readings, first, num_rows, is_number, time_format, where)
     times_us, notes = chosen.result()
     shown = f"({first} is {iso(int(times_us[0]), where=where)})"
@@ -136,19 +137,19 @@ def iso(micros: int, *, where: str = "time column") -> str:
     try:
         return (EPOCH + datetime.timedelta(microseconds=micros)).isoformat()
     except OverflowError:
-        raise DataError(f"{where}: a time lies outside the years 1 to 9999.") from None
+        raise DataError(f"{where}: a time is outside the years 1 to 9999.") from None
 
 
 @dataclass(kw_only=True)
 class _Reading:
-    """One way of reading times, and what it has read so far.
+    """One way of parsing times, and what it has parsed so far.
 
     Attributes:
-        label: What it is called in notes and messages; "" if that goes without saying.
-        read: Takes a column; gives its times as UTC datetimes, null where a row does not fit, and
+        label: Its name in notes and messages; "" if none is needed.
+        read: Takes a column; returns its times as UTC datetimes, null where a row does not fit, and
             as local ones if the file has zones.
-        is_date: Whether it reads digits as a date; most rows are never dates by chance.
-        rival_of: Label of a reading that is ambiguous if this one fits too; never chosen itself.
+        is_date: Whether it parses digits as a date; most rows are never dates by chance.
+        rival_of: Label of a format that is ambiguous if this one also fits; never chosen itself.
     """
 
     label: str
@@ -162,7 +163,7 @@ class _Reading:
     misfit: tuple[int, object] | None = None
 
     def add(self, column: pl.Series, written: pl.Series) -> None:
-        """Read the next rows; from the first that does not fit, rows are only counted."""
+        """Parse the next rows; after the first that does not fit, rows are only counted."""
         utc, local = self.read(column)
         if self.misfit is None and utc.null_count():
             row = int(utc.is_null().arg_max() or 0)
@@ -187,11 +188,11 @@ class _Reading:
             seconds = np.rint(times_us / 1e6).astype(np.int64) * 10**6
             times_us = seconds if np.abs(times_us - seconds).max() <= 50_000 else times_us
         if self.local:
-            # Days that begin at local midnight are 23 or 25 hours apart where the clocks change: a
-            # calendar is then the regular grid, and UTC is none.
+            # Local midnights are 23 or 25 hours apart when the clocks change: the regular grid
+            # is then the calendar, not UTC.
             local_us = np.concatenate(self.local)
             if np.ptp(local_us - times_us) and not ((local_us - local_us[0]) % DAY_US).any():
-                return local_us, ["times are local: one time of the day, at changing UTC offsets"]
+                return local_us, ["times are local: one time of day, at changing UTC offsets"]
         return times_us, [f"times read as {self.label}"] if self.label else []
 
 
@@ -203,10 +204,10 @@ def _choose(
     time_format: str | None,
     where: str,
 ) -> _Reading:
-    """The reading that fits every row.
+    """The format that fits every row.
 
     Raises:
-        DataError: if there is none, or two of them differ.
+        DataError: if none does, or two of them differ.
     """
     fitting = [r for r in readings if r.misfit is None]
     takeable = [r for r in fitting if not r.rival_of]
@@ -214,11 +215,13 @@ def _choose(
     if failed_dates or not takeable:
         misfits = [r.misfit for r in failed_dates or readings if r.misfit]
         row, text = max(misfits, key=lambda misfit: misfit[0], default=(1, first))
-        how = f"does not read like the first, {first!r}" if row > 1 else "is no plausible time"
+        how = f"is not written like the first, {first!r}" if row > 1 else "is not a plausible time"
         if time_format is not None:
-            how = f"is no time by data.time_format={time_format!r}"
+            how = f"does not match data.time_format={time_format!r}"
         if failed_dates:
-            how = f"is no date, where most are ({failed_dates[0].label}); hours run from 00 to 23"
+            how = (
+                f"is not a date, though most are ({failed_dates[0].label}); hours run from 00 to 23"
+            )
         elif not is_number and bool(re.match(ZONE, str(text))) != bool(re.match(ZONE, str(first))):
             how += " (mixed: write all times with a UTC offset, or all without)"
         raise DataError(f"{where}: row {row} has {text!r}, which {how}. {ALLOWED}")
@@ -230,24 +233,24 @@ def _choose(
         other_us = other.utc
         if not np.array_equal(times_us, other_us):
             raise DataError(
-                f"{where}: every row can be read in two ways: {first!r} is "
+                f"{where}: every row is ambiguous: {first!r} is "
                 f"{iso(int(times_us[0]))} by {chosen.label!r} and {iso(int(other_us[0]))} by "
-                f"{other.label!r}. Say which (data.time_format=FORMAT)."
+                f"{other.label!r}. Set data.time_format=FORMAT."
             )
     return chosen
 
 
 def _has_even_months(times_us: np.ndarray) -> bool:
-    """Whether months follow one another at one step of less than a century."""
+    """Whether months follow one another at a constant step of less than a century."""
     steps = np.diff(times_us.astype("datetime64[us]").astype("datetime64[M]").astype(np.int64))
     return not len(steps) or (np.ptp(steps) == 0 and abs(steps[0]) < 1200)
 
 
 def _text_readings(first: str, given: str | None, where: str) -> list[_Reading]:
-    """The format given, or those that read the first row."""
+    """The given format, or those that parse the first row."""
     if given in UNITS_US:
         raise DataError(
-            f"{where}: row 1 has {first!r}, no number, where data.time_format={given} says numbers."
+            f"{where}: row 1 has {first!r}, not a number, but data.time_format={given} expects one."
         )
     if given is not None:
         form = _given_format(given)
@@ -260,7 +263,7 @@ def _text_readings(first: str, given: str | None, where: str) -> list[_Reading]:
         if _strptime(start, form, since=1000)[0] is not None:
             is_iso = re.fullmatch("%Y[-/]%m[-/]%d([ T]%H:%M:%S%.f)?", form[0])
             label = "" if is_iso else form[0].replace("%.f", ".%f")
-            label += (" and taken to UTC" if label else "UTC") if has_zone else ""
+            label += (" and converted to UTC" if label else "UTC") if has_zone else ""
             read = partial(_read_texts, form=form, has_zone=has_zone, where=where)
             readings.append(_Reading(label=label, read=read))
     return readings
@@ -291,7 +294,7 @@ def _to_utc(times: pl.Series, zones: pl.Series, where: str) -> pl.Series:
     """Local times as UTC; null where the zone or the hour does not exist.
 
     Raises:
-        DataError: for unknown zones, and for two places.
+        DataError: for an unknown zone, or two different places.
     """
     minutes: dict[str, int] = {}
     for zone in zones.unique().drop_nulls():
@@ -299,30 +302,30 @@ def _to_utc(times: pl.Series, zones: pl.Series, where: str) -> pl.Series:
         offset = int(digits[:2] or 0) * 60 + int(digits[2:] or 0)
         if not digits and zone not in ZONES and "/" not in zone:
             raise DataError(
-                f"{where}: the zone {zone!r} is not known, or means several. Write the UTC "
+                f"{where}: the time zone {zone!r} is unknown or ambiguous. Write the UTC "
                 f"offset (+01:00) or the place (Europe/Paris); known: {', '.join(ZONES)}."
             )
         if offset > MAX_OFFSET:
             raise DataError(
-                f"{where}: {zone!r} at the end of a time is no UTC offset; they are at most 14 "
+                f"{where}: {zone!r} at the end of a time is not a UTC offset, which is at most 14 "
                 f"hours. If it is an interval, keep its start. {ALLOWED}"
             )
         minutes[zone] = ZONES.get(zone, -offset if "-" in zone else offset)
     places = [zone for zone in minutes if "/" in zone]
     if len(places) > 1:
-        raise DataError(f"{where}: several places ({', '.join(sorted(places))}). Write UTC.")
+        raise DataError(f"{where}: several time zones ({', '.join(sorted(places))}). Use UTC.")
     if places:
         try:
             times = times.dt.replace_time_zone(places[0], ambiguous="null", non_existent="null")
         except pl.exceptions.PolarsError:
-            raise DataError(f"{where}: no zone is called {places[0]!r}. Write UTC.") from None
+            raise DataError(f"{where}: unknown time zone {places[0]!r}. Use UTC.") from None
         times = times.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     offsets_us = zones.replace_strict(minutes, return_dtype=pl.Int64) * 60_000_000
     return times - offsets_us.cast(pl.Duration("us"))
 
 
 def _given_format(form: str) -> tuple[str, str]:
-    """A strptime format in polars' words: Python's fractions, and hours without minutes."""
+    """A strptime format for polars: Python's fractions, and hours without minutes."""
     if "%f" in form.replace(".%f", ""):
         raise DataError(f"data.time_format={form!r}: %f must follow a point, as in %S.%f.")
     form = form.replace(".%f", "%.f")
@@ -331,10 +334,10 @@ def _given_format(form: str) -> tuple[str, str]:
 
 
 def _strptime(texts: pl.Series, form: tuple[str, str], *, since: int = 0) -> pl.Series:
-    """Datetimes; null where a text is written otherwise, or its year is before `since`."""
+    """Datetimes; null where the text does not match, or its year is before `since`."""
     pattern, end = form
     whole = texts + end if end else texts
-    # polars reads times without fractions, which most are, six times as fast.
+    # polars parses times without fractions, the usual case, six times as fast.
     for each in dict.fromkeys([pattern.replace("%.f", ""), pattern]):
         try:
             times = whole.str.to_datetime(each, strict=False, time_unit="us", cache=False)
@@ -372,7 +375,7 @@ def _numbers(column: pl.Series) -> pl.Series:
 
 
 def _number_readings(first: float, unit: str | None) -> list[_Reading]:
-    """Dates of as many digits as the first has, Excel's days, and epochs; or the one given."""
+    """Dates with as many digits as the first, Excel's days, and epochs; or the given one."""
     readings = []
     digits = len(str(int(first))) if 0 < first < 1e17 else 0
     if unit is None and digits in DIGITS:

@@ -17,7 +17,7 @@ from t5ts.data.series import Series
 from t5ts.errors import DataError
 from t5ts.tasks import last_seen
 
-# Rows per pass of the scaler: its float64 temporaries stay a few MB whatever the series' length.
+# Rows per pass of the scaler: its float64 temporaries stay a few MB for any series length.
 CHUNK_ROWS = 65_536
 
 
@@ -49,7 +49,7 @@ class Windows:
         assert self.num_windows > 0, "build_windows refuses an empty split"
         assert self.first_row >= 0
         assert last + self.window_len <= self.series_TC.shape[0]
-        # (num_windows, C, W), strides only: index_select copies from it in one pass.
+        # (num_windows, C, W), a strided view: index_select copies from it in one pass.
         rows = self.series_TC[self.first_row : last + self.window_len]
         self._windows_KCW = rows.unfold(0, self.window_len, 1)
 
@@ -64,9 +64,9 @@ class Windows:
 
         Returns:
             (B, C, W) contiguous float32 on the series' device; NaN where the series has no value.
-            Under `data.missing=interpolate` the context has none: a gap there holds the last value
+            Under `data.missing=interpolate` a gap in the context holds the last value
             before it (0, the train mean, before the first), so that no step is computed from a
-            later one. In what is scored a gap is always NaN.
+            later one. In the scored part a gap is always NaN.
 
         Raises:
             IndexError: on the CPU, if a number is out of range (on a GPU: a device assertion).
@@ -96,9 +96,9 @@ class WindowSplits:
     """The windows of all splits and the scaler that they share.
 
     Attributes:
-        train, val, test: Windows; a val or test window's context may lie in the split before it.
+        train, val, test: Windows; a val or test context may reach into the split before it.
         mean_C, std_C: (C,) float64 on the CPU, data units, of all train rows.
-        constant_channels: Channels with one value in all train rows; their std is taken as 1.
+        constant_channels: Channels with one value in all train rows; their std is set to 1.
         scaler_rows: [start, end) of the rows that the scaler saw: all train rows.
     """
 
@@ -119,15 +119,15 @@ def build_windows(
     fraction: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> WindowSplits:
-    """Standardises a series in place and lays windows over its splits.
+    """Standardises a series in place and builds the windows of its splits.
 
-    Train windows lie wholly inside the last `fraction` of the train rows. The target of a
-    validation or test window lies wholly inside its split; its context may reach `context_len`
+    Train windows are entirely inside the last `fraction` of the train rows. The target of a
+    validation or test window is entirely inside its split; its context may reach `context_len`
     rows back into the split before. No window is dropped: each of the two has
     rows − target_len + 1.
 
     The scaler sees all train rows and nothing else, whatever `fraction` is, so that val_loss has
-    the same unit at every fraction. NaN values are ignored by it and stay in the series.
+    the same unit at every fraction. It ignores NaN values, which stay in the series.
 
     Args:
         series: Consumed: its `values_TC` holds standardised values afterwards (no second copy of
@@ -150,7 +150,7 @@ def build_windows(
     train_end, val_end, test_end = series.borders
     train_start = train_end - max(1, math.floor(fraction * train_end + 0.5))
     window_len = context_len + target_len
-    # (name, first row of window 0, end, rows that the split itself must have)
+    # (name, first row of window 0, end, rows the split itself needs)
     spans = {
         "train": (train_start, train_end, window_len, train_end - train_start),
         "val": (train_end - context_len, val_end, target_len, val_end - train_end),
@@ -163,11 +163,11 @@ def build_windows(
                 f"Too few rows for one window in the {name} split of {series.name}: it has {rows} "
                 f"rows{of} and needs {needed}, with {context_len} rows seen and {target_len} "
                 "predicted. Lower seq_len or horizon, give the split a larger part (data.splits, "
-                "data.fraction), or bring a longer series."
+                "data.fraction), or use a longer series."
             )
     if not _has_value(series.values_TC[train_start + context_len : train_end]):
         raise DataError(
-            f"The train windows of {series.name} have no target that could be learned: rows"
+            f"The train windows of {series.name} have no target to learn: rows"
             f" {train_start + context_len} … {train_end - 1} are all gaps, which are not scored."
             " Move data.splits, or raise data.fraction."
         )
@@ -225,8 +225,8 @@ def carried(values_TC: np.ndarray) -> tuple[Tensor, Tensor] | None:
 def standardise(series: Series) -> None:
     """Scales `series.values_TC` in place by mean and std (ddof 0) of its train rows.
 
-    Sums are float64, taken in chunks in row order by numpy, so that neither a float64 copy of the
-    series nor the number of threads enters. Fills `series.scaler`; does nothing where it is filled.
+    Sums are float64, taken in chunks in row order by numpy, so no float64 copy of the
+    series is made and the number of threads has no effect. Sets `series.scaler`, unless it is set.
 
     Raises:
         DataError: if a channel has no value in the train rows.
@@ -253,7 +253,7 @@ def standardise(series: Series) -> None:
         chunk_TC = train_TC[start : start + CHUNK_ROWS].astype(np.float64)
         square_C += np.nansum((chunk_TC - mean_C) ** 2, axis=0)
     std_C = np.sqrt(square_C / num_C)
-    # Not std == 0: the rounding of the mean leaves noise in std, and noise scaled up becomes data.
+    # Not std == 0: rounding of the mean leaves noise in std, and noise scaled up becomes data.
     constant_C = np.fmax.reduce(train_TC, axis=0) == np.fmin.reduce(train_TC, axis=0)
     std_C[constant_C] = 1.0
     for start in range(0, len(values_TC), CHUNK_ROWS):
@@ -263,9 +263,9 @@ def standardise(series: Series) -> None:
         if np.isinf(chunk_TC).any():
             name = series.channels[int(np.argmax(np.isinf(chunk_TC).any(axis=0)))]
             raise DataError(
-                f"Channel {name!r} of {series.name} overflows float32 when it is scaled by the "
+                f"Channel {name!r} of {series.name} overflows float32 when scaled by the "
                 "standard deviation of its train rows: train and later rows differ wildly. "
-                "Look at the data, or leave the channel out (data.channels)."
+                "Check the data, or leave the channel out (data.channels)."
             )
     if series.offset_C is not None:
         mean_C = mean_C + series.offset_C
@@ -275,7 +275,7 @@ def standardise(series: Series) -> None:
 def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = None) -> Tensor:
     """The order in which an epoch visits the train windows.
 
-    A pure function of its arguments: it neither reads nor moves any generator, so that every init
+    A pure function of its arguments: it uses no random generator's state, so every init
     arm, a resumed run and a run on another device see the same batches.
 
     Args:
@@ -301,7 +301,7 @@ def mase_denominator(train_TC: Tensor, *, season: int) -> Tensor:
         season: Rows in one season, from the data source; 1 is the plain naive forecast.
 
     Returns:
-        (C,) float64 on the CPU, in the units of `train_TC` (MASE is a ratio: give it errors in the
+        (C,) float64 on the CPU, in the units of `train_TC` (MASE is a ratio: pass errors in the
         same units). 0 where the naive forecast is perfect, as in a constant channel, and NaN where
         no pair of values exists: leave such channels out and count them.
 
@@ -313,7 +313,7 @@ def mase_denominator(train_TC: Tensor, *, season: int) -> Tensor:
     assert season >= 1
     if train_TC.shape[0] <= season:
         raise DataError(
-            f"MASE needs more train rows ({train_TC.shape[0]}) than one season ({season}); "
+            f"MASE needs more train rows ({train_TC.shape[0]}) than one season ({season}): "
             "set data.season to a smaller number, or 1 for the plain naive forecast."
         )
     rows_TC = train_TC.detach().cpu().numpy()

@@ -21,7 +21,7 @@ from torch import Tensor
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
 
-# A prefix rather than an absolute path: a run's configuration, and with it its identity, is then
+# A prefix rather than an absolute path, so that a run's configuration and its identity are
 # the same in a checkout and in an installed wheel.
 PACKAGED = "packaged:"
 # Best first. An index names the shards of a checkpoint that is split over several files.
@@ -48,13 +48,13 @@ _ALIASES = {
 }
 _LFS_POINTER = b"version https://git-lfs"
 _GIVE_FOLDER = (
-    "Give a folder with config.json and model.safetensors, as T5's save_pretrained writes it: "
+    "Use a folder with config.json and model.safetensors, as written by T5's save_pretrained: "
     "backbone=local backbone.path=DIR."
 )
 
 
 class CorruptError(WeightsError):
-    """A file of a checkpoint is damaged or absent."""
+    """A file of a checkpoint is corrupt or missing."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class CheckpointFiles:
     folder: Path
     config: dict[str, Any]
     format: str  # "safetensors" or "pytorch"
-    files: tuple[Path, ...]  # config.json, the index where there is one, the weight files
+    files: tuple[Path, ...]  # config.json, the index if there is one, the weight files
     weights: tuple[Path, ...]  # the weight files alone
     header: dict[str, TensorInfo]
 
@@ -101,10 +101,10 @@ def packaged_names() -> list[str]:
 
 
 def checkpoint_folder(path: str | Path) -> Path:
-    """The folder that a path means: `packaged:NAME`, or any other with its ~ expanded.
+    """The folder that a path refers to: `packaged:NAME`, or any other with its ~ expanded.
 
     Raises:
-        WeightsError: if no checkpoint of that name comes with t5ts.
+        WeightsError: if no checkpoint with that name comes with t5ts.
     """
     text = str(path)
     if not text.startswith(PACKAGED):
@@ -123,7 +123,7 @@ def open_checkpoint(path: str | Path) -> CheckpointFiles:
     """Open a checkpoint folder: config, format and every tensor's shape, no tensor read.
 
     Raises:
-        WeightsError: if anything is missing, truncated, corrupted or not to be trusted.
+        WeightsError: if anything is missing, truncated, corrupted or untrusted.
     """
     folder = checkpoint_folder(path)
     config = read_config(folder)
@@ -136,8 +136,8 @@ def open_checkpoint(path: str | Path) -> CheckpointFiles:
         part = read_header(file)
         if twice := sorted(header.keys() & part.keys()):
             raise CorruptError(
-                f"{twice[0]} is in two files, {header[twice[0]].file.name} and {file.name} of "
-                f"{folder}. Fetch the checkpoint again."
+                f"{twice[0]} is in two files, {header[twice[0]].file.name} and {file.name} in "
+                f"{folder}. Download the checkpoint again."
             )
         header |= part
     names = ["config.json", *([] if shards == [main] else [main]), *shards]
@@ -155,7 +155,7 @@ def choose_weight_file(names: Iterable[str], *, where: str) -> str:
     """The best weight file (or index of shards) among a folder's or repository's file names.
 
     Raises:
-        WeightsError: if there is none that can be used.
+        WeightsError: if none can be used.
     """
     present = set(names)
     for candidate in WEIGHT_FILES:
@@ -163,16 +163,16 @@ def choose_weight_file(names: Iterable[str], *, where: str) -> str:
             return candidate
     others = sorted(present - {"config.json"}, key=lambda name: (not _is_weights(name), name))
     raise WeightsError(
-        f"{where} has none of {', '.join(WEIGHT_FILES)}; it holds {_shown(others)}. ONNX, GGUF, "
+        f"{where} has none of {', '.join(WEIGHT_FILES)}; it contains {_shown(others)}. ONNX, GGUF, "
         "TensorFlow and Flax files, adapters and quantised weights cannot be trained: use the "
-        "original checkpoint (for instance t5-small). A variant such as model.fp16.safetensors in "
+        "original checkpoint (for example t5-small). A variant such as model.fp16.safetensors in "
         "a folder can be renamed to model.safetensors and used with backbone=local "
         "backbone.path=DIR."
     )
 
 
 def shard_names(folder: Path, main: str) -> list[str]:
-    """Names of the weight files: `main` itself, or the shards that it lists where it is an index.
+    """Names of the weight files: `main` itself, or, if it is an index, the shards it lists.
 
     Raises:
         WeightsError: if the index is broken or names a file outside its folder.
@@ -184,8 +184,8 @@ def shard_names(folder: Path, main: str) -> list[str]:
     files = list(shards.values()) if isinstance(shards, dict) else []
     if not files or not all(_is_plain_name(file) for file in files):
         raise CorruptError(
-            f"{folder / main} is no index of shards: it needs a weight_map from tensors to files "
-            "of its own folder. Fetch the checkpoint again."
+            f"{folder / main} is not a shard index: it needs a weight_map from tensors to files "
+            "in the same folder. Download the checkpoint again."
         )
     return sorted(set(files))
 
@@ -200,18 +200,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     names = _names_in(folder)
     if "config.json" not in names:
         raise WeightsError(
-            f"{folder} has no config.json (it holds {_shown(names)}). {_GIVE_FOLDER}"
+            f"{folder} has no config.json (it contains {_shown(names)}). {_GIVE_FOLDER}"
         )
     path = folder / "config.json"
     config = _read_json(path)
     if not isinstance(config, dict):
         raise CorruptError(
-            f"{path} holds a {type(config).__name__}, not a JSON object. Fetch it again."
+            f"{path} contains a {type(config).__name__}, not a JSON object. Download it again."
         )
     if config.get("model_type") != "t5":
         raise WeightsError(
-            f"{path}: model_type is {config.get('model_type')!r}; allowed is 't5' (T5 v1.0, v1.1, "
-            "Flan-T5, T5-efficient, Chronos-T5). Choose a T5 checkpoint."
+            f"{path}: model_type is {config.get('model_type')!r}; only 't5' is allowed (T5 v1.0, "
+            "v1.1, Flan-T5, T5-efficient, Chronos-T5). Choose a T5 checkpoint."
         )
     if config.get("quantization_config"):
         raise WeightsError(
@@ -237,7 +237,7 @@ def read_architecture(path: str | Path) -> T5Architecture:
 def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:
     """The encoder's shape from a T5 config's values; `where` names the file in errors.
 
-    Keys that old T5 configs leave out have transformers' T5Config defaults.
+    Keys missing from old T5 configs get transformers' T5Config defaults.
 
     Raises:
         WeightsError: if a key is missing or impossible, or two contradict each other.
@@ -268,12 +268,12 @@ def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:
         if config.get(other) not in (None, expected):
             raise WeightsError(
                 f"{where} contradicts itself: {key} is {value!r}, {other} is {config[other]!r}. "
-                "Programs that read one or the other build different models: correct the file, or "
+                "Programs that read one or the other build different models: fix the file, or "
                 f"remove {other}."
             )
     epsilon = config.get("layer_norm_epsilon", 1e-6)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-        raise WeightsError(f"{where}: layer_norm_epsilon is {epsilon!r}; it must lie in (0, 1).")
+        raise WeightsError(f"{where}: layer_norm_epsilon is {epsilon!r}; it must be in (0, 1).")
     return T5Architecture(
         **sizes, feed_forward_proj=feed_forward, layer_norm_epsilon=float(epsilon)
     )
@@ -303,8 +303,8 @@ def _size(config: Mapping[str, Any], key: str, default: int | None, where: str) 
     most = 1000 if key.endswith("layers") else 10_000_000
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise WeightsError(
-            f"{where}: {key} is {value!r}; it must be a whole number from 1 to {most:,}. Fetch the "
-            "checkpoint's config.json again."
+            f"{where}: {key} is {value!r}; it must be a whole number from 1 to {most:,}. Download "
+            "the checkpoint's config.json again."
         )
     return value
 
@@ -324,8 +324,8 @@ def _open(path: Path) -> BufferedReader:
     try:
         if not path.is_file():
             is_there = path.exists() or path.is_symlink()
-            problem = "is no regular file" if is_there else "is missing"
-            raise CorruptError(f"{path} {problem}. Fetch the checkpoint again.")
+            problem = "is not a regular file" if is_there else "is missing"
+            raise CorruptError(f"{path} {problem}. Download the checkpoint again.")
         file = path.open("rb")
         start = file.read(len(_LFS_POINTER))
         file.seek(0)
@@ -353,14 +353,14 @@ def _read_json(path: Path) -> Any:
 
 def _unreadable(path: Path, error: OSError) -> WeightsError:
     return WeightsError(
-        f"{path} cannot be read ({error.strerror or error}). Fix its permissions, or give another "
+        f"{path} cannot be read ({error.strerror or error}). Fix its permissions, or use another "
         "folder: backbone=local backbone.path=DIR."
     )
 
 
 def _corrupt(path: Path, error: BaseException) -> CorruptError:
     why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return CorruptError(f"{path} is truncated or corrupted ({why}). Fetch the checkpoint again.")
+    return CorruptError(f"{path} is truncated or corrupted ({why}). Download the checkpoint again.")
 
 
 def _shown(names: list[str]) -> str:
@@ -377,7 +377,7 @@ def _is_plain_name(file: object) -> bool:
 
 @contextmanager
 def _safetensors(path: Path) -> Iterator[Any]:
-    """An opened safetensors file; the library compares its header with the file's size itself."""
+    """An opened safetensors file; the library checks its header against the file's size."""
     from safetensors import SafetensorError, safe_open
 
     _open(path).close()
@@ -407,16 +407,16 @@ def _pickle_header(path: Path) -> dict[str, TensorInfo]:
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     """A legacy `pytorch_model.bin` through torch's weights-only loader, memory-mapped if it can."""
     with _open(path) as file:
-        # Files from before torch 1.6 are no zip archives, and only archives can be mapped.
+        # Files from before torch 1.6 are not zip archives, and only archives can be mapped.
         mmap = file.read(2) == b"PK"
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a damaged pickle fails in as many ways as it has bytes
+    except Exception as error:  # a corrupt pickle can raise almost anything
         if isinstance(error, pickle.UnpicklingError) and any(
             word in str(error) for word in ("weights_only", "Unsupported")
         ):
             raise WeightsError(
-                f"{path} holds more than tensors, and unpickling it could run code, so it is "
+                f"{path} contains more than tensors, and unpickling it could run code, so it is "
                 "refused (torch.load with weights_only=True), or it is corrupted. Use a checkpoint "
                 "with model.safetensors."
             ) from error

@@ -83,13 +83,13 @@ class SharedEncoder(nn.Module):
     """The light baseline: a convolution stem, then post-norm transformer layers.
 
     Parameters are named `stem.*` and `block.{i}.layer.{0,1}.*`, with `layer_norm` for every norm,
-    so that freezing patterns written for T5 hold here too. There is no final norm: a post-norm
+    so that freezing patterns written for T5 also work here. There is no final norm: a post-norm
     layer ends in one. Positions are sinusoidal, added after the stem: they fit any number of
     tokens and add no parameters. At the default size 0.8 M parameters.
 
     Without the stem and with `norm_first` it is close to PatchTST: there is no norm on the residual
-    path from patches to head, so that the head can see how large each patch is. (PatchTST keeps
-    that by batch norm, whose statistics would depend on batch size and processes.)
+    path from patches to head, so that the head can see how large each patch is. (PatchTST does
+    that with batch norm, whose statistics would depend on batch size and processes.)
 
     Args:
         d_model: Width.
@@ -171,7 +171,7 @@ def _sinusoids(like_MND: Tensor) -> Tensor:
 class NoEncoder(nn.Module):
     """Nothing between patching and head: with it, the forecaster is one linear map.
 
-    It has no width of its own (`d_model` 0) and no blocks.
+    It has no width (`d_model` 0) and no blocks.
 
     Source: Zeng et al. 2023 (NLinear), "Are Transformers Effective for Time Series Forecasting?".
     """
@@ -201,7 +201,7 @@ def component_of(parameter_name: str) -> str:
         "patch", "stem", "block_<i>", "final_norm" or "head".
 
     Raises:
-        ValueError: if the name is none of a forecaster's.
+        ValueError: if it is not a forecaster's parameter.
     """
     match = re.match(r"encoder\.block\.(\d+)\.", parameter_name)
     if match:
@@ -210,7 +210,7 @@ def component_of(parameter_name: str) -> str:
         if parameter_name.startswith(prefix):
             return component
     raise ValueError(
-        f"{parameter_name!r} is no parameter of a forecaster: names begin with "
+        f"{parameter_name!r} is not a parameter of a forecaster: names begin with "
         f"encoder.block.<i>. or one of {', '.join(_COMPONENT_OF_PREFIX)}"
     )
 

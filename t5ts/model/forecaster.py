@@ -28,7 +28,7 @@ class Forecaster(nn.Module):
         encoder: From tokens to hidden states of the same shape.
         num_channels: Channels C.
         output_len: Steps H that come out per channel.
-        per_patch: Each token gives back its own patch, by one map for all of them, from D to P
+        per_patch: Each token is mapped back to its own patch, by one shared map, from D to P
             (channels independent) or C·P (mixing); patches do not overlap and H is L. Otherwise
             one map from all tokens to the output, N·D to H (or C·H).
         generator: Draws the head, on the CPU.
@@ -68,8 +68,8 @@ class Forecaster(nn.Module):
         """Forecast.
 
         Args:
-            x_BCL: Context in train-standardised units; NaN marks a hidden step where the model was
-                built for that, and is an error that spreads where it was not.
+            x_BCL: Context in train-standardised units; NaN marks a hidden step if the model was
+                built for that, and otherwise propagates to the output.
 
         Returns:
             (B, C, H) in the same units and dtype.
@@ -83,7 +83,7 @@ class Forecaster(nn.Module):
         return self.normalize.invert(y_BCH, mean_BC1, divisor_BC1)
 
     def _own_patches(self, hidden_MND: Tensor, shape: torch.Size) -> Tensor:
-        """Each token's patch at its place, (B, C, L); what belongs to the padding is dropped."""
+        """Each token's patch at its place, (B, C, L), without the padding."""
         assert isinstance(self.patch, PatchEmbedding)
         patches_MNcP = self.head(hidden_MND).unflatten(-1, (-1, self.patch.patch_len))  # c: C or 1
         y_BCW = patches_MNcP.transpose(1, 2).reshape(shape[0], shape[1], -1)
@@ -104,11 +104,11 @@ class Forecaster(nn.Module):
 
 @torch.no_grad()
 def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
-    """How large the signal is along the encoder, and how much each block changes it.
+    """The signal's scale along the encoder, and how much each block changes it.
 
     Evaluated without dropout and without gradients; the model's training modes are restored. A
     ratio far above 1 in the first blocks means that they outweigh the tokens: the scale of the
-    tokens, not what the weights know, then decides the result.
+    tokens, not what the weights learned, then decides the result.
 
     Args:
         model: A forecaster, not compiled.
@@ -116,9 +116,9 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
 
     Returns:
         RMS over all entries, in order: `input` (the tokens), `block_<i>` (each block's output),
-        `output` (after the final norm, where there is one), and for each block
+        `output` (after the final norm, if there is one), and for each block
         `residual_ratio/block_<i>`, RMS(output - input) / RMS(input) of the block (not finite when
-        the input is all zeros, as constant contexts make it).
+        the input is all zeros, as for constant contexts).
 
     Source: own.
     """
@@ -149,7 +149,7 @@ def _rms(x: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each module's own mode restored, since frozen blocks may differ."""
+    """Evaluation mode inside; then each module's own mode is restored (frozen blocks differ)."""
     was_training = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -3,8 +3,8 @@
 A T5 initialiser draws each matrix independently entry by entry, with a standard deviation fixed by
 its shape (the init law), and sets the LayerNorms to a constant. Training moves each matrix's spread
 by its own factor, makes rows and columns unequal, adds a few strong directions, and lets the norms
-differ. Each matrix and each norm vector is judged, since loaders re-initialise what they do not
-find: a checkpoint saved after that is part trained, part fresh.
+differ. Each matrix and each norm vector is tested, since loaders re-initialise tensors they do not
+find: a checkpoint saved after that is partly trained, partly fresh.
 """
 
 import math
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Relative deviation of a matrix's spread from the law that no draw explains but rounding and other
+# Relative deviation of a matrix's spread from the law that no draw explains, but rounding and other
 # libraries' constants might; for small matrices the sampling error of a spread dominates it.
 LAW_TOLERANCE = 0.005
-# Mean squared deviation in units of tolerance and sampling error: a fresh draw gives about 1 at
-# most. 40 AdamW steps at lr 1e-2 from HF's initialisation gave 800 at d_model 64, 15 at 32.
+# Mean squared deviation in units of tolerance and sampling error: at most about 1 for a fresh
+# draw. 40 AdamW steps at lr 1e-2 from HF's initialisation gave 800 at d_model 64, 15 at 32.
 LAW_LIMIT = 3.0
 # Relative spread of LayerNorm weights that brief training cannot have caused without moving the
 # matrices too: norms like that over fresh matrices mean that the matrices were not loaded.
@@ -29,22 +29,22 @@ NORMS_MOVED = 0.15
 STRUCTURE_LIMIT = 6.0
 # The same for a single matrix: of some 100,000 draws of small ones, a few gave more than 6.
 STRUCTURE_ALONE = 10.0
-# Structure that a matrix must be expected to have, by what the others have, before its absence
+# Structure a matrix must be expected to have, judging by the others, before its absence
 # means that it was not trained with them. Checkpoints after 50 to 1,000 steps gave 24 at most.
 STRUCTURE_EXPECTED = 40.0
-# Median relative spread of the norms that moved, from which a constant one was not trained with
+# Median relative spread of the norms that moved above which a constant one was not trained with
 # them; below it, rounding to bf16 or int8 may have made it constant.
 NORMS_TRAINED = 0.03
-ZERO_ROWS = 0.25  # share of zero rows or columns that neither training nor rounding leaves
-# Log ratio of two kinds' spreads that tells other initialisers from T5's, whose queries alone are
-# smaller by 1/√d_kv: those are off by more, brief training by less.
+ZERO_ROWS = 0.25  # share of zero rows or columns that neither training nor rounding produces
+# Log ratio of two kinds' spreads that separates other initialisers from T5's, whose queries alone
+# are smaller by 1/√d_kv: those are off by more, brief training by less.
 OTHER_LAW = 0.35
 _SPECTRUM_SIZE = 256  # largest corner of a matrix whose spectrum is computed, for speed
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """What the test saw."""
+    """The test's statistics and findings."""
 
     # Mean squared deviation of the matrices' log spread from the init law at the best common
     # factor, in units of its error; about 1 or less for a fresh draw.
@@ -61,11 +61,13 @@ class Freshness:
     # Matrices that scatter as independent draws do: fresh, shuffled, or trained too briefly.
     structureless: tuple[str, ...]
     fresh: tuple[str, ...]  # look freshly initialised or redrawn while the others were trained
-    broken: tuple[str, ...]  # what no training leaves: constant matrices, zero norms, copied blocks
+    broken: tuple[
+        str, ...
+    ]  # what training never produces: constant matrices, zero norms, copied blocks
 
     @property
     def origin(self) -> str:
-        """What an encoder that is not refused seems to be, as in `LoadReport.origin`."""
+        """What an accepted encoder seems to be, as in `LoadReport.origin`."""
         if self.law_distance < LAW_LIMIT:
             return "barely trained"
         return "pretrained" if self.has_structure else "control"
@@ -74,7 +76,7 @@ class Freshness:
     def verdict(self) -> str | None:
         """Why the encoder cannot be a pretrained one, or None when it looks trained."""
         if self.broken:
-            return _listed(self.broken) + ", which no training leaves"
+            return _listed(self.broken) + ", which training never produces"
         if not self.has_structure and not self.drifted:
             if self.law_distance < LAW_LIMIT and not 0 < self.norm_spread < NORMS_MOVED:
                 norms = (
@@ -102,9 +104,11 @@ class Freshness:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know about an encoder that is not refused."""
+        """What a user should know about an accepted encoder."""
         notes = {
-            "barely trained": ["note: barely trained, hardly different from T5's initialisation"],
+            "barely trained": [
+                "note: barely trained, almost no different from T5's initialisation"
+            ],
             "control": [
                 "note: rows and columns scatter like independent draws in every matrix, as in a "
                 "shuffled or synthetic checkpoint"
@@ -158,7 +162,7 @@ def examine(
     broken += [f"{name} is zero" for name, weight in norms.items() if not weight.any()]
     broken += _copies(state, law)
     spread = _norm_spread(norms)
-    # Norms that hardly moved: too early to tell, some matrices start later than others.
+    # The norms hardly moved: too early to tell, since some matrices start to move later.
     left_out = [] if 0 < spread < NORMS_MOVED else _left_out(structure, state, law)
     return Freshness(
         law_distance=sum(distances) / len(distances) if distances else 0.0,
@@ -275,7 +279,7 @@ def _structure(centred: Tensor, squares: Tensor, variance: float, kurtosis: floa
 
 def _edge_excess(centred: Tensor, variance: float) -> float:
     corner = centred[:_SPECTRUM_SIZE, :_SPECTRUM_SIZE]
-    # Clipped: single outliers, which a shuffled checkpoint keeps, are no structure.
+    # Clipped: single outliers, which a shuffled checkpoint keeps, are not structure.
     corner = corner.clamp(-4 * math.sqrt(variance), 4 * math.sqrt(variance))
     if corner.shape[0] > corner.shape[1]:
         corner = corner.T

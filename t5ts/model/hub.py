@@ -1,8 +1,8 @@
-"""Checkpoints from the Hugging Face hub, into the hub's own cache, or one message why not.
+"""Checkpoints from the Hugging Face hub, into the hub's own cache, or one clear error.
 
 huggingface_hub downloads, resumes dropped connections, locks and shows progress. Two things are
 added: short probes that find out whether the hub and its file server answer at all (the client
-alone retries a dead network for 23 s), and the comparison of content with the hash that the hub
+alone retries a dead network for 23 s), and a check of the content against the hash the hub
 names it by. `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the proxy variables apply.
 """
 
@@ -23,7 +23,7 @@ from t5ts.errors import Interrupted, WeightsError
 from t5ts.interruption import interrupt_on_signals
 from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sha256, shard_names
 
-PROBE_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT says otherwise
+PROBE_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT is set
 
 # Published checkpoints whose encoder can be used here; for "did you mean".
 KNOWN_IDS = (
@@ -35,54 +35,54 @@ KNOWN_IDS = (
     *(f"amazon/chronos-t5-{size}" for size in ("tiny", "mini", "small", "base", "large")),
 )
 _REMEDY = (
-    "run `python -m t5ts.download backbone={name}` on a machine with network and point HF_HOME at "
-    "a copy of its cache, give a checkpoint folder with backbone=local backbone.path=DIR, or use "
+    "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME "
+    "to a copy of its cache, use a checkpoint folder with backbone=local backbone.path=DIR, or use "
     "backbone=t5_tiny_en, a small T5 pretrained on English that comes with t5ts."
 )
 _PROXY = (
     "The proxy {proxy} cannot be used for {endpoint} ({why}). Check HTTPS_PROXY/HTTP_PROXY/"
-    "ALL_PROXY and the credentials there, add {host} to NO_PROXY to go around it, or {remedy}"
+    "ALL_PROXY and the credentials in them, add {host} to NO_PROXY to bypass it, or {remedy}"
 )
-#: Facts of an error (see `_facts`) and the message; the first row that has one of them is used. The
-#: client's classes are known by name, since the HTTP library under huggingface_hub changed twice.
+#: Facts of an error (see `_facts`) and the message; the first matching row is used. The
+#: client's classes are matched by name, since the HTTP library under huggingface_hub changed twice.
 _TABLE = {
-    "offline": "{hub_id} (revision {revision}) is not complete in the cache {cache_dir}, and "
-    "offline mode forbids asking the hub.{meant} Unset HF_HUB_OFFLINE, or {remedy}",
+    "offline": "{hub_id} (revision {revision}) is incomplete in the cache {cache_dir}, and "
+    "offline mode forbids contacting the hub.{meant} Unset HF_HUB_OFFLINE, or {remedy}",
     "local-file": "The cache {cache_dir} cannot be used ({why}). Free disk space or fix its "
     "permissions, or set HF_HOME to another folder.",
     "GatedRepoError": "{hub_id} is gated: accept its licence at {endpoint}/{hub_id}, then set "
-    "HF_TOKEN to a token of that account or run `hf auth login`.",
+    "HF_TOKEN to a token of that account, or run `hf auth login`.",
     "RevisionNotFoundError": "{hub_id} has no revision {revision!r}. Use main, or a branch, tag or "
     "full commit listed at {endpoint}/{hub_id}/commits/main.",
-    "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}.{meant} Allowed "
-    "are ids of T5 checkpoints such as t5-small or google/flan-t5-small; if the model is private, "
+    "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}.{meant} Use the "
+    "id of a T5 checkpoint such as t5-small or google/flan-t5-small; if the model is private, "
     "set HF_TOKEN or run `hf auth login`.",
     "RemoteEntryNotFoundError": "{hub_id} has no file {file} on the hub ({why}). Choose a T5 "
     "checkpoint such as t5-small, google/flan-t5-small or t5-base.",
-    "FileMetadataError": "{endpoint} is no complete mirror of the hub ({why}). Set HF_ENDPOINT to "
-    "one that is, or unset it.",
+    "FileMetadataError": "{endpoint} is not a complete mirror of the hub ({why}). Set HF_ENDPOINT "
+    "to a complete one, or unset it.",
     "ProxyError 407": _PROXY,
     "401 403": "Access to {hub_id} needs a valid token: {endpoint} answered {status}.{meant} Set "
     "HF_TOKEN to a token with read access, or run `hf auth login`; if the model needs none, unset "
     "HF_TOKEN.",
-    "429 5xx": "{endpoint} answered {status} for {hub_id}: too many requests (429), or a fault of "
-    "its own (see status.huggingface.co). Run again in some minutes, or {remedy}",
+    "429 5xx": "{endpoint} answered {status} for {hub_id}: too many requests (429), or a server "
+    "error (see status.huggingface.co). Try again in a few minutes, or {remedy}",
     "has-status": "{endpoint} answered {status} for {hub_id} ({why}). Check HF_ENDPOINT and the "
     "id, or {remedy}",
-    "UnsupportedProtocol InvalidURL LocalProtocolError": "{endpoint!r} is no address of a hub "
-    "({why}). Set HF_ENDPOINT to one such as https://huggingface.co, or unset it; check the proxy "
-    "variables too.",
+    "UnsupportedProtocol InvalidURL LocalProtocolError": "{endpoint!r} is not a hub address "
+    "({why}). Set HF_ENDPOINT to one such as https://huggingface.co, or unset it; also check the "
+    "proxy variables.",
     "certificate": "The certificate of {endpoint} is not trusted ({why}). If your network replaces "
     "certificates, set SSL_CERT_FILE to its authority's file; otherwise {remedy}",
     "consistency interrupted": "The download of {file} of {hub_id} from {endpoint} failed ({why})."
-    " Nothing was kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer for a "
-    "slow line).",
+    " Nothing was kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer on a "
+    "slow connection).",
     "no-network": "No network: {endpoint} cannot be reached ({why}; proxy: {proxy}), and {hub_id} "
     "is not in the cache {cache_dir}.{meant} Check the network, HF_ENDPOINT and the proxy "
     "variables (HF_HUB_ETAG_TIMEOUT=30 waits longer), or {remedy}",
     "proxy": _PROXY,
-    "Exception": "{endpoint} did not answer as a hub does when asked for {hub_id} ({why}). Check "
-    "HF_ENDPOINT, proxies and log-in pages of the network, or {remedy}",
+    "Exception": "{endpoint} did not respond like a hub to a request for {hub_id} ({why}). Check "
+    "HF_ENDPOINT, proxies and the network's login page, or {remedy}",
 }
 _PHRASES = {
     "offline": "offline mode",
@@ -98,7 +98,7 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class HubRequest:
-    """What is asked of which hub."""
+    """A request to a hub."""
 
     hub_id: str  # repository, for instance "t5-small"
     revision: str = "main"  # branch, tag or commit
@@ -106,7 +106,7 @@ class HubRequest:
     endpoint: str = ""  # "": `HF_ENDPOINT` or huggingface.co
     cache_dir: str | Path | None = None  # None: `HF_HUB_CACHE` or `HF_HOME`/hub
     offline: bool | None = None  # use the cache only; None: `HF_HUB_OFFLINE`
-    refresh: bool = False  # ask for the revision's newest commit even if one is cached
+    refresh: bool = False  # fetch the revision's newest commit even if one is cached
 
     def __post_init__(self) -> None:
         from huggingface_hub import constants
@@ -123,7 +123,7 @@ def cached_snapshot(
     """The cached commit's folder, if config and all weight files are there; nothing is verified.
 
     Raises:
-        WeightsError: if the id is none, or the cache cannot be read.
+        WeightsError: if the id is invalid, or the cache cannot be read.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -148,13 +148,13 @@ def cached_snapshot(
 
 
 def fetch_snapshot(request: HubRequest) -> Path:
-    """A checkpoint's folder in the cache, downloaded first if it is not there; content verified.
+    """A checkpoint's folder in the cache, downloaded first if missing; content verified.
 
-    A complete cached checkpoint is used without asking the hub, so that all trials of a sweep see
+    A complete cached checkpoint is used without contacting the hub, so all trials of a sweep see
     the same commit and need no network. The folder is named by the commit.
 
     Raises:
-        WeightsError: if it is not available or corrupted, with the reason and what to do.
+        WeightsError: if it is unavailable or corrupted, with the reason and what to do.
         Interrupted: after SIGINT or SIGTERM; nothing of an unfinished file is kept.
     """
     folder = _cached_or_downloaded(request)
@@ -168,15 +168,15 @@ def fetch_snapshot(request: HubRequest) -> Path:
 
 
 def in_cache(error: CorruptError, folder: Path) -> CorruptError:
-    """The error with the one remedy that heals the hub's cache: a new download."""
+    """The error with the one fix for the hub's cache: a new download."""
     return CorruptError(
         f"{error} It is in the hub's cache: delete that copy (rm -r '{folder.parents[1]}') and run "
-        "the same command again, which downloads it."
+        "the same command again to download it."
     )
 
 
 def suggestions(hub_id: str) -> list[str]:
-    """Known ids that the user may have meant, best first, at most three."""
+    """Known ids the user may have meant, best first, at most three."""
     base = hub_id.split("/")[-1].lower()
     same = [known for known in KNOWN_IDS if known.split("/")[-1] == base]
     if same:
@@ -197,10 +197,10 @@ def _cached_or_downloaded(request: HubRequest) -> Path:
         commit, main = _within_timeout(partial(_find, request))
     except WeightsError:
         raise
-    except Exception as error:  # whatever the client raises stops the run with one message
+    except Exception as error:  # any client error stops the run with one message
         if cached is not None and _facts(error, None) & {"5xx", "no-network"}:
             log.warning(
-                "%s cannot be asked for newer files (%s); the cached commit %s is used.",
+                "%s cannot be checked for newer files (%s); using the cached commit %s.",
                 request.endpoint,
                 type(error).__name__,
                 cached.name,
@@ -213,7 +213,7 @@ def _cached_or_downloaded(request: HubRequest) -> Path:
 
 
 def _find(request: HubRequest) -> tuple[str, str]:
-    """The commit that the revision names, and its weight file or index: one small request."""
+    """The commit of the revision, and its weight file or index: one small request."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=request.endpoint, token=request.token)
@@ -223,22 +223,22 @@ def _find(request: HubRequest) -> tuple[str, str]:
         raise ValueError("the answer names no commit")
     if "config.json" not in names:
         raise WeightsError(
-            f"{request.hub_id} has no config.json, so it is no transformers checkpoint. Choose a "
-            "T5 checkpoint such as t5-small, google/flan-t5-small or t5-base."
+            f"{request.hub_id} has no config.json, so it is not a transformers checkpoint. "
+            "Choose a T5 checkpoint such as t5-small, google/flan-t5-small or t5-base."
         )
     return info.sha, choose_weight_file(names, where=f"The repository {request.hub_id}")
 
 
 def _download(request: HubRequest, commit: str, main: str) -> Path:
-    """Fetch weights and config, file by file, in this thread: a signal ends it at once.
+    """Fetch weights and config, file by file, in this thread: a signal ends it immediately.
 
-    (`snapshot_download` waits for its threads, until the file is there or its time-outs are over.)
+    (`snapshot_download` waits for its threads until they finish or time out.)
     """
     from huggingface_hub import hf_hub_download
 
     wanted = [main, "config.json"]  # a snapshot with a config always has its weights too
     name = main
-    log.info("Fetching %s from %s; a first Ctrl-C stops it.", request.hub_id, request.endpoint)
+    log.info("Downloading %s from %s; press Ctrl-C once to stop.", request.hub_id, request.endpoint)
     try:
         with interrupt_on_signals():
             while wanted:
@@ -248,7 +248,7 @@ def _download(request: HubRequest, commit: str, main: str) -> Path:
                     hf_hub_download(
                         request.hub_id,
                         name,
-                        # The branch leads to the commit in the cache only when all is there.
+                        # The branch points to the cached commit only when everything is there.
                         revision=commit if wanted else request.revision,
                         endpoint=request.endpoint,
                         cache_dir=request.cache_dir,
@@ -261,7 +261,7 @@ def _download(request: HubRequest, commit: str, main: str) -> Path:
                     wanted[:0] = shard_names(path.parent, name)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped while downloading {name} of {request.hub_id}; nothing of it was kept"
+            f"stopped while downloading {name} of {request.hub_id}; nothing was kept"
         ) from None
     except CorruptError as error:
         path.resolve().unlink(missing_ok=True)
@@ -276,14 +276,14 @@ def _download(request: HubRequest, commit: str, main: str) -> Path:
         raise _explained(error, request, file=name) from error
     if path.parent.name != commit:
         raise WeightsError(
-            f"{request.hub_id} changed on the hub while it was downloaded ({request.revision} is "
-            "another commit now): run the same command again."
+            f"{request.hub_id} changed on the hub during the download ({request.revision} is "
+            "a different commit now): run the same command again."
         )
     return path.parent
 
 
 def _ask_first_byte(request: HubRequest, commit: str, name: str) -> None:
-    """Ask for a file's first byte, redirects to the file server included."""
+    """Request a file's first byte, following redirects to the file server."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -296,7 +296,7 @@ def _ask_first_byte(request: HubRequest, commit: str, name: str) -> None:
 
 
 def _names(folder: Path) -> list[str]:
-    """Names of a cached checkpoint's files; an index of shards is verified before it is read."""
+    """Names of a cached checkpoint's files; a shard index is verified before it is read."""
     main = choose_weight_file((path.name for path in folder.iterdir()), where=str(folder))
     if main.endswith(".index.json") and (folder / main).exists():
         _check_content(folder, [main])
@@ -307,10 +307,10 @@ def _check_content(folder: Path, names: Iterable[str]) -> None:
     """Compare files with the content hashes that the cache names its blobs by.
 
     In a cache that was copied with its links followed, each file must be one of the blobs. Without
-    blobs there is nothing to compare with; mirrors may name them otherwise than by hash.
+    blobs there is nothing to compare with; mirrors may not name them by hash.
 
     Raises:
-        CorruptError: if a file is not what the hub has.
+        CorruptError: if a file differs from the hub's.
     """
     blobs = folder.parents[1] / "blobs"
     known = {blob.name for blob in blobs.iterdir()} if blobs.is_dir() else set()
@@ -337,13 +337,13 @@ def _probe_timeout_s() -> float:
 
 
 def _within_timeout(work: Callable[[], T]) -> T:
-    """Run `work` in a daemon thread and stop waiting soon after its own time-out.
+    """Run `work` in a daemon thread and stop waiting soon after its own timeout.
 
-    A name look-up has no time-out that a client could set, and a host with several addresses is
-    tried with the full time-out on each.
+    A name lookup has no timeout that a client could set, and a host with several addresses is
+    tried with the full timeout on each.
 
     Raises:
-        TimeoutError: if it has not ended by then.
+        TimeoutError: if it has not finished by then.
     """
     seconds = _probe_timeout_s() + 0.5
     results: list[T] = []
@@ -368,9 +368,9 @@ def _within_timeout(work: Callable[[], T]) -> T:
 def _explained(
     error: BaseException, request: HubRequest, *, file: str | None = None
 ) -> WeightsError:
-    """Whatever the hub client raised as one message; `file` is what was being downloaded."""
+    """The hub client's error as one message; `file` is what was being downloaded."""
     facts = _facts(error, file)
-    # Without a valid token the hub answers 401 to ids that do not exist as to private ones.
+    # Without a valid token the hub answers 401 both for missing ids and for private ones.
     if "401" in facts and request.hub_id in KNOWN_IDS:
         facts.discard("RepositoryNotFoundError")
     message = next(message for row, message in _TABLE.items() if facts.intersection(row.split()))
@@ -391,24 +391,24 @@ def _explained(
 
 
 def _proxy(endpoint: str) -> str:
-    """`VARIABLE (host)` of the proxy that a request goes through, or "none"."""
+    """`VARIABLE (host)` of the proxy that a request uses, or "none"."""
     parts, proxies = urlsplit(endpoint), getproxies()
     scheme = next((s for s in (parts.scheme, "all") if proxies.get(s)), None)
     if scheme is None or not parts.hostname or proxy_bypass(parts.hostname):
         return "none"
     lower = f"{scheme}_proxy"
-    # Without the credentials that may precede the host.
+    # Without any credentials before the host.
     host = proxies[scheme].split("//")[-1].split("@")[-1].rstrip("/")
     return f"{lower if os.environ.get(lower) else lower.upper()} ({host})"
 
 
 def _facts(error: BaseException, file: str | None) -> set[str]:
-    """What is known of an error: its and its causes' classes, HTTP status, telling words."""
+    """Facts about an error: its and its causes' classes, HTTP status, key words."""
     chain = [error]
     while len(chain) < 10 and (cause := chain[-1].__cause__ or chain[-1].__context__):
         chain.append(cause)
     facts = {cls.__name__ for link in chain for cls in type(link).__mro__}
-    # The client's errors are OSErrors too, and a connection that a firewall forbids carries EPERM.
+    # The client's errors are also OSErrors, and a connection blocked by a firewall carries EPERM.
     if isinstance(error, OSError) and error.errno and not facts & {"HTTPError", *_NETWORK_ERRORS}:
         facts.add("local-file")
     statuses = [getattr(getattr(link, "response", None), "status_code", None) for link in chain]

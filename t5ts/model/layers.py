@@ -1,4 +1,4 @@
-"""What both encoders are made of: layers that draw nothing when built, dropout, attention.
+"""Building blocks of both encoders: layers that draw nothing when built, dropout, attention.
 
 An arm is decided by the state dict that is loaded afterwards (T5) or by the generator that is
 passed to `init_parameters` (the light baseline), so building one cannot shift the randomness of
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that leaves its parameters for a later load or init, and draws nothing."""
+    """`nn.Linear` that leaves its parameters to a later load or init, and draws nothing."""
 
     def reset_parameters(self) -> None:
         mark_unset(self)
@@ -37,7 +37,7 @@ class Conv1d(nn.Conv1d):
 def mark_unset(module: nn.Module) -> None:
     """Fill a module's own parameters with NaN.
 
-    Uninitialised memory is often all zeros, which trains silently; NaN is noticed at once.
+    Uninitialised memory is often all zeros, which trains silently; NaN is noticed immediately.
     """
     for parameter in module.parameters(recurse=False):
         parameter.fill_(math.nan)
@@ -48,7 +48,7 @@ def drop_out(x: Tensor, p: float) -> Tensor:
 
     A 64-bit draw serves four entries, so `p` is rounded to a multiple of 2^-16; what is kept is
     scaled by the rounded probability and stays unbiased. Measured on 2 cores for (64, 4, 2048)
-    entries, forward and backward: 1.2 ms against 3.1 ms. On a GPU, and compiled, `F.dropout` is
+    entries, forward and backward: 1.2 ms vs. 3.1 ms. On a GPU, and compiled, `F.dropout` is
     one fused kernel.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -95,7 +95,7 @@ def attend(
     """
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q_MND, k_MND, v_MND))
     if bias_1hNN is not None:
-        bias_1hNN = bias_1hNN.to(q.dtype)  # SDPA wants one dtype; under AMP q is a half
+        bias_1hNN = bias_1hNN.to(q.dtype)  # SDPA needs one dtype; under AMP q is half precision
     if q.device.type == "cpu" and dropout > 0.0:
         scores = torch.matmul(q if scale == 1.0 else q * scale, k.transpose(2, 3))
         if bias_1hNN is not None:

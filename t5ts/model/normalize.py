@@ -1,4 +1,4 @@
-"""Per-window normalisation: what the model sees, and how its output returns to data units."""
+"""Per-window normalisation of the context, and its inverse on the output."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ class InstanceNorm(nn.Module):
     """RevIN without its affine part: subtract each window's mean, divide by its std.
 
     Statistics are taken over the context alone, per window and channel, biased (divided by L),
-    in float32 or wider. The divisor is max(std, `MIN_STD`), where RevIN adds eps to the variance:
+    in float32 or wider. The divisor is max(std, `MIN_STD`), whereas RevIN adds eps to the variance:
     a window at or above the floor is then normalised exactly, so that the forecast follows any
     shift and positive scale of the context, and a constant window becomes zeros, whose forecast
-    is its own level up to `MIN_STD` times the network's output. Values are taken relative to the
-    last one first, which loses nothing and keeps a constant window's deviations at exactly 0.
+    is its own level up to `MIN_STD` times the network's output. Values are first taken relative
+    to the last one, which loses nothing and keeps a constant window's deviations at exactly 0.
 
     A NaN spreads to the whole window of that channel, and from there into the loss, where the
-    training loop stops; nothing here replaces it (`VisibleInstanceNorm` reads it as a mark).
+    training loop stops; nothing here replaces it (`VisibleInstanceNorm` treats it as a mark).
 
     Source: Kim et al. 2022, "Reversible Instance Normalization", eqs. 1-2, without gamma and beta.
     """
@@ -42,17 +42,17 @@ class InstanceNorm(nn.Module):
         return centred_BCL / divisor_BC1, last_BC1 + mean_BC1, divisor_BC1
 
     def invert(self, y_BCH: Tensor, mean_BC1: Tensor, divisor_BC1: Tensor) -> Tensor:
-        """Return a forecast to data units, with the statistics of its context."""
+        """Convert a forecast back to data units, with the statistics of its context."""
         return y_BCH.to(divisor_BC1.dtype) * divisor_BC1 + mean_BC1
 
 
 class VisibleInstanceNorm(InstanceNorm):
     """Instance normalisation by the visible steps: those that are not NaN.
 
-    Mean, std and the last value are taken over them alone, so that nothing of a hidden step reaches
+    Mean, std and the last value are taken over them only, so that no hidden step reaches
     the model or its output through the scale. NaN stays where it was, for the patches to fill.
-    Where a channel of a window shows nothing there is no statistic: mean 0 and divisor 1, the train
-    rows' own. Without a NaN this is `InstanceNorm`, up to rounding.
+    If a channel of a window has no visible step, mean 0 and divisor 1 are used, those of the train
+    rows. Without a NaN this is `InstanceNorm`, up to rounding.
     """
 
     def forward(self, x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,11 +90,11 @@ class NoNorm(nn.Module):
 
 
 def build_normalize(name: str, *, has_hidden: bool = False) -> InstanceNorm | NoNorm:
-    """The normalisation of that name.
+    """The normalisation with this name.
 
     Args:
         name: "instance" or "none".
-        has_hidden: Whether NaN marks hidden steps; else it is an error that spreads.
+        has_hidden: Whether NaN marks hidden steps; otherwise it propagates.
     """
     assert name in ("instance", "none")
     if name == "none":

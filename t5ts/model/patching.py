@@ -8,13 +8,13 @@ from torch import Tensor, nn
 class PatchEmbedding(nn.Module):
     """Cut a context into patches and project each to a token.
 
-    A patch starts every `stride` steps. Where L - P is no multiple of the stride, the front is
+    A patch starts every `stride` steps. If L - P is not a multiple of the stride, the front is
     padded by repeating the first value, so that the last patch ends at the last observation and
     no observation is dropped.
 
     Channels are `independent` (each channel of each window is a row of its own, all sharing one
     projection: M = B·C, row b·C + c) or `mixing` (a token embeds the same patch of all channels:
-    M = B). Positions are the encoder's business.
+    M = B). Positions are added by the encoder.
 
     A token is scale · norm(W patch + b), the norm being an optional LayerNorm over D. Weights
     are drawn in the constructor, from the generator alone: W normal with std 1/√fan_in, so that a
@@ -24,8 +24,8 @@ class PatchEmbedding(nn.Module):
     tokens would be exactly zero, and each of T5's norms multiplies the gradient of a zero vector
     by 1/√ε = 1000. Through 4 blocks that made gradient norms of 3e12 on real data (LOG.md).
 
-    Hidden steps are NaN, and `hidden` is what replaces them. "none": nothing, and a NaN spreads.
-    "value": 0, which after instance normalisation is the mean of what is visible. "token": 0 too,
+    Hidden steps are NaN, and `hidden` is what replaces them. "none": nothing, and a NaN propagates.
+    "value": 0, which after instance normalisation is the mean of what is visible. "token": also 0,
     and before the norm the token gets the sum of a learnable vector for each hidden place of its
     patch. A wholly hidden patch is then always the same token; a partly hidden one keeps its
     visible values and shows which places are missing. The padding repeats the first step's mark.
@@ -41,7 +41,7 @@ class PatchEmbedding(nn.Module):
         scale: What tokens are multiplied by after the norm.
         hidden: "none", "value" or "token". The mask token's entries are drawn after W and b, which
             are the same in all three: normal with std 1/√fan_in, so that a wholly hidden patch's
-            token is as large as another.
+            token is as large as any other.
         generator: Source of the initial weights, on the CPU.
 
     Source: Nie et al. 2023 (PatchTST), section 3.1; norm, scale, padding and hidden steps own.

@@ -13,8 +13,8 @@ from t5ts.model.layers import Dropout, Embedding, Linear, SelfAttention, mark_un
 class _RMSNorm(nn.Module):
     """T5's layer norm: no mean, no bias, statistics in float32.
 
-    The sequence of operations is T5's own, since it decides the last bits. `F.rms_norm` is no
-    faster on CPU (M=256, N=4, D=512, forward and backward: 1.7 ms against 1.9 ms).
+    The sequence of operations is T5's own, since it determines the last bits. `F.rms_norm` is not
+    faster on CPU (M=256, N=4, D=512, forward and backward: 1.7 ms vs. 1.9 ms).
 
     Source: Zhang & Sennrich 2019, eq. 4.
     """
@@ -115,14 +115,14 @@ class _T5FeedForward(nn.Module):
         inner = self.dropout(inner)
         device = inner.device.type
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is torch.float16:
-            # Pretrained T5's output here passes float16's largest value, 65504 (HF #4586).
+            # Pretrained T5's output here exceeds float16's largest value, 65504 (HF #4586).
             with torch.autocast(device, enabled=False):
                 return self.wo(inner)
         return self.wo(inner)
 
 
 def _widen_float16(x: Tensor) -> Tensor:
-    """float32 in place of float16; bfloat16 has float32's range and stays."""
+    """float32 instead of float16; bfloat16 has float32's range and is kept."""
     return x.float() if x.dtype is torch.float16 else x
 
 
@@ -156,7 +156,7 @@ class T5Encoder(nn.Module):
 
     Parameters carry transformers' names without the leading `encoder.`, and forward and gradients
     equal those of its `T5EncoderModel(inputs_embeds=...)`. They are NaN until a state dict is
-    loaded: `load_state_dict` is the only way to fill them, and arms differ by nothing else.
+    loaded: `load_state_dict` is the only way to fill them, and arms differ in nothing else.
 
     The residual stream and the feed-forward's output matmul stay in float32 under float16
     autocast, where pretrained T5 overflows otherwise.

@@ -75,7 +75,7 @@ def random_state(
         arch: The encoder's shape.
         generator: CPU generator that no other component draws from.
         factor: Multiplies every matrix's standard deviation (HF's default 1.0, Chronos's 0.05).
-        scale_norms: Set LayerNorm weights to `factor` as HF's initialiser does, instead of 1.
+        scale_norms: Set LayerNorm weights to `factor` like HF's initialiser, instead of 1.
 
     Source: transformers' T5PreTrainedModel._init_weights.
     """
@@ -91,7 +91,7 @@ def random_state(
 def matched_state(state: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
     """Control: normal draws with exactly each tensor's own mean and standard deviation.
 
-    Keeps what a checkpoint knows about scale, tensor by tensor, and nothing else. The draws are
+    Keeps a checkpoint's scale, tensor by tensor, and nothing else. The draws are
     standardised in float64 first: in small tensors a sample's own spread is off by several percent.
     """
     control = {}
@@ -107,7 +107,7 @@ def matched_state(state: Mapping[str, Tensor], *, generator: torch.Generator) ->
 def shuffled_state(state: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:
     """Control: each tensor's own entries in random order.
 
-    Keeps every tensor's exact distribution and destroys their places.
+    Keeps every tensor's exact distribution and destroys the arrangement.
     """
     return {
         name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(

@@ -32,13 +32,13 @@ def check_config(
 ) -> T5Architecture:
     """The shape that config.json describes; an error names each value that differs from `arch`.
 
-    A Chronos checkpoint may have another vocabulary: tokens of its own, which no arm uses.
+    A Chronos checkpoint may have a different vocabulary, which no arm uses.
     """
     where = str(files.folder / "config.json")
     found = architecture_of(files.config, where=where)
     if must_be_chronos and "chronos_config" not in files.config:
         raise WeightsError(
-            f"{where} has no chronos_config, so it is no Chronos model. Use init=t5 for a T5 "
+            f"{where} has no chronos_config, so it is not a Chronos model. Use init=t5 for a T5 "
             "pretrained on text."
         )
     if must_be_chronos and arch is not None:
@@ -51,7 +51,7 @@ def check_config(
     if differing:
         raise WeightsError(
             f"{where} does not describe this backbone: {'; '.join(differing)}. Choose the backbone "
-            "that the checkpoint belongs to, or backbone=local, which takes the checkpoint's own "
+            "that matches the checkpoint, or backbone=local, which takes the checkpoint's own "
             "values."
         )
     return found
@@ -60,28 +60,28 @@ def check_config(
 def check_header(
     files: CheckpointFiles, arch: T5Architecture, expected: tuple[int, int] | None
 ) -> tuple[int, list[str]]:
-    """Compare names, shapes, dtypes and counts in the file's header with what a T5 has.
+    """Compare names, shapes, dtypes and counts in the file's header with a T5's.
 
     Args:
         files: The opened checkpoint.
         arch: Its config's shape.
-        expected: Least and most parameters that the whole checkpoint may have.
+        expected: Fewest and most parameters the whole checkpoint may have.
 
     Returns:
         Parameters of the whole checkpoint, tied tensors once, and the findings in words.
     """
     header, folder = files.header, files.folder
     if problem := _encoder_problem(header, arch):
-        raise WeightsError(f"{folder}: {problem} Or choose the original checkpoint.")
+        raise WeightsError(f"{folder}: {problem} Or use the original checkpoint.")
     decoder = _decoder_names(arch, files.config.get("num_decoder_layers") or arch.num_layers)
     absent = decoder - set(header)
     if absent and absent != decoder:
         raise WeightsError(
-            f"{folder}: {len(absent)} of {len(decoder)} decoder tensors are missing, for instance "
-            f"{min(absent)}: a partial checkpoint. Fetch it again."
+            f"{folder}: {len(absent)} of {len(decoder)} decoder tensors are missing, for example "
+            f"{min(absent)}: a partial checkpoint. Download it again."
         )
     embedding = _embedding(header)
-    # The tied ones are the same parameters as the embedding, whatever the file repeats.
+    # Tied tensors are the same parameters as the embedding, even if the file repeats them.
     uncounted = {_STALE_KEY, *_EMBEDDINGS} - {embedding}
     if files.config.get("tie_word_embeddings", True):
         uncounted.add("lm_head.weight")
@@ -90,13 +90,13 @@ def check_header(
     if expected is not None and not expected[0] <= num_full <= expected[1]:
         raise WeightsError(
             f"{folder} has {num_full:,} parameters ({parts}); this backbone's checkpoint has "
-            f"between {expected[0]:,} and {expected[1]:,}. It is another model or a part of one; "
-            "fetch the checkpoint again or choose its own backbone."
+            f"between {expected[0]:,} and {expected[1]:,}. It is a different model or part of one; "
+            "download the checkpoint again or choose the matching backbone."
         )
     notes = [f"{num_full:,} parameters by the file's header, {parts}"]
     known = {f"encoder.{name}" for name in encoder_shapes(arch)} | decoder | uncounted
     if others := sorted(header.keys() - known - {embedding, "lm_head.weight"}):
-        notes.append(f"note: {len(others)} tensors are no T5's, for instance {others[0]}")
+        notes.append(f"note: {len(others)} tensors do not belong to a T5, for example {others[0]}")
     return num_full, notes
 
 
@@ -105,8 +105,8 @@ def read_encoder(files: CheckpointFiles, arch: T5Architecture) -> tuple[dict[str
     embedding = _embedding(files.header)
     assert embedding is not None
     names = list(encoder_shapes(arch))
-    # Contiguous copies: a legacy file's tensors may share storage or map the file. Cast before they
-    # are checked: float64 can hold what float32 cannot.
+    # Contiguous copies: a legacy file's tensors may share storage or map the file. Cast before
+    # checking: float64 can represent values that float32 cannot.
     stored = {
         name: tensor.to(torch.float32, copy=True).contiguous()
         for name, tensor in files.read([*(f"encoder.{n}" for n in names), embedding]).items()
@@ -130,7 +130,7 @@ def check_trained(state: Mapping[str, Tensor], arch: T5Architecture, folder: Pat
     if seen.verdict is not None:
         raise WeightsError(
             f"{folder} looks freshly initialised, not pretrained: {seen.verdict}. Use a trained "
-            "checkpoint; if random weights are what you want, say init=random."
+            "checkpoint; if you want random weights, set init=random."
         )
     return seen
 
@@ -162,27 +162,27 @@ def _encoder_problem(header: _Header, arch: T5Architecture) -> str | None:
     if blocks and max(blocks) + 1 != arch.num_layers:
         return (
             f"the weights have {max(blocks) + 1} encoder blocks, config.json's num_layers is "
-            f"{arch.num_layers}. Correct config.json, or fetch both again."
+            f"{arch.num_layers}. Correct config.json, or download both again."
         )
     if missing or unexpected:
         return (
-            f"{len(missing)} of {len(shapes)} encoder tensors are missing, {len(unexpected)} are "
-            f"not a T5 encoder's (for instance {(missing or unexpected)[0]}). Fetch the checkpoint "
-            "again; adapters must be merged and quantised layers restored first."
+            f"{len(missing)} of {len(shapes)} encoder tensors are missing, {len(unexpected)} do "
+            f"not belong to one (for example {(missing or unexpected)[0]}). Download the "
+            "checkpoint again; adapters must be merged and quantised layers restored first."
         )
     if embedding is None:
         return f"the token embedding is missing ({_EMBEDDINGS[0]}). Save it with save_pretrained."
     for name, shape in (shapes | {embedding: (arch.vocab_size, arch.d_model)}).items():
         if header[name].shape != shape:
             return (
-                f"{name} has shape {header[name].shape}; config.json asks for {shape}. Config and "
-                "weights belong to different models; fetch both again."
+                f"{name} has shape {header[name].shape}; config.json requires {shape}. Config and "
+                "weights belong to different models; download both again."
             )
     return None
 
 
 def _foreign_prefix(header: _Header, missing: str) -> str | None:
-    """The prefix in place of `encoder.`, if the encoder is there under other names."""
+    """The prefix used instead of `encoder.`, if the encoder is there under other names."""
     stem = missing.removeprefix("encoder.")
     found = [name for name in header if name.endswith(stem) and not name.startswith("decoder.")]
     prefixes = sorted({name.removesuffix(stem) for name in found} - {"encoder."}, key=len)

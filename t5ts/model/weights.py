@@ -1,8 +1,8 @@
-"""Where an encoder's weights come from, and the proof of it: one entry point for all init arms.
+"""Where an encoder's weights come from, and the proof: one entry point for all init arms.
 
 State dicts use transformers' names without the leading "encoder.". The token embedding belongs to
-the checkpoint, not to the encoder that trains on patches: it is checked, counted and its RMS
-reported, then left behind.
+the checkpoint, not to the encoder that trains on patches: it is checked and counted, its RMS
+is reported, and then it is dropped.
 """
 
 import hashlib
@@ -77,11 +77,11 @@ class LoadReport:
     # or a Chronos checkpoint), "barely trained", "control" (no structure: shuffled or redrawn) or
     # "random". The study's report calls only "pretrained" text pretraining.
     origin: str
-    # Tensors that scatter as a fresh draw does, of a checkpoint that is not refused.
+    # Tensors that scatter like a fresh draw, in an accepted checkpoint.
     fresh_tensors: list[str] = field(default_factory=list)
-    checks: list[str] = field(default_factory=list)  # in words; "note: …" deserves a look
+    checks: list[str] = field(default_factory=list)  # in words; "note: …" is worth a look
     tensors_sha256: str  # `state_digest` of the returned tensors: the proof of the arm
-    checkpoint_sha256: str | None = None  # that of the tensors that a control was made from
+    checkpoint_sha256: str | None = None  # digest of the tensors a control was made from
 
 
 def encoder_state(
@@ -94,7 +94,7 @@ def encoder_state(
     keep: Sequence[str] = (),
     load: Callable[[], tuple[dict[str, Tensor], LoadReport]],
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """The encoder's tensors for any init arm: the one place that arms come from.
+    """The encoder's tensors for any init arm: the one place where arms are made.
 
     Args:
         init: "random" (reads nothing), "t5", "chronos" or "run" (the checkpoint: a T5, a Chronos-T5
@@ -189,17 +189,17 @@ def load_checkpoint(
     Args:
         hub_id: Repository on the hub, for instance "t5-small"; or
         path: A folder with config.json and weights, or "packaged:NAME". Exactly one of the two.
-        arch: The shape that the config must have; None takes the config's.
-        expected_full_params: Least and most parameters that the whole checkpoint may have.
+        arch: The shape the config must have; None takes the config's.
+        expected_full_params: Fewest and most parameters the whole checkpoint may have.
         expected_sha256: SHA-256 that the weight file must have.
-        must_be_chronos: Refuse other models than Chronos, and allow another vocabulary.
-        hub_options: Further fields of `HubRequest`.
+        must_be_chronos: Refuse models other than Chronos, and allow a different vocabulary.
+        hub_options: More fields of `HubRequest`.
 
     Returns:
         float32 tensors named as in `encoder_shapes`, and what was verified.
 
     Raises:
-        WeightsError: if they are not available or do not verify, with the remedy. No fallback.
+        WeightsError: if they are unavailable or fail verification, with the fix. No fallback.
     """
     if (hub_id is None) == (path is None):
         raise WeightsError(
@@ -218,11 +218,11 @@ def load_checkpoint(
         weights_sha256 = _weights_sha256(files, hashes)
         if expected_sha256 not in (None, weights_sha256):
             raise WeightsError(
-                f"{files.weights[0]} is not the file that this backbone names: its SHA-256 is "
-                f"{weights_sha256}, backbone.sha256 is {expected_sha256}. It was altered or cut "
-                "short; restore it (reinstall t5ts or check it out again), or use backbone=local "
-                "for a checkpoint of your own. (The pin of several shards is that of the lines of "
-                "`sha256sum`: sha256sum model-*.safetensors | sha256sum.)"
+                f"{files.weights[0]} is not the file this backbone expects: its SHA-256 is "
+                f"{weights_sha256}, backbone.sha256 is {expected_sha256}. It was modified or "
+                "truncated; restore it (reinstall t5ts or check it out again), or use "
+                "backbone=local for your own checkpoint. (For several shards it is the SHA-256 of "
+                "the output of `sha256sum`: sha256sum model-*.safetensors | sha256sum.)"
             )
         state, embedding_rms = read_encoder(files, found)
     except CorruptError as error:
@@ -264,14 +264,14 @@ def chronos_source(checkpoint: str | None, arch: T5Architecture) -> tuple[str | 
         arch: The encoder's shape.
 
     Raises:
-        WeightsError: if none of this shape was published.
+        WeightsError: if no model of this shape was published.
     """
     if checkpoint is None:
         if arch.d_model not in CHRONOS:
             raise WeightsError(
                 f"No Chronos-T5 has d_model {arch.d_model}; allowed are "
                 f"{', '.join(map(str, CHRONOS))} (backbone=t5_efficient_tiny, t5_efficient_mini, "
-                "t5_small, t5_base, t5_large). Or give init.checkpoint=ID_OR_DIR."
+                "t5_small, t5_base, t5_large). Or set init.checkpoint=ID_OR_DIR."
             )
         return f"amazon/chronos-t5-{CHRONOS[arch.d_model][0]}", None
     if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir():
@@ -286,8 +286,8 @@ def load_chronos(
 
     Args:
         checkpoint: As for `chronos_source`.
-        arch: The shape that it must have, but for its vocabulary.
-        hub_options: Further fields of `HubRequest`.
+        arch: The shape it must have, except for its vocabulary.
+        hub_options: More fields of `HubRequest`.
 
     Raises:
         WeightsError: as `chronos_source` and `load_checkpoint`.
@@ -347,7 +347,7 @@ def _weights_sha256(files: CheckpointFiles, hashes: dict[str, str]) -> str:
 
 
 def describe(report: LoadReport) -> list[str]:
-    """A load report as five lines for the terminal, from where it came to the verdict."""
+    """A load report as five lines for the terminal, from the source to the verdict."""
     arch = report.architecture
     revision = f" at {report.revision[:12]}" if report.revision else ""
     num_full = report.num_params_full
@@ -357,8 +357,8 @@ def describe(report: LoadReport) -> list[str]:
         "random": "random initialisation, nothing pretrained",
         "pretrained": "pretrained T5, verified",
         "time series": "T5 pretrained on time series, verified",
-        "barely trained": "T5 that was hardly trained",
-        "control": "T5 without structure, as a shuffled or redrawn one",
+        "barely trained": "T5 that was barely trained",
+        "control": "T5 without structure, like a shuffled or redrawn one",
     }[report.origin]
     if report.init in ("matched", "shuffled"):
         verdict = f"control '{report.init}' made from a verified T5"

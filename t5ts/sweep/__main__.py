@@ -1,4 +1,4 @@
-"""`python -m t5ts.sweep`: a worker process; the coordinator starts it and writes its work to stdin.
+"""`python -m t5ts.sweep`: a worker process, started by the coordinator, with its work on stdin.
 
 It stops, with its trial's checkpoint written, when stdin is closed: a coordinator that was killed
 leaves no workers behind.
@@ -16,15 +16,15 @@ import traceback
 from t5ts.errors import Interrupted, UserError
 from t5ts.sweep.worker import BrokenDevice, Work, disk_fault, work
 
-#: Exit status of a worker whose GPU failed; a new process may find it well.
+#: Exit status of a worker whose GPU failed; a new process may work again.
 BROKEN_DEVICE = 3
 
 
 def main() -> int:
-    """Read the work, do trials, and return the exit status.
+    """Read the work, run trials, and return the exit status.
 
-    Standard output is a pipe to the coordinator for the last message alone, which must get there
-    on a full disk too; everything else goes to the log, which is standard error.
+    Standard output is a pipe to the coordinator for the final message only, which must arrive
+    even on a full disk; everything else goes to the log, which is standard error.
     """
     if "T5TS_WORKER" not in os.environ:
         print(
@@ -38,7 +38,7 @@ def main() -> int:
     job: Work = pickle.load(sys.stdin.buffer)
 
     def stop_with_coordinator() -> None:
-        # Not through sys.stdin, whose lock Python wants back when it ends.
+        # Not through sys.stdin, whose lock Python needs again at exit.
         os.read(sys.stdin.fileno(), 1)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -57,7 +57,7 @@ def main() -> int:
         words = disk_fault(error)
         status, trials_done = 2 if words else 1, 0
         message = (
-            f"{words}: free some space, and run the same command again."
+            f"{words}: free some space and run the same command again."
             if words
             else f"{type(error).__name__}: {error}"
         )
@@ -73,5 +73,5 @@ if __name__ == "__main__":
     try:
         sys.stdout.flush()
     except OSError:
-        os._exit(ended)  # Python's own end would flush again, and leave with another status
+        os._exit(ended)  # a normal exit would flush again and change the status
     sys.exit(ended)

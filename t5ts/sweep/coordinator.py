@@ -1,4 +1,4 @@
-"""One sweep from its command line to its table."""
+"""One sweep, from its command line to its results table."""
 
 import math
 import shlex
@@ -36,11 +36,11 @@ from t5ts.sweep.worker import POLL_S, Work, open_arms, repeated
 RESULTS = "optimization_results.yaml"
 #: The command that resumes the sweep; a database's password is left out.
 COMMAND = "command.txt"
-#: Of an arm's results, what its search cost.
+#: Key of an arm's results: the cost of its search.
 BUDGET = ("trials", "settings", "complete", "pruned", "failed", "epochs")
-#: Workers that have taken no trial for so long, though some are left, are gone.
+#: Workers are considered gone if they take no trial for this long although some are left.
 IDLE_S = 5.0
-#: Trials below which a parameter's importance is noise.
+#: Fewer trials than this, and a parameter's importance is noise.
 LEAST_FOR_IMPORTANCES = 10
 
 
@@ -48,13 +48,13 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     """Run the sweep, or resume it.
 
     Args:
-        config: Hydra's composition for the multirun, its `hydra` node included.
-        arguments: The command line's task overrides, sweeps among them.
+        config: Hydra's composition for the multirun, including its `hydra` node.
+        arguments: The command line's task overrides, including sweeps.
         hydra_context: Hydra's.
 
     Raises:
-        UserError: before any trial for whatever is wrong with space, settings, storage or study;
-            later if too many trials fail or none can be done.
+        UserError: before any trial if the space, settings, storage or study is invalid;
+            later if too many trials fail or none can be run.
         Interrupted: after SIGINT or SIGTERM; the same command resumes the sweep.
     """
     choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
@@ -65,7 +65,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         experiment=None if experiment in ("None", "null") else experiment,
     )
     if settings.best_of is not None:
-        # The best trial names its own experiment.
+        # The best trial's command line includes its experiment.
         arguments = [line for line in arguments if not line.startswith("experiment=")]
     space = parse_space(
         settings.params,
@@ -95,14 +95,14 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     display = Display(ledgers, space, settings)
     display.announce(epochs)
     if all(ledger.is_finished() for ledger in ledgers):
-        display.say("All of them are done; hydra.sweeper.n_trials=N with a larger N adds trials.")
+        display.say("All trials are done; add more with a larger hydra.sweeper.n_trials=N.")
     else:
         _until_done(work, display, ledgers)
     _finish(work, display, ledgers)
 
 
 def _from_best(space: Space, path: Path) -> Space:
-    """The space's trials, from the best point of each arm of another sweep.
+    """The space with trials that start from the best point of each arm of another sweep.
 
     Raises:
         ConfigError: if that sweep has no such points.
@@ -111,16 +111,16 @@ def _from_best(space: Space, path: Path) -> Space:
         found: Any = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"hydra.sweeper.best_of: {path} does not exist; allowed: the directory of a sweep that"
-            " has ended (it holds that file)."
+            f"hydra.sweeper.best_of: {path} does not exist; allowed: the directory of a finished"
+            " sweep (it contains that file)."
         ) from error
     arms = found.get("arms", {"all": found})
     if not all({"overrides", "trials"} <= arm.keys() for arm in arms.values()):
         raise ConfigError(
-            f"hydra.sweeper.best_of: {path} does not name one best point for each arm (a study of"
-            " several objectives has none, nor has one without a finished trial), or was written by"
+            f"hydra.sweeper.best_of: {path} does not have one best point for each arm (a study"
+            " with several objectives or without a finished trial has none), or was written by"
             " an older t5ts: run that sweep's command again with"
-            " hydra.sweeper.on_change=record, which writes a new one."
+            " hydra.sweeper.on_change=record to rewrite it."
         )
     return replace(
         space,
@@ -137,10 +137,10 @@ def _from_best(space: Space, path: Path) -> Space:
 
 
 def _check_space(work: Work) -> int:
-    """Compose the corners of the space, to refuse now what could never run.
+    """Compose the corners of the space, to reject points that could never run.
 
     Returns:
-        The most epochs that a trial may train.
+        The most epochs a trial may train.
 
     Raises:
         ConfigError: naming the point.
@@ -157,7 +157,7 @@ def _check_space(work: Work) -> int:
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
                 named = " ".join(f"{k}={v}" for k, v in {**arm, **corner}.items())
                 raise ConfigError(
-                    f"the space holds a point that cannot run ({named}):\n{error}\n"
+                    f"the space contains a point that cannot run ({named}):\n{error}\n"
                     "Or sweep other values: the command line's choice or range of a key replaces"
                     " the preset's; whole numbers are range(A,B) or int(interval(A,B))."
                 ) from error
@@ -166,20 +166,20 @@ def _check_space(work: Work) -> int:
 
 
 def _without_password(config: DictConfig) -> DictConfig:
-    """For every run's directory, into which Hydra may write its node."""
+    """Hydra's settings for every run's directory, where it may write its node."""
     written = config.copy()
     with read_write(written.hydra), open_dict(written.hydra):
         if not OmegaConf.is_interpolation(written.hydra.sweeper, "storage"):
             storage = written.hydra.sweeper.storage
             written.hydra.sweeper.storage = None if storage is None else without_password(storage)
-        # Unresolved: an interpolation in one of them is each trial's own to resolve.
+        # Unresolved: each trial resolves its own interpolations.
         lines: Any = OmegaConf.to_container(written.hydra.overrides.hydra, resolve=False)
         written.hydra.overrides.hydra = [without_password(line) for line in lines]
     return written
 
 
 def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
-    """Start the workers and show their progress, until every slot has its result."""
+    """Start the workers and show their progress until every slot has a result."""
     is_local = work.config.hydra.launcher._target_.endswith("BasicLauncher")
     try:
         with interrupt_on_signals(), display.live():
@@ -208,7 +208,9 @@ def _with_pool(work: Work, display: Display) -> None:
             display.update()
             time.sleep(POLL_S)
     except KeyboardInterrupt:
-        display.say("stopping: the workers write their checkpoints (once more to stop at once)")
+        display.say(
+            "stopping: the workers are writing checkpoints (press Ctrl-C again to stop immediately)"
+        )
         raise
     finally:
         pool.stop()
@@ -218,7 +220,7 @@ def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> N
     """One job of Hydra's launcher for each worker; it returns when all have ended.
 
     Raises:
-        UserError: if the launcher could not start them, or one died and the others ended too.
+        UserError: if the launcher could not start them, or one died and the others also ended.
     """
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=work.hydra_context, task_function=work, config=work.config
@@ -233,7 +235,7 @@ def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> N
     with repeated(display.update, every_s=2 * POLL_S):
         try:
             jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
-        except Exception as error:  # whatever a launcher raises when a process of it dies
+        except Exception as error:  # any error a launcher raises when one of its processes dies
             words = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
             display.say(f"a worker ended: {words}")
             _wait_for_others(ledgers)
@@ -241,15 +243,15 @@ def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> N
                 return
             raise UserError(
                 f"the workers of {work.config.hydra.launcher._target_} ended before the sweep did:"
-                f" {words}\nWhat is done stays done: {_how_to_resume(work)}."
+                f" {words}\nFinished trials are kept: {_how_to_resume(work)}."
             ) from error
     if not all(ledger.is_finished() for ledger in ledgers):
         for job in jobs:
-            _ = job.return_value  # raises what ended the worker
+            _ = job.return_value  # raises the worker's exception
 
 
 def _wait_for_others(ledgers: Sequence[Ledger]) -> None:
-    """While workers are at trials, or one may be about to take the next."""
+    """Whether workers are running trials, or one may be about to take the next."""
     idle_since = time.monotonic()
     while not all(ledger.is_finished() for ledger in ledgers):
         for ledger in ledgers:
@@ -262,7 +264,7 @@ def _wait_for_others(ledgers: Sequence[Ledger]) -> None:
 
 
 def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
-    """The table, `optimization_results.yaml` and the pictures."""
+    """Write the table, `optimization_results.yaml` and the plots."""
     space, settings, sweep_dir = work.space, work.settings, work.sweep_dir
     found = _check_records(settings, ledgers, sweep_dir)
     display.summarize()
@@ -297,13 +299,13 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
 
 
 def _draw_best(display: Display, folder: Path) -> None:
-    """The pictures of an arm's best trial; the other trials have none."""
+    """The plots of an arm's best trial; the other trials have none."""
     from t5ts.analysis.plots import draw_run  # matplotlib: half a second
 
     try:
         draw_run(folder)
-    except DataError as error:  # of a directory that another machine has, or an older t5ts wrote
-        display.say(f"best trial {folder}: no pictures ({error})")
+    except DataError as error:  # a directory on another machine, or written by an older t5ts
+        display.say(f"best trial {folder}: no plots ({error})")
     else:
         display.say(f"best trial {folder / 'plots'}")
 
@@ -311,13 +313,13 @@ def _draw_best(display: Display, folder: Path) -> None:
 def _check_records(
     settings: SweepSettings, ledgers: Sequence[Ledger], sweep_dir: Path
 ) -> dict[tuple[str, int], Path]:
-    """Compare the studies with what the trials' result.json say, which is what counts.
+    """Compare the studies with the trials' result.json files, which are authoritative.
 
     Returns:
-        Directory of each trial that is here (a database may have others'), by study and slot.
+        Directory of each local trial (a database may have others), by study and slot.
 
     Raises:
-        ResumeError: naming the trials that differ, and the way out.
+        ResumeError: naming the trials that differ, and how to fix it.
     """
     found = {whose: folder for whose, (folder, _) in read_trials(sweep_dir).items()}
     problems = []
@@ -335,7 +337,7 @@ def _check_records(
                 continue
             pairs = zip(trial.values, values, strict=True)
             if not all(math.isclose(told, own, rel_tol=1e-9) for told, own in pairs):
-                problems.append(f"study {name} says {trial.values}, {path} says {values}")
+                problems.append(f"study {name} has {trial.values}, {path} has {values}")
     if problems:
         names = [ledger.study.study_name for ledger in ledgers]
         problems.append(how_to_rebuild(settings.storage, sweep_dir, names))
@@ -344,9 +346,9 @@ def _check_records(
 
 
 def _importances(ledger: Ledger, settings: SweepSettings) -> dict[str, float]:
-    """Share of each parameter in what sets the best trials apart (Watanabe et al. 2023, PED-ANOVA).
+    """Share of each parameter in distinguishing the best trials (PED-ANOVA, Watanabe et al. 2023).
 
-    Only of parameters that every trial has; none where the trials are too few or too alike.
+    Only for parameters that every trial has; empty if the trials are too few or too similar.
     """
     if len(settings.objective) > 1:
         return {}

@@ -1,4 +1,4 @@
-"""What a sweep prints: its plan, its progress, its best trials."""
+"""A sweep's terminal output: the search, its progress, its best trials."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSta
 
 
 def epochs_of(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """Sums over finished trials: epochs asked for, trained, reused, and not trained by pruning."""
+    """Sums over finished trials: epochs requested, trained, reused, and saved by pruning."""
     counts = {"asked": 0, "trained": 0, "reused": 0, "pruned": 0}
     for trial in trials:
         epochs = trial.user_attrs.get("epochs", {})
@@ -37,7 +37,7 @@ def epochs_of(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 
 def budget_of(ledger: Ledger) -> dict[str, Any]:
-    """What an arm's search has cost so far: trials that count, their settings and their epochs."""
+    """The cost of an arm's search so far: trials that count, their settings and their epochs."""
     counted = [t for t in ledger.trials() if t.state.is_finished() and not is_void(t)]
     states = Counter(STATES[trial.state] for trial in counted)
     return {
@@ -78,12 +78,12 @@ class Display:
         self._new_trials()
 
     def say(self, line: str) -> None:
-        """One line, above the live table."""
+        """Print one line above the live table."""
         self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """While the sweep runs."""
+        """The live display while the sweep runs."""
         if not self._console.is_terminal:
             yield
             return
@@ -92,7 +92,7 @@ class Display:
         self._live = None
 
     def update(self) -> None:
-        """Look at the studies, print what has ended, redraw the live table."""
+        """Read the studies, print the trials that ended, redraw the live table."""
         for name, ledger, trial in self._new_trials():
             self._finished[name] += 1
             line = f"{name} {self._finished[name]}/{ledger.n_trials}"
@@ -109,7 +109,7 @@ class Display:
             self._live.update(self._table())
 
     def _new_trials(self) -> list[tuple[str, Ledger, FrozenTrial]]:
-        """Trials that have ended since the last look, those that do not count left out."""
+        """Trials that ended since the last update, without those that do not count."""
         new = [
             (name, ledger, trial)
             for name, ledger in self._arms
@@ -148,10 +148,10 @@ class Display:
         return table
 
     def announce(self, epochs: int) -> None:
-        """Before anything is trained: the space, the budget, and what is done already.
+        """Print, before training, the space, the budget, and the trials already done.
 
         Args:
-            epochs: The most that a trial may train.
+            epochs: The most a trial may train.
         """
         space, settings = self._space, self._settings
         self.say(f"sweep      {settings.study_name}")
@@ -184,7 +184,7 @@ class Display:
             )
 
     def summarize(self) -> None:
-        """After the sweep: the best trials of each arm, and how the budget was spent."""
+        """Print, after the sweep, the best trials of each arm and how the budget was spent."""
         best = {name: best_trials(ledger, self._settings)[:BEST] for name, ledger in self._arms}
         # The grammar's keys, and those that custom_search_space sampled.
         sampled = (key for trials in best.values() for trial in trials for key in trial.params)
@@ -203,17 +203,17 @@ class Display:
             if repeats := budget["trials"] - budget["settings"]:
                 self.say(
                     f"repeats    {name}: {plural(repeats, 'trial')} of {budget['trials']} at a"
-                    f" setting that was drawn before; {budget['settings']} distinct settings"
+                    f" setting drawn before; {budget['settings']} distinct settings"
                 )
         counts = epochs_of([trial for _, ledger in self._arms for trial in ledger.trials()])
         self.say(
-            f"epochs     {counts['trained']} trained of {counts['asked']} asked for"
+            f"epochs     {counts['trained']} trained of {counts['asked']} requested"
             f" ({counts['pruned']} saved by pruning, {counts['reused']} by reuse)"
         )
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key's last word where no other key has the same: `lr` for `optim.lr`."""
+    """Each key's last word if it is unique: `lr` for `optim.lr`."""
     last = {key: key.rpartition(".")[2] for key in keys}
     counts = Counter(last.values())
     return {key: word if counts[word] == 1 else key for key, word in last.items()}

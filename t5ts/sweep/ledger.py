@@ -1,17 +1,17 @@
 """Who does which trial: slots, owners, heartbeats and second attempts, on any Optuna storage.
 
-A study has `n_trials` slots, numbered from 0. An *original* trial's slot is its rank among the
-study's originals, for ever, so two workers that ask at the same moment never get the same one, and
+A study has `n_trials` slots, numbered from 0. An *original* trial's slot is its permanent rank
+among the study's originals, so two workers that ask at the same moment never get the same one, and
 the later of two that took the last one knows that it is surplus. A trial whose worker died or was
 stopped is *lost*: it ends as failed, and a *second attempt* at the same point, which inherits
-slot, parameters and directory, waits for the next worker. (So does a surplus trial's, once
+slot, parameters and directory, waits for the next worker. (The same happens to a surplus trial once
 `n_trials` has grown past its slot.) All rules are read from the trials' own records, so that no
-worker needs another's consent:
+worker needs to agree with another:
 
 - of several second attempts at one lost trial, the one with the smallest number counts, and later
   attempts at the others count no more than they do;
 - an owner is dead if its process is gone from this machine, or if its heartbeat, watched by this
-  process's clock, has not changed for a time.
+  process's clock, has not changed for some time.
 """
 
 import os
@@ -36,11 +36,11 @@ DIED, STOPPED, REFUSED, SURPLUS = "died", "stopped", "refused", "surplus"
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A trial that is this worker's to do.
+    """A trial that this worker runs.
 
     Attributes:
         trial: Optuna's handle, with the sampler of this slot.
-        slot: Its place in the study.
+        slot: Its number in the study.
         before: How often its earlier attempts ended in each way.
         last_reason: Why the attempt before this one ended.
     """
@@ -53,7 +53,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a study is, in slots."""
+    """A study's progress, in slots."""
 
     complete: int
     pruned: int
@@ -63,12 +63,12 @@ class Progress:
 
     @property
     def finished(self) -> int:
-        """Slots that have their result."""
+        """Slots that have a result."""
         return self.complete + self.pruned + self.failed
 
 
 class Owner:
-    """This process, named so that another can see whether it still lives."""
+    """This process, identified so that another can check whether it is alive."""
 
     def __init__(self) -> None:
         self.name = f"{_place()}/{os.getpid()}/{_birth(os.getpid())}/{uuid.uuid4().hex[:8]}"
@@ -95,14 +95,14 @@ def _place() -> str:
 
 
 def _birth(pid: int) -> str:
-    """When a process started, so that a new one under an old number is not taken for it."""
+    """When a process started, so that a reused process id is not mistaken for it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
         if Path("/proc/self").exists():
             return "gone"
         try:
-            os.kill(pid, 0)  # no /proc on this system: alive is all that can be known
+            os.kill(pid, 0)  # no /proc on this system: only whether it is alive can be known
             return "alive"
         except ProcessLookupError:
             return "gone"
@@ -115,7 +115,7 @@ class Ledger:
     Args:
         study: On any storage.
         n_trials: Slots.
-        lost_after_s: A heartbeat that has not changed for so long belongs to a dead worker.
+        lost_after_s: A heartbeat unchanged for this long belongs to a dead worker.
     """
 
     def __init__(self, study: Study, *, n_trials: int, lost_after_s: float) -> None:
@@ -137,7 +137,7 @@ class Ledger:
             for trial in trials
             if self._counts(slots[trial.number]) and not is_void(trial)
         )
-        # A lost trial whose second attempt is not enqueued yet is still to be done.
+        # A lost trial whose second attempt is not enqueued yet still has to be run.
         return Progress(
             complete=states[TrialState.COMPLETE],
             pruned=states[TrialState.PRUNED],
@@ -147,12 +147,12 @@ class Ledger:
         )
 
     def started(self) -> int:
-        """Slots that someone has taken or finished."""
+        """Slots that are taken or finished."""
         progress = self.progress()
         return progress.finished + progress.running
 
     def is_finished(self) -> bool:
-        """Whether every slot has its result."""
+        """Whether every slot has a result."""
         return self.progress().finished >= self.n_trials
 
     def claim(
@@ -162,7 +162,7 @@ class Ledger:
         sampler_of: Callable[[int], BaseSampler],
         point_of: Callable[[int], dict[str, Any] | None],
     ) -> Claim | None:
-        """Take the next trial; None if there is none to take now.
+        """Take the next trial; None if none is available now.
 
         Args:
             owner: This process.
@@ -200,33 +200,33 @@ class Ledger:
             )
 
     def beat(self, trial: Trial) -> None:
-        """Record that this trial's worker lives."""
+        """Record that this trial's worker is alive."""
         trial.set_user_attr("heartbeat", time.time())
 
     def is_mine(self, trial: Trial) -> bool:
-        """Whether the trial still runs, that is, was not taken for lost."""
+        """Whether the trial is still running, i.e. was not declared lost."""
         state = self.study._storage.get_trial(trial._trial_id).state
         return state == TrialState.RUNNING
 
     def hand_back(self, trial_id: int, how: str, reason: str) -> None:
-        """End an attempt (by Optuna's id, not its number) as DIED or STOPPED; another is made."""
+        """End an attempt (by Optuna's id, not its number) as DIED or STOPPED; enqueue another."""
         trial = self.study._storage.get_trial(trial_id)
         if self._end(trial, how, reason):
             self._enqueue_again(trial)
 
     def set_aside(self, trial_id: int, reason: str) -> None:
-        """End an attempt as refused; another is made when nothing else is left to take."""
+        """End an attempt as refused; another is enqueued when nothing else is left."""
         self._end(self.study._storage.get_trial(trial_id), REFUSED, reason)
 
     def reclaim(self) -> list[str]:
-        """Hand back the trials of dead workers; returns a line for each."""
+        """Release the trials of dead workers; returns a line for each."""
         lines = []
         trials = self.trials()
         for trial in trials:
             if trial.state == TrialState.RUNNING and (reason := self._is_lost(trial)):
                 self.hand_back(trial._trial_id, DIED, reason)
                 lines.append(f"trial {trial.user_attrs.get('slot', trial.number)}: {reason}")
-        # The worker that ended these died before it enqueued the next, or n_trials has grown.
+        # The worker that ended these died before enqueuing the next, or n_trials has grown.
         for trial in self._without_successor(trials):
             self._enqueue_again(trial)
         return lines
@@ -243,11 +243,11 @@ class Ledger:
             self._seen[trial.number] = (beat, now)
             return None
         if now - since > self._lost_after_s:
-            return f"no sign of life from its worker for {self._lost_after_s:g} s"
+            return f"no heartbeat from its worker for {self._lost_after_s:g} s"
         return None
 
     def _end(self, trial: FrozenTrial, how: str, reason: str) -> bool:
-        """Fail an attempt; False if it ended otherwise in the meantime."""
+        """Fail an attempt; False if it has already ended."""
         storage = self.study._storage
         try:
             storage.set_trial_user_attr(trial._trial_id, "void", how)
@@ -269,7 +269,7 @@ class Ledger:
         return slot is not None and slot < self.n_trials
 
     def _without_successor(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-        """Lost trials at which nobody makes another attempt."""
+        """Lost trials that nobody has retried."""
         slots = _slots(trials)
         followed = {_before(trial) for trial in trials}
         return [
@@ -280,12 +280,12 @@ class Ledger:
 
 
 def is_void(trial: FrozenTrial) -> bool:
-    """Whether an attempt ended without being its slot's result."""
+    """Whether an attempt ended without a result for its slot."""
     return trial.state == TrialState.FAIL and "void" in trial.user_attrs
 
 
 def _before(trial: FrozenTrial) -> int | None:
-    """Number of the lost trial at which this is another attempt."""
+    """Number of the lost trial that this attempt retries."""
     return trial.user_attrs.get("attempt_after")
 
 

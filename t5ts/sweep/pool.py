@@ -18,11 +18,11 @@ from t5ts.sweep.worker import Work
 
 log = logging.getLogger("t5ts.sweep")
 
-#: Starts of one worker in a row that ended in its death at once, before the sweep is given up.
+#: Immediate deaths of one worker in a row before the sweep gives up.
 MAX_STARTS = 5
-#: A worker that lived so long has worked: its death is the trial's or the machine's matter.
+#: A worker that lived this long did work: the trial or the machine caused its death.
 WORKED_S = 60.0
-#: How long workers have to write their checkpoints when the sweep is stopped.
+#: Time that workers have to write their checkpoints when the sweep is stopped.
 STOP_S = 60.0
 
 
@@ -31,9 +31,9 @@ class Worker:
     """A process that was started.
 
     Attributes:
-        log: What it prints, after `log_start` bytes that earlier workers wrote.
-        begun: When, by the monotonic clock.
-        starts: In a row that ended before a trial did, this one included.
+        log: Its output, after `log_start` bytes written by earlier workers.
+        begun: Start time by the monotonic clock.
+        starts: Starts in a row that ended before a trial did, including this one.
     """
 
     number: int
@@ -44,7 +44,7 @@ class Worker:
     starts: int = 1
 
     def report(self) -> dict[str, Any]:
-        """What an ended worker wrote to its pipe at its end; empty if it was killed."""
+        """The final message an ended worker wrote to its pipe; empty if it was killed."""
         assert self.process.stdout is not None
         written = self.process.stdout.read()
         return dict(json.loads(written)) if written.endswith(b"}") else {}
@@ -59,7 +59,7 @@ class Pool:
     """`n_jobs` workers, each a long-lived process: imports cost seconds, once.
 
     Args:
-        work: What each of them does.
+        work: The work of each of them.
         folder: Their logs go here.
     """
 
@@ -78,10 +78,10 @@ class Pool:
             process = subprocess.Popen(
                 [sys.executable, "-m", "t5ts.sweep"],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,  # for its last message alone
+                stdout=subprocess.PIPE,  # for its final message only
                 stderr=output,
                 env=self._environments[number],
-                # Ctrl-C reaches the coordinator alone, which then stops them in order.
+                # Ctrl-C reaches only the coordinator, which then stops them in order.
                 start_new_session=True,
             )
         return Worker(
@@ -89,19 +89,19 @@ class Pool:
         )
 
     def _send_work(self, worker: Worker) -> None:
-        """Waits while a worker imports, if a pipe is too small for the work."""
+        """Blocks while a worker imports, if a pipe is too small for the work."""
         assert worker.process.stdin is not None
         try:
             worker.process.stdin.write(self._pickled)
             worker.process.stdin.flush()
         except BrokenPipeError:
-            log.warning("worker %s died at once: see %s", worker.number, worker.log)
+            log.warning("worker %s died immediately: see %s", worker.number, worker.log)
 
     def watch(self) -> bool:
-        """Replace workers that died; True while any is at work.
+        """Replace workers that died; True while any is working.
 
         Raises:
-            UserError: if a worker found that nothing can be done, or they die at every start.
+            UserError: if a worker found that no trial can run, or workers die at every start.
         """
         for index, worker in enumerate(self._workers):
             status = worker.process.poll()
@@ -115,7 +115,7 @@ class Pool:
             has_worked = report["trials_done"] > 0 if report else lived_s > WORKED_S
             if worker.starts >= MAX_STARTS and not has_worked:
                 raise UserError(
-                    f"worker {worker.number} died at {worker.starts} starts in a row (status"
+                    f"worker {worker.number} died {worker.starts} times in a row at start (status"
                     f" {status}; log {worker.log}):\n{words}"
                 )
             log.warning(
@@ -130,7 +130,7 @@ class Pool:
         return any(worker.process.poll() is None for worker in self._workers)
 
     def stop(self) -> None:
-        """Ask all to write their checkpoints and end; kill what does not end in time."""
+        """Ask all workers to write their checkpoints and exit; kill those that do not in time."""
         alive = [w.process for w in self._workers if w.process.poll() is None]
         for process in alive:
             process.send_signal(signal.SIGTERM)
@@ -144,7 +144,7 @@ class Pool:
 
 
 def environments(count: int) -> list[dict[str, str]]:
-    """Each worker's share of the machine: threads fairly, GPUs in turn."""
+    """Each worker's share of the machine: an equal number of threads, GPUs in turn."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // count))}
     gpus = visible_gpus()
@@ -160,7 +160,7 @@ def environments(count: int) -> list[dict[str, str]]:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    """Names of the GPUs that this process may use, in CUDA_VISIBLE_DEVICES format."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
@@ -170,6 +170,6 @@ def visible_gpus() -> list[str]:
         ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
         capture_output=True,
         text=True,
-        check=False,  # a driver that does not answer: no GPU, as torch will find
+        check=False,  # a driver that does not respond: no GPU for torch either
     )
     return listed.stdout.split() if listed.returncode == 0 else []

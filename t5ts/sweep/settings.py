@@ -21,11 +21,11 @@ from t5ts.checks import field_problems
 from t5ts.config import OBJECTIVES, choice, named, number, text
 from t5ts.errors import ConfigError
 
-#: Whole-run figures that can be objectives besides the metrics, all of them better when smaller.
+#: Whole-run costs that can be objectives in addition to the metrics; smaller is better for all.
 COSTS = ("seconds", "peak_memory_bytes")
-#: Of a preset that cannot do without a value. (Hydra's ??? would let the default win.)
+#: Value of a preset's mandatory setting. (With Hydra's ??? the default would win.)
 NOT_GIVEN = "(not given)"
-#: What a sampler imports only when it first draws.
+#: Packages that a sampler imports only when it first draws.
 NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy"}
 #: Samplers whose draws belong together over the study, so that one seed must serve all slots.
 ONE_SEED = ("QMCSampler", "BruteForceSampler")
@@ -36,8 +36,8 @@ class SweepSettings:
     """`hydra.sweeper`; each key is explained in `conf/hydra/sweeper/t5ts.yaml`.
 
     Attributes:
-        objective: Names; the first is what pruning looks at.
-        direction: One for each objective.
+        objective: Names; pruning uses the first.
+        direction: One per objective.
         sampler, pruner: `_target_` and arguments.
     """
 
@@ -66,7 +66,7 @@ class SweepSettings:
 
     @property
     def is_grid(self) -> bool:
-        """Whether every point is tried once."""
+        """Whether every point is tried exactly once."""
         return str(self.sampler["_target_"]).endswith("GridSampler")
 
     @property
@@ -81,14 +81,14 @@ class SweepSettings:
 
     @property
     def sampler_seed(self) -> int:
-        """The sampler's own seed, or else the sweeper's."""
+        """The sampler's own seed, else the sweeper's."""
         own = self.sampler.get("seed")
         return self.seed if own is None else own
 
     def make_sampler(self, slot: int) -> BaseSampler:
         """The sampler of a slot: a function of the seed and the slot, not of who asks when."""
         if self.is_grid:
-            return RandomSampler()  # a grid's points are given, nothing is drawn
+            return RandomSampler()  # a grid's points are fixed, nothing is drawn
         target = str(self.sampler["_target_"]).rpartition(".")[2]
         seed = self.sampler_seed
         if target not in ONE_SEED:
@@ -139,7 +139,7 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
     problems = _problems(settings, best)
     if problems:
         raise ConfigError("\n".join(f"hydra.sweeper.{problem}" for problem in problems))
-    # What cannot be made or found is an error now, before any trial.
+    # Anything that cannot be created or found is an error now, before any trial.
     settings.make_sampler(0), settings.make_pruner()
     if settings.custom_search_space is not None:
         find_function(settings.custom_search_space)
@@ -148,7 +148,7 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
 
 
 def _problems(settings: SweepSettings, best: Sequence[str]) -> list[str]:
-    """Settings out of their range, and pairs that cannot both be meant."""
+    """Settings out of range, and contradictory pairs."""
     problems = list(field_problems(settings))
     if problems:
         return problems
@@ -165,7 +165,7 @@ def _problems(settings: SweepSettings, best: Sequence[str]) -> list[str]:
         ),
         (
             settings.best_of != NOT_GIVEN,
-            "best_of must be given: the directory of a finished sweep (hydra.sweeper.best_of=DIR).",
+            "best_of must be set: the directory of a finished sweep (hydra.sweeper.best_of=DIR).",
         ),
         *(
             (
@@ -188,17 +188,17 @@ def find_function(path: str) -> Callable[[DictConfig, Trial], object]:
     try:
         found = pkgutil.resolve_name(path)
         if not callable(found):
-            raise TypeError(f"a {type(found).__name__} is no function")
-    except Exception as error:  # whatever the user's module raises when it is imported
+            raise TypeError(f"a {type(found).__name__} is not a function")
+    except Exception as error:  # any error that importing the user's module raises
         raise ConfigError(
-            f"hydra.sweeper.custom_search_space={path} cannot be imported: {error}. Give the dotted"
+            f"hydra.sweeper.custom_search_space={path} cannot be imported: {error}. Use the dotted"
             " path of a function f(config, trial) that Python can import here."
         ) from error
     return found
 
 
 def _made(key: str, node: dict[str, Any], kind: type) -> Any:
-    """The object that a node describes.
+    """The object described by a config node.
 
     Raises:
         ConfigError: if there is no such class, or it does not take these arguments.
@@ -215,10 +215,10 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
             warnings.simplefilter("ignore", ExperimentalWarning)
             made = instantiate(node)
         if not isinstance(made, kind):
-            raise TypeError(f"a {type(made).__name__} is no {key}")
-    except Exception as error:  # whatever the class raises: all of it is about this node
+            raise TypeError(f"a {type(made).__name__} is not a {key}")
+    except Exception as error:  # any error of the class is about this node
         raise ConfigError(
-            f"hydra.sweeper.{key}: {node['_target_']} cannot be made: {error.__cause__ or error}."
+            f"hydra.sweeper.{key}: cannot create {node['_target_']}: {error.__cause__ or error}."
             f" Choose one with hydra/sweeper/{key}=NAME, whose arguments are those of"
             f" conf/hydra/sweeper/{key}/NAME.yaml (they stay when only _target_ is changed)."
         ) from error

@@ -1,8 +1,8 @@
 """The search space: Hydra's sweep grammar as Optuna distributions, split into arms.
 
-The grammar means what it means to hydra-optuna-sweeper 1.4, so the same command lines give the same
-distributions, with one exception: an unfreeze epoch is a whole number unless fractions are asked
-for.
+The grammar has the meaning it has in hydra-optuna-sweeper 1.4, so the same command lines give the
+same distributions, with one exception: an unfreeze epoch is a whole number unless fractions are
+requested.
 """
 
 import itertools
@@ -33,9 +33,9 @@ from optuna.distributions import (
 from t5ts.errors import ConfigError
 from t5ts.schedule import ACTS_LATER
 
-#: Whole numbers unless fractions are asked for, by tag(fraction, …) or fractional bounds.
+#: Whole numbers unless fractions are requested, by tag(fraction, …) or fractional bounds.
 WHOLE = ("freeze.unfreeze_epoch",)
-#: Points above which a grid is taken for a mistake.
+#: A grid with more points than this is treated as a mistake.
 MAX_GRID = 100_000
 Value = str | int | float | bool | None
 
@@ -57,15 +57,15 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What is sampled, what is fixed, and what is compared.
+    """The parameters that are sampled, fixed, and compared.
 
     Attributes:
         distributions: By key; config groups first, since other keys may depend on them.
-        fixed: Overrides that every trial has, as they were written.
+        fixed: Overrides shared by every trial, as they were written.
         arms: Every combination of the compared keys' values; one study each. `({},)` for one study.
-        conditions: Key → group → options of that group under which the key has a meaning.
+        conditions: Key → group → options of that group for which the key is meaningful.
         choices: Option of each config group, before anything is sampled.
-        bases: Name of an arm → where its trials start from.
+        bases: Name of an arm → the point its trials start from.
     """
 
     distributions: dict[str, BaseDistribution]
@@ -76,13 +76,13 @@ class Space:
     bases: dict[str, Base] = field(default_factory=dict)
 
     def suggest(self, trial: Trial, arm: Mapping[str, Value]) -> None:
-        """Sample every key that has a meaning at this point; the trial's parameters are set."""
+        """Sample every meaningful key at this point, setting the trial's parameters."""
         for key, distribution in self.distributions.items():
             if self._is_active(key, {**arm, **trial.params}):
                 trial._suggest(key, distribution)
 
     def _is_active(self, key: str, point: Mapping[str, Any]) -> bool:
-        """Whether a key has a meaning under a point's group options."""
+        """Whether a key is meaningful with a point's group options."""
         chosen = {**self.choices, **point}
         return all(
             str(chosen.get(group, "")) in options
@@ -96,9 +96,9 @@ class Space:
         return [*(base.overrides if base else ()), *self.fixed, *chosen]
 
     def grid(self, arm: Mapping[str, Value]) -> list[dict[str, Any]]:
-        """Every point once, keys without a meaning left out.
+        """Every point once, without meaningless keys.
 
-        Ordered so that a frozen phase is stored before other points ask for it: of the points that
+        Ordered so that a frozen phase is stored before other points need it: of the points that
         share one, the longest comes first and the others from the shortest up. While the first
         trains the phase, a second worker does those that need little of it.
 
@@ -109,7 +109,7 @@ class Space:
         size = math.prod(len(v) for v in values.values())
         if size > MAX_GRID:
             raise ConfigError(
-                f"the grid has {size:,} points, above {MAX_GRID:,}: name fewer values, or search"
+                f"the grid has {size:,} points, above {MAX_GRID:,}: use fewer values, or search"
                 " with hydra/sweeper/sampler=tpe."
             )
         points: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -145,7 +145,7 @@ class Space:
 
 
 def arm_name(arm: Mapping[str, Value]) -> str:
-    """`init=t5`, or `all` where nothing is compared."""
+    """`init=t5`, or `all` if nothing is compared."""
     return ",".join(f"{key}={as_text(value)}" for key, value in arm.items()) or "all"
 
 
@@ -160,7 +160,7 @@ def parse_space(
 ) -> Space:
     """Read `hydra.sweeper.params` and the command line; the command line wins key by key.
 
-    Whether the keys exist and may have these values is seen when points are composed.
+    Whether the keys exist and allow these values is checked when points are composed.
 
     Args:
         params: The preset's parameters.
@@ -168,7 +168,7 @@ def parse_space(
         arms: Keys whose choices are compared, one study for each.
         conditions: See `Space`.
         choices: See `Space`.
-        may_be_empty: Whether more is sampled elsewhere (`custom_search_space`).
+        may_be_empty: Whether parameters are also sampled elsewhere (`custom_search_space`).
 
     Raises:
         ConfigError: for a distribution that is empty or of the wrong kind, or an arm that is not a
@@ -196,13 +196,13 @@ def parse_space(
             compared[key] = distribution.choices
         elif distribution is not None:
             raise ConfigError(
-                f"hydra.sweeper.arms: {key} is {describe(distribution)}, and arms are compared by"
+                f"hydra.sweeper.arms: {key} is {describe(distribution)}, but arms need"
                 f" choices: write {key}=A,B, or take it out of hydra.sweeper.arms."
             )
     if not swept and not compared and not may_be_empty:
         raise ConfigError(
             "nothing to sweep: give at least one parameter a choice or a range, such as"
-            " init=random,t5 or 'optim.lr=tag(log,interval(1e-4,1e-2))', or name a preset with"
+            " init=random,t5 or 'optim.lr=tag(log,interval(1e-4,1e-2))', or use a preset with"
             " experiment=unfreeze_lr."
         )
     products = itertools.product(*compared.values())
@@ -228,29 +228,29 @@ def _distribution(override: Override, key: str) -> BaseDistribution:
         if isinstance(value, IntervalSweep):
             return _interval(value, key)
         raise ValueError(
-            "not a space that can be searched; allowed: A,B or choice(A,B), range(A,B,STEP),"
+            "not a searchable space; allowed: A,B or choice(A,B), range(A,B,STEP),"
             " interval(A,B), tag(log,interval(A,B)), int(interval(A,B))."
         )
-    except ValueError as error:  # Optuna's own too, such as a logarithm of 0
+    except ValueError as error:  # Optuna's too, such as a logarithm of 0
         raise ConfigError(f"{override.input_line}: {error}") from error
 
 
 def _choices(override: Override) -> list[Value]:
     choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
     if len(set(choices)) < len(choices):
-        raise ValueError("a value is named twice.")
+        raise ValueError("a value appears twice.")
     return choices
 
 
 def _range(override: Override, value: RangeSweep) -> BaseDistribution:
     if not value.step:
         raise ValueError("the step must not be 0.")
-    # In decimals, as they were written: adding 0.1 three times does not give 0.3.
+    # In decimal arithmetic: adding 0.1 three times in floats does not give 0.3.
     start, stop, step = (Decimal(str(end)) for end in (value.start, value.stop, value.step))
     count = math.ceil((stop - start) / step)
     if count <= 0:
         raise ValueError("empty; the stop is not part of a range.")
-    # Hydra 1.4 applies casts to the values, 1.3 has applied them to the ends.
+    # Hydra 1.4 applies casts to the values, 1.3 has already applied them to the ends.
     if value.shuffle or getattr(value, "transformers", None):
         return CategoricalDistribution(_choices(override))
     low, high = sorted((start, start + (count - 1) * step))
@@ -264,7 +264,7 @@ def _interval(value: IntervalSweep, key: str) -> BaseDistribution:
     assert value.end is not None
     low, high = value.start, value.end
     if low >= high:
-        raise ValueError("the lower end comes first; of a single value write KEY=VALUE.")
+        raise ValueError("the lower end comes first; for a single value write KEY=VALUE.")
     if unknown := value.tags - {"log", "fraction"}:
         raise ValueError(f"tag({unknown.pop()}, …) has no meaning; allowed: log, fraction.")
     log = "log" in value.tags
@@ -286,7 +286,7 @@ def _grid_values(key: str, distribution: BaseDistribution) -> list[Any]:
         # Rounded, so that 0.1 + 2 · 0.1 is written 0.3.
         return [round(distribution.low + i * distribution.step, 12) for i in range(count)]
     raise ConfigError(
-        f"{key} is {describe(distribution)}, which has no grid: name its values with"
+        f"{key} is {describe(distribution)}, which has no grid: list its values with"
         f" choice(…) or range(…), or search with hydra/sweeper/sampler=tpe."
     )
 

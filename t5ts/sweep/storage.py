@@ -1,4 +1,4 @@
-"""Where a study is kept: a journal file by default, a database by URL for several machines."""
+"""Study storage: a journal file by default, a database by URL for several machines."""
 
 import fcntl
 import json
@@ -22,16 +22,16 @@ from t5ts.errors import ConfigError, ResumeError
 JOURNAL = "study.journal"
 #: A record with its checksum.
 _SEALED = re.compile(rb'(.*),"crc":"([0-9a-f]{8})"\}\n')
-#: Of opening a database whose tables another sweep is making.
+#: Attempts at opening a database whose tables another sweep is creating.
 OPEN_ATTEMPTS = 10
 
 
 class Journal(BaseJournalBackend):
     """The study's records: a line of JSON each, with a checksum, written under a lock.
 
-    Optuna's own file backend has no checksums, cannot read a study any more when a record that was
-    cut short is followed by another, and its locks are files, which a killed process leaves behind
-    for 30 s. This lock dies with its holder. Lines of Optuna's own (without a checksum) are read.
+    Optuna's own file backend has no checksums, cannot read a study in which a truncated record
+    is followed by another, and its locks are files, which a killed process leaves behind
+    for 30 s. This lock dies with its holder. Optuna's own lines (without a checksum) are read.
 
     Args:
         path: The file.
@@ -39,19 +39,19 @@ class Journal(BaseJournalBackend):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._starts = [0]  # of each record read so far, and of the next
+        self._starts = [0]  # byte offset of each record read so far, and of the next
         self._has_checksums = False
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The records from a number on.
+        """The records from a given number on.
 
         Raises:
-            ResumeError: naming the line and the way out, if a record is corrupt.
+            ResumeError: naming the line and the fix, if a record is corrupt.
         """
         number = min(log_number_from, len(self._starts) - 1)
         with self._path.open("rb") as file:
             file.seek(self._starts[number])
-            # A last line without its end is being written, or is cut off by the next writer.
+            # A last line without a newline is being written, or is removed by the next writer.
             while (line := file.readline()).endswith(b"\n"):
                 try:
                     record = self._parsed(line)
@@ -96,8 +96,8 @@ class Journal(BaseJournalBackend):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock; first cut off a last record without its line end."""
-        # Not ".lock", which is Optuna's own name for one, and a dead holder's to its other readers.
+        """Hold the lock; first remove a last record without its newline."""
+        # Not ".lock", which Optuna uses, and which its readers would take for a dead holder's.
         with self._path.with_name(self._path.name + ".flock").open("ab") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             with self._path.open("r+b") as file:
@@ -109,7 +109,7 @@ class Journal(BaseJournalBackend):
 
 
 def how_to_rebuild(url: str | None, sweep_dir: Path, studies: Sequence[str] = ("NAME",)) -> str:
-    """The way out when a study is corrupt: its trials' directories hold everything that counts."""
+    """How to fix a corrupt study: its trials' directories contain everything that matters."""
     journal = sweep_dir / JOURNAL
     remove = (
         f"mv '{journal}' '{journal}.corrupt'"
@@ -120,13 +120,13 @@ def how_to_rebuild(url: str | None, sweep_dir: Path, studies: Sequence[str] = ("
         )
     )
     return (
-        f"What counts is each trial's result.json: take the study away ({remove}) and run the same"
+        f"Each trial's result.json is authoritative: remove the study ({remove}) and run the same"
         " command again; the study is rebuilt from the trials' directories."
     )
 
 
 def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
-    """Open the study's storage, making it where there is none.
+    """Open the study's storage, creating it if there is none.
 
     Args:
         url: A database's URL (postgresql+psycopg://…, mysql+pymysql://…, sqlite:///…), or null for
@@ -153,14 +153,14 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
             return JournalStorage(Journal(journal))
         except (OSError, ResumeError):
             raise
-        except Exception as error:  # whatever Optuna meets in records that make no sense
+        except Exception as error:  # any Optuna error on invalid records
             raise ResumeError(
                 f"{journal} is corrupt ({type(error).__name__}: {error})."
                 f" {how_to_rebuild(None, sweep_dir)}"
             ) from error
     try:
         return _database(url)
-    except Exception as error:  # whatever the driver raises: all of it is about this URL
+    except Exception as error:  # any driver error is about this URL
         raise ConfigError(
             f"hydra.sweeper.storage={without_password(url)} cannot be opened:"
             f" {_first_line(error)}. Is the database running and the URL right? Allowed: null (a"
@@ -172,10 +172,10 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
 def _database(url: str) -> RDBStorage:
     for attempt in range(OPEN_ATTEMPTS):
         try:
-            # A connection that the server has closed meanwhile is replaced, not given to a trial.
+            # A connection that the server has closed meanwhile is replaced.
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
         except DBAPIError as error:
-            # The first process makes the tables; others at the same moment fail.
+            # The first process creates the tables; others at the same moment fail.
             is_being_made = isinstance(error, IntegrityError) or "already exists" in str(error)
             if not is_being_made or attempt == OPEN_ATTEMPTS - 1:
                 raise
@@ -184,7 +184,7 @@ def _database(url: str) -> RDBStorage:
 
 
 def without_password(text: str) -> str:
-    """A URL, or an override with one, as it may be shown and written down."""
+    """A URL, or an override with one, without the password."""
     text = re.sub(r"([?&]password=)[^&]*", r"\1***", text)
     head, slashes, tail = text.rpartition("://")
     return head + slashes + re.sub(r"^([^:@/]*):.*@", r"\1:***@", tail)

@@ -1,4 +1,4 @@
-"""A sweep's studies: made, found again, and refused where they are another sweep's."""
+"""A sweep's studies: created, found again, and refused if they belong to another sweep."""
 
 import json
 import logging
@@ -23,9 +23,9 @@ from t5ts.sweep.settings import SweepSettings
 from t5ts.sweep.space import Space, Value, arm_name, describe
 from t5ts.sweep.trial import read_trials, values_of
 
-#: Study attributes: what a study was made for, and what was recorded when that changed.
+#: Study attributes: what a study was created for, and its recorded changes.
 MADE_FOR, CHANGES = "t5ts:made_for", "t5ts:changes"
-#: In the sweep's directory: what its studies were made for.
+#: In the sweep's directory: what its studies were created for.
 PURPOSE = "made_for.json"
 
 log = logging.getLogger("t5ts.sweep")
@@ -70,12 +70,12 @@ def open_studies(
 ) -> list[optuna.Study]:
     """The study of each arm, in the order of `space.arms`.
 
-    A study that is new although the sweep's directory has trials of it (it was corrupt, and moved
-    away) is rebuilt from them.
+    A study that is new although the sweep's directory has its trials (it was corrupt and was
+    removed) is rebuilt from them.
 
     Raises:
-        ConfigError: naming every difference, if a study was made for something else and
-            `on_change` is refuse, or a grid would be resumed with other points.
+        ConfigError: naming every difference, if a study was created for something else and
+            `on_change` is refuse, or a grid would be resumed with different points.
     """
     on_disk = read_trials(sweep_dir)
     studies = [
@@ -98,15 +98,14 @@ def open_studies(
         )
         if changes and (settings.on_change == "refuse" or is_other_grid):
             raise ConfigError(
-                f"study {study.study_name} was made for something else:\n"
+                f"study {study.study_name} was created for something else:\n"
                 + "".join(f"  {change}\n" for change in changes)
                 + "Trials from before and after would not be comparable. Give the sweep another"
                 " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME)"
                 + (
-                    "; a grid's points are numbered, so it cannot be resumed as another one."
+                    "; a grid's points are numbered, so it cannot be resumed as a different grid."
                     if is_other_grid
-                    else ", or resume it and have the change recorded with"
-                    " hydra.sweeper.on_change=record."
+                    else ", or resume it and record the change with hydra.sweeper.on_change=record."
                 )
             )
         if lost:
@@ -129,7 +128,7 @@ def open_studies(
 def _rebuilt(
     slot: int, folder: Path, record: Mapping[str, Any], space: Space, settings: SweepSettings
 ) -> optuna.trial.FrozenTrial:
-    """A trial from its directory and trial.json; one without an end is to be done again."""
+    """A trial from its directory and trial.json; an unfinished one has to be run again."""
     state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(
         record.get("state", ""), TrialState.FAIL
     )
@@ -144,7 +143,7 @@ def _rebuilt(
             rows = read_metrics(folder, "eval")
             curve = {r["epoch"]: r[objective] for r in rows if r.get(objective) is not None}
     except (DataError, LookupError, TypeError, AttributeError) as error:
-        log.warning("trial %s is done again: %s", slot, error)
+        log.warning("trial %s is run again: %s", slot, error)
         state, values = TrialState.FAIL, None
         attributes |= {"void": STOPPED, "reason": str(error)}
     sampled_from = record.get("distributions", {})
@@ -164,7 +163,7 @@ def _rebuilt(
 
 
 def study_name(name: str, arm: Mapping[str, Value]) -> str:
-    """The sweep's name, and the arm's where there are several."""
+    """The sweep's name, and the arm's if there are several."""
     return f"{name}/{arm_name(arm)}" if arm else name
 
 

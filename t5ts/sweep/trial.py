@@ -1,4 +1,4 @@
-"""One trial: trained, reported to its study by epoch, and ended there and in its directory."""
+"""One trial: trained, reported to its study each epoch, and closed there and in its directory."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ from t5ts.sweep.space import Base, Value, arm_name
 
 log = logging.getLogger("t5ts.sweep")
 
-#: Between two looks at a directory in which another process still runs.
+#: Seconds between checks of a directory in which another process is still running.
 WAIT_S = 0.5
 
 
@@ -42,7 +42,7 @@ class Pruned(Exception):
 
 
 class Lost(Exception):
-    """Another worker has this trial: this one was taken for dead."""
+    """Another worker has this trial: this one was presumed dead."""
 
 
 @dataclass(kw_only=True)
@@ -50,9 +50,9 @@ class Arm:
     """An arm and its study, as one worker sees them.
 
     Attributes:
-        values: What makes the arm.
+        values: The settings that define the arm.
         grid: The grid's points by slot, if it is one.
-        base: The point of another sweep that its trials start from, if there is one.
+        base: The point of another sweep that its trials start from, if any.
     """
 
     values: dict[str, Value]
@@ -67,12 +67,12 @@ class Arm:
 
 @dataclass(kw_only=True)
 class TrialTask:
-    """Hydra's task function for one trial, and what its study and directory record of it.
+    """Hydra's task function for one trial, and its records in the study and directory.
 
     Attributes:
         settings: The sweeper's.
         group: Name of the sweep.
-        arm: Whose trial it is.
+        arm: The trial's arm.
         claim: The trial.
         worker: This worker's number, for the displays.
     """
@@ -87,7 +87,7 @@ class TrialTask:
     _reported: int = -1
 
     def __call__(self, cfg: DictConfig) -> Result:
-        """Train this point in the directory that Hydra made for it."""
+        """Train this point in the directory that Hydra created for it."""
         from t5ts.experiment import run  # torch
 
         run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -97,7 +97,7 @@ class TrialTask:
         if whose is not None and whose != (self.arm.ledger.study.study_name, self.claim.slot):
             raise ConfigError(
                 f"{run_dir} is the directory of trial {whose[1]} of {whose[0]}: give each trial its"
-                " own, with ${hydra.job.num} in hydra.sweep.subdir."
+                " own by using ${hydra.job.num} in hydra.sweep.subdir."
             )
         self.run_dir, self.config = run_dir, config
         self._show(epoch=0, value=None)
@@ -115,7 +115,7 @@ class TrialTask:
                         pictures=False,
                     )
                 except DirectoryInUse as error:
-                    # The worker that this trial was taken from still lives, on another machine.
+                    # The worker that this trial was taken from is still alive, on another machine.
                     if stop.is_set():
                         raise Interrupted(str(error)) from error
                     if time.monotonic() > wait_until:
@@ -126,34 +126,36 @@ class TrialTask:
                 except ResumeError as error:
                     if config.train.resume == "never":
                         raise
-                    log.warning("%s It is put aside and the trial trained again.", error)
+                    log.warning("%s It is moved aside and the trial is trained again.", error)
                     config = replace(config, train=replace(config.train, resume="never"))
 
     def after_epoch(self, row: Mapping[str, Any]) -> None:
-        """Report an epoch to the study, and stop if the pruner says so.
+        """Report an epoch to the study, and stop if the pruner decides so.
 
         Raises:
-            Pruned: not before the grace after unfreezing is over.
+            Pruned: but not during the grace period after unfreezing.
             Lost: if the trial was given to another worker.
         """
         assert self.config is not None
         trial, objective, epoch = self.claim.trial, self.settings.objective[0], row["epoch"]
         self._show(epoch=epoch, value=row.get(objective))
         if not self.arm.ledger.is_mine(trial):
-            raise Lost("taken for dead and given to another worker; this attempt stops")
+            raise Lost("presumed dead and given to another worker; this attempt stops")
         if objective not in row or not self.settings.prunes or objective not in OBJECTIVES:
             return
         self._report()
-        unfreeze_epoch = self.config.freeze.unfreeze_epoch or 0.0  # never counts as from the start
+        unfreeze_epoch = (
+            self.config.freeze.unfreeze_epoch or 0.0
+        )  # "never" counts as "from the start"
         is_in_grace = epoch < unfreeze_epoch + self.settings.grace_epochs
         is_last = epoch == self.config.train.epochs or row.get("ends_run")
         if not is_last and not is_in_grace and trial.should_prune():
             raise Pruned(f"at epoch {epoch} with {objective} {row[objective]:.4g}")
 
     def _report(self) -> None:
-        """Tell the pruner every epoch of the run so far.
+        """Report every epoch of the run so far to the pruner.
 
-        Epochs of an earlier attempt, or of a frozen phase that was reused, are reported too.
+        Epochs of an earlier attempt, or of a reused frozen phase, are also reported.
         """
         objective = self.settings.objective[0]
         assert self.run_dir is not None
@@ -163,7 +165,7 @@ class TrialTask:
                 self._reported = row["epoch"]
 
     def _show(self, *, epoch: int, value: float | None) -> None:
-        """For the coordinator's display."""
+        """Update the values for the coordinator's display."""
         assert self.config is not None
         live = {"worker": self.worker, "epoch": epoch, "epochs": self.config.train.epochs}
         self.claim.trial.set_user_attr("live", {**live, "value": value})
@@ -176,13 +178,13 @@ class TrialTask:
             log.warning("slot %s: given to another worker before it ended here", self.claim.slot)
 
     def _end(self, state: str, reason: str | None, result: Result | None) -> None:
-        """In the study, and the same in the directory."""
+        """Record the end in the study and in the directory."""
         trial, study, values = self.claim.trial, self.arm.ledger.study, None
         if result is not None:
             if self.settings.prunes and self.settings.objective[0] in OBJECTIVES:
                 try:
                     self._report()
-                except DataError as error:  # the result counts, the pruner's curve is a help
+                except DataError as error:  # the result matters; the pruner's curve is optional
                     log.warning("not reported to the pruner: %s", error)
             trial.set_user_attr("metrics", result.metrics | {c: getattr(result, c) for c in COSTS})
             values = values_of(result, self.settings)
@@ -197,25 +199,25 @@ class TrialTask:
         if is_void(study.tell(trial, values, state=ended_as, skip_if_finished=True)):
             raise Lost
         if state in ("complete", "pruned") and not self.settings.keep_last:
-            # Nobody resumes from here, and the optimizer's state is twice the weights.
+            # Nothing resumes from here, and the optimizer's state is twice the size of the weights.
             assert self.run_dir is not None
             (self.run_dir / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
 
     def _epochs(self) -> dict[str, int]:
-        """Epochs that the point asks for, that were trained, and that were reused."""
+        """Epochs requested by the point, trained, and reused."""
         if self.config is None or self.run_dir is None:
             return {"asked": 0, "trained": 0, "reused": 0}
         try:
             reached = max((int(r["epoch"]) for r in read_metrics(self.run_dir, "eval")), default=0)
             about = read_json(self.run_dir / "provenance.json").get("reuse")
-        except DataError:  # not begun yet
+        except DataError:  # not started yet
             reached, about = 0, None
         reused = 0 if about is None else about["epochs"]
         asked = self.config.train.epochs
         return {"asked": asked, "trained": max(0, reached - reused), "reused": reused}
 
     def write(self, state: str, reason: str | None, values: list[float] | None) -> None:
-        """`trial.json`: what the study knows of this run, for those who read directories only."""
+        """`trial.json`: what the study knows about this run, for readers of directories only."""
         if self.run_dir is None:
             return
         trial, base, epochs = self.claim.trial, self.arm.base, self._epochs()
@@ -270,7 +272,7 @@ def read_trials(sweep_dir: Path) -> dict[tuple[str, int], tuple[Path, dict[str, 
 
 
 def _put_corrupt_result_aside(run_dir: Path) -> None:
-    """Let a trial whose result.json cannot be read be done again."""
+    """Make a trial whose result.json cannot be read run again."""
     path = run_dir / "result.json"
     try:
         if path.exists():

@@ -1,4 +1,4 @@
-"""A worker: asks the study for a trial, does it, records how it ended, until none is left.
+"""A worker: takes a trial from the study, runs it, and records how it ended, until none is left.
 
 The same object runs as a process of this machine (`python -m t5ts.sweep`), or as a job of any
 Hydra launcher (joblib, submitit, Ray), on this machine or another.
@@ -52,13 +52,13 @@ from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask, owner_of
 
 log = logging.getLogger("t5ts.sweep")
 
-#: Between two looks at a study in which others do the last trials.
+#: Seconds between checks of a study in which others run the last trials.
 POLL_S = 0.5
-#: Workers that may die in one trial before it counts as failed.
+#: Number of workers that may die in one trial before it counts as failed.
 MAX_DEATHS = 3
 #: Trials that a worker may set aside for missing data or weights while none has been measured.
 MAX_REFUSALS = 3
-#: What no other trial would escape, from the system or from libraries with errors of their own.
+#: Errors that every other trial would meet too, from the system or from libraries.
 DISK_FAULT = re.compile(
     r"No space left on device|disk quota exceeded|read-only file system|disk is full"
     r"|input/output error|stale file handle",
@@ -68,10 +68,10 @@ DEVICE_FAULT = re.compile(r"CUDA|CUBLAS|cuDNN|NCCL")
 
 
 class BrokenDevice(UserError):
-    """The GPU failed: a new process may find it well, this one will not.
+    """The GPU failed: a new process may be able to use it again, this one cannot.
 
     Attributes:
-        trials_done: What the worker had done before.
+        trials_done: Trials that the worker had finished.
     """
 
     trials_done = 0
@@ -79,7 +79,7 @@ class BrokenDevice(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """All that a worker must know; travels to other processes and machines.
+    """Everything a worker needs; sent to other processes and machines.
 
     Attributes:
         config: Hydra's composition of the multirun, its `hydra` node included.
@@ -93,18 +93,18 @@ class Work:
     _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what another process composes as fast as it reads it."""
+        """State to pickle, without what another process can compose just as fast."""
         return {**self.__dict__, "_composed": {}}
 
     def __call__(self, _job: DictConfig) -> int:
-        """As the task function of a Hydra launcher's job: the trials done."""
+        """The task function of a Hydra launcher's job; returns the number of trials done."""
         return work(self, worker=int(HydraConfig.get().job.num))
 
     def compose(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> DictConfig:
         """Hydra's composition of one point, its `hydra` node included.
 
-        Once for each combination of group options, which takes Hydra a third of a second; other
-        parameters are set in a copy, as Hydra sets overrides.
+        Composed once for each combination of group options, which takes Hydra a third of a second;
+        other parameters are set in a copy, as Hydra sets overrides.
         """
         options = {key: value for key, value in params.items() if key in self.space.choices}
         key = tuple(self.space.overrides(options, arm))
@@ -148,7 +148,7 @@ def open_arms(work: Work) -> list[Arm]:
 
 
 def work(job: Work, *, worker: int) -> int:
-    """Do trials until every slot of every arm has its result.
+    """Run trials until every slot of every arm has a result.
 
     Args:
         job: The sweep.
@@ -158,9 +158,9 @@ def work(job: Work, *, worker: int) -> int:
         Trials done by this worker.
 
     Raises:
-        Interrupted: after SIGINT or SIGTERM; the trial was handed back with its checkpoint.
-        BrokenDevice: if the GPU failed; the trial was handed back.
-        UserError: if no trial could be done (no data, no weights, a full disk), or too many failed.
+        Interrupted: after SIGINT or SIGTERM; the trial was released with its checkpoint.
+        BrokenDevice: if the GPU failed; the trial was released.
+        UserError: if no trial could run (no data, no weights, a full disk), or too many failed.
     """
     register()
     setup_globals()
@@ -185,18 +185,18 @@ def work(job: Work, *, worker: int) -> int:
                     refused[arm_name(arm.values), claim.slot] = reason
                 done += reason is None
                 if done == 1:
-                    gc.freeze()  # what was imported lives on: a run's own collection skips it
+                    gc.freeze()  # imported objects stay alive: a run's collection skips them
                 continue
             if all(arm.ledger.is_finished() for arm in arms):
                 return done
             for arm in arms:
                 for line in arm.ledger.reclaim():
-                    log.warning("%s: %s; it will be done again", arm_name(arm.values), line)
+                    log.warning("%s: %s; it will be run again", arm_name(arm.values), line)
             time.sleep(POLL_S)
 
 
 def _claim(job: Work, arms: list[Arm], owner: Owner) -> tuple[Arm, Claim] | None:
-    """A trial of the arm that has begun the fewest, so that arms grow side by side."""
+    """A trial of the arm that has started the fewest, so that arms advance together."""
     for arm in sorted(arms, key=lambda arm: arm.ledger.started()):
         claim = arm.ledger.claim(owner, sampler_of=job.settings.make_sampler, point_of=arm.point_of)
         if claim is not None:
@@ -207,7 +207,7 @@ def _claim(job: Work, arms: list[Arm], owner: Owner) -> tuple[Arm, Claim] | None
 def _check_failures(
     arms: list[Arm], settings: SweepSettings, refused: Mapping[tuple[str, int], str]
 ) -> None:
-    """Stop where too many trials failed, or none of this worker's gets what it needs.
+    """Stop if too many trials failed, or this worker can run none of its trials.
 
     Args:
         arms: The sweep's.
@@ -220,21 +220,21 @@ def _check_failures(
     if refused and (too_many or (len(refused) >= MAX_REFUSALS and not _any_has_run(arms))):
         *_, reason = refused.values()
         raise DataError(
-            f"{reason}\n{plural(len(refused), 'trial')} could not be done for lack of data or"
-            " weights, and will be tried again: fix that, and run the same command; what is done"
-            " stays done."
+            f"{reason}\n{plural(len(refused), 'trial')} could not run for lack of data or"
+            " weights and will be retried: fix that and run the same command; finished trials"
+            " are kept."
         )
     if too_many:
         raise UserError(
             f"{failed} of {budget} trials failed, above"
             f" hydra.sweeper.max_failure_rate={settings.max_failure_rate:g}: each one's line and"
             " trial.json give the reason. Raise the rate to continue without them, and run the same"
-            " command again; what is done stays done."
+            " command again; finished trials are kept."
         )
 
 
 def _any_has_run(arms: list[Arm]) -> bool:
-    """Whether some trial of the sweep has been measured: its data and weights are there."""
+    """Whether some trial of the sweep has a measurement: its data and weights are available."""
     return any(
         t.state in (TrialState.COMPLETE, TrialState.PRUNED)
         or t.user_attrs.get("live", {}).get("value") is not None
@@ -244,7 +244,7 @@ def _any_has_run(arms: list[Arm]) -> bool:
 
 
 def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim, *, worker: int) -> str | None:
-    """One trial, from its parameters to its end in the study and in its directory.
+    """Run one trial, from its parameters to its records in the study and its directory.
 
     Returns:
         Why it was set aside, if it was.
@@ -276,9 +276,9 @@ def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim, *, worker: int) -> s
                 task.end("complete", None, outcome)
                 return None
     except KeyboardInterrupt:
-        _give_back(task, STOPPED, "stopped at once")
-        raise Interrupted("stopped at once") from None
-    except Exception as error:  # of the storage, or of Hydra before the run
+        _give_back(task, STOPPED, "stopped immediately")
+        raise Interrupted("stopped immediately") from None
+    except Exception as error:  # from the storage, or from Hydra before the run
         outcome = error
     return _record_failure(task, outcome, arms)
 
@@ -290,12 +290,12 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
     if (path := job.settings.custom_search_space) is not None:
         try:
             find_function(path)(job.config, trial)
-        except Exception as error:  # whatever the user's function raises
+        except Exception as error:  # any error of the user's function
             log.error("custom_search_space=%s failed", path, exc_info=error)
             raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
     config = job.compose(trial.params, arm.values)
     with open_dict(config):
-        # The directory follows from the sweep's command, not from the point's.
+        # The directory comes from the sweep's command, not from the point's.
         config.hydra.sweep.dir = str(job.sweep_dir)
         config.hydra.job.num = claim.slot
         config.hydra.job.id = f"{arm_name(arm.values)}-{claim.slot}"
@@ -306,13 +306,13 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
             config.hydra.sweep.subdir = f"{arm_name(arm.values)}/{config.hydra.sweep.subdir}"
         whose = owner_of(job.sweep_dir / config.hydra.sweep.subdir)
         if whose not in (None, (arm.ledger.study.study_name, claim.slot)):
-            # The user's subdir is not unique (a point drawn twice, say).
+            # The user's subdir is not unique (for example, a point drawn twice).
             config.hydra.sweep.subdir = f"{config.hydra.sweep.subdir}-{claim.slot}"
     return config
 
 
 def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str | None:
-    """Record why a trial has no result, and raise what should end the worker.
+    """Record why a trial has no result, and raise errors that should end the worker.
 
     Returns:
         Why it was set aside, if it was.
@@ -322,7 +322,7 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
         _give_back(task, STOPPED, words)
         raise UserError(
             f"{words}: free some space or repair the disk, and run the same command again; trial"
-            f" {slot} resumes from its last checkpoint, what is done stays done."
+            f" {slot} resumes from its last checkpoint, finished trials are kept."
         ) from error
     if _is_device_fault(error):
         words = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -337,15 +337,15 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
             _give_back(task, STOPPED, str(error))
             raise error
         case DirectoryInUse():
-            log.warning("slot %s is tried again later: %s", slot, error)
+            log.warning("slot %s will be retried later: %s", slot, error)
             task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
         case DataError() | WeightsError() | OutputError() | OSError():
-            # The point's own fault, or that of the machine? Others are tried before it is again.
+            # The point's fault, or the machine's? Others are tried before it is retried.
             was_refused = task.claim.before[REFUSED] > 0
             if was_refused and _any_has_run(arms):
                 task.end("failed", str(error), None)
                 return None
-            log.warning("slot %s is tried again later: %s", slot, error)
+            log.warning("slot %s will be retried later: %s", slot, error)
             task.write("interrupted", str(error), None)
             task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
             if was_refused:
@@ -356,7 +356,7 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
         case _ if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
             import torch  # loaded already: the trial ran
 
-            traceback.clear_frames(error.__traceback__)  # they hold the trial's tensors
+            traceback.clear_frames(error.__traceback__)  # they keep the trial's tensors alive
             torch.cuda.empty_cache()
             task.end("failed", f"out of memory: {error}".splitlines()[0], None)
         case _:
@@ -366,19 +366,19 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
 
 
 def _give_back(task: TrialTask, how: str, reason: str) -> None:
-    """Let another worker make the next attempt at a trial."""
+    """Release a trial for another worker's attempt."""
     for record in (
         lambda: task.write("interrupted", reason, None),
         lambda: task.arm.ledger.hand_back(task.claim.trial._trial_id, how, reason),
     ):
         try:
             record()
-        except OSError as error:  # no disk to write to: others see that this worker is gone
+        except OSError as error:  # no disk to write to: others will notice that this worker is gone
             log.warning("slot %s: not recorded (%s)", task.claim.slot, error)
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """The message of a full or failing disk, if an error comes from one."""
+    """The message of a full or failing disk, if that caused the error."""
     cause: BaseException | None = error
     while cause is not None:
         if DISK_FAULT.search(str(cause)):
@@ -388,7 +388,7 @@ def disk_fault(error: BaseException) -> str | None:
 
 
 def _is_device_fault(error: BaseException) -> bool:
-    """Whether the GPU's state may be lost: nothing works in this process from then on."""
+    """Whether the GPU's state may be lost: then nothing works in this process any more."""
     name = type(error).__name__
     is_cuda = isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error)) is not None
     return name == "AcceleratorError" or (is_cuda and name != "OutOfMemoryError")
@@ -396,13 +396,13 @@ def _is_device_fault(error: BaseException) -> bool:
 
 @contextmanager
 def _heartbeat(ledger: Ledger, trial: optuna.Trial, every_s: float) -> Iterator[None]:
-    """Show from a thread, until the trial ends, that this worker lives."""
+    """Send heartbeats from a thread until the trial ends."""
 
     def beat() -> None:
         try:
             if ledger.is_mine(trial):
                 ledger.beat(trial)
-        except Exception as error:  # whatever a storage raises: the next beat may get through
+        except Exception as error:  # any storage error: the next heartbeat may get through
             log.warning("no heartbeat: %s", error)
 
     ledger.beat(trial)

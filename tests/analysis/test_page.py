@@ -133,7 +133,7 @@ def test_forecasts_are_drawn_in_time_where_it_is_known(small: Path) -> None:
     ("options", "named"),
     [
         (["absent"], "absent"),
-        (["empty"], "no run in"),
+        (["empty"], "no run found in"),
         (["study", "--margin=0"], "--margin"),
         (["study", "--out=study/t5-0/result.json"], "--out"),
         (["study", "--wandb=t5ts-test"], "WANDB_MODE"),

@@ -80,14 +80,14 @@ def test_the_headlines_pair_and_numbers(tmp_path: Path) -> None:
     """t5-staged beats random-staged by 6 %, and is 4 % worse than random weights can be."""
     write(tmp_path, {"t5-staged": -0.06, "random-staged": 0, "t5-none": -0.03, "random-none": -0.1})
     study = found(tmp_path)
-    assert main(study).pair.name == "t5-staged against random-none"
+    assert main(study).pair.name == "t5-staged vs. random-none"
     assert main(study).effect.value == pytest.approx(0.04, abs=0.01)
     assert len(main(study).pair.runs()) == 5
     # The comparison under one plan, which says the opposite, is in the headline and in a table.
-    assert "t5-staged against random-staged" in study.headline
+    assert "t5-staged vs. random-staged" in study.headline
     kinds = {(c.pair.kind, c.pair.name): c.kind for c in study.main.comparisons}
-    assert kinds["weights", "t5-staged against random-staged"] == LOWER
-    assert kinds["best", "t5-staged against random-none"] == HIGHER
+    assert kinds["weights", "t5-staged vs. random-staged"] == LOWER
+    assert kinds["best", "t5-staged vs. random-none"] == HIGHER
 
 
 def test_one_seed(tmp_path: Path) -> None:
@@ -198,10 +198,10 @@ def test_text_and_a_donor_are_each_judged(
     assert study.kind == kinds[run < t5]  # the one that validates best
     controls = {c.pair.name for c in study.main.comparisons if c.pair.kind == "control"}
     assert controls == {
-        "t5-none against matched-none",
-        "run-none against matched-none (init.path=donor)",
+        "t5-none vs. matched-none",
+        "run-none vs. matched-none (init.path=donor)",
     }
-    assert ("checkpoint", "run-none against t5-none") in {
+    assert ("checkpoint", "run-none vs. t5-none") in {
         (c.pair.kind, c.pair.name) for c in study.main.comparisons
     }
 
@@ -375,8 +375,8 @@ ZEROS = "0" * 64
 @pytest.mark.parametrize(
     ("freeze", "breaks", "invariant", "evidence"),
     [
-        ("none", other_rate, "only the weights differ", "optim.lr: 0.003 against 0.001"),
-        ("none", other_patience, "only the weights differ", "early_stopping_epochs: 2 against"),
+        ("none", other_rate, "only the weights differ", "optim.lr: 0.003 vs. 0.001"),
+        ("none", other_patience, "only the weights differ", "early_stopping_epochs: 2 vs."),
         ("none", more_trials, "equal tuning budget", "2"),
         ("none", about("random-none-2", lambda p: p["initial_sha256"].update(head=ZEROS)), START,
          "head at seed 2"),
@@ -477,7 +477,7 @@ def test_equal_tuning(tmp_path: Path, rates: list[float], pruned: int, holds: st
 def test_plans_that_were_tuned_unequally_are_noted(tmp_path: Path) -> None:
     plans: dict[str, Effect] = {"t5-staged": 0, "random-staged": 0}
     write(tmp_path, GAIN | plans)
-    name = "equal tuning of the plans"
+    name = "equal tuning of the schedules"
     assert status(found(tmp_path), name) == "none"
     write(tmp_path, plans, seeds=[0], freeze__unfreeze_epoch=5.0)
     assert status(found(tmp_path), name) == "note"
@@ -536,7 +536,7 @@ def test_plans_run_again_are_chosen_by_the_search(tmp_path: Path) -> None:
             write(tmp_path, {f"{init}-{freeze}": searched}, optim__lr=rate)
             final(tmp_path, {f"{init}-{freeze}": again}, trials=1)
     study = found(tmp_path)
-    assert main(study).pair.name == "t5-none against random-none"
+    assert main(study).pair.name == "t5-none vs. random-none"
     assert not study.main.is_provisional
 
 
@@ -757,10 +757,10 @@ def test_two_checkpoints(
         V1_1: kinds[1],
     }
     shown = {(c.pair.kind, c.pair.name): c.kind for c in study.main.comparisons}
-    pair = f"{FLAN}-t5-none against {V1_1}-t5-none"
+    pair = f"{FLAN}-t5-none vs. {V1_1}-t5-none"
     assert shown["checkpoint", pair] == shows
     assert any(pair in reason for reason in study.reasons)
-    assert not [name for kind, name in shown if kind == "other" and f"against {FLAN}" in name]
+    assert not [name for kind, name in shown if kind == "other" and f"vs. {FLAN}" in name]
     if best:
         assert main(study).pair.treatment.backbone == best
 
@@ -773,7 +773,7 @@ def test_checkpoints_of_other_architectures_are_not_compared(tmp_path: Path) -> 
          lambda p: p["weights"]["architecture"].update(d_model=96))  # fmt: skip
     study = found(tmp_path)
     names = [c.pair.name for c in study.main.comparisons if c.pair.kind == "checkpoint"]
-    assert names == [f"{FLAN}-t5-none against {V1_1}-t5-none"]
+    assert names == [f"{FLAN}-t5-none vs. {V1_1}-t5-none"]
     assert any("t5_small." in reason for reason in study.reasons)
     table = next(b for b in sections(study)[0].blocks if hasattr(b, "rows"))
     assert [row[0] for row in table.rows] == [FLAN, "t5_small", V1_1]
@@ -804,9 +804,9 @@ def test_folders_of_one_name_are_two_checkpoints(tmp_path: Path) -> None:
                   trial={"params": params, "state": "complete"})  # fmt: skip
     study = found(tmp_path)
     assert [(c.pair.kind, c.pair.name) for c in study.main.comparisons] == [
-        ("best", "local:flan-t5-none against local:flan-random-none"),
-        ("best", "local:plain-t5-none against local:plain-random-none"),
-        ("checkpoint", "local:flan-t5-none against local:plain-t5-none"),
+        ("best", "local:flan-t5-none vs. local:flan-random-none"),
+        ("best", "local:plain-t5-none vs. local:plain-random-none"),
+        ("checkpoint", "local:flan-t5-none vs. local:plain-t5-none"),
     ]
     assert set(study.main.by_checkpoint) == {"local:flan", "local:plain"}
 
@@ -886,8 +886,8 @@ def test_pairs_name_their_question(tmp_path: Path) -> None:
     write(tmp_path, WITH_CONTROL | {"random-all": 0.1}, seeds=[0])
     (condition,) = conditions(collect([tmp_path]))
     assert [(p.kind, p.name) for p in pairs(condition)] == [
-        ("best", "t5-none against random-none"),
-        ("control", "t5-none against matched-none"),
-        ("frozen_random", "t5-none against random-all"),
-        ("freezing", "random-all against random-none"),
+        ("best", "t5-none vs. random-none"),
+        ("control", "t5-none vs. matched-none"),
+        ("frozen_random", "t5-none vs. random-all"),
+        ("freezing", "random-all vs. random-none"),
     ]

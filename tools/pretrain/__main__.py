@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--exclude", type=Path, nargs="*", default=[], help="texts that must not be trained on"
     )
 
-    train = command("train", "pretrain by span corruption; goes on where it stopped")
+    train = command("train", "pretrain by span corruption; resumes where it stopped")
     _shape(train)
     train.add_argument("--steps", type=int, default=5000, help="length of the cosine schedule")
     train.add_argument("--stop-step", type=int, help="leave off here, to be resumed")
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--eval-rows", type=int, default=256, help="held-out rows in training")
     train.add_argument("--checkpoint-every-s", type=float, default=120.0)
 
-    evaluate = command("evaluate", "held-out losses beside unigram entropy and random weights")
+    evaluate = command("evaluate", "held-out losses vs. unigram entropy and random weights")
     _shape(evaluate)
     evaluate.add_argument(
         "--held-out", type=Path, nargs="*", default=[], help="foreign texts to evaluate on as well"
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _shape(sub: argparse.ArgumentParser) -> None:
-    """Options that fix what is trained, and so which checkpoint belongs to it."""
+    """Options that define the training, and so the matching checkpoint."""
     sub.add_argument("--run", default="run", help="folder of the run inside --work")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--input-length", type=int, default=128, help="tokens of a corrupted row")
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"t5ts: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
-        print(f"t5ts: {stop}; the same command goes on from there", file=sys.stderr)
+        print(f"t5ts: {stop}; the same command resumes from there", file=sys.stderr)
         sys.exit(130)
     print(json.dumps(result, indent=2))
 

@@ -57,7 +57,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
-    """Pretrain, or go on pretraining, in `--work/--run`."""
+    """Pretrain, or resume pretraining, in `--work/--run`."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = _device(options.device)

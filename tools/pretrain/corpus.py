@@ -18,11 +18,11 @@ from t5ts.errors import DataError
 #: Paragraphs that are held out or trained on together, so that no held-out paragraph has its
 #: neighbours in the train part.
 SECTION_PARAGRAPHS = 64
-#: A paragraph counts as prose from so many characters on, …
+#: A paragraph counts as prose if it has at least this many characters, …
 MIN_CHARACTERS = 40
-#: … if so much of it, blanks aside, are letters (code, tables and numbers have less), …
+#: … at least this share of letters, ignoring spaces (code, tables and numbers have fewer), …
 MIN_LETTERS = 0.75
-#: … and so much of its letters are plain Latin ones (other languages have less).
+#: … and at least this share of plain Latin ones among them (other languages have fewer).
 MIN_LATIN = 0.95
 
 
@@ -117,7 +117,7 @@ def read_paragraphs(path: Path) -> list[str]:
 def build_corpus(
     paths: Iterable[Path], *, held_out_share: float = 0.01, exclude: Iterable[Path] = ()
 ) -> Corpus:
-    """Read sources in order, drop what is no prose or was seen before, and split.
+    """Read sources in order, drop non-prose and duplicates, and split.
 
     Args:
         paths: Folders of sources, folders of `.txt` files, or `.txt` files.

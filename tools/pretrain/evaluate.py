@@ -1,4 +1,4 @@
-"""How well a model fills corrupted spans, beside what knows only word frequencies and nothing."""
+"""How well a model fills corrupted spans, vs. word frequencies alone and random weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""The encoder as a checkpoint folder: what `T5EncoderModel.from_pretrained` loads as it is."""
+"""The encoder as a checkpoint folder: loadable by `T5EncoderModel.from_pretrained` unchanged."""
 
 import json
 from collections.abc import Mapping

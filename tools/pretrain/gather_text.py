@@ -162,7 +162,7 @@ def _decode(path: Path) -> str:
 
 
 def pages(*patterns: str, to_text: Callable[[str], str], without: str = "$^") -> Callable:
-    """A reader of the files that match the globs, in order, less those matching `without`."""
+    """A reader of the files that match the globs, in order, except those matching `without`."""
 
     def read(root: Path) -> Documents:
         for pattern in patterns:
@@ -330,7 +330,7 @@ PACKAGES: dict[str, Package] = {
 
 
 def unpack(name: str, work: Path) -> Path:
-    """Download (once) and unpack a package; returns the folder that it lies in.
+    """Download (once) and unpack a package; returns the folder that contains it.
 
     Raises:
         subprocess.CalledProcessError: if apt-get or dpkg-deb fails.
@@ -383,7 +383,7 @@ def gather(name: str, *, out: Path, work: Path, keep: bool) -> dict[str, object]
 
 
 def main() -> None:
-    """Gather every package that is asked for, naming those that cannot be had."""
+    """Gather every requested package, naming those that are unavailable."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the plain text")
     parser.add_argument("--work", type=Path, help="folder for packages (default: OUT/../debs)")
@@ -401,7 +401,7 @@ def main() -> None:
             continue
         print(f"{name}: {source['documents']} documents, {int(str(source['bytes'])) / 1e6:.1f} MB")
     if failed:
-        sys.exit(f"could not be had: {', '.join(failed)} (run apt-get update?)")
+        sys.exit(f"unavailable: {', '.join(failed)} (run apt-get update?)")
 
 
 if __name__ == "__main__":

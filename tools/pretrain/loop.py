@@ -82,7 +82,7 @@ def fit(
     device: torch.device,
     stop_step: int | None = None,
 ) -> dict[str, Any]:
-    """Train to `settings.total_steps`, going on from `folder`'s checkpoint if there is one.
+    """Train to `settings.total_steps`, resuming from `folder`'s checkpoint if there is one.
 
     A resumed run may be given other settings of the update rule than it began with (more steps,
     say): they hold from there on, and every such leg is recorded in the state.
@@ -113,7 +113,7 @@ def fit(
     path = folder / LAST
     if path.exists():
         state |= _restore(path, model, optimizer, settings.identity)
-        log.info("goes on from step %d of %s", state["step"], path)
+        log.info("resuming from step %d of %s", state["step"], path)
     if not state["legs"] or state["legs"][-1]["settings"] != leg:
         state["legs"].append({"from_step": state["step"], "settings": leg})
     folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +255,7 @@ def _restore(
     if state["identity"] != identity:
         raise ResumeError(
             f"{path} belongs to another run ({state['identity']}, this is {identity}): the "
-            "vocabulary, the rows, the shape or the seed differ. Give another --run folder."
+            "vocabulary, the rows, the shape or the seed differ. Use another --run folder."
         )
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -88,6 +88,6 @@ def cut_rows(stream: np.ndarray, *, length: int, first_sentinel: int, eos: int, 
     """
     count = len(stream) // length
     if count == 0:
-        raise DataError(f"{len(stream)} tokens of text are less than one row of {length}.")
+        raise DataError(f"{len(stream)} tokens of text are fewer than one row of {length}.")
     rows = stream[: count * length].reshape(count, length)
     return Rows(rows=rows, first_sentinel=first_sentinel, eos=eos, seed=seed)

@@ -87,7 +87,7 @@ def corrupt(
 def corrupt_rows(
     rows: np.ndarray, generator: np.random.Generator, *, first_sentinel: int, eos: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupt equally long rows with masks of their own; all have the same counts, so no padding.
+    """Corrupt rows of equal length, each with its own mask; equal counts, so no padding.
 
     Args:
         rows: (B, length) ids.

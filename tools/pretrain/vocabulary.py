@@ -84,7 +84,7 @@ def train_vocabulary(texts: Iterable[str], *, size: int = 8192) -> Vocabulary:
     if tokenizer.get_vocab_size() != size - NUM_SENTINELS:
         raise DataError(
             f"the text gives only {tokenizer.get_vocab_size()} tokens of the "
-            f"{size - NUM_SENTINELS} asked for: use a smaller --vocab-size or more text."
+            f"{size - NUM_SENTINELS} requested: use a smaller --vocab-size or more text."
         )
     tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(NUM_SENTINELS))])
     # For those who use the shipped tokenizer: an end mark after each text, as T5's own adds it.

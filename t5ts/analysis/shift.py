@@ -8,18 +8,18 @@ from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, paired
 from t5ts.analysis.judgement import WITHHELD, Comparison, Findings, Verdict, compare, judge_family
 from t5ts.analysis.statistics import Estimate, log_ratio
 
-#: Settings of a series that do not say which one it is.
+#: Settings of a series that do not identify it.
 _NOT_WHICH = ("name", "_target_", "fraction", "windows_per_epoch", "dir", "sha256")
 
 
 @dataclass(kw_only=True, eq=False)
-class Beside:
+class ShiftComparison:
     """A comparison of two arms on another series.
 
     Attributes:
-        comparison: Of the loss there, judged in a family of its own.
+        comparison: Of the loss on it, judged in a separate family.
         beyond: Mean log of the treatment's ratio of that loss to its test loss over the control's:
-            above 0 the treatment loses more on the way there than the control does.
+            above 0 the treatment loses more under the shift than the control does.
     """
 
     verdict: Verdict
@@ -28,7 +28,7 @@ class Beside:
 
 
 def has(arm: Arm, metric: str) -> bool:
-    """Whether a finished run of the arm's best point was measured so."""
+    """Whether a finished run of the arm's best point has this metric."""
     return any(run.result and metric in run.result.metrics for run in arm.finished.values())
 
 
@@ -41,40 +41,44 @@ def ratio_to_test(arm: Arm, metric: str) -> Estimate:
 
 
 def beyond(pair: Pair, metric: str) -> Estimate:
-    """How much more the treatment's loss grows from test to there; see `Beside`."""
+    """How much more the treatment's loss grows from test to this metric; see `ShiftComparison`."""
     (a, b), (test_a, test_b) = pair.values(metric), pair.values("test_loss")
     return log_ratio(a / test_a, b / test_b)
 
 
-def under_shift(findings: Findings) -> list[Beside]:
-    """The other series' loss: t5 against random for each plan, staged against none and all.
+def under_shift(findings: Findings) -> list[ShiftComparison]:
+    """The other series' loss: t5 vs. random for each schedule, staged vs. none and all.
 
-    Each of the two questions is one family for Holm, over all conditions. The verdict knows
-    nothing of them. A pair whose weights' comparison is withheld, or whose runs met different
+    Each of the two questions is one family for Holm, over all conditions. The verdict does
+    not use them. A pair whose weights' comparison is withheld, or whose runs met different
     files under one name, is withheld here too.
     """
-    weights = _compared(findings, _asks_for_weights, "weights")
-    freezing = _compared(findings, _asks_for_freezing, "freezing")
+    weights = _compared(findings, _compares_weights, "weights")
+    freezing = _compared(findings, _compares_freezing, "freezing")
     return [*weights, *freezing]
 
 
-def _asks_for_weights(a: Arm, b: Arm) -> bool:
+def _compares_weights(a: Arm, b: Arm) -> bool:
     return a.is_pretrained and b.init == RANDOM and a.freeze == b.freeze
 
 
-def _asks_for_freezing(a: Arm, b: Arm) -> bool:
+def _compares_freezing(a: Arm, b: Arm) -> bool:
     return a.weights == b.weights and a.freeze == "staged" and b.freeze in ("none", "all")
 
 
-def _compared(findings: Findings, asks: Callable[[Arm, Arm], bool], kind: str) -> list[Beside]:
+def _compared(
+    findings: Findings, is_asked: Callable[[Arm, Arm], bool], kind: str
+) -> list[ShiftComparison]:
     found = []
     for v in findings.verdicts:
         arms = [arm for arm in v.condition.arms if has(arm, "ood_loss")]
         for a, b in itertools.permutations(arms, 2):
             pair = paired(kind, a, b)
-            if a.backbone == b.backbone and asks(a, b) and pair.seeds:
+            if a.backbone == b.backbone and is_asked(a, b) and pair.seeds:
                 c = compare(pair, split="ood")
-                found.append(Beside(verdict=v, comparison=c, beyond=beyond(pair, "ood_loss")))
+                found.append(
+                    ShiftComparison(verdict=v, comparison=c, beyond=beyond(pair, "ood_loss"))
+                )
     judge_family([one.comparison for one in found], margin=findings.main.margin)
     for one in found:
         if _is_withheld(one):
@@ -82,7 +86,7 @@ def _compared(findings: Findings, asks: Callable[[Arm, Arm], bool], kind: str) -
     return found
 
 
-def _is_withheld(one: Beside) -> bool:
+def _is_withheld(one: ShiftComparison) -> bool:
     pair = one.comparison.pair
     series = {(run.provenance.get("ood") or {}).get("sha256") for run in pair.all_runs}
     twins = (c for c in one.verdict.comparisons if c.pair.arms == pair.arms)
@@ -90,7 +94,7 @@ def _is_withheld(one: Beside) -> bool:
 
 
 def series_names(condition: Condition) -> tuple[str, str]:
-    """The series that is trained on and the other one, with what tells them apart."""
+    """Names of the training series and the other one, with what distinguishes them."""
     items = condition.config.items()
     settings = [
         {key.removeprefix(of): value for key, value in items if key.startswith(of)}

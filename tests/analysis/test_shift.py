@@ -12,7 +12,6 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from benchmarks.simulated_runs import Arm, write_run
-from t5ts.analysis.beside import series_names, under_shift
 from t5ts.analysis.document import Table, Text
 from t5ts.analysis.judgement import (
     ALIKE,
@@ -23,6 +22,7 @@ from t5ts.analysis.judgement import (
     Findings,
 )
 from t5ts.analysis.sections import sections
+from t5ts.analysis.shift import series_names, under_shift
 from t5ts.analysis.statistics import Estimate
 from t5ts.analysis.words import percent_interval
 
@@ -94,12 +94,12 @@ def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings: 
     shifted = under_shift(findings)
     names = [one.comparison.pair.name for one in shifted]
     assert names == [
-        *(f"t5-{f} against random-{f}" for f in ("staged", "none", "all")),
-        *(f"{i}-staged against {i}-{f}" for i in ("t5", "random") for f in ("none", "all")),
+        *(f"t5-{f} vs. random-{f}" for f in ("staged", "none", "all")),
+        *(f"{i}-staged vs. {i}-{f}" for i in ("t5", "random") for f in ("none", "all")),
     ]
     logs = []
     for one in shifted:
-        a, b = one.comparison.pair.name.split(" against ")
+        a, b = one.comparison.pair.name.split(" vs. ")
         logs.append(np.log(metric(findings, a, "ood_loss") / metric(findings, b, "ood_loss")))
         test = np.log(metric(findings, a, "test_loss") / metric(findings, b, "test_loss"))
         beyond = interval_of(logs[-1] - test)
@@ -160,7 +160,7 @@ def test_arms_that_met_other_files_are_not_compared(tmp_path: Path) -> None:
     kinds = {one.comparison.pair.name: one.comparison.kind for one in shifted}
     assert all((kind == WITHHELD) == ("t5-staged" in name) for name, kind in kinds.items())
     said = next(text for text in texts(findings) if "LP-FT" in text)
-    assert "cannot be judged, since an invariant is broken" in said
+    assert "cannot be judged because an invariant is broken" in said
     assert findings.main.kind != WITHHELD
 
 
@@ -191,12 +191,12 @@ def test_shuffled_time_says_who_uses_the_order(findings: Findings) -> None:
         assert row[5] == (
             "order makes no difference that matters" if name.endswith("all") else "uses the order"
         )
-    (pairs,) = tables(findings, "How much more the first arm loses by the shuffling")
+    (pairs,) = tables(findings, "How much more the first arm loses from shuffling")
     assert len(pairs.rows) == 3
     for name, _, more, _ in pairs.rows:
         a, b = (
             metric(findings, arm, "shuffled_loss") / metric(findings, arm, "test_loss")
-            for arm in name.split(" against ")
+            for arm in name.split(" vs. ")
         )
         mean, low, high = interval_of(np.log(a / b))
         expected = Estimate(value=mean, low=low, high=high, p=np.nan, sd=np.nan, count=5)
