@@ -18,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from t5ts.command import console_level
 from t5ts.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -466,6 +467,7 @@ def register() -> None:
         for option, node in schemas.items():
             store.store(group=f"schema/{group}", name=option, node=node)
     OmegaConf.register_new_resolver("t5ts_identity", lambda _root_: identity(_root_), replace=True)
+    OmegaConf.register_new_resolver("t5ts_console", console_level, replace=True)
     OmegaConf.register_new_resolver(
         "t5ts_sweep", lambda now, _root_: sweep_name(now, _root_), replace=True
     )

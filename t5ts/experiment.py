@@ -205,6 +205,7 @@ def _run(
                 progress=progress,
                 checkpoints=run_dir / "checkpoint",
                 epochs=setup.epochs,
+                objective=config.objective,
                 record={"identity": identity(config), **record},
                 after_epoch=end_epoch,
             )

@@ -85,7 +85,7 @@ class Reuse:
             return
         if distributed.world_size() > 1:
             # Each would have to find the same entry; a run in several processes trains all.
-            log.info("reuse      off: this run has several processes")
+            log.debug("reuse      off: this run has several processes")
             return
         self._store = _open_store(config)
         self._frozen_epochs = frozen_epochs(
@@ -189,9 +189,9 @@ class Reuse:
             by = state["trained_by"]
             self.about |= {"epochs": epoch, "trained_by": by}
             of = f"{epoch} of {self._frozen_epochs} frozen epochs"
-            log.info("reuse      %s are taken from %s", of, by["run_dir"])
+            log.debug("reuse      %s are taken from %s", of, by["run_dir"])
             return
-        log.info("reuse      no frozen epoch of this run is in %s", self._store.folder)
+        log.debug("reuse      no frozen epoch of this run is in %s", self._store.folder)
 
     def _entry(self, epoch: int) -> bytes:
         optimizer = self._setup.optimizer

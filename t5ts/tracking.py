@@ -30,6 +30,8 @@ INIT_TIMEOUT_S = 20.0
 MOST_CHARACTERS = 128
 
 
+#: Why W&B is offline where nobody asked for it.
+NOT_LOGGED_IN = "not logged in"
 #: In a run directory: the id of its W&B run.
 RUN_ID_FILE = "wandb-run-id"
 #: What each logged key is drawn against. A key has one meaning: a step's loss and gradient norms
@@ -197,7 +199,8 @@ class WandbTracker(Tracker):
                 self._run.define_metric(pattern, step_metric=step)
             self._run.define_metric("val_loss", step_metric="epoch", summary="min")
             self._run.define_metric("val_corr", step_metric="epoch", summary="max")
-            log.info(_where(self._run, mode, why))
+            expected = mode == "offline" and why == NOT_LOGGED_IN  # nothing to act on
+            log.log(logging.DEBUG if expected else logging.INFO, _where(self._run, mode, why))
         except Exception as error:  # a tracker may fail in any way, and never costs a run
             self._fail(error)
 
@@ -344,7 +347,7 @@ def choose_mode(asked: str) -> tuple[str, str]:
     server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     host = server.hostname or "api.wandb.ai"
     if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
-        return "offline", "not logged in"
+        return "offline", NOT_LOGGED_IN
     port = server.port or (443 if server.scheme == "https" else 80)
     variable = f"{server.scheme}_proxy"
     proxy = os.environ.get(variable) or os.environ.get(variable.upper())

@@ -156,7 +156,7 @@ def test_a_run_begins_with_both_series_and_warns_of_another_step(
         *LINEAR, "data@ood=csv", f"ood.path={tmp_path / 'other.csv'}", "ood.time=time",
         "ood.missing=mask", "ood.season=96",
     )  # fmt: skip
-    with caplog.at_level(logging.INFO, logger="t5ts"):
+    with caplog.at_level(logging.DEBUG, logger="t5ts"):
         result = run(config, run_dir=tmp_path / "run")
     assert np.isfinite(result.metrics["ood_loss"])
     said = [record.getMessage() for record in caplog.records]
