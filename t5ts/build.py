@@ -178,13 +178,13 @@ def _build_ood(config: Config, task: Task, trained_on: Series, device: torch.dev
         ood = _build_dataset(config.ood, task, device)
     except DataError as error:
         raise DataError(
-            f"ood={config.ood.name}: {error} (What is called data.… here is ood.….)"
+            f"ood ({config.ood.name}): {error} (What is called data.… here is ood.….)"
         ) from error
     channels, trained_channels = ood.series.channels, trained_on.channels
     if len(channels) != len(trained_channels):
         raise ConfigError(
-            f"ood={config.ood.name} has {len(channels)} channels ({', '.join(channels)}), and"
-            f" data={config.data.name} has {len(trained_channels)} ({', '.join(trained_channels)}):"
+            f"ood ({config.ood.name}) has {len(channels)} channels ({', '.join(channels)}), and"
+            f" data ({config.data.name}) {len(trained_channels)} ({', '.join(trained_channels)}):"
             " one model reads both, channel by channel, so choose equally many (channels; also"
             " stations of nyc_weather, num_channels of synthetic), or another series."
         )

@@ -467,6 +467,13 @@ def register() -> None:
         for option, node in schemas.items():
             store.store(group=f"schema/{group}", name=option, node=node)
     OmegaConf.register_new_resolver("t5ts_identity", lambda _root_: identity(_root_), replace=True)
+    OmegaConf.register_new_resolver(
+        "t5ts_csv_name",
+        lambda _parent_: csv_name(
+            None if OmegaConf.is_missing(_parent_, "path") else _parent_.path
+        ),
+        replace=True,
+    )
     OmegaConf.register_new_resolver("t5ts_console", console_level, replace=True)
     OmegaConf.register_new_resolver(
         "t5ts_sweep", lambda now, _root_: sweep_name(now, _root_), replace=True
@@ -479,6 +486,12 @@ def identity(config: DictConfig | Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def csv_name(path: str | None) -> str:
+    """What a table is called in directories and reports: its file's name, as `named` allows it."""
+    stem = re.sub(r"[^\w.+@-]+|\.\.+", "_", Path(path or "").stem)
+    return stem[:100] if re.match(r"\w", stem) else "csv"
+
+
 def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str, Any]:
     """The resolved config as nested dicts, less some dotted keys and what is off."""
     if isinstance(config, Config):
@@ -486,6 +499,10 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
     else:
         root = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         values = OmegaConf.to_container(root, resolve=True)
+    for data in (values.get("data"), values.get("ood")):
+        # Tables were once all called so: a run keeps its identity.
+        if isinstance(data, dict) and "path" in data and data.get("name") == csv_name(data["path"]):
+            data["name"] = "csv"
     for dotted in (*keys, *MEASURED_BESIDES):
         *parents, last = dotted.split(".")
         node = values

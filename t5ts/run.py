@@ -97,7 +97,8 @@ def cli() -> None:
         if wants_traceback or not _is_of_the_command_line(error):
             raise
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            if frame.f_code.co_name == "run_job":  # Hydra had made the job's directory already
+            # Hydra may have made the job's directory already.
+            if frame.f_code.co_name == "run_job" and "output_dir" in frame.f_locals:
                 _remove_if_unused(Path(frame.f_locals["output_dir"]))
         _report(_one_message(error))
         sys.exit(2)

@@ -280,3 +280,20 @@ def test_keys_of_a_table_are_in_an_identity_only_where_they_are_set(
     assert identity(composed(*table)) == "f9d508177c"  # from before these keys
     keys = ["separator=tab", "decimal=','", "time_format=s", "nulls=[-9999]", "encoding=latin-1"]
     assert len({identity(composed(*table, f"data.{key}")) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("sales.parquet", "sales"),
+        ("'/x/my data (1).csv'", "my_data_1_"),
+        ("a..b.csv", "a_b"),
+        (".csv", "csv"),
+    ],
+)
+def test_a_table_is_called_after_its_file_and_keeps_its_identity(path, name, composed) -> None:
+    table = ("data=csv", f"data.path={path}")
+    assert composed(*table).data.name == name
+    assert composed("data@ood=csv", f"ood.path={path}").ood.name == name
+    assert composed(*table, "data.name=mine").data.name == "mine"
+    assert identity(composed(*table)) == identity(composed(*table, "data.name=csv"))

@@ -128,9 +128,9 @@ def test_masked_spans_of_another_series(small: Compose, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "error", "named"),
     [
-        ([*OTHER, "ood.num_channels=3"], ConfigError, "ood=synthetic has 3"),
-        (["data@ood=csv", "ood.path=absent.csv"], DataError, r"ood=csv: .*absent\.csv"),
-        (["data@ood=synthetic", "ood.num_rows=50"], DataError, "ood=synthetic: "),
+        ([*OTHER, "ood.num_channels=3"], ConfigError, r"ood \(synthetic\) has 3"),
+        (["data@ood=csv", "ood.path=absent.csv"], DataError, r"ood \(absent\): .*absent\.csv"),
+        (["data@ood=synthetic", "ood.num_rows=50"], DataError, r"ood \(synthetic\): "),
     ],
 )
 def test_what_is_wrong_with_it_names_it(
