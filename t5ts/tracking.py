@@ -10,13 +10,12 @@ import socket
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from t5ts.config import NOT_IDENTITY, TrackerConfig
+from t5ts.config import TrackerConfig, searched
 from t5ts.errors import UserError
 from t5ts.provenance import json_ready
 
@@ -42,27 +41,20 @@ STEP_METRICS = {
     **dict.fromkeys(("distance_from_init/*", "perf/elapsed_s", "perf/eval_s"), "epoch"),
     "perf/windows_per_s": "step",
 }
-#: Overrides that a run's name has already, or that were not searched.
-NOT_IN_NAME = ("arm", "backbone", "experiment", "freeze", "init", "objective", "seed")
 
 
-def run_name(arm: str, seed: int, overrides: Sequence[str]) -> str:
-    """What a run of a sweep is called: arm and seed, and the overrides that made it.
+def run_name(
+    arm: str, seed: int, overrides: Sequence[str], keys: Collection[str] | None = None
+) -> str:
+    """What a run of a sweep is called: arm and seed, and what was searched.
 
     Args:
         arm: Name of the arm.
         seed: The run's.
         overrides: As Hydra has them for this run, `key=value`.
+        keys: Those that were searched; None if that is unknown.
     """
-    searched = []
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key in NOT_IN_NAME or f"{key}.".startswith((*(f"{k}." for k in NOT_IDENTITY), "hydra.")):
-            continue
-        with suppress(ValueError):
-            value = f"{float(value):.4g}"
-        searched.append(f"{key.rpartition('.')[2]}={value}")
-    return " ".join([f"{arm}-s{seed}", *searched])[:MOST_CHARACTERS]
+    return " ".join([f"{arm}-s{seed}", *searched(overrides, keys)])[:MOST_CHARACTERS]
 
 
 class MetricsFile:
