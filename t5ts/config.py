@@ -376,6 +376,7 @@ class TrackerConfig:
     entity: str | None = named(None)
     group: str | None = named(None)  # null = the sweep's directory, or the data's name
     tags: list[str] = text([])
+    artifacts: bool = False  # upload the best checkpoint, and the study's report, too
 
 
 @dataclass(kw_only=True)

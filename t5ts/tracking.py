@@ -33,13 +33,17 @@ MOST_CHARACTERS = 128
 NOT_LOGGED_IN = "not logged in"
 #: In a run directory: the id of its W&B run.
 RUN_ID_FILE = "wandb-run-id"
+#: W&B's key of the step, as Lightning has it; `step` in metrics.jsonl.
+GLOBAL_STEP = "trainer/global_step"
+#: How many channels a correlation leaves out: of interest where there are any.
+CONSTANT_CHANNELS = "_constant_channels"
 #: What each logged key is drawn against. A key has one meaning: a step's loss and gradient norms
 #: are `step/…`, those without it are an epoch's means.
 STEP_METRICS = {
-    **dict.fromkeys(("step/*", "update_ratio/*", "lr/*", "amp/*", "nonfinite_steps"), "step"),
+    **dict.fromkeys(("step/*", "update_ratio/*", "lr/*", "amp/*", "nonfinite_steps"), GLOBAL_STEP),
     **dict.fromkeys(("train_loss", "grad_norm/*", "grad_norm_max/*", "val_*"), "epoch"),
     **dict.fromkeys(("distance_from_init/*", "perf/elapsed_s", "perf/eval_s"), "epoch"),
-    "perf/windows_per_s": "step",
+    "perf/windows_per_s": GLOBAL_STEP,
 }
 
 
@@ -155,6 +159,7 @@ class WandbTracker(Tracker):
         name: str,
     ) -> None:
         self._run: Any = None
+        self._run_dir, self._artifacts = run_dir, settings.artifacts
         mode, why = choose_mode(settings.mode)
         if mode == "disabled":
             log.info("W&B: off (%s)", why)
@@ -197,8 +202,15 @@ class WandbTracker(Tracker):
             self._fail(error)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Send one row."""
-        self._attempt(lambda run: run.log(dict(row)))
+        """Send one row, less what says nothing there."""
+        sent = {
+            key: value
+            for key, value in row.items()
+            if key not in ("kind", "step") and (value or not key.endswith(CONSTANT_CHANNELS))
+        }
+        if "step" in row:
+            sent[GLOBAL_STEP] = row["step"]
+        self._attempt(lambda run: run.log(sent))
 
     def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
         """Send the result and the pictures, and end W&B's run."""
@@ -207,7 +219,14 @@ class WandbTracker(Tracker):
             import wandb
 
             run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in images})
-            run.summary.update(dict(summary))
+            run.summary.update(
+                {k: v for k, v in summary.items() if v or not k.endswith(CONSTANT_CHANNELS)}
+            )
+            if self._artifacts:
+                artifact = wandb.Artifact(f"model-{run.id}", type="model")
+                for name in ("checkpoint/best.safetensors", "config.yaml"):
+                    artifact.add_file(str(self._run_dir / name), name=name)
+                run.log_artifact(artifact, aliases=["best"])
             run.finish()
 
         self._attempt(send)
@@ -263,6 +282,7 @@ def log_report(
     text: str,
     tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
     images: Sequence[Path],
+    page: Path | None = None,
     mode: str = "auto",
 ) -> str:
     """Log a study's report as one W&B run of job type `report`; returns where it is.
@@ -278,6 +298,7 @@ def log_report(
         text: The verdict in Markdown.
         tables: By name the columns and the rows.
         images: Picture files, logged under their stems.
+        page: The report's page, to be an artifact; None sends none.
         mode: As for `choose_mode`.
 
     Raises:
@@ -305,6 +326,10 @@ def log_report(
         run.log({"report/verdict": wandb.Html(_as_page(text))})
         run.summary.update(dict(summary))
         run.notes = text
+        if page is not None:
+            artifact = wandb.Artifact(f"report-{run.id}", type="report")
+            artifact.add_file(str(page))
+            run.log_artifact(artifact)
         where = _where(run, chosen, why)
         run.finish()
     except Exception as error:  # the client raises whatever its parts do
