@@ -323,6 +323,7 @@ def _fit(
         progress=ProgressBar(total_steps=STEPS_PER_EPOCH, enabled=False),
         checkpoints=folder / "checkpoint",
         epochs=1,
+        objective="val_loss",
         record={},
         after_epoch=lambda _row: None,
     )

@@ -177,14 +177,14 @@ def _build_ood(config: Config, task: Task, trained_on: Series, device: torch.dev
     try:
         ood = _build_dataset(config.ood, task, device)
     except DataError as error:
-        raise DataError(f"ood={config.ood.name}: {error} (Read data.… as ood.… here.)") from error
+        raise DataError(f"ood ({config.ood.name}): {error} (Read data.… as ood.… here.)") from error
     channels, trained_channels = ood.series.channels, trained_on.channels
     if len(channels) != len(trained_channels):
         raise ConfigError(
-            f"ood={config.ood.name} has {len(channels)} channels ({', '.join(channels)}), and"
-            f" data={config.data.name} has {len(trained_channels)} ({', '.join(trained_channels)}):"
-            " one model reads both, so choose the same number (channels;"
-            " also stations of nyc_weather, num_channels of synthetic), or another series."
+            f"ood ({config.ood.name}) has {len(channels)} channels ({', '.join(channels)}), and"
+            f" data ({config.data.name}) {len(trained_channels)} ({', '.join(trained_channels)}):"
+            " one model reads both, channel by channel, so choose equally many (channels; also"
+            " stations of nyc_weather, num_channels of synthetic), or another series."
         )
     test = ood.splits.test
     ood.splits = replace(ood.splits, test=test.first(len(test), name="ood"))

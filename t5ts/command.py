@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import Any, ClassVar, NoReturn, TextIO
 
 
 def finish(main: Callable[[], int | None]) -> NoReturn:
@@ -30,11 +30,40 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+#: Level of the line that tells of a run of a multirun, whose other lines are in its run.log.
+RESULT = logging.INFO + 5
+
+
+def console_level(verbose: Any, mode: Any) -> int:
+    """What the terminal shows of run.log.
+
+    Args:
+        verbose: `hydra.verbose`: true or loggers' names show everything.
+        mode: `hydra.mode`: in a multirun, a line for each run.
+    """
+    if verbose:
+        return logging.DEBUG
+    return RESULT if getattr(mode, "name", mode) == "MULTIRUN" else logging.INFO
+
+
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Log lines on stdout; when its reader has gone, training continues, logged in run.log."""
+    """Log lines on stdout; when its reader has gone, training continues, logged in run.log.
+
+    A warning that run after run of a process repeats is shown once.
+    """
+
+    _warned: ClassVar[set[str]] = set()
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Pass over a warning that was shown already."""
+        if record.levelno == logging.WARNING:
+            if (message := record.getMessage()) in self._warned:
+                return False
+            self._warned.add(message)
+        return bool(super().filter(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Fall silent on a closed pipe; report any other fault as logging does."""

@@ -9,7 +9,8 @@ Below `from_hydra` there are plain dataclasses, no DictConfig.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from t5ts.command import console_level
 from t5ts.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -43,6 +45,12 @@ NOT_IDENTITY = (
     "train.reuse_dir",
     "train.reuse_max_gb",
 )
+#: In Hydra's `hydra.job.env_set` of a multirun's job: the keys that differ from job to job.
+SEARCHED = "T5TS_SEARCHED"
+#: Overrides that a run's name has already.
+NOT_IN_NAME = ("arm", "backbone", "experiment", "freeze", "init", "objective", "seed")
+#: Length of what was searched in a directory's name.
+MOST_IN_FOLDER = 80
 #: Settings newer than some runs, and their value that changes nothing. They are part of an identity
 #: only at other values, so that runs from before such a setting keep their identity.
 MEASURED_BESIDES: dict[str, Any] = {
@@ -385,6 +393,7 @@ class TrackerConfig:
     entity: str | None = named(None)
     group: str | None = named(None)  # null = the sweep's directory, or the data's name
     tags: list[str] = text([])
+    artifacts: bool = False  # upload the best checkpoint, and the study's report, too
 
 
 @dataclass(kw_only=True)
@@ -485,6 +494,17 @@ def register() -> None:
             store.store(group=f"schema/{group}", name=option, node=node)
     OmegaConf.register_new_resolver("t5ts_identity", lambda _root_: identity(_root_), replace=True)
     OmegaConf.register_new_resolver(
+        "t5ts_csv_name",
+        lambda _parent_: csv_name(
+            None if OmegaConf.is_missing(_parent_, "path") else _parent_.path
+        ),
+        replace=True,
+    )
+    OmegaConf.register_new_resolver(
+        "t5ts_searched", lambda _root_: searched_folder(_root_), replace=True
+    )
+    OmegaConf.register_new_resolver("t5ts_console", console_level, replace=True)
+    OmegaConf.register_new_resolver(
         "t5ts_sweep", lambda now, _root_: sweep_name(now, _root_), replace=True
     )
 
@@ -495,6 +515,39 @@ def identity(config: DictConfig | Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def searched(overrides: Sequence[str], keys: Collection[str] | None = None) -> list[str]:
+    """What a job's overrides say beyond its arm and its seed: `lr=0.001`.
+
+    Args:
+        overrides: As Hydra has them, `key=value`.
+        keys: Those that count; None for all that can change a number.
+    """
+    found = []
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in NOT_IN_NAME or f"{key}.".startswith((*(f"{k}." for k in NOT_IDENTITY), "hydra.")):
+            continue
+        if keys is not None and key not in keys:
+            continue
+        with suppress(ValueError):
+            value = f"{float(value):.4g}"
+        found.append(f"{key.rpartition('.')[2]}={value}")
+    return found
+
+
+def searched_folder(root: DictConfig) -> str:
+    """The end of a job's directory: `-lr=0.001`; empty where nothing but arm and seed differ."""
+    keys = root.hydra.job.env_set.get(SEARCHED, "").split()
+    name = ",".join(searched(root.hydra.overrides.task, keys))[:MOST_IN_FOLDER]
+    return "-" + re.sub(r"[^\w.,+=-]+|\.\.+", "_", name) if name else ""
+
+
+def csv_name(path: str | None) -> str:
+    """What a table is called in directories and reports: its file's name, as `named` allows it."""
+    stem = re.sub(r"[^\w.+@-]+|\.\.+", "_", Path(path or "").stem)
+    return stem[:100] if re.match(r"\w", stem) else "csv"
+
+
 def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str, Any]:
     """The resolved config as nested dicts, less some dotted keys and what is off."""
     if isinstance(config, Config):
@@ -502,6 +555,10 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
     else:
         root = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         values = OmegaConf.to_container(root, resolve=True)
+    for data in (values.get("data"), values.get("ood")):
+        # Tables were once all called so: a run keeps its identity.
+        if isinstance(data, dict) and "path" in data and data.get("name") == csv_name(data["path"]):
+            data["name"] = "csv"
     for dotted in (*keys, *MEASURED_BESIDES):
         *parents, last = dotted.split(".")
         node = values

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from t5ts import distributed
 from t5ts.analysis.results import Result
+from t5ts.analysis.words import arm_words, plural
 from t5ts.build import Dataset, Setup, token_scale
 from t5ts.config import Config
 from t5ts.data.sanity import check_sanity
@@ -18,6 +20,11 @@ log = logging.getLogger("t5ts")
 
 #: Channels of the other series whose counterparts are listed.
 SHOWN_CHANNELS = 8
+#: Lines on the terminal before the first epoch.
+MOST_LINES = 8
+#: Stages of the plan, and components of a stage, that its one line names.
+SHOWN_STAGES = 4
+SHOWN_COMPONENTS = 4
 
 
 def announce(
@@ -26,36 +33,29 @@ def announce(
     audit: dict[str, float],
     plan: list[dict[str, Any]],
 ) -> None:
-    """Log before the first step what will be trained on what."""
-    log.info("run        %s, seed %s", config.arm, config.seed)
-    _log_data("data", setup.data)
+    """Log before the first step what will be trained on what.
+
+    What the reader may act on is INFO, and shown on the terminal: at most `MOST_LINES` with the
+    tracker's. All else is DEBUG: it is in run.log, and shown with `hydra.verbose=t5ts`.
+    """
+    warnings: list[str] = []
+    words = arm_words(config.backbone.name, config.init.name, config.freeze.name)
+    log.info("run        %s (%s), seed %s", words, config.arm, config.seed)
+    _log_weights(config, setup, audit)
+    _log_data("data", setup.data, warnings)
     if setup.ood is not None:
-        _log_ood(setup, setup.ood)
-    log.info("steps      %s an epoch, %s epochs", setup.steps_per_epoch, setup.epochs)
+        _log_ood(setup, setup.ood, warnings)
     if (patience := config.train.early_stopping_epochs) is not None:
         settled = setup.optimizer.settled_step / setup.steps_per_epoch
-        log.info(
+        log.debug(
             "stopping   train.early_stopping_epochs=%s without a better %s, from epoch %g on",
             patience,
             config.objective,
             settled + patience,
         )
     for note in setup.task.notes(setup.data.series.season):
-        log.info("task       %s", note)
-    if setup.report is None:
-        log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
-    else:
-        for line in describe(setup.report):
-            log.info(line)
-    scale = token_scale(setup.model)
-    if config.patch.path is not None and scale is not None:
-        log.info("patch      the trained embedding of %s", config.patch.path)
-    if scale is not None:
-        log.info("scale      patch.scale=%s: tokens times %.4g", config.patch.scale, scale)
-    log.info(
-        "scale      RMS at step 0: %s",
-        "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
-    )
+        log.debug("task       %s", note)
+    _log_plan(setup, plan, warnings)
     precision = {None: "fp32", torch.bfloat16: "bf16 autocast", torch.float16: "fp16 autocast"}
     processes = distributed.world_size()
     log.info(
@@ -64,23 +64,105 @@ def announce(
         f", {processes} processes share each batch" if processes > 1 else "",
         precision[setup.autocast],
     )
-    log.info("memory     %s", memory_needed(setup))
-    log.info("plan       component     from epoch   peak lr     parameters")
+    log.debug("memory     %s", memory_needed(setup))
+    room = MOST_LINES - len(("run", "weights", "data", "plan", "device", "tracker"))
+    room -= setup.ood is not None
+    for warning in warnings[room:]:
+        log.debug("WARNING    %s", warning)
+    if (more := len(warnings) - room) > 0:
+        warnings[room - 1] += f" (and {plural(more, 'more warning')} in run.log)"
+    for warning in warnings[:room]:
+        log.warning("WARNING    %s", warning)
+
+
+def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
+    """Where the encoder's weights come from, and at which scale the tokens meet them."""
+    if setup.report is None:
+        log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
+    else:
+        *details, verdict = describe(setup.report)
+        log.info("weights    %s: %s", setup.report.source, verdict.removeprefix("verdict").strip())
+        for line in details:
+            log.debug(line)
+    scale = token_scale(setup.model)
+    if config.patch.path is not None and scale is not None:
+        log.debug("patch      the trained embedding of %s", config.patch.path)
+    if scale is not None:
+        log.debug("scale      patch.scale=%s: tokens times %.4g", config.patch.scale, scale)
+    log.debug(
+        "scale      RMS at step 0: %s",
+        "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
+    )
+
+
+def _log_data(word: str, of: Dataset, warnings: list[str]) -> None:
+    series, splits = of.series, of.splits
+    sanity = check_sanity(series, splits)
+    span = f", {series.span[0]} … {series.span[1]}" if series.start else ""
+    log.info(
+        "%-11s%s: %s rows × %s%s, step %s, gaps %.2f%%; windows %s",
+        word,
+        series.name,
+        len(series.values_TC),
+        plural(len(series.channels), "channel"),
+        span,
+        series.step,
+        100 * series.gap_share,
+        ", ".join(f"{part.name} {len(part)}" for part in (splits.train, splits.val, splits.test)),
+    )
+    log.debug("           %s", sanity.line)
+    for note in series.notes:
+        log.debug("           %s", note)
+    warnings += [f"{word}: {warning}" for warning in sanity.warnings]
+
+
+def _log_ood(setup: Setup, ood: Dataset, warnings: list[str]) -> None:
+    """The series that is only tested on, and which channel it has for which."""
+    _log_data("ood", ood, warnings)
+    pairs = list(zip(setup.data.series.channels, ood.series.channels, strict=True))
+    named = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
+    if more := len(pairs) - len(named):
+        named.append(f"{more} more in their order")
+    log.debug("           read as: %s", ", ".join(named))
+    ours, theirs = setup.data.series.step_s, ood.series.step_s
+    if ours != theirs:
+        warnings.append(
+            f"a step of ood is {theirs:g} s and one of data {ours:g} s: the same window is another"
+            " stretch of time, and seasons do not fall together"
+        )
+
+
+def _log_plan(setup: Setup, plan: list[dict[str, Any]], warnings: list[str]) -> None:
+    """When which part trains, in one line; each component's entry is a detail."""
+    never = _components([entry for entry in plan if entry["start_epoch"] is None])
+    stages: dict[float, list[dict[str, Any]]] = {}
+    for entry in plan:
+        if entry["start_epoch"] is not None:
+            stages.setdefault(entry["start_epoch"], []).append(entry)
+    told = [_stage(start, entries) for start, entries in sorted(stages.items())]
+    if len(told) > SHOWN_STAGES:
+        told[2:-1] = [f"… {len(told) - 3} stages more …"]
+    told += [f"never {', '.join(never)}"] if never else []
+    log.info(
+        "plan       %s of %s; %s",
+        plural(setup.epochs, "epoch"),
+        plural(setup.steps_per_epoch, "step"),
+        "; ".join(told),
+    )
+    log.debug("           component     from epoch   peak lr     parameters")
     for entry in plan:
         start = entry["start_epoch"]
-        log.info(
+        log.debug(
             "           %-12s  %10s   %-9.3g  %11s",
             entry["component"],
             "never" if start is None else f"{start:g}",
             0.0 if start is None else entry["peak_lr"],
             f"{entry['parameters']:,}",
         )
-    never = dict.fromkeys(e["component"] for e in plan if e["start_epoch"] is None)
-    if never and any(entry["start_epoch"] for entry in plan):
-        log.warning(
-            "           WARNING: the run ends before the stage of %s, which never trains: unfreeze"
-            " earlier, lower freeze.epochs_per_stage, or train longer",
-            ", ".join(never),
+    if never and any(stages):
+        warnings.append(
+            f"the run ends before the stage of {', '.join(never)}, which never trains: unfreeze"
+            " earlier, lower freeze.epochs_per_stage, or train longer"
         )
 
 
@@ -97,35 +179,36 @@ def memory_needed(setup: Setup) -> str:
     )
 
 
-def _log_data(word: str, of: Dataset) -> None:
-    sanity = check_sanity(of.series, of.splits)
-    log.info("%-11s%s", word, sanity.line)
-    for note in of.series.notes:
-        log.info("           %s", note)
-    for warning in sanity.warnings:
-        log.warning("           WARNING: %s", warning)
+def _components(entries: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(entry["component"] for entry in entries))
 
 
-def _log_ood(setup: Setup, ood: Dataset) -> None:
-    """The series that is only tested on, and which channel it has for which."""
-    _log_data("ood", ood)
-    pairs = list(zip(setup.data.series.channels, ood.series.channels, strict=True))
-    named = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
-    if more := len(pairs) - len(named):
-        named.append(f"{more} more in their order")
-    log.info("           read as: %s", ", ".join(named))
-    ours, theirs = setup.data.series.step_s, ood.series.step_s
-    if ours != theirs:
-        log.warning(
-            "           WARNING: a step of ood is %g s and one of data %g s: the same window is"
-            " another stretch of time, and seasons do not fall together",
-            theirs,
-            ours,
-        )
+def _stage(start: float, entries: list[dict[str, Any]]) -> str:
+    """What begins to train at an epoch, and at which learning rate."""
+    rates = sorted({entry["peak_lr"] for entry in entries})
+    rate = f"{rates[0]:.3g}" if len(rates) == 1 else f"{rates[0]:.3g}…{rates[-1]:.3g}"
+    names = _components(entries)
+    some = ", ".join(names if len(names) <= SHOWN_COMPONENTS else [names[0], "…", names[-1]])
+    return f"{some} from epoch {start:g} at lr {rate}"
+
+
+def one_line(result: Result, run_dir: Path) -> str:
+    """A run of a multirun: what it was, what came out, and where it is."""
+    return (
+        f"{result.arm}  seed {result.seed}  {result.objective_name} {result.objective:.4f}"
+        f"  {result.seconds:.0f} s  {_shown(run_dir)}"
+    )
+
+
+def _shown(path: Path) -> str:
+    """A path as one types it here."""
+    path = path.absolute()
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if here in path.parents else path))
 
 
 def report(result: Result, run_dir: Path) -> None:
-    """Print the result table and where the pictures are."""
+    """Print the result table, the run directory, and the commands that come next."""
     lines = [
         "",
         f"{'':<21}{'val MSE':>9}{'val corr':>10}{'test MSE':>10}{'test MAE':>10}{'test corr':>11}",
@@ -176,8 +259,6 @@ def report(result: Result, run_dir: Path) -> None:
         )
     if result.skipped_steps:
         lines.append(f"fp16: {result.skipped_steps} steps skipped for overflow")
-    lines += [f"{path.stem:<16}{path}" for path in sorted((run_dir / "plots").glob("*.png"))]
-    lines.append(f"run directory   {run_dir}")
     log.info("\n".join(lines))
     mean = result.baselines["val"]["mean"]["loss"]
     if result.metrics["val_loss"] > mean:
@@ -189,6 +270,13 @@ def report(result: Result, run_dir: Path) -> None:
         )
     if result.debug != "none":
         log.warning("debug=%s: these numbers are no result.", result.debug)
+    where = _shown(run_dir)
+    log.info(
+        "run directory   %s\n"
+        "next            python -m t5ts.report %s\n"
+        "                python -m t5ts.predict %s --out forecast.csv",
+        *[where] * 3,
+    )
 
 
 def device_name(device: torch.device) -> str:

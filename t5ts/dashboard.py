@@ -7,7 +7,7 @@ from typing import Any
 
 from t5ts.command import finish
 from t5ts.errors import UserError
-from t5ts.tracking import choose_mode, first_line
+from t5ts.tracking import GLOBAL_STEP, choose_mode, first_line
 
 #: The view's name in the project.
 VIEW = "t5ts: arms compared"
@@ -97,8 +97,8 @@ def _panels() -> dict[str, list[Any]]:
     def of_components(title: str, key: str, components: tuple[str, ...], *, log: bool) -> list[Any]:
         deeper = {"metric_regex": f"{key}/{DEEPER_BLOCKS}"}
         return [
-            *(by_arm(f"{title}: {c}", f"{key}/{c}", "step", log=log) for c in components),
-            by_arm(f"{title}: blocks from 6", "", "step", log=log, **deeper),
+            *(by_arm(f"{title}: {c}", f"{key}/{c}", GLOBAL_STEP, log=log) for c in components),
+            by_arm(f"{title}: blocks from 6", "", GLOBAL_STEP, log=log, **deeper),
         ]
 
     def axis(metric: Any, *, log: bool = False) -> Any:
@@ -113,7 +113,7 @@ def _panels() -> dict[str, list[Any]]:
             by_arm("Validation loss (MSE, train-standardised)", "val_loss", "epoch"),
             by_arm("Validation correlation (Pearson r)", "val_corr", "epoch"),
             by_arm("Skill vs. the task's naive forecast", "val_skill", "epoch"),
-            by_arm("Training loss", "step/train_loss", "step"),
+            by_arm("Training loss", "step/train_loss", GLOBAL_STEP),
         ],
         f"Gradient norms (L2, before clipping), {by}": of_components(
             "Gradient norm", "step/grad_norm", COMPONENTS, log=True
@@ -123,9 +123,9 @@ def _panels() -> dict[str, list[Any]]:
             "Rate", "lr", tuple(c for c in COMPONENTS if c != "total"), log=False
         ),
         f"Mixed precision, {by}": [
-            by_arm("Steps with gradients that are not finite", "nonfinite_steps", "step"),
-            by_arm("AMP: loss scale (fp16)", "amp/scale", "step", log=True),
-            by_arm("AMP: skipped steps (fp16)", "amp/skipped_steps", "step"),
+            by_arm("Steps with gradients that are not finite", "nonfinite_steps", GLOBAL_STEP),
+            by_arm("AMP: loss scale (fp16)", "amp/scale", GLOBAL_STEP, log=True),
+            by_arm("AMP: skipped steps (fp16)", "amp/skipped_steps", GLOBAL_STEP),
         ],
         "Sweep": [wr.ParallelCoordinatesPlot(title="Settings and results", columns=axes)],
         "Runs": [

@@ -26,7 +26,7 @@ from t5ts.build import (
     setup_summary,
 )
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import Config, identity
+from t5ts.config import SEARCHED, Config, identity
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
 from t5ts.draws import shuffle_time
@@ -205,6 +205,7 @@ def _run(
                 progress=progress,
                 checkpoints=run_dir / "checkpoint",
                 epochs=setup.epochs,
+                objective=config.objective,
                 record={"identity": identity(config), **record},
                 after_epoch=end_epoch,
             )
@@ -424,7 +425,11 @@ def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
     if config.tracker.name == "none" or not distributed.is_main():
         return Tracker()
     # In a sweep, what was searched; Hydra knows it.
-    overrides = HydraConfig.get().overrides.task if group and HydraConfig.initialized() else []
+    overrides, keys = [], None
+    if group and HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        overrides, known = hydra.overrides.task, hydra.job.env_set.get(SEARCHED)
+        keys = None if known is None else known.split()
     return WandbTracker(
         run_dir=run_dir,
         # Nested: W&B treats a dot in a key as nesting, in filters, columns and panels.
@@ -432,7 +437,7 @@ def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
         settings=config.tracker,
         group=config.tracker.group or group or config.data.name,
         job_type=config.arm,
-        name=run_name(config.arm, config.seed, overrides),
+        name=run_name(config.arm, config.seed, overrides, keys),
     )
 
 

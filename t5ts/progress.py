@@ -9,7 +9,7 @@ log = logging.getLogger("t5ts")
 
 
 class ProgressBar:
-    """Steps done, loss, val_corr, windows/s and time left.
+    """Steps done, loss, the objective, windows/s and time left.
 
     Args:
         total_steps: Steps of the whole run.

@@ -140,6 +140,7 @@ def _log_to_wandb(findings: "Findings", written: "Written", log: "Table", projec
             "final_performance": (log.columns, log.rows),
         },
         images=[path for path in written.figures if path.suffix == ".png"],
+        page=written.page if any(r.config.get("tracker.artifacts") for r in study.runs) else None,
     )
 
 

@@ -85,7 +85,7 @@ class Reuse:
             return
         if distributed.world_size() > 1:
             # Each process would have to find the same entry; such a run trains every epoch.
-            log.info("reuse      off: this run has several processes")
+            log.debug("reuse      off: this run has several processes")
             return
         self._store = _open_store(config)
         epochs = setup.epochs
@@ -194,9 +194,9 @@ class Reuse:
             by = state["trained_by"]
             self.about |= {"epochs": epoch, "trained_by": by}
             of = f"{epoch} of {self._frozen_epochs} frozen epochs"
-            log.info("reuse      %s reused from %s", of, by["run_dir"])
+            log.debug("reuse      %s reused from %s", of, by["run_dir"])
             return
-        log.info("reuse      no frozen epoch of this run is in %s", self._store.folder)
+        log.debug("reuse      no frozen epoch of this run is in %s", self._store.folder)
 
     def _entry(self, epoch: int) -> bytes:
         optimizer = self._setup.optimizer

@@ -4,6 +4,7 @@ Only Hydra is imported before the configuration has been composed, so that `--he
 `--cfg job` and typos respond immediately.
 """
 
+import logging
 import os
 import sys
 import traceback
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t5ts import distributed
 from t5ts.checks import check, check_overrides
-from t5ts.command import finish
+from t5ts.command import RESULT, finish
 from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import ConfigError, Interrupted, TrainingError, UserError
 from t5ts.interruption import stop_on_signals
@@ -63,7 +64,12 @@ def main(cfg: DictConfig) -> float:
         check(config)
         from t5ts.experiment import run  # torch takes seconds to import, so only now
 
-        return run(config, run_dir=run_dir, group=group, pictures=not is_multirun).objective
+        result = run(config, run_dir=run_dir, group=group, pictures=not is_multirun)
+        if is_multirun and distributed.is_main():
+            from t5ts.console import one_line
+
+            logging.getLogger("t5ts").log(RESULT, one_line(result, run_dir))
+        return result.objective
     except UserError as error:
         _report(error)
         _remove_if_unused(run_dir)

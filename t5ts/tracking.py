@@ -10,13 +10,12 @@ import socket
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from t5ts.config import NOT_IDENTITY, TrackerConfig
+from t5ts.config import TrackerConfig, searched
 from t5ts.errors import UserError
 from t5ts.provenance import json_ready
 
@@ -30,37 +29,36 @@ INIT_TIMEOUT_S = 20.0
 MOST_CHARACTERS = 128
 
 
+#: Why W&B is offline where nobody asked for it.
+NOT_LOGGED_IN = "not logged in"
 #: In a run directory: the id of its W&B run.
 RUN_ID_FILE = "wandb-run-id"
+#: W&B's key of the step, as Lightning has it; `step` in metrics.jsonl.
+GLOBAL_STEP = "trainer/global_step"
+#: How many channels a correlation leaves out: of interest where there are any.
+CONSTANT_CHANNELS = "_constant_channels"
 #: What each logged key is drawn against. A key has one meaning: a step's loss and gradient norms
 #: are `step/…`, those without it are an epoch's means.
 STEP_METRICS = {
-    **dict.fromkeys(("step/*", "update_ratio/*", "lr/*", "amp/*", "nonfinite_steps"), "step"),
+    **dict.fromkeys(("step/*", "update_ratio/*", "lr/*", "amp/*", "nonfinite_steps"), GLOBAL_STEP),
     **dict.fromkeys(("train_loss", "grad_norm/*", "grad_norm_max/*", "val_*"), "epoch"),
     **dict.fromkeys(("distance_from_init/*", "perf/elapsed_s", "perf/eval_s"), "epoch"),
-    "perf/windows_per_s": "step",
+    "perf/windows_per_s": GLOBAL_STEP,
 }
-#: Overrides that a run's name has already, or that were not searched.
-NOT_IN_NAME = ("arm", "backbone", "experiment", "freeze", "init", "objective", "seed")
 
 
-def run_name(arm: str, seed: int, overrides: Sequence[str]) -> str:
-    """What a run of a sweep is called: arm and seed, and the overrides that made it.
+def run_name(
+    arm: str, seed: int, overrides: Sequence[str], keys: Collection[str] | None = None
+) -> str:
+    """What a run of a sweep is called: arm and seed, and what was searched.
 
     Args:
         arm: Name of the arm.
         seed: The run's.
         overrides: As Hydra has them for this run, `key=value`.
+        keys: Those that were searched; None if that is unknown.
     """
-    searched = []
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key in NOT_IN_NAME or f"{key}.".startswith((*(f"{k}." for k in NOT_IDENTITY), "hydra.")):
-            continue
-        with suppress(ValueError):
-            value = f"{float(value):.4g}"
-        searched.append(f"{key.rpartition('.')[2]}={value}")
-    return " ".join([f"{arm}-s{seed}", *searched])[:MOST_CHARACTERS]
+    return " ".join([f"{arm}-s{seed}", *searched(overrides, keys)])[:MOST_CHARACTERS]
 
 
 class MetricsFile:
@@ -161,6 +159,7 @@ class WandbTracker(Tracker):
         name: str,
     ) -> None:
         self._run: Any = None
+        self._run_dir, self._artifacts = run_dir, settings.artifacts
         mode, why = choose_mode(settings.mode)
         if mode == "disabled":
             log.info("W&B: off (%s)", why)
@@ -197,13 +196,21 @@ class WandbTracker(Tracker):
                 self._run.define_metric(pattern, step_metric=step)
             self._run.define_metric("val_loss", step_metric="epoch", summary="min")
             self._run.define_metric("val_corr", step_metric="epoch", summary="max")
-            log.info(_where(self._run, mode, why))
+            expected = mode == "offline" and why == NOT_LOGGED_IN  # nothing to act on
+            log.log(logging.DEBUG if expected else logging.INFO, _where(self._run, mode, why))
         except Exception as error:  # a tracker may fail in any way, and never costs a run
             self._fail(error)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Send one row."""
-        self._attempt(lambda run: run.log(dict(row)))
+        """Send one row, less what says nothing there."""
+        sent = {
+            key: value
+            for key, value in row.items()
+            if key not in ("kind", "step") and (value or not key.endswith(CONSTANT_CHANNELS))
+        }
+        if "step" in row:
+            sent[GLOBAL_STEP] = row["step"]
+        self._attempt(lambda run: run.log(sent))
 
     def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
         """Send the result and the pictures, and end W&B's run."""
@@ -212,7 +219,14 @@ class WandbTracker(Tracker):
             import wandb
 
             run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in images})
-            run.summary.update(dict(summary))
+            run.summary.update(
+                {k: v for k, v in summary.items() if v or not k.endswith(CONSTANT_CHANNELS)}
+            )
+            if self._artifacts:
+                artifact = wandb.Artifact(f"model-{run.id}", type="model")
+                for name in ("checkpoint/best.safetensors", "config.yaml"):
+                    artifact.add_file(str(self._run_dir / name), name=name)
+                run.log_artifact(artifact, aliases=["best"])
             run.finish()
 
         self._attempt(send)
@@ -268,6 +282,7 @@ def log_report(
     text: str,
     tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
     images: Sequence[Path],
+    page: Path | None = None,
     mode: str = "auto",
 ) -> str:
     """Log a study's report as one W&B run of job type `report`; returns where it is.
@@ -283,6 +298,7 @@ def log_report(
         text: The verdict in Markdown.
         tables: By name the columns and the rows.
         images: Picture files, logged under their stems.
+        page: The report's page, to be an artifact; None sends none.
         mode: As for `choose_mode`.
 
     Raises:
@@ -310,6 +326,10 @@ def log_report(
         run.log({"report/verdict": wandb.Html(_as_page(text))})
         run.summary.update(dict(summary))
         run.notes = text
+        if page is not None:
+            artifact = wandb.Artifact(f"report-{run.id}", type="report")
+            artifact.add_file(str(page))
+            run.log_artifact(artifact)
         where = _where(run, chosen, why)
         run.finish()
     except Exception as error:  # the client raises whatever its parts do
@@ -344,7 +364,7 @@ def choose_mode(asked: str) -> tuple[str, str]:
     server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     host = server.hostname or "api.wandb.ai"
     if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
-        return "offline", "not logged in"
+        return "offline", NOT_LOGGED_IN
     port = server.port or (443 if server.scheme == "https" else 80)
     variable = f"{server.scheme}_proxy"
     proxy = os.environ.get(variable) or os.environ.get(variable.upper())

@@ -66,6 +66,7 @@ class Output:
         tracker: … and then here, unless it was sent them before the run was interrupted.
         checkpoints: Folder of last.safetensors and best.safetensors.
         epochs: Of the whole run, to be shown.
+        objective: The metric that the progress bar shows.
         record: Identity, inputs and code of the run (`t5ts.provenance`), for checkpoints to hold.
         after_epoch: Called with each epoch's row, and whether it is the last (`ends_run`), once it
             and the checkpoint are written; what it raises ends the run (a sweep prunes so).
@@ -76,6 +77,7 @@ class Output:
     progress: ProgressBar
     checkpoints: Path
     epochs: int
+    objective: str
     record: Mapping[str, Any]
     after_epoch: Callable[[Mapping[str, Any]], None]
     _already_sent: int = 0
@@ -93,7 +95,7 @@ class Output:
         else:
             self.tracker.log({key: value for key, value in row.items() if value is not None})
         watched = {"loss": "step/train_loss", "windows/s": "perf/windows_per_s"}
-        watched["val_corr"] = "val_corr"
+        watched[self.objective] = self.objective
         shown = {name: row[key] for name, key in watched.items() if key in row}
         self.progress.update(step=row["step"], epoch=int(row["epoch"]), **shown)
         if "val_loss" in row:

@@ -14,7 +14,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from t5ts.checks import check_overrides
-from t5ts.config import CONF, SCHEMAS, Config, identity, register
+from t5ts.config import CONF, SCHEMAS, SEARCHED, Config, identity, register, searched_folder
 from t5ts.errors import ConfigError
 
 GROUPS = {
@@ -282,3 +282,33 @@ def test_keys_of_a_table_are_in_an_identity_only_where_they_are_set(
     assert identity(composed(*table)) == "f9d508177c"  # from before these keys
     keys = ["separator=tab", "decimal=','", "time_format=s", "nulls=[-9999]", "encoding=latin-1"]
     assert len({identity(composed(*table, f"data.{key}")) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("sales.parquet", "sales"),
+        ("'/x/my data (1).csv'", "my_data_1_"),
+        ("a..b.csv", "a_b"),
+        (".csv", "csv"),
+    ],
+)
+def test_a_table_is_called_after_its_file_and_keeps_its_identity(path, name, composed) -> None:
+    table = ("data=csv", f"data.path={path}")
+    assert composed(*table).data.name == name
+    assert composed("data@ood=csv", f"ood.path={path}").ood.name == name
+    assert composed(*table, "data.name=mine").data.name == "mine"
+    assert identity(composed(*table)) == identity(composed(*table, "data.name=csv"))
+
+
+def test_a_jobs_directory_ends_with_what_was_searched() -> None:
+    def ending(keys: str) -> str:
+        overrides = ["seed=1", "optim.lr=0.00036728194", "data.path=../a b/c.csv", "train.epochs=2"]
+        job = {"env_set": {SEARCHED: keys} if keys else {}}
+        return searched_folder(OmegaConf.create(
+            {"hydra": {"job": job, "overrides": {"task": overrides}}}
+        ))  # fmt: skip
+
+    assert ending("") == ending("seed") == ""
+    assert ending("seed optim.lr") == "-lr=0.0003673"
+    assert ending("data.path") == "-path=__a_b_c.csv"

@@ -18,6 +18,7 @@ from t5ts.config import Config
 from t5ts.dashboard import main, save, workspace
 from t5ts.errors import UserError
 from t5ts.experiment import run
+from t5ts.tracking import GLOBAL_STEP
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def test_panels_show_what_a_run_logs_where_wandb_looks_for_it(
     lines = [panel for panel in panels() if hasattr(panel, "groupby_rangefunc")]
     # The arm, and its seeds' band.
     assert {(p.groupby, p.groupby_rangefunc) for p in lines} == {("JobType", "stddev")}
-    assert {p.x for p in lines} <= logged
+    assert {p.x for p in lines} <= logged | {GLOBAL_STEP}
     shown = {str(getattr(y, "name", y)) for p in lines for y in p.y}
     in_model = {key for key in logged if key.startswith(("step/grad_norm/", "lr/"))}
     assert in_model | {"val_loss", "val_corr", "val_skill"} <= shown

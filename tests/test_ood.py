@@ -128,9 +128,9 @@ def test_masked_spans_of_another_series(small: Compose, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "error", "named"),
     [
-        ([*OTHER, "ood.num_channels=3"], ConfigError, "ood=synthetic has 3"),
-        (["data@ood=csv", "ood.path=absent.csv"], DataError, r"ood=csv: .*absent\.csv"),
-        (["data@ood=synthetic", "ood.num_rows=50"], DataError, "ood=synthetic: "),
+        ([*OTHER, "ood.num_channels=3"], ConfigError, r"ood \(synthetic\) has 3"),
+        (["data@ood=csv", "ood.path=absent.csv"], DataError, r"ood \(absent\): .*absent\.csv"),
+        (["data@ood=synthetic", "ood.num_rows=50"], DataError, r"ood \(synthetic\): "),
     ],
 )
 def test_what_is_wrong_with_it_names_it(
@@ -156,7 +156,7 @@ def test_a_run_begins_with_both_series_and_warns_of_another_step(
         *LINEAR, "data@ood=csv", f"ood.path={tmp_path / 'other.csv'}", "ood.time=time",
         "ood.missing=mask", "ood.season=96",
     )  # fmt: skip
-    with caplog.at_level(logging.INFO, logger="t5ts"):
+    with caplog.at_level(logging.DEBUG, logger="t5ts"):
         result = run(config, run_dir=tmp_path / "run")
     assert np.isfinite(result.metrics["ood_loss"])
     said = [record.getMessage() for record in caplog.records]

@@ -48,6 +48,12 @@ def test_cfg_job_prints_the_configuration(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_one_switch_shows_every_line(tmp_path: Path) -> None:
+    dry = [*SMALL, *TINY_T5, "debug=fast_dev_run", "hydra.run.dir=run", "hydra.verbose=t5ts"]
+    out, err = Command(*dry, cwd=tmp_path).wait()
+    assert "RMS at step 0" in out, err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -106,8 +112,20 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert "pretrained T5, verified" in done.stdout
     assert "W&B: offline" in done.stdout
-    assert "learning_curve" in done.stdout
     run_dir = tmp_path / "run"
+    before, *_, last = done.stdout.split("epoch   0/")[0], *done.stdout.splitlines()
+    assert len(before.splitlines()) <= 8
+    assert last.split() == [
+        "python",
+        "-m",
+        "t5ts.predict",
+        "run",
+        "--out",
+        "forecast.csv",
+    ]
+    assert (run_dir / "plots" / "learning_curve.png").is_file()
+    assert "RMS at step 0" not in done.stdout
+    assert "RMS at step 0" in (run_dir / "run.log").read_text()
     provenance = read(run_dir / "provenance.json")
     assert provenance["weights"]["init"] == "t5"
     assert provenance["weights"]["revision"] == COMMIT
@@ -157,8 +175,11 @@ def test_every_run_has_a_directory_named_by_its_identity_or_its_place_in_the_swe
         ["--multirun", "seed=0,1", *dry, sweep],
     ):
         process = Command(*command, cwd=tmp_path)
-        _, err = process.wait()
+        out, err = process.wait()
         assert process.returncode == 0, err
+    told = [line for line in out.splitlines() if line.startswith("t5_efficient_tiny-random-none  ")]
+    assert [line.split()[-1][:7] for line in told] == ["sweep/0", "sweep/1"]
+    assert len(out.splitlines()) == len(told) + 1  # a warning is shown once
     folders = list((tmp_path / "outputs" / "synthetic").iterdir())
     assert len(folders) == 2
     for folder in folders:

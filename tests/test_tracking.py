@@ -22,12 +22,16 @@ def _no_wandb_environment(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def wandb_tracker(run_dir: Path, *, mode: str = "offline", project: str = "test") -> WandbTracker:
+def wandb_tracker(
+    run_dir: Path, *, mode: str = "offline", project: str = "test", artifacts: bool = False
+) -> WandbTracker:
     run_dir.mkdir(exist_ok=True)
     return WandbTracker(
         run_dir=run_dir,
         config={"optim.lr": 0.1, "freeze.always": ["a"]},
-        settings=TrackerConfig(name="wandb", project=project, tags=["x"], mode=mode),
+        settings=TrackerConfig(
+            name="wandb", project=project, tags=["x"], mode=mode, artifacts=artifacts
+        ),
         group="study",
         job_type="t5_small-t5-staged",
         name="t5_small-t5-staged-s0",
@@ -88,18 +92,36 @@ def test_an_offline_run_reads_back_with_wandbs_own_tool(
         tracker.log({"kind": "eval", "epoch": epoch, "step": 10 * epoch, "val_loss": loss,
                      "val_corr": corr})  # fmt: skip
         norms = {"grad_norm/total": 1.5, "grad_norm/block_0": 0.5}
+        norms |= {"val_corr_constant_channels": 0.0, "test_corr_constant_channels": 2.0}
         tracker.log({"kind": "step", "epoch": epoch, "step": 10 * epoch + 5, **norms})
     tracker.finish({"objective": 0.5}, [])
     assert "W&B: offline (tracker.mode=offline)" in caplog.text
     assert "wandb sync" in caplog.text
     found = wandb_summary(tmp_path / "run")
     assert found["config"]["optim.lr"] == 0.1
+    assert found["summary"]["trainer/global_step"] == 25
+    clutter = {"kind", "step", "val_corr_constant_channels"}
+    assert not clutter & found["summary"].keys()
+    assert found["summary"]["test_corr_constant_channels"] == 2
     summary = json.dumps(found["summary"])
     for key in ("val_loss", "val_corr", "grad_norm/total", "grad_norm/block_0", "objective"):
         assert key in summary
     # define_metric's min and max are what W&B's dashboard sorts by.
     assert found["summary"]["val_loss"]["min"] == 0.5
     assert found["summary"]["val_corr"]["max"] == 0.6
+
+
+@pytest.mark.parametrize("artifacts", [False, True])
+def test_the_best_checkpoint_is_an_artifact_where_it_is_asked_for(
+    artifacts: bool, tmp_path: Path, caplog
+) -> None:
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
+    for name in ("checkpoint/best.safetensors", "config.yaml"):
+        (tmp_path / "run" / name).write_text(name)
+    wandb_tracker(tmp_path / "run", artifacts=artifacts).finish({}, [])
+    (sent,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert (b"checkpoint/best.safetensors" in sent.read_bytes()) == artifacts
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_a_failing_tracker_falls_silent_and_says_so_once(tmp_path: Path, caplog) -> None:

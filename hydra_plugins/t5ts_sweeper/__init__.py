@@ -55,11 +55,20 @@ class PlainSweeper(BasicSweeper):
         Before the first job's directory is created, a grid is refused if it has too many jobs, no
         jobs, a duplicate job, or none that can run.
         """
+        from t5ts.config import SEARCHED
         from t5ts.errors import UserError
         from t5ts.interruption import stop_on_signals
 
         jobs = self._jobs(arguments)
         self._refuse_if_none_can_run(jobs)
+        assert self.config is not None
+        keys = [line.lstrip("+").partition("=")[0] for line in jobs[0]]
+        differ = [key for key, values in zip(keys, zip(*jobs, strict=True), strict=True)
+                  if len(set(values)) > 1]  # fmt: skip
+        with open_dict(self.config):
+            self.config.hydra.overrides.hydra.append(
+                f"+hydra.job.env_set.{SEARCHED}='{' '.join(differ)}'"
+            )
         with stop_on_signals():
             returns = super().sweep(arguments)
         if not self.failed:

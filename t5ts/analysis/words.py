@@ -9,6 +9,22 @@ from typing import Any
 from t5ts.analysis.statistics import Estimate
 
 NONE = "–"
+#: Backbones that are no T5.
+NOT_T5 = ("shared", "patchtst", "linear")
+#: Where pretrained weights and their controls come from, and freezing schedules, by option.
+WEIGHTS = {
+    "t5": "T5 (text)",
+    "run": "T5 (a donor run's)",
+    "chronos": "T5 (Chronos, time series)",
+    "matched": "T5 (control: matched)",
+    "shuffled": "T5 (control: shuffled)",
+}
+SCHEDULES = {
+    "none": "full fine-tuning",
+    "all": "linear probing",
+    "staged": "gradual unfreezing",
+    "norms": "LayerNorm tuning",
+}
 
 
 def number(value: float | None, *, digits: int = 4) -> str:
@@ -76,6 +92,14 @@ def probability(p: float) -> str:
     if not math.isfinite(p):
         return "unknown"
     return "< 0.001" if p < 0.001 else f"= {p:.2g}" if p < 0.0995 else f"= {p:.2f}"
+
+
+def arm_words(backbone: str, init: str, freeze: str) -> str:
+    """An arm in the field's words, from the names of its options: T5 (text), gradual unfreezing."""
+    if init == "random":
+        encoder = backbone if backbone in NOT_T5 else "T5 (random)"
+        return f"{encoder}, {SCHEDULES[freeze] if freeze != 'none' else 'trained from scratch'}"
+    return f"{WEIGHTS[init]}, {SCHEDULES[freeze]}"
 
 
 def plural(count: int, noun: str) -> str:

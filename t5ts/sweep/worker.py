@@ -31,7 +31,7 @@ from optuna.trial import TrialState
 
 from t5ts.analysis.results import Result
 from t5ts.analysis.words import plural
-from t5ts.config import register
+from t5ts.config import SEARCHED, register
 from t5ts.errors import (
     ConfigError,
     DataError,
@@ -299,6 +299,7 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
         config.hydra.sweep.dir = str(job.sweep_dir)
         config.hydra.job.num = claim.slot
         config.hydra.job.id = f"{arm_name(arm.values)}-{claim.slot}"
+        config.hydra.job.env_set[SEARCHED] = " ".join(trial.params)
         if job.settings.reuse and config.train.reuse_dir is None:
             config.train.reuse_dir = str(job.sweep_dir / ".frozen")
             config.train.reuse_max_gb = job.settings.reuse_max_gb
