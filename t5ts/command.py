@@ -55,7 +55,12 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
     _warned: ClassVar[set[str]] = set()
 
     def __init__(self) -> None:
-        super().__init__(sys.stdout)
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Today's stdout, which is not always that of the first line."""
+        return sys.stdout
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Pass over a warning that was shown already."""
