@@ -22,6 +22,8 @@ from t5ts.errors import OutputError, UserError
 if TYPE_CHECKING:
     from t5ts.donor import Donor
 
+#: Metrics that count what was left out, and are no measure of the model.
+COUNTS = ("constant_channels", "windows_without_target")
 CARD = Path(__file__).with_name("model_card.md.j2")
 
 
@@ -159,7 +161,11 @@ def card(donor: "Donor", *, files: Mapping[str, str], verdict: tuple[str, list[s
     from jinja2 import Environment, StrictUndefined
 
     result, baselines = donor.result, donor.result["baselines"]["test"]
-    of_test = {name: value for name, value in result["metrics"].items() if name[:5] == "test_"}
+    of_test = {
+        name: value
+        for name, value in result["metrics"].items()
+        if name.startswith("test_") and not name.endswith(COUNTS)
+    }
     metrics = [
         [name, *(_number(of.get(name.removeprefix("test_"))) for of in columns)]
         for name in of_test

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+#: Channels whose errors are printed.
+SHOWN_CHANNELS = 12
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
     made = argparse.ArgumentParser(
@@ -31,7 +35,12 @@ def parser() -> argparse.ArgumentParser:
     span = made.add_mutually_exclusive_group()
     span.add_argument("--last", action="store_true", help="after the end of the data (default)")
     span.add_argument("--from", dest="start", metavar="TIME", help="first time or row to predict")
-    made.add_argument("--to", dest="end", metavar="TIME", help="last (default: end of the data)")
+    made.add_argument(
+        "--to",
+        dest="end",
+        metavar="TIME",
+        help="last, a date with its whole day (default: end of the data)",
+    )
     made.add_argument(
         "--every", type=int, metavar="ROWS", help="between two forecasts (default: the horizon)"
     )
@@ -100,10 +109,11 @@ def _print_errors(found: "pl.DataFrame") -> None:
     from rich.table import Table
 
     table = Table(title="errors (mse, mae, corr: train-standardised; mae CHANNEL: data units)")
-    for name in found.columns[: 4 + 6]:
-        table.add_column(name)
-    for row in found.iter_rows():
-        table.add_row(*(x if isinstance(x, str) else f"{x:.4g}" for x in row[: 4 + 6]))
+    table.add_column("")
+    for name in found["of"]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for column in found.columns[1 : 4 + SHOWN_CHANNELS]:
+        table.add_row(column, *(f"{value:.4g}" for value in found[column]))
     Console().print(table)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,21 +67,37 @@ def _facts(forecaster: TrainedForecaster) -> dict[str, Any]:
 
 
 def row_of(series: Series, moment: str | int, key: str) -> int:
-    """The row of a time or the row of that number; it may lie after the end of the data.
+    """The first row at or after a time, or the row of that number; it may be after the data's end.
 
     Raises:
-        DataError: if it is no time, or the data have none.
+        DataError: if it is not a time, or the data have none.
     """
     if isinstance(moment, int) or moment.lstrip("-").isdigit():
         return int(moment)
+    return _row_at_or_after(series, _time(series, moment, key))
+
+
+def last_row_of(series: Series, moment: str | int, key: str) -> int:
+    """The last row at or before a time; of a date without a time, the last row of that day."""
+    if isinstance(moment, int) or moment.lstrip("-").isdigit():
+        return int(moment)
+    wanted = _time(series, moment, key)
+    is_date = len(moment.strip()) == len("2024-01-31")
+    after = wanted + (timedelta(days=1) if is_date else timedelta(microseconds=1))
+    return _row_at_or_after(series, after) - 1
+
+
+def _time(series: Series, moment: str, key: str) -> datetime:
     if not series.start:
         raise DataError(f"{key} {moment}: {series.name} has no times; give a row number.")
     try:
         wanted = datetime.fromisoformat(moment)
     except ValueError:
         raise DataError(f"{key} {moment} is not an ISO time such as {series.time_of(0)}.") from None
-    if wanted.tzinfo is not None:
-        wanted = wanted.astimezone(UTC).replace(tzinfo=None)
+    return wanted if wanted.tzinfo is None else wanted.astimezone(UTC).replace(tzinfo=None)
+
+
+def _row_at_or_after(series: Series, wanted: datetime) -> int:
     begun = datetime.fromisoformat(series.start)
     row = math.ceil((wanted - begun).total_seconds() / series.step.seconds - 1e-9)
     while series.step.time(begun, row) < wanted:  # months differ in length
@@ -115,7 +131,7 @@ def _forecast_starts(
     most = starts[-1] + horizon - 1
     last = most if start is None else max(first, rows - 1)
     if end is not None:
-        last = row_of(series, end, "--to")
+        last = last_row_of(series, end, "--to")
         if not first <= last <= most:
             raise DataError(
                 f"--to {end} must lie between {label(series, first)} and {label(series, most)}: the"
@@ -189,7 +205,7 @@ def _filled(
     first, rows = forecasters[0], len(series.values_TC)
     seq_len = first.config.seq_len
     begin = 0 if start is None else row_of(series, start, "--from")
-    stop = rows - 1 if end is None else row_of(series, end, "--to")
+    stop = rows - 1 if end is None else last_row_of(series, end, "--to")
     if not 0 <= begin <= stop < rows:
         raise DataError(
             f"--from {start} --to {end}: give a span between {label(series, 0)} and"

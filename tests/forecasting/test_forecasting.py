@@ -205,6 +205,21 @@ def test_span_keeps_to_its_ends_and_predicts_each_row_once(clean: Path) -> None:
     assert partly["actual"].null_count() == 2 * 4
 
 
+@pytest.mark.parametrize(
+    ("end", "last"),
+    [
+        ("2024-01-21", "2024-01-21 23:00"),  # a date: its whole day
+        ("2024-01-21T05:00", "2024-01-21 05:00"),
+        ("2024-01-21T05:30", "2024-01-21 05:00"),
+        ("2024-01-21T05:00+02:00", "2024-01-21 03:00"),
+    ],
+)
+def test_the_last_row_of_a_span(clean: Path, end: str, last: str) -> None:
+    frame = t5ts.load(clean).predict(start="2024-01-21", end=end)
+    assert f"{frame['time'].max():%Y-%m-%d %H:%M}" == last
+    assert f"{frame['time'].min():%Y-%m-%d %H:%M}" == "2024-01-21 00:00"
+
+
 def test_history_for_the_picture_ends_where_the_forecast_begins(clean: Path) -> None:
     forecaster = t5ts.load(clean)
     series = forecaster.read()
