@@ -32,7 +32,7 @@ def test_outputs_are_stored_and_fresh(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_cells_parse_and_use_the_public_analysis_alone(path: Path) -> None:
+def test_cells_parse_and_use_public_names_alone(path: Path) -> None:
     import t5ts.analysis
 
     used = set()
@@ -44,10 +44,12 @@ def test_cells_parse_and_use_the_public_analysis_alone(path: Path) -> None:
         tree = ast.parse("\n".join(line for line in lines if line[:1] not in ("!", "%")))
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                assert not any(alias.name.startswith("t5ts") for alias in node.names)
+                assert not any(alias.name.startswith("t5ts.") for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("t5ts"):
                 assert node.module == "t5ts.analysis"
                 used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "t5ts":
+                assert node.attr in t5ts.__all__
     assert used
     assert used <= set(t5ts.analysis.__all__)
 
