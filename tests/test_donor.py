@@ -228,8 +228,9 @@ def test_what_controls_keep_of_the_checkpoint_is_its_own(
         assert torch.equal(ours[name], source[name])
     assert report is not None
     assert report.files.keys() == {"best.safetensors"}
-    with pytest.raises(WeightsError):
-        build_model(arm(f"init={init}", "init.keep=[nothing_like_it]"), num_channels=2)
+    for all_or_none in ("nothing_like_it", "'block|norm'"):
+        with pytest.raises(WeightsError):
+            build_model(arm(f"init={init}", f"init.keep=[{all_or_none}]"), num_channels=2)
 
 
 def test_the_pretrained_arm_keeps_everything_anyway(arm: Compose, donor: Path) -> None:

@@ -114,64 +114,66 @@ def encoder_state(
 
     Raises:
         WeightsError: if the weights are not available or not to be trusted, or `keep` matches
-            no tensor. There is no fallback.
+            no tensor or all. There is no fallback.
     """
     assert init in INITS
-    if keep and init in ("random", *_CONTROLS):
+    is_made = init == "random" or init in _CONTROLS
+    if init != "random" or keep:
         checkpoint, loaded = load()
-        state, report = encoder_state(
-            init=init,
-            arch=arch,
-            generator=generator,
-            factor=factor,
-            scale_norms=scale_norms,
-            load=lambda: (checkpoint, loaded),
-        )
-        kept = [name for name in state if any(re.search(text, name) for text in keep)]
-        if not kept:
-            raise WeightsError(
-                f"init.keep={list(keep)} matches no tensor of the encoder; its names are like"
-                f" {', '.join(list(state)[:3])}."
-            )
-        state |= {name: checkpoint[name] for name in kept}
-        return state, replace(
-            report,
-            files=loaded.files,
-            checks=[*report.checks, f"kept from the checkpoint {loaded.source}: {', '.join(kept)}"],
-            tensors_sha256=state_digest(state),
-            checkpoint_sha256=loaded.tensors_sha256,
-        )
+        if not is_made:
+            return checkpoint, replace(loaded, init=init)
     if init == "random":
         state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
-        trained = count(encoder_shapes(arch))
-        return state, LoadReport(
+        report = LoadReport(
             init=init,
             source="random",
             origin="random",
-            architecture=asdict(arch),
-            num_params_encoder=trained + arch.vocab_size * arch.d_model,
-            num_params_trained=trained,
             embedding_rms=float(factor),  # the law's: T5 draws its embeddings with std = factor
-            tensors=len(state),
             checks=[
                 f"drawn from T5's initialisation law at factor {factor:g}, LayerNorm weights "
                 f"{factor if scale_norms else 1:g}"
             ],
-            tensors_sha256=state_digest(state),
+            **_facts(state, arch),
         )
-    state, report = load()
-    if init not in _CONTROLS:
-        return state, replace(report, init=init)
-    make, words = _CONTROLS[init]
-    state = make(state, generator=generator)
+    else:
+        make, words = _CONTROLS[init]
+        state = make(checkpoint, generator=generator)
+        report = replace(
+            loaded,
+            init=init,
+            origin="control",
+            checks=[*loaded.checks, f"control, not pretrained: {words}"],
+            tensors_sha256=state_digest(state),
+            checkpoint_sha256=loaded.tensors_sha256,
+        )
+    if not keep:
+        return state, report
+    kept = [name for name in state if any(re.search(text, name) for text in keep)]
+    if not 0 < len(kept) < len(state):
+        raise WeightsError(
+            f"init.keep={list(keep)} matches {len(kept)} of {len(state)} tensors: it must leave"
+            f" some to init={init} and keep some; names are like {', '.join(list(state)[:3])}."
+        )
+    state |= {name: checkpoint[name] for name in kept}
     return state, replace(
         report,
-        init=init,
-        origin="control",
-        checks=[*report.checks, f"control, not pretrained: {words}"],
+        files=loaded.files,
+        checks=[*report.checks, f"kept from the checkpoint {loaded.source}: {', '.join(kept)}"],
         tensors_sha256=state_digest(state),
-        checkpoint_sha256=report.tensors_sha256,
+        checkpoint_sha256=loaded.tensors_sha256,
     )
+
+
+def _facts(state: dict[str, Tensor], arch: T5Architecture) -> dict[str, Any]:
+    """What a load report states of any encoder."""
+    trained = count(encoder_shapes(arch))
+    return {
+        "architecture": asdict(arch),
+        "num_params_trained": trained,
+        "num_params_encoder": trained + arch.vocab_size * arch.d_model,
+        "tensors": len(state),
+        "tensors_sha256": state_digest(state),
+    }
 
 
 def load_checkpoint(
@@ -318,12 +320,7 @@ def loaded_report(
     **facts: Any,
 ) -> LoadReport:
     """The report of a verified encoder; `trained_on` is its origin unless `seen` objects."""
-    trained = count(encoder_shapes(arch))
     return LoadReport(
-        architecture=asdict(arch),
-        num_params_trained=trained,
-        num_params_encoder=trained + arch.vocab_size * arch.d_model,
-        tensors=len(state),
         origin=trained_on if seen.origin == "pretrained" else seen.origin,
         fresh_tensors=list(seen.structureless),
         checks=[
@@ -334,7 +331,7 @@ def loaded_report(
             f"(fresh: below {LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}",
             *seen.notes,
         ],
-        tensors_sha256=state_digest(state),
+        **_facts(state, arch),
         **facts,
     )
 

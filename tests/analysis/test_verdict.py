@@ -586,9 +586,12 @@ def test_what_is_open_is_waited_for(tmp_path: Path, seeds: range) -> None:
 # Several conditions and data sets.
 
 
-def test_conditions_are_never_mixed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other", [{"horizon": 12}, {"init__keep": ["relative_attention_bias"]}], ids=str
+)
+def test_conditions_are_never_mixed(tmp_path: Path, other: dict[str, Any]) -> None:
     write(tmp_path / "a", {"t5-none": -0.06})
-    write(tmp_path / "b", {"random-none": 0}, horizon=12)
+    write(tmp_path / "b", {"random-none": 0}, **other)
     assert [v.kind for v in found(tmp_path).verdicts] == [NOTHING, NOTHING]
 
 
