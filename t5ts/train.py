@@ -222,7 +222,7 @@ def fit(
         ResumeError: if the checkpoint is unreadable or another run's.
         Interrupted: after `should_stop`, with the checkpoint written.
     """
-    train, optimizer, windows = config.train, setup.optimizer, setup.data.splits.train
+    train, optimizer = config.train, setup.optimizer
     _prepare(setup, config)
     distance = DistanceFromInit(optimizer.parameters)
     scaler = _build_scaler(setup)
@@ -234,7 +234,6 @@ def fit(
     output.start(state.metrics_bytes)
     norms = GradientNorms(optimizer.parameters)
     rows = StepRows(norms.components, state, scaler, output)
-    total_steps = setup.epochs * setup.steps_per_epoch
     last_saved = shown_at = time.perf_counter()
     started = last_saved - state.train_s
     seen_windows, order_epoch, logged_rows, eval_s = 0, -1, 0, 0.0
@@ -242,23 +241,8 @@ def fit(
     def save_last() -> None:
         nonlocal last_saved
         state.train_s = time.perf_counter() - started
-        state.peak_memory_bytes = max(peak_memory(setup.device), state.peak_memory_bytes)
         _save(setup, output, scaler, state)
         last_saved = time.perf_counter()
-
-    def say_time_left(step_s: float) -> None:
-        left = total_steps - state.step
-        evals = left // setup.steps_per_epoch // train.eval_every_epochs + 1
-        seconds = left * step_s + evals * eval_s
-        if seconds < LONG_S:
-            return
-        span = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-        peak = peak_memory(setup.device) / 1e6
-        memory = "" if math.isnan(peak) else f"; peak memory so far {peak:.0f} MB"
-        output.progress.say(
-            f"time       {step_s:.3g} s a step, {eval_s:.3g} s an evaluation: at this speed"
-            f" {span} to go{memory}"
-        )
 
     def end_epoch(epoch: int) -> None:
         nonlocal eval_s
@@ -267,11 +251,7 @@ def fit(
         row |= rows.of_epoch()
         is_due = _is_evaluated(epoch, setup, config)
         if is_due:
-            # Process 0's numbers, so that all select and stop alike.
-            row |= distributed.gather_objects(validate())[0]
-            if not math.isfinite(row["val_loss"]):
-                raise output.not_finite(f"epoch {epoch}: val_loss")
-            row |= {f"distance_from_init/{name}": v for name, v in distance.measure().items()}
+            row |= _measured(validate, distance, output, epoch)
             eval_s = time.perf_counter() - begun
         now = time.perf_counter()
         row |= {"perf/elapsed_s": now - started, "perf/eval_s": now - begun}
@@ -282,18 +262,16 @@ def fit(
         distributed.on_main(lambda: output.after_epoch(row | {"ends_run": is_over()}))
 
     def is_over() -> bool:
-        return state.step >= total_steps or stops_early(state, setup, config)
+        epoch = state.step / setup.steps_per_epoch
+        return epoch >= setup.epochs or stops_early(state, setup, config)
 
     if state.step == 0 and state.best_epoch < 0:
         end_epoch(0)  # before the first step: the early advantage is one of the questions
 
     while not is_over():
         epoch, batch_number = divmod(state.step, setup.steps_per_epoch)
-        is_new_epoch, order_epoch = epoch != order_epoch, epoch
-        if is_new_epoch:
-            order = epoch_order(
-                len(windows), seed=config.seed, epoch=epoch, limit=setup.windows_per_epoch
-            )
+        if is_new_epoch := epoch != order_epoch:
+            order, order_epoch = _order(setup, config, epoch), epoch
         if optimizer.unfreeze(state.step) or is_new_epoch:
             _set_modes(setup.model, frozen_eval_mode=config.freeze.eval_mode)
         optimizer.set_learning_rates(state.step)
@@ -314,7 +292,8 @@ def fit(
             output.write({"kind": "step"} | at | rows.of_step() | _rates(optimizer) | rate)
             logged_rows += 1
             if logged_rows == 2:  # the first interval has the first step's preparations in it
-                say_time_left(train.batch_size * (now - shown_at) / seen_windows)
+                step_s = train.batch_size * (now - shown_at) / seen_windows
+                _log_time_left(setup, config, output, state.step, step_s, eval_s)
             seen_windows, shown_at = 0, now
         is_last_of_epoch = state.step % setup.steps_per_epoch == 0
         if is_last_of_epoch:
@@ -329,11 +308,52 @@ def fit(
             save_last()
         if stops and not is_over():
             raise Interrupted(f"stopped after step {state.step}, checkpoint written")
-    if state.step < total_steps:
-        epoch = state.step // setup.steps_per_epoch
+    _log_early_stop(setup, config, output, state)
+    return state
+
+
+def _measured(
+    validate: Callable[[], dict[str, float]],
+    distance: DistanceFromInit,
+    output: Output,
+    epoch: int,
+) -> dict[str, float]:
+    """Process 0's validation metrics, so that all select and stop alike, and the distances."""
+    metrics: dict[str, float] = distributed.gather_objects(validate())[0]
+    if not math.isfinite(metrics["val_loss"]):
+        raise output.not_finite(f"epoch {epoch}: val_loss")
+    return metrics | {f"distance_from_init/{name}": v for name, v in distance.measure().items()}
+
+
+def _order(setup: Setup, config: Config, epoch: int) -> Tensor:
+    """The windows of an epoch in the order in which they are seen."""
+    count, limit = len(setup.data.splits.train), setup.windows_per_epoch
+    return epoch_order(count, seed=config.seed, epoch=epoch, limit=limit)
+
+
+def _log_time_left(
+    setup: Setup, config: Config, output: Output, step: int, step_s: float, eval_s: float
+) -> None:
+    """Log how long the rest takes at this speed, and the memory so far, if it takes long."""
+    left = setup.epochs * setup.steps_per_epoch - step
+    evals = left // setup.steps_per_epoch // config.train.eval_every_epochs + 1
+    seconds = left * step_s + evals * eval_s
+    if seconds < LONG_S:
+        return
+    span = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    peak = peak_memory(setup.device) / 1e6
+    memory = "" if math.isnan(peak) else f"; peak memory so far {peak:.0f} MB"
+    output.progress.say(
+        f"time       {step_s:.3g} s a step, {eval_s:.3g} s an evaluation: at this speed"
+        f" {span} to go{memory}"
+    )
+
+
+def _log_early_stop(setup: Setup, config: Config, output: Output, state: FitState) -> None:
+    epoch = state.step // setup.steps_per_epoch
+    if epoch < setup.epochs:
         since = f"no better {config.objective} than at epoch {state.best_epoch}"
         output.progress.say(f"early stopping at epoch {epoch} of {setup.epochs}: {since}")
-    return state
 
 
 def stops_early(state: FitState, setup: Setup, config: Config) -> bool:
@@ -506,6 +526,7 @@ def _generator_name(kind: str, rank: int) -> str:
 
 def _save(setup: Setup, output: Output, scaler: torch.amp.GradScaler, state: FitState) -> None:
     """Write last.safetensors, from process 0; the random generators are every process's."""
+    state.peak_memory_bytes = max(peak_memory(setup.device), state.peak_memory_bytes)
     generators = _generator_states(setup.device)
 
     def write() -> None:
