@@ -271,7 +271,7 @@ def load(path: str | Path) -> TrainedForecaster:
 
     Raises:
         WeightsError: if it is neither, is not finished, or is corrupt.
-        DataError: if it is a run of an older t5ts and its data, whose scaler it needs, changed.
+        DataError: if it is a run of an older t5ts that lacks what is needed.
     """
     donor = read_donor(path, key="RUN")
     config = stored_config(donor.config)
@@ -310,15 +310,26 @@ def _empty_model(config: Config, provenance: dict[str, Any], *, num_channels: in
                 )
             },
         )  # fmt: skip
+    token_scale = provenance.get("token_scale")  # absent from the oldest runs
+    if token_scale is None and config.patch.scale == "match_embedding":
+        raise DataError(
+            "This run of an older t5ts did not record what patch.scale=match_embedding came to: it"
+            " cannot predict. Train it again."
+        )
     shape = replace(
         config,
         backbone=backbone,
         init=InitConfig(name="random"),
-        patch=replace(config.patch, init="fresh", path=None, scale="none"),
+        patch=replace(
+            config.patch,
+            init="fresh",
+            path=None,
+            scale=config.patch.scale if token_scale is None else "none",
+        ),
     )
     model, _ = build_model(shape, num_channels=num_channels)
-    if isinstance(model.patch, PatchEmbedding):
-        model.patch.scale = provenance["token_scale"]
+    if isinstance(model.patch, PatchEmbedding) and token_scale is not None:
+        model.patch.scale = token_scale
     return model
 
 

@@ -1,6 +1,7 @@
 """Forecasts of a finished run: they are the run's own, in data units, for any data of its kind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -306,6 +307,20 @@ def test_run_without_an_encoder_is_exported_and_loaded(
     out = export(run_dir, tmp_path / "model")
     assert not (out / "model.safetensors").exists()
     assert t5ts.load(out).predict().equals(t5ts.load(run_dir).predict())
+
+
+def test_a_run_of_an_older_t5ts_predicts_the_same_while_its_data_stand(
+    clean: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(clean, tmp_path / "old"))
+    provenance = json.loads((copy / "provenance.json").read_text())
+    del provenance["token_scale"], provenance["data"]["scaler"]
+    (copy / "provenance.json").write_text(json.dumps(provenance))
+    assert t5ts.load(copy).predict().equals(t5ts.load(clean).predict())
+    provenance["data"]["sha256"] = "0" * 64
+    (copy / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(DataError):
+        t5ts.load(copy)
 
 
 def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_path: Path) -> None:
