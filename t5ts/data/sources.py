@@ -299,18 +299,12 @@ def load_text_in_disguise(
     values_TC = disguise.disguise(
         num_rows=num_rows, num_channels=num_channels, noise_std=noise_std, seed=seed
     )
-    facts, step = disguise.provenance(), Step(1.0)
-    name = "text_in_disguise"
-    return Series(
-        name=name,
-        values_TC=values_TC,
-        channels=[f"x{channel}" for channel in range(num_channels)],
-        units=[""] * num_channels,
-        start="",
-        step_s=step.seconds,
-        season=1,
+    facts = disguise.provenance()
+    return _timeless(
+        values_TC,
+        name="text_in_disguise",
+        splits=splits,
         season_note="season 1: known (a text has none)",
-        borders=split_borders(splits, num_rows=num_rows, start="", step=step, name=name),
         source=f"{facts['text']}; {facts['source']}; seed {seed}",
         licence=facts["licence"],
         notes=["a row is one token; its values are a rotated embedding plus noise"],
@@ -331,19 +325,32 @@ def load_process(
         DataError: for splits that cannot be.
     """
     values_T = processes.generate(kind, num_rows=num_rows, noise_std=noise_std, seed=seed)
+    return _timeless(
+        np.ascontiguousarray(values_T[:, None]),
+        name=kind,
+        splits=splits,
+        season_note="season 1: known (the process has none)",
+        source=f"t5ts.data.processes, {kind}, seed {seed}",
+        licence="none needed",
+    )
+
+
+def _timeless(
+    values_TC: np.ndarray, *, name: str, splits: Sequence[float | str], **facts: Any
+) -> Series:
+    """A made series without times, seasons or units; its rows count as seconds."""
+    num_rows, num_channels = values_TC.shape
     step = Step(1.0)
     return Series(
-        name=kind,
-        values_TC=np.ascontiguousarray(values_T[:, None]),
-        channels=["x"],
-        units=[""],
+        name=name,
+        values_TC=values_TC,
+        channels=[f"x{channel}" for channel in range(num_channels)],
+        units=[""] * num_channels,
         start="",
         step_s=step.seconds,
         season=1,
-        season_note="season 1: known (the process has none)",
-        borders=split_borders(splits, num_rows=num_rows, start="", step=step, name=kind),
-        source=f"t5ts.data.processes, {kind}, seed {seed}",
-        licence="none needed",
+        borders=split_borders(splits, num_rows=num_rows, start="", step=step, name=name),
+        **facts,
     )
 
 
