@@ -209,9 +209,7 @@ class PatchConfig:
     stride: int | None = number(None, "[1, 1e6]")  # null = patch_len
     channels: str = choice("independent", "independent", "mixing")
     norm: bool = True
-    scale: str = choice(
-        "mul_sqrt_d", "none", "div_sqrt_d", "mul_sqrt_d", "match_embedding", "native"
-    )
+    scale: str = choice("native", "none", "div_sqrt_d", "mul_sqrt_d", "match_embedding", "native")
 
 
 @dataclass(kw_only=True)

@@ -210,12 +210,27 @@ def test_every_number_has_a_finite_range_beside_it() -> None:
         assert not any(map(holds, (math.nan, math.inf, -math.inf, 1e36))), f.name
 
 
+#: What were the defaults of earlier runs.
+EARLIER = ["patch=sqrt_d", "optim.encoder_lr_scale=0.1"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
-    [([], "fbf1ef6500"), (["init=t5", "freeze=staged"], "7628d439ac")],
+    [
+        ([], "fbf1ef6500"),
+        (["init=t5", "freeze=staged"], "7628d439ac"),
+        (["data=csv", "data.path=x"], "f9d508177c"),
+    ],
 )
 def test_identities_of_earlier_runs_stay(overrides: list[str], expected: str, composed) -> None:
-    assert identity(composed(*overrides)) == expected
+    assert identity(composed(*overrides, *EARLIER)) == expected
+
+
+def test_named_arms_of_the_lab_log_keep_its_token_scale(composed: Callable[..., Config]) -> None:
+    assert composed().patch.scale == "native"
+    arms = sorted(path.stem for path in (CONF / "arm").glob("log_*.yaml"))
+    assert {composed(f"arm={arm}").patch.scale for arm in arms} == {"mul_sqrt_d"}
+    assert composed("patch=sqrt_d", "patch.scale=div_sqrt_d").patch.scale == "div_sqrt_d"
 
 
 def test_identity_is_the_same_from_hydra_and_from_objects_and_ignores_the_tracker(composed) -> None:
@@ -271,7 +286,8 @@ def test_a_named_arm_is_what_its_name_says_or_refused(
 
 def test_a_named_arm_is_the_run_that_its_groups_give(composed: Callable[..., Config]) -> None:
     named = composed("arm=log_fair", "backbone=t5_small")
-    assert identity(named) == identity(composed("backbone=t5_small", "init=random", "freeze=none"))
+    groups = ["backbone=t5_small", "init=random", "freeze=none", "patch=sqrt_d"]
+    assert identity(named) == identity(composed(*groups))
     assert composed("arm=log_staged", "backbone=t5_small").arm == "t5_small-t5-staged"
 
 
@@ -279,9 +295,9 @@ def test_keys_of_a_table_are_in_an_identity_only_where_they_are_set(
     composed: Callable[..., Config],
 ) -> None:
     table = ["data=csv", "data.path=x"]
-    assert identity(composed(*table)) == "f9d508177c"  # from before these keys
-    keys = ["separator=tab", "decimal=','", "time_format=s", "nulls=[-9999]", "encoding=latin-1"]
-    assert len({identity(composed(*table, f"data.{key}")) for key in keys}) == len(keys)
+    values = ["separator=tab", "decimal=','", "time_format=s", "nulls=[-9999]", "encoding=latin-1"]
+    keys = [[f"data.{value}"] for value in values]
+    assert len({identity(composed(*table, *key)) for key in [[], *keys]}) == 1 + len(keys)
 
 
 @pytest.mark.parametrize(

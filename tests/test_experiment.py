@@ -409,11 +409,14 @@ def test_golden_losses(tiny: Compose, small: Compose, tmp_path: Path) -> None:
     They are compared at 1e-4, since another processor's kernels round otherwise.
     """
     got = {}
+    earlier = ["patch=sqrt_d", "optim.encoder_lr_scale=0.1"]  # defaults, when they were written
     for name, config in {
-        "t5 staged": tiny(*STAGED),
-        "t5 none": tiny(),
-        "shared": small("backbone=shared", "backbone.d_model=16", "backbone.num_layers=2"),
-        "linear": small("backbone=linear"),
+        "t5 staged": tiny(*STAGED, *earlier),
+        "t5 none": tiny(*earlier),
+        "shared": small(
+            "backbone=shared", "backbone.d_model=16", "backbone.num_layers=2", *earlier
+        ),
+        "linear": small("backbone=linear", *earlier),
     }.items():
         run(config, run_dir=tmp_path / name)
         got[name] = [r["val_loss"] for r in rows(tmp_path / name) if r["kind"] == "eval"]
