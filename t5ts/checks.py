@@ -389,13 +389,13 @@ def _task_problems(config: Config) -> Iterator[str]:
 
 def _arm_problems(config: Config) -> Iterator[str]:
     """Groups that contradict the named arm: it would be a different arm."""
-    for claim in config.claims:
-        group, _, pattern = claim.partition("=")
+    for requirement in config.arm_requires:
+        group, _, pattern = requirement.partition("=")
         name = getattr(getattr(config, group, None), "name", None)
         if name is None:
-            yield f"claims={claim}: {group!r} is not a group; write GROUP=OPTION."
+            yield f"arm_requires={requirement}: {group!r} is not a group; write GROUP=OPTION."
         elif not fnmatchcase(name, pattern):
             yield (
-                f"the chosen arm sets {claim}, but {group}={name}: leave {group} out of the"
+                f"the chosen arm sets {requirement}, but {group}={name}: leave {group} out of the"
                 " command, or choose the groups themselves instead of arm=NAME."
             )

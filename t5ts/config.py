@@ -36,7 +36,7 @@ OBJECTIVES = {
 }
 #: Settings that cannot change a number of the run, and so are no part of its identity.
 NOT_IDENTITY = (
-    "claims",
+    "arm_requires",
     "tracker",
     "train.resume",
     "train.resume_on_other_code",
@@ -412,8 +412,8 @@ class Config:
     horizon: int | None = number(None, "[1, 1e6]")  # the task's default; null where it has none
     head: str = choice("flatten", "flatten", "per_patch")
     objective: str = choice("val_loss", *OBJECTIVES)
-    #: `group=pattern` (as file names are matched): what a named arm must consist of.
-    claims: list[str] = field(default_factory=list)
+    #: `group=pattern` (as file names are matched): what the chosen arm consists of.
+    arm_requires: list[str] = field(default_factory=list)
     data: DataConfig = MISSING
     #: Another series, whose test windows the selected checkpoint is measured on too.
     ood: DataConfig | None = None
@@ -458,6 +458,7 @@ def stored_config(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: if it has a key or a value that this t5ts does not know.
     """
+    values = {key: value for key, value in values.items() if key != "claims"}  # an older name
     try:
         config = OmegaConf.structured(Config)
         for group, schemas in [*SCHEMAS.items(), ("ood", SCHEMAS["data"])]:

@@ -139,15 +139,15 @@ def _log_plan(setup: Setup, plan: list[dict[str, Any]], warnings: list[str]) -> 
     for entry in plan:
         if entry["start_epoch"] is not None:
             stages.setdefault(entry["start_epoch"], []).append(entry)
-    told = [_stage(start, entries) for start, entries in sorted(stages.items())]
-    if len(told) > SHOWN_STAGES:
-        told[2:-1] = [f"… {len(told) - 3} stages more …"]
-    told += [f"never {', '.join(never)}"] if never else []
+    phases = [_stage(start, entries) for start, entries in sorted(stages.items())]
+    if len(phases) > SHOWN_STAGES:
+        phases[2:-1] = [f"… {len(phases) - 3} stages more …"]
+    phases += [f"never {', '.join(never)}"] if never else []
     log.info(
         "plan       %s of %s; %s",
         plural(setup.epochs, "epoch"),
         plural(setup.steps_per_epoch, "step"),
-        "; ".join(told),
+        "; ".join(phases),
     )
     log.debug("           component     from epoch   peak lr     parameters")
     for entry in plan:

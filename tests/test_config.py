@@ -170,7 +170,7 @@ def test_typos_and_wrong_types_are_refused_by_hydra(override, composed) -> None:
 def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(composed) -> None:
     """Runs from before there were such settings keep their directories."""
     values = asdict(composed("tracker=none"))
-    for key in ("claims", "tracker", "ood", "head"):
+    for key in ("arm_requires", "tracker", "ood", "head"):
         del values[key]
     for key in ("resume", "resume_on_other_code", "checkpoint_every_s", "progress"):
         del values["train"][key]

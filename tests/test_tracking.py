@@ -200,7 +200,7 @@ def test_after_a_failure_the_next_run_is_its_own(tmp_path: Path, wandb_summary) 
         (["freeze.unfreeze_epoch=2", "+optim.lr=1e-3"], "a-s1 unfreeze_epoch=2 lr=0.001"),
         (["data=etth1", "tracker.mode=offline", "tracker=none", "train.resume=never"],
          "a-s1 data=etth1"),
-        (["train.reuse_dir=x", "hydra.sweeper.n_jobs=2", "claims=[init=t5]"], "a-s1"),
+        (["train.reuse_dir=x", "hydra.sweeper.n_jobs=2", "arm_requires=[init=t5]"], "a-s1"),
         ([f"data.path=/{'x' * 200}.csv"], f"a-s1 path=/{'x' * 200}.csv"[:128]),
     ],
 )  # fmt: skip

@@ -33,6 +33,7 @@ _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MUL
 #: Settings that cannot change what a run is compared on, besides those that change no number.
 _NOT_SETTINGS = (
     *NOT_IDENTITY,
+    "claims",  # what arm_requires was called until 2026-11-25
     "seed",
     "debug.",
     "train.log_every",

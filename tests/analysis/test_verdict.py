@@ -432,7 +432,7 @@ def test_a_control_without_the_same_chance_proves_nothing(
 def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
     """Two sweeps: folders of their own, and arms that say by name what they are."""
     for name, effect in GAIN.items():
-        write(tmp_path, {name: effect}, claims=[name], train__reuse_dir=f"{name}/.frozen")
+        write(tmp_path, {name: effect}, arm_requires=[name], train__reuse_dir=f"{name}/.frozen")
     assert found(tmp_path).kind == LOWER_HERE
 
 
