@@ -32,7 +32,7 @@ from t5ts.model.checkpoint_file import file_sha256, open_checkpoint, read_archit
 from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, component_of
 from t5ts.model.forecaster import Forecaster
 from t5ts.model.normalize import build_normalize
-from t5ts.model.patching import PatchEmbedding, WholeContext
+from t5ts.model.patching import PatchEmbedding, WholeContext, token_bank
 from t5ts.model.t5_encoder import T5Encoder
 from t5ts.model.tensors import state_digest
 from t5ts.model.weights import (
@@ -369,6 +369,8 @@ def _build_patch(
         norm=patch.norm,
         scale=_token_factor(config, encoder.d_model, report),
         hidden=hidden,
+        num_prototypes=patch.num_prototypes,
+        bank_SD=_bank(config, encoder.d_model, report),
         generator=component_generator(config.seed, "patch"),
     )
     if patch.path is not None:
@@ -376,6 +378,22 @@ def _build_patch(
         if patch.scale == "native":  # the arm's RMS, not the donor norm's
             embedding.scale /= norm_rms(embedding.state_dict())
     return embedding
+
+
+def _bank(config: Config, d_model: int, report: LoadReport | None) -> Tensor | None:
+    """Token embeddings for prototypes, of the arm's own weights; a donor's comes with its patch."""
+    patch = config.patch
+    if patch.num_prototypes is None:
+        return None
+    if patch.path is not None:
+        return torch.empty(patch.bank_size, d_model)
+    assert report is not None
+    return token_bank(
+        report,
+        num_rows=patch.bank_size,
+        sample=component_generator(config.seed, "bank"),
+        own=component_generator(config.seed, f"bank/{report.init}"),
+    )
 
 
 def _token_factor(config: Config, d_model: int, report: LoadReport | None) -> float:
@@ -632,13 +650,19 @@ def setup_summary(setup: Setup) -> dict[str, Any]:
     windows = [splits.train, splits.val, splits.test, *([] if ood is None else [ood.splits.test])]
     # What prediction with the run needs to know about its data.
     scaler = {"mean": splits.mean_C.tolist(), "std": splits.std_C.tolist()}
-    parts = {"patch": model.patch, "encoder": model.encoder, "head": model.head}
+    parts = {
+        "patch": dict(model.patch.named_parameters()),
+        "encoder": model.encoder.state_dict(),
+        "head": model.head.state_dict(),
+    }
+    if bank := dict(model.patch.named_buffers()):  # the arm's own, like its encoder
+        parts["bank"] = bank
     return {
         "data": setup.data.series.fingerprint() | {"scaler": scaler},
         "ood": None if ood is None else ood.series.fingerprint(),
         "windows": {part.name: len(part) for part in windows},
         "weights": None if setup.report is None else asdict(setup.report),
-        "initial_sha256": {name: state_digest(part.state_dict()) for name, part in parts.items()},
+        "initial_sha256": {name: state_digest(part) for name, part in parts.items()},
         "steps_per_epoch": setup.steps_per_epoch,
         "token_scale": token_scale(model),
     }

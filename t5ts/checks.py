@@ -312,6 +312,15 @@ def _patch_problems(config: Config) -> Iterator[str]:
             f"patch.scale={patch.scale} needs patch.norm=true (the scale is set after the"
             " LayerNorm): use patch=norm, or patch.scale=none."
         )
+    if patch.num_prototypes is not None:
+        lacks = None if isinstance(backbone, T5Backbone) else f"backbone={backbone.name}"
+        if config.init.path is not None and config.init.name != "random" and patch.path is None:
+            lacks = f"init.path={config.init.path} (a run)"
+        if lacks is not None:
+            yield (
+                f"patch.num_prototypes={patch.num_prototypes} mixes a T5's token embeddings, and"
+                f" {lacks} has none: use patch=norm, or the T5 checkpoint itself."
+            )
     if patch.scale == "match_embedding":
         if not isinstance(backbone, T5Backbone):
             yield (

@@ -64,6 +64,8 @@ MEASURED_BESIDES: dict[str, Any] = {
     "init.keep": [],
     "patch.init": "fresh",
     "patch.path": None,
+    "patch.num_prototypes": None,
+    "patch.bank_size": 1024,
 } | {
     f"{data}.{key}": None
     for data in ("data", "ood")
@@ -210,6 +212,8 @@ class PatchConfig:
     channels: str = choice("independent", "independent", "mixing")
     norm: bool = True
     scale: str = choice("native", "none", "div_sqrt_d", "mul_sqrt_d", "match_embedding", "native")
+    num_prototypes: int | None = number(None, "[2, 1e5]")  # null = a linear projection
+    bank_size: int = number(1024, "[2, 1e7]")  # token embeddings that prototypes are mixed from
 
 
 @dataclass(kw_only=True)

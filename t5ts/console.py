@@ -87,6 +87,9 @@ def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
     scale = token_scale(setup.model)
     if config.patch.path is not None and scale is not None:
         log.debug("patch      the trained embedding of %s", config.patch.path)
+    if config.patch.num_prototypes is not None and scale is not None:
+        words = "patch      %s, mixed from %s token embeddings"
+        log.debug(words, plural(config.patch.num_prototypes, "prototype"), config.patch.bank_size)
     if scale is not None:
         log.debug("scale      patch.scale=%s: tokens times %.4g", config.patch.scale, scale)
     log.debug(

@@ -125,6 +125,8 @@ IMPOSSIBLE = [
     ("head=per_patch task=reconstruct patch.stride=8", "head=per_patch patch.stride=8"),
     ("patch.scale=match_embedding", "patch.scale init=random backbone.embedding_rms"),
     ("patch.scale=match_embedding backbone=shared", "patch.scale backbone=shared"),
+    ("patch=prototypes backbone=shared", "patch.num_prototypes backbone=shared patch=norm"),
+    ("patch=prototypes init=run init.path=there", "num_prototypes init.path=there patch=norm"),
     ("backbone=local backbone.path=null", "backbone=local backbone.path=DIR"),
     ("train.batch_size=4 train.grad_accumulation=8", "accumulation=8 batch_size=4"),
     ("freeze=all freeze.always=[layer_norm]", "freeze=all freeze.always"),
@@ -179,6 +181,7 @@ def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(com
     del values["train"]["early_stopping_epochs"]
     del values["init"]["path"], values["init"]["checkpoint"], values["init"]["keep"]
     del values["patch"]["init"], values["patch"]["path"]
+    del values["patch"]["num_prototypes"], values["patch"]["bank_size"]
     text = json.dumps(values, sort_keys=True)
     assert identity(composed()) == hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -58,7 +58,16 @@ _NEEDED = (
     "train.epochs",
 )
 #: What must be equal before two runs are compared at all.
-_CONDITION = ("data.", "ood.", "task.", "seq_len", "horizon", "objective", "init.keep")
+_CONDITION = (
+    "data.",
+    "ood.",
+    "task.",
+    "seq_len",
+    "horizon",
+    "objective",
+    "init.keep",
+    "patch.name",
+)
 #: Settings of data that matter even if its checksum is known; the rest describe its origin.
 _OF_DATA = ("data.fraction", "data.windows_per_epoch", "data.missing", "ood.missing")
 

@@ -4,6 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t5ts.errors import WeightsError
+from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
+from t5ts.model.tensors import matched_state, shuffled_state
+from t5ts.model.verify import read_embedding
+from t5ts.model.weights import LoadReport
+
 
 class PatchEmbedding(nn.Module):
     """Cut a context into patches and project each to a token.
@@ -30,6 +36,12 @@ class PatchEmbedding(nn.Module):
     patch. A wholly hidden patch is then always the same token; a partly hidden one keeps its
     visible values and shows which places are missing. The padding repeats the first step's mark.
 
+    With a bank of S token embeddings (`token_bank`) a token is scale · norm(softmax(W patch + b)
+    A bank): W gives a score for each of K prototypes, the rows of A bank, and A, (K, S), is trained
+    like W. The bank is a buffer: it is saved with the model, and never trains. A is drawn last,
+    normal with std 1/√S, so that a prototype's RMS is about a token's; what a hidden place adds
+    is added to the scores.
+
     Args:
         seq_len: Context length L in steps.
         num_channels: Channels C.
@@ -42,9 +54,13 @@ class PatchEmbedding(nn.Module):
         hidden: "none", "value" or "token". The mask token's entries are drawn after W and b, which
             are the same in all three: normal with std 1/√fan_in, so that a wholly hidden patch's
             token is as large as any other.
+        num_prototypes: K; None for a linear projection to D.
+        bank_SD: The token embeddings that prototypes are mixed from; None without prototypes.
         generator: Source of the initial weights, on the CPU.
 
     Source: Nie et al. 2023 (PatchTST), section 3.1; norm, scale, padding and hidden steps own.
+    Prototypes: Jin et al. 2024 (Time-LLM), section 3.1, with one head, whose scores are a linear
+    map of the patch, over a sample of the vocabulary.
     """
 
     def __init__(
@@ -59,9 +75,12 @@ class PatchEmbedding(nn.Module):
         norm: bool,
         scale: float = 1.0,
         hidden: str = "none",
+        num_prototypes: int | None = None,
+        bank_SD: Tensor | None = None,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        assert (num_prototypes is None) == (bank_SD is None)
         stride = patch_len if stride is None else stride
         assert 1 <= stride <= patch_len <= seq_len
         assert channels in ("independent", "mixing")
@@ -75,20 +94,36 @@ class PatchEmbedding(nn.Module):
         self.num_patches = (seq_len + self.pad - patch_len) // stride + 1
         self.scale = scale
         fan_in = patch_len * num_channels if self.mixing else patch_len
-        self.projection = torch.nn.utils.skip_init(nn.Linear, fan_in, d_model)
-        self.norm = nn.LayerNorm(d_model) if norm else nn.Identity()
+        width = d_model if num_prototypes is None else num_prototypes
+        self.projection = torch.nn.utils.skip_init(nn.Linear, fan_in, width)
+        # A weighted sum of prototypes is small, the more so where the arm's embeddings are: epsilon
+        # must not matter in one arm more than in another.
+        eps = 1e-5 if bank_SD is None else 1e-12
+        self.norm = nn.LayerNorm(d_model, eps=eps) if norm else nn.Identity()
         with torch.no_grad():
             bound = fan_in**-0.5
             self.projection.weight.normal_(0.0, bound, generator=generator)
             self.projection.bias.uniform_(-bound, bound, generator=generator)
-        self.mask_token: nn.Parameter | None = None  # (fan_in, D): a vector for each place
+        # (fan_in, D or K): a vector for each place
+        self.mask_token: nn.Parameter | None = None
         if hidden == "token":
-            token_PD = torch.empty(fan_in, d_model).normal_(0.0, bound, generator=generator)
+            token_PD = torch.empty(fan_in, width).normal_(0.0, bound, generator=generator)
             self.mask_token = nn.Parameter(token_PD)
+        self.mixture: nn.Parameter | None = None  # (K, S)
+        self.bank: Tensor | None
+        self.register_buffer("bank", bank_SD)
+        if bank_SD is not None:
+            rows = len(bank_SD)
+            mixture_KS = torch.empty(width, rows).normal_(0.0, rows**-0.5, generator=generator)
+            self.mixture = nn.Parameter(mixture_KS)
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         """Embed a context, (B, C, L), as tokens, (M, N, D)."""
-        tokens_MND = self.norm(self._project(self.patches(x_BCL)))
+        tokens_MND = self._project(self.patches(x_BCL))
+        if self.mixture is not None:  # so far they are scores, (M, N, K)
+            assert self.bank is not None
+            tokens_MND = tokens_MND.softmax(-1) @ (self.mixture @ self.bank)
+        tokens_MND = self.norm(tokens_MND)
         return tokens_MND if self.scale == 1.0 else tokens_MND * self.scale
 
     def _project(self, patches_MNP: Tensor) -> Tensor:
@@ -109,6 +144,49 @@ class PatchEmbedding(nn.Module):
         if self.mixing:
             return patches_BCNP.transpose(1, 2).flatten(2)
         return patches_BCNP.flatten(0, 1)
+
+
+def token_bank(
+    report: LoadReport, *, num_rows: int, sample: torch.Generator, own: torch.Generator
+) -> Tensor:
+    """Token embeddings that an arm's own weights go with, to mix prototypes from.
+
+    Args:
+        report: Of the arm's encoder. A checkpoint's embedding is read from the files it names;
+            "matched" and "shuffled" redraw or permute all of it as they do the encoder's tensors;
+            "random" has T5's law, normal with std `factor`.
+        num_rows: S.
+        sample: Chooses the tokens, so that arms of one vocabulary have the same ones.
+        own: Draws what is the arm's own: random weights and controls.
+
+    Returns:
+        (S, D) float32.
+
+    Raises:
+        WeightsError: if the vocabulary has fewer tokens, or the checkpoint's files have changed
+            since the encoder was read.
+    """
+    if report.init == "random":
+        table_VD = None
+        vocabulary, d_model = (report.architecture[key] for key in ("vocab_size", "d_model"))
+    else:
+        assert report.path is not None
+        files = open_checkpoint(report.path)
+        if {file.name: file_sha256(file) for file in files.files} != report.files:
+            raise WeightsError(f"{report.path} has changed since its encoder was read: try again.")
+        state = {"embedding": read_embedding(files)}
+        if make := {"matched": matched_state, "shuffled": shuffled_state}.get(report.init):
+            state = make(state, generator=own)
+        table_VD = state["embedding"]
+        vocabulary = len(table_VD)
+    if num_rows > vocabulary:
+        raise WeightsError(
+            f"patch.bank_size={num_rows}, but {report.source} has {vocabulary:,} token embeddings"
+            f" (init={report.init}): use patch.bank_size={vocabulary} or less, or patch=norm."
+        )
+    if table_VD is None:
+        return torch.empty(num_rows, d_model).normal_(0.0, report.embedding_rms, generator=own)
+    return table_VD[torch.randperm(vocabulary, generator=sample)[:num_rows]]
 
 
 class WholeContext(nn.Module):

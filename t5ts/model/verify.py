@@ -123,6 +123,13 @@ def read_encoder(files: CheckpointFiles, arch: T5Architecture) -> tuple[dict[str
     return {name: stored[f"encoder.{name}"] for name in names}, rms
 
 
+def read_embedding(files: CheckpointFiles) -> Tensor:
+    """The token embedding, (V, D) float32, of a checkpoint that `check_header` accepted."""
+    name = _embedding(files.header)
+    assert name is not None
+    return files.read([name])[name].to(torch.float32, copy=True).contiguous()
+
+
 def check_trained(state: Mapping[str, Tensor], arch: T5Architecture, folder: Path) -> Freshness:
     """Refuse an encoder that looks freshly initialised, whole or in part."""
     law = init_law(arch)

@@ -1,13 +1,26 @@
-"""Patches against numpy slicing, the padding rule, token scales, and refusals."""
+"""Patches against numpy slicing, the padding rule, token scales, prototypes, and refusals."""
 
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import local_t5, rows
+from safetensors.torch import load_file
+from test_experiment import die_after
 
+import t5ts
+from t5ts.build import build, build_model, setup_summary
+from t5ts.config import Config
+from t5ts.errors import Interrupted, WeightsError
+from t5ts.experiment import run
+from t5ts.export import export
 from t5ts.model.patching import PatchEmbedding, WholeContext
 
 
@@ -162,3 +175,96 @@ def test_whole_context_fills_with_zero_and_has_no_token() -> None:
     x[0, 0, 3] = torch.nan
     whole = WholeContext(seq_len=16, num_channels=3, channels="independent", hidden="value")
     assert torch.equal(whole(x), x.nan_to_num(0.0).flatten(0, 1)[:, None])
+
+
+# ------------------------------------------------------------------------------- prototypes
+
+
+@pytest.mark.parametrize("hidden", ["none", "token"])
+def test_a_token_is_the_softmax_weighted_sum_of_prototypes(hidden: str) -> None:
+    bank = np.random.default_rng(0).normal(size=(7, 8))
+    prototypes = {"num_prototypes": 5, "bank_SD": torch.from_numpy(bank), "norm": True}
+    patch = build_patch(channels="mixing", scale=3.0, hidden=hidden, **prototypes).double()
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    if hidden == "token":
+        x[0, 1, 5] = torch.nan
+    tensors = {name: tensor.detach().numpy() for name, tensor in patch.state_dict().items()}
+    pieces = patch.patches(x).numpy()
+    scores = np.nan_to_num(pieces) @ tensors["projection.weight"].T + tensors["projection.bias"]
+    if hidden == "token":
+        scores += np.isnan(pieces) @ tensors["mask_token"]
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    tokens = weights @ (tensors["mixture"] @ bank)
+    tokens -= tokens.mean(-1, keepdims=True)
+    tokens *= 3.0 / np.sqrt(np.square(tokens).mean(-1, keepdims=True))
+    np.testing.assert_allclose(patch(x).detach().numpy(), tokens, rtol=1e-6)
+    patch(x).square().mul(torch.arange(8.0)).sum().backward()
+    trained = dict(patch.named_parameters())
+    assert "bank" not in trained
+    assert all(tensor.grad.abs().max() > 1e-9 for tensor in trained.values())
+
+
+@pytest.fixture
+def arm(composed: Callable[..., Config], tmp_path: Path) -> Callable[..., Config]:
+    """An arm of a checkpoint with 100 tokens of width 64, on prototypes."""
+    folder = local_t5(tmp_path / "t5")
+    small = [*SMALL, "backbone=local", f"backbone.path={folder}", "patch=prototypes"]
+    return lambda *more: composed(*small, "patch.bank_size=100", "train.epochs=2", *more)
+
+
+def test_arms_share_what_trains_and_have_banks_of_their_own(
+    arm: Callable[..., Config], tmp_path: Path
+) -> None:
+    table = load_file(tmp_path / "t5" / "model.safetensors")["shared.weight"].float().numpy()
+    banks, summaries = {}, {}
+    for init in ("t5", "random", "matched", "shuffled"):
+        setup = build(arm(f"init={init}", "init.factor=0.5"))
+        tokens = setup.model.patch(torch.randn(4, 2, 32))
+        native = 0.5 if init == "random" else np.sqrt(np.square(table).mean())
+        assert tokens.square().mean().sqrt().item() == pytest.approx(native, rel=1e-4)
+        banks[init] = setup.model.patch.get_buffer("bank").numpy()
+        summaries[init] = setup_summary(setup)["initial_sha256"]
+    assert [len({s[part] for s in summaries.values()}) for part in ("patch", "head")] == [1, 1]
+    assert len({s["bank"] for s in summaries.values()}) == 4
+
+    def ordered(values: np.ndarray) -> np.ndarray:
+        return values[np.lexsort(values.T)]
+
+    # The bank is the whole vocabulary here, in another order.
+    np.testing.assert_array_equal(ordered(banks["t5"]), ordered(table))
+    np.testing.assert_array_equal(np.sort(banks["shuffled"], None), np.sort(table, None))
+    assert not np.isin(banks["shuffled"][:, 0], table[:, 0]).all()
+    assert banks["matched"].mean() == pytest.approx(table.mean(), abs=1e-6)
+    assert banks["matched"].std() == pytest.approx(table.std(), rel=1e-5)
+    assert banks["random"].std() == pytest.approx(0.5, rel=0.05)
+    few = [build(arm(f"init={init}", "patch.bank_size=9")).model for init in ("t5", "shuffled")]
+    for model, init in zip(few, ("t5", "shuffled"), strict=True):  # a sample: the same tokens
+        np.testing.assert_array_equal(model.patch.get_buffer("bank"), banks[init][:9])
+    with pytest.raises(WeightsError, match=r"patch\.bank_size=101"):
+        build(arm("init=t5", "patch.bank_size=101"))
+
+
+def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(
+    arm: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = ["init=t5", "freeze=staged", "freeze.unfreeze_epoch=1"]
+    config = arm(*staged)
+    run(config, run_dir=tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        die_after(patched, 8, politely=True)
+        with pytest.raises(Interrupted):
+            run(config, run_dir=tmp_path / "parts")
+    run(config, run_dir=tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    store = f"train.reuse_dir={tmp_path / 'store'}"
+    for name in ("cold", "warm"):
+        shared = run(arm(*staged, store), run_dir=tmp_path / name)
+    assert shared.reused_epochs == 1
+    out = export(tmp_path / "whole", tmp_path / "model")
+    donated = arm("init=random", "patch.init=run", f"patch.path={out}")
+    again, _ = build_model(donated, num_channels=2)
+    shutil.rmtree(tmp_path / "t5")  # the bank travels with the model
+    exported, expected = t5ts.load(out), t5ts.load(tmp_path / "whole").predict()
+    assert torch.equal(again.patch.get_buffer("bank"), exported.model.patch.get_buffer("bank"))
+    assert exported.predict().equals(expected)
+    assert t5ts.load(tmp_path / "warm").predict().equals(expected)
