@@ -50,7 +50,20 @@ def local_t5(folder: Path) -> Path:
 # A process that has imported torch and run nothing: a fork of a test process could hang, since
 # polars' threads do not survive it.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["t5ts.run", "t5ts.experiment"])
+_FORKS.set_forkserver_preload(
+    # The first is a third of a short run's time: torch's optimizers import it.
+    ["torch._dynamo", "matplotlib.pyplot", "t5ts.run", "t5ts.experiment", "t5ts.analysis.plots"]
+)
+
+
+def command_line(*arguments: str) -> None:
+    """What `python -m t5ts.run` does."""
+    from t5ts.run import cli
+
+    if "LOCAL_RANK" in os.environ:
+        Path("/proc/self/comm").write_text(f"rank-{os.environ['LOCAL_RANK']}")
+    sys.argv = ["t5ts.run", *arguments]
+    cli()
 
 
 class Command:
@@ -59,19 +72,25 @@ class Command:
     Args:
         arguments: Of the command line.
         cwd: Where it runs.
-        two: In the two processes of a torchrun, and what they run; None: in one, the command.
-        environment: Variables to set.
+        program: Something else to call with the arguments.
+        processes: If several, each calls the program, as under torchrun.
+        environment: Variables to set; those of the hub and of W&B are removed.
     """
 
     def __init__(
-        self, *arguments: str, cwd: Path, two: Callable[..., None] | None = None, **environment: str
+        self,
+        *arguments: str,
+        cwd: Path,
+        program: Callable[..., object] = command_line,
+        processes: int = 1,
+        **environment: str,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._texts = [Path(self._folder.name) / name for name in ("out", "err")]
         self._process = _FORKS.Process(
             target=_run,
-            args=(arguments, cwd, two, environment, *self._texts),
-            daemon=two is None,  # else it may have no children
+            args=(arguments, cwd, program, processes, environment, *self._texts),
+            daemon=processes == 1,  # else it may have no children
         )
         self._process.start()
 
@@ -81,7 +100,7 @@ class Command:
         return self._process.exitcode
 
     def send_signal(self, number: int, *, rank: int | None = None) -> None:
-        """Send a signal, with `two` to the process of that number alone."""
+        """Send a signal, or to one of several processes alone."""
         pid = self._process.pid
         assert pid is not None
         if rank is not None:
@@ -100,44 +119,34 @@ class Command:
         return out, err
 
 
-def command_line(*arguments: str) -> None:
-    """What `python -m t5ts.run` does."""
-    from t5ts.run import cli
-
-    if "LOCAL_RANK" in os.environ:
-        Path("/proc/self/comm").write_text(f"rank-{os.environ['LOCAL_RANK']}")
-    sys.argv = ["t5ts.run", *arguments]
-    cli()
-
-
 def _run(
     arguments: Sequence[str],
     cwd: Path,
-    two: Callable[..., None] | None,
+    program: Callable[..., object],
+    processes: int,
     environment: Mapping[str, str],
     *texts: Path,
 ) -> None:
     os.chdir(cwd)
+    for name in [name for name in os.environ if name.startswith(("HF_", "WANDB_"))]:
+        del os.environ[name]
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     try:
-        if two is None:
-            command_line(*arguments)
-        else:
-            _torchrun(two, arguments)
+        _torchrun(program, processes, arguments) if processes > 1 else program(*arguments)
     except Exception:
         traceback.print_exc()
         sys.exit(1)
 
 
-def _torchrun(program: Callable[..., None], arguments: Sequence[str]) -> None:
+def _torchrun(program: Callable[..., object], processes: int, arguments: Sequence[str]) -> None:
     """As torchrun: its agent, with forks for the processes that it would start."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=2, start_method="fork", run_id="none",
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, start_method="fork", run_id="none",
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
     )  # fmt: skip
     elastic_launch(config, program)(*arguments)

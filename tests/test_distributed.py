@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Command, command_line, read, rows, wait_for_rows
+from runs import Command, read, rows, wait_for_rows
 from two_processes import EQUAL, WITHOUT_DROPOUT, forecasts, main
 
 from t5ts import distributed
@@ -30,7 +30,7 @@ Compose = Callable[..., Config]
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have done the program's runs."""
     folder = tmp_path_factory.mktemp("two")
-    process = Command(str(folder), cwd=folder, two=main)
+    process = Command(str(folder), cwd=folder, program=main, processes=2)
     out, err = process.wait()
     assert process.returncode == 0, out + err
     return folder
@@ -122,7 +122,7 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
     run_dir = place / "run"
     command = [*SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
     for rank, number, rows_first in ((0, signal.SIGKILL, 6), (None, signal.SIGTERM, 60)):
-        process = Command(*command, cwd=place, two=command_line)
+        process = Command(*command, cwd=place, processes=2)
         wait_for_rows(run_dir, rows_first, process)
         process.send_signal(number, rank=rank)
         _, err = process.wait()  # it ends: nobody waits for the one that is gone
@@ -144,7 +144,7 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
 
 def test_a_multirun_is_refused_with_one_message(tmp_path: Path) -> None:
     arguments = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    process = Command(*arguments, cwd=tmp_path, two=command_line)
+    process = Command(*arguments, cwd=tmp_path, processes=2)
     _, err = process.wait()
     assert process.returncode
     (message,) = messages(err)
