@@ -3,7 +3,6 @@
 import functools
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -106,19 +105,13 @@ def wandb_summary() -> Callable[[Path], dict[str, Any]]:
     """Read the one offline run below a folder back with W&B's own tool."""
 
     def read(folder: Path) -> dict[str, Any]:
-        (run,) = (folder / "wandb").glob("offline-run-*")
+        from wandb.util import get_core_path
+
+        # Without its Python command, which takes seconds to import.
+        (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+        inspect = [get_core_path(), "leet", "inspect", "--no-observability", "--summary", "--json"]
         done = subprocess.run(
-            [
-                Path(sys.executable).with_name("wandb"),
-                "leet",
-                "inspect",
-                "--summary",
-                "--json",
-                run,
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
+            [*inspect, "--run-file", log, log.parent], capture_output=True, text=True, check=True
         )
         return json.loads(done.stdout)
 
