@@ -203,7 +203,8 @@ def write_run(
         return values | {"grad_norm/total": math.sqrt(sum(v * v for v in values.values()))}
 
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast
+    (folder / "config.yaml").write_text(yaml.dump(settings, Dumper=dumper, sort_keys=False))
     _write(folder / "provenance.json", _provenance(arm, seed, settings))
     lines, best = [], (math.inf, 0, {})
     for epoch in range(1 + (epochs if stop_after is None else stop_after)):

@@ -1,15 +1,20 @@
 """Fixtures that all tests share: composed configs and small, fast settings."""
 
+import functools
 import json
 import subprocess
-import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig
 
 from t5ts.checks import check
 from t5ts.config import CONF, Config, from_hydra, register
@@ -48,12 +53,29 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def composed() -> Callable[..., Config]:
-    """Compose and check a configuration from overrides, as the command line does."""
+    """Compose and check a configuration from overrides, as the command line does.
+
+    Hydra composes each choice of options once, which takes longer than many a run; then its own
+    function applies the values.
+    """
     register()
 
-    def make(*overrides: str) -> Config:
+    @functools.cache
+    def chosen(*choices: str) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = from_hydra(compose("config", overrides=list(overrides)))
+            return compose("config", overrides=list(choices))
+
+    def is_value(override: Override) -> bool:
+        is_group = override.package is not None or (CONF / override.key_or_group).is_dir()
+        return override.type == OverrideType.CHANGE and not (
+            is_group or override.is_sweep_override() or override.is_hydra_override()
+        )
+
+    def make(*overrides: str) -> Config:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        node = deepcopy(chosen(*(o.input_line for o in parsed if not is_value(o))))
+        ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if is_value(o)], node)
+        config = from_hydra(node)
         check(config)
         return config
 
@@ -83,19 +105,13 @@ def wandb_summary() -> Callable[[Path], dict[str, Any]]:
     """Read the one offline run below a folder back with W&B's own tool."""
 
     def read(folder: Path) -> dict[str, Any]:
-        (run,) = (folder / "wandb").glob("offline-run-*")
+        from wandb.util import get_core_path
+
+        # Without its Python command, which takes seconds to import.
+        (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+        inspect = [get_core_path(), "leet", "inspect", "--no-observability", "--summary", "--json"]
         done = subprocess.run(
-            [
-                Path(sys.executable).with_name("wandb"),
-                "leet",
-                "inspect",
-                "--summary",
-                "--json",
-                run,
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
+            [*inspect, "--run-file", log, log.parent], capture_output=True, text=True, check=True
         )
         return json.loads(done.stdout)
 

@@ -1,7 +1,6 @@
 """One run in two processes: the numbers of one, one writer, one message, nobody left waiting."""
 
 import math
-import os
 import re
 import signal
 import subprocess
@@ -13,51 +12,26 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import read, rows, wait_for_rows
-from two_processes import EQUAL, WITHOUT_DROPOUT, forecasts
+from runs import Command, read, rows, wait_for_rows
+from two_processes import EQUAL, WITHOUT_DROPOUT, forecasts, main
 
 from t5ts import distributed
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import CONF, Config
+from t5ts.config import Config
 from t5ts.errors import ConfigError
 from t5ts.experiment import run
 from t5ts.metrics import RegressionSums
 
 Compose = Callable[..., Config]
-PROGRAM = Path(__file__).parent / "two_processes.py"
-
-
-def torchrun(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "WANDB_"))}
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-            *arguments,
-        ],
-        cwd=cwd,
-        env=kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONF.parent)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Its output; a process that is left waiting for another is a failure, not a hanging test."""
-    try:
-        return process.communicate(timeout=150)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        pytest.fail(f"the processes did not end: {process.communicate()}")
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have done the program's runs."""
     folder = tmp_path_factory.mktemp("two")
-    process = torchrun(str(PROGRAM), str(folder), cwd=folder)
-    out, err = finish(process)
+    process = Command(str(folder), cwd=folder, program=main, processes=2)
+    out, err = process.wait()
     assert process.returncode == 0, out + err
     return folder
 
@@ -146,18 +120,13 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
     place = tmp_path / "work"
     place.mkdir()
     run_dir = place / "run"
-    command = ["-m", "t5ts.run", *SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
-    for killed, rows_first in ((0, 6), (None, 60)):
-        process = torchrun(*command, cwd=place)
+    command = [*SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
+    for rank, number, rows_first in ((0, signal.SIGKILL, 6), (None, signal.SIGTERM, 60)):
+        process = Command(*command, cwd=place, processes=2)
         wait_for_rows(run_dir, rows_first, process)
-        if killed is None:
-            process.terminate()
-        else:
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            target = next(int(pid) for pid in children if is_process(killed, int(pid)))
-            os.kill(target, signal.SIGKILL)
-        _, err = finish(process)  # it ends: nobody waits for the one that is gone
-        assert process.returncode != 0
+        process.send_signal(number, rank=rank)
+        _, err = process.wait()  # it ends: nobody waits for the one that is gone
+        assert process.returncode
         assert len(messages(err)) == 1, err
         assert not (run_dir / "result.json").exists()
     result = run(tiny(*overrides), run_dir=run_dir)
@@ -174,12 +143,10 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
 
 
 def test_a_multirun_is_refused_with_one_message(tmp_path: Path) -> None:
-    process = torchrun(
-        "-m", "t5ts.run", "--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}",
-        cwd=tmp_path,
-    )  # fmt: skip
-    _, err = finish(process)
-    assert process.returncode != 0
+    arguments = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    process = Command(*arguments, cwd=tmp_path, processes=2)
+    _, err = process.wait()
+    assert process.returncode
     (message,) = messages(err)
     assert "--multirun" in message
     assert not list(tmp_path.iterdir())
@@ -189,11 +156,6 @@ def messages(err: str) -> list[str]:
     """What the processes printed; a traceback of t5ts is a failure."""
     assert not re.search(r'File ".*/t5ts/[\w/]+\.py", line', err)
     return [line for line in err.splitlines() if line.startswith("t5ts: ")]
-
-
-def is_process(number: int, pid: int) -> bool:
-    variable = f"LOCAL_RANK={number}".encode()
-    return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def test_alone_everything_is_trivial_and_torch_is_not_imported() -> None:

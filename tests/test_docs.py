@@ -5,19 +5,18 @@ import importlib
 import itertools
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 
-from t5ts.checks import check, check_overrides
-from t5ts.config import CONF, Config, from_hydra, register
+from t5ts.checks import check_overrides
+from t5ts.config import CONF, Config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,24 +71,15 @@ def jobs(words: Iterable[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*map(values_of, own)))
 
 
-def composed(overrides: Iterable[str]) -> Config:
-    """What a job runs, checked."""
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = from_hydra(compose("config", overrides=list(overrides)))
-    check(config)
-    return config
-
-
 def test_there_are_commands() -> None:
     assert len(RUNS) > 40
     assert {module for module, *_ in OTHERS} >= {"t5ts.report", "t5ts.download", "t5ts.dashboard"}
 
 
 @pytest.mark.parametrize("words", RUNS, ids=" ".join)
-def test_run_commands_compose(words: tuple[str, ...]) -> None:
+def test_run_commands_compose(words: tuple[str, ...], composed: Callable[..., Config]) -> None:
     if not {"--help", "--cfg"} & set(words):
-        composed(jobs(words)[0])
+        composed(*jobs(words)[0])
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=" ".join)
@@ -210,7 +200,7 @@ def your_csv(tmp_path: Path) -> Path:
 
 
 def test_your_own_csv_from_the_run_to_the_forecast(
-    your_csv: Path, capsys: pytest.CaptureFixture[str]
+    your_csv: Path, composed: Callable[..., Config], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """README's block, command by command, with few seeds and steps."""
     from t5ts.experiment import run
@@ -225,7 +215,7 @@ def test_your_own_csv_from_the_run_to_the_forecast(
                 few = [re.sub(r"^seed=.*", "seed=0", word) for word in words]
                 for number, job in enumerate(jobs(few)):
                     place = Path(folder) / (str(number) if "--multirun" in words else "")
-                    run(composed([*job, *TINY]), run_dir=place, pictures=False)
+                    run(composed(*job, *TINY), run_dir=place, pictures=False)
             elif module != "t5ts":
                 assert importlib.import_module(module).main(words) == 0
         assert Path("multirun/mine/report/report.html").is_file()

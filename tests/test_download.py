@@ -1,8 +1,6 @@
 """The download command, against a local server that speaks the hub's protocol."""
 
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,9 +10,9 @@ import pytest
 from data.ett_files import write_ett
 from hub_server import Fault, HubServer, serve
 from runs import HUB_BACKBONE as BACKBONE
-from runs import HUB_ID, local_t5
+from runs import HUB_ID, Command, command_line, local_t5
 
-from t5ts.download import main
+from t5ts.download import command, main
 from t5ts.model import hub as hub_module
 from t5ts.model.checkpoint_file import file_sha256
 
@@ -66,6 +64,12 @@ def test_verify_needs_no_network_and_finds_damage(hub, tmp_path: Path, capsys) -
     assert "t5ts: " in capsys.readouterr().err
 
 
+def download(*arguments: str) -> None:
+    """What `python -m t5ts.download` does."""
+    sys.argv = ["t5ts.download", *arguments]
+    command()
+
+
 @pytest.mark.parametrize(
     ("module", "number"),
     [("download", signal.SIGTERM), ("download", signal.SIGKILL), ("run", signal.SIGINT)],
@@ -76,25 +80,19 @@ def test_a_signal_ends_a_download_and_the_same_command_completes_it(
     """At once, with one line; the unfinished file is never taken for a checkpoint."""
     hub.faults = [Fault("cdn/", stall_after=1000)]
     home = tmp_path / "home"
-    command = [sys.executable, "-m", f"t5ts.{module}", *BACKBONE]
-    if module == "run":
-        command += ["init=t5", "data=synthetic", f"hydra.run.dir={tmp_path / 'run'}"]
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "HF_HOME": str(home),
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_DOWNLOAD_TIMEOUT": "120",  # the server stalls
-    }
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = Command(
+        *BACKBONE, *(["init=t5", "data=synthetic", "hydra.run.dir=run"] if module == "run" else []),
+        cwd=tmp_path, program=command_line if module == "run" else download,
+        HF_HOME=str(home), HF_ENDPOINT=hub.endpoint,
+        HF_HUB_DOWNLOAD_TIMEOUT="120",  # the server stalls
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not any(h.get("range") != "bytes=0-0" for h in hub.asked("GET", "cdn/")):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.returncode is None, process.wait()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
+    _, errors = process.wait()
     if number == signal.SIGKILL:
         assert process.returncode == -9
     else:

@@ -1,10 +1,7 @@
 """The command line as a user meets it: what it prints, leaves, and exits with."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,19 +12,6 @@ from runs import HUB_BACKBONE, HUB_ID, Command, local_t5, read, rows, wait_for_r
 
 from t5ts.config import CONF
 from t5ts.model.checkpoint_file import file_sha256
-
-
-def t5ts(*arguments: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, whose libraries read the environment anew."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "WANDB_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "t5ts.run", *arguments],
-        cwd=cwd,
-        env=kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONF.parent)} | changes,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
 
 
 def test_help_explains_every_group_and_option(tmp_path: Path) -> None:
@@ -83,14 +67,15 @@ def test_user_errors_are_one_message_and_leave_nothing(
 
 def test_t5_without_a_network_stops_with_the_remedy(tmp_path: Path) -> None:
     """Nothing listens on port 9 of this machine: a refused connection, as without a network."""
-    done = t5ts(
+    process = Command(
         "init=t5", "freeze=staged", "tracker=none", cwd=tmp_path,
         HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "cache"),
     )  # fmt: skip
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+    _, err = process.wait()
+    assert process.returncode == 2
+    assert "Traceback" not in err
     for word in ("t5-small", "backbone=t5_tiny_en", "backbone.path=DIR", "t5ts.download"):
-        assert word in done.stderr
+        assert word in err
     assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
@@ -108,12 +93,13 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
     with serve() as hub:
         hub.add(HUB_ID, local_t5(tmp_path / "served"))
         at_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
-        done = t5ts(*mission, cwd=tmp_path, WANDB_MODE="offline", **at_hub)
-    assert done.returncode == 0, done.stderr
-    assert "pretrained T5, verified" in done.stdout
-    assert "W&B: offline" in done.stdout
+        process = Command(*mission, cwd=tmp_path, WANDB_MODE="offline", **at_hub)
+        out, err = process.wait()
+    assert process.returncode == 0, err
+    assert "pretrained T5, verified" in out
+    assert "W&B: offline" in out
     run_dir = tmp_path / "run"
-    before, *_, last = done.stdout.split("epoch   0/")[0], *done.stdout.splitlines()
+    before, *_, last = out.split("epoch   0/")[0], *out.splitlines()
     assert len(before.splitlines()) <= 8
     assert last.split() == [
         "python",
@@ -124,7 +110,7 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
         "forecast.csv",
     ]
     assert (run_dir / "plots" / "learning_curve.png").is_file()
-    assert "RMS at step 0" not in done.stdout
+    assert "RMS at step 0" not in out
     assert "RMS at step 0" in (run_dir / "run.log").read_text()
     provenance = read(run_dir / "provenance.json")
     assert provenance["weights"]["init"] == "t5"

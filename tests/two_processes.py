@@ -1,15 +1,11 @@
-"""A program for test_distributed.py: several runs in the processes that torchrun started.
+"""What test_distributed.py runs in two processes.
 
-    torchrun --nproc-per-node=2 tests/two_processes.py FOLDER
-
-Each run leaves its directory in FOLDER, and process R writes into `process-R.json` how each run
-ended, with which weights, and what else it saw. All runs share one start, which is most of the
-time.
+Each run leaves its directory in a folder, and process R writes into `process-R.json` how each run
+ended, with which weights, and what else it saw.
 """
 
 import hashlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,8 +118,9 @@ def sum_of_shares() -> dict[str, float]:
     return sums.compute(mase_denominator_C=torch.ones(3), naive_mse=1.0)
 
 
-def main(folder: Path) -> None:
+def main(where: str) -> None:
     """Every process: all runs, whatever became of the one before."""
+    folder = Path(where)
     torch.set_num_threads(1)
     register()
     with distributed.setup():
@@ -139,7 +136,3 @@ def main(folder: Path) -> None:
                 except (UserError, Interrupted) as error:
                     seen["outcomes"].append(type(error).__name__)
         (folder / f"process-{distributed.rank()}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

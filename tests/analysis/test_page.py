@@ -50,8 +50,9 @@ def written(study: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """Two arms at two seeds."""
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two arms at two seeds, of which a report draws one picture."""
+    monkeypatch.setattr("t5ts.analysis.figures.PICTURES", {"effects": PICTURES["effects"]})
     for seed in range(2):
         for init in ("t5", "random"):
             write_run(tmp_path / "study" / f"{init}-{seed}", Arm(init=init, freeze="none"), seed)
@@ -122,7 +123,7 @@ def test_forecasts_are_drawn_in_time_where_it_is_known(small: Path) -> None:
             provenance = json.loads(path.read_text())
             provenance["data"]["step_s"] = step_s
             path.write_text(json.dumps(provenance))
-        axes = draw(verdict(collect([small])), "forecasts").axes[0]
+        axes = PICTURES["forecasts"](verdict(collect([small]))).axes[0]
         labels.append(axes.get_xlabel())
         truth = next(line for line in axes.get_lines() if line.get_label() == "truth")
         assert str(truth.get_xdata()[0]) == ("2013-10-05T00:00:00.000" if step_s else "1")

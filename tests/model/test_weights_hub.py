@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import COMMIT, T5_SMALL, TINY, Fault, HubServer, full_model, serve, write_checkpoint
+from runs import Command
 
 from t5ts.errors import WeightsError
 from t5ts.model.hub import cached_snapshot, suggestions
@@ -412,30 +413,22 @@ def test_two_runs_at_once_download_once(hub: HubServer, cache: Path) -> None:
     assert len(bodies) == 1
 
 
-SCRIPT = """
-import sys
-from t5ts.model.weights import describe, load_checkpoint
-assert "huggingface_hub" not in sys.modules and "transformers" not in sys.modules
-print(describe(load_checkpoint(hub_id="t5-small")[1])[0])
-assert "transformers" not in sys.modules
-"""
+def describe_t5_small() -> None:
+    assert "huggingface_hub" not in sys.modules
+    print(describe(load_checkpoint(hub_id="t5-small")[1])[0])
+    assert "transformers" not in sys.modules
 
 
-def test_environment_variables_apply(hub: HubServer, cache: Path) -> None:
+def test_environment_variables_apply(hub: HubServer, cache: Path, tmp_path: Path) -> None:
     """HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE are read at import: new processes."""
     hub.token = "hf_right"
     home = {"HF_HOME": str(cache), "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_right"}
 
-    def run(**env: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env={**os.environ, **home, **env},
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
+    def run(**environment: str) -> str:
+        process = Command(cwd=tmp_path, program=describe_t5_small, **home, **environment)
+        out, err = process.wait()
+        assert process.returncode == 0, err
+        return out
 
     text = run()
     assert f"t5-small at {COMMIT[:12]}" in text
