@@ -90,7 +90,7 @@ def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
     if scale is not None:
         log.debug("scale      patch.scale=%s: tokens times %.4g", config.patch.scale, scale)
     log.debug(
-        "scale      RMS at step 0: %s",
+        "scale      at step 0, RMS: %s",
         "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
     )
 

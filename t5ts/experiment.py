@@ -64,7 +64,7 @@ gc.freeze()
 
 #: Windows whose forecasts are drawn, evenly spaced over the test windows.
 SAMPLE_WINDOWS = 3
-#: Windows of the step-0 scale audit.
+#: Windows of the scale audit, before and after training.
 AUDIT_WINDOWS = 64
 
 
@@ -219,11 +219,12 @@ def _run(
                 should_stop=should_stop,
             )
         _load_best(setup, run_dir, state)
+        in_play = _in_play(setup, meter, audit, compiled=config.train.compile)
         test_metrics, window_losses = meter.test(shuffled=config.train.shuffled_test)
         if not is_main:
             return None
         result = _result(config, setup, meter.baselines, audit, state, run_dir)
-        result.metrics |= test_metrics
+        result.metrics |= in_play | test_metrics
         result.reused_epochs = reuse.reused_epochs
         result.files = _write_files(setup, run_dir, window_losses)
         _finish(result, run_dir, tracker, pictures)
@@ -304,11 +305,35 @@ class Meter:
 
 
 def _audit(setup: Setup) -> dict[str, float]:
-    """The scale of tokens and residual stream at step 0, on the first train windows."""
+    """The scale of tokens and residual stream, on the first train windows."""
     train = setup.data.splits.train
     first_B = torch.arange(min(AUDIT_WINDOWS, len(train)))
     first = setup.task.batch(train.gather(first_B), first_B, epoch=0)
     return scale_audit(setup.model, first.inputs_BCL)
+
+
+def _in_play(
+    setup: Setup, meter: Meter, initial: Mapping[str, float], *, compiled: bool
+) -> dict[str, float]:
+    """Whether the selected weights use their encoder; nothing for a backbone without blocks.
+
+    Returns:
+        `encoder_cosine_initial` and `encoder_cosine`, as `scale_audit` measures it before training
+        and with the selected weights, and `bypassed_val_loss`, the validation loss of the selected
+        weights with the encoder's blocks left out. The test windows are not looked at.
+    """
+    if "cosine" not in initial:
+        return {}
+    # What is compiled sees neither hooks nor bypasses.
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        cosine = _audit(setup)["cosine"]
+        with setup.model.bypassing_blocks():
+            loss = meter.measure("val")["val_loss"]
+    return {
+        "encoder_cosine_initial": initial["cosine"],
+        "encoder_cosine": cosine,
+        "bypassed_val_loss": loss,
+    }
 
 
 def _record(config: Config, setup: Setup, past: Past, run_dir: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from t5ts.console import report
 from t5ts.data.windows import Windows
 from t5ts.errors import ConfigError, Interrupted, ResumeError, TrainingError, WeightsError
 from t5ts.model.checkpoint_file import file_sha256
+from t5ts.model.forecaster import scale_audit
 from t5ts.model.tensors import state_digest
 from t5ts.provenance import json_ready
 from t5ts.tasks import Batch, Forecast
@@ -98,6 +99,24 @@ def test_a_run_leaves_a_directory_that_explains_itself(whole) -> None:
     for component in ("patch", "block_0", "block_1", "final_norm", "head", "total"):
         assert all(math.isfinite(row[f"step/grad_norm/{component}"]) for row in step_rows)
     assert all(math.isfinite(row["distance_from_init/block_1"]) for row in evals)
+
+
+def test_the_result_says_whether_the_selected_weights_use_their_encoder(whole) -> None:
+    config, run_dir, result = whole
+    initial = read(run_dir / "provenance.json")["scale_audit"]["cosine"]
+    assert result.metrics["encoder_cosine_initial"] == initial
+    setup = build(config)
+    tensors, _ = load_checkpoint(run_dir / "checkpoint" / "best.safetensors")
+    setup.model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items()})
+    meter = experiment.Meter(setup, batch_size=7)
+    with setup.model.bypassing_blocks():
+        bypassed = meter.measure("val")["val_loss"]
+    assert result.metrics["bypassed_val_loss"] == pytest.approx(bypassed)
+    assert meter.measure("val")["val_loss"] == pytest.approx(result.metrics["val_loss"])
+    assert bypassed != pytest.approx(result.metrics["val_loss"], rel=1e-6)
+    first = setup.data.splits.train.gather(torch.arange(experiment.AUDIT_WINDOWS))
+    cosine = scale_audit(setup.model, setup.task.batch(first, torch.arange(64)).inputs_BCL)
+    assert result.metrics["encoder_cosine"] == pytest.approx(cosine["cosine"])
 
 
 def test_a_loss_worse_than_the_mean_is_warned_of(whole, caplog) -> None:
@@ -300,7 +319,7 @@ def test_the_test_windows_are_read_once_and_after_training(
     )
     monkeypatch.setattr("t5ts.build._loaded", {})  # with what other tests have computed
     run(tiny(), run_dir=run_dir)
-    assert evaluated == ["val"] * 5 + ["test"]
+    assert evaluated == ["val"] * (5 + 1) + ["test"]  # once with the encoder's blocks bypassed
     # Before training only the baselines, which see no model, read the test windows.
     assert seen.index("train") > seen.index("test")
     assert "test" not in seen[seen.index("train") : -3]

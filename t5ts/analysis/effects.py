@@ -345,7 +345,7 @@ def scale_audit(arm: Arm) -> dict[str, float]:
     return {
         key: float(np.mean([audit[key] for audit in audits]))
         for key, value in audits[0].items()
-        if not key.startswith("residual_ratio") and value is not None
+        if not key.startswith(("residual_ratio", "cosine")) and value is not None
     }
 
 

@@ -1,4 +1,4 @@
-"""The whole model: normalise, patch, encode, forecast; and an audit of its scales at step 0."""
+"""The whole model: normalise, patch, encode, forecast; and what its encoder does to the tokens."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -98,8 +98,28 @@ class Forecaster(nn.Module):
         torch gives up. The cache is reset first, because earlier models count towards that limit.
         """
         torch.compiler.reset()
-        for block in () if isinstance(self.encoder, NoEncoder) else self.encoder.block:
+        for block in self._blocks():
             block.compile()
+
+    @contextmanager
+    def bypassing_blocks(self) -> Iterator[None]:
+        """Inside, each block of the encoder returns its input.
+
+        What an encoder has before its blocks (a stem, positions) and after them (the final norm)
+        stays, so that the head receives tokens at the scale that it knows. Not for compiled blocks,
+        which do not notice (see `torch.compiler.set_stance`).
+        """
+        blocks = self._blocks()
+        try:
+            for block in blocks:
+                vars(block)["forward"] = lambda hidden_MND, *_, **__: hidden_MND
+            yield
+        finally:
+            for block in blocks:
+                del vars(block)["forward"]
+
+    def _blocks(self) -> list[nn.Module]:
+        return [] if isinstance(self.encoder, NoEncoder) else list(self.encoder.block)
 
 
 @torch.no_grad()
@@ -108,7 +128,8 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
 
     Evaluated without dropout and without gradients; the model's training modes are restored. A
     ratio far above 1 in the first blocks means that they outweigh the tokens: the scale of the
-    tokens, not what the weights learned, then decides the result.
+    tokens, not what the weights learned, then decides the result. A cosine near 1 means that the
+    blocks pass the tokens on: with such an encoder, no weights are compared.
 
     Args:
         model: A forecaster, not compiled.
@@ -116,21 +137,24 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
 
     Returns:
         RMS over all entries, in order: `input` (the tokens), `block_<i>` (each block's output),
-        `output` (after the final norm, if there is one), and for each block
-        `residual_ratio/block_<i>`, RMS(output - input) / RMS(input) of the block (not finite when
-        the input is all zeros, as for constant contexts).
+        `output` (after the final norm, if there is one), for each block
+        `residual_ratio/block_<i>`, RMS(output - input) / RMS(input) of the block, and with blocks
+        `cosine`, of the angle between a token and the last block's output there, mean over tokens.
+        Not finite when the tokens are all zeros, as for constant contexts.
 
     Source: own.
     """
     rms: dict[str, Tensor] = {}
     ratio: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}  # the latest block's replaces the one before
 
     def record(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         rms[name] = _rms(output)
+        seen[name.partition("_")[0]] = output
         if name.startswith("block"):
             ratio[f"residual_ratio/{name}"] = _rms(output - inputs[0]) / _rms(inputs[0])
 
-    blocks = () if isinstance(model.encoder, NoEncoder) else model.encoder.block
+    blocks = model._blocks()
     watched: dict[str, nn.Module] = {f"block_{i}": block for i, block in enumerate(blocks)}
     watched |= {"input": model.patch, "output": model.encoder}
     with ExitStack() as stack:
@@ -138,13 +162,24 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
         for name, module in watched.items():
             stack.callback(module.register_forward_hook(partial(record, name)).remove)
         model(x_BCL)
+    if blocks:
+        ratio["cosine"] = _cosine(seen["input"], seen["block"])
     return {name: value.item() for name, value in (rms | ratio).items()}
 
 
+def _cosine(a_MND: Tensor, b_MND: Tensor) -> Tensor:
+    """Mean over tokens; tokens of length 0, as of a constant context, have no angle."""
+    a_MND, b_MND = _double(a_MND), _double(b_MND)
+    sizes_MN = a_MND.norm(dim=-1) * b_MND.norm(dim=-1)
+    return ((a_MND * b_MND).sum(-1) / sizes_MN).nanmean()
+
+
 def _rms(x: Tensor) -> Tensor:
-    if x.device.type == "mps":  # has no float64
-        x = x.cpu()
-    return x.double().square().mean().sqrt()
+    return _double(x).square().mean().sqrt()
+
+
+def _double(x: Tensor) -> Tensor:
+    return (x.cpu() if x.device.type == "mps" else x).double()  # mps has no float64
 
 
 @contextmanager

@@ -196,9 +196,24 @@ def test_scale_audit_equals_hand_computed_values() -> None:
         "residual_ratio/block_0": rms(first - tokens) / rms(tokens),
         "residual_ratio/block_1": 1.0,
         "residual_ratio/block_2": 3 / (2 * rms(first)),
+        "cosine": torch.cosine_similarity(2 * first + 3, tokens, dim=-1).mean().item(),
     }
     assert list(audit) == list(expected)
     assert audit == pytest.approx(expected, rel=1e-5)
+
+
+def test_bypassed_blocks_pass_the_tokens_to_the_final_norm() -> None:
+    model = build_model(build_t5(), normalize="none").eval()
+    x = torch.randn(2, 3, 16)
+    whole = model(x)
+    with model.bypassing_blocks():
+        bypassed = model(x)
+        assert scale_audit(model, x)["cosine"] == pytest.approx(1)
+    normed = model.encoder.final_layer_norm(model.patch(x))
+    assert torch.equal(bypassed, model.head(normed.flatten(1)).reshape(2, 3, -1))
+    assert torch.equal(model(x), whole)
+    with build_model(NoEncoder()).bypassing_blocks():
+        pass
 
 
 def test_scale_audit_of_the_other_encoders_and_after_an_error() -> None:
