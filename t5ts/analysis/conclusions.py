@@ -30,6 +30,7 @@ from t5ts.analysis.judgement import (
     LOWER_HERE,
     MARGIN,
     NO_VERDICT,
+    NOT_ASKED,
     NOT_LEARNED,
     NOTHING,
     TRANSFERS,
@@ -59,6 +60,7 @@ from t5ts.analysis.validity import (
     check_pair,
     check_plans,
     failures,
+    in_play,
     loader_notes,
 )
 from t5ts.analysis.words import sentence
@@ -71,6 +73,7 @@ OUTCOMES = {
     "unfinished": UNFINISHED,
     "broken": WITHHELD,
     "not_learned": NOT_LEARNED,
+    "not_asked": NOT_ASKED,
     "frozen": CANNOT_DISCRIMINATE,
     "helps": TRANSFERS,
     "noted": LOWER_HERE,
@@ -109,8 +112,10 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     inside ±margin, or if a control does as well; the set-up *cannot discriminate* if a frozen
     random encoder does. There is no verdict from an unfinished sweep, where an invariant is
     broken, or where the better arm has *learned nothing*: it does not beat the naive forecasts or
-    `linear` on validation, or its best epoch is mostly 0. Several data sets give one answer: their
-    mean.
+    `linear` on validation, or its best epoch is mostly 0, or where the question was *not asked*:
+    unless test loss is lower, both encoders can be left out without changing the validation loss
+    by the margin, or one that should train never moved measurably. Several data sets give one
+    answer: their mean.
 
     Args:
         study: From `collect`.
@@ -219,6 +224,10 @@ def _outcome(study: Study, v: Verdict) -> tuple[str, dict[str, Any]]:
         return "broken", {}
     if why := _not_learned(main, v.condition):
         return "not_learned", {"why": why}
+    v.reasons += _in_play(v, main)
+    if main.kind != LOWER and (asked_nothing := _not_asked(main, v.margin)):
+        v.reasons.append(sentence("put_in_play"))
+        return "not_asked", asked_nothing
     return _what_it_shows(v, main)
 
 
@@ -361,6 +370,26 @@ def _not_learned(main: Comparison, condition: Condition) -> str:
             ratios[arm.name] = log_ratio(ours, theirs)
     better = {name: ratio for name, ratio in ratios.items() if ratio.value >= 0}
     return sentence("beaten", arm=wins, better=better) if better else ""
+
+
+def _in_play(v: Verdict, main: Comparison) -> list[str]:
+    """Whether the encoder of each arm behind the headline took part, where that is recorded."""
+    controls = [c.pair.control for c in _of_headline(v, "control")]
+    found = {arm.name: in_play(arm) for arm in (*main.pair.arms, *controls)}
+    return [
+        sentence("in_play", name=name, of=of, is_idle=of.is_idle(v.margin))
+        for name, of in found.items()
+        if of is not None
+    ]
+
+
+def _not_asked(main: Comparison, margin: float) -> dict[str, Any] | None:
+    """Why the arms could not show what their weights know; None if they could or it is unknown."""
+    found = {arm.name: of for arm in main.pair.arms if (of := in_play(arm)) is not None}
+    unmoved = {name: of for name, of in found.items() if of.never_moved}
+    if unmoved or (len(found) == 2 and all(of.is_idle(margin) for of in found.values())):
+        return {"unmoved": unmoved, "idle": found}
+    return None
 
 
 def _progress(study: Study, arms: Iterable[Arm]) -> list[tuple[str, int, int]]:

@@ -25,10 +25,10 @@ LOWER, HIGHER, ALIKE = "lower", "higher", "no difference that matters"
 #: What a study shows; the first only where controls were beaten too.
 TRANSFERS, LOWER_HERE = "transfers", "lower with this checkpoint"
 DOES_NOT, CANNOT_DISCRIMINATE = "does not transfer", "cannot discriminate"
-CANNOT_TELL, NOT_LEARNED = "cannot tell", "nothing learned"
+CANNOT_TELL, NOT_LEARNED, NOT_ASKED = "cannot tell", "nothing learned", "not asked"
 UNFINISHED, WITHHELD, NOTHING = "unfinished", "withheld", "nothing to compare"
 #: The kinds among these that give no answer.
-NO_VERDICT = (NOT_LEARNED, UNFINISHED, WITHHELD, NOTHING)
+NO_VERDICT = (NOT_LEARNED, NOT_ASKED, UNFINISHED, WITHHELD, NOTHING)
 
 
 @dataclass(kw_only=True, eq=False)

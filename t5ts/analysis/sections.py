@@ -16,7 +16,7 @@ from t5ts.analysis.figures import effect_key, unfreezes
 from t5ts.analysis.judgement import Comparison, Findings, Verdict
 from t5ts.analysis.shift import beyond, has, ratio_to_test, series_names, under_shift
 from t5ts.analysis.statistics import Estimate, log_ratio, mean_interval
-from t5ts.analysis.validity import BROKEN, NOTE, settings_that_differ
+from t5ts.analysis.validity import BROKEN, NOTE, in_play, settings_that_differ
 from t5ts.analysis.words import NONE, interval, plural
 
 KINDS = {
@@ -43,6 +43,7 @@ BADGES = {
     judgement.CANNOT_TELL: ("Cannot tell", "open"),
     judgement.CANNOT_DISCRIMINATE: ("Cannot discriminate", "open"),
     judgement.NOT_LEARNED: ("Nothing learned", "open"),
+    judgement.NOT_ASKED: ("Not asked", "open"),
     judgement.UNFINISHED: ("Unfinished", "open"),
     judgement.WITHHELD: ("Verdict withheld", "broken"),
     judgement.NOTHING: ("Nothing to compare", "open"),
@@ -180,6 +181,11 @@ def _context(findings: Findings) -> dict[str, Any]:
         ],
         "epochs_asked": lambda arm: sum(int(r.config["train.epochs"]) for r in arm.runs),
         "finished": [(v, arm) for v, arm in arms if arm.best],
+        "in_play": [
+            (v, arm, of, of.is_idle(v.margin))
+            for v, arm in arms
+            if (of := in_play(arm)) is not None
+        ],
         "shifted": [
             (v, measured)
             for v in findings.verdicts

@@ -1,6 +1,7 @@
 """Whether the arms may be compared at all: every invariant, with its evidence."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, Pair
+from t5ts.analysis.statistics import Estimate, log_ratio
 from t5ts.analysis.study import Run, varying
 from t5ts.analysis.words import plural
 
@@ -31,6 +33,12 @@ _OF_CHECKPOINT = (
     "backbone.full_params",
     "backbone.embedding_rms",
 )
+#: An encoder with this cosine between its tokens and its output is called an identity: what it
+#: adds is under 2 % of the output's energy (1 − cosine²).
+IDENTITY = 0.99
+#: Blocks that moved less than this share of their norm did not move measurably: rounding normally
+#: distributed weights to bfloat16 moves them as far.
+MOVED = 0.00166
 OK, NOTE, BROKEN = "holds", "note", "broken"
 #: Whether an invariant holds, and the evidence.
 Evidence = tuple[str, str]
@@ -47,6 +55,69 @@ class Check:
     name: str
     status: str
     detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class InPlay:
+    """Whether an arm's encoder took part in its forecasts, over its finished seeds.
+
+    Attributes:
+        cosines: Of the encoder's tokens and its last block's output, before training and with the
+            selected weights, mean over the seeds.
+        bypassed: Log-ratio of the selected weights' validation loss without the encoder's blocks
+            to that with them.
+        moved: Largest distance from its start, relative to its norm, of any block at any epoch.
+        trains: Whether the schedule trains whole blocks.
+    """
+
+    cosines: tuple[float, float]
+    bypassed: Estimate
+    moved: float
+    trains: bool
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it passes its tokens on, before training and after it."""
+        return min(self.cosines) >= IDENTITY
+
+    @property
+    def never_moved(self) -> bool:
+        """Whether it was trained and is where it was."""
+        return self.trains and self.moved < MOVED
+
+    def is_idle(self, margin: float) -> bool:
+        """Whether the forecasts are as good without it.
+
+        Being near an identity is not enough: a head can use even the little that is added.
+        """
+        return abs(self.bypassed.value) < math.log1p(margin)
+
+
+def in_play(arm: Arm) -> InPlay | None:
+    """Whether an arm's encoder took part; None if that was not recorded, or it has no encoder."""
+    runs = list(arm.finished.values())
+    names = ("encoder_cosine_initial", "encoder_cosine", "bypassed_val_loss", "val_loss")
+    initial, selected, bypassed, val = ([run.metric(name) for run in runs] for name in names)
+    if not runs or not np.isfinite([*initial, *selected, *bypassed]).all():
+        return None
+    starts = [
+        line["start_epoch"] is not None and line["start_epoch"] < run.epochs_due
+        for run in runs
+        for line in run.provenance.get("plan") or ()
+        if line["component"].startswith("block_")
+    ]
+    moves = [
+        run.curve(name)[1]
+        for run in runs
+        for name in run.evals
+        if name.startswith("distance_from_init/block_")
+    ]
+    return InPlay(
+        cosines=(float(np.mean(initial)), float(np.mean(selected))),
+        bypassed=log_ratio(bypassed, val),
+        moved=float(max((m.max() for m in moves if len(m)), default=math.nan)),
+        trains=arm.freeze != "norms" and any(starts),
+    )
 
 
 def check_pair(pair: Pair) -> list[Check]:

@@ -90,6 +90,62 @@ def test_the_headlines_pair_and_numbers(tmp_path: Path) -> None:
     assert kinds["best", "t5-staged vs. random-none"] == HIGHER
 
 
+IDENTITY, USED, FLAT = (0.994, 0.993, 0.002), (0.46, 0.46, 0.3), (0.86, 0.93, 0.004)
+
+
+@pytest.mark.parametrize(
+    ("seen", "moved", "effect", "outcome"),
+    [
+        ({"t5": USED, "random": USED}, {}, 0, "alike"),
+        ({"t5": IDENTITY, "random": IDENTITY}, {}, 0, "not_asked"),
+        ({"t5": IDENTITY, "random": IDENTITY}, {}, 0.05, "not_asked"),
+        ({"t5": FLAT, "random": IDENTITY}, {}, 0, "not_asked"),
+        # What is lower has been in play, or another arm has.
+        ({"t5": IDENTITY, "random": IDENTITY}, {}, -0.05, "lower"),
+        ({"t5": USED, "random": IDENTITY}, {}, 0, "alike"),
+        ({"t5": IDENTITY, "random": USED}, {}, 0.05, "higher"),
+        # Near an identity, and yet the forecasts live by what it adds; or are harmed by it.
+        ({"t5": (0.994, 0.993, 0.2), "random": (0.994, 0.993, 0.2)}, {}, 0, "alike"),
+        ({"t5": (0.3, 0.3, -0.04), "random": (0.3, 0.3, -0.04)}, {}, 0, "alike"),
+        # Trained, and frozen in all but name.
+        ({"t5": USED, "random": USED}, {"t5": 1e-4}, 0, "not_asked"),
+        ({"t5": USED, "random": USED}, {"t5": 1e-4, "random": 1e-4}, -0.05, "lower"),
+        # Only one arm was recorded: nothing is known of both.
+        ({"t5": IDENTITY}, {}, 0, "alike"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("freeze", ["none", "all"])
+def test_whether_the_encoders_were_in_play(
+    tmp_path: Path, freeze: str, seen: dict[str, Any], moved: Any, effect: float, outcome: str
+) -> None:
+    write(tmp_path, {f"t5-{freeze}": (effect, 0.0005), f"random-{freeze}": (0, 0.0005)})
+    for init, (initial, selected, cost) in seen.items():
+
+        def record(result: Any, values: Any = (initial, selected, cost)) -> None:
+            metrics = result["metrics"]
+            metrics |= {"encoder_cosine_initial": values[0], "encoder_cosine": values[1]}
+            metrics["bypassed_val_loss"] = metrics["val_loss"] * math.exp(values[2])
+
+        edit(tmp_path, f"{init}-*", "result.json", record)
+    for init, scale in moved.items():
+        for path in tmp_path.glob(f"{init}-*/metrics.jsonl"):
+            shrink = lambda m, by=scale: f"{m[1]}{by * float(m[2])}"  # noqa: E731
+            path.write_text(
+                re.sub(r'("distance_from_init/block_\d": )([\d.]+)', shrink, path.read_text())
+            )
+    if freeze == "all" and moved and outcome == "not_asked":
+        outcome = "alike"  # nothing was to move
+    study = found(tmp_path)
+    assert (study.main.outcome, study.kind) == (outcome, OUTCOMES[outcome])
+    said = [reason for reason in study.reasons if "in play in" in reason]
+    assert len(said) == len(seen)
+    for init, reason in zip(seen, said, strict=True):
+        idle = seen[init] in (IDENTITY, FLAT) or (init in moved and freeze == "none")
+        assert ("No:" in reason) == idle
+    shown = [block.caption for block in sections(study)[7].blocks if hasattr(block, "caption")]
+    assert any("in play" in caption for caption in shown) == bool(seen)
+
+
 def test_one_seed(tmp_path: Path) -> None:
     write(tmp_path, {"t5-none": -0.3, "random-none": 0}, seeds=[0])
     assert found(tmp_path).main.outcome == "one_seed"
