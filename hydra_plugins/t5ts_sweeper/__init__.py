@@ -195,8 +195,8 @@ class StockSweeper(Sweeper):
                 "hydra/sweeper=optuna needs hydra-optuna-sweeper: pip install"
                 f" 't5ts[stock-sweeper]' ({error})"
             )
-        for key in ("objective", "best_of"):
-            if self.settings[key] is not None:
+        for key, off in (("objective", None), ("best_of", None), ("seeds", 1)):
+            if self.settings[key] != off:
                 _refuse(
                     f"hydra/sweeper=optuna has no hydra.sweeper.{key}={self.settings[key]}: use"
                     " hydra/sweeper=t5ts (objective=NAME is the run's own setting)"

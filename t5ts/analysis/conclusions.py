@@ -402,7 +402,9 @@ def _progress(study: Study, arms: Iterable[Arm]) -> list[tuple[str, int, int]]:
         sweep = _sweep_of(run)
         if sweep in ended:
             asked[sweep] = max(asked[sweep], int(run.trial["n_trials"]))
-            if run.result is not None or run.trial["state"] in ("complete", "pruned", "failed"):
+            has_ended = run.trial["state"] in ("complete", "pruned", "failed")
+            # Of a trial with several seeds, one that has finished is not the end.
+            if has_ended or (run.result is not None and "seed_of" not in run.trial):
                 ended[sweep].add(run.trial["number"])
     found = [
         (str(sweep[1] or sweep[0]), len(ended[sweep]), asked[sweep])

@@ -37,7 +37,7 @@ RESULTS = "optimization_results.yaml"
 #: The command that resumes the sweep; a database's password is left out.
 COMMAND = "command.txt"
 #: Key of an arm's results: the cost of its search.
-BUDGET = ("trials", "settings", "complete", "pruned", "failed", "epochs")
+BUDGET = ("trials", "seeds", "settings", "complete", "pruned", "failed", "epochs")
 #: Workers are considered gone if they take no trial for this long although some are left.
 IDLE_S = 5.0
 #: Fewer trials than this, and a parameter's importance is noise.
@@ -75,6 +75,11 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         choices=choices,
         may_be_empty=settings.custom_search_space is not None,
     )
+    if settings.seeds > 1 and "seed" in {*space.distributions, *space.arms[0]}:
+        raise ConfigError(
+            f"hydra.sweeper.seeds={settings.seeds} trains each point on seeds of its own: give one"
+            " seed (seed=N, the first of them), or leave hydra.sweeper.seeds at 1."
+        )
     if settings.best_of is not None:
         space = _from_best(space, Path(settings.best_of) / RESULTS)
     sweep_dir = Path(config.hydra.sweep.dir)
@@ -140,7 +145,7 @@ def _check_space(work: Work) -> int:
     """Compose the corners of the space, to reject points that could never run.
 
     Returns:
-        The most epochs a trial may train.
+        The most epochs a trial may train, over its seeds.
 
     Raises:
         ConfigError: naming the point.
@@ -162,7 +167,7 @@ def _check_space(work: Work) -> int:
                     " the preset's; whole numbers are range(A,B) or int(interval(A,B))."
                 ) from error
             epochs = max(epochs, checked.train.epochs)
-    return epochs
+    return epochs * work.settings.seeds
 
 
 def _without_password(config: DictConfig) -> DictConfig:
@@ -293,13 +298,12 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
         display.say(f"picture    {picture}")
     for ledger in ledgers:
         for trial in best_trials(ledger, settings)[:1]:
-            folder = found.get((ledger.study.study_name, trial.user_attrs["slot"]))
-            if folder is not None:
+            for folder in found.get((ledger.study.study_name, trial.user_attrs["slot"]), ()):
                 _draw_best(display, folder)
 
 
 def _draw_best(display: Display, folder: Path) -> None:
-    """The plots of an arm's best trial; the other trials have none."""
+    """The plots of a run of an arm's best trial; the other trials have none."""
     from t5ts.analysis.plots import draw_run  # matplotlib: half a second
 
     try:
@@ -312,32 +316,35 @@ def _draw_best(display: Display, folder: Path) -> None:
 
 def _check_records(
     settings: SweepSettings, ledgers: Sequence[Ledger], sweep_dir: Path
-) -> dict[tuple[str, int], Path]:
+) -> dict[tuple[str, int], list[Path]]:
     """Compare the studies with the trials' result.json files, which are authoritative.
 
     Returns:
-        Directory of each local trial (a database may have others), by study and slot.
+        Run directories of each local trial (a database may have others), by study and slot.
 
     Raises:
         ResumeError: naming the trials that differ, and how to fix it.
     """
-    found = {whose: folder for whose, (folder, _) in read_trials(sweep_dir).items()}
+    found = {whose: folders for whose, (folders, _) in read_trials(sweep_dir).items()}
     problems = []
     for ledger in ledgers:
         name = ledger.study.study_name
         for trial in ledger.trials():
-            folder = found.get((name, trial.user_attrs.get("slot", -1)))
-            if trial.state != TrialState.COMPLETE or folder is None:
+            paths = [
+                folder / "result.json"
+                for folder in found.get((name, trial.user_attrs.get("slot", -1)), ())
+            ]
+            if trial.state != TrialState.COMPLETE or not paths:
                 continue
-            path = folder / "result.json"
+            named = ", ".join(map(str, paths))
             try:
-                values = values_of(read_result(path), settings)
+                values = values_of(map(read_result, paths), settings)
             except (DataError, LookupError, TypeError, AttributeError) as error:
-                problems.append(f"{path} is corrupt: {error}")
+                problems.append(f"{named} is corrupt: {error}")
                 continue
             pairs = zip(trial.values, values, strict=True)
             if not all(math.isclose(told, own, rel_tol=1e-9) for told, own in pairs):
-                problems.append(f"study {name} has {trial.values}, {path} has {values}")
+                problems.append(f"study {name} has {trial.values}, {named} has {values}")
     if problems:
         names = [ledger.study.study_name for ledger in ledgers]
         problems.append(how_to_rebuild(settings.storage, sweep_dir, names))
@@ -376,6 +383,7 @@ def _results(
         "best_value": best[0].values[0],
         "trial": best[0].user_attrs["slot"],
         **budget_of(ledger),
+        **({"seeds": settings.seeds} if settings.seeds > 1 else {}),
         "arm": dict(arm),
         "overrides": space.overrides(best[0].params, arm),
     }

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -126,8 +126,7 @@ class Display:
             progress, best = ledger.progress(), best_trials(ledger, self._settings)
             to_do += ledger.n_trials - progress.finished
             live = (
-                f"#{t.user_attrs.get('slot')} {t.user_attrs['live']['epoch']}"
-                f" {_number(t.user_attrs['live']['value'])}"
+                f"#{t.user_attrs.get('slot')} {_now(t.user_attrs['live'])}"
                 for t in ledger.trials()
                 if t.state == TrialState.RUNNING and "live" in t.user_attrs
             )
@@ -164,6 +163,7 @@ class Display:
         trials = [ledger.n_trials for _, ledger in self._arms]
         to_do = sum(trials) - self._finished_before
         each = f" ({trials[0]} for each of {len(trials)} arms)" if len(trials) > 1 else ""
+        each += f" of {settings.seeds} seeds" if settings.seeds > 1 else ""
         self.say(
             f"budget     {plural(sum(trials), 'trial')}{each}, {to_do} to do: at most"
             f" {plural(to_do * epochs, 'epoch')}; {plural(settings.n_jobs, 'worker')}"
@@ -171,6 +171,7 @@ class Display:
         sampler = str(settings.sampler["_target_"]).rpartition(".")[2]
         pruner = str(settings.pruner["_target_"]).rpartition(".")[2]
         from_epoch = f"{pruner}, from epoch {settings.grace_epochs:g} after unfreezing"
+        from_epoch += ", by the first seed" if settings.seeds > 1 else ""
         self.say(
             f"           sampler {sampler}; pruner {from_epoch if settings.prunes else 'none'};"
             f" frozen phases are {'reused' if settings.reuse else 'trained by each trial'}"
@@ -217,6 +218,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     last = {key: key.rpartition(".")[2] for key in keys}
     counts = Counter(last.values())
     return {key: word if counts[word] == 1 else key for key, word in last.items()}
+
+
+def _now(live: Mapping[str, Any]) -> str:
+    """Where a running trial is."""
+    seed = f"seed {live['seed']}, " if "seed" in live else ""
+    return f"{seed}{live['epoch']} {_number(live['value'])}"
 
 
 def _number(value: Any) -> str:

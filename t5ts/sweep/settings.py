@@ -45,6 +45,7 @@ class SweepSettings:
     direction: list[str] = choice(MISSING, "minimize", "maximize")  # noqa: RUF009 - a field
     params: dict[str, Any] = MISSING
     n_trials: int = number(MISSING, "[1, 1e9]")
+    seeds: int = number(MISSING, "[1, 1e4]")
     n_jobs: int = number(MISSING, "[1, 1e4]")
     storage: str | None = text(MISSING)
     study_name: str = named()

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
     pruner = {**settings.pruner, "grace_epochs": settings.grace_epochs}
     return {
         "grid": settings.is_grid,
+        "seeds": settings.seeds,
         "sampler": None if settings.is_grid else sampler,
         "pruner": pruner if settings.prunes else None,
         "space": {k: distribution_to_json(d) for k, d in space.distributions.items()},
@@ -75,7 +76,8 @@ def open_studies(
 
     Raises:
         ConfigError: naming every difference, if a study was created for something else and
-            `on_change` is refuse, or a grid would be resumed with different points.
+            `on_change` is refuse, or a grid would be resumed with different points, or trials with
+            different seeds.
     """
     on_disk = read_trials(sweep_dir)
     studies = [
@@ -92,27 +94,28 @@ def open_studies(
         lost = {} if before else {n: of for (s, n), of in on_disk.items() if s == study.study_name}
         if lost and (sweep_dir / PURPOSE).is_file():
             before = read_json(sweep_dir / PURPOSE)
-        changes = [] if before is None else differences(before, purpose)
-        is_other_grid = settings.is_grid and any(
-            change.startswith(("grid:", "space.", "conditions.")) for change in changes
-        )
-        if changes and (settings.on_change == "refuse" or is_other_grid):
+        changes = [] if before is None else differences({"seeds": 1, **before}, purpose)
+        fixed = ["seeds:"]
+        fixed += ["grid:", "space.", "conditions."] if settings.is_grid else []
+        fixed += ["settings.seed:"] if settings.seeds > 1 else []
+        is_another = any(change.startswith(tuple(fixed)) for change in changes)
+        if changes and (settings.on_change == "refuse" or is_another):
             raise ConfigError(
                 f"study {study.study_name} was created for something else:\n"
                 + "".join(f"  {change}\n" for change in changes)
                 + "Trials from before and after would not be comparable. Give the sweep another"
                 " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME)"
                 + (
-                    "; a grid's points are numbered, so it cannot be resumed as a different grid."
-                    if is_other_grid
+                    "; a grid's points, and the seeds of trials with several, never change."
+                    if is_another
                     else ", or resume it and record the change with hydra.sweeper.on_change=record."
                 )
             )
         if lost:
             for slot in range(max(lost) + 1):
-                folder, record = lost.get(slot, (sweep_dir, {}))
-                study.add_trial(_rebuilt(slot, folder, record, space, settings))
-            log.warning("study %s was rebuilt from %s directories", study.study_name, len(lost))
+                folders, record = lost.get(slot, ([], {}))
+                study.add_trial(_rebuilt(slot, folders, record, space, settings))
+            log.warning("study %s was rebuilt from %s trials", study.study_name, len(lost))
         if changes:
             log.warning("study %s resumed, changed:\n  %s", study.study_name, "\n  ".join(changes))
             recorded = study.user_attrs.get(CHANGES, [])
@@ -126,9 +129,13 @@ def open_studies(
 
 
 def _rebuilt(
-    slot: int, folder: Path, record: Mapping[str, Any], space: Space, settings: SweepSettings
+    slot: int,
+    folders: Sequence[Path],
+    record: Mapping[str, Any],
+    space: Space,
+    settings: SweepSettings,
 ) -> optuna.trial.FrozenTrial:
-    """A trial from its directory and trial.json; an unfinished one has to be run again."""
+    """A trial from its seeds' directories and trial.json; an unfinished one has to be run again."""
     state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(
         record.get("state", ""), TrialState.FAIL
     )
@@ -138,9 +145,9 @@ def _rebuilt(
         if record.get("state") not in ("complete", "pruned", "failed"):
             raise DataError("it had not ended")
         if state == TrialState.COMPLETE:
-            values = values_of(read_result(folder / "result.json"), settings)
+            values = values_of((read_result(f / "result.json") for f in folders), settings)
         if state != TrialState.FAIL:
-            rows = read_metrics(folder, "eval")
+            rows = read_metrics(folders[0], "eval")
             curve = {r["epoch"]: r[objective] for r in rows if r.get(objective) is not None}
     except (DataError, LookupError, TypeError, AttributeError) as error:
         log.warning("trial %s is run again: %s", slot, error)

@@ -1,11 +1,12 @@
-"""One trial: trained, reported to its study each epoch, and closed there and in its directory."""
+"""One trial: trained, reported to its study each epoch, and closed there and in its directories."""
 
 import logging
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +25,7 @@ from t5ts.errors import (
     InputsChanged,
     Interrupted,
     ResumeError,
+    TrainingError,
 )
 from t5ts.interruption import stop_on_signals
 from t5ts.provenance import write_json
@@ -67,7 +69,9 @@ class Arm:
 
 @dataclass(kw_only=True)
 class TrialTask:
-    """Hydra's task function for one trial, and its records in the study and directory.
+    """Hydra's task function for one trial's runs, and its records in the study and directories.
+
+    It is called for each of the trial's seeds in turn (`hydra.sweeper.seeds`).
 
     Attributes:
         settings: The sweeper's.
@@ -75,6 +79,8 @@ class TrialTask:
         arm: The trial's arm.
         claim: The trial.
         worker: This worker's number, for the displays.
+        runs: Directory and configuration of each seed's run, as far as they were started.
+        results: Of those that finished.
     """
 
     settings: SweepSettings
@@ -82,8 +88,8 @@ class TrialTask:
     arm: Arm
     claim: Claim
     worker: int
-    run_dir: Path | None = None
-    config: Config | None = None
+    runs: dict[Path, Config] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
     _reported: int = -1
 
     def __call__(self, cfg: DictConfig) -> Result:
@@ -99,21 +105,24 @@ class TrialTask:
                 f"{run_dir} is the directory of trial {whose[1]} of {whose[0]}: give each trial its"
                 " own by using ${hydra.job.num} in hydra.sweep.subdir."
             )
-        self.run_dir, self.config = run_dir, config
-        self._show(epoch=0, value=None)
-        self.write("running", None, None)
-        _put_corrupt_result_aside(run_dir)
-        wait_until = time.monotonic() + self.settings.lost_after_s
         with stop_on_signals() as stop:
+            if self.runs and stop.is_set():
+                raise Interrupted("stopped between two seeds")
+            self.runs[run_dir] = config
+            self._show(epoch=0, value=None)
+            self.write("running", None, None)
+            _put_corrupt_result_aside(run_dir)
+            wait_until = time.monotonic() + self.settings.lost_after_s
             while True:
                 try:
-                    return run(
+                    result = run(
                         config,
                         run_dir=run_dir,
                         group=self.group,
                         after_epoch=self.after_epoch,
                         pictures=False,
                     )
+                    break
                 except DirectoryInUse as error:
                     # The worker that this trial was taken from is still alive, on another machine.
                     if stop.is_set():
@@ -128,6 +137,16 @@ class TrialTask:
                         raise
                     log.warning("%s It is moved aside and the trial is trained again.", error)
                     config = replace(config, train=replace(config.train, resume="never"))
+        values = values_of([result], self.settings)
+        if not all(math.isfinite(value) for value in values):
+            raise TrainingError(f"an objective is not finite: {', '.join(map(str, values))}")
+        self.results.append(result)
+        return result
+
+    @property
+    def _now(self) -> Config:
+        """The configuration of the run that is under way."""
+        return next(reversed(self.runs.values()))
 
     def after_epoch(self, row: Mapping[str, Any]) -> None:
         """Report an epoch to the study, and stop if the pruner decides so.
@@ -136,95 +155,90 @@ class TrialTask:
             Pruned: but not during the grace period after unfreezing.
             Lost: if the trial was given to another worker.
         """
-        assert self.config is not None
         trial, objective, epoch = self.claim.trial, self.settings.objective[0], row["epoch"]
         self._show(epoch=epoch, value=row.get(objective))
         if not self.arm.ledger.is_mine(trial):
             raise Lost("presumed dead and given to another worker; this attempt stops")
-        if objective not in row or not self.settings.prunes or objective not in OBJECTIVES:
+        if objective not in row or not self._is_judged or len(self.runs) > 1:
             return
         self._report()
-        unfreeze_epoch = (
-            self.config.freeze.unfreeze_epoch or 0.0
-        )  # "never" counts as "from the start"
+        # "never" counts as "from the start"
+        unfreeze_epoch = self._now.freeze.unfreeze_epoch or 0.0
         is_in_grace = epoch < unfreeze_epoch + self.settings.grace_epochs
-        is_last = epoch == self.config.train.epochs or row.get("ends_run")
+        is_last = epoch == self._now.train.epochs or row.get("ends_run")
         if not is_last and not is_in_grace and trial.should_prune():
             raise Pruned(f"at epoch {epoch} with {objective} {row[objective]:.4g}")
 
+    @property
+    def _is_judged(self) -> bool:
+        """Whether the pruner is told of it: of its first seed, the same for all trials."""
+        return self.settings.prunes and self.settings.objective[0] in OBJECTIVES
+
     def _report(self) -> None:
-        """Report every epoch of the run so far to the pruner.
+        """Report every epoch of the first seed's run so far to the pruner.
 
         Epochs of an earlier attempt, or of a reused frozen phase, are also reported.
         """
         objective = self.settings.objective[0]
-        assert self.run_dir is not None
-        for row in read_metrics(self.run_dir, "eval"):
+        for row in read_metrics(next(iter(self.runs)), "eval"):
             if row["epoch"] > self._reported and row.get(objective) is not None:
                 self.claim.trial.report(row[objective], step=row["epoch"])
                 self._reported = row["epoch"]
 
     def _show(self, *, epoch: int, value: float | None) -> None:
         """Update the values for the coordinator's display."""
-        assert self.config is not None
-        live = {"worker": self.worker, "epoch": epoch, "epochs": self.config.train.epochs}
+        live = {"worker": self.worker, "epoch": epoch, "epochs": self._now.train.epochs}
+        if self.settings.seeds > 1:
+            live["seed"] = self._now.seed
         self.claim.trial.set_user_attr("live", {**live, "value": value})
 
-    def end(self, state: str, reason: str | None, result: Result | None) -> None:
+    def end(self, state: str, reason: str | None = None) -> None:
         """Record how the trial ended, unless another worker was given it meanwhile."""
         try:
-            self._end(state, reason, result)
+            self._end(state, reason)
         except (Lost, UpdateFinishedTrialError):
             log.warning("slot %s: given to another worker before it ended here", self.claim.slot)
 
-    def _end(self, state: str, reason: str | None, result: Result | None) -> None:
-        """Record the end in the study and in the directory."""
+    def _end(self, state: str, reason: str | None) -> None:
+        """Record the end in the study and in the directories."""
         trial, study, values = self.claim.trial, self.arm.ledger.study, None
-        if result is not None:
-            if self.settings.prunes and self.settings.objective[0] in OBJECTIVES:
+        if state == "complete":
+            if self._is_judged:
                 try:
                     self._report()
                 except DataError as error:  # the result matters; the pruner's curve is optional
                     log.warning("not reported to the pruner: %s", error)
-            trial.set_user_attr("metrics", result.metrics | {c: getattr(result, c) for c in COSTS})
-            values = values_of(result, self.settings)
-            if not all(math.isfinite(value) for value in values):
-                reason = f"an objective is not finite: {', '.join(map(str, values))}"
-                state, values = "failed", None
+            values = values_of(self.results, self.settings)
         if reason is not None:
+            if self.settings.seeds > 1 and self.runs:
+                reason = f"seed {self._now.seed}: {reason}"
             trial.set_user_attr("reason", reason)
-        trial.set_user_attr("epochs", self._epochs())
+        trial.set_user_attr("epochs", self._epochs(_epochs(*run) for run in self.runs.items()))
         self.write(state, reason, values)
         ended_as = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}.get(state)
         if is_void(study.tell(trial, values, state=ended_as, skip_if_finished=True)):
             raise Lost
         if state in ("complete", "pruned") and not self.settings.keep_last:
             # Nothing resumes from here, and the optimizer's state is twice the size of the weights.
-            assert self.run_dir is not None
-            (self.run_dir / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
+            for run_dir in self.runs:
+                (run_dir / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
 
-    def _epochs(self) -> dict[str, int]:
-        """Epochs requested by the point, trained, and reused."""
-        if self.config is None or self.run_dir is None:
-            return {"asked": 0, "trained": 0, "reused": 0}
-        try:
-            reached = max((int(r["epoch"]) for r in read_metrics(self.run_dir, "eval")), default=0)
-            about = read_json(self.run_dir / "provenance.json").get("reuse")
-        except DataError:  # not started yet
-            reached, about = 0, None
-        reused = 0 if about is None else about["epochs"]
-        asked = self.config.train.epochs
-        return {"asked": asked, "trained": max(0, reached - reused), "reused": reused}
+    def _epochs(self, of_runs: Iterable[Mapping[str, int]]) -> dict[str, int]:
+        """Epochs requested by the point over all its seeds, trained, and reused."""
+        each = list(of_runs)
+        asked = self.settings.seeds * each[0]["asked"] if each else 0
+        return {"asked": asked} | {k: sum(one[k] for one in each) for k in ("trained", "reused")}
 
     def write(self, state: str, reason: str | None, values: list[float] | None) -> None:
-        """`trial.json`: what the study knows about this run, for readers of directories only."""
-        if self.run_dir is None:
-            return
-        trial, base, epochs = self.claim.trial, self.arm.base, self._epochs()
+        """`trial.json`: what the study knows of the trial, for readers of run directories only.
+
+        Every seed's directory has a copy; the first seed's is written first, and decides.
+        """
+        trial, base = self.claim.trial, self.arm.base
         distributions = {k: distribution_to_json(d) for k, d in trial.distributions.items()}
-        write_json(
-            self.run_dir / "trial.json",
-            {
+        each = [_epochs(*run) for run in self.runs.items()]
+        for run_dir, epochs in zip(self.runs, each, strict=True):
+            record = {
                 "study": self.arm.ledger.study.study_name,
                 "arm": arm_name(self.arm.values),
                 "number": self.claim.slot,
@@ -236,20 +250,37 @@ class TrialTask:
                 "objectives": self.settings.objective,
                 "values": values,
                 "n_trials": self.arm.ledger.n_trials,
-                "epochs": epochs,
+                "epochs": self._epochs(each),
                 "reused_epochs": epochs["reused"],
-            },
-        )
+            }
+            if self.settings.seeds > 1:
+                first = next(iter(self.runs.values())).seed
+                record["seed_of"] = [*range(first, first + self.settings.seeds)]
+            write_json(run_dir / "trial.json", record)
 
 
-def values_of(result: Result, settings: SweepSettings) -> list[float]:
-    """The objectives' values, from a run's result.json."""
-    figures = {
-        **result.metrics,
-        **{name: float(getattr(result, name)) for name in COSTS},
-        result.objective_name: result.objective,
-    }
-    return [figures[name] for name in settings.objective]
+def _epochs(run_dir: Path, config: Config) -> dict[str, int]:
+    """Epochs that a run was asked for, trained, and reused."""
+    try:
+        reached = max((int(row["epoch"]) for row in read_metrics(run_dir, "eval")), default=0)
+        about = read_json(run_dir / "provenance.json").get("reuse")
+    except DataError:  # not started yet
+        reached, about = 0, None
+    reused = 0 if about is None else about["epochs"]
+    return {"asked": config.train.epochs, "trained": max(0, reached - reused), "reused": reused}
+
+
+def values_of(results: Iterable[Result], settings: SweepSettings) -> list[float]:
+    """The objectives' values: means over the results of a trial's seeds."""
+    each = [
+        {
+            **result.metrics,
+            **{name: float(getattr(result, name)) for name in COSTS},
+            result.objective_name: result.objective,
+        }
+        for result in results
+    ]
+    return [fmean(figures[name] for figures in each) for name in settings.objective]
 
 
 def owner_of(run_dir: Path) -> tuple[str, int] | None:
@@ -261,13 +292,26 @@ def owner_of(run_dir: Path) -> tuple[str, int] | None:
         return None
 
 
-def read_trials(sweep_dir: Path) -> dict[tuple[str, int], tuple[Path, dict[str, Any]]]:
-    """Directory and trial.json of each trial below a sweep's directory, by study and slot."""
+def seed_folder(seed: int) -> str:
+    """Name of a seed's run directory below its trial's, where a trial has several seeds."""
+    return f"seed-{seed}"
+
+
+def read_trials(sweep_dir: Path) -> dict[tuple[str, int], tuple[list[Path], dict[str, Any]]]:
+    """Each trial below a sweep's directory, by study and slot.
+
+    Returns:
+        The run directories that its value is the mean of, and its trial.json (its first seed's).
+    """
     found = {}
     for path in sorted(sweep_dir.rglob("trial.json")):
-        whose = owner_of(path.parent)
+        folder, whose = path.parent, owner_of(path.parent)
         if whose is not None:
-            found[whose] = (path.parent, read_json(path))
+            record = read_json(path)
+            seeds = record.get("seed_of")
+            folders = [folder.with_name(seed_folder(seed)) for seed in seeds] if seeds else [folder]
+            if folder == folders[0]:
+                found[whose] = (folders, record)
     return found
 
 

@@ -29,7 +29,6 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from t5ts.analysis.results import Result
 from t5ts.analysis.words import plural
 from t5ts.config import SEARCHED, register
 from t5ts.errors import (
@@ -48,7 +47,7 @@ from t5ts.sweep.settings import SweepSettings, find_function
 from t5ts.sweep.space import Space, Value, arm_name
 from t5ts.sweep.storage import open_storage
 from t5ts.sweep.studies import study_name
-from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask, owner_of
+from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask, owner_of, seed_folder
 
 log = logging.getLogger("t5ts.sweep")
 
@@ -254,26 +253,28 @@ def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim, *, worker: int) -> s
     )
     if claim.before[DIED] >= MAX_DEATHS:
         died = claim.before[DIED]
-        task.end("failed", f"{died} workers died in it (out of memory?): {claim.last_reason}", None)
+        task.end("failed", f"{died} workers died in it (out of memory?): {claim.last_reason}")
         return None
     try:
         with _heartbeat(arm.ledger, claim.trial, job.settings.heartbeat_s):
             try:
-                config = _point(job, arm, claim)
+                point = _point(job, arm, claim)
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
-                task.end("failed", f"the point cannot be composed: {error}", None)
+                task.end("failed", f"the point cannot be composed: {error}")
                 return None
-            returned = run_job(
-                task_function=task,
-                config=config,
-                job_dir_key="hydra.sweep.dir",
-                job_subdir_key="hydra.sweep.subdir",
-                hydra_context=job.hydra_context,
-            )
-            outcome = returned._return_value
-            if returned.status == JobStatus.COMPLETED:
-                assert isinstance(outcome, Result)
-                task.end("complete", None, outcome)
+            for config in _of_each_seed(point, job.settings.seeds):
+                returned = run_job(
+                    task_function=task,
+                    config=config,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                    hydra_context=job.hydra_context,
+                )
+                if returned.status != JobStatus.COMPLETED:
+                    outcome = returned._return_value
+                    break
+            else:
+                task.end("complete")
                 return None
     except KeyboardInterrupt:
         _give_back(task, STOPPED, "stopped immediately")
@@ -303,13 +304,32 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
         if job.settings.reuse and config.train.reuse_dir is None:
             config.train.reuse_dir = str(job.sweep_dir / ".frozen")
             config.train.reuse_max_gb = job.settings.reuse_max_gb
+        subdir = config.hydra.sweep.subdir
         if arm.values:
-            config.hydra.sweep.subdir = f"{arm_name(arm.values)}/{config.hydra.sweep.subdir}"
-        whose = owner_of(job.sweep_dir / config.hydra.sweep.subdir)
-        if whose not in (None, (arm.ledger.study.study_name, claim.slot)):
+            subdir = f"{arm_name(arm.values)}/{subdir}"
+        first = seed_folder(config.seed) if job.settings.seeds > 1 else "."
+        if owner_of(job.sweep_dir / subdir / first) not in (
+            None,
+            (arm.ledger.study.study_name, claim.slot),
+        ):
             # The user's subdir is not unique (for example, a point drawn twice).
-            config.hydra.sweep.subdir = f"{config.hydra.sweep.subdir}-{claim.slot}"
+            subdir = f"{subdir}-{claim.slot}"
+        config.hydra.sweep.subdir = subdir
     return config
+
+
+def _of_each_seed(point: DictConfig, seeds: int) -> Iterator[DictConfig]:
+    """A point's configuration for each of its seeds, in directories below the point's."""
+    if seeds == 1:
+        yield point
+        return
+    for seed in range(point.seed, point.seed + seeds):
+        config = copy.deepcopy(point)
+        with open_dict(config):
+            config.seed = seed
+            config.hydra.overrides.task.append(f"seed={seed}")
+            config.hydra.sweep.subdir += f"/{seed_folder(seed)}"
+        yield config
 
 
 def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str | None:
@@ -331,7 +351,7 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
         raise BrokenDevice(f"trial {slot}: {words}") from error
     match error:
         case Pruned():
-            task.end("pruned", str(error), None)
+            task.end("pruned", str(error))
         case Lost() | UpdateFinishedTrialError():
             log.warning("slot %s: %s", slot, error)
         case Interrupted() | InputsChanged():
@@ -344,7 +364,7 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
             # The point's fault, or the machine's? Others are tried before it is retried.
             was_refused = task.claim.before[REFUSED] > 0
             if was_refused and _any_has_run(arms):
-                task.end("failed", str(error), None)
+                task.end("failed", str(error))
                 return None
             log.warning("slot %s will be retried later: %s", slot, error)
             task.write("interrupted", str(error), None)
@@ -353,16 +373,16 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
                 raise error if isinstance(error, UserError) else DataError(str(error))
             return str(error)
         case UserError():
-            task.end("failed", str(error), None)
+            task.end("failed", str(error))
         case _ if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
             import torch  # loaded already: the trial ran
 
             traceback.clear_frames(error.__traceback__)  # they keep the trial's tensors alive
             torch.cuda.empty_cache()
-            task.end("failed", f"out of memory: {error}".splitlines()[0], None)
+            task.end("failed", f"out of memory: {error}".splitlines()[0])
         case _:
             log.error("slot %s failed", slot, exc_info=error)
-            task.end("failed", f"{type(error).__name__}: {error}", None)
+            task.end("failed", f"{type(error).__name__}: {error}")
     return None
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, TINY_T5
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from sweep.sweeps import COMMON
 
 from t5ts import run
 from t5ts.analysis.results import Result, read_result
@@ -20,7 +20,6 @@ from t5ts.provenance import write_json
 from t5ts.sweep import coordinator, trial
 from t5ts.sweep.worker import work
 
-COMMON = ["hydra/sweeper=t5ts", *SMALL, *TINY_T5, "train.epochs=3", "train.threads=1"]
 Sweep = Callable[..., tuple[int, str, str]]
 
 

@@ -19,13 +19,12 @@ from t5ts.sweep.ledger import is_void
 from t5ts.sweep.storage import open_storage
 
 ROOT = CONF.parent
-#: Four short trials of one searched number.
-SWEEP = [
-    "hydra/sweeper=t5ts",
-    "hydra.sweeper.n_trials=4",
+#: What every sweep of the tests has.
+COMMON = ["hydra/sweeper=t5ts", *SMALL, *TINY_T5, "train.epochs=3", "train.threads=1"]
+#: Short trials of one searched number on two seeds.
+SPACE = [
     "hydra.sweeper.study_name=small",
-    *SMALL,
-    *TINY_T5,
+    "hydra.sweeper.seeds=2",
     "optim.lr=tag(log,interval(1e-4,1e-2))",  # the last of a key counts
     "freeze=staged",
     "freeze.unfreeze_epoch=1",
@@ -41,7 +40,7 @@ def environment(**changes: str) -> dict[str, str]:
 def start(
     *overrides: str, cwd: Path, below: Sequence[str] = (), **changes: str
 ) -> subprocess.Popen[str]:
-    """A sweep in its own process; an override wins over SWEEP's of the same key.
+    """A sweep in its own process; an override wins over SPACE's of the same key.
 
     Args:
         below: What Python runs instead, with the rest as its arguments (torchrun).
@@ -49,7 +48,7 @@ def start(
     SIGINT is ignored at its start, as in a shell's background job: what stops it is its own doing.
     """
     return subprocess.Popen(
-        [sys.executable, *below, "-m", "t5ts.run", "--multirun", *SWEEP, *overrides],
+        [sys.executable, *below, "-m", "t5ts.run", "--multirun", *COMMON, *SPACE, *overrides],
         cwd=cwd, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
@@ -85,12 +84,12 @@ def results(trials: list[FrozenTrial]) -> list[int]:
 
 
 def run_dirs(sweep_dir: Path) -> dict[int, Path]:
-    """Directory of each slot; two of one slot would be a mistake."""
+    """Directory of each slot, above those of its seeds; two of one slot would be a mistake."""
     found: dict[int, Path] = {}
-    for path in sweep_dir.glob("*/trial.json"):
-        number = read(path)["number"]
-        assert number not in found
-        found[number] = path.parent
+    for path in (*sweep_dir.glob("*/trial.json"), *sweep_dir.glob("*/seed-*/trial.json")):
+        record = read(path)
+        folder = path.parent.parent if "seed_of" in record else path.parent
+        assert found.setdefault(record["number"], folder) == folder
     return found
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 from required import missing
+from sweep.conftest import Sweep
 from sweep.postgres import PASSWORD, binaries, server
-from sweep.sweeps import attempts, finish, results, run_dirs, start
+from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait_for
 from sweep.test_ledger import open_ledger, take
 
 from t5ts.errors import ConfigError
@@ -66,23 +67,22 @@ def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Pat
             )
 
 
-def test_two_sweeps_share_a_study_and_no_trial_is_doubled(url: str, tmp_path: Path) -> None:
+def test_two_sweeps_share_a_study_and_no_trial_is_doubled(
+    sweep: Sweep, url: str, tmp_path: Path
+) -> None:
     """Two coordinators, each with a directory of its own as on two machines."""
-    processes = [
-        start(
-            f"hydra.sweeper.storage={url}", f"hydra.sweep.dir={tmp_path / name}",
-            "hydra.sweeper.n_trials=6", cwd=tmp_path,
-        )
-        for name in ("one", "two")
-    ]  # fmt: skip
-    printed = [finish(process) for process in processes]
+    command = [f"hydra.sweeper.storage={url}", "hydra.sweeper.n_trials=4"]
+    process = start(*command, f"hydra.sweep.dir={tmp_path / 'one'}", cwd=tmp_path)
+    wait_for(process, lambda: list(tmp_path.glob("one/*/seed-0/trial.json")))
+    status, *own = sweep("two", *SPACE, *command)
+    printed = [own, finish(process)]
     trials = attempts(tmp_path, url=url)
-    assert results(trials) == list(range(6))
+    assert (status, results(trials)) == (0, list(range(4)))
     assert {t.state for t in trials if "void" not in t.user_attrs} == {TrialState.COMPLETE}
     one, two = (run_dirs(tmp_path / name) for name in ("one", "two"))
-    assert sorted([*one, *two]) == list(range(6))
+    assert sorted([*one, *two]) == list(range(4))
     for stdout, stderr in printed:
-        assert "6 trials" in stdout
+        assert "4 trials" in stdout
         assert PASSWORD not in stdout + stderr
     for path in tmp_path.rglob("*"):
         if path.is_file():

@@ -1,0 +1,248 @@
+"""A trial as the mean over paired seeds: `hydra.sweeper.seeds`."""
+
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import yaml
+from runs import read, rows
+from sweep.conftest import Sweep, Training
+from sweep.sweeps import attempts, results, states
+
+from t5ts.analysis.arms import conditions
+from t5ts.analysis.conclusions import _progress
+from t5ts.analysis.study import collect
+from t5ts.config import Config
+from t5ts.interruption import stop_on_signals
+from t5ts.sweep.ledger import is_void
+from t5ts.sweep.storage import JOURNAL
+from t5ts.sweep.trial import TrialTask
+from t5ts.tracking import Tracker
+
+Runs = list[tuple[float, int]]
+#: Two settings on three seeds each.
+THREE = ["init=random", "seed=4", "hydra.sweeper.seeds=3"]
+GRID = [*THREE, "hydra/sweeper/sampler=grid", "optim.lr=1e-3,2e-3"]
+#: The objective that the stand-in gives: the seeds' noise is larger than the settings' difference.
+NOISE = {4: 0.5, 5: 0.1, 6: 0.3}
+
+
+def seed_dirs(folder: Path) -> dict[tuple[int, int], Path]:
+    """Run directories by slot and seed."""
+    found: dict[tuple[int, int], Path] = {}
+    for path in folder.glob("*/seed-*/trial.json"):
+        key = read(path)["number"], int(path.parent.name.removeprefix("seed-"))
+        assert key not in found
+        found[key] = path.parent
+    assert len(list(folder.rglob("trial.json"))) == len(found)  # and none beside them
+    return found
+
+
+def values(folder: Path) -> dict[int, float]:
+    """The study's value of each slot; of attempts at one slot only one may count."""
+    trials = [t for t in attempts(folder, study="sweep") if not is_void(t)]
+    assert results(trials) == sorted({t.user_attrs["slot"] for t in trials})
+    return {trial.user_attrs["slot"]: trial.value for trial in trials}
+
+
+@pytest.fixture
+def done(training: Training) -> Runs:
+    """Learning rate and seed of each run that was trained."""
+    done: Runs = []
+
+    def loss(config: Config) -> float:
+        done.append((config.optim.lr, config.seed))
+        return config.optim.lr + NOISE[config.seed]
+
+    training.loss = loss
+    return done
+
+
+EVERY = [(lr, seed) for lr in (1e-3, 2e-3) for seed in NOISE]
+
+
+def test_a_trial_is_the_mean_over_its_seeds(sweep: Sweep, done: Runs, tmp_path: Path) -> None:
+    status, output, _ = sweep("s", *GRID)
+    assert (status, done) == (0, EVERY)
+    means = {slot: lr + 0.3 for slot, lr in enumerate((1e-3, 2e-3))}
+    assert values(tmp_path / "s") == pytest.approx(means)
+    folders = seed_dirs(tmp_path / "s")
+    assert sorted(folders) == [(slot, seed) for slot in (0, 1) for seed in NOISE]
+    for (slot, seed), folder in folders.items():
+        record = read(folder / "trial.json")
+        assert record["seed_of"] == [4, 5, 6]
+        assert (record["state"], record["values"]) == ("complete", [values(tmp_path / "s")[slot]])
+        assert read(folder / "result.json")["objective"] == (slot + 1) * 1e-3 + NOISE[seed]
+        assert record["epochs"] == {"asked": 9, "trained": 9, "reused": 0}
+    assert "2 trials of 3 seeds, 2 to do: at most 18 epochs" in output
+    assert "all 2/2" in output
+    best = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
+    assert (best["trials"], best["settings"], best["seeds"], best["trial"]) == (2, 2, 3, 0)
+    assert best["best_value"] == pytest.approx(0.301)
+    assert [path.name for path in sweep.drawn] == ["seed-4", "seed-5", "seed-6"]  # type: ignore[attr-defined]
+    assert sweep("s", *GRID)[0] == 0
+    assert len(done) == 6
+
+
+@pytest.mark.usefixtures("done")
+def test_a_failed_seed_fails_its_setting_with_its_reason(
+    sweep: Sweep, training: Training, tmp_path: Path
+) -> None:
+    of_noise = training.loss
+    training.loss = lambda c: math.nan if (c.optim.lr, c.seed) == (1e-3, 5) else of_noise(c)
+    assert sweep("s", *GRID, "hydra.sweeper.max_failure_rate=0.5")[0] == 0
+    assert states(tmp_path / "s") == ["fail", "complete"]
+    folders = seed_dirs(tmp_path / "s")
+    assert sorted(folders) == [(0, 4), (0, 5), (1, 4), (1, 5), (1, 6)]
+    reason = "seed 5: an objective is not finite: nan"
+    assert read(folders[0, 4] / "trial.json")["reason"] == reason
+    assert attempts(tmp_path / "s", study="sweep")[0].user_attrs["reason"] == reason
+
+
+@pytest.mark.usefixtures("training")
+def test_the_first_seed_decides_on_pruning_for_all(sweep: Sweep, tmp_path: Path) -> None:
+    pruner = [
+        "hydra/sweeper/pruner=none",
+        "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner",
+        "+hydra.sweeper.pruner.upper=0.0015",
+    ]
+    lr = ["hydra/sweeper/sampler=random", "optim.lr=1e-3,2e-3", "hydra.sweeper.n_trials=6"]
+    assert sweep("s", *THREE, *pruner, *lr)[0] == 0
+    trials = attempts(tmp_path / "s", study="sweep")
+    assert {t.state.name for t in trials} == {"COMPLETE", "PRUNED"}
+    for trial in trials:
+        is_bad = trial.params["optim.lr"] == 2e-3
+        assert trial.state.name == ("PRUNED" if is_bad else "COMPLETE")
+        trained = 1 if is_bad else 9
+        assert trial.user_attrs["epochs"] == {"asked": 9, "trained": trained, "reused": 0}
+        assert sorted(trial.intermediate_values) == list(range(2 if is_bad else 4))
+    shutil.move(tmp_path / "s" / JOURNAL, tmp_path / "old")
+    assert sweep("s", *THREE, *pruner, *lr)[0] == 0
+    again = attempts(tmp_path / "s", study="sweep")
+    for trial, rebuilt in zip(trials, again, strict=True):
+        assert trial.state == rebuilt.state
+        assert trial.state.name == "PRUNED" or trial.values == rebuilt.values
+        assert trial.intermediate_values == rebuilt.intermediate_values
+        assert trial.user_attrs["epochs"] == rebuilt.user_attrs["epochs"]
+
+
+@pytest.mark.parametrize("seed", NOISE)
+@pytest.mark.parametrize("when", ["fault", "after"])
+@pytest.mark.parametrize("stop", ["at once", "asked"])
+def test_a_stop_at_any_seed_loses_and_doubles_nothing(
+    sweep: Sweep, training: Training, done: Runs, tmp_path: Path,
+    seed: int, when: str, stop: str,
+) -> None:  # fmt: skip
+    stops = [seed]
+
+    def once(config: Config) -> None:
+        if config.seed in stops:
+            stops.clear()
+            if stop == "at once":
+                raise KeyboardInterrupt
+            with stop_on_signals():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    setattr(training, when, once)
+    assert sweep("s", *GRID)[0] == 130
+    # A stop that was asked for does not start another seed.
+    assert len(done) <= 1 + list(NOISE).index(seed)
+    assert sweep("s", *GRID)[0] == 0
+    assert values(tmp_path / "s") == pytest.approx({0: 0.301, 1: 0.302})
+    assert done == EVERY
+    assert len(seed_dirs(tmp_path / "s")) == 6
+
+
+@pytest.mark.parametrize(
+    ("lost", "trained"),
+    [(None, []), ("result.json", [(2e-3, 5)]), ("trial.json", [])],
+)
+def test_a_study_is_rebuilt_from_all_seeds(
+    sweep: Sweep, done: Runs, tmp_path: Path,
+    lost: str | None, trained: list[tuple[float, int]],
+) -> None:  # fmt: skip
+    assert sweep("s", *GRID)[0] == 0
+    before = (tmp_path / "s" / "optimization_results.yaml").read_text()
+    done.clear()
+    if lost is not None:
+        (seed_dirs(tmp_path / "s")[1, 5] / lost).unlink()
+        assert sweep("s", *GRID)[0] == (2 if lost == "result.json" else 0)
+    (tmp_path / "s" / JOURNAL).unlink()
+    assert sweep("s", *GRID)[0] == 0
+    assert (tmp_path / "s" / "optimization_results.yaml").read_text() == before
+    assert done == trained
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("hydra.sweeper.seeds=2", "seeds: 3 → 2"),
+        ("hydra.sweeper.seeds=1", "seeds: 3 → 1"),
+        ("seed=5", "settings.seed: 4 → 5"),
+        ("seed=4,5", "hydra.sweeper.seeds=3"),
+    ],
+)
+@pytest.mark.usefixtures("done")
+def test_other_seeds_are_refused(sweep: Sweep, change: str, message: str) -> None:
+    assert sweep("s", *GRID)[0] == 0
+    status, _, output = sweep("s", *GRID, change, "hydra.sweeper.on_change=record")
+    assert (status, message in output, output.count("t5ts: ")) == (2, True, 1)
+
+
+def test_its_runs_are_those_of_the_seeds_alone_and_the_report_pairs_them(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real training: shared frozen epochs, and a kill in every run."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("t5ts.experiment.WandbTracker", lambda **of: told.append(of) or Tracker())
+    plan = ["freeze=staged", "tracker=wandb", "tracker.tags=[noise]"]
+    space = [
+        *plan, "init=random", "hydra/sweeper/sampler=grid", "hydra.sweeper.seeds=2",
+        "freeze.unfreeze_epoch=2,1",
+    ]  # fmt: skip
+    killed: set[tuple[int, int]] = set()
+    after_epoch = TrialTask.after_epoch
+
+    def kill(self: TrialTask, row: Any) -> None:
+        after_epoch(self, row)
+        place = self.claim.slot, self._now.seed
+        if row["epoch"] == 2 and place not in killed:
+            killed.add(place)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrialTask, "after_epoch", kill)
+    for count in range(1, 5):
+        assert sweep("s", *space)[0] == 130
+        assert len(killed) == count
+        ((_, ended, asked),) = _progress(study := collect([tmp_path / "s"]), _arms(study))
+        assert (ended, asked) == ((count - 1) // 2, 2)
+    assert sweep("s", *space)[0] == 0
+    monkeypatch.undo()
+    folders = seed_dirs(tmp_path / "s")
+    assert sorted(folders) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for (slot, seed), folder in folders.items():
+        assert read(folder / "trial.json")["reused_epochs"] == (slot == 1)
+        assert read(folder / "provenance.json")["resumed_from"]
+        alone = [*plan, "tracker=none", "init=random", f"freeze.unfreeze_epoch={(2, 1)[slot]}"]
+        name = f"alone-{slot}-{seed}"
+        assert sweep(name, *alone, f"seed={seed}", plain=True)[0] == 0
+        (own,) = (path.parent for path in (tmp_path / name).glob("*/result.json"))
+        assert rows(folder) == rows(own)
+    assert {of["group"] for of in told} == {"s"}
+    assert {tuple(of["settings"].tags) for of in told} == {("noise",)}
+    assert len({(of["run_dir"], of["name"]) for of in told}) == 4
+
+    (arm,) = _arms(collect([tmp_path / "s"]))
+    assert (arm.tried, arm.trials) == (2, 2)
+    assert all(sorted(point.finished) == [0, 1] for point in arm.points)
+    means = [fmean(r.result.objective for r in p.finished.values()) for p in arm.points]  # type: ignore[union-attr]
+    assert sorted(means) == sorted(values(tmp_path / "s").values())
+
+
+def _arms(study: Any) -> list[Any]:
+    return [arm for condition in conditions(study) for arm in condition.arms]
