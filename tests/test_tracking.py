@@ -2,12 +2,14 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from runs import rows
 
-from t5ts import experiment, tracking
+from t5ts import experiment, report, tracking
 from t5ts.config import TrackerConfig
 from t5ts.experiment import run
 from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode, run_name
@@ -122,6 +124,31 @@ def test_the_best_checkpoint_is_an_artifact_where_it_is_asked_for(
     (sent,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     assert (b"checkpoint/best.safetensors" in sent.read_bytes()) == artifacts
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_study_and_its_report_are_one_group_with_artifacts(
+    small, tmp_path: Path, monkeypatch
+) -> None:
+    """The records that W&B's client wrote offline, as its own tool reads them."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    study = tmp_path / "study"
+    config = small("backbone=linear", "tracker=wandb", "tracker.artifacts=true")
+    run(config, run_dir=study / "0", group="study", pictures=False)
+    assert report.main([str(study), "--wandb", "t5ts-test"]) == 0
+    started, artifacts = {}, {}
+    for folder in study.glob("*/wandb/offline-run-*"):
+        command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", folder]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for record in map(json.loads, said.splitlines()):
+            if record["type"] == "run":
+                started[record["run"]["job_type"]] = record["run"]
+        (sent,) = folder.glob("*.wandb")
+        artifacts[folder.parents[1].name] = sent.read_bytes()
+    assert set(started) == {config.arm, "report"}
+    assert {one["run_group"] for one in started.values()} == {"study"}
+    assert started[config.arm]["config"]["update"]["optim"]["lr"] == config.optim.lr  # nested
+    assert b"checkpoint/best.safetensors" in artifacts["0"]
+    assert b"report.html" in artifacts["report"]
 
 
 def test_a_failing_tracker_falls_silent_and_says_so_once(tmp_path: Path, caplog) -> None:
