@@ -338,8 +338,8 @@ class OptimConfig:
 
     name: str = named()
     algorithm: str = choice("adamw", "adamw", "adamw_rms")
-    lr: float = number(1e-3, "(0, 1e35]")
-    encoder_lr_scale: float = number(0.1, "(0, 1e6]")
+    lr: float = number(3e-3, "(0, 1e35]")
+    encoder_lr_scale: float = number(0.3, "(0, 1e6]")
     layer_decay: float = number(1.0, "(0, 1]")  # a block's rate over that of the block above it
     warmup_epochs: float = number(0.5, "[0, 1e5]")
     schedule: str = choice("cosine", "cosine", "constant")

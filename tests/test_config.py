@@ -217,7 +217,7 @@ def test_every_number_has_a_finite_range_beside_it() -> None:
 
 
 #: What were the defaults of earlier runs.
-EARLIER = ["patch=sqrt_d", "optim.encoder_lr_scale=0.1"]
+EARLIER = ["patch=sqrt_d", "optim.lr=1e-3", "optim.encoder_lr_scale=0.1"]
 
 
 @pytest.mark.parametrize(

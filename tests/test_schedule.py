@@ -46,7 +46,7 @@ NAMES = [
 def plan(*, layer_decay: float = 1.0, unfreeze_epoch: float | None = 3.0, **freeze) -> dict:
     rules = forecaster_plan(
         FreezeConfig(name="staged", unfreeze_epoch=unfreeze_epoch, **freeze),
-        OptimConfig(name="test", layer_decay=layer_decay),
+        OptimConfig(name="test", encoder_lr_scale=0.1, layer_decay=layer_decay),
         num_blocks=4,
     )
     return assign(rules, NAMES)

@@ -1,10 +1,12 @@
 """The presets that sweep: their arms and points, as the sweeper reads them; nothing is trained."""
 
+from collections.abc import Callable
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from t5ts.config import CONF, register
+from t5ts.config import CONF, Config, register
 from t5ts.sweep.space import Space, parse_space
 
 
@@ -32,12 +34,46 @@ def test_every_arm_can_be_had_without_a_network(name: str) -> None:
     assert {"random", "t5"} <= {arm["init"] for arm in space.arms}
 
 
-def test_transfer_ood_is_a_paired_grid_tested_on_the_other_airport() -> None:
-    space, choices = preset("transfer_ood")
+#: Rates are tuned within every arm: settings where the encoder trains, and where it is frozen.
+TRAINED, FROZEN, SEEDS = 2 * 2, 2, 5
+
+
+@pytest.mark.parametrize(
+    ("name", "arms", "settings"),
+    [
+        ("transfer_ood", 2, 2 * TRAINED + FROZEN),
+        ("weights_matter", 4, 2 * (TRAINED + FROZEN)),  # on 10 % of the data and on all of it
+        ("data_fraction", 2, 3 * (TRAINED + 2 * TRAINED)),  # staged at two unfreeze epochs
+        ("seed_log", 5, TRAINED),
+        ("instruction_tuning", 4, 2 * TRAINED),
+    ],
+)
+def test_comparing_presets_tune_every_arm_alike_on_paired_seeds(
+    name: str, arms: int, settings: int
+) -> None:
+    space, _ = preset(name)
     grids = [space.grid(arm) for arm in space.arms]
-    assert grids[0] == grids[1]
-    assert {point["freeze"] for point in grids[0]} == {"none", "all", "staged"}
-    assert len(grids[0]) == 3 * 5
+    assert len(grids) == arms
+    assert all(grid == grids[0] for grid in grids)
+    assert len(grids[0]) == settings * SEEDS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transfer_ood", "weights_matter", "data_fraction", "seed_log", "instruction_tuning",
+        "controls", "unfreeze_lr", "unfreeze_grid", "defaults",
+    ],
+)  # fmt: skip
+def test_presets_train_a_stated_number_of_steps(name: str, composed: Callable[..., Config]) -> None:
+    config = composed(f"experiment={name}")
+    assert config.data.windows_per_epoch is not None
+    steps = config.train.epochs * config.data.windows_per_epoch // config.train.batch_size
+    assert 300 <= steps <= 1000
+
+
+def test_transfer_ood_is_tested_on_the_other_airport() -> None:
+    _, choices = preset("transfer_ood")
     assert (choices["data"], choices["data@ood"]) == ("nyc_weather", "nyc_lga")
 
 
@@ -48,12 +84,13 @@ def test_the_other_series_may_be_swept_like_a_group() -> None:
     assert "data@ood=nyc_lga" in space.overrides(grid[0], space.arms[0])
 
 
-def test_controls_have_linear_once_per_seed() -> None:
+def test_controls_have_linear_at_each_rate_once_per_seed() -> None:
     space, choices = preset("controls")
     t5, linear = (space.grid(arm) for arm in space.arms)
     assert [arm["backbone"] for arm in space.arms] == ["t5_efficient_tiny", "linear"]
-    assert linear == [{"seed": seed} for seed in range(5)]
-    assert len(t5) == 4 * 4 * 5
+    assert {frozenset(point) for point in linear} == {frozenset({"optim.lr", "seed"})}
+    assert len(linear) == 2 * SEEDS
+    assert len(t5) == 4 * (3 * TRAINED + FROZEN) * SEEDS
     assert (choices["init"], choices["freeze"]) == ("random", "none")  # what linear has
     # Whichever T5 is chosen instead.
     names = {path.stem for path in (CONF / "backbone").glob("*.yaml")} - {
@@ -64,23 +101,3 @@ def test_controls_have_linear_once_per_seed() -> None:
     }
     for name in names:
         assert space.grid({"backbone": name}) == t5, name
-
-
-def test_weights_matter_is_a_paired_grid() -> None:
-    space, _ = preset("weights_matter")
-    grids = [space.grid(arm) for arm in space.arms]
-    assert [arm["init"] for arm in space.arms] == ["random", "t5", "matched", "shuffled"]
-    assert all(grid == grids[0] for grid in grids)  # the same seeds and settings in every arm
-    assert len(grids[0]) == 2 * 2 * 2 * 5
-
-
-def test_instruction_tuning_compares_two_checkpoints_with_their_random_arms() -> None:
-    space, _ = preset("instruction_tuning")
-    assert {(arm["backbone"], arm["init"]) for arm in space.arms} == {
-        (backbone, init)
-        for backbone in ("flan_t5_small", "t5_v1_1_small")
-        for init in ("t5", "random")
-    }
-    grids = [space.grid(arm) for arm in space.arms]
-    assert all(grid == grids[0] for grid in grids)
-    assert len(grids[0]) == 2 * 5
