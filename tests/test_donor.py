@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ from conftest import SMALL, TINY_T5
 from runs import read, rows
 from test_experiment import die_after
 
+from t5ts import experiment
 from t5ts.build import build_model, token_scale
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
 from t5ts.errors import InputsChanged, Interrupted, UserError, WeightsError
-from t5ts.experiment import run
 
 Compose = Callable[..., Config]
+run = partial(experiment.run, pictures=False)
 #: Long and fast enough that the encoder no longer looks freshly drawn.
 TRAINED = ["init=random", "optim.encoder_lr_scale=5", "train.epochs=8", "patch.scale=native"]
 
@@ -25,6 +27,13 @@ TRAINED = ["init=random", "optim.encoder_lr_scale=5", "train.epochs=8", "patch.s
 def donor(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("donor")
     run(composed(*SMALL, *TINY_T5, *TRAINED), run_dir=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def another(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("another")
+    run(composed(*SMALL, *TINY_T5, *TRAINED, "seed=1"), run_dir=folder)
     return folder
 
 
@@ -110,26 +119,17 @@ def test_a_runs_encoder_survives_kill_and_resume(
     ids=["encoder", "control", "patch"],
 )
 def test_a_finished_run_is_shown_again_until_its_donor_changes(
-    composed: Compose, copy: Path, tmp_path: Path, by: list[str]
+    composed: Compose, copy: Path, another: Path, tmp_path: Path, by: list[str]
 ) -> None:
     overrides = [override.format(copy) for override in by]
     config = composed(*SMALL, *TINY_T5, *overrides, "train.epochs=1")
     first = run(config, run_dir=tmp_path / "run")
     assert run(config, run_dir=tmp_path / "run") == first
-    other = composed(*SMALL, *TINY_T5, *TRAINED, "seed=1", "train.resume=never")
-    run(other, run_dir=copy)
+    shutil.copytree(another, copy, dirs_exist_ok=True)
     with pytest.raises(InputsChanged, match="weights"):
         run(config, run_dir=tmp_path / "run")
     shutil.rmtree(copy)  # nothing to compare with: shown, with a warning
     assert run(config, run_dir=tmp_path / "run") == first
-
-
-def _unfinished(folder: Path) -> None:
-    (folder / "result.json").unlink()
-
-
-def _no_run(folder: Path) -> None:
-    (folder / "config.yaml").unlink()
 
 
 def _corrupt(folder: Path) -> None:
@@ -139,22 +139,14 @@ def _corrupt(folder: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def _no_checkpoint(folder: Path) -> None:
-    shutil.rmtree(folder / "checkpoint")
-
-
-def _no_provenance(folder: Path) -> None:
-    (folder / "provenance.json").write_text("{}")
-
-
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (_unfinished, "not finished"),
-        (_no_run, "not a run directory"),
+        (lambda folder: (folder / "result.json").unlink(), "not finished"),
+        (lambda folder: (folder / "config.yaml").unlink(), "not a run directory"),
         (_corrupt, "corrupt"),
-        (_no_checkpoint, "no checkpoint"),
-        (_no_provenance, "scale_audit"),
+        (lambda folder: shutil.rmtree(folder / "checkpoint"), "no checkpoint"),
+        (lambda folder: (folder / "provenance.json").write_text("{}"), "scale_audit"),
     ],
 )
 @pytest.mark.parametrize("part", ["init", "patch"])
@@ -240,5 +232,5 @@ def test_the_pretrained_arm_keeps_everything_anyway(arm: Compose, donor: Path) -
 
 def test_a_random_arm_that_keeps_a_tensor_is_shown_again(arm: Compose, tmp_path: Path) -> None:
     config = arm("init=random", "init.keep=[relative_attention_bias]", "train.epochs=1")
-    first = run(config, run_dir=tmp_path / "run", pictures=False)
-    assert run(config, run_dir=tmp_path / "run", pictures=False).metrics == first.metrics
+    first = run(config, run_dir=tmp_path / "run")
+    assert run(config, run_dir=tmp_path / "run").metrics == first.metrics

@@ -13,6 +13,7 @@ from test_experiment import Killed, die_after
 from test_reuse import assert_same_run
 
 from t5ts import experiment
+from t5ts.analysis.results import Result
 from t5ts.config import Config, identity
 from t5ts.errors import Interrupted
 
@@ -86,22 +87,35 @@ def test_it_is_part_of_the_identity_when_set(fast: Compose) -> None:
     assert len({identity(stopping(config, patience)) for patience in (None, 1, 2)}) == 3
 
 
+@pytest.fixture(scope="module")
+def whole(
+    composed: Compose, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, Path, Result]:
+    """A run that early stopping ends: config, directory, result."""
+    config = stopping(composed(*FAST, *LATE.split(), "optim.lr=0.3"))
+    run_dir = tmp_path_factory.mktemp("whole")
+    return config, run_dir, run(config, run_dir=run_dir)
+
+
 @pytest.mark.parametrize("place", ["before", "at", "told", "tested"])
 @pytest.mark.parametrize("politely", [True, False])
 def test_kills_around_the_stop_change_nothing(
-    place: str, politely: bool, fast: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str,
+    politely: bool,
+    whole: tuple[Config, Path, Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One step before the stop, at it, as its row is told, and after it; nothing trains on."""
-    config = stopping(fast(LATE, "optim.lr=0.3"))
-    whole = run(config, run_dir=tmp_path / "whole")
-    per_epoch = read(tmp_path / "whole" / "provenance.json")["steps_per_epoch"]
-    assert whole.stopped_epoch is not None
-    last = whole.stopped_epoch * per_epoch
+    config, run_dir, result = whole
+    per_epoch = read(run_dir / "provenance.json")["steps_per_epoch"]
+    assert result.stopped_epoch is not None
+    last = result.stopped_epoch * per_epoch
     seen: list[Mapping[str, Any]] = []
 
     def after_epoch(row: Mapping[str, Any]) -> None:
         seen.append(row)
-        if place == "told" and row["epoch"] == whole.stopped_epoch:
+        if place == "told" and row["epoch"] == result.stopped_epoch:
             raise Interrupted if politely else Killed
 
     def no_test(*_: Any, **__: Any) -> None:
@@ -118,11 +132,11 @@ def test_kills_around_the_stop_change_nothing(
             with pytest.raises((Interrupted, Killed)):
                 run(config, run_dir=tmp_path / "parts", after_epoch=after_epoch)
     if place != "before":
-        assert [row["ends_run"] for row in seen] == [False] * whole.stopped_epoch + [True]
+        assert [row["ends_run"] for row in seen] == [False] * result.stopped_epoch + [True]
         die_after(monkeypatch, 1, politely=False)  # not one step more
     assert not any("ends_run" in row for row in rows(tmp_path / "parts"))
     run(config, run_dir=tmp_path / "parts")
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(run_dir, tmp_path / "parts")
 
 
 def test_a_reused_phase_is_not_longer_than_the_run(fast: Compose, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
 from t5ts.console import report
 from t5ts.data.windows import Windows
-from t5ts.errors import ConfigError, Interrupted, ResumeError, TrainingError, WeightsError
+from t5ts.errors import ConfigError, Interrupted, ResumeError, TrainingError
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.forecaster import scale_audit
 from t5ts.model.tensors import state_digest
@@ -193,18 +193,9 @@ def test_an_arm_is_proven_from_the_tensors(small: Compose, tmp_path: Path) -> No
         assert torch.equal(tensors[f"model/encoder.{name}"], file[f"encoder.{name}"]), name
 
 
-def test_no_checkpoint_no_run(tiny: Compose, tmp_path: Path, run_dir: Path) -> None:
-    with pytest.raises(WeightsError, match=str(tmp_path / "nothing")):
-        run(
-            tiny("backbone=local", f"backbone.path={tmp_path / 'nothing'}", "init=t5"),
-            run_dir=run_dir,
-        )
-    assert not (run_dir / "metrics.jsonl").exists()
-
-
 @pytest.mark.parametrize(
     ("steps", "politely"),
-    [([1], True), ([7], True), ([12], False), ([15], False), ([5, 2, 9, 4, 1], False)],
+    [([1], True), ([12], False), ([5, 2, 9, 4, 1], False)],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(
     steps: list[int], politely: bool, whole, tmp_path: Path
@@ -288,7 +279,7 @@ def test_gradient_accumulation_changes_memory_and_not_the_gradient(
 def test_metrics_do_not_depend_on_the_evaluation_batch(tiny: Compose, tmp_path: Path) -> None:
     results = [
         run(
-            tiny("backbone.dropout=0", f"train.eval_batch_size={size}"),
+            tiny("backbone.dropout=0", "train.epochs=1", f"train.eval_batch_size={size}"),
             run_dir=tmp_path / str(size),
         )
         for size in (7, 256)

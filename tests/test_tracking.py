@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from runs import rows
 
 from t5ts import experiment, report, tracking
 from t5ts.config import TrackerConfig
-from t5ts.experiment import run
 from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode, run_name
 
+run = partial(experiment.run, pictures=False)
 WANDB_VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "HTTPS_PROXY", "https_proxy")
 
 

@@ -131,7 +131,9 @@ def main(where: str) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 meddle(name, seen, patch, stops=stops)
                 try:
-                    result = experiment.run(config_of(*overrides), run_dir=folder / name)
+                    result = experiment.run(
+                        config_of(*overrides), run_dir=folder / name, pictures=False
+                    )
                     seen["outcomes"].append(result.objective)
                 except (UserError, Interrupted) as error:
                     seen["outcomes"].append(type(error).__name__)

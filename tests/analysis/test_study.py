@@ -23,7 +23,11 @@ def real(composed: Callable[..., Config], tmp_path_factory: pytest.TempPathFacto
     from conftest import SMALL, TINY_T5
 
     folder = tmp_path_factory.mktemp("real")
-    run(composed(*SMALL, *TINY_T5, "freeze=staged", "freeze.unfreeze_epoch=1"), run_dir=folder)
+    run(
+        composed(*SMALL, *TINY_T5, "freeze=staged", "freeze.unfreeze_epoch=1"),
+        run_dir=folder,
+        pictures=False,
+    )
     return folder
 
 

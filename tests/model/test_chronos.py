@@ -150,11 +150,11 @@ def test_a_finished_run_is_shown_again_until_the_checkpoint_changes(
     folder = write(tmp_path / "chronos", SMALLEST)
     checkpoint = f"init.checkpoint={folder}"
     config = composed(*SMALL, *TINY_T5, "init=chronos", checkpoint, "train.epochs=1")
-    first = run(config, run_dir=tmp_path / "run")
-    assert run(config, run_dir=tmp_path / "run") == first
+    first = run(config, run_dir=tmp_path / "run", pictures=False)
+    assert run(config, run_dir=tmp_path / "run", pictures=False) == first
     path = folder / "model.safetensors"
     norm = "encoder.final_layer_norm.weight"
     tensors = load_file(path)
     save_file(tensors | {norm: tensors[norm] * 2}, path)
     with pytest.raises(InputsChanged):
-        run(config, run_dir=tmp_path / "run")
+        run(config, run_dir=tmp_path / "run", pictures=False)
