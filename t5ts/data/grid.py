@@ -21,23 +21,18 @@ class Grid:
     """Where the rows of a file are on a regular time grid.
 
     Attributes:
-        start_us: Time of grid row 0, microseconds since 1970.
+        start: ISO time of grid row 0.
         step: From one grid row to the next.
         num_rows: Rows on the grid.
         rows: (rows of the file,) grid row of each; None if file row i is grid row i.
         notes: What was reordered or filled in.
     """
 
-    start_us: int
+    start: str
     step: Step
     num_rows: int
     rows: np.ndarray | None
     notes: list[str]
-
-    @property
-    def start(self) -> str:
-        """ISO time of grid row 0."""
-        return iso(self.start_us)
 
 
 def check_policy(missing: str) -> None:
@@ -76,54 +71,61 @@ def regular_grid(
     Raises:
         DataError: for fewer than 3 rows, duplicate times, and anything the policy refuses.
     """
-    if len(times_us) < 3:
-        raise DataError(
-            f"{where}: {len(times_us)} rows; a series needs more (3 splits of windows)."
-        )
-    steps, notes, order = np.diff(times_us), [], None
+    num_times = len(times_us)
+    if num_times < 3:
+        raise DataError(f"{where}: {num_times} rows; a series needs more (3 splits of windows).")
+    order, notes = None, []
+    file_rows = np.arange(num_times) if file_rows is None else file_rows
+    steps = np.diff(times_us)
     if (steps < 0).any():
-        row = int(np.argmax(steps < 0)) + 2
+        first = int(file_rows[int(np.argmax(steps < 0)) + 1]) + 1
+        notes.append(f"rows were sorted by time (row {first} was the first out of order)")
         order = np.argsort(times_us, kind="stable")
-        steps = np.diff(times_us[order])
-        if (steps > 0).all():
-            check_order(times_us, np.arange(len(times_us)), missing, where)
-        times_us = times_us[order]
-        notes.append(f"rows were sorted by time (row {row} was the first out of order)")
-    if (steps == 0).any():
-        twice = iso(int(times_us[int(np.argmax(steps == 0))]))
+        if (np.diff(times_us[order]) > 0).all():
+            check_order(times_us, file_rows, missing, where)
+        times_us, file_rows = times_us[order], file_rows[order]
+        steps = np.diff(times_us)
+    num_twice = np.count_nonzero(steps == 0)
+    if num_twice:
         raise DataError(
-            f"{where}: {int(np.count_nonzero(steps == 0))} duplicate times, the first {twice}. "
+            f"{where}: {num_twice} duplicate times, the first {iso(times_us[np.argmin(steps)])}. "
             "If rows belong to several series, name the column that identifies them and the "
-            f"column of values ({keys()}); otherwise keep one row "
-            "for each time. Local times repeat an hour in autumn: use UTC."
+            f"column of values ({keys()}); otherwise keep one row for each time. Local times "
+            "repeat an hour in autumn: use UTC."
         )
     median = int(np.partition(steps, len(steps) // 2)[len(steps) // 2])
-    step, rows = Step(median / 1e6), None
-
-    def row_of(place: int) -> int:
-        place = place if order is None else int(order[place])
-        return (place if file_rows is None else int(file_rows[place])) + 1
-
     if missing != "error":
-        _refuse_stray_rows(times_us, median, row_of, where)
-    if not (steps == median).all():
-        del steps
-        step, rows = _find_step(times_us, median)
-        is_whole = rows is not None and bool((np.diff(rows) == 1).all())
-        if rows is None or (missing == "error" and not is_whole):
-            raise _irregular(times_us, rows, step, median, row_of, where)
-        rows = None if is_whole else rows
-    num_rows = len(times_us) if rows is None else int(rows[-1]) + 1
-    if num_rows > len(times_us):
-        notes.append(
-            f"{num_rows - len(times_us)} skipped times of {num_rows} are missing values (the step "
-            f"is {step})"
+        _refuse_stray_rows(times_us, file_rows, median, where)
+    is_even = bool((steps == median).all())
+    del steps
+    step, rows = (Step(median / 1e6), None) if is_even else _find_step(times_us, median)
+    if rows is not None and (np.diff(rows) == 1).all():
+        rows, is_even = None, True
+    if not is_even and (rows is None or missing == "error"):
+        # Without a grid: the first row that does not fit the step of most rows.
+        is_off = (
+            (times_us - times_us[0]) % median if rows is None else np.diff(rows, prepend=-1) - 1
         )
+        at = int(np.argmax(is_off != 0))
+        raise DataError(
+            f"{where}: irregular step: {iso(times_us[at])} (row {file_rows[at] + 1}) is "
+            f"{duration((times_us[at] - times_us[at - 1]) / 1e6)} after the time before it; the "
+            f"step is {step}, from {iso(times_us[0])} on. Resample the data to a regular step"
+            + (
+                " (it is off the grid)."
+                if rows is None
+                else ", or choose data.missing=interpolate or mask (skipped times are gaps)."
+            )
+        )
+    num_rows = num_times if rows is None else int(rows[-1]) + 1
+    if num_rows > num_times:
+        skipped = f"{num_rows - num_times} skipped times of {num_rows}"
+        notes.append(f"{skipped} are missing values (the step is {step})")
     if order is not None:
-        in_file_order = np.empty(len(times_us), dtype=np.int64)
-        in_file_order[order] = np.arange(len(times_us)) if rows is None else rows
+        in_file_order = np.empty(num_times, dtype=np.int64)
+        in_file_order[order] = np.arange(num_times) if rows is None else rows
         rows = in_file_order
-    return Grid(start_us=int(times_us[0]), step=step, num_rows=num_rows, rows=rows, notes=notes)
+    return Grid(start=iso(times_us[0]), step=step, num_rows=num_rows, rows=rows, notes=notes)
 
 
 def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where: str) -> None:
@@ -138,17 +140,17 @@ def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where
     Raises:
         DataError: under `error`, and if the order shows that days and months are swapped.
     """
-    swapped = _swapped_row(times_us)
-    if swapped is not None:
+    row = _swapped_row(times_us)
+    if row is not None:
         raise DataError(
-            f"{where}: in some rows day and month are swapped: row {file_rows[swapped] + 1} "
-            f"({iso(int(times_us[swapped]))}) is in order only if they are exchanged. Write all "
-            "dates the same way, as in 2016-07-01."
+            f"{where}: in some rows day and month are swapped: row {file_rows[row] + 1} "
+            f"({iso(times_us[row])}) is in order only if they are exchanged. Write all dates the "
+            "same way, as in 2016-07-01."
         )
     if missing == "error":
         row = int(np.argmax(np.diff(times_us) < 0)) + 1
         raise DataError(
-            f"{where}: not sorted: row {file_rows[row] + 1} ({iso(int(times_us[row]))}) is earlier "
+            f"{where}: not sorted: row {file_rows[row] + 1} ({iso(times_us[row])}) is earlier "
             "than the row before it. Sort the file by time, or choose data.missing=interpolate or "
             "mask, which sort it."
         )
@@ -162,77 +164,48 @@ def _swapped_row(times_us: np.ndarray) -> int | None:
     """
     dates = times_us.astype("datetime64[us]").astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
-    day, month = (dates - months.astype("datetime64[D]")).astype(int), months.astype(int) % 12
-    other = (months.astype(int) - month + day).astype("datetime64[M]").astype("datetime64[D]")
-    moved_us = ((other + month) - dates).astype(np.int64) * DAY_US
-    other_us = times_us + np.where(day < 12, moved_us, 0)
+    day = (dates - months.astype("datetime64[D]")).astype(int)
+    month = months.astype(int) % 12
+    exchanged = (months + (day - month)).astype("datetime64[D]") + month
+    other_us = times_us + np.where(day < 12, (exchanged - dates).astype(np.int64) * DAY_US, 0)
     sorted_steps = np.diff(np.sort(times_us))
     usual = np.median(sorted_steps)
     for first in (times_us[0], other_us[0]):
         chosen = [int(first)]
-        for one, two in zip(times_us[1:].tolist(), other_us[1:].tolist(), strict=True):
-            later = [time for time in (one, two) if time > chosen[-1]]
-            if not later:
+        for pair in zip(times_us[1:].tolist(), other_us[1:].tolist(), strict=True):
+            following = min((time for time in pair if time > chosen[-1]), default=None)
+            if following is None:
                 break
-            chosen.append(min(later))
-        if len(chosen) == len(times_us):
-            num_usual = np.count_nonzero(np.diff(chosen) == usual)
-            if num_usual >= np.count_nonzero(sorted_steps == usual):
+            chosen.append(following)
+        else:
+            if np.sum(np.diff(chosen) == usual) >= np.sum(sorted_steps == usual):
                 return int(np.argmax(chosen != times_us))
     return None
 
 
 def _refuse_stray_rows(
-    times_us: np.ndarray, median: int, row_of: Callable[[int], int], where: str
+    times_us: np.ndarray, file_rows: np.ndarray, median: int, where: str
 ) -> None:
     """Refuse sorted times if a few are far from all others, as after a typo in the year.
 
     Few: one, or one in a hundred. Far: more than 100 steps, and half of what the others span.
     """
-    gaps = np.diff(times_us)
+    gaps, num_times = np.diff(times_us), len(times_us)
     after = int(np.argmax(gaps)) + 1
-    gap, num_stray = int(gaps[after - 1]), min(after, len(times_us) - after)
-    stray_first = after <= len(times_us) - after
-    others = times_us[after:] if stray_first else times_us[:after]
+    gap, is_first_part = int(gaps[after - 1]), after <= num_times - after
+    others = times_us[after:] if is_first_part else times_us[:after]
     is_stray = (
-        num_stray <= max(1, len(times_us) // 100)
+        num_times - len(others) <= max(1, num_times // 100)
         and gap > 100 * median
         and gap > (others[-1] - others[0]) / 2
     )
-    if is_stray or (times_us[-1] - times_us[0]) / median > MAX_GRID * len(times_us):
-        place = (0 if stray_first else after) if is_stray else after
+    if is_stray or (times_us[-1] - times_us[0]) / median > MAX_GRID * num_times:
+        at = 0 if is_stray and is_first_part else after
         raise DataError(
-            f"{where}: row {row_of(place)} has {iso(int(times_us[place]))}, probably a wrong time: "
-            f"{duration(gap / 1e6)} from the other rows, whose step is "
-            f"{duration(median / 1e6)}. Correct it, remove it, or resample the data."
+            f"{where}: row {file_rows[at] + 1} has {iso(times_us[at])}, probably a wrong time: "
+            f"{duration(gap / 1e6)} from the other rows, whose step is {duration(median / 1e6)}. "
+            "Correct it, remove it, or resample the data."
         )
-
-
-def _irregular(
-    times_us: np.ndarray,
-    rows: np.ndarray | None,
-    step: Step,
-    median: int,
-    row_of: Callable[[int], int],
-    where: str,
-) -> DataError:
-    """The message about the first row that is not where it should be."""
-    off_grid = rows is None
-    # Without a grid: the first row that does not fit the step of most rows.
-    off = np.flatnonzero(
-        (times_us - times_us[0]) % median if rows is None else np.append(0, np.diff(rows) - 1)
-    )
-    row = int(off[0])
-    gap = duration(int(times_us[row] - times_us[row - 1]) / 1e6)
-    remedy = "Resample the data to a regular step"
-    if not off_grid:
-        remedy += ", or choose data.missing=interpolate or mask (skipped times are gaps)"
-    return DataError(
-        f"{where}: irregular step: {iso(int(times_us[row]))} (row {row_of(row)}) is {gap} after "
-        "the time before it"
-        f"{' and off the grid' if off_grid else f'; {len(off)} such places'}; the step is {step}, "
-        f"from {iso(int(times_us[0]))} on. {remedy}."
-    )
 
 
 def _find_step(times_us: np.ndarray, median: int) -> tuple[Step, np.ndarray | None]:

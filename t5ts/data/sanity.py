@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from t5ts.data.series import Series
-from t5ts.data.windows import CHUNK_ROWS, Windows, WindowSplits
+from t5ts.data.windows import CHUNK_ROWS, WindowSplits, chunk_sums
 from t5ts.errors import DataError
 
 MAX_NAMED = 6
@@ -15,23 +15,16 @@ MAX_NAMED = 6
 ALIKE = (0.1, 10.0)
 
 
-@dataclass(kw_only=True)
-class Sanity:
-    """The data in one line, its warnings, and the loss that predicting the mean would give.
+class Sanity(NamedTuple):
+    """The data in one line, and its warnings.
 
     Attributes:
         line: Rows, channels, span, step, gaps, windows per split, variance of the targets.
         warnings: One sentence each; empty if nothing looks wrong.
-        mean_mse: {"train", "val", "test"}: mean square per element of the split's own rows in
-            train-standardised units, i.e. the MSE of predicting the train mean. A val_loss
-            above it means a model worse than a constant, or a scale error.
-        variance: The same about the split's own mean, per channel and averaged.
     """
 
     line: str
     warnings: list[str]
-    mean_mse: dict[str, float]
-    variance: dict[str, float]
 
 
 def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
@@ -42,33 +35,35 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
     """
     train_end, val_end, test_end = series.borders
     rows = {"train": (0, train_end), "val": (train_end, val_end), "test": (val_end, test_end)}
-    moments = {name: _moments(series.values_TC[a:b]) for name, (a, b) in rows.items()}
-    mean_mse = {name: float(np.nanmean(square_C)) for name, (_, square_C) in moments.items()}
-    variance = {
-        name: float(np.nanmean(square_C - mean_C**2))
-        for name, (mean_C, square_C) in moments.items()
-    }
-    parts: list[Windows] = [splits.train, splits.val, splits.test]
+    moments, variances = {}, []
+    for name, (first, end) in rows.items():
+        num_C, sum_C, square_C = chunk_sums(
+            series.values_TC[first:end], lambda x: ~np.isnan(x), lambda x: x, np.square
+        )
+        with np.errstate(invalid="ignore"):
+            mean_C, square_C = sum_C / num_C, square_C / num_C
+        moments[name] = mean_C, square_C
+        variances.append(f"{name} {np.nanmean(square_C - mean_C**2):.3g}")
     span = f", {series.span[0]} … {series.span[1]}" if series.start else ""
+    windows = (f"{part.name} {len(part)}" for part in (splits.train, splits.val, splits.test))
     line = (
         f"{series.name}: {len(series.values_TC)} rows × {len(series.channels)} channels{span}, "
         f"step {series.step}, gaps {series.gap_share:.2%}, {series.season_note}; windows "
-        + ", ".join(f"{part.name} {len(part)}" for part in parts)
-        + "; variance after scaling "
-        + ", ".join(f"{name} {value:.3g}" for name, value in variance.items())
+        f"{', '.join(windows)}; variance after scaling {', '.join(variances)}"
     )
-    warnings = [
-        f"channel {series.channels[c]!r} is constant in the train rows: it is scaled by 1, left "
-        "out of correlation and MASE, and pulls the loss towards 0"
-        for c in splits.constant_channels
-    ]
-    warnings += [
-        f"channel {series.channels[c]!r} is an exact ramp in the train rows, like a row number or a"
-        " clock: it is predicted without error and makes losses look small; leave it out"
-        " (data.channels) unless it is intended"
-        for c in range(len(series.channels))
-        if c not in splits.constant_channels and _is_ramp(series.values_TC[:train_end, c])
-    ]
+    warnings = []
+    for c, channel in enumerate(series.channels):
+        if c in splits.constant_channels:
+            warnings.append(
+                f"channel {channel!r} is constant in the train rows: it is scaled by 1, left out "
+                "of correlation and MASE, and pulls the loss towards 0"
+            )
+        elif _is_ramp(series.values_TC[:train_end, c]):
+            warnings.append(
+                f"channel {channel!r} is an exact ramp in the train rows, like a row number or a "
+                "clock: it is predicted without error and makes losses look small; leave it out "
+                "(data.channels) unless it is intended"
+            )
     low, high = ALIKE
     varying = np.setdiff1d(np.arange(len(series.channels)), splits.constant_channels)
     for name in ("val", "test"):
@@ -82,7 +77,7 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
                     f"{name}: mean square {square_C[c]:.3g} in {name}, 1 in train (its mean "
                     f"moved by {mean_C[c]:.2g} standard deviations)"
                 )
-    return Sanity(line=line, warnings=warnings, mean_mse=mean_mse, variance=variance)
+    return Sanity(line, warnings)
 
 
 def _is_ramp(values_T: np.ndarray) -> bool:
@@ -98,19 +93,6 @@ def _is_ramp(values_T: np.ndarray) -> bool:
         if np.nanmax(np.abs(chunk_T), initial=0.0) > 1e-6 * abs(high - low):
             return False
     return True
-
-
-def _moments(rows_TC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and mean square per channel, float64, NaN left out; NaN where there is no value."""
-    num_C = np.zeros(rows_TC.shape[1])
-    sum_C, square_C = np.zeros_like(num_C), np.zeros_like(num_C)
-    for start in range(0, len(rows_TC), CHUNK_ROWS):
-        chunk_TC = rows_TC[start : start + CHUNK_ROWS].astype(np.float64)
-        num_C += np.count_nonzero(~np.isnan(chunk_TC), axis=0)
-        sum_C += np.nansum(chunk_TC, axis=0)
-        square_C += np.nansum(chunk_TC**2, axis=0)
-    with np.errstate(invalid="ignore"):
-        return sum_C / num_C, square_C / num_C
 
 
 def count_gaps(

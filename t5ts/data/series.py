@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import datetime
 import hashlib
 import math
@@ -53,6 +54,22 @@ class Step:
         at_end = start.day == calendar.monthrange(start.year, start.month)[1]
         day = last if at_end else min(start.day, last)
         return datetime.datetime.combine(datetime.date(year, month + 1, day), clock)
+
+    def row(self, start: datetime.datetime, moment: datetime.datetime) -> int:
+        """The first row at or after a moment, given the time of row 0; it may be negative."""
+        row = math.ceil((moment - start).total_seconds() / self.seconds - 1e-9)
+        with contextlib.suppress(ValueError, OverflowError):  # outside the years 1 to 9999
+            while self.time(start, row) < moment:  # the mean length was a guess
+                row += 1
+            while self.time(start, row - 1) >= moment:
+                row -= 1
+        return row
+
+
+def moment(text: str) -> datetime.datetime:
+    """An ISO time, in UTC if it has an offset; ValueError if it is none."""
+    found = datetime.datetime.fromisoformat(text)
+    return found.astimezone(datetime.UTC).replace(tzinfo=None) if found.tzinfo else found
 
 
 def duration(seconds: float) -> str:
@@ -210,12 +227,16 @@ def split_borders(
     elif len(values) == 2 and all(isinstance(value, str) for value in values):
         if not start:
             raise DataError(f"data.splits has dates, but {name} has no times. {SPLITS}")
-        train_end, val_end = (_row_of(str(value), start, step) for value in values)
-        last = step.time(datetime.datetime.fromisoformat(start), num_rows - 1)
+        first = moment(start)
+        try:
+            train_end, val_end = (step.row(first, moment(str(value))) for value in values)
+        except ValueError as error:
+            raise DataError(f"data.splits={values}: {error}. {SPLITS}") from None
         if not 0 < train_end < val_end < num_rows:
             raise DataError(
                 f"data.splits={values} does not leave rows for train, validation and test: {name} "
-                f"runs from {start} to {last.isoformat()}; the dates must be within it, in order."
+                f"runs from {start} to {step.time(first, num_rows - 1).isoformat()}; the dates "
+                "must be within it, in order."
             )
     else:
         raise DataError(f"data.splits={values} cannot be read. {SPLITS}")
@@ -229,24 +250,3 @@ def split_borders(
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _row_of(date: str, start: str, step: Step) -> int:
-    """The first row at or after a date."""
-    try:
-        moment = datetime.datetime.fromisoformat(date)
-    except ValueError:
-        raise DataError(f"data.splits has {date!r}, which is not an ISO date. {SPLITS}") from None
-    if moment.tzinfo is not None:
-        moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
-    first = datetime.datetime.fromisoformat(start)
-    row = math.ceil((moment - first).total_seconds() / step.seconds - 1e-9)
-    if step.unit != "s":  # the mean length was a guess
-        try:
-            while step.time(first, row) < moment:
-                row += 1
-            while step.time(first, row - 1) >= moment:
-                row -= 1
-        except ValueError:  # outside the years 1 to 9999: it is outside the series anyway
-            pass
-    return row

@@ -211,33 +211,21 @@ def load_csv(
 
 def load_synthetic(
     *,
-    num_rows: int = 10_000,
-    num_channels: int = 1,
-    season: int = 24,
-    season_amplitude: float = 1.0,
-    trend: float = 0.0,
-    ar: Sequence[float] = (0.7,),
-    noise_std: float = 0.3,
-    walk_std: float = 0.0,
-    seed: int = 0,
     horizon: int | None = 24,
     splits: Sequence[float | str] = (0.7, 0.1, 0.2),
+    season: int = 24,
+    **process: Any,
 ) -> Series:
     """A seeded mixture of season, trend, autoregression and random walk; its best loss is known.
 
+    Rows are hours from 2020-01-01.
+
     Args:
-        num_rows: T; a row is called an hour, from 2020-01-01.
-        num_channels: C; channels differ in phase and innovations.
-        season: Rows in one season.
-        season_amplitude: Of the sine, data units, like all that follow.
-        trend: Rise in a row.
-        ar: Coefficients of the autoregression, the nearest lag first; [] is white noise.
-        noise_std: Standard deviation of its innovations.
-        walk_std: Standard deviation of the random walk's steps.
-        seed: Of the draw.
         horizon: H that `best_mse` is averaged over; None if nothing is forecast: `best_mse` is
             then None.
         splits: As in `load_csv`.
+        season: Rows in one season.
+        process: The arguments of `t5ts.data.synthetic.generate`.
 
     Returns:
         A series with `best_mse`: expected squared error per element of the best forecast from the
@@ -246,110 +234,91 @@ def load_synthetic(
     Raises:
         DataError: for an autoregression that is not stationary, and impossible splits.
     """
-    coefficients = [float(a) for a in ar]
-    values_TC = generate(
-        num_rows=num_rows,
-        num_channels=num_channels,
-        season=season,
-        season_amplitude=season_amplitude,
-        trend=trend,
-        ar=coefficients,
-        noise_std=noise_std,
-        walk_std=walk_std,
-        seed=seed,
-    )
-    start, step = "2020-01-01T00:00:00", Step(3600.0)
-    borders = split_borders(splits, num_rows=num_rows, start=start, step=step, name="synthetic")
-    variance_C = values_TC[: borders[0]].astype(np.float64).var(axis=0)
-    best_mse = None
-    if horizon is not None:
-        mse = best_forecast_mse(
-            ar=coefficients, noise_std=noise_std, walk_std=walk_std, horizon=horizon
-        )
-        best_mse = float(np.mean(mse / np.where(variance_C > 0, variance_C, 1.0)))
-    return Series(
+    values_TC = generate(season=season, **process)
+    series = _made(
+        values_TC,
         name="synthetic",
-        values_TC=values_TC,
-        channels=[f"x{channel}" for channel in range(num_channels)],
-        units=[""] * num_channels,
-        start=start,
-        step_s=step.seconds,
+        splits=splits,
+        start="2020-01-01T00:00:00",
+        step_s=3600.0,
         season=season,
         season_note=f"season {season}: known (it is the sine's)",
-        borders=borders,
-        source=f"t5ts.data.synthetic, seed {seed}",
+        source=f"t5ts.data.synthetic, seed {process.get('seed', 0)}",
         licence="none needed",
-        best_mse=best_mse,
     )
+    if horizon is not None:
+        innovations = {k: v for k, v in process.items() if k in ("ar", "noise_std", "walk_std")}
+        mse = best_forecast_mse(**innovations, horizon=horizon)
+        variance_C = values_TC[: series.borders[0]].astype(np.float64).var(axis=0)
+        series.best_mse = float(np.mean(mse / np.where(variance_C > 0, variance_C, 1.0)))
+    return series
 
 
-def load_text_in_disguise(
-    *,
-    num_rows: int,
-    num_channels: int,
-    noise_std: float,
-    seed: int,
-    splits: Sequence[float | str],
-) -> Series:
-    """English as a series: see `t5ts.data.disguise`, which also explains the arguments.
+def load_text_in_disguise(*, splits: Sequence[float | str], **text: Any) -> Series:
+    """English as a series.
+
+    Args:
+        splits: As in `load_csv`.
+        text: The arguments of `t5ts.data.disguise.disguise`.
 
     Raises:
         DataError: for more rows or channels than available, or impossible splits.
     """
-    values_TC = disguise.disguise(
-        num_rows=num_rows, num_channels=num_channels, noise_std=noise_std, seed=seed
-    )
     facts = disguise.provenance()
-    return _timeless(
-        values_TC,
+    return _made(
+        disguise.disguise(**text),
         name="text_in_disguise",
         splits=splits,
         season_note="season 1: known (a text has none)",
-        source=f"{facts['text']}; {facts['source']}; seed {seed}",
+        source=f"{facts['text']}; {facts['source']}; seed {text['seed']}",
         licence=facts["licence"],
         notes=["a row is one token; its values are a rotated embedding plus noise"],
     )
 
 
-def load_process(
-    *,
-    kind: str,
-    num_rows: int,
-    noise_std: float,
-    seed: int,
-    splits: Sequence[float | str],
-) -> Series:
-    """A draw of a random process; see `t5ts.data.processes`, which also explains the arguments.
+def load_process(*, kind: str, splits: Sequence[float | str], **draw: Any) -> Series:
+    """A draw of a random process.
+
+    Args:
+        kind: A key of `t5ts.data.processes.PROCESSES`.
+        splits: As in `load_csv`.
+        draw: The other arguments of `t5ts.data.processes.generate`.
 
     Raises:
         DataError: for splits that cannot be.
     """
-    values_T = processes.generate(kind, num_rows=num_rows, noise_std=noise_std, seed=seed)
-    return _timeless(
-        np.ascontiguousarray(values_T[:, None]),
+    return _made(
+        np.ascontiguousarray(processes.generate(kind, **draw)[:, None]),
         name=kind,
         splits=splits,
         season_note="season 1: known (the process has none)",
-        source=f"t5ts.data.processes, {kind}, seed {seed}",
+        source=f"t5ts.data.processes, {kind}, seed {draw['seed']}",
         licence="none needed",
     )
 
 
-def _timeless(
-    values_TC: np.ndarray, *, name: str, splits: Sequence[float | str], **facts: Any
+def _made(
+    values_TC: np.ndarray,
+    *,
+    splits: Sequence[float | str],
+    name: str,
+    start: str = "",
+    step_s: float = 1.0,
+    season: int = 1,
+    **facts: Any,
 ) -> Series:
-    """A made series without times, seasons or units; its rows count as seconds."""
+    """A made series without units; without times its rows count as seconds."""
     num_rows, num_channels = values_TC.shape
-    step = Step(1.0)
+    step = Step(step_s)
     return Series(
         name=name,
         values_TC=values_TC,
         channels=[f"x{channel}" for channel in range(num_channels)],
         units=[""] * num_channels,
-        start="",
-        step_s=step.seconds,
-        season=1,
-        borders=split_borders(splits, num_rows=num_rows, start="", step=step, name=name),
+        start=start,
+        step_s=step_s,
+        season=season,
+        borders=split_borders(splits, num_rows=num_rows, start=start, step=step, name=name),
         **facts,
     )
 

@@ -7,6 +7,8 @@ season are predictable; what no forecaster can predict are the innovations of u 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from t5ts.errors import DataError
@@ -14,17 +16,28 @@ from t5ts.errors import DataError
 
 def generate(
     *,
-    num_rows: int,
-    num_channels: int,
-    season: int,
-    season_amplitude: float,
-    trend: float,
-    ar: list[float],
-    noise_std: float,
-    walk_std: float,
-    seed: int,
+    num_rows: int = 10_000,
+    num_channels: int = 1,
+    season: int = 24,
+    season_amplitude: float = 1.0,
+    trend: float = 0.0,
+    ar: Sequence[float] = (0.7,),
+    noise_std: float = 0.3,
+    walk_std: float = 0.0,
+    seed: int = 0,
 ) -> np.ndarray:
-    """Draw the series; every channel has its own phase and innovations.
+    """Draw the series.
+
+    Args:
+        num_rows: T.
+        num_channels: C; channels differ in phase and innovations.
+        season: Rows in one season.
+        season_amplitude: Of the sine, data units, like all that follow.
+        trend: Rise in a row.
+        ar: Coefficients of the autoregression, the nearest lag first; [] is white noise.
+        noise_std: Standard deviation of its innovations.
+        walk_std: Standard deviation of the random walk's steps.
+        seed: Of the draw.
 
     Returns:
         (T, C) float32.
@@ -35,8 +48,8 @@ def generate(
     radius = _spectral_radius(ar)
     if radius >= 1:
         raise DataError(
-            f"data.ar={ar} is not stationary: its largest root has modulus {radius:.3f}, allowed "
-            "below 1. Use data.walk_std for a random walk."
+            f"data.ar={list(ar)} is not stationary: its largest root has modulus {radius:.3f}, "
+            "allowed below 1. Use data.walk_std for a random walk."
         )
     rng = np.random.default_rng(seed)
     # The autoregression forgets its zero start: radius^burn < 1e-6, bounded for roots near 1.
@@ -54,7 +67,9 @@ def generate(
     return np.ascontiguousarray(values_TC, dtype=np.float32)
 
 
-def best_forecast_mse(*, ar: list[float], noise_std: float, walk_std: float, horizon: int) -> float:
+def best_forecast_mse(
+    *, ar: Sequence[float] = (0.7,), noise_std: float = 0.3, walk_std: float = 0.0, horizon: int
+) -> float:
     """Least mean squared error, in data units, of any forecast from the whole past.
 
     Only the sum u + w is observed; the least error is that of the steady-state
@@ -99,7 +114,5 @@ def best_forecast_mse(*, ar: list[float], noise_std: float, walk_std: float, hor
     return float(np.mean(errors))
 
 
-def _spectral_radius(ar: list[float]) -> float:
-    if not ar:
-        return 0.0
+def _spectral_radius(ar: Sequence[float]) -> float:
     return float(np.abs(np.roots([1.0, *(-float(a) for a in ar)])).max(initial=0.0))

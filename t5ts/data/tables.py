@@ -12,9 +12,9 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
@@ -34,18 +34,11 @@ KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".feather": "Arrow", ".arrow":
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 # How zlib and zstd begin; polars unpacks them.
 PACKED = (b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
-# Files that are not tables: how they begin, what they are, and what to do.
-FOREIGN = [
-    (rb"PK\x03\x04(?s:.*)(xl/|\[Content_Types\])", "an Excel workbook", "Save it as CSV."),
-    (rb"PK\x03\x04", "a zip archive", "Unpack it."),
-    (rb"\xd0\xcf\x11\xe0", "an Excel workbook", "Save it as CSV."),
-    (rb"\x89HDF", "an HDF5 file", "Save the table as CSV or Parquet."),
-    (rb"SQLite format 3", "an SQLite database", "Save the table as CSV."),
-    (rb"\x93NUMPY|\x80[\x02-\x05]", "NumPy or pickle", "Save the table as CSV or Parquet."),
-    (rb"FEA1", "an old Feather file (version 1)", "Save it again, as version 2 or Parquet."),
-    (rb"\s*(\{|\[\s*[\[{])", "JSON", "Save the table as CSV or Parquet."),
-    (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page or XML", "Download the table itself."),
-]
+# How the files begin that people take for tables.
+FOREIGN = re.compile(
+    rb"PK\x03\x04|\xd0\xcf\x11\xe0|\x89HDF|SQLite format 3|\x93NUMPY|\x80[\x02-\x05]|FEA1"
+    rb"|\s*(\{|\[\s*[\[{])|(?i:\s*<(!doctype|html|\?xml))"
+)
 THOUSANDS = r"[+-]?[1-9]\d{0,2}([.,]\d{3})+"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # Row labels written by pandas, and names of time columns: not used as channels.
@@ -78,19 +71,14 @@ class Table:
 
 
 def read_table(
-    path: str | Path,
+    path: str | Path | None,
     *,
     time: str | None = None,
     channels: Sequence[str] | None = None,
     id: str | None = None,
     value: str | None = None,
     missing: str = "error",
-    separator: str | None = None,
-    decimal: str | None = None,
-    time_format: str | None = None,
-    nulls: Sequence[str] | None = None,
-    encoding: str | None = None,
-    block_bytes: int = BLOCK_BYTES,
+    **spelling: Any,
 ) -> Table:
     """Reads a wide table (a column per channel) or a long one (a row per channel and time).
 
@@ -109,95 +97,71 @@ def read_table(
             Long: the desired ids; None takes all, sorted.
         id: Long: the column that identifies the channel. Requires `value`.
         value: Long: the column of values.
-        missing: Policy; see `t5ts.data.grid.regular_grid`. Infinite values
-            are refused under `error`, otherwise treated as missing.
-        separator: Of a CSV's columns; None takes the one of , ; tab | that fits the first lines.
-        decimal: "." or ","; None takes what the first lines show, and refuses 1,234 alone.
-        time_format: See `t5ts.data.times.parse_times`.
-        nulls: More spellings of a missing value, in addition to NULLS; also numbers (-9999).
-        encoding: Of a CSV; None takes UTF-8, UTF-16 or else Windows-1252.
-        block_bytes: Bytes of CSV parsed at once. Affects memory, speed, and which of
-            several errors is reported; never the result.
+        missing: Policy; see `t5ts.data.grid.regular_grid`. Missing and infinite values
+            are refused under `error`; else infinite ones are missing.
+        spelling: Other fields of `TableFile`, from separator to block_bytes.
 
     Raises:
         DataError: if the file is not such a table.
     """
     check_policy(missing)
-    if (id is None) != (value is None):
-        raise DataError(
-            "data.id and data.value go together: a long table needs both, a wide one neither."
-        )
-    file = _File(path, separator, decimal, nulls or (), encoding, block_bytes)
+    file = TableFile(path=Path(path or ""), missing=missing, **spelling)
     clocks = _time_columns(file, time)
     where = f"{file.path}, column {'+'.join(clocks)!r}"
-    names = list(channels or ())
+    if (id is None) != (value is None) or (id and len({*clocks, id, value}) < len(clocks) + 2):
+        raise DataError(
+            f"{file.path}: data.id and data.value go together: a long table needs both, apart from "
+            "each other and from data.time; a wide one has neither."
+        )
     if id is not None and value is not None:
         file.check_columns([id], "data.id")
         file.check_columns([value], "data.value")
-        if len({*clocks, id, value}) < len(clocks) + 2:
-            raise DataError(
-                f"{file.path}: data.time, data.id and data.value must be 3 different columns."
-            )
     else:
-        if channels is None:
-            names = [name for name in file.names if name not in clocks]
-            left_out = [n for n in names if INDEX.fullmatch(n) or n.strip().lower() in CLOCKS]
+        names = [name for name in file.names if name not in clocks]
+        left_out = [n for n in names if INDEX.fullmatch(n) or n.strip().lower() in CLOCKS]
+        if channels is not None:
+            names = list(channels)
+        elif left_out:
             names = [name for name in names if name not in left_out]
-            if left_out:
-                file.notes.append(f"columns {left_out} left out: row labels or time columns")
-        file.check_columns(names, "data.channels")
-        if not names or len(set(names)) < len(names) or set(names) & set(clocks):
-            raise DataError(
-                f"{file.path}: data.channels={names} must name value columns once each; allowed: "
-                f"{_listing([n for n in file.names if n not in clocks]) or 'none in this file'}."
-            )
-    times_us, read = parse_times(file.texts(clocks), where=where, time_format=time_format)
+            file.notes.append(f"columns {left_out} left out: row labels or time columns")
+        file.check_columns(names, "data.channels", apart_from=clocks)
+    times_us, read = parse_times(file.texts(clocks), where=where, time_format=file.time_format)
     file.notes += read
     if id is not None and value is not None:
-        return _read_long(file, times_us, id, value, channels, missing, where)
+        return _read_long(file, times_us, id, value, channels, where)
     grid = regular_grid(
         times_us, missing=missing, where=where, keys=lambda: _long_keys(file, names)
     )
     del times_us
-    file.notes += grid.notes
     values_TC, offset_C = file.values(names, grid.num_rows, grid.rows)
-    for column, name in enumerate(names):
-        _check_finite(values_TC[:, column], name, missing, file)
-    return Table(
-        values_TC=values_TC, offset_C=offset_C, channels=names, grid=grid, notes=file.notes
-    )
+    notes = [*file.notes, *grid.notes, *file.infinite_notes()]
+    return Table(values_TC=values_TC, offset_C=offset_C, channels=names, grid=grid, notes=notes)
 
 
 def _read_long(
-    file: _File,
+    file: TableFile,
     times_us: np.ndarray,
     id: str,
     value: str,
     channels: Sequence[str] | None,
-    missing: str,
     where: str,
 ) -> Table:
-    ids = pl.concat([piece.cast(pl.String).str.strip_chars() for piece in file.texts([id])])
+    ids = pl.concat([piece.cast(pl.String) for piece in file.texts([id])])
     if ids.null_count():
         raise DataError(f"{file.path}: row {int(ids.is_null().arg_max() or 0) + 1} has no {id!r}.")
     found = ids.unique().sort().to_list()
     names = found if channels is None else [str(name) for name in channels]
-    if not names or len(set(names)) < len(names) or set(names) - set(found):
-        raise DataError(
-            f"{file.path}: data.channels={names} must name ids of column {id!r} once each; "
-            f"allowed: {_listing(found)}."
-        )
-    values = file.values([value], len(times_us), dtype=np.float64)[0][:, 0]
-    _check_finite(values, value, missing, file)
+    _check_names(names, found, f"{file.path}: data.channels (ids of column {id!r})")
+    values, _ = file.values([value], len(times_us), dtype=np.float64)
     column_of = {name: column for column, name in enumerate(names)}
     of_ids = ids.replace_strict(column_of, default=None, return_dtype=pl.Int32)
-    rows = pl.DataFrame({"column": of_ids, "time": times_us, "value": values})
+    rows = pl.DataFrame({"column": of_ids, "time": times_us, "value": values[:, 0]})
     rows = rows.with_row_index("row").drop_nulls("column")
     backward = rows.filter(pl.col("time").diff().over("column") < 0)["column"]
     if len(backward):
         of_one = rows.filter(pl.col("column") == backward[0])
         one = f"{where}, {id}={names[backward[0]]!r}"
-        check_order(of_one["time"].to_numpy(), of_one["row"].to_numpy(), missing, one)
+        check_order(of_one["time"].to_numpy(), of_one["row"].to_numpy(), file.missing, one)
     first_rows = rows.group_by("time").agg(pl.col("row").min()).sort("time")
     instants = first_rows["time"].to_numpy()
     if len(instants) * len(names) > 20 * len(rows):
@@ -206,7 +170,7 @@ def _read_long(
             f"series of column {id!r}. Choose series that overlap (data.channels)."
         )
     file_rows = first_rows["row"].to_numpy()
-    grid = regular_grid(instants, missing=missing, where=where, file_rows=file_rows)
+    grid = regular_grid(instants, missing=file.missing, where=where, file_rows=file_rows)
     place = np.searchsorted(instants, rows["time"].to_numpy())
     place = place if grid.rows is None else grid.rows[place]
     columns = rows["column"].to_numpy()
@@ -221,48 +185,58 @@ def _read_long(
     offset_C = _offsets(*ends.select("low", "high").fill_null(np.nan).to_numpy().T)
     values_TC = np.full((grid.num_rows, len(names)), np.nan, np.float32)
     values_TC[place, columns] = rows["value"].to_numpy() - offset_C[columns]
-    notes = file.notes + grid.notes
+    notes = [*file.notes, *file.infinite_notes(), *grid.notes]
     return Table(values_TC=values_TC, offset_C=offset_C, channels=names, grid=grid, notes=notes)
 
 
-class _File:
-    """A table on disk: column names are read immediately, columns on demand."""
+@dataclass(kw_only=True)
+class TableFile:
+    """A table on disk: column names are read immediately, columns on demand.
 
-    def __init__(
-        self,
-        path: str | Path | None,
-        separator: str | None,
-        decimal: str | None,
-        nulls: Sequence[str],
-        encoding: str | None,
-        block_bytes: int,
-    ) -> None:
-        if not path:
-            raise DataError("data.path is not set: give a CSV or Parquet file (data.path=FILE).")
-        self.path = Path(path).expanduser()
-        self.notes: list[str] = []
-        self._nulls = [*NULLS, *map(str, nulls)]
+    Attributes:
+        path: The file (data.path).
+        missing: Policy for missing values.
+        separator: Of a CSV's columns; None takes the one of , ; tab | that fits the first lines.
+        decimal: "." or ","; None takes what the first lines show, and refuses 1,234 alone.
+        time_format: See `t5ts.data.times.parse_times`.
+        nulls: More spellings of a missing value, in addition to NULLS; also numbers (-9999).
+        encoding: Of a CSV; None takes UTF-8, UTF-16 or else Windows-1252.
+        block_bytes: Bytes of CSV parsed at once. Affects memory, speed, and which of
+            several errors is reported; never the result.
+        names: The columns.
+        notes: What was detected.
+    """
+
+    path: Path
+    missing: str
+    separator: str | None = None
+    decimal: str | None = None
+    time_format: str | None = None
+    nulls: Sequence[str] | None = None
+    encoding: str | None = None
+    block_bytes: int = BLOCK_BYTES
+    names: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.path = self.path.expanduser()
+        self._nulls = [*NULLS, *map(str, self.nulls or ())]
         self._null_numbers = []
-        for text in nulls:
+        for text in self.nulls or ():
             with contextlib.suppress(ValueError):
                 self._null_numbers.append(float(text))
-        self._sep = {"tab": "\t", r"\t": "\t"}.get(separator or "", separator) or ""
-        if separator is not None and len(self._sep.encode()) != 1:
-            raise DataError(f"data.separator={separator!r}; allowed: one character, or tab.")
-        if decimal not in (None, ".", ","):
-            raise DataError(f"data.decimal={decimal!r}; allowed: '.' and ','.")
-        self._point = decimal or ""
-        self._encoding = encoding or ""
-        self._block_bytes = block_bytes
+        self._sep = {"tab": "\t", r"\t": "\t"}.get(self.separator or "", self.separator) or ""
+        self._point, self._encoding = self.decimal or "", self.encoding or ""
+        if self.separator is not None and len(self._sep.encode()) != 1:
+            raise DataError(f"data.separator={self.separator!r}; allowed: one character, or tab.")
+        if self._point not in ("", ".", ","):
+            raise DataError(f"data.decimal={self.decimal!r}; allowed: '.' and ','.")
+        if not self.path.is_file() or not self.path.stat().st_size:
+            raise DataError(
+                f"{self.path} (data.path, relative to {Path.cwd()}) is not a file with anything in "
+                "it: give a CSV, Parquet or Arrow file (data.path=FILE)."
+            )
         try:
-            if self.path.is_dir():
-                raise DataError(f"{self.path} is a folder; data.path must be a file.")
-            if not self.path.exists():
-                raise DataError(
-                    f"{self.path} does not exist (data.path, relative to {Path.cwd()})."
-                )
-            if self.path.stat().st_size == 0:
-                raise DataError(f"{self.path} is empty (0 bytes).")
             self.names = self._find_names()
         except READ_ERRORS as error:
             raise self._unreadable(error) from None
@@ -276,25 +250,28 @@ class _File:
             self._head = file.read(2**16)
         kinds = [kind for mark, kind in KINDS.items() if mark in (self._head[:4], self._head[:6])]
         self._kind = (kinds or [KINDS.get(self.path.suffix.lower(), "CSV")])[0]
-        for pattern, what, remedy in FOREIGN:
-            if not kinds and re.match(pattern, self._head):
-                raise DataError(
-                    f"{self.path} is {what}, not CSV, Parquet or Arrow (data.path). {remedy}"
-                )
+        if not kinds and FOREIGN.match(self._head):
+            raise DataError(
+                f"{self.path} is not CSV, Parquet or Arrow (data.path), but begins like an Excel "
+                "workbook, zip archive, HDF5, SQLite, NumPy, pickle or old Feather file, JSON or a "
+                "web page. Save the table itself as CSV or Parquet."
+            )
         if self._kind != "CSV":
             schema = pl.read_parquet_schema if self._kind == "Parquet" else pl.read_ipc_schema
             return list(schema(self.path))
-        self._find_encoding()
+        self._encoding = self._encoding or self._find_encoding()
+        try:  # codecs has hex, zip and the like too
+            "".encode(self._encoding)
+        except (LookupError, ValueError):
+            raise DataError(
+                f"data.encoding={self._encoding!r} is unknown; allowed: utf-8, utf-16, latin-1, "
+                "cp1252 and Python's others."
+            ) from None
         with self._stream() as stream:
             header = _header(stream)
             sample = header + stream.read(2**16)
         lines = sample.decode("utf-8", "replace").splitlines()
         lines = lines[:1000] if len(sample) < 2**16 else lines[:1000][:-1] or lines
-        if lines and (given := re.fullmatch(r"sep=(.)", lines[0])):  # Excel's own line
-            raise DataError(
-                f"{self.path}: the first line is {lines[0]!r}. Delete it, and set data.separator="
-                f"{given[1]!r}."
-            )
         start = sample[:4096].decode("utf-8", "replace")
         if re.search(r"[\x00-\x08\x0e-\x19\ufffd]", start[:-3]) or re.search(rb"\r(?!\n)", header):
             raise DataError(
@@ -306,47 +283,37 @@ class _File:
         self._point = self._point or self._find_decimal(lines)
         return pl.read_csv(header, n_rows=0, infer_schema=False, separator=self._sep).columns
 
-    def _find_encoding(self) -> None:
-        if self._encoding:
-            try:  # codecs has hex, zip and the like too
-                "".encode(self._encoding)
-            except (LookupError, ValueError):
-                raise DataError(
-                    f"data.encoding={self._encoding!r} is unknown; allowed: utf-8, utf-16, "
-                    "latin-1, cp1252 and Python's others."
-                ) from None
-            return
+    def _find_encoding(self) -> str:
         with self._unpacked() as file:
             head = file.read(2**18)
         even, odd = head[::2].count(0), head[1::2].count(0)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            self._encoding = "utf-16"
+            found = "utf-16"
         elif max(even, odd) > len(head) // 4 and min(even, odd) < len(head) // 16:
-            self._encoding = "utf-16-be" if even > odd else "utf-16-le"
+            found = "utf-16-be" if even > odd else "utf-16-le"
         else:
             try:
                 codecs.getincrementaldecoder("utf-8")().decode(head)
-                self._encoding = "utf-8"
+                return "utf-8"
             except UnicodeDecodeError:
-                self._encoding = "cp1252"
-        if self._encoding != "utf-8":
-            self.notes.append(f"encoding {self._encoding} detected (data.encoding)")
+                found = "cp1252"
+        self.notes.append(f"encoding {found} detected (data.encoding)")
+        return found
 
     def _find_separator(self, lines: list[str]) -> str:
         """The separator that gives rows of equal length, a time column, and most columns."""
-        usual = "\t" if self.path.suffix.lower() == ".tsv" else ","
-        fits: dict[str, tuple[float, bool, int]] = {}
-        for mark in SEPARATORS if lines else ():
+        best, usual = (0.0, False, 1), "\t" if self.path.suffix.lower() == ".tsv" else ","
+        found = usual
+        for mark in (usual, *SEPARATORS) if lines else ():
             header, *rows = [row for row in csv.reader(lines[:50], delimiter=mark) if row]
-            if len(header) > 1:
-                alike = sum(len(row) == len(header) for row in rows) / max(len(rows), 1)
-                has_time = any(name.strip().lower() in TIME_NAMES for name in header)
-                fits[mark] = (alike, has_time, len(header))
-        if not fits or fits.get(usual) == max(fits.values()):
-            return usual
-        best = max(fits, key=lambda mark: fits[mark])
-        self.notes.append(f"columns separated by {SEPARATORS[best]} (data.separator)")
-        return best
+            alike = sum(len(row) == len(header) for row in rows) / max(len(rows), 1)
+            has_time = any(name.strip().lower() in TIME_NAMES for name in header)
+            score = (alike, has_time, len(header))
+            if len(header) > 1 and score > best:
+                best, found = score, mark
+        if found != usual:
+            self.notes.append(f"columns separated by {SEPARATORS[found]} (data.separator)")
+        return found
 
     def _find_decimal(self, lines: list[str]) -> str:
         """A comma if numbers have one; refuses numbers that may have thousands separators."""
@@ -354,22 +321,14 @@ class _File:
             return "."
         rows = [map(str.strip, row) for row in csv.reader(lines[1:], delimiter=self._sep)]
         columns = [set(column) - set(self._nulls) for column in zip(*rows, strict=False)]
-        commas = {
-            cell
-            for column in columns
-            for cell in column
-            if re.fullmatch(r"[+-]?\d*,\d+([eE][+-]?\d+)?", cell)
-        }
+        with_comma = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?")
+        commas = {cell for column in columns for cell in column if with_comma.fullmatch(cell)}
         doubtful = commas if all(re.fullmatch(THOUSANDS, cell) for cell in commas) else set()
-        for column in columns:
-            dotted = {cell for cell in column if "." in cell}
-            whole = column - dotted
-            if (
-                len(dotted) > 2
-                and any(len(cell) > 1 for cell in whole)
-                and all(re.fullmatch(THOUSANDS, cell) and "," not in cell for cell in dotted)
-                and all(re.fullmatch(r"[+-]?\d{1,3}", cell) for cell in whole)
-            ):
+        for column in columns:  # points that may separate thousands, beside numbers below 1000
+            dotted = {c for c in column if re.fullmatch(THOUSANDS, c) and "," not in c}
+            small = column - dotted
+            is_whole = all(re.fullmatch(r"[+-]?\d{1,3}", c) for c in small)
+            if is_whole and len(dotted) > 2 and any(len(c) > 1 for c in small):
                 doubtful = dotted
         if doubtful:
             mark = "," if doubtful == commas else "."
@@ -381,33 +340,25 @@ class _File:
             self.notes.append("decimal commas detected (data.decimal)")
         return "," if commas else "."
 
-    def check_columns(self, names: list[str], key: str) -> None:
-        for name in names:
-            if name not in self.names:
-                raise DataError(
-                    f"{self.path}: {key} has {name!r}, which is not a column; allowed: "
-                    f"{_listing(self.names)}."
-                )
+    def check_columns(self, names: list[str], key: str, *, apart_from: Sequence[str] = ()) -> None:
+        """Refuses names that are not different columns of the file."""
+        _check_names(names, [n for n in self.names if n not in apart_from], f"{self.path}: {key}")
 
     def texts(self, names: list[str]) -> Iterator[pl.Series]:
-        """A column of times or ids, in pieces; several are joined with a space."""
-        if self._kind == "CSV" or len(names) == 1:
-            frames: Iterator[pl.DataFrame] = (piece for _, piece in self._pieces(names))
-        else:
-            frames = iter([pl.DataFrame([self._read_column(name) for name in names])])
+        """A column of times or ids, null where missing; several are joined with a space."""
+        frames = (piece for _, piece in self._pieces(names))
+        if len(names) > 1 and self._kind != "CSV":
+            frames = (pl.DataFrame([self._read_column(name) for name in names]) for _ in "1")
+        texts = pl.col(pl.String).str.strip_chars()
         for frame in frames:
-            columns = frame.get_columns()
             if len(names) > 1:
-                texts = [pl.col(name).cast(pl.String).str.strip_chars() for name in names]
-                columns = frame.select(pl.concat_str(texts, separator=" ")).get_columns()
-            if columns[0].dtype == pl.String:
-                is_null = columns[0].str.strip_chars().is_in(self._nulls)
-                columns = [columns[0].set(is_null, None)]
-            yield columns[0]
+                joined = pl.concat_str(pl.all().cast(pl.String).str.strip_chars(), separator=" ")
+                frame = frame.select(joined)
+            yield frame.with_columns(pl.when(~texts.is_in(self._nulls)).then(texts)).to_series()
 
     def first(self, name: str) -> object:
         """A column's first value."""
-        return next((piece[0] for piece in self.texts([name]) if len(piece)), None)
+        return next((piece[name][0] for _, piece in self._pieces([name]) if piece.height), None)
 
     def values(
         self,
@@ -436,6 +387,7 @@ class _File:
         if rows is not None:
             values_TC.fill(np.nan)
         low_C, high_C = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+        self._num_infinite = dict.fromkeys(names, 0)
         held = num_rows if rows is None else len(rows)
         end = 0
         for first, piece in self._pieces(names, as_values=True):
@@ -449,9 +401,8 @@ class _File:
                 if offset_C is not None:
                     numbers = numbers - offset_C[c]
                 elif numbers.dtype != dtype:
-                    finite = np.isfinite(numbers)
-                    low_C[c] = min(low_C[c], np.min(numbers, where=finite, initial=np.inf))
-                    high_C[c] = max(high_C[c], np.max(numbers, where=finite, initial=-np.inf))
+                    low_C[c] = min(low_C[c], np.fmin.reduce(numbers, initial=np.inf))
+                    high_C[c] = max(high_C[c], np.fmax.reduce(numbers, initial=-np.inf))
                 values_TC[into, c] = numbers
             del piece, numbers  # free them before reading the next
         if end != held:
@@ -462,6 +413,11 @@ class _File:
                 del values_TC
                 return self.values(names, num_rows, rows, dtype=dtype, offset_C=offset_C)
         return values_TC, offset_C
+
+    def infinite_notes(self) -> list[str]:
+        """What the last `values` turned into NaN."""
+        counts = self._num_infinite.items()
+        return [f"{n} infinite values of {name} treated as missing" for name, n in counts if n]
 
     def _pieces(
         self, names: list[str], *, as_values: bool = False
@@ -475,12 +431,12 @@ class _File:
             return
         first = 0
         # Values are read with all columns: only then does polars report a row that is too long.
-        columns = None if as_values else names
+        columns, separator = None if as_values else names, self._sep
         for block in self._blocks():
             try:
-                rows = pl.read_csv(block, infer_schema=False, separator=self._sep, columns=columns)
+                rows = pl.read_csv(block, infer_schema=False, separator=separator, columns=columns)
             except READ_ERRORS as error:
-                raise self._diagnosis(block, first) or self._unreadable(error) from None
+                raise self._diagnosis(block, first, error) from None
             yield first, rows.select(names)
             first += rows.height
 
@@ -491,89 +447,100 @@ class _File:
         except READ_ERRORS as error:
             raise self._unreadable(error) from None
 
-    def _diagnosis(self, block: bytes, first: int) -> DataError | None:
+    def _diagnosis(self, block: bytes, first: int, error: BaseException) -> DataError:
         """Why polars could not split a block: a row too long, wrong bytes, or an open quote."""
         try:
-            text = block.decode()
-        except UnicodeDecodeError as error:
+            lines = block.decode().splitlines()
+        except UnicodeDecodeError as wrong:
             return DataError(
                 f"{self.path}: after row {first} some text is not {self._encoding} "
-                f"({error.reason}). Set the file's encoding, for example data.encoding=latin-1."
+                f"({wrong.reason}). Set the file's encoding, for example data.encoding=latin-1."
             )
-        if block.count(b'"') % 2:
-            line = next(line for line in text.splitlines() if line.count('"') % 2)
+        odd = [line for line in lines if line.count('"') % 2]
+        if len(odd) % 2:
             return DataError(
-                f"{self.path}: unbalanced quotes; the line {line[:80]}"
-                " has an odd number of them. Close the quote, or double a quote inside text."
+                f"{self.path}: unbalanced quotes; the line {odd[0][:80]} has an odd number of "
+                "them. Close the quote, or double a quote inside text."
             )
-        for row, cells in enumerate(csv.reader(io.StringIO(text), delimiter=self._sep)):
+        rows = csv.reader(io.StringIO(block.decode()), delimiter=self._sep)
+        for row, cells in enumerate(rows):
             if row and len(cells) > len(self.names):
                 return DataError(
                     f"{self.path}: row {first + row} has {len(cells)} fields but the header "
-                    f"{len(self.names)}: {self._sep.join(cells)[:80]!r}. Quote text with a "
-                    f"{self._sep!r}, write numbers with a decimal point, or set data.separator."
+                    f"{len(self.names)}: {cells!r:.80}. Quote text with a {self._sep!r}, "
+                    "write numbers with a decimal point, or set data.separator."
                 )
-        return None
+        return self._unreadable(error)
 
     def _numbers(self, column: pl.Series, first: int) -> np.ndarray:
-        """A value column as float64 (float32 if it is so in the file), NaN where null."""
-        written = column
-        if self._kind == "CSV":
-            column = self._parsed(column, first)
+        """A value column as float64 (float32 if it is so in the file), NaN where missing.
+
+        Raises:
+            DataError: for the first row that is not a number, not exact, or refused as missing.
+        """
+
+        def refuse(wrong: pl.Series, why: str) -> None:
+            if wrong.any():
+                row = int(wrong.arg_max() or 0)
+                raise DataError(
+                    f"{self.path}: row {first + row + 1} of column {column.name!r} has "
+                    f"{column[row]!r}, {why}, leave the column out (data.channels), or add the "
+                    "value to data.nulls if it means a missing one."
+                )
+
         dtype = column.dtype
-        if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
+        if self._kind == "CSV":
+            numbers, is_wrong = self._parsed(column)
+            refuse(
+                is_wrong,
+                f"not a number: numbers are read with a decimal {self._point!r} (data.decimal) "
+                "and without thousands separators, missing values may be empty, NA, NaN or null. "
+                "Correct it",
+            )
+        elif dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
+            numbers = column.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64)
+        else:
             raise DataError(
                 f"{self.path}: column {column.name!r} contains {dtype}, not numbers. List the "
                 "value columns in data.channels."
             )
-        numbers = column.cast(pl.Float32 if dtype == pl.Float32 else pl.Float64)
         for null in self._null_numbers:
             numbers = numbers.set(numbers == null, None)
         values = numbers.to_numpy()
-        if dtype == pl.Float32 or np.nanmax(np.abs(values), initial=0) <= 2**53:
-            return values
-        if dtype.is_integer():
-            wrong = numbers.is_not_null() & numbers.cast(dtype, strict=False).ne_missing(column)
-            why = "which float64 would round. Subtract a constant from all rows"
-        else:
-            wrong = numbers.is_finite() & (numbers.abs() > FLOAT32_MAX)
-            why = f"beyond float32's {FLOAT32_MAX:.1e}. Write it in a larger unit"
-        if wrong.any():
-            row = int(wrong.arg_max() or 0)
-            raise DataError(
-                f"{self.path}: row {first + row + 1} of column {column.name!r} has "
-                f"{written[row]}, {why}, or add it to data.nulls if it means a missing value."
+        if dtype != pl.Float32 and np.nanmax(np.abs(values), initial=0) > 2**53:
+            is_wrong = numbers.is_finite() & (numbers.abs() > FLOAT32_MAX)
+            if dtype.is_integer():  # float64 would round it
+                is_wrong = numbers.is_not_null() & numbers.cast(dtype, strict=False).ne_missing(
+                    column
+                )
+            refuse(
+                is_wrong,
+                f"more than float32 ({FLOAT32_MAX:.1e}; whole numbers: float64, 2⁵³) can hold. "
+                "Write it in a larger unit, subtract a constant",
             )
+        is_finite = np.isfinite(values)
+        if not is_finite.all():
+            if self.missing == "error":
+                refuse(
+                    pl.Series(~is_finite),
+                    "missing or infinite. Correct it, set data.missing=interpolate or mask, which "
+                    "leave gaps out of the loss",
+                )
+            self._num_infinite[column.name] += int(np.isinf(values).sum())
+            values = np.where(is_finite, values, np.nan)
         return values
 
-    def _parsed(self, column: pl.Series, first: int) -> pl.Series:
-        """A CSV's text as numbers, null where it means a missing value."""
+    def _parsed(self, column: pl.Series) -> tuple[pl.Series, pl.Series]:
+        """A CSV's text as numbers, null where missing; and where it is neither."""
         if self._point == ".":
             numbers = column.cast(pl.Float64, strict=False)
             if numbers.null_count() == column.null_count():
-                return numbers
+                return numbers, pl.Series([False])
         texts = column.str.strip_chars()
         if self._point == ",":
             texts = texts.str.replace(".", "x", literal=True).str.replace(",", ".", literal=True)
         numbers = texts.cast(pl.Float64, strict=False)
-        bad = numbers.is_null() & texts.is_not_null() & ~texts.is_in(self._nulls)
-        if not bad.any():
-            return numbers
-        row = int(bad.arg_max() or 0)
-        remedy = (
-            "Correct it, or list the value columns in data.channels (columns: "
-            f"{_listing(self.names)}). Missing values may be empty, NA, NaN or null, or listed "
-            "in data.nulls."
-        )
-        if re.search(r"\d[.,]\d", column[row]):
-            remedy += (
-                f" Numbers are read with a decimal {self._point!r} (data.decimal) and without "
-                "thousands separators."
-            )
-        raise DataError(
-            f"{self.path}: row {first + row + 1} of column {column.name!r} has {column[row]!r}, "
-            f"not a number. {remedy}"
-        )
+        return numbers, numbers.is_null() & texts.is_not_null() & ~texts.is_in(self._nulls)
 
     def _unreadable(self, error: BaseException) -> DataError:
         if isinstance(error, DataError):
@@ -611,13 +578,8 @@ class _File:
         try:
             with self._stream() as file:
                 header = _header(file)
-                while block := file.read(self._block_bytes):
-                    lines = [block, file.readline()]
-                    quotes = sum(text.count(b'"') for text in lines)
-                    while quotes % 2 and (line := file.readline()):
-                        lines.append(line)
-                        quotes += line.count(b'"')
-                    text = header + b"".join(lines)
+                while block := file.read(self.block_bytes):
+                    text = header + block + _rest_of_row(file, block)
                     chars = np.frombuffer(text, np.uint8)
                     if np.isin(chars[1:][chars[:-1] == ord("\n")], signs).any():
                         text = blank.sub(b"", text)
@@ -626,14 +588,22 @@ class _File:
             raise self._unreadable(error) from None
 
 
+def _rest_of_row(file: BinaryIO, begun: bytes) -> bytes:
+    """The lines up to one that ends outside quotes, after an even number of them."""
+    lines = [file.readline()]
+    num_quotes = begun.count(b'"') + lines[0].count(b'"')
+    while num_quotes % 2 and (line := file.readline()):
+        lines.append(line)
+        num_quotes += line.count(b'"')
+    return b"".join(lines)
+
+
 def _header(file: BinaryIO) -> bytes:
     """The first line that is not blank, with further lines if a quoted name spans them."""
     header = file.readline().removeprefix(codecs.BOM_UTF8)
     while not header.strip() and (line := file.readline()):
         header = line
-    while header.count(b'"') % 2 and (line := file.readline()):
-        header += line
-    return header
+    return header + (_rest_of_row(file, header) if header.count(b'"') % 2 else b"")
 
 
 def _offsets(low_C: np.ndarray, high_C: np.ndarray) -> np.ndarray:
@@ -647,11 +617,11 @@ def _offsets(low_C: np.ndarray, high_C: np.ndarray) -> np.ndarray:
     return np.where(far_C, nearest_C, 0.0)
 
 
-def _time_columns(file: _File, time: str | None) -> list[str]:
+def _time_columns(file: TableFile, time: str | None) -> list[str]:
     """The time column, or the columns that make up the time."""
     if time is not None:
         parts = [time] if time in file.names else [part.strip() for part in time.split("+")]
-        file.check_columns(parts if len(parts) > 1 else [time], "data.time")
+        file.check_columns(parts, "data.time")
         return parts
     lower = {name.strip().lower(): name for name in reversed(file.names)}
     if "date" in lower and "time" in lower:
@@ -661,59 +631,36 @@ def _time_columns(file: _File, time: str | None) -> list[str]:
     for wanted in TIME_NAMES:
         if wanted in lower:
             return [lower[wanted]]
+    date = r"\s*(\d{4}-\d\d|\d\d?[/.]\d\d?[/.]\d{4})"
     for name in file.names:
-        if INDEX.fullmatch(name):
-            first = file.first(name)
-            if re.match(r"\d{4}-\d\d|\d\d?[/.]\d\d?[/.]\d{4}", str(first)):
-                return [name]
-    hint = ""
-    if len(file.names) == 1:
-        hint = " It has one column: set the column separator (data.separator)."
-    elif any(re.match(r"\s*[+-]?\d", name) for name in file.names):
-        hint = " Its first line seems to be data: add a line of column names above it."
+        if INDEX.fullmatch(name) and re.match(date, str(file.first(name))):
+            return [name]
     raise DataError(
         f"{file.path}: no time column: no column is called {', '.join(TIME_NAMES)}. Set it "
-        f"(data.time=COLUMN, or data.time=YEAR+MONTH+DAY with data.time_format='%Y %m %d'); "
-        f"columns: {_listing(file.names)}.{hint}"
+        f"(data.time=COLUMN, or data.time=YEAR+MONTH+DAY with data.time_format='%Y %m %d'), set "
+        "data.separator if the columns are not these, or add a line of column names if the first "
+        f"is data; columns: {_listing(file.names)}."
     )
 
 
-def _long_keys(file: _File, names: list[str]) -> str:
+def _long_keys(file: TableFile, names: list[str]) -> str:
     """The keys that would read the file as a long table."""
     if len(names) < 2:
         return "data.id=COLUMN data.value=COLUMN"
-    texts = []
-    for name in names:
-        first = file.first(name)
-        if isinstance(first, str) and not re.fullmatch(r"\s*[+-]?[\d.,]+([eE].*)?", first):
-            texts.append(name)
+    number = re.compile(r"\s*[+-]?[\d.,]+([eE].*)?")
+    firsts = {name: file.first(name) for name in names}
+    texts = [
+        n for n, first in firsts.items() if isinstance(first, str) and not number.fullmatch(first)
+    ]
     id = (texts or [n for n in names if re.fullmatch(r"(?i).*(id|name|code)", n)] or names)[0]
-    value = [name for name in names if name != id][-1]
-    return f"data.id={id} data.value={value}"
+    return f"data.id={id} data.value={[name for name in names if name != id][-1]}"
 
 
-def _check_finite(column_T: np.ndarray, name: str, missing: str, file: _File) -> None:
-    """Refuses infinities (and NaN) under `error`; else turns infinities into NaN, with a note."""
-    finite_T = np.isfinite(column_T)
-    if finite_T.all():
-        return
-    row = int(np.argmin(finite_T))
-    if missing == "error":
-        if np.isnan(column_T).all():
-            raise DataError(
-                f"{file.path}: column {name!r} has no values. Leave it out: list the others in "
-                "data.channels."
-            )
-        what = "is missing" if np.isnan(column_T[row]) else "is infinite"
+def _check_names(names: Sequence[str], allowed: Sequence[str], key: str) -> None:
+    if not names or len(set(names)) < len(names) or set(names) - set(allowed):
         raise DataError(
-            f"{file.path}: row {row + 1} of column {name!r} {what}; "
-            f"{int(np.count_nonzero(~finite_T))} such values. Correct them, or set data.missing="
-            "interpolate or mask, which leave gaps out of the loss."
+            f"{key}={list(names)} must be some of these, once each: {_listing(allowed) or 'none'}."
         )
-    infinite_T = np.isinf(column_T)
-    if infinite_T.any():
-        file.notes.append(f"{int(infinite_T.sum())} infinite values of {name} treated as missing")
-        column_T[infinite_T] = np.nan
 
 
 def _listing(names: Sequence[str], most: int = 12) -> str:

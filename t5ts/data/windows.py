@@ -7,6 +7,7 @@ The three splits share one standardised tensor. A window is a row number; a batc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -235,13 +236,7 @@ def standardise(series: Series) -> None:
         return
     values_TC = series.values_TC
     train_TC = values_TC[: series.borders[0]]
-    chunks = range(0, len(train_TC), CHUNK_ROWS)
-    num_C = np.zeros(values_TC.shape[1])
-    sum_C, square_C = np.zeros_like(num_C), np.zeros_like(num_C)
-    for start in chunks:
-        chunk_TC = train_TC[start : start + CHUNK_ROWS].astype(np.float64)
-        num_C += np.count_nonzero(~np.isnan(chunk_TC), axis=0)
-        sum_C += np.nansum(chunk_TC, axis=0)
+    num_C, sum_C = chunk_sums(train_TC, lambda x: ~np.isnan(x), lambda x: x)
     if (num_C == 0).any():
         name = series.channels[int(np.argmin(num_C))]
         raise DataError(
@@ -249,9 +244,8 @@ def standardise(series: Series) -> None:
             f"(0 … {series.borders[0] - 1}). Leave it out (data.channels) or move data.splits."
         )
     mean_C = sum_C / num_C
-    for start in chunks:  # a second pass: sums of squares about the mean do not cancel
-        chunk_TC = train_TC[start : start + CHUNK_ROWS].astype(np.float64)
-        square_C += np.nansum((chunk_TC - mean_C) ** 2, axis=0)
+    # A second pass: sums of squares about the mean do not cancel.
+    (square_C,) = chunk_sums(train_TC, lambda x: (x - mean_C) ** 2)
     std_C = np.sqrt(square_C / num_C)
     # Not std == 0: rounding of the mean leaves noise in std, and noise scaled up becomes data.
     constant_C = np.fmax.reduce(train_TC, axis=0) == np.fmin.reduce(train_TC, axis=0)
@@ -270,6 +264,16 @@ def standardise(series: Series) -> None:
     if series.offset_C is not None:
         mean_C = mean_C + series.offset_C
     series.scaler = (mean_C, std_C, [int(c) for c in np.flatnonzero(constant_C)])
+
+
+def chunk_sums(rows_TC: np.ndarray, *terms: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
+    """Sums over the rows of functions of the values: (C,) float64 each, NaN left out."""
+    totals = [np.zeros(rows_TC.shape[1]) for _ in terms]
+    for start in range(0, len(rows_TC), CHUNK_ROWS):
+        chunk_TC = rows_TC[start : start + CHUNK_ROWS].astype(np.float64)
+        for total_C, term in zip(totals, terms, strict=True):
+            total_C += np.nansum(term(chunk_TC), axis=0)
+    return totals
 
 
 def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = None) -> Tensor:

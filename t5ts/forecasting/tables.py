@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 import torch
 
-from t5ts.data.series import Series
+from t5ts.data.series import Series, moment
 from t5ts.errors import DataError
 from t5ts.metrics import RegressionSums
 from t5ts.tasks import Reconstruct
@@ -66,45 +65,33 @@ def _facts(forecaster: TrainedForecaster) -> dict[str, Any]:
     }
 
 
-def row_of(series: Series, moment: str | int, key: str) -> int:
+def row_of(series: Series, wanted: str | int, key: str) -> int:
     """The first row at or after a time, or the row of that number; it may be after the data's end.
 
     Raises:
         DataError: if it is not a time, or the data have none.
     """
-    if isinstance(moment, int) or moment.lstrip("-").isdigit():
-        return int(moment)
-    return _row_at_or_after(series, _time(series, moment, key))
+    if isinstance(wanted, int) or wanted.lstrip("-").isdigit():
+        return int(wanted)
+    return _row_at_or_after(series, wanted, key, later=timedelta(0))
 
 
-def last_row_of(series: Series, moment: str | int, key: str) -> int:
+def last_row_of(series: Series, wanted: str | int, key: str) -> int:
     """The last row at or before a time; of a date without a time, the last row of that day."""
-    if isinstance(moment, int) or moment.lstrip("-").isdigit():
-        return int(moment)
-    wanted = _time(series, moment, key)
-    is_date = len(moment.strip()) == len("2024-01-31")
-    after = wanted + (timedelta(days=1) if is_date else timedelta(microseconds=1))
-    return _row_at_or_after(series, after) - 1
+    if isinstance(wanted, int) or wanted.lstrip("-").isdigit():
+        return int(wanted)
+    is_date = len(wanted.strip()) == len("2024-01-31")
+    later = timedelta(days=1) if is_date else timedelta(microseconds=1)
+    return _row_at_or_after(series, wanted, key, later=later) - 1
 
 
-def _time(series: Series, moment: str, key: str) -> datetime:
+def _row_at_or_after(series: Series, text: str, key: str, *, later: timedelta) -> int:
     if not series.start:
-        raise DataError(f"{key} {moment}: {series.name} has no times; give a row number.")
+        raise DataError(f"{key} {text}: {series.name} has no times; give a row number.")
     try:
-        wanted = datetime.fromisoformat(moment)
+        return series.step.row(moment(series.start), moment(text) + later)
     except ValueError:
-        raise DataError(f"{key} {moment} is not an ISO time such as {series.time_of(0)}.") from None
-    return wanted if wanted.tzinfo is None else wanted.astimezone(UTC).replace(tzinfo=None)
-
-
-def _row_at_or_after(series: Series, wanted: datetime) -> int:
-    begun = datetime.fromisoformat(series.start)
-    row = math.ceil((wanted - begun).total_seconds() / series.step.seconds - 1e-9)
-    while series.step.time(begun, row) < wanted:  # months differ in length
-        row += 1
-    while row > 0 and series.step.time(begun, row - 1) >= wanted:
-        row -= 1
-    return row
+        raise DataError(f"{key} {text} is not an ISO time such as {series.time_of(0)}.") from None
 
 
 def _forecast_starts(
