@@ -14,9 +14,11 @@ from torch import Tensor
 
 from t5ts import distributed
 from t5ts.config import (
+    CheckpointBackbone,
     Config,
     CsvData,
     DataConfig,
+    HFBackbone,
     LinearBackbone,
     ReconstructTask,
     SharedBackbone,
@@ -27,10 +29,17 @@ from t5ts.data.windows import WindowSplits, build_windows, mase_denominator
 from t5ts.donor import best_checkpoint, load_donor, load_patch, norm_rms
 from t5ts.errors import ConfigError, DataError
 from t5ts.model import hub
-from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import file_sha256, open_checkpoint, read_architecture
+from t5ts.model.architecture import Architecture, HFArchitecture, T5Architecture
+from t5ts.model.checkpoint_file import (
+    checkpoint_folder,
+    file_sha256,
+    open_checkpoint,
+    read_architecture,
+    read_config,
+)
 from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, component_of
 from t5ts.model.forecaster import Forecaster
+from t5ts.model.hf_encoder import HFEncoder, hf_architecture
 from t5ts.model.normalize import build_normalize
 from t5ts.model.patching import PatchEmbedding, WholeContext, token_bank
 from t5ts.model.t5_encoder import T5Encoder
@@ -74,7 +83,7 @@ class Setup:
         autocast: Precision of the forward pass; None for float32.
         data: The series to train, select and test on.
         ood: The selected checkpoint is also tested on its test windows; None if none is chosen.
-        report: Where the encoder's weights came from; None without a T5 encoder.
+        report: Where the encoder's weights came from; None without a published encoder.
         eval_limit: Windows of an evaluation in a dry run; None for all.
     """
 
@@ -373,6 +382,12 @@ def _build_patch(
         bank_SD=_bank(config, encoder.d_model, report),
         generator=component_generator(config.seed, "patch"),
     )
+    most = getattr(encoder, "max_tokens", None)
+    if most is not None and embedding.num_patches > most:
+        raise ConfigError(
+            f"{embedding.num_patches} patches, but backbone={config.backbone.name} has positions"
+            f" for {most}: raise patch.patch_len or patch.stride, or shorten seq_len."
+        )
     if patch.path is not None:
         load_patch(embedding, patch.path)
         if patch.scale == "native":  # the arm's RMS, not the donor norm's
@@ -406,7 +421,7 @@ def _token_factor(config: Config, d_model: int, report: LoadReport | None) -> fl
     if scale not in ("match_embedding", "native"):
         return {"none": 1.0, "div_sqrt_d": d_model**-0.5, "mul_sqrt_d": d_model**0.5}[scale]
     rms = 1.0 if report is None else report.embedding_rms
-    fixed = config.backbone.embedding_rms if isinstance(config.backbone, T5Backbone) else None
+    fixed = getattr(config.backbone, "embedding_rms", None)
     if scale == "match_embedding" and fixed is not None:
         rms = fixed
     if not 0 < rms < math.inf:
@@ -433,8 +448,8 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         shared = SharedEncoder(**sizes)
         shared.init_parameters(component_generator(config.seed, "encoder"))
         return shared, None
-    assert isinstance(backbone, T5Backbone)
-    arch = t5_architecture(backbone)
+    assert isinstance(backbone, CheckpointBackbone)
+    arch = architecture(backbone)
     # Each arm has its own stream: matched noise is not random's.
     stream = "encoder" if init.name == "random" else f"encoder/{init.name}"
     state, report = encoder_state(
@@ -446,13 +461,17 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         keep=init.keep,
         load=partial(load_encoder, config, arch),
     )
-    encoder = T5Encoder(arch, dropout=backbone.dropout)
+    encoder: T5Encoder | HFEncoder
+    if isinstance(arch, HFArchitecture):
+        encoder = HFEncoder(arch, dropout=backbone.dropout)
+    else:
+        encoder = T5Encoder(arch, dropout=backbone.dropout)
     encoder.load_state_dict(state)
     return encoder, report
 
 
 def load_encoder(
-    config: Config, arch: T5Architecture, **options: Any
+    config: Config, arch: Architecture, **options: Any
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify the checkpoint of an arm; `options` are fields of `HubRequest`.
 
@@ -461,9 +480,9 @@ def load_encoder(
     """
     if config.init.path:
         return load_donor(config.init.path, arch=arch)
-    if is_chronos(config):
+    if isinstance(arch, T5Architecture) and is_chronos(config):
         return load_chronos(config.init.checkpoint, arch=arch, **options)
-    assert isinstance(config.backbone, T5Backbone)
+    assert isinstance(config.backbone, CheckpointBackbone)
     return load_backbone(config.backbone, arch=arch, **options)
 
 
@@ -473,7 +492,7 @@ def is_chronos(config: Config) -> bool:
 
 
 def load_backbone(
-    backbone: T5Backbone, *, arch: T5Architecture, **options: Any
+    backbone: CheckpointBackbone, *, arch: Architecture, **options: Any
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a backbone's checkpoint; `options` go to `load_checkpoint`.
 
@@ -492,8 +511,15 @@ def load_backbone(
     )
 
 
-def t5_architecture(backbone: T5Backbone) -> T5Architecture:
-    """The backbone's shape, from its own values or from the config.json in its directory."""
+def architecture(backbone: CheckpointBackbone) -> Architecture:
+    """The backbone's shape, from its own values or from its checkpoint's config.json.
+
+    Raises:
+        UserError: if they are incomplete or describe no encoder.
+    """
+    if isinstance(backbone, HFBackbone):
+        return _hf_architecture(backbone)
+    assert isinstance(backbone, T5Backbone)
     if backbone.d_model is None:
         assert backbone.path is not None
         return read_architecture(backbone.path)
@@ -505,6 +531,20 @@ def t5_architecture(backbone: T5Backbone) -> T5Architecture:
             f"backbone.d_model={backbone.d_model} needs the other sizes too: {', '.join(absent)}."
         )
     return T5Architecture(**sizes)
+
+
+def _hf_architecture(backbone: HFBackbone) -> HFArchitecture:
+    values, where = backbone.sizes, f"backbone={backbone.name}"
+    if not values:
+        if backbone.path is not None:
+            folder = checkpoint_folder(backbone.path)
+        else:
+            assert backbone.hub_id is not None
+            folder = hub.fetch_snapshot(
+                hub.HubRequest(hub_id=backbone.hub_id, revision=backbone.revision)
+            )
+        values, where = read_config(folder, model_types=None), str(folder / "config.json")
+    return hf_architecture(values, num_layers=backbone.num_layers, where=where)
 
 
 def build_optimizer(
@@ -602,18 +642,20 @@ def _present_weights(config: Config) -> dict[str, str] | None:
     files: list[Path] = []
     if donor is not None:
         files = [best_checkpoint(donor)]
-    elif isinstance(backbone, T5Backbone) and reads_checkpoint:
+    elif isinstance(backbone, CheckpointBackbone) and reads_checkpoint:
         hub_id, folder, revision = backbone.hub_id, backbone.path, backbone.revision
         if is_chronos(config):
             revision = "main"
-            hub_id, folder = chronos_source(init.checkpoint, t5_architecture(backbone))
+            arch = architecture(backbone)
+            assert isinstance(arch, T5Architecture)
+            hub_id, folder = chronos_source(init.checkpoint, arch)
         cached: str | Path | None = folder
         if folder is None:
             assert hub_id is not None
             cached = hub.cached_snapshot(hub_id, revision=revision)
         if cached is None:
             return None
-        files = list(open_checkpoint(cached).files)
+        files = list(open_checkpoint(cached, model_types=None).files)
     return {path.name: file_sha256(path) for path in files} | _patch_files(config)
 
 

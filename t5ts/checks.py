@@ -19,7 +19,9 @@ from t5ts import distributed
 from t5ts.config import (
     CONF,
     SCHEMAS,
+    CheckpointBackbone,
     Config,
+    HFBackbone,
     LinearBackbone,
     ReconstructTask,
     SharedBackbone,
@@ -203,7 +205,8 @@ def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key} is not a setting of this option."
     for f in fields(node):
         value = getattr(node, f.name)
-        if (is_dataclass(f.type) or isinstance(value, dict)) and not is_dataclass(value):
+        is_group = is_dataclass(f.type) or (isinstance(value, dict) and f.name != "sizes")
+        if is_group and not is_dataclass(value):
             yield f"{f.name}={value}: choose an option of this group ({f.name}=NAME)."
         if is_dataclass(value):
             yield from _structure_problems(value, f"{f.name}.")
@@ -265,31 +268,45 @@ def _encoder_problems(config: Config) -> Iterator[str]:
             )
     if init.name == "run" and init.path is None:
         yield "init=run needs init.path=RUN_DIR (a finished run, whose encoder will be used)."
-    if init.name in ("t5", "chronos") and init.path is not None:
+    if init.name in ("t5", "pretrained", "chronos") and init.path is not None:
         yield (
             f"init={init.name} is a checkpoint, and init.path={init.path} is a run: use init=run"
             " (or random, matched, shuffled), or leave init.path out."
         )
-    if init.checkpoint is not None and (init.name in ("t5", "run") or init.path is not None):
+    is_own = init.name in ("t5", "pretrained", "run") or init.path is not None
+    if init.checkpoint is not None and is_own:
         yield (
             f"init.checkpoint={init.checkpoint} goes with init=chronos, random, matched or shuffled"
             f" and without init.path, not with init={init.name}."
         )
-    if not isinstance(backbone, T5Backbone):
+    if not isinstance(backbone, CheckpointBackbone):
         if init.name != "random":
-            yield f"{chosen}, which is not T5: use init=random, or a T5 such as backbone=t5_small."
+            yield (
+                f"{chosen}, which has no checkpoint: use init=random, or a backbone with one, such"
+                " as t5_small."
+            )
         return
+    if isinstance(backbone, HFBackbone):
+        if init.name == "t5":
+            yield f"{chosen}, which is no T5: init=pretrained is the word for {backbone.title}."
+        if init.name == "chronos" or init.checkpoint is not None:
+            yield f"{chosen}: Chronos-T5's weights fit a T5, such as backbone=t5_small."
     full = backbone.full_params
     if full is not None and (len(full) != 2 or full[0] > full[1]):
         yield f"backbone.full_params={full} must be [LEAST, MOST], in that order."
     is_backbones = init.name not in ("random", "run", "chronos") or bool(init.keep)
     needs_checkpoint = is_backbones and init.path is None and init.checkpoint is None
     if needs_checkpoint and not (backbone.hub_id or backbone.path):
-        yield f"{chosen} needs a checkpoint: set backbone.path=DIR (a T5 checkpoint's directory)."
-    if backbone.d_model is None and backbone.path is None:
+        yield f"{chosen} needs a checkpoint: set backbone.path=DIR (a checkpoint's directory)."
+    sources: list[Any] = [backbone.path]
+    if isinstance(backbone, HFBackbone):
+        sources += [backbone.hub_id, backbone.sizes or None]
+    elif isinstance(backbone, T5Backbone):
+        sources.append(backbone.d_model)
+    if not any(source is not None for source in sources):
         yield (
             f"backbone={backbone.name} has no size:"
-            " set backbone.path=DIR (a directory with T5's config.json)."
+            " set backbone.path=DIR (a directory with the model's config.json)."
         )
 
 
@@ -322,7 +339,7 @@ def _patch_problems(config: Config) -> Iterator[str]:
                 f" {lacks} has none: use patch=norm, or the T5 checkpoint itself."
             )
     if patch.scale == "match_embedding":
-        if not isinstance(backbone, T5Backbone):
+        if not isinstance(backbone, CheckpointBackbone):
             yield (
                 f"patch.scale=match_embedding needs token embeddings, and backbone={backbone.name}"
                 " has none: use patch.scale=none, div_sqrt_d or mul_sqrt_d."

@@ -138,8 +138,8 @@ class BackboneConfig:
 
 
 @dataclass(kw_only=True)
-class T5Backbone(BackboneConfig):
-    """A T5 encoder; sizes in the words of T5's `config.json`, null = read `path`'s config.json."""
+class CheckpointBackbone(BackboneConfig):
+    """A published encoder, which has a checkpoint on the hub or in a folder."""
 
     hub_id: str | None = text(None)
     revision: str = text("main")
@@ -148,6 +148,12 @@ class T5Backbone(BackboneConfig):
     licence: str = ""
     full_params: list[int] | None = number(None, "[1, 1e12]")  # [least, most], all parts
     embedding_rms: float | None = number(None, "(0, 1e6]")  # of its token embeddings
+
+
+@dataclass(kw_only=True)
+class T5Backbone(CheckpointBackbone):
+    """A T5 encoder; sizes in the words of T5's `config.json`, null = read `path`'s config.json."""
+
     d_model: int | None = number(None, "[1, 1e5]")
     d_ff: int | None = number(None, "[1, 1e6]")
     d_kv: int | None = number(None, "[1, 1e5]")
@@ -155,6 +161,16 @@ class T5Backbone(BackboneConfig):
     num_heads: int | None = number(None, "[1, 1e4]")
     vocab_size: int = number(32128, "[1, 1e7]")
     feed_forward_proj: str = choice("relu", "relu", "gated-gelu")
+
+
+@dataclass(kw_only=True)
+class HFBackbone(CheckpointBackbone):
+    """Any other Transformer that transformers builds."""
+
+    title: str = text("the language model")  # in reports
+    card: str = ""  # what to know of its weights
+    sizes: dict[str, Any] = field(default_factory=dict)  # its config.json; empty = the checkpoint's
+    num_layers: int | None = number(None, "[1, 1000]")  # the first blocks; null = all
 
 
 @dataclass(kw_only=True)
@@ -178,7 +194,9 @@ class LinearBackbone(BackboneConfig):
 class InitConfig:
     """Where the encoder's weights come from."""
 
-    name: str = choice(MISSING, "random", "t5", "run", "chronos", "matched", "shuffled")
+    name: str = choice(
+        MISSING, "random", "t5", "pretrained", "run", "chronos", "matched", "shuffled"
+    )
     path: str | None = text(None)  # a finished run, whose encoder is the checkpoint
     checkpoint: str | None = text(None)  # a Chronos-T5 (hub id or folder) to be the checkpoint
     keep: list[str] = pattern([])  # regexes: tensors that random weights and controls take from it
@@ -440,7 +458,12 @@ class Config:
 
 #: Groups whose options have keys of their own.
 SCHEMAS: dict[str, dict[str, type]] = {
-    "backbone": {"t5": T5Backbone, "shared": SharedBackbone, "linear": LinearBackbone},
+    "backbone": {
+        "t5": T5Backbone,
+        "hf": HFBackbone,
+        "shared": SharedBackbone,
+        "linear": LinearBackbone,
+    },
     "data": {
         "nyc_weather": NycWeatherData,
         "ett": EttData,

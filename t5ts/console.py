@@ -39,7 +39,12 @@ def announce(
     tracker's. All else is DEBUG: it is in run.log, and shown with `hydra.verbose=t5ts`.
     """
     warnings: list[str] = []
-    words = arm_words(config.backbone.name, config.init.name, config.freeze.name)
+    words = arm_words(
+        config.backbone.name,
+        config.init.name,
+        config.freeze.name,
+        model=getattr(config.backbone, "title", "T5"),
+    )
     log.info("run        %s (%s), seed %s", words, config.arm, config.seed)
     _log_weights(config, setup, audit)
     _log_data("data", setup.data, warnings)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from t5ts.checkpoint import load_checkpoint
 from t5ts.errors import ResumeError, WeightsError
-from t5ts.model.architecture import T5Architecture
+from t5ts.model.architecture import Architecture, HFArchitecture
 from t5ts.model.checkpoint_file import file_sha256
+from t5ts.model.hf_encoder import HFEncoder
 from t5ts.model.patching import PatchEmbedding
 from t5ts.model.tensors import encoder_shapes, state_digest
 from t5ts.model.verify import check_trained
@@ -112,7 +113,10 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str
         if file_sha256(folder / name) != sha256:
             raise ValueError(f"{name} is not the file that was exported: its SHA-256 differs")
         tensors |= load_file(folder / name)
-    tensors.pop(PLACEHOLDER, None)
+    ours = {theirs: name for name, theirs in told.get("names", {}).items()}
+    for name in (PLACEHOLDER, ours.pop("", None)):
+        tensors.pop(str(name), None)
+    tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
     return told["config"], told, tensors
 
 
@@ -124,7 +128,7 @@ def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:
     return (weight.double().square() + bias.double().square()).mean().sqrt().item()
 
 
-def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Tensor], LoadReport]:
+def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tensor], LoadReport]:
     """The encoder of a finished run as a checkpoint, verified as one.
 
     Args:
@@ -132,14 +136,19 @@ def load_donor(path: str | Path, *, arch: T5Architecture) -> tuple[dict[str, Ten
         arch: The shape of this run's encoder.
 
     Returns:
-        float32 tensors named as in `encoder_shapes`, and what was verified.
+        float32 tensors by the encoder's names, and what was verified.
 
     Raises:
-        WeightsError: as `read_donor`; if the encoder is not a T5 of that shape, has values that are
+        WeightsError: as `read_donor`; if the encoder is not one of that shape, has values that are
             not finite, or looks freshly initialised (it was never trained).
     """
     donor = read_donor(path, key="init.path")
-    shapes, found = encoder_shapes(arch), donor.part("encoder.")
+    found = donor.part("encoder.")
+    if isinstance(arch, HFArchitecture):
+        parts = HFEncoder(arch, dropout=0.0, device="meta").named_parameters()
+        shapes = {name: tuple(p.shape) for name, p in parts}
+    else:
+        shapes = encoder_shapes(arch)
     has = {name: tuple(tensor.shape) for name, tensor in found.items()}
     wrong = sorted(n for n in shapes.keys() | has.keys() if shapes.get(n) != has.get(n))
     if wrong:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t5ts.checks import check_overrides
 from t5ts.command import finish
-from t5ts.config import CONF, Config, T5Backbone, from_hydra, register
+from t5ts.config import CONF, CheckpointBackbone, Config, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -121,24 +121,24 @@ def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
             print(f"{key:<12} {value}")
 
 
-def _with_checkpoint(config: Config) -> T5Backbone:
+def _with_checkpoint(config: Config) -> CheckpointBackbone:
     backbone = config.backbone
-    if not isinstance(backbone, T5Backbone) or not (backbone.hub_id or backbone.path):
+    if not isinstance(backbone, CheckpointBackbone) or not (backbone.hub_id or backbone.path):
         raise UserError(f"backbone={backbone.name} has no checkpoint.")
     return backbone
 
 
 def _load(config: Config, **options: Any) -> "LoadReport":
     """Load and verify a checkpoint and print what was found."""
-    from t5ts.build import load_encoder, t5_architecture
+    from t5ts.build import architecture, load_encoder
     from t5ts.model.weights import describe
 
-    _, report = load_encoder(config, t5_architecture(_with_checkpoint(config)), **options)
+    _, report = load_encoder(config, architecture(_with_checkpoint(config)), **options)
     print("\n".join(describe(report)))
     return report
 
 
-def _cached(backbone: T5Backbone, cache_dir: str | None) -> Path | None:
+def _cached(backbone: CheckpointBackbone, cache_dir: str | None) -> Path | None:
     from t5ts.model.hub import cached_snapshot
 
     return cached_snapshot(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)

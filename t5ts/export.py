@@ -2,7 +2,7 @@
 
 An export holds safetensors, JSON and Markdown only:
 
-    config.json, model.safetensors   the encoder, for transformers' T5EncoderModel
+    config.json, model.safetensors   the encoder, for transformers
     forecaster.safetensors           patch embedding, head and normalisation
     forecaster.json                  configuration, scaler, records, checksums of the above
     README.md                        the model card
@@ -78,6 +78,7 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
     from safetensors.torch import save_file
 
     from t5ts.donor import EXPORT, PLACEHOLDER, read_donor
+    from t5ts.model.architecture import HFArchitecture
     from t5ts.model.checkpoint_file import file_sha256
 
     donor, out = read_donor(run, key="RUN"), Path(out).expanduser()
@@ -91,14 +92,25 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
         encoder = {n: t.contiguous() for n, t in donor.tensors.items() if n.startswith("encoder.")}
         rest = {n: t.contiguous() for n, t in donor.tensors.items() if n not in encoder}
         config = hf_config(donor.provenance)
-        if config is None:  # no T5: transformers has no class for it
+        names: dict[str, str] = {}  # transformers', where they are not ours
+        if config is None:  # transformers has no class for it
             rest, encoder = rest | encoder, {}
         else:
+            placeholder, width = PLACEHOLDER, int(config.get("d_model", 0))
+            if config["model_type"] != "t5":
+                from t5ts.model.hf_encoder import HFEncoder
+
+                built = HFArchitecture(**donor.provenance["weights"]["architecture"])
+                shell = HFEncoder(built, dropout=0.0, device="meta")
+                names = {f"encoder.{ours}": theirs for ours, theirs in shell.hf_names.items()}
+                placeholder, width = shell.token_embedding[0], built.d_model
+            encoder = {names.get(name, name): tensor for name, tensor in encoder.items()}
             # transformers wants a token embedding, which a forecaster has not. One row, at the RMS
             # of the tokens that the encoder was trained on: backbone=local reads its scale there.
-            encoder[PLACEHOLDER] = next(iter(encoder.values())).new_full(
-                (1, config["d_model"]), donor.token_rms
+            encoder[placeholder] = next(iter(encoder.values())).new_full(
+                (config["vocab_size"], width), donor.token_rms
             )
+            names[placeholder] = ""
             save_file(encoder, temporary / "model.safetensors", metadata={"format": "pt"})
             _write_json(temporary / "config.json", config)
         save_file(rest, temporary / "forecaster.safetensors", metadata={"format": "pt"})
@@ -108,6 +120,7 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
             {
                 "format": "t5ts-export-1",
                 "files": files,
+                "names": names,
                 "config": donor.config,
                 "provenance": donor.provenance,
                 "result": donor.result,
@@ -128,11 +141,16 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
 
 
 def hf_config(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
-    """transformers' config.json of a run's encoder; None if that is no T5."""
+    """transformers' config.json of a run's encoder; None if transformers has none like it."""
     weights = provenance["weights"]
     if weights is None:
         return None
     sizes = weights["architecture"]
+    if "model_type" in sizes:
+        from t5ts.model.architecture import HFArchitecture
+        from t5ts.model.hf_encoder import export_config
+
+        return export_config(HFArchitecture(**sizes))
     return {
         **sizes,
         "model_type": "t5",
@@ -182,6 +200,9 @@ def card(donor: "Donor", *, files: Mapping[str, str], verdict: tuple[str, list[s
         weights=donor.provenance["weights"],
         licence=donor.config["backbone"].get("licence"),
         has_encoder="model.safetensors" in files,
+        model_type=((donor.provenance["weights"] or {}).get("architecture") or {}).get(
+            "model_type", "t5"
+        ),
         baselines=list(baselines),
         metrics=metrics,
         files=files,

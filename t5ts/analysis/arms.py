@@ -35,6 +35,7 @@ class Pretraining:
 #: The pretrained inits, in the order in which they are shown.
 PRETRAINED = {
     "t5": Pretraining("T5's text pretraining", "T5's, pretrained on text", "pretrained"),
+    "pretrained": Pretraining("text pretraining", "pretrained on text", "pretrained"),
     "run": Pretraining("the donor run's pretraining", "a trained donor run's", "time series"),
     "chronos": Pretraining(
         "Chronos's pretraining", "Chronos-T5's, pretrained on time series", "time series"
@@ -121,6 +122,22 @@ class Arm:
     def is_pretrained(self) -> bool:
         """Whether its weights are the pretrained ones of a comparison."""
         return self.init in PRETRAINED
+
+    @property
+    def model(self) -> str:
+        """What its encoder is called: T5, GPT-2."""
+        return str(self.runs[0].config.get("backbone.title") or "T5")
+
+    @property
+    def pretraining(self) -> Pretraining:
+        """What its init promises, naming the model."""
+        promised = PRETRAINED[self.init]
+        if self.init != "pretrained":
+            return promised
+        model = f"{self.model}'s"
+        return Pretraining(
+            f"{model} {promised.content}", f"{model}, {promised.promise}", "pretrained"
+        )
 
     @property
     def weights(self) -> tuple[str, str, str | None]:

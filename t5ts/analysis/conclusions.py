@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis.arms import (
-    PRETRAINED,
     RANDOM,
     Arm,
     Condition,
@@ -185,7 +184,7 @@ def _conclude(study: Study, v: Verdict) -> None:
     if main is not None:
         treatment = main.pair.treatment
         values |= {"main": main, "margin": v.margin, "checkpoint": _checkpoint(treatment)}
-        values |= {"weights": PRETRAINED[treatment.init]}
+        values |= {"weights": treatment.pretraining}
     if main is not None and v.kind not in NO_VERDICT:
         if v.kind != CANNOT_TELL and v.is_provisional:
             before.insert(0, "Provisional:")
@@ -281,7 +280,7 @@ def _content_or_scale(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]
         unfinished = list(dict.fromkeys(f"init={arm.init}" for arm in _control_arms(v)))
         plans = [f"freeze={arm.freeze}" for arm in main.pair.rivals[0]]
         values = {"controls": unfinished, "plans": plans, "seeds": main.pair.seeds}
-        values |= {"weights": PRETRAINED[treatment.init], "donor": treatment.donor}
+        values |= {"weights": treatment.pretraining, "donor": treatment.donor}
         v.reasons.append(sentence("add_controls", **values))
         return "lower", values
     worst = list(AGAINST_CONTROL)
@@ -292,9 +291,7 @@ def _content_or_scale(v: Verdict, main: Comparison) -> tuple[str, dict[str, Any]
     if rival.kind == WITHHELD:
         v.reasons += [sentence("cannot_be_compared", c=c) for c in controls if c.kind == WITHHELD]
     else:
-        v.reasons.append(
-            sentence("against_control", rival=rival, weights=PRETRAINED[treatment.init])
-        )
+        v.reasons.append(sentence("against_control", rival=rival, weights=treatment.pretraining))
     if rival.kind == CANNOT_TELL and rival.effect.is_known:
         _count_needed(v, rival)
     return outcome, {"rival": rival}
@@ -644,7 +641,7 @@ def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -
         finding=sentence(
             f"over_data_{outcome}",
             doubted=[v.condition.name for v in doubted],
-            promise=" or ".join(dict.fromkeys(PRETRAINED[arm.init].promise for arm in treatments)),
+            promise=" or ".join(dict.fromkeys(arm.pretraining.promise for arm in treatments)),
         ),
     )
     failed = [f"{v.condition.name}: {line}" for v in every for line in _failed(v)]

@@ -51,6 +51,7 @@ BADGES = {
 #: What the parts of an arm's name mean.
 ARM_WORDS = {
     "t5": "t5: pretrained on text",
+    "pretrained": "pretrained: on text",
     "run": "run: the encoder of a finished run",
     "chronos": "chronos: pretrained on time series",
     "random": "random: T5's or the encoder's own random initialisation",
@@ -103,6 +104,10 @@ def header(findings: Findings) -> dict[str, Any]:
         "reasons": findings.reasons,
         "in_short": in_short(findings),
         "arm_words": arm_words(findings),
+        "model": " or ".join(
+            dict.fromkeys(arm.model for arm in _arms(findings) if arm.is_pretrained)
+        )
+        or "T5",
         "checks": f"{len(checks) - noted - broken} of {len(checks)} validity checks hold"
         + (f", {noted} with a note" if noted else "")
         + f", {broken or 'none'} broken",
@@ -127,9 +132,13 @@ def in_short(findings: Findings) -> str:
     return " · ".join(parts)
 
 
+def _arms(findings: Findings) -> list[Arm]:
+    return [arm for v in findings.verdicts for arm in v.condition.arms]
+
+
 def arm_words(findings: Findings) -> str:
     """How to read an arm's name."""
-    arms = [arm for v in findings.verdicts for arm in v.condition.arms]
+    arms = _arms(findings)
     backbones = {arm.backbone for arm in arms}
     order = "encoder-weights-freezing"
     if len(backbones) == 1:

@@ -13,11 +13,12 @@ NONE = "–"
 NOT_T5 = ("shared", "patchtst", "linear")
 #: Where pretrained weights and their controls come from, and freezing schedules, by option.
 WEIGHTS = {
-    "t5": "T5 (text)",
-    "run": "T5 (a donor run's)",
-    "chronos": "T5 (Chronos, time series)",
-    "matched": "T5 (control: matched)",
-    "shuffled": "T5 (control: shuffled)",
+    "t5": "text",
+    "pretrained": "text",
+    "run": "a donor run's",
+    "chronos": "Chronos, time series",
+    "matched": "control: matched",
+    "shuffled": "control: shuffled",
 }
 SCHEDULES = {
     "none": "full fine-tuning",
@@ -94,12 +95,12 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.2g}" if p < 0.0995 else f"= {p:.2f}"
 
 
-def arm_words(backbone: str, init: str, freeze: str) -> str:
+def arm_words(backbone: str, init: str, freeze: str, *, model: str = "T5") -> str:
     """An arm in the field's words, from the names of its options: T5 (text), gradual unfreezing."""
     if init == "random":
-        encoder = backbone if backbone in NOT_T5 else "T5 (random)"
+        encoder = backbone if backbone in NOT_T5 else f"{model} (random)"
         return f"{encoder}, {SCHEDULES[freeze] if freeze != 'none' else 'trained from scratch'}"
-    return f"{WEIGHTS[init]}, {SCHEDULES[freeze]}"
+    return f"{model} ({WEIGHTS[init]}), {SCHEDULES[freeze]}"
 
 
 def plural(count: int, noun: str) -> str:

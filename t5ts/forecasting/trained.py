@@ -21,6 +21,7 @@ from t5ts.config import (
     Config,
     CsvData,
     DataConfig,
+    HFBackbone,
     InitConfig,
     T5Backbone,
     from_hydra,
@@ -298,6 +299,9 @@ def load(path: str | Path) -> TrainedForecaster:
 def _empty_model(config: Config, provenance: dict[str, Any], *, num_channels: int) -> Forecaster:
     """A model of the run's shape; its weights come from the checkpoint, all of them."""
     backbone = config.backbone
+    if isinstance(backbone, HFBackbone):
+        built = provenance["weights"]["architecture"]
+        backbone = replace(backbone, sizes={**built["config"], "model_type": built["model_type"]})
     if isinstance(backbone, T5Backbone) and backbone.d_model is None:
         sizes = provenance["weights"]["architecture"]
         backbone = replace(

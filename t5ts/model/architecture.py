@@ -1,6 +1,7 @@
-"""What shape a T5 encoder has: the one description shared by encoders and weights."""
+"""What shape an encoder has: the one description shared by encoders and weights."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,3 +21,23 @@ class T5Architecture:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFArchitecture:
+    """Shape of a Transformer that transformers builds, or of its first blocks.
+
+    Attributes:
+        num_layers: Blocks in use, from the first.
+        config: The whole model's `config.json`, as far as it differs from its type's defaults.
+    """
+
+    model_type: str
+    d_model: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int
+    config: dict[str, Any]
+
+
+Architecture = T5Architecture | HFArchitecture

@@ -1,4 +1,4 @@
-"""A folder with a T5 checkpoint: its `config.json`, its tensors' names and shapes, its bytes.
+"""A folder with a checkpoint: its `config.json`, its tensors' names and shapes, its bytes.
 
 Nothing is trusted: each file's header is compared with its size before a tensor is read, and only
 formats that cannot run code are opened.
@@ -24,6 +24,7 @@ from t5ts.model.architecture import T5Architecture
 # A prefix rather than an absolute path, so that a run's configuration and its identity are
 # the same in a checkout and in an installed wheel.
 PACKAGED = "packaged:"
+T5_TYPES = ("t5", "mt5")  # one architecture
 # Best first. An index names the shards of a checkpoint that is split over several files.
 WEIGHT_FILES = (
     "model.safetensors",
@@ -119,14 +120,20 @@ def checkpoint_folder(path: str | Path) -> Path:
     return Path(__file__).resolve().parent / name
 
 
-def open_checkpoint(path: str | Path) -> CheckpointFiles:
+def open_checkpoint(
+    path: str | Path, *, model_types: Collection[str] | None = T5_TYPES
+) -> CheckpointFiles:
     """Open a checkpoint folder: config, format and every tensor's shape, no tensor read.
+
+    Args:
+        path: The checkpoint folder.
+        model_types: As for `read_config`.
 
     Raises:
         WeightsError: if anything is missing, truncated, corrupted or untrusted.
     """
     folder = checkpoint_folder(path)
-    config = read_config(folder)
+    config = read_config(folder, model_types=model_types)
     main = choose_weight_file(_names_in(folder), where=str(folder))
     shards = shard_names(folder, main)
     weights = tuple(folder / name for name in shards)
@@ -190,12 +197,16 @@ def shard_names(folder: Path, main: str) -> list[str]:
     return sorted(set(files))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a checkpoint folder, checked to be a T5's.
+def read_config(folder: Path, *, model_types: Collection[str] | None = T5_TYPES) -> dict[str, Any]:
+    """The `config.json` of a checkpoint folder, checked to be of the right architecture.
+
+    Args:
+        folder: The checkpoint folder.
+        model_types: The allowed ones, in transformers' words; None for any.
 
     Raises:
-        WeightsError: if the folder or the file is missing or unreadable, the model is not a T5,
-            or it is quantised.
+        WeightsError: if the folder or the file is missing or unreadable, the model is of another
+            type, or it is quantised.
     """
     names = _names_in(folder)
     if "config.json" not in names:
@@ -208,10 +219,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CorruptError(
             f"{path} contains a {type(config).__name__}, not a JSON object. Download it again."
         )
-    if config.get("model_type") != "t5":
+    if model_types is not None and config.get("model_type") not in model_types:
         raise WeightsError(
-            f"{path}: model_type is {config.get('model_type')!r}; only 't5' is allowed (T5 v1.0, "
-            "v1.1, Flan-T5, T5-efficient, Chronos-T5). Choose a T5 checkpoint."
+            f"{path}: model_type is {config.get('model_type')!r}; this backbone's is "
+            f"{' or '.join(map(repr, model_types))}. Choose a checkpoint of that architecture, or "
+            "the backbone of this one: backbone=local backbone.path=DIR for a T5 (v1.0, v1.1, "
+            "Flan-T5, Chronos-T5), backbone=hf backbone.path=DIR for any other."
         )
     if config.get("quantization_config"):
         raise WeightsError(

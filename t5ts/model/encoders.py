@@ -1,4 +1,5 @@
-"""The encoders between patch embedding and head: T5's stack, a light baseline, and none."""
+"""The encoders between patch embedding and head: T5's or another model's stack, a light
+baseline, and none."""
 
 import math
 import re
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t5ts.model.hf_encoder import HFEncoder
 from t5ts.model.layers import Conv1d, Dropout, Linear, SelfAttention
 from t5ts.model.t5_encoder import T5Encoder
 
@@ -186,7 +188,7 @@ class NoEncoder(nn.Module):
         return tokens_MND
 
 
-Encoder = T5Encoder | SharedEncoder | NoEncoder
+Encoder = T5Encoder | HFEncoder | SharedEncoder | NoEncoder
 
 
 def component_of(parameter_name: str) -> str:

@@ -1,6 +1,6 @@
 """Which tensors of an encoder look freshly initialised? The test that stops a fake pretrained arm.
 
-A T5 initialiser draws each matrix independently entry by entry, with a standard deviation fixed by
+An initialiser draws each matrix independently entry by entry, with a standard deviation fixed by
 its shape (the init law), and sets the LayerNorms to a constant. Training moves each matrix's spread
 by its own factor, makes rows and columns unequal, adds a few strong directions, and lets the norms
 differ. Each matrix and each norm vector is tested, since loaders re-initialise tensors they do not
@@ -86,7 +86,7 @@ class Freshness:
                     else "and all LayerNorm weights are constant"
                 )
                 return (
-                    f"the spread of its {self.num_matrices} matrices is T5's initialisation law "
+                    f"the spread of its {self.num_matrices} matrices is the initialisation law "
                     f"times {self.factor:.3g} (distance {self.law_distance:.2g}, trained is above "
                     f"{LAW_LIMIT:g}), {norms}"
                 )
@@ -106,9 +106,7 @@ class Freshness:
     def notes(self) -> list[str]:
         """What a user should know about an accepted encoder."""
         notes = {
-            "barely trained": [
-                "note: barely trained, almost no different from T5's initialisation"
-            ],
+            "barely trained": ["note: barely trained, almost no different from its initialisation"],
             "control": [
                 "note: rows and columns scatter like independent draws in every matrix, as in a "
                 "shuffled or synthetic checkpoint"
@@ -231,12 +229,12 @@ def _copies(state: Mapping[str, Tensor], law: Mapping[str, float]) -> list[str]:
     blocks: dict[str, dict[str, Tensor]] = {}
     for name in law:
         _, number, part = name.split(".", 2)
-        if "relative_attention_bias" not in part:
+        if name.startswith("block.") and "relative_attention_bias" not in part:
             blocks.setdefault(number, {})[part] = state[name]
     copies = []
     for i, (number, block) in enumerate(blocks.items()):
         for earlier, other in list(blocks.items())[:i]:
-            if any(torch.equal(matrix, other[part]) for part, matrix in block.items()):
+            if any(torch.equal(block[part], other[part]) for part in block.keys() & other.keys()):
                 copies.append(f"block.{number} is a copy of block.{earlier}")
                 break
     return copies

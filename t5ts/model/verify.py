@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model.architecture import T5Architecture
+from t5ts.model.architecture import Architecture, HFArchitecture, T5Architecture
 from t5ts.model.checkpoint_file import (
     FLOAT_DTYPES,
     CheckpointFiles,
@@ -18,6 +18,14 @@ from t5ts.model.checkpoint_file import (
     architecture_of,
 )
 from t5ts.model.freshness import Freshness, examine
+from t5ts.model.hf_encoder import (
+    BOOKKEEPING,
+    HFEncoder,
+    hf_architecture,
+    hf_config,
+    hf_init_law,
+    is_norm_weight,
+)
 from t5ts.model.tensors import POSITION_BIAS, encoder_shapes, init_law
 
 # Published T5 v1.0 files carry this bias of the decoder's cross-attention, which no T5 has used
@@ -112,11 +120,7 @@ def read_encoder(files: CheckpointFiles, arch: T5Architecture) -> tuple[dict[str
         for name, tensor in files.read([*(f"encoder.{n}" for n in names), embedding]).items()
     }
     for name, tensor in stored.items():
-        if bad := int((~torch.isfinite(tensor)).sum()):
-            raise WeightsError(
-                f"{files.folder}: {name} has {bad} values that are NaN or infinite. The checkpoint "
-                "is broken (fp16 overflow in its training?); choose another."
-            )
+        _check_finite(name, tensor, files.folder)
     rms = stored[embedding].double().square().mean().sqrt().item()
     if rms == 0.0:
         raise WeightsError(f"{files.folder}: {embedding} is all zeros. Choose another checkpoint.")
@@ -130,10 +134,117 @@ def read_embedding(files: CheckpointFiles) -> Tensor:
     return files.read([name])[name].to(torch.float32, copy=True).contiguous()
 
 
-def check_trained(state: Mapping[str, Tensor], arch: T5Architecture, folder: Path) -> Freshness:
+def read_hf_encoder(
+    files: CheckpointFiles, arch: HFArchitecture
+) -> tuple[dict[str, Tensor], float, int, list[str]]:
+    """The same of any other architecture, after the same checks of config and header.
+
+    Args:
+        files: The opened checkpoint.
+        arch: The shape that its config must describe; its blocks alone are read.
+
+    Returns:
+        float32 tensors by `HFEncoder`'s names, the RMS of the token embedding, the parameters of
+        the whole file, and the findings in words.
+    """
+    folder, header = files.folder, files.header
+    where = str(folder / "config.json")
+    found = hf_config(hf_architecture(files.config, num_layers=None, where=where)).to_dict()
+    wanted = hf_config(arch).to_dict()
+    differing = [
+        f"{key} is {found[key]!r} there, {wanted[key]!r} in the config"
+        for key in sorted(found.keys() & wanted.keys())
+        if not BOOKKEEPING.fullmatch(key) and found[key] != wanted[key]
+    ]
+    if differing:
+        raise WeightsError(
+            f"{where} does not describe this backbone: {'; '.join(differing)}. Choose the backbone "
+            "that matches the checkpoint, or backbone=hf, which takes the checkpoint's own values."
+        )
+    depth = int(hf_config(arch).num_hidden_layers)
+    whole = HFEncoder(replace(arch, num_layers=depth), dropout=0.0, device="meta")
+    embedding, its_shape, factor = whole.token_embedding
+    shapes = {whole.hf_names[n]: tuple(p.shape) for n, p in whole.named_parameters()}
+    shapes[embedding] = its_shape
+    # Old files call a norm's weight and bias gamma and beta; heads have the base model's prefix.
+    stored = {re.sub("gamma$", "weight", re.sub("beta$", "bias", name)): name for name in header}
+    prefix = next((p for p in (whole.prefix, "") if f"{p}{embedding}" in stored), "")
+    stored = {name.removeprefix(prefix): of for name, of in stored.items()}
+    missing = sorted(shapes.keys() - stored.keys())
+    inner = {n for n in stored if n.startswith(whole.blocks_name)} - shapes.keys()
+    unexpected = sorted(n for n in inner if not _DERIVED.search(n))
+    if missing or unexpected:
+        raise WeightsError(
+            f"{folder}: {len(missing)} of {len(shapes)} tensors of this {arch.model_type} are "
+            f"missing, {len(unexpected)} do not belong to its blocks (for example "
+            f"{(missing or unexpected)[0]}). Download the checkpoint again; adapters must be "
+            "merged and quantised layers restored first."
+        )
+    for name, shape in shapes.items():
+        info = header[stored[name]]
+        if info.dtype not in FLOAT_DTYPES:
+            raise WeightsError(
+                f"{folder}: {name} is stored as {info.dtype}: quantised weights cannot be trained. "
+                f"Allowed are {', '.join(FLOAT_DTYPES[:4])}."
+            )
+        if info.shape != shape:
+            raise WeightsError(
+                f"{folder}: {name} has shape {info.shape}; config.json requires {shape}. Config "
+                "and weights belong to different models; download both again."
+            )
+    used = HFEncoder(arch, dropout=0.0, device="meta").hf_names
+    tensors = files.read([stored[name] for name in used.values()])
+    state = {
+        ours: tensors[stored[name]].to(torch.float32, copy=True).contiguous()
+        for ours, name in used.items()
+    }
+    for name, tensor in state.items():
+        _check_finite(name, tensor, folder)
+    table = files.read([stored[embedding]])[stored[embedding]]
+    total = sum(math.prod(info.shape) for info in header.values())
+    return (
+        state,
+        factor * _rms(embedding, table, folder),
+        total,
+        [
+            f"{total:,} parameters by the file's header",
+            f"the first {arch.num_layers} of {depth} blocks are used",
+        ],
+    )
+
+
+#: Buffers that old files carry, computed from the configuration since.
+_DERIVED = re.compile(r"attn\.(masked_)?bias$|inv_freq$|position_ids$")
+
+
+def _check_finite(name: str, tensor: Tensor, folder: Path) -> None:
+    if bad := int((~torch.isfinite(tensor)).sum()):
+        raise WeightsError(
+            f"{folder}: {name} has {bad} values that are NaN or infinite. The checkpoint "
+            "is broken (fp16 overflow in its training?); choose another."
+        )
+
+
+def _rms(name: str, table: Tensor, folder: Path) -> float:
+    """RMS of a token embedding, which may be large: part by part."""
+    squares = sum(part.double().square().sum().item() for part in table.split(4096))
+    if not 0.0 < squares < math.inf:
+        raise WeightsError(
+            f"{folder}: {name} is all zeros or has values that are NaN or infinite. Choose another "
+            "checkpoint."
+        )
+    return (squares / table.numel()) ** 0.5
+
+
+def check_trained(state: Mapping[str, Tensor], arch: Architecture, folder: Path) -> Freshness:
     """Refuse an encoder that looks freshly initialised, whole or in part."""
-    law = init_law(arch)
-    seen = examine(state, law, {name: t for name, t in state.items() if name not in law})
+    if isinstance(arch, HFArchitecture):
+        law = hf_init_law(arch)
+        norms = {name: t for name, t in state.items() if is_norm_weight(name)}
+    else:
+        law = init_law(arch)
+        norms = {name: t for name, t in state.items() if name not in law}
+    seen = examine(state, law, norms)
     if seen.verdict is not None:
         raise WeightsError(
             f"{folder} looks freshly initialised, not pretrained: {seen.verdict}. Use a trained "

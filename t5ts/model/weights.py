@@ -1,8 +1,8 @@
 """Where an encoder's weights come from, and the proof: one entry point for all init arms.
 
-State dicts use transformers' names without the leading "encoder.". The token embedding belongs to
-the checkpoint, not to the encoder that trains on patches: it is checked and counted, its RMS
-is reported, and then it is dropped.
+State dicts of T5 use transformers' names without the leading "encoder.", others `HFEncoder`'s. The
+token embedding belongs to the checkpoint, not to the encoder that trains on patches: it is checked
+and counted, its RMS is reported, and then it is dropped.
 """
 
 import hashlib
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model.architecture import T5Architecture
+from t5ts.model.architecture import Architecture, HFArchitecture, T5Architecture
 from t5ts.model.checkpoint_file import (
+    T5_TYPES,
     CheckpointFiles,
     CorruptError,
     checkpoint_folder,
@@ -25,18 +26,23 @@ from t5ts.model.checkpoint_file import (
     open_checkpoint,
 )
 from t5ts.model.freshness import LAW_LIMIT, Freshness
+from t5ts.model.hf_encoder import hf_random_state
 from t5ts.model.hub import HubRequest, fetch_snapshot, in_cache
 from t5ts.model.tensors import (
-    count,
-    encoder_shapes,
     matched_state,
     random_state,
     shuffled_state,
     state_digest,
 )
-from t5ts.model.verify import check_config, check_header, check_trained, read_encoder
+from t5ts.model.verify import (
+    check_config,
+    check_header,
+    check_trained,
+    read_encoder,
+    read_hf_encoder,
+)
 
-INITS = ("random", "t5", "run", "chronos", "matched", "shuffled")
+INITS = ("random", "t5", "pretrained", "run", "chronos", "matched", "shuffled")
 # Chronos-T5 by d_model: its size, and its parameters with 4096 tokens and a tied head, from
 # T5-efficient's shapes. Source: Ansari et al. 2024 (8M, 20M, 46M, 200M, 710M parameters).
 CHRONOS = {
@@ -62,7 +68,7 @@ class LoadReport:
     revision: str | None = None  # commit on the hub
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of each file read, by name
     format: str | None = None  # "safetensors" or "pytorch"
-    architecture: dict[str, Any] = field(default_factory=dict)  # the `T5Architecture`
+    architecture: dict[str, Any] = field(default_factory=dict)  # the `Architecture`
     num_params_full: int | None = None  # of the whole checkpoint, tied tensors once
     num_params_encoder: int  # encoder blocks, final norm and token embedding
     num_params_trained: int  # the same without the token embedding: what the arm trains
@@ -87,7 +93,7 @@ class LoadReport:
 def encoder_state(
     *,
     init: str,
-    arch: T5Architecture,
+    arch: Architecture,
     generator: torch.Generator,
     factor: float = 1.0,
     scale_norms: bool = False,
@@ -97,11 +103,11 @@ def encoder_state(
     """The encoder's tensors for any init arm: the one place where arms are made.
 
     Args:
-        init: "random" (reads nothing), "t5", "chronos" or "run" (the checkpoint: a T5, a Chronos-T5
-            or the encoder of a finished run), or a control made from the same checkpoint:
-            "matched", "shuffled".
+        init: "random" (reads nothing), "pretrained" or, of a T5, "t5", "chronos" or "run" (the
+            checkpoint: the backbone's, a Chronos-T5 or the encoder of a finished run), or a control
+            made from the same checkpoint: "matched", "shuffled".
         arch: The encoder's shape.
-        generator: CPU generator of this arm alone; "t5" and "run" draw nothing.
+        generator: CPU generator of this arm alone; checkpoints draw nothing.
         factor: Scale of the "random" arm; see `random_state`.
         scale_norms: See `random_state`.
         keep: Regular expressions: tensors that "random" and the controls take from the checkpoint
@@ -110,7 +116,7 @@ def encoder_state(
             keeps nothing.
 
     Returns:
-        float32 tensors named as in `encoder_shapes`, and the report that proves the arm.
+        float32 tensors by the encoder's names, and the report that proves the arm.
 
     Raises:
         WeightsError: if the weights are not available or not to be trusted, or `keep` matches
@@ -123,15 +129,23 @@ def encoder_state(
         if not is_made:
             return checkpoint, replace(loaded, init=init)
     if init == "random":
-        state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
+        scale: dict[str, Any] = {
+            "generator": generator,
+            "factor": factor,
+            "scale_norms": scale_norms,
+        }
+        if isinstance(arch, HFArchitecture):
+            state, rms = hf_random_state(arch, **scale)
+        else:  # T5 draws its embeddings with std = factor
+            state, rms = random_state(arch, **scale), float(factor)
         report = LoadReport(
             init=init,
             source="random",
             origin="random",
-            embedding_rms=float(factor),  # the law's: T5 draws its embeddings with std = factor
+            embedding_rms=rms,  # the law's
             checks=[
-                f"drawn from T5's initialisation law at factor {factor:g}, LayerNorm weights "
-                f"{factor if scale_norms else 1:g}"
+                f"drawn from {_kind(asdict(arch))}'s initialisation law at factor {factor:g}, "
+                f"LayerNorm weights {factor if scale_norms else 1:g}"
             ],
             **_facts(state, arch),
         )
@@ -164,9 +178,9 @@ def encoder_state(
     )
 
 
-def _facts(state: dict[str, Tensor], arch: T5Architecture) -> dict[str, Any]:
+def _facts(state: dict[str, Tensor], arch: Architecture) -> dict[str, Any]:
     """What a load report states of any encoder."""
-    trained = count(encoder_shapes(arch))
+    trained = sum(tensor.numel() for tensor in state.values())
     return {
         "architecture": asdict(arch),
         "num_params_trained": trained,
@@ -180,25 +194,25 @@ def load_checkpoint(
     *,
     hub_id: str | None = None,
     path: str | Path | None = None,
-    arch: T5Architecture | None = None,
+    arch: Architecture | None = None,
     expected_full_params: tuple[int, int] | None = None,
     expected_sha256: str | None = None,
     must_be_chronos: bool = False,
     **hub_options: Any,
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """Load and verify a T5 checkpoint's encoder from the hub (or its cache) or from a folder.
+    """Load and verify a checkpoint's encoder from the hub (or its cache) or from a folder.
 
     Args:
         hub_id: Repository on the hub, for instance "t5-small"; or
         path: A folder with config.json and weights, or "packaged:NAME". Exactly one of the two.
-        arch: The shape the config must have; None takes the config's.
+        arch: The shape the config must have; None takes the config's, which must be a T5's.
         expected_full_params: Fewest and most parameters the whole checkpoint may have.
         expected_sha256: SHA-256 that the weight file must have.
         must_be_chronos: Refuse models other than Chronos, and allow a different vocabulary.
         hub_options: More fields of `HubRequest`.
 
     Returns:
-        float32 tensors named as in `encoder_shapes`, and what was verified.
+        float32 tensors by the encoder's names, and what was verified.
 
     Raises:
         WeightsError: if they are unavailable or fail verification, with the fix. No fallback.
@@ -213,9 +227,14 @@ def load_checkpoint(
     else:
         folder = checkpoint_folder(str(path))
     try:
-        files = open_checkpoint(folder)
-        found = check_config(files, arch, must_be_chronos=must_be_chronos)
-        num_full, notes = check_header(files, found, expected_full_params)
+        types = (arch.model_type,) if isinstance(arch, HFArchitecture) else T5_TYPES
+        files = open_checkpoint(folder, model_types=types)
+        found: Architecture
+        if isinstance(arch, HFArchitecture):
+            found = arch
+        else:
+            found = check_config(files, arch, must_be_chronos=must_be_chronos)
+            num_full, notes = check_header(files, found, expected_full_params)
         hashes = {file.name: file_sha256(file) for file in files.files}
         weights_sha256 = _weights_sha256(files, hashes)
         if expected_sha256 not in (None, weights_sha256):
@@ -226,12 +245,16 @@ def load_checkpoint(
                 "backbone=local for your own checkpoint. (For several shards it is the SHA-256 of "
                 "the output of `sha256sum`: sha256sum model-*.safetensors | sha256sum.)"
             )
-        state, embedding_rms = read_encoder(files, found)
+        if isinstance(found, HFArchitecture):
+            state, embedding_rms, num_full, notes = read_hf_encoder(files, found)
+        else:
+            state, embedding_rms = read_encoder(files, found)
     except CorruptError as error:
         raise (error if hub_id is None else in_cache(error, folder)) from error
     seen = check_trained(state, found, folder)
     checks = [
-        "config.json is a T5's" + ("" if arch is None else " and equals the backbone's values"),
+        f"config.json is a {_kind(asdict(found))}'s"
+        + ("" if arch is None else " and equals the backbone's values"),
         f"{files.format}, read without running code from it, not quantised",
         *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
         *notes,
@@ -245,7 +268,7 @@ def load_checkpoint(
         seen,
         trained_on="time series" if is_chronos else "pretrained",
         checks=checks,
-        init="t5",
+        init="pretrained" if isinstance(found, HFArchitecture) else "t5",
         source=hub_id if hub_id is not None else str(path),
         path=str(folder),
         revision=None if hub_id is None else folder.name,
@@ -312,7 +335,7 @@ def load_chronos(
 
 def loaded_report(
     state: dict[str, Tensor],
-    arch: T5Architecture,
+    arch: Architecture,
     seen: Freshness,
     *,
     trained_on: str,
@@ -327,7 +350,7 @@ def loaded_report(
             *checks,
             f"all {len(state)} encoder tensors present with their shapes, none unexpected",
             "all values finite",
-            f"not a random initialisation: distance {seen.law_distance:.3g} from T5's init law "
+            f"not a random initialisation: distance {seen.law_distance:.3g} from the init law "
             f"(fresh: below {LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}",
             *seen.notes,
         ],
@@ -343,6 +366,11 @@ def _weights_sha256(files: CheckpointFiles, hashes: dict[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def _kind(architecture: dict[str, Any]) -> str:
+    """What a model of this architecture is called."""
+    return str(architecture.get("model_type", "T5"))
+
+
 def describe(report: LoadReport) -> list[str]:
     """A load report as five lines for the terminal, from the source to the verdict."""
     arch = report.architecture
@@ -350,20 +378,22 @@ def describe(report: LoadReport) -> list[str]:
     num_full = report.num_params_full
     full = "nothing was read" if num_full is None else f"{num_full:,} parameters"
     notes = [check for check in report.checks if check.startswith("note:")]
+    kind = _kind(arch)
     verdict = {
         "random": "random initialisation, nothing pretrained",
-        "pretrained": "pretrained T5, verified",
-        "time series": "T5 pretrained on time series, verified",
-        "barely trained": "T5 that was barely trained",
-        "control": "T5 without structure, like a shuffled or redrawn one",
+        "pretrained": f"pretrained {kind}, verified",
+        "time series": f"{kind} pretrained on time series, verified",
+        "barely trained": f"{kind} that was barely trained",
+        "control": f"{kind} without structure, like a shuffled or redrawn one",
     }[report.origin]
     if report.init in ("matched", "shuffled"):
-        verdict = f"control '{report.init}' made from a verified T5"
+        verdict = f"control '{report.init}' made from a verified {kind}"
+    shape = f", d_ff {arch['d_ff']}, {arch['feed_forward_proj']}" if kind == "T5" else f", {kind}"
     return [
         f"weights    {report.source}{revision} ({report.format or 'drawn'}), "
         f"in {report.path or 'memory'}",
-        f"d_model    {arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads, "
-        f"d_ff {arch['d_ff']}, {arch['feed_forward_proj']})",
+        f"d_model    {arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads"
+        f"{shape})",
         f"full       {full}",
         f"encoder    {report.num_params_encoder:,} parameters with its token embedding "
         f"(RMS {report.embedding_rms:.3g}), {report.num_params_trained:,} without",

@@ -1,0 +1,375 @@
+"""Encoders of other architectures, built by transformers: forward, freezing, weights, runs."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Command, read, rows, wait_for_rows
+from safetensors.torch import load_file, save_file
+
+import t5ts
+from t5ts.build import build, build_model
+from t5ts.checkpoint import load_checkpoint as load_saved
+from t5ts.config import Config
+from t5ts.donor import read_donor
+from t5ts.errors import ConfigError, WeightsError
+from t5ts.experiment import run
+from t5ts.export import export
+from t5ts.model.hf_encoder import HFEncoder, hf_architecture, hf_config, hf_random_state
+from t5ts.model.weights import load_checkpoint
+
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 40,
+    "pad_token_id": 0,
+}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 40}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": SIZES,
+    "roberta": SIZES | {"pad_token_id": 1},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "vocab_size": 40},
+    "modernbert": SIZES,
+    "gpt2": GPT,
+    "llama": SIZES | {"num_key_value_heads": 1},
+    "qwen2": SIZES | {"num_key_value_heads": 1},
+    "opt": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+        "vocab_size": 40,
+    },
+}
+CAUSAL = ("gpt2", "llama", "qwen2", "opt")
+
+
+def arch_of(kind: str, num_layers: int | None = None) -> Any:
+    return hf_architecture({"model_type": kind, **FAMILIES[kind]}, num_layers=num_layers, where="x")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def oracle(kind: str, *, looks_trained: bool = True) -> Any:
+    """transformers' own model; as after training, its spreads, rows, columns and norms uneven."""
+    from transformers import AutoModel
+
+    torch.manual_seed(3)
+    model = AutoModel.from_config(hf_config(arch_of(kind))).eval()
+    for name, p in model.named_parameters():
+        if not looks_trained:
+            break
+        with torch.no_grad():
+            if p.ndim == 2:
+                for shape in ((p.shape[0], 1), (1, p.shape[1])):
+                    p *= torch.randn(shape).mul_(0.4).exp_()
+                p *= 2.0 ** (3 * torch.rand(()))
+            elif name.endswith("weight"):
+                p *= torch.randn(p.shape).mul_(0.3).exp_()
+    return model
+
+
+def save(kind: str, folder: Path, *, looks_trained: bool = True) -> Path:
+    oracle(kind, looks_trained=looks_trained).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints as transformers saves them."""
+    root = tmp_path_factory.mktemp("hf")
+    return {kind: save(kind, root / kind) for kind in ("bert", "gpt2", "llama")}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_forward_and_gradients_are_transformers(kind: str, tmp_path: Path) -> None:
+    theirs = oracle(kind)
+    theirs.save_pretrained(tmp_path)
+    arch = arch_of(kind)
+    state, report = load_checkpoint(path=tmp_path, arch=arch)
+    ours = HFEncoder(arch, dropout=0.1)
+    ours.load_state_dict(state)
+    ours.eval()
+    assert not any("embed_tokens" in n or "word" in n or "wte" in n for n in state)
+    x = torch.randn(3, 5, 32, generator=generator())
+    y, expected = ours(x), theirs(inputs_embeds=x).last_hidden_state
+    assert torch.equal(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    grads = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    for name, p in ours.named_parameters():
+        assert torch.equal(p.grad, grads.pop(ours.hf_names[name])), name
+    assert not grads  # nothing of theirs is left out
+    later = x.clone()
+    later[:, -1] += 1
+    assert torch.equal(ours(x)[:, 0], ours(later)[:, 0]) == (kind in CAUSAL)
+    table = theirs.get_input_embeddings().weight.double()
+    assert report.embedding_rms == pytest.approx(table.square().mean().sqrt().item())
+    assert report.origin == "pretrained"
+    assert report.num_params_trained == sum(p.numel() for p in ours.parameters())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_parameter_has_its_place(kind: str) -> None:
+    encoder = HFEncoder(arch_of(kind), dropout=0.0, device="meta")
+    norms = [n for n, m in encoder.named_modules() if "norm" in type(m).__name__.lower()]
+    assert norms
+    assert all("layer_norm" in name for name in norms)
+    places = {name.split(".")[0] for name, _ in encoder.named_parameters()}
+    assert places <= {"block", "stem", "final_layer_norm"}
+    assert ("final_layer_norm" in places) == (kind in ("modernbert", *CAUSAL))
+    # Rotary positions have no parameters.
+    assert ("stem" in places) == (kind not in ("llama", "qwen2"))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_random_is_the_architectures_law_and_draws_from_its_generator_alone(kind: str) -> None:
+    arch, before = arch_of(kind), torch.get_rng_state()
+    state, rms = hf_random_state(arch, generator=generator())
+    again, _ = hf_random_state(arch, generator=generator())
+    other, its_rms = hf_random_state(arch, generator=generator(1), factor=0.5)
+    assert torch.equal(before, torch.get_rng_state())
+    model = oracle(kind, looks_trained=False)
+    theirs = dict(model.named_parameters())
+    assert rms == pytest.approx(model.get_input_embeddings().weight.std().item(), rel=0.1)
+    assert its_rms == 0.5 * rms
+    names = HFEncoder(arch, dropout=0.0, device="meta").hf_names
+    for name, tensor in state.items():
+        assert torch.equal(tensor, again[name])
+        expected = theirs[names[name]]
+        if tensor.ndim == 2 and min(tensor.shape) > 8:
+            assert tensor.std().item() == pytest.approx(expected.std().item(), rel=0.1)
+            assert other[name].std().item() == pytest.approx(0.5 * tensor.std().item(), rel=0.1)
+        elif tensor.ndim == 1:
+            assert torch.equal(tensor, expected)
+
+
+def test_the_first_blocks_of_a_checkpoint(folders: dict[str, Path]) -> None:
+    whole, _ = load_checkpoint(path=folders["gpt2"], arch=arch_of("gpt2"))
+    state, report = load_checkpoint(path=folders["gpt2"], arch=arch_of("gpt2", 1))
+    assert state.keys() == {name for name in whole if not name.startswith("block.1.")}
+    assert all(torch.equal(whole[name], tensor) for name, tensor in state.items())
+    assert report.architecture["num_layers"] == 1
+    with pytest.raises(WeightsError, match="num_layers=3"):
+        arch_of("gpt2", 3)
+
+
+def _drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.__delitem__(name)
+
+
+def _nan(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["encoder.layer.1.output.dense.weight"][0, 0] = float("nan")
+
+
+def _stray(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["encoder.layer.2.output.dense.weight"] = torch.ones(32, 64)
+
+
+def _fresh_block(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if name.startswith("encoder.layer.1.") and tensor.ndim == 2:
+            tensor.normal_(0, 0.02)
+        elif name.startswith("encoder.layer.1.") and "LayerNorm.weight" in name:
+            tensor.fill_(1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_drop("encoder.layer.0.output.dense.bias"), "1 of .* missing"),
+        (_drop("embeddings.word_embeddings.weight"), "missing"),
+        (_nan, "NaN"),
+        (_stray, "do not belong"),
+        (_fresh_block, "untrained among trained"),
+    ],
+)
+def test_broken_checkpoints_are_refused(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], None],
+    words: str,
+) -> None:
+    tensors = load_file(folders["bert"] / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folders["bert"] / "config.json").read_text())
+    with pytest.raises(WeightsError, match=words):
+        load_checkpoint(path=tmp_path, arch=arch_of("bert"))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_fresh_checkpoint_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="freshly initialised"):
+        load_checkpoint(path=save(kind, tmp_path, looks_trained=False), arch=arch_of(kind))
+
+
+def test_old_names_and_a_heads_prefix_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    expected, _ = load_checkpoint(path=folders["bert"], arch=arch_of("bert"))
+    tensors = {
+        "bert."
+        + n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"): t
+        for n, t in load_file(folders["bert"] / "model.safetensors").items()
+    }
+    tensors["cls.predictions.bias"] = torch.zeros(40)
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text((folders["bert"] / "config.json").read_text())
+    state, report = load_checkpoint(path=tmp_path, arch=arch_of("bert"))
+    assert report.format == "pytorch"
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+def hf(folder: Path, *more: str) -> list[str]:
+    return ["backbone=hf", f"backbone.path={folder}", "init=pretrained", *more]
+
+
+def test_another_architecture_is_refused_with_both_names(
+    small: Callable[..., Config], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def building(*overrides: str) -> str:
+        with pytest.raises((WeightsError, ConfigError)) as refused:
+            build_model(small(*overrides), num_channels=2)
+        return str(refused.value)
+
+    wrong = building("backbone=minilm_l6", *hf(folders["gpt2"])[1:])
+    assert "'gpt2'" in wrong
+    assert "'bert'" in wrong
+    assert "hidden_size is 32" in building("backbone=bert_base", *hf(folders["bert"])[1:])
+    assert "'bert'" in building("backbone=local", *hf(folders["bert"])[1:])
+    assert "init=pretrained" in building(*hf(folders["bert"])[:2], "init=t5")
+    (tmp_path / "config.json").write_text('{"model_type": "nothing_known", "auto_map": {}}')
+    assert "nothing_known" in building(*hf(tmp_path))
+    assert "512" in building(*hf(folders["bert"]), "seq_len=520", "patch.patch_len=1")
+
+
+def test_arms_are_paired_and_native_scale_is_the_checkpoints(
+    small: Callable[..., Config], folders: dict[str, Path]
+) -> None:
+    models, reports = {}, {}
+    for init in ("pretrained", "random", "matched", "shuffled"):
+        overrides = [*hf(folders["bert"]), f"init={init}", "patch.scale=native"]
+        models[init], reports[init] = build_model(small(*overrides), num_channels=2)
+    one = models["pretrained"]
+    for init, model in models.items():
+        assert torch.equal(model.head.weight, one.head.weight)
+        assert torch.equal(model.patch.projection.weight, one.patch.projection.weight)
+        assert model.patch.scale == reports[init].embedding_rms
+    assert models["random"].patch.scale == pytest.approx(0.02, rel=0.02)
+    checkpoint = reports["pretrained"].tensors_sha256
+    assert {r.checkpoint_sha256 for i, r in reports.items() if i in ("matched", "shuffled")} == {
+        checkpoint
+    }
+    name = "stem.embeddings.position_embeddings.weight"
+    shuffled = models["shuffled"].encoder.state_dict()[name]
+    own = one.encoder.state_dict()[name]
+    assert torch.equal(shuffled.flatten().sort().values, own.flatten().sort().values)
+    assert not torch.equal(shuffled, own)
+
+
+@pytest.mark.parametrize("freeze", ["all", "norms", "staged"])
+def test_frozen_is_frozen_and_keeps_nothing(
+    small: Callable[..., Config], folders: dict[str, Path], tmp_path: Path, freeze: str
+) -> None:
+    staged = (
+        ["freeze.unfreeze_epoch=1", "freeze.order=top_down", "freeze.blocks_per_stage=1"]
+        if freeze == "staged"
+        else []
+    )
+    config = small(*hf(folders["bert"]), f"freeze={freeze}", *staged, "train.epochs=2")
+    before = build(config).model.state_dict()
+    run(config, run_dir=tmp_path)
+    stored, _ = load_saved(tmp_path / "checkpoint" / "last.safetensors")
+    after = {n.removeprefix("model/"): t for n, t in stored.items() if n.startswith("model/")}
+    moved = {n for n in before if not torch.equal(before[n], after[n]) and n.startswith("encoder")}
+    expected = {
+        "all": set(),
+        "norms": {n for n in before if n.startswith("encoder") and "layer_norm" in n},
+        "staged": {n for n in before if n.startswith("encoder.block.1.")},
+    }[freeze]
+    assert moved == expected
+    kept = {name.split("/")[1] for name in stored if name.startswith("optim/")}
+    assert {name for name in kept if name.startswith("encoder")} == expected
+    # As many elements as these have, twice: nothing of what is frozen has a state or a copy.
+    sizes = sum(before[n].numel() for n in before if not n.startswith("encoder") or n in expected)
+    assert sum(t.numel() for n, t in stored.items() if n.startswith("optim/")) == 2 * sizes
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_staged_runs_are_exported_and_read_again(
+    small: Callable[..., Config], folders: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    from transformers import AutoModel
+
+    layers = ["backbone.num_layers=1"] if kind == "gpt2" else []
+    staged = ["freeze=staged", "freeze.unfreeze_epoch=1", "train.epochs=2", "optim.layer_decay=0.5"]
+    config = small(*hf(folders[kind]), *staged, *layers)
+    run(config, run_dir=tmp_path / "run")
+    out = export(tmp_path / "run", tmp_path / "out")
+    forecasters = [t5ts.load(tmp_path / "run"), t5ts.load(out)]
+    a, b = (f.model(torch.ones(1, 2, 32)) for f in forecasters)
+    assert torch.equal(a, b)
+    theirs = AutoModel.from_pretrained(out).eval()
+    x = torch.randn(2, 4, 32)
+    assert torch.equal(
+        theirs(inputs_embeds=x).last_hidden_state, forecasters[0].model.encoder.eval()(x)
+    )
+    weights = read(tmp_path / "run" / "provenance.json")["weights"]
+    assert weights["files"]["model.safetensors"] == weights["weights_sha256"]
+    donor = small(*hf(folders[kind]), *layers, "init=run", f"init.path={out}")
+    model, report = build_model(donor, num_channels=2)
+    assert report is not None
+    assert report.origin == "time series"
+    tensors = read_donor(out, key="x").part("encoder.")
+    assert all(torch.equal(t, tensors[n]) for n, t in model.encoder.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_bit_for_bit(folders: dict[str, Path], tmp_path: Path) -> None:
+    settings = [
+        *hf(folders["bert"]), "data=synthetic", "data.num_rows=600", "seq_len=32", "horizon=8",
+        "patch.patch_len=8", "train.epochs=3", "train.batch_size=64", "freeze=staged",
+        "freeze.unfreeze_epoch=1", "tracker=none", "train.threads=1",
+        "train.checkpoint_every_s=0.01",
+    ]  # fmt: skip
+    whole = Command(*settings, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path)
+    whole.wait()
+    cut = [*settings, f"hydra.run.dir={tmp_path / 'cut'}"]
+    process = Command(*cut, cwd=tmp_path)
+    wait_for_rows(tmp_path / "cut", 2, process)
+    process.send_signal(9)
+    process.wait()
+    again = Command(*cut, cwd=tmp_path)
+    again.wait()
+    assert again.returncode == whole.returncode == 0
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    (a, _), (b, _) = (
+        load_saved(tmp_path / name / "checkpoint" / "last.safetensors") for name in ("cut", "whole")
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "minilm_l6"])
+def test_presets_need_no_network_for_random_weights(
+    small: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = small(f"backbone={name}", "backbone.num_layers=1", "patch.scale=native")
+    model, report = build_model(config, num_channels=2)
+    assert report is not None
+    assert report.source == "random"
+    assert model.encoder.num_blocks == 1
+    sizes = config.backbone.sizes  # type: ignore[attr-defined]
+    arch = hf_architecture(sizes, num_layers=None, where=name)
+    whole = HFEncoder(arch, dropout=0.0, device="meta")
+    count = sum(p.numel() for p in whole.parameters()) + arch.vocab_size * arch.d_model
+    assert config.backbone.full_params == [count, count]  # type: ignore[attr-defined]
+    assert json.dumps(replace(arch).config)
