@@ -24,13 +24,14 @@ GROUPS = {
 }
 #: Options of one schema are alike in what they go with: of these groups, one or two of each.
 PAIRED = GROUPS | {
-    "backbone": ["t5_small", "local", "shared", "patchtst", "linear"],
+    "backbone": ["t5_small", "local", "gpt2", "shared", "patchtst", "linear"],
     "data": ["nyc_weather", "csv", "etth1", "synthetic", "text_in_disguise"],
 }
 #: What options cannot do without.
 NEEDS = {
     ("init", "run"): "init.path=there",
     ("backbone", "local"): "backbone.path=some/dir",
+    ("backbone", "hf"): "backbone.path=some/dir",
     ("data", "csv"): "data.path=some.csv",
 }
 
@@ -63,13 +64,15 @@ def covering_rows() -> list[dict[str, str]]:
 
 
 def is_possible(row: dict[str, str]) -> bool:
-    has_encoder = row["backbone"] != "linear"
-    has_t5 = row["backbone"] not in ("linear", "shared", "patchtst")
-    has_embedding = has_t5 and row["init"] != "run"
+    backbone, init = row["backbone"], row["init"]
+    has_encoder = backbone != "linear"
+    has_checkpoint = backbone not in ("linear", "shared", "patchtst")
+    is_t5 = has_checkpoint and backbone != "gpt2"
     return (
-        (has_t5 or row["init"] == "random")
+        (has_checkpoint or init == "random")
+        and (is_t5 or init not in ("t5", "chronos"))
         and (has_encoder or (row["freeze"] == "none" and row["task"] != "reconstruct"))
-        and (has_embedding or row["patch"] != "prototypes")
+        and ((is_t5 and init != "run") or row["patch"] != "prototypes")
     )
 
 
