@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +50,7 @@ def regular_grid(
     missing: str,
     where: str,
     file_rows: np.ndarray | None = None,
-    keys: Callable[[], str] = lambda: "data.id=COLUMN data.value=COLUMN",
+    columns: str = "",
 ) -> Grid:
     """Find the regular grid of the times.
 
@@ -66,7 +65,7 @@ def regular_grid(
         missing: The policy for missing values.
         where: File and column, for messages.
         file_rows: (rows,) row of the file for each time, from 0; None is 0, 1, ….
-        keys: Returns the keys that would read a long table, for the message on repeated times.
+        columns: The file's others, for the message on repeated times.
 
     Raises:
         DataError: for fewer than 3 rows, duplicate times, and anything the policy refuses.
@@ -89,9 +88,9 @@ def regular_grid(
     if num_twice:
         raise DataError(
             f"{where}: {num_twice} duplicate times, the first {iso(times_us[np.argmin(steps)])}. "
-            "If rows belong to several series, name the column that identifies them and the "
-            f"column of values ({keys()}); otherwise keep one row for each time. Local times "
-            "repeat an hour in autumn: use UTC."
+            "If rows belong to several series, name the column that identifies them and the column "
+            f"of values (data.id=COLUMN data.value=COLUMN, of {columns or 'the others'}); else "
+            "keep one row for each time. Local times repeat an hour in autumn: use UTC."
         )
     median = int(np.partition(steps, len(steps) // 2)[len(steps) // 2])
     if missing != "error":

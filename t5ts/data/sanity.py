@@ -118,23 +118,18 @@ def count_gaps(
     for channel, values_T in zip(channels, values_TC.T, strict=True):
         missing_T = np.isnan(values_T)
         count = int(np.count_nonzero(missing_T))
-        if count == 0:
-            continue
-        if count == num_rows:
+        if count and (count == num_rows or missing == "error"):
             raise DataError(
-                f"Channel {channel!r} of {name} has no value in any of its {num_rows} rows. "
-                "Leave it out: list the others in data.channels."
+                f"Channel {channel!r} of {name} has {count} missing values in {num_rows} rows, the "
+                f"first in row {int(np.argmax(missing_T)) + 1}. Fill the gaps, choose data.missing="
+                "interpolate or mask, which leave gaps out of the loss, or leave the channel out: "
+                "list the others in data.channels."
             )
-        if missing == "error":
-            raise DataError(
-                f"Channel {channel!r} of {name} has {count} missing values, the first in row "
-                f"{int(np.argmax(missing_T)) + 1}. Fill the gaps, or choose data.missing="
-                "interpolate or mask, which leave gaps out of the loss."
-            )
-        counts[channel] = count
-        known = np.flatnonzero(~missing_T)
-        gap = int(np.diff(known, prepend=-1, append=num_rows).max()) - 1
-        longest = max(longest, (gap, channel))
+        if count:
+            counts[channel] = count
+            known = np.flatnonzero(~missing_T)
+            gap = int(np.diff(known, prepend=-1, append=num_rows).max()) - 1
+            longest = max(longest, (gap, channel))
     if not counts:
         return 0.0, []
     total = sum(counts.values())

@@ -129,9 +129,7 @@ def read_table(
     file.notes += read
     if id is not None and value is not None:
         return _read_long(file, times_us, id, value, channels, where)
-    grid = regular_grid(
-        times_us, missing=missing, where=where, keys=lambda: _long_keys(file, names)
-    )
+    grid = regular_grid(times_us, missing=missing, where=where, columns=_listing(names))
     del times_us
     values_TC, offset_C = file.values(names, grid.num_rows, grid.rows)
     notes = [*file.notes, *grid.notes, *file.infinite_notes()]
@@ -641,19 +639,6 @@ def _time_columns(file: TableFile, time: str | None) -> list[str]:
         "data.separator if the columns are not these, or add a line of column names if the first "
         f"is data; columns: {_listing(file.names)}."
     )
-
-
-def _long_keys(file: TableFile, names: list[str]) -> str:
-    """The keys that would read the file as a long table."""
-    if len(names) < 2:
-        return "data.id=COLUMN data.value=COLUMN"
-    number = re.compile(r"\s*[+-]?[\d.,]+([eE].*)?")
-    firsts = {name: file.first(name) for name in names}
-    texts = [
-        n for n, first in firsts.items() if isinstance(first, str) and not number.fullmatch(first)
-    ]
-    id = (texts or [n for n in names if re.fullmatch(r"(?i).*(id|name|code)", n)] or names)[0]
-    return f"data.id={id} data.value={[name for name in names if name != id][-1]}"
 
 
 def _check_names(names: Sequence[str], allowed: Sequence[str], key: str) -> None:

@@ -11,12 +11,12 @@ LEARNABLE = sorted(PROCESSES.keys() - {"white_noise"})
 
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_a_draw_follows_from_its_seed_and_has_unit_variance(kind: str) -> None:
-    draw = generate(kind, num_rows=40_000, noise_std=0.0, seed=1)
-    assert np.array_equal(draw, generate(kind, num_rows=40_000, noise_std=0.0, seed=1))
+    draw = generate(kind, num_rows=20_000, noise_std=0.0, seed=1)
+    assert np.array_equal(draw, generate(kind, num_rows=20_000, noise_std=0.0, seed=1))
     assert draw.std() == pytest.approx(1, abs=0.35)
-    other = generate(kind, num_rows=40_000, noise_std=0.0, seed=2)
+    other = generate(kind, num_rows=20_000, noise_std=0.0, seed=2)
     assert abs(np.corrcoef(draw, other)[0, 1]) < 0.05  # a donor's draw gives nothing away
-    noisy = generate(kind, num_rows=40_000, noise_std=0.5, seed=1)
+    noisy = generate(kind, num_rows=20_000, noise_std=0.5, seed=1)
     assert (noisy - draw).std() == pytest.approx(0.5, rel=0.02)
 
 
@@ -33,7 +33,7 @@ def test_the_last_rows_predict_the_next_unless_it_is_noise(kind: str) -> None:
 
 
 def test_resonances_of_the_switching_autoregression_are_where_they_should_be() -> None:
-    draw = generate("switching_ar", num_rows=200_000, noise_std=0.0, seed=0)
+    draw = generate("switching_ar", num_rows=60_000, noise_std=0.0, seed=0)
     power = np.abs(np.fft.rfft(draw)) ** 2
     periods = 1 / np.fft.rfftfreq(len(draw))[1:]
     inside = power[1:][(periods > 5) & (periods < 58)].sum() / power[1:].sum()

@@ -63,7 +63,7 @@ def oracle_mse(values_T, ar, noise_std, walk_std, horizon, skip=500):
 def test_the_oracle_reaches_it_on_simulated_series(ar, noise_std, walk_std):
     horizon = 8
     process = {"ar": ar, "noise_std": noise_std, "walk_std": walk_std}
-    sizes = {"num_rows": 12_000, "num_channels": 2, "seed": 3}
+    sizes = {"num_rows": 8_000, "num_channels": 1, "seed": 3}
     flat = {"season": 24, "season_amplitude": 0.0, "trend": 0.0}
     values_TC = generate(**sizes, **flat, **process).astype(np.float64)
     found = np.mean([oracle_mse(column, horizon=horizon, **process) for column in values_TC.T])

@@ -6,10 +6,12 @@ One line is one file. What is expected comes from the standard library and numpy
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import datetime as dt
 import gzip
 import io
+import lzma
 import math
 import zlib
 import zoneinfo
@@ -233,6 +235,9 @@ TABLES = {
     "blank lines, CRLF": (PLAIN.replace("\n", "\r\n") + "\r\n\r\n", {}),
     "lines of separators": (PLAIN.replace("\n2013-01-01 12", "\n,\n2013-01-01 12") + ",\n", {}),
     "blanks around": (text([f" {t} " for t in ISO], [f" {v} " for v in VALUES]), {}),
+    **{pack.__module__: (pack(PLAIN.encode()), {}) for pack in (gzip.compress, zlib.compress, bz2.compress, lzma.compress)},
+    "quoted and capital names": (PLAIN.replace("time,a", '" Time ","a"'), {}),
+    "fractions and blanks in any row": (text([*ISO[:8], *(t + ".000 " for t in ISO[8:])]), {}),
     "BOM": (b"\xef\xbb\xbf" + PLAIN.encode(), {}),
     "UTF-16 big-endian with BOM": (b"\xfe\xff" + PLAIN.encode("utf-16-be"), {}),
     "UTF-16 without BOM": (PLAIN.encode("utf-16-le"), {}),
@@ -288,15 +293,11 @@ REFUSED_TABLES = {
     "points among decimal commas": (text(ISO, [*COMMA[:-1], "1.500"], "time;a", ";"), ["row 40 ", "'1.500'", "data.decimal"], {}),
     "commas after many points": (text(ISO, [*VALUES[:-1], "1,5"], "time;a", ";"), ["data.decimal"], {"decimal": "."}),
     "a percent sign": (text(ISO, [*VALUES[:-1], "5%"]), ["row 40 ", "'5%'"], {}),
-    "true and false": (text(ISO, ["True"] * N), ["row 1 ", "'True'"], {}),
     "a ragged row": (PLAIN + "2013-01-02 22:00:00,1,2\n", ["row 41 "], {}),
-    "a ragged row above": (PLAIN.replace(",a\n", ",a\n2013-01-01 05:00:00,1,2\n"), ["row 1 "], {}),
     "a ragged row, channels said": ("time,a,b\n" + "".join(f"{line},1\n" for line in PLAIN.split("\n")[1:-1]) + "2013-01-02 22:00:00,1,2,3\n", ["row 41 "], {"channels": ["a"]}),
     "a trailing comma in the rows": (PLAIN.replace("\n", ",\n").replace("a,", "a"), ["row 1 "], {}),
     "a short row": (PLAIN + "2013-01-02 22:00:00\n", ["row 41 ", "'a'"], {}),
-    "1e39": (text(ISO, [*VALUES[:-1], "1e39"]), ["row 40 ", "1e39"], {}),
     "1e39 under mask": (text(ISO, [*VALUES[:-1], "1e39"]), ["row 40 ", "1e39"], {"missing": "mask"}),
-    "all 1e39": (text(ISO, ["1e39"] * N), ["row 1 ", "1e39"], {}),
     "infinite": (text(ISO, [*VALUES[:-1], "inf"]), ["row 40 ", "'a'"], {}),
     **{start.decode("latin-1"): (start + b"\n" * 99, ["Excel", "JSON", "data.path"], {}) for start in (
         b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x89HDF", b"\x80\x04\x95", b"FEA1", b"SQLite format 3",
@@ -304,16 +305,15 @@ REFUSED_TABLES = {
     "no header": (PLAIN.partition("\n")[2], ["data.time"], {}),
     "one column": (text(ISO, header="time a", mark=" "), ["data.separator"], {}),
     "Excel's sep=": ("sep=;\n" + text(ISO, header="time;a", mark=";"), ["data.separator"], {}),
-    "long, not said": ("time,station,temp\n" + LONG, ["data.id=station", "data.value=temp"], {}),
-    "long by numbers, not said": ("time,station_id,temp\n" + LONG.replace(",a,", ",1,").replace(",b,", ",2,"), ["data.id=station_id", "data.value=temp"], {}),
-    "long by time, not said": ("time,station,temp\n" + "".join(sorted(LONG.splitlines(keepends=True))), ["data.id=station", "data.value=temp"], {}),
+    "long, not said": ("time,station,temp\n" + LONG, ["data.id", "data.value", "station, temp"], {}),
+    "long by numbers, not said": ("time,station_id,temp\n" + LONG.replace(",a,", ",1,").replace(",b,", ",2,"), ["data.id", "data.value", "station_id, temp"], {}),
+    "long by time, not said": ("time,station,temp\n" + "".join(sorted(LONG.splitlines(keepends=True))), ["data.id", "data.value", "station, temp"], {}),
     "a time twice": (PLAIN + PLAIN.splitlines()[-1] + "\n", ["data.id"], {}),
     "an unknown encoding": (PLAIN, ["data.encoding"], {"encoding": "klingon"}),
     "two separators": (PLAIN, ["data.separator"], {"separator": ";;"}),
     "a decimal star": (PLAIN, ["data.decimal"], {"decimal": "*"}),
     "a wrong separator": (PLAIN, ["data.separator"], {"separator": ";"}),
     "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, ["data.encoding"], {}),
-    "zeros": (b"\0" * 500, ["data.encoding"], {}),
     "UTF-16 called UTF-8": (PLAIN.encode("utf-16"), ["data.encoding"], {"encoding": "utf-8"}),
     "lines of CR alone": (PLAIN.replace("\n", "\r"), [], {}),
 }  # fmt: skip
@@ -347,43 +347,34 @@ REFUSED = [
     (rows_text(hours(5)), ["data.channels"], {"channels": ["time"]}),
     (rows_text(hours(5)), ["data.missing"], {"missing": "drop"}),
     (rows_text(hours(5)), ["data.id", "data.value"], {"id": "a"}),
-    (rows_text(hours(20), ["x", *range(19)]), ["row 1 ", "'a'", "'x'"], {}),
     (rows_text(hours(300), [*range(299), "calm"]), ["row 300", "'a'", "'calm'"], {}),
     (rows_text(hours(20), [*range(12), '"1', *range(7)]), ["quotes", '12:00:00,"1'], {}),
     (rows_text(hours(20)) + '2020-01-01 20:00:00",1\n', ["quotes", '20:00:00",1'], {}),
     (rows_text(hours(20), [""] * 20), ["'a'"], {}),
-    (rows_text(hours(20), [""] * 20), ["'a'"], {"missing": "interpolate"}),
     (rows_text(hours(20), [""] * 20), ["'a'"], {"missing": "mask"}),
     (rows_text(["soon", *hours(9)]), ["row 1 ", "'soon'"], {}),
-    (rows_text([*hours(9), "later"]), ["row 10", "'later'"], {}),
     (rows_text([*hours(9), ""]), ["row 10"], {}),
-    (rows_text([*hours(9), "2020-01-01 09:00:00Z"]), ["row 10"], {}),
     (rows_text([*hours(9, "%Y-%m-%d %H:%MZ"), "2020-13-01 09:00Z"]), ["row 10", "13-01"], {}),
-    (rows_text([*hours(9, "%Y-%m-%d %H:%M:%SZ"), "2020-01-01 09:00:00"]), ["row 10"], {}),
     (rows_text([*hours(9, "%Y-%m-%d %H:%M:%SZ"), "2020-01-01 09:00:00+01:00"]), ["2020-01-01T08:00:00"], {}),
     (rows_text(hours(9)[::-1]), ["row 2", "data.missing"], {}),
-    (rows_text([*hours(9), hours(9)[-1]]), ["2020-01-01T08:00:00"], {}),
     (rows_text([*hours(9), hours(9)[3]]), ["data.id"], {"missing": "mask"}),
     (rows_text([*hours(9), "2020-01-01 10:00:00"]), ["row 10", "2 h", "1 h"], {}),
     (rows_text([*hours(9), "2020-01-01 08:30:00"]), ["2020-01-01T08:30:00"], {"missing": "mask"}),
     (rows_text([*hours(9), "2999-01-01 00:00:00"]), ["row 10 ", "2999"], {"missing": "mask"}),
     (rows_text(hours(2)), [], {}),
     (rows_text(hours(4)), ["data.splits"], {}),
-    (rows_text(hours(20)), ["data.splits"], {"splits": [0.7, 0.1, 0.1]}),
-    (rows_text(hours(20)), ["data.splits"], {"splits": [1.2, -0.4, 0.2]}),
     (rows_text(hours(20)), ["data.splits"], {"splits": [0.5, 0.5]}),
     (rows_text(hours(20)), ["data.splits", "'soon'"], {"splits": ["soon", "2020-01-01"]}),
     (rows_text(hours(20)), ["data.splits", "2020-01-01T19:00:00"], {"splits": ["2020-01-01T05", "2021-01-01"]}),
     (rows_text(hours(20), header=",time"), ["data.channels"], {}),
-    (rows_text(hours(20)) + "2020-01-01 20:00:00,1,2,3\n", ["row 21"], {}),
     (rows_text([10**18, 10**18 * 10, 3], header="time,a"), ["row 2 "], {}),
     # thousands with points, beside whole numbers
     (text(every(), [f"{v:,}".replace(",", ".") for v in range(600, 600 + 40 * N, 40)], "time;a", ";"), ["data.decimal"], {}),
+    (gzip.compress(rows_text(hours(5), "123x5").encode()), ["row 4 ", "'x'"], {}),
     # codecs that are no texts' encodings
     *((PLAIN, ["data.encoding"], {"encoding": e}) for e in ("hex", "rot13", "zlib", "quopri")),
     # days and months swapped where that can be, as spreadsheets do: sorting would mix the days
     (text(SWAPPED), ["row 2 ", "2013-02-01"], {"missing": "interpolate"}),
-    (text(SWAPPED), ["row 2 ", "2013-02-01"], {"missing": "error"}),
     ("time,s,a\n" + "".join(f"{t},{s},1\n" for t in SWAPPED for s in "pq"), ["row 3 ", "2013-02-01"], {"missing": "mask", "id": "s", "value": "a"}),
     ("time,s,a\n" + "".join(f"{t},{s},1\n" for t in [*every(num=20), T0.replace(year=2106)] for s in "pq"), ["row 41 ", "2106"], {"missing": "mask", "id": "s", "value": "a"}),
     # years mistyped: one row must not make a grid of a century
@@ -460,36 +451,30 @@ def as_csv(path: Path, table: pl.DataFrame) -> str:
     return str(path)
 
 
-def test_csv_and_parquet_give_the_same_series_and_channels_are_chosen(tmp_path):
-    table = wide()
-    table.write_parquet(tmp_path / "x.parquet")
-    one = load_csv(path=as_csv(tmp_path / "x.csv", table))
-    two = load_csv(path=str(tmp_path / "x.parquet"))
-    for series in (one, two):
-        np.testing.assert_array_equal(series.values_TC, table.select("a", "b").to_numpy())
-        assert series.channels == ["a", "b"]
-        assert (series.name, series.start, series.step_s) == ("x", "2020-01-01T00:00:00", 3600)
-        assert series.span[1] == "2020-01-03T11:00:00"
-        assert series.borders == (42, 48, 60)
-        assert (series.gap_share, series.notes) == (0, [])
-    assert one.fingerprint()["sha256"] == one.sha256 == two.sha256 != ""
-    swapped = load_csv(path=str(tmp_path / "x.csv"), channels=["b", "a"])
-    assert swapped.channels == ["b", "a"]
-    np.testing.assert_array_equal(swapped.values_TC, table.select("b", "a").to_numpy())
-
-
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-@pytest.mark.parametrize("order", [["station", "time"], ["time", "station"]])
-def test_long_table_equals_the_wide_one(tmp_path, suffix, order):
-    long = wide().unpivot(index="time", variable_name="station", value_name="temp").sort(order)
-    path = tmp_path / f"x.{suffix}"
-    long.write_parquet(path) if suffix == "parquet" else as_csv(path, long)
-    keys = {"path": str(path), "time": "time", "id": "station", "value": "temp"}
-    series = load_csv(**keys)
-    assert series.channels == ["a", "b"]
-    np.testing.assert_array_equal(series.values_TC, wide().select("a", "b").to_numpy())
-    chosen = load_csv(**keys, channels=["b"])
-    np.testing.assert_array_equal(chosen.values_TC[:, 0], wide()["b"].to_numpy())
+def test_columns_long_tables_and_splits(tmp_path, suffix):
+    def load(table, **keys):
+        path = tmp_path / f"{len(table)}.{suffix}"
+        table.write_parquet(path) if suffix == "parquet" else as_csv(path, table)
+        return load_csv(path=str(path), **keys)
+
+    table, values_TC = wide(), wide().select("a", "b").to_numpy()
+    series = load(table)
+    np.testing.assert_array_equal(series.values_TC, values_TC)
+    assert (series.channels, series.gap_share, series.notes) == (["a", "b"], 0, [])
+    assert series.span == ("2020-01-01T00:00:00", "2020-01-03T11:00:00")
+    assert (series.borders, series.step_s) == ((42, 48, 60), 3600)
+    assert series.sha256 == load_csv(path=as_csv(tmp_path / "x.csv", table)).sha256
+    swapped = load(table, channels=["b", "a"], season=7, splits=["2020-01-02", "2020-01-03T00:30"])
+    np.testing.assert_array_equal(swapped.values_TC, values_TC[:, ::-1])
+    assert (swapped.borders, swapped.season_note) == ((24, 49, 60), "season 7: given")
+    for order in (["station", "time"], ["time", "station"]):
+        long = table.unpivot(index="time", variable_name="station", value_name="temp").sort(order)
+        keys = {"id": "station", "value": "temp"}
+        np.testing.assert_array_equal(load(long, **keys).values_TC, values_TC)
+        np.testing.assert_array_equal(
+            load(long, **keys, channels=["b"]).values_TC, values_TC[:, 1:]
+        )
 
 
 def test_long_tables_have_gaps_and_faults(tmp_path):
@@ -514,19 +499,6 @@ def test_long_tables_have_gaps_and_faults(tmp_path):
     assert series.gap_share == pytest.approx(5 / 40)
 
 
-def test_fractions_and_blanks_may_begin_in_any_row(tmp_path):
-    times = [*hours(8), *hours(20, "%Y-%m-%d %H:%M:%S.000")[8:], " 2020-01-01 20:00:00 "]
-    series = load_csv(path=write(tmp_path / "x.csv", rows_text(times)))
-    assert series.span == ("2020-01-01T00:00:00", "2020-01-01T20:00:00")
-
-
-def test_splits_by_date_and_season_given(tmp_path):
-    path = as_csv(tmp_path / "x.csv", wide())
-    series = load_csv(path=path, splits=["2020-01-02", "2020-01-03T00:30:00"], season=7)
-    assert series.borders == (24, 49, 60)
-    assert (series.season, series.season_note) == (7, "season 7: given")
-
-
 def test_gaps_are_kept_counted_and_noted(tmp_path):
     values = ["", *range(1, 10), "NA", "", 12, *range(13, 17), "-inf", 18, "NaN"]
     path = write(tmp_path / "x.csv", rows_text(hours(20), values))
@@ -537,17 +509,6 @@ def test_gaps_are_kept_counted_and_noted(tmp_path):
         assert series.fills_contexts == (missing == "interpolate")
         assert series.gap_share == pytest.approx(5 / 20)
         assert len(series.notes) == 2  # infinite values, and gaps
-
-
-def test_skipped_and_unsorted_times_are_gaps_and_noted(tmp_path):
-    table = wide()
-    holed = table.filter(~pl.int_range(pl.len()).is_between(10, 14)).reverse()
-    series = load_csv(path=as_csv(tmp_path / "x.csv", holed), missing="mask")
-    expected = table.select("a", "b").to_numpy().copy()
-    expected[10:15] = np.nan
-    np.testing.assert_array_equal(series.values_TC, expected)
-    assert [note.split()[0] for note in series.notes] == ["rows", "5", "10"]
-    assert series.gap_share == pytest.approx(5 / 60)
 
 
 def test_local_days_of_a_parquet_with_a_zone(tmp_path):
@@ -632,13 +593,15 @@ def test_seasons_of_calendars(tmp_path, times, season):
     [(months(), "1 month"), (business_days(), "1 business day"), (every(), "1 h"),
      ([T0 + dt.timedelta(seconds=round(i / 30, 3)) for i in range(N)], "33.33 ms")],
 )  # fmt: skip
-def test_skipped_and_unsorted_times_of_calendars_are_gaps(tmp_path, times, step):
+def test_skipped_and_unsorted_times_are_gaps_and_noted(tmp_path, times, step):
     kept = [i for i in range(N) if i not in (7, 8, 20)][::-1]
     lines = text([times[i].isoformat() for i in kept], VALUES[kept])
     series = load_csv(path=write(tmp_path / "x.csv", lines), missing="mask")
     assert str(series.step) == step
     assert np.flatnonzero(np.isnan(series.values_TC)).tolist() == [7, 8, 20]
     np.testing.assert_allclose(series.values_TC[kept, 0], VALUES[kept], rtol=1e-6)
+    assert [note.split()[0] for note in series.notes] == ["rows", "3", "3"]
+    assert series.gap_share == pytest.approx(3 / N)
 
 
 def test_what_was_detected_is_noted(tmp_path):
@@ -662,67 +625,61 @@ def test_a_ramp_is_warned_of(tmp_path):
 
 
 def test_decimal_times_and_blanks_around_ids(tmp_path):
-    times = pl.Series([UNIX + 3600 * i for i in range(N)])
-    frame = pl.DataFrame({"time": times, "a": VALUES})
-    frame.with_columns(pl.col("time").cast(pl.Decimal(18, 3))).write_parquet(tmp_path / "x.parquet")
-    series = load_csv(path=str(tmp_path / "x.parquet"), splits=[0.5, 0.25, 0.25], season=1)
-    assert series.start == T0.isoformat()
-    rows = [f"{t},{s},{v}" for t, v in zip(every(), VALUES, strict=True) for s in ("p", " q")]
-    rows = [row.replace(" q", "q") if i % 4 == 1 else row for i, row in enumerate(rows)]
-    path = write(tmp_path / "x.csv", "\n".join(["time,s,v", *rows]))
-    assert load_csv(path=path, id="s", value="v", splits=[0.5, 0.25, 0.25], season=1).channels == [
-        "p",
-        "q",
-    ]
+    times = pl.Series("time", [UNIX + 3600 * i for i in range(N) for _ in "pq"])
+    ids = [f"{' ' * (i % 3)}{id}" for i in range(N) for id in "pq"]
+    frame = pl.DataFrame(
+        [times.cast(pl.Decimal(18, 3)), pl.Series("s", ids), pl.Series("v", VALUES.repeat(2))]
+    )
+    frame.write_parquet(tmp_path / "x.parquet")
+    path = str(tmp_path / "x.parquet")
+    series = load_csv(path=path, id="s", value="v", splits=[0.5, 0.25, 0.25], season=1)
+    assert (series.channels, series.start) == (["p", "q"], T0.isoformat())
 
 
 ODD_TEXTS = ["calm", "", "a,b", 'says "5"', "two\nlines", "\n", '","', "é"]
 
 
-@st.composite
-def csv_files(draw):
-    """A clean wide table with a column of texts, and how it is written down."""
-    num_rows, seed = draw(st.integers(3, 40)), draw(st.integers(0, 2**31))
-    table = wide(num_rows, dt.timedelta(minutes=1), seed)
-    texts = draw(st.lists(st.sampled_from(ODD_TEXTS), min_size=num_rows, max_size=num_rows))
-    table = table.insert_column(draw(st.integers(0, 3)), pl.Series("text", texts))
-    written = table.write_csv(
-        datetime_format="%Y-%m-%d %H:%M:%S",
-        line_terminator=draw(st.sampled_from(["\n", "\r\n"])),
-        quote_style=draw(st.sampled_from(["necessary", "always", "non_numeric"])),
-        include_bom=draw(st.booleans()),
-    )
-    return table, written.rstrip("\r\n") if draw(st.booleans()) else written
+HYPOTHESIS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-BLOCKS = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+@settings(max_examples=5, **HYPOTHESIS)
+@given(
+    num_rows=st.integers(3, 40),
+    texts=st.lists(st.sampled_from(ODD_TEXTS), min_size=40, max_size=40),
+    at=st.integers(0, 3),
+    end=st.sampled_from(["\n", "\r\n"]),
+    quotes=st.sampled_from(["necessary", "always", "non_numeric"]),
+    has_bom=st.booleans(),
+    is_cut=st.booleans(),
+    block_bytes=st.integers(20, 500),
 )
-
-
-@BLOCKS
-@given(file=csv_files(), block_bytes=st.integers(20, 500))
-def test_blocks_hold_what_polars_finds_in_the_whole_file(tmp_path, file, block_bytes):
-    table, text = file
-    path = tmp_path / "any.csv"
-    path.write_bytes(text.encode())
-    whole = pl.read_csv(path, schema_overrides={"a": pl.Float32, "b": pl.Float32})
+def test_blocks_hold_what_polars_finds_in_the_whole_file(
+    tmp_path, num_rows, texts, at, end, quotes, has_bom, is_cut, block_bytes
+):
+    table = wide(num_rows, dt.timedelta(minutes=1), block_bytes)
+    values_TC = table.select("a", "b").to_numpy()
+    written = table.insert_column(at, pl.Series("text", texts[:num_rows])).write_csv(
+        datetime_format="%Y-%m-%d %H:%M:%S",
+        line_terminator=end,
+        quote_style=quotes,
+        include_bom=has_bom,
+    )
+    path = write(tmp_path / "any.csv", written.rstrip("\r\n") if is_cut else written)
     found = read_table(path, channels=["a", "b"], block_bytes=block_bytes)
-    np.testing.assert_array_equal(found.values_TC, whole.select("a", "b").to_numpy())
-    assert found.grid.num_rows == len(table)
+    np.testing.assert_array_equal(found.values_TC, values_TC)
 
     shuffled = table.select("time", "a", "b").sample(fraction=1, shuffle=True, seed=block_bytes)
     path = as_csv(tmp_path / "x.csv", shuffled)
     found = read_table(path, missing="mask", block_bytes=block_bytes)
-    np.testing.assert_array_equal(found.values_TC, table.select("a", "b").to_numpy())
+    np.testing.assert_array_equal(found.values_TC, values_TC)
 
     long = table.unpivot(["a", "b"], index="time", variable_name="id", value_name="v")
     path = as_csv(tmp_path / "x.csv", long.sort("time") if block_bytes % 2 else long)
     found = read_table(path, id="id", value="v", block_bytes=block_bytes)
-    np.testing.assert_array_equal(found.values_TC, table.select("a", "b").to_numpy())
+    np.testing.assert_array_equal(found.values_TC, values_TC)
 
 
-@BLOCKS
+@settings(max_examples=15, **HYPOTHESIS)
 @given(
     num_rows=st.integers(3, 60),
     block_bytes=st.integers(20, 500),
@@ -766,11 +723,7 @@ ODD_VALUES = st.one_of(
 )
 
 
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=60, **HYPOTHESIS)
 @given(
     header=st.sampled_from(["time,a", "time,a,b", "date,a", "a,b", "time", ""])
     | st.text(max_size=9),
@@ -798,12 +751,7 @@ def test_whatever_the_file_nothing_but_a_data_error_comes_out(
 
 # The same examples each time: polars once aborted the process on a random one (1 in 20,000 or so),
 # which no caller can catch.
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=25, derandomize=True, **HYPOTHESIS)
 @given(seed=st.integers(0, 2**31), where=st.sampled_from(["anywhere", "footer"]), cut=st.booleans())
 def test_a_damaged_parquet_is_a_data_error_or_a_series(tmp_path, capfd, seed, where, cut):
     whole = io.BytesIO()
@@ -818,21 +766,6 @@ def test_a_damaged_parquet_is_a_data_error_or_a_series(tmp_path, capfd, seed, wh
     with contextlib.suppress(DataError):
         assert load_csv(path=str(path), missing="mask").values_TC.dtype == np.float32
     capfd.readouterr()  # polars announces its panics on stderr
-
-
-def test_spelling_of_the_file_does_not_matter(tmp_path):
-    plain = rows_text(hours(20))
-    expected = load_csv(path=write(tmp_path / "x.csv", plain)).sha256
-    for name, content in {
-        "quoted.csv": plain.replace("time,a", '"time","a"'),
-        "tabs.tsv": plain.replace(",", "\t"),
-        "capital.csv": plain.replace("time", " Time "),
-        "packed.csv.gz": gzip.compress(plain.encode()),
-        "packed.csv.z": zlib.compress(plain.encode()),
-    }.items():
-        assert load_csv(path=write(tmp_path / name, content)).sha256 == expected
-    wrong = gzip.compress(rows_text(hours(5), "123x5").encode())
-    refused(write(tmp_path / "x.csv.gz", wrong), "row 4 ", "'x'")
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
