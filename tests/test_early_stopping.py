@@ -21,7 +21,7 @@ Compose = Callable[..., Config]
 run = partial(experiment.run, pictures=False)
 #: A rate at which validation gets worse at once; at 0.3 it does later.
 FAST = [*SMALL, *TINY_T5, "train.epochs=10", "optim.lr=1", "optim.encoder_lr_scale=1"]
-FAST.append("optim.schedule=constant")
+FAST += ["optim.schedule=constant", "patch=sqrt_d"]
 #: The second of the two stages starts at epoch 2.5.
 LATE = "freeze=staged freeze.unfreeze_epoch=1.5 freeze.blocks_per_stage=1"
 PATIENCE = 2
