@@ -24,13 +24,14 @@ GROUPS = {
 }
 #: Options of one schema are alike in what they go with: of these groups, one or two of each.
 PAIRED = GROUPS | {
-    "backbone": ["t5_small", "local", "shared", "patchtst", "linear"],
+    "backbone": ["t5_small", "local", "gpt2", "shared", "patchtst", "linear"],
     "data": ["nyc_weather", "csv", "etth1", "synthetic", "text_in_disguise"],
 }
 #: What options cannot do without.
 NEEDS = {
     ("init", "run"): "init.path=there",
     ("backbone", "local"): "backbone.path=some/dir",
+    ("backbone", "hf"): "backbone.hub_id=an/id",
     ("data", "csv"): "data.path=some.csv",
 }
 
@@ -64,8 +65,9 @@ def covering_rows() -> list[dict[str, str]]:
 
 def is_possible(row: dict[str, str]) -> bool:
     has_encoder = row["backbone"] != "linear"
-    has_t5 = row["backbone"] not in ("linear", "shared", "patchtst")
-    return (has_t5 or row["init"] == "random") and (
+    has_checkpoint = row["backbone"] not in ("linear", "shared", "patchtst")
+    fits = row["backbone"] != "gpt2" or row["init"] not in ("t5", "chronos")
+    return ((has_checkpoint and fits) or row["init"] == "random") and (
         has_encoder or (row["freeze"] == "none" and row["task"] != "reconstruct")
     )
 
