@@ -145,7 +145,7 @@ def _cached(backbone: CheckpointBackbone, cache_dir: str | None) -> Path | None:
 
 
 def _list(cache_dir: str | None) -> None:
-    print(f"{'backbone':<21}{'id':<28}{'parameters':>12}  {'licence':<11} cached")
+    print(f"{'backbone':<21}{'id':<40}{'parameters':>10}  {'licence':<11} cached; card")
     for backbone in map(_with_checkpoint, _checkpoint_configs()):
         where = "comes with t5ts"
         if not backbone.path:
@@ -157,10 +157,11 @@ def _list(cache_dir: str | None) -> None:
                     where = f"{size / 1e6:.0f} MB in {folder}"
             except UserError as error:
                 where = str(error)
+        card = getattr(backbone, "card", "")
         parameters = f"{sum(backbone.full_params or [0]) / 2e6:.0f} M"
         print(
-            f"{backbone.name:<21}{backbone.path or backbone.hub_id:<28}{parameters:>12}"
-            f"  {backbone.licence:<11} {where}"
+            f"{backbone.name:<21}{backbone.path or backbone.hub_id:<40}{parameters:>10}"
+            f"  {backbone.licence:<11} {where}{f'; {card}' if card else ''}"
         )
 
 
