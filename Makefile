@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run report test test-stock notebooks check format bench wheel-check bench-sweep pretrain clean
+.PHONY: help install demo run report test test-stock notebooks check format bench controls wheel-check bench-sweep pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ bench: $(STAMP)  ## speed relative to named peers (installs the bench extra)
 bench-sweep: $(STAMP)  ## what reuse, pruning and workers save in a sweep; killed workers
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.sweep_kills
+
+controls: $(STAMP)  ## do the standing controls come out? writes the record that reports quote (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/run_controls.py $(ARGS)
 
 wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder
 	$(BIN)/python scripts/check_wheel.py

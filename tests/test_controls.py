@@ -1,12 +1,18 @@
 """The standing controls, small: where pretrained weights help, that is what comes out."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from analysis.studies import edit, found, write
 
+from t5ts.analysis import controls
+from t5ts.analysis.sections import markdown
 from t5ts.config import Config
 from t5ts.experiment import run
+from t5ts.provenance import LOADED_CODE
 
 #: experiment=text_in_disguise in 24 steps of 16 windows.
 SMALLER = [
@@ -50,3 +56,41 @@ def test_a_donors_encoder_helps_behind_its_own_interface(
 
     losses = {init: loss_of(init) for init in ("run", "random", "matched", "shuffled")}
     assert losses["run"] < 0.9 * min(losses[init] for init in ("random", "matched", "shuffled"))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "used", "is_this_code"),
+    [
+        (LOADED_CODE, [LOADED_CODE], True),
+        (LOADED_CODE, [LOADED_CODE, "older"], False),  # a run that an update interrupted
+        ("older", ["older"], False),  # the report's own code is another
+        ("older", [LOADED_CODE], False),
+        (LOADED_CODE, [], None),
+    ],
+)
+def test_a_report_quotes_controls_of_its_own_code_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: str,
+    used: list[str],
+    is_this_code: bool | None,
+) -> None:
+    control = {"experiment": "positive_control", "verdict": "transfers", "paired_seeds": 5}
+    record = {"date": "2026-11-25", "code": recorded, "controls": [control]}
+    control["change_percent"] = -31.8
+    monkeypatch.setattr(controls, "RECORD", tmp_path / "controls.json")
+    write(tmp_path / "study", {"t5-none": -0.1, "random-none": 0})
+
+    def record_code(provenance: Any) -> None:
+        provenance["code"] = [{"t5ts": code} for code in used]
+
+    edit(tmp_path / "study", "*", "provenance.json", record_code)
+    findings = found(tmp_path / "study")
+    assert controls.last_seen(findings.study.runs) is None
+    controls.RECORD.write_text(json.dumps(record))
+    seen = controls.last_seen(findings.study.runs)
+    assert seen is not None
+    assert seen["is_this_code"] is is_this_code
+    text = markdown(findings)
+    assert ("-31.8" in text) == bool(is_this_code)
+    assert ("2026-11-25" in text) == (is_this_code is not None)

@@ -11,6 +11,7 @@ import numpy as np
 
 from t5ts.analysis import effects, judgement, words
 from t5ts.analysis.arms import Arm, Pair, Point, paired
+from t5ts.analysis.controls import last_seen
 from t5ts.analysis.document import Section, parse
 from t5ts.analysis.figures import effect_key, unfreezes
 from t5ts.analysis.judgement import Comparison, Findings, Verdict
@@ -190,6 +191,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         ],
         "epochs_asked": lambda arm: sum(int(r.config["train.epochs"]) for r in arm.runs),
         "finished": [(v, arm) for v, arm in arms if arm.best],
+        "controls": last_seen(findings.study.runs),
         "in_play": [
             (v, arm, of, of.is_idle(v.margin))
             for v, arm in arms
