@@ -44,7 +44,7 @@ def main() -> int:
 
     threading.Thread(target=stop_with_coordinator, daemon=True).start()
     try:
-        work(job, worker=int(os.environ["T5TS_WORKER"]))
+        work(job)
         return 0
     except Interrupted:
         return 130

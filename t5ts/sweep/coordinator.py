@@ -269,7 +269,9 @@ def _wait_for_others(ledgers: Sequence[Ledger]) -> None:
 
 
 def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
-    """Write the table, `optimization_results.yaml` and the plots."""
+    """Write the table, `optimization_results.yaml` and the plots, of runs the best trials'."""
+    from t5ts.analysis.plots import draw_run  # matplotlib: half a second
+
     space, settings, sweep_dir = work.space, work.settings, work.sweep_dir
     found = _check_records(settings, ledgers, sweep_dir)
     display.summarize()
@@ -298,20 +300,13 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
         display.say(f"picture    {picture}")
     for ledger in ledgers:
         for trial in best_trials(ledger, settings)[:1]:
-            for folder in found.get((ledger.study.study_name, trial.user_attrs["slot"]), ()):
-                _draw_best(display, folder)
-
-
-def _draw_best(display: Display, folder: Path) -> None:
-    """The plots of a run of an arm's best trial; the other trials have none."""
-    from t5ts.analysis.plots import draw_run  # matplotlib: half a second
-
-    try:
-        draw_run(folder)
-    except DataError as error:  # a directory on another machine, or written by an older t5ts
-        display.say(f"best trial {folder}: no plots ({error})")
-    else:
-        display.say(f"best trial {folder / 'plots'}")
+            for folder in found.get((ledger.study.study_name, trial.user_attrs["slot"]), ())[:1]:
+                try:
+                    draw_run(folder)
+                except DataError as error:  # written by an older t5ts
+                    display.say(f"best trial {folder}: no plots ({error})")
+                else:
+                    display.say(f"best trial {folder / 'plots'}")
 
 
 def _check_records(

@@ -302,11 +302,6 @@ def describe(distribution: BaseDistribution) -> str:
     return f"{kind} from {distribution.low:g} to {distribution.high:g}{step}{log}"
 
 
-def value_of(value: Value) -> Any:
-    """A choice as a configuration holds it: `null` and lists are searched by their text."""
-    return OverridesParser.create().parse_override(f"key={as_text(value)}").value()
-
-
 def as_text(value: Any) -> str:
     """A value as Hydra's grammar reads it back."""
     if value is None:

@@ -78,7 +78,6 @@ class TrialTask:
         group: Name of the sweep.
         arm: The trial's arm.
         claim: The trial.
-        worker: This worker's number, for the displays.
         runs: Directory and configuration of each seed's run, as far as they were started.
         results: Of those that finished.
     """
@@ -87,7 +86,6 @@ class TrialTask:
     group: str
     arm: Arm
     claim: Claim
-    worker: int
     runs: dict[Path, Config] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
     _reported: int = -1
@@ -187,10 +185,10 @@ class TrialTask:
 
     def _show(self, *, epoch: int, value: float | None) -> None:
         """Update the values for the coordinator's display."""
-        live = {"worker": self.worker, "epoch": epoch, "epochs": self._now.train.epochs}
+        live = {"epoch": epoch, "value": value}
         if self.settings.seeds > 1:
             live["seed"] = self._now.seed
-        self.claim.trial.set_user_attr("live", {**live, "value": value})
+        self.claim.trial.set_user_attr("live", live)
 
     def end(self, state: str, reason: str | None = None) -> None:
         """Record how the trial ended, unless another worker was given it meanwhile."""

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.errors import HydraException
@@ -97,7 +96,7 @@ class Work:
 
     def __call__(self, _job: DictConfig) -> int:
         """The task function of a Hydra launcher's job; returns the number of trials done."""
-        return work(self, worker=int(HydraConfig.get().job.num))
+        return work(self)
 
     def compose(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> DictConfig:
         """Hydra's composition of one point, its `hydra` node included.
@@ -146,12 +145,8 @@ def open_arms(work: Work) -> list[Arm]:
     return arms
 
 
-def work(job: Work, *, worker: int) -> int:
+def work(job: Work) -> int:
     """Run trials until every slot of every arm has a result.
-
-    Args:
-        job: The sweep.
-        worker: This worker's number, for the displays.
 
     Returns:
         Trials done by this worker.
@@ -175,7 +170,7 @@ def work(job: Work, *, worker: int) -> int:
             if claimed := _claim(job, arms, owner):
                 arm, claim = claimed
                 try:
-                    reason = _do(job, arms, arm, claim, worker=worker)
+                    reason = _do(job, arms, arm, claim)
                 except BrokenDevice as broken:
                     broken.trials_done = done
                     raise
@@ -242,15 +237,13 @@ def _any_has_run(arms: list[Arm]) -> bool:
     )
 
 
-def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim, *, worker: int) -> str | None:
+def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim) -> str | None:
     """Run one trial, from its parameters to its records in the study and its directory.
 
     Returns:
         Why it was set aside, if it was.
     """
-    task = TrialTask(
-        settings=job.settings, group=job.sweep_dir.name, arm=arm, claim=claim, worker=worker
-    )
+    task = TrialTask(settings=job.settings, group=job.sweep_dir.name, arm=arm, claim=claim)
     if claim.before[DIED] >= MAX_DEATHS:
         died = claim.before[DIED]
         task.end("failed", f"{died} workers died in it (out of memory?): {claim.last_reason}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from sweep.sweeps import COMMON
@@ -38,7 +39,9 @@ def sweep(
 
     `plain`: Hydra's grid instead of the sweeper; `sweep.drawn`: run directories that got pictures.
     """
-    monkeypatch.setattr(coordinator, "_with_pool", lambda job, _display: work(job, worker=0))
+    monkeypatch.setattr(coordinator, "_with_pool", lambda job, _display: work(job))
+    # It composes the whole configuration once more, to learn of a multirun that --multirun tells.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_args, **_kwargs: None)
     # A run's pictures take longer than its training. (The sweep's own are drawn.)
     drawn: list[Path] = []
     monkeypatch.setattr("t5ts.analysis.plots.draw_run", lambda folder, **_: drawn.append(folder))

@@ -171,7 +171,7 @@ def test_a_launcher_whose_worker_dies(
         def launch(self, overrides: list[list[str]], *, initial_job_idx: int) -> None:
             assert (len(overrides), initial_job_idx) == (2, 0)
             if has_others:
-                work(self.work, worker=1)
+                work(self.work)
             raise RuntimeError("A worker process was killed.\nMore.\nAnd more.")
 
     monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", Launcher)
