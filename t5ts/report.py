@@ -98,7 +98,7 @@ def _print_tables(tables: "list[Table]") -> None:
             continue
         places = [table.columns.index(name) for name in columns]
         shown = RichTable(*columns, title=table.caption, title_justify="left")
-        shown.columns[0].no_wrap = True
+        shown.columns[0].min_width = 22
         for row in table.rows:
             shown.add_row(*(row[place] for place in places))
         Console().print(shown)

@@ -81,7 +81,8 @@ def _is_file(number: int, path: Path) -> bool:
 def remove_if_unused(run_dir: Path) -> None:
     """Leave no directory behind for a run that was refused before it started.
 
-    Never touches a directory that another process has locked.
+    Nor its parents below the working directory, if they are empty then. Never touches a directory
+    that another process has locked.
     """
     try:
         if not run_dir.is_dir():
@@ -89,6 +90,14 @@ def remove_if_unused(run_dir: Path) -> None:
         with locked(run_dir):
             if {path.name for path in run_dir.iterdir()} <= {".hydra", "run.log", ".lock"}:
                 shutil.rmtree(run_dir)
+                for parent in run_dir.absolute().parents:
+                    if (
+                        Path.cwd() not in parent.parents
+                        or parent.is_symlink()
+                        or any(parent.iterdir())
+                    ):
+                        break
+                    parent.rmdir()
     except DirectoryInUse:
         return
     except OSError as error:

@@ -301,6 +301,20 @@ def test_what_another_process_holds_is_left_alone(config: Config, run_dir: Path)
         assert (run_dir / ".lock").is_file()
 
 
+def test_a_refused_run_leaves_no_empty_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    for folder in ("outputs/data/run", "kept/run", "../elsewhere/run"):
+        (here / folder).mkdir(parents=True)
+    (here / "kept" / "note").touch()
+    monkeypatch.chdir(here)
+    for folder in ("outputs/data/run", "kept/run", "../elsewhere/run"):
+        remove_if_unused(Path(folder))
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["elsewhere", "here", "here/kept", "here/kept/note"]
+
+
 def test_a_lock_whose_file_was_removed_holds_nothing(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

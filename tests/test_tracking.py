@@ -147,7 +147,9 @@ def test_a_study_and_its_report_are_one_group_with_artifacts(
         artifacts[folder.parents[1].name] = sent.read_bytes()
     assert set(started) == {config.arm, "report"}
     assert {one["run_group"] for one in started.values()} == {"study"}
-    assert started[config.arm]["config"]["update"]["optim"]["lr"] == config.optim.lr  # nested
+    stored = started[config.arm]["config"]["update"]
+    assert stored["optim"]["lr"] == config.optim.lr  # nested
+    assert stored["arm"] == "linear, trained from scratch"
     assert b"checkpoint/best.safetensors" in artifacts["0"]
     assert b"report.html" in artifacts["report"]
 

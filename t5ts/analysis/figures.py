@@ -28,7 +28,7 @@ from t5ts.analysis.plots import (
     panels,
     whole_ticks,
 )
-from t5ts.analysis.words import percent
+from t5ts.analysis.words import arm_label, percent
 
 #: More comparisons than this do not fit in a figure; the table has them all.
 MOST_EFFECTS = 24
@@ -152,7 +152,7 @@ def _curves(findings: Findings) -> Any | None:
             band = effects.learning_curve(arm, metric)
             if band is None:
                 continue
-            artists = _draw_band(ax, band, place, f"{arm.name} ({band.count})")
+            artists = _draw_band(ax, band, place, f"{arm_label(arm)}: {band.count}")
             starts = [e for e in effects.unfreezing(arm.shown) if e <= band.x[-1]]
             heights = np.interp(starts, band.x, band.mean)
             colour = arm_style(place)["color"]
@@ -171,7 +171,7 @@ def _curves(findings: Findings) -> Any | None:
     whole_ticks(corr, "epoch")
     loss.set_ylabel("val_loss: MSE, train-standardised")
     corr.set_ylabel("val_corr: Pearson r")
-    title = "arm (seeds)" + (";  △ unfreezing" if unfreezes(findings) else "")
+    title = "arm: seeds" + (";  △ unfreezing" if unfreezes(findings) else "")
     figure.legend(
         *loss.get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title
     )

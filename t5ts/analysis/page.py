@@ -12,6 +12,7 @@ from t5ts.analysis.figures import arm_group, save_figures, swatch
 from t5ts.analysis.judgement import WITHHELD, Findings
 from t5ts.analysis.sections import header, markdown
 from t5ts.analysis.validity import BROKEN
+from t5ts.analysis.words import arm_label
 
 #: What a cell shows on a second line: an interval, the reason for none, or a name's data set.
 _SECOND_LINE = re.compile(r"(?s)(.+?) (\[.*\]|\(no interval .*\)|· .*)")
@@ -98,7 +99,7 @@ def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
         sections=parse(text),
         svgs={name: _inline(name, svg) for name, svg in svgs.items()},
         arms=[
-            (arm.name, _in_scheme(swatch(place)), arm_group(place))
+            (arm_label(arm), _in_scheme(swatch(place)), arm_group(place))
             for place, arm in enumerate(findings.main.condition.arms)
         ],
         in_red=(BROKEN, WITHHELD),

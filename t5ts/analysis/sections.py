@@ -180,6 +180,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "margin": words.percent(findings.main.margin, sign=False),
         "objective": str(main.config["objective"]),
         "arms": arms,
+        "arm_label": words.arm_label,
         "named": partial(named, findings),
         "questions": questions,
         "comparisons": questions(*KINDS),

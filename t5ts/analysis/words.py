@@ -103,6 +103,11 @@ def arm_words(backbone: str, init: str, freeze: str, *, model: str = "T5") -> st
     return f"{model} ({WEIGHTS[init]}), {SCHEDULES[freeze]}"
 
 
+def arm_label(arm: Any) -> str:
+    """An arm in words, with its short name: T5 (text), gradual unfreezing (t5-staged)."""
+    return f"{arm_words(arm.backbone, arm.init, arm.freeze)} ({arm.name})"
+
+
 def plural(count: int, noun: str) -> str:
     """1 run, 2 runs."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

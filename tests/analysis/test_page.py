@@ -19,7 +19,7 @@ from t5ts.analysis.document import Picture, Table, parse
 from t5ts.analysis.figures import PICTURES, save_figures
 from t5ts.analysis.sections import sections
 from t5ts.analysis.statistics import mean_interval
-from t5ts.analysis.words import interval, number, percent, probability
+from t5ts.analysis.words import arm_label, interval, number, percent, probability
 from t5ts.report import main
 
 CHROMIUM = next(
@@ -100,11 +100,12 @@ def test_a_section_with_nothing_to_show_is_one_line(tmp_path: Path) -> None:
 def test_curves_draw_what_the_runs_hold(study: Path) -> None:
     findings = verdict(collect([study]))
     axes = draw(findings, "curves").axes[0]
-    best = findings.main.condition.arm("t5-staged").best
+    arm = findings.main.condition.arm("t5-staged")
+    best = arm.best
     assert best is not None
     lines = {line.get_label(): line for line in axes.get_lines()}
     mean = sum(run.curve("val_loss")[1] for run in best.finished.values()) / 5
-    assert lines["t5-staged (5)"].get_ydata() == pytest.approx(mean)
+    assert lines[f"{arm_label(arm)}: 5"].get_ydata() == pytest.approx(mean)
 
 
 def test_the_same_runs_give_the_same_pictures(
