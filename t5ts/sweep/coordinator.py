@@ -315,12 +315,17 @@ def _check_records(
     """Compare the studies with the trials' result.json files, which are authoritative.
 
     Returns:
-        Run directories of each local trial (a database may have others), by study and slot.
+        Run directories of each trial that was completed here (a database may have others, also
+        of trials that were begun here), by study and slot.
 
     Raises:
         ResumeError: naming the trials that differ, and how to fix it.
     """
-    found = {whose: folders for whose, (folders, _) in read_trials(sweep_dir).items()}
+    found = {
+        whose: folders
+        for whose, (folders, record) in read_trials(sweep_dir).items()
+        if record.get("state") == "complete"
+    }
     problems = []
     for ledger in ledgers:
         name = ledger.study.study_name

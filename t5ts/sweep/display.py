@@ -158,8 +158,8 @@ class Display:
             conditions = space.conditions.get(key, {})
             only = ", ".join(f"{group}={'|'.join(of)}" for group, of in conditions.items())
             self.say(f"  searched {key}: {describe(distribution)}{only and f' (only with {only})'}")
-        for line in space.fixed:
-            self.say(f"  fixed    {line}")
+        if space.fixed:
+            self.say(f"  fixed    {' '.join(space.fixed)}")
         trials = [ledger.n_trials for _, ledger in self._arms]
         to_do = sum(trials) - self._finished_before
         each = f" ({trials[0]} for each of {len(trials)} arms)" if len(trials) > 1 else ""
@@ -178,11 +178,12 @@ class Display:
         )
         for name, ledger in self._arms:
             progress = ledger.progress()
-            self.say(
-                f"study      {name}: {progress.finished} of {ledger.n_trials} done"
-                f" ({progress.complete} complete, {progress.pruned} pruned,"
-                f" {progress.failed} failed)"
-            )
+            if progress.finished:
+                self.say(
+                    f"study      {name}: {progress.finished} of {ledger.n_trials} done"
+                    f" ({progress.complete} complete, {progress.pruned} pruned,"
+                    f" {progress.failed} failed)"
+                )
 
     def summarize(self) -> None:
         """Print, after the sweep, the best trials of each arm and how the budget was spent."""

@@ -17,7 +17,7 @@ import t5ts
 from t5ts.analysis.results import read_json, read_metrics, read_result
 from t5ts.config import NOT_IDENTITY
 from t5ts.errors import ConfigError, DataError
-from t5ts.provenance import code_digest, write_json
+from t5ts.provenance import LOADED_CODE, write_json
 from t5ts.sweep.ledger import STOPPED
 from t5ts.sweep.settings import SweepSettings
 from t5ts.sweep.space import Space, Value, arm_name, describe
@@ -58,7 +58,7 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
             for key, value in _leaves(OmegaConf.to_container(own, resolve=False)).items()
             if not any(key == other or key.startswith(f"{other}.") for other in free)
         },
-        "code": f"{t5ts.__version__} ({code_digest()[:12]})",
+        "code": f"{t5ts.__version__} ({LOADED_CODE[:12]})",
     }
 
 

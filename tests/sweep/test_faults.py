@@ -19,9 +19,11 @@ from runs import read
 from sweep.conftest import Sweep, Training
 from sweep.sweeps import attempts, run_dirs, states
 
+from t5ts.analysis.results import read_json
 from t5ts.config import Config
 from t5ts.errors import DataError, DirectoryInUse, TrainingError, UserError
 from t5ts.interruption import stop_on_signals
+from t5ts.provenance import write_json
 from t5ts.sweep.storage import JOURNAL
 from t5ts.sweep.worker import disk_fault
 
@@ -258,6 +260,11 @@ def test_a_database_that_contradicts_a_result_is_refused_and_rebuilt(
     command = [*GRID, f"hydra.sweeper.storage={url}"]
     assert sweep("s", *command)[0] == 0
     before = (tmp_path / "s" / "optimization_results.yaml").read_text()
+    # A machine that lost a trial to another has only the trial's beginning.
+    record = read_json(run_dirs(tmp_path / "s")[0] / "trial.json")
+    (tmp_path / "lost" / "0").mkdir(parents=True)
+    write_json(tmp_path / "lost" / "0" / "trial.json", record | {"state": "running"})
+    assert sweep("lost", *command)[0] == 0
     path = run_dirs(tmp_path / "s")[0] / "result.json"
     whole = path.read_text()
     path.write_text(whole.replace('"objective": 0.00', '"objective": 0.01'))

@@ -72,7 +72,7 @@ def test_another_purpose_is_refused_by_name(open_sweep: Open, change: str, leaf:
 
 def test_other_code_is_another_study(open_sweep: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     open_sweep()
-    monkeypatch.setattr("t5ts.sweep.studies.code_digest", lambda: "1" * 64)
+    monkeypatch.setattr("t5ts.sweep.studies.LOADED_CODE", "1" * 64)
     with pytest.raises(ConfigError, match=r"code: .* → .*\(1{12}\)"):
         open_sweep()
 
