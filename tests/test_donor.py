@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from t5ts.build import build_model, token_scale
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
 from t5ts.errors import InputsChanged, Interrupted, UserError, WeightsError
+from t5ts.model import verify
+from t5ts.model.freshness import Freshness
 
 Compose = Callable[..., Config]
 run = partial(experiment.run, pictures=False)
@@ -202,6 +206,19 @@ def test_a_donor_that_never_trained_its_encoder_is_noted(
     assert notes(donor) == []
     run(arm("init=run", "freeze=all", "train.epochs=1"), run_dir=tmp_path)
     assert len(notes(tmp_path)) == 1
+
+
+def test_a_trained_donor_is_no_control_however_little_structure_it_shows(
+    arm: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_structure(*arguments: Any) -> Freshness:
+        return replace(verify.check_trained(*arguments), law_distance=9.0, has_structure=False)
+
+    monkeypatch.setattr("t5ts.donor.check_trained", without_structure)
+    _, report = build_model(arm("init=run"), num_channels=2)
+    assert report is not None
+    assert report.origin == "time series"
+    assert not any("shuffled" in check for check in report.checks)
 
 
 @pytest.mark.parametrize("init", ["random", "matched", "shuffled"])

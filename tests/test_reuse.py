@@ -343,8 +343,9 @@ def test_code_data_weights_and_machine_are_in_the_key(
     keys.append(key())
     setup.autocast = None
     assert key() == keys[0]
-    setup.data.series.sha256 = "other"
-    keys.append(key())
+    with monkeypatch.context() as patched:  # the series is this process's, for other tests too
+        patched.setattr(setup.data.series, "sha256", "other")
+        keys.append(key())
     setup = build(config)
     with torch.no_grad():
         next(setup.model.encoder.parameters()).view(-1)[0] += 1e-6
