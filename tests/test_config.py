@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from t5ts.checks import check_overrides
@@ -148,11 +147,6 @@ IMPOSSIBLE = [
     ("task=reconstruct task.ratio=1", "task.ratio=1 below"),
     ("task=reconstruct task.max_len=128", "task.max_len=128 seq_len"),
     ("task=reconstruct task.min_len=11", "task.max_len=10 task.min_len=11"),
-    ("optim.lr=0", "optim.lr=0 above"),
-    ("data.fraction=1.5", "data.fraction=1.5 most"),
-    ("objective=loss", "objective=loss val_corr"),
-    ("seed=-1", "seed=-1"),
-    ("data=csv", "data.path"),
     ("data@ood=csv", "ood.path"),
     ("data@ood=nyc_lga ood.fraction=0.5", "ood.fraction data.fraction"),
     ("data@ood=nyc_lga ood.windows_per_epoch=9", "ood.windows_per_epoch"),
@@ -166,13 +160,6 @@ def test_impossible_values_name_their_keys_and_a_way_out(overrides, named, compo
         composed(*overrides.split())
     for word in named.split():
         assert word in str(error.value)
-
-
-@pytest.mark.parametrize("override", ["optim.lrr=1", "optim.lr=abc", "init=t6", "seed=1.5"])
-def test_typos_and_wrong_types_are_refused_by_hydra(override, composed) -> None:
-    key = override.split("=")[0]
-    with pytest.raises(ConfigCompositionException, match=key.split(".")[-1]):
-        composed(override)
 
 
 def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(composed) -> None:

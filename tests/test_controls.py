@@ -45,12 +45,12 @@ def test_a_donors_encoder_helps_behind_its_own_interface(
     """A small positive control: the donor's knowledge is seen, and is not its scale."""
     small = ["backbone.d_model=32", "backbone.d_ff=64", "backbone.d_kv=8", "backbone.num_layers=2"]
     small += ["seq_len=64", "train.progress=false", "train.eval_batch_size=1024"]
-    long = ["data.num_rows=40000", "data.windows_per_epoch=32000", "train.epochs=1"]
+    long = ["data.num_rows=16000", "data.windows_per_epoch=12000", "train.epochs=1"]
     run(composed("experiment=donor", *small, *long), run_dir=tmp_path / "donor", pictures=False)
 
     def loss_of(init: str) -> float:
-        given = [f"init={init}", f"init.path={tmp_path / 'donor'}", "data.num_rows=12000"]
-        few = ["data.fraction=0.3", "train.epochs=1", "data.windows_per_epoch=2048"]
+        given = [f"init={init}", f"init.path={tmp_path / 'donor'}", "data.num_rows=6000"]
+        few = ["data.fraction=0.5", "train.epochs=1", "data.windows_per_epoch=2048"]
         config = composed("experiment=positive_control", *small, *given, *few)
         return run(config, run_dir=tmp_path / init, pictures=False).metrics["test_loss"]
 

@@ -43,8 +43,6 @@ def test_one_switch_shows_every_line(tmp_path: Path) -> None:
     [
         (["optim.lrr=1"], ["optim.lrr"]),
         (["backbone=0"], ["backbone=0", "t5_small"]),
-        (["optim.lr=fast"], ["optim.lr", "Float"]),
-        (["backbone=shared", "init=t5"], ["init=t5", "backbone=shared"]),
         (["data=csv", "data.path=missing.csv"], ["missing.csv"]),
         (["backbone=local", "backbone.path=nowhere", "init=t5"], ["nowhere"]),
         (["hydra.job_logging.handlers.console.class=none"], ["console"]),
