@@ -74,9 +74,9 @@ def regular_grid(
     if num_times < 3:
         raise DataError(f"{where}: {num_times} rows; a series needs more (3 splits of windows).")
     order, notes = None, []
-    file_rows = np.arange(num_times) if file_rows is None else file_rows
     steps = np.diff(times_us)
     if (steps < 0).any():
+        file_rows = np.arange(num_times) if file_rows is None else file_rows
         first = int(file_rows[int(np.argmax(steps < 0)) + 1]) + 1
         notes.append(f"rows were sorted by time (row {first} was the first out of order)")
         order = np.argsort(times_us, kind="stable")
@@ -107,7 +107,7 @@ def regular_grid(
         )
         at = int(np.argmax(is_off != 0))
         raise DataError(
-            f"{where}: irregular step: {iso(times_us[at])} (row {file_rows[at] + 1}) is "
+            f"{where}: irregular step: {iso(times_us[at])} (row {_row(file_rows, at)}) is "
             f"{duration((times_us[at] - times_us[at - 1]) / 1e6)} after the time before it; the "
             f"step is {step}, from {iso(times_us[0])} on. Resample the data to a regular step"
             + (
@@ -125,6 +125,11 @@ def regular_grid(
         in_file_order[order] = np.arange(num_times) if rows is None else rows
         rows = in_file_order
     return Grid(start=iso(times_us[0]), step=step, num_rows=num_rows, rows=rows, notes=notes)
+
+
+def _row(file_rows: np.ndarray | None, at: int) -> int:
+    """The row of the file, from 1."""
+    return (at if file_rows is None else int(file_rows[at])) + 1
 
 
 def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where: str) -> None:
@@ -183,7 +188,7 @@ def _swapped_row(times_us: np.ndarray) -> int | None:
 
 
 def _refuse_stray_rows(
-    times_us: np.ndarray, file_rows: np.ndarray, median: int, where: str
+    times_us: np.ndarray, file_rows: np.ndarray | None, median: int, where: str
 ) -> None:
     """Refuse sorted times if a few are far from all others, as after a typo in the year.
 
@@ -201,7 +206,7 @@ def _refuse_stray_rows(
     if is_stray or (times_us[-1] - times_us[0]) / median > MAX_GRID * num_times:
         at = 0 if is_stray and is_first_part else after
         raise DataError(
-            f"{where}: row {file_rows[at] + 1} has {iso(times_us[at])}, probably a wrong time: "
+            f"{where}: row {_row(file_rows, at)} has {iso(times_us[at])}, probably a wrong time: "
             f"{duration(gap / 1e6)} from the other rows, whose step is {duration(median / 1e6)}. "
             "Correct it, remove it, or resample the data."
         )

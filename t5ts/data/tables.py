@@ -347,12 +347,15 @@ class TableFile:
         frames = (piece for _, piece in self._pieces(names))
         if len(names) > 1 and self._kind != "CSV":
             frames = (pl.DataFrame([self._read_column(name) for name in names]) for _ in "1")
-        texts = pl.col(pl.String).str.strip_chars()
         for frame in frames:
-            if len(names) > 1:
+            column, *others = frame.get_columns()
+            if others:
                 joined = pl.concat_str(pl.all().cast(pl.String).str.strip_chars(), separator=" ")
-                frame = frame.select(joined)
-            yield frame.with_columns(pl.when(~texts.is_in(self._nulls)).then(texts)).to_series()
+                column = frame.select(joined).to_series()
+            if column.dtype == pl.String:
+                column = column.str.strip_chars()
+                column = column.set(column.is_in(self._nulls), None)
+            yield column
 
     def first(self, name: str) -> object:
         """A column's first value."""

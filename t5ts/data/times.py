@@ -156,6 +156,7 @@ def parse_times(
         )
     chosen = usable[0]
     times_us, *local_us = map(np.concatenate, zip(*chosen.parts, strict=True))
+    chosen.parts = []
     for other in fitting:
         if other is chosen or (other.is_rival and _has_even_months(times_us)):
             continue
