@@ -1,6 +1,6 @@
 """Training diagnostics: gradient norms, update ratios, distance from the start."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -86,12 +86,18 @@ class DistanceFromInit:
 
     Args:
         parameters: As they are before training.
+        frozen: Names of those that never train: no copy of them is kept.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, frozen: Collection[str] = ()
+    ) -> None:
         self._parameters = parameters
-        self._initial = [p.detach().to("cpu", copy=True) for p in parameters.values()]
-        self._sizes = torch.stack([initial.norm() for initial in self._initial])
+        self._initial = [
+            p.detach() if name in frozen else p.detach().to("cpu", copy=True)
+            for name, p in parameters.items()
+        ]
+        self._sizes = torch.stack([initial.norm().cpu() for initial in self._initial])
 
     def measure(self) -> dict[str, float]:
         """Current distance by component."""

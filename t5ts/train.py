@@ -224,7 +224,8 @@ def fit(
     """
     train, optimizer = config.train, setup.optimizer
     _prepare(setup, config)
-    distance = DistanceFromInit(optimizer.parameters)
+    never = {name for name, rule in optimizer.plan.items() if rule.start_epoch is None}
+    distance = DistanceFromInit(optimizer.parameters, frozen=never)
     scaler = _build_scaler(setup)
     state = FitState()
     if resume_from is not None:

@@ -116,6 +116,12 @@ def test_command_line_imports_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_t5_run_does_not_import_transformers() -> None:
+    code = "import sys, t5ts.experiment; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_analysis_works_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None;"

@@ -301,6 +301,9 @@ def test_frozen_is_frozen_and_keeps_nothing(
     # As many elements as these have, twice: nothing of what is frozen has a state or a copy.
     sizes = sum(before[n].numel() for n in before if not n.startswith("encoder") or n in expected)
     assert sum(t.numel() for n, t in stored.items() if n.startswith("optim/")) == 2 * sizes
+    assert all(row.get("distance_from_init/block_0", 0) == 0 for row in rows(tmp_path)) == (
+        freeze != "norms"
+    )
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
