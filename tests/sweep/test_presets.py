@@ -42,8 +42,9 @@ TRAINED, FROZEN, SEEDS = 2 * 2, 2, 5
     ("name", "arms", "settings"),
     [
         ("transfer_ood", 2, 2 * TRAINED + FROZEN),
-        ("weights_matter", 4, 2 * (TRAINED + FROZEN)),  # on 10 % of the data and on all of it
-        ("data_fraction", 2, 3 * (TRAINED + 2 * TRAINED)),  # staged at two unfreeze epochs
+        # On 10 % of the data and on all of it; little data asks for a third, lower rate.
+        ("weights_matter", 4, 2 * 3 * (TRAINED + FROZEN) // 2),
+        ("data_fraction", 2, 3 * 2 * 3 * TRAINED // 2),  # 3 shares, 2 unfreeze epochs
         ("seed_log", 5, TRAINED),
         ("instruction_tuning", 4, 2 * TRAINED),
     ],
