@@ -10,6 +10,7 @@ An export holds safetensors, JSON and Markdown only:
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for path in sorted(out.iterdir()):
         print(f"{path}  ({path.stat().st_size:,} bytes)")
-    print(f"Forecast with it: python -m t5ts.predict '{out}' --data FILE --out forecast.csv")
+    where = shlex.quote(str(out))
+    print(f"Forecast with it: python -m t5ts.predict {where} --data FILE --out forecast.csv")
     return 0
 
 

@@ -46,7 +46,7 @@ Data: TypeAlias = str | Path | np.ndarray | DataConfig | Any | None
 BATCH_SIZE = 256
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TrainedForecaster:
     """The checkpoint that validation selected, with the scaler and the channels of its run.
 
@@ -77,6 +77,13 @@ class TrainedForecaster:
     std_C: np.ndarray
     result: dict[str, Any]
     provenance: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """What it forecasts, in one line."""
+        return (
+            f"{type(self).__name__}({str(self.folder)!r}: {self.config.arm}, channels"
+            f" {', '.join(self.channels)}, step {self.step}, horizon {self.horizon})"
+        )
 
     @property
     def horizon(self) -> int:
