@@ -143,6 +143,18 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
     assert (run_dir / "run.log").read_text().count("seed 0") == 2
 
 
+def test_torchruns_own_command_line_trains_one_run(tmp_path: Path) -> None:
+    """The other tests start torchrun's agent by itself, without its command line."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [*SMALL, "backbone=linear", "debug=fast_dev_run", "hydra.run.dir=run"]
+    subprocess.run(
+        [*torchrun, "-m", "t5ts.run", *arguments], cwd=tmp_path, check=True, capture_output=True
+    )
+    assert read(tmp_path / "run" / "provenance.json")["processes"] == 2
+    assert read(tmp_path / "run" / "result.json")["metrics"]
+    assert (tmp_path / "run" / "run.log").read_text().count("seed 0") == 1
+
+
 def test_a_multirun_is_refused_with_one_message(tmp_path: Path) -> None:
     arguments = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     process = Command(*arguments, cwd=tmp_path, processes=2)
