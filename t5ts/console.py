@@ -10,7 +10,7 @@ import torch
 
 from t5ts import distributed
 from t5ts.analysis.results import Result
-from t5ts.analysis.words import arm_words, plural
+from t5ts.analysis.words import plural, run_words
 from t5ts.build import Dataset, Setup, token_scale
 from t5ts.config import Config
 from t5ts.data.sanity import check_sanity
@@ -39,13 +39,7 @@ def announce(
     tracker's. All else is DEBUG: it is in run.log, and shown with `hydra.verbose=t5ts`.
     """
     warnings: list[str] = []
-    words = arm_words(
-        config.backbone.name,
-        config.init.name,
-        config.freeze.name,
-        model=getattr(config.backbone, "title", "T5"),
-    )
-    log.info("run        %s (%s), seed %s", words, config.arm, config.seed)
+    log.info("run        %s (%s), seed %s", run_words(config), config.arm, config.seed)
     _log_weights(config, setup, audit)
     _log_data("data", setup.data, warnings)
     if setup.ood is not None:

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from t5ts import distributed
 from t5ts.analysis.results import FAILURE, Result, read_metrics
-from t5ts.analysis.words import arm_words
+from t5ts.analysis.words import run_words
 from t5ts.build import (
     Dataset,
     Setup,
@@ -459,8 +459,7 @@ def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
     return WandbTracker(
         run_dir=run_dir,
         # Nested: W&B treats a dot in a key as nesting, in filters, columns and panels.
-        config=asdict(config)
-        | {"arm": arm_words(config.backbone.name, config.init.name, config.freeze.name)},
+        config=asdict(config) | {"arm": run_words(config)},
         settings=config.tracker,
         group=config.tracker.group or group or config.data.name,
         job_type=config.arm,

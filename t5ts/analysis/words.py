@@ -95,7 +95,7 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.2g}" if p < 0.0995 else f"= {p:.2f}"
 
 
-def arm_words(backbone: str, init: str, freeze: str, *, model: str = "T5") -> str:
+def arm_words(backbone: str, init: str, freeze: str, *, model: str) -> str:
     """An arm in the field's words, from the names of its options: T5 (text), gradual unfreezing."""
     if init == "random":
         encoder = backbone if backbone in NOT_T5 else f"{model} (random)"
@@ -105,7 +105,13 @@ def arm_words(backbone: str, init: str, freeze: str, *, model: str = "T5") -> st
 
 def arm_label(arm: Any) -> str:
     """An arm in words, with its short name: T5 (text), gradual unfreezing (t5-staged)."""
-    return f"{arm_words(arm.backbone, arm.init, arm.freeze)} ({arm.name})"
+    return f"{arm_words(arm.backbone, arm.init, arm.freeze, model=arm.model)} ({arm.name})"
+
+
+def run_words(config: Any) -> str:
+    """The arm of a run's configuration in words."""
+    names = (group.name for group in (config.backbone, config.init, config.freeze))
+    return arm_words(*names, model=getattr(config.backbone, "title", "T5"))
 
 
 def plural(count: int, noun: str) -> str:

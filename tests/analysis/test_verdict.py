@@ -30,8 +30,9 @@ from t5ts.analysis.judgement import (
     WITHHELD,
     Findings,
 )
-from t5ts.analysis.sections import sections
+from t5ts.analysis.sections import markdown, sections
 from t5ts.analysis.study import collect
+from t5ts.analysis.words import arm_label
 
 GAIN: dict[str, Effect] = {"t5-none": -0.06, "random-none": 0}
 WITH_CONTROL: dict[str, Effect] = GAIN | {"matched-none": 0}
@@ -260,6 +261,15 @@ def test_text_and_a_donor_are_each_judged(
     assert ("checkpoint", "run-none vs. t5-none") in {
         (c.pair.kind, c.pair.name) for c in study.main.comparisons
     }
+
+
+def test_a_language_model_has_its_own_name(tmp_path: Path) -> None:
+    arms = {"gpt2-pretrained-none": -0.06, "gpt2-matched-none": 0.0, "gpt2-random-none": 0.0}
+    write(tmp_path, arms, backbone__title="GPT-2")
+    findings = found(tmp_path)
+    assert findings.kind == TRANSFERS
+    assert "GPT-2" in markdown(findings).splitlines()[0]
+    assert all(arm_label(arm).startswith("GPT-2 (") for arm in findings.main.condition.arms)
 
 
 def test_random_weights_have_no_donor(tmp_path: Path) -> None:
