@@ -90,12 +90,8 @@ def remove_if_unused(run_dir: Path) -> None:
         with locked(run_dir):
             if {path.name for path in run_dir.iterdir()} <= {".hydra", "run.log", ".lock"}:
                 shutil.rmtree(run_dir)
-                for parent in run_dir.absolute().parents:
-                    if (
-                        Path.cwd() not in parent.parents
-                        or parent.is_symlink()
-                        or any(parent.iterdir())
-                    ):
+                for parent in run_dir.resolve().parents:
+                    if Path.cwd() not in parent.parents or any(parent.iterdir()):
                         break
                     parent.rmdir()
     except DirectoryInUse:

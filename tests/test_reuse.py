@@ -308,7 +308,7 @@ def test_what_acts_later_is_read_by_the_plan_alone() -> None:
         assert files <= {*plan, "checks.py"} or key == "freeze.name", key
         assert files & plan or key == "freeze.name", key
     # Only a label: a part of the arm's name, and of its name in words.
-    assert readers["freeze.name"] == {"config.py", "checks.py", "console.py"}
+    assert readers["freeze.name"] == {"config.py", "checks.py", "analysis/words.py"}
 
 
 def test_code_data_weights_and_machine_are_in_the_key(

@@ -35,7 +35,7 @@ def test_cfg_job_prints_the_configuration(tmp_path: Path) -> None:
 def test_one_switch_shows_every_line(tmp_path: Path) -> None:
     dry = [*SMALL, *TINY_T5, "debug=fast_dev_run", "hydra.run.dir=run", "hydra.verbose=t5ts"]
     out, err = Command(*dry, cwd=tmp_path).wait()
-    assert "RMS at step 0" in out, err
+    assert "at step 0, RMS" in out, err
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
         "forecast.csv",
     ]
     assert (run_dir / "plots" / "learning_curve.png").is_file()
-    assert "RMS at step 0" not in out
-    assert "RMS at step 0" in (run_dir / "run.log").read_text()
+    assert "at step 0, RMS" not in out
+    assert "at step 0, RMS" in (run_dir / "run.log").read_text()
     provenance = read(run_dir / "provenance.json")
     assert provenance["weights"]["init"] == "t5"
     assert provenance["weights"]["revision"] == COMMIT

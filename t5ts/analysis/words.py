@@ -110,8 +110,8 @@ def arm_label(arm: Any) -> str:
 
 def run_words(config: Any) -> str:
     """The arm of a run's configuration in words."""
-    names = (group.name for group in (config.backbone, config.init, config.freeze))
-    return arm_words(*names, model=getattr(config.backbone, "title", "T5"))
+    model = getattr(config.backbone, "title", "T5")
+    return arm_words(config.backbone.name, config.init.name, config.freeze.name, model=model)
 
 
 def plural(count: int, noun: str) -> str:

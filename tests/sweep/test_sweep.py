@@ -304,7 +304,7 @@ def test_a_space_that_the_grammar_cannot_say(
         (["init=random"], "nothing to sweep"),
         (["optim.lrr=1,2"], "optim.lrr"),
         (["+hydra.sweeper.params.optim.lrr='1,2'"], "lrr"),
-        (["init=random,pretrained"], "init=pretrained"),
+        (["init=random,pretrainde"], "init=pretrainde"),
         (["train.epochs=interval(1,9)"], "int(interval(A,B))"),
         (["train.epochs=1.5,2"], "train.epochs=1.5"),
         (["freeze=staged", "freeze.unfreeze_epoch=range(0,9)"], "(freeze.unfreeze_epoch=8)"),
