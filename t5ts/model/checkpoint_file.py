@@ -49,8 +49,8 @@ _ALIASES = {
 }
 _LFS_POINTER = b"version https://git-lfs"
 _GIVE_FOLDER = (
-    "Use a folder with config.json and model.safetensors, as written by T5's save_pretrained: "
-    "backbone=local backbone.path=DIR."
+    "Use a folder with config.json and model.safetensors, as written by save_pretrained: "
+    "backbone.path=DIR with backbone=local for a T5, backbone=hf for another model."
 )
 
 

@@ -33,11 +33,15 @@ KNOWN_IDS = (
     *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
     *(f"google/t5-efficient-{size}" for size in ("tiny", "mini", "small", "base", "large")),
     *(f"amazon/chronos-t5-{size}" for size in ("tiny", "mini", "small", "base", "large")),
+    *("google/mt5-small", "google-bert/bert-base-uncased", "distilbert/distilbert-base-uncased"),
+    *("FacebookAI/roberta-base", "answerdotai/ModernBERT-base", "openai-community/gpt2"),
+    *("sentence-transformers/all-MiniLM-L6-v2", "facebook/opt-125m", "Qwen/Qwen2.5-0.5B"),
+    *("HuggingFaceTB/SmolLM2-135M", "meta-llama/Llama-3.2-1B"),
 )
 _REMEDY = (
     "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME "
-    "to a copy of its cache, use a checkpoint folder with backbone=local backbone.path=DIR, or use "
-    "backbone=t5_tiny_en, a small T5 pretrained on English that comes with t5ts."
+    "to a copy of its cache, use a checkpoint folder with backbone=local (or hf) backbone.path=DIR, "
+    "or use backbone=t5_tiny_en, a small T5 pretrained on English that comes with t5ts."
 )
 _PROXY = (
     "The proxy {proxy} cannot be used for {endpoint} ({why}). Check HTTPS_PROXY/HTTP_PROXY/"
@@ -55,10 +59,10 @@ _TABLE = {
     "RevisionNotFoundError": "{hub_id} has no revision {revision!r}. Use main, or a branch, tag or "
     "full commit listed at {endpoint}/{hub_id}/commits/main.",
     "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}.{meant} Use the "
-    "id of a T5 checkpoint such as t5-small or google/flan-t5-small; if the model is private, "
+    "id of a checkpoint such as t5-small or openai-community/gpt2; if the model is private, "
     "set HF_TOKEN or run `hf auth login`.",
-    "RemoteEntryNotFoundError": "{hub_id} has no file {file} on the hub ({why}). Choose a T5 "
-    "checkpoint such as t5-small, google/flan-t5-small or t5-base.",
+    "RemoteEntryNotFoundError": "{hub_id} has no file {file} on the hub ({why}). Choose "
+    "another checkpoint, such as t5-small, google/flan-t5-small or t5-base.",
     "FileMetadataError": "{endpoint} is not a complete mirror of the hub ({why}). Set HF_ENDPOINT "
     "to a complete one, or unset it.",
     "ProxyError 407": _PROXY,
@@ -224,7 +228,7 @@ def _find(request: HubRequest) -> tuple[str, str]:
     if "config.json" not in names:
         raise WeightsError(
             f"{request.hub_id} has no config.json, so it is not a transformers checkpoint. "
-            "Choose a T5 checkpoint such as t5-small, google/flan-t5-small or t5-base."
+            "Choose another, such as t5-small, google/flan-t5-small or t5-base."
         )
     return info.sha, choose_weight_file(names, where=f"The repository {request.hub_id}")
 
