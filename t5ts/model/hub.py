@@ -39,9 +39,9 @@ KNOWN_IDS = (
     *("HuggingFaceTB/SmolLM2-135M", "meta-llama/Llama-3.2-1B"),
 )
 _REMEDY = (
-    "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME "
-    "to a copy of its cache, use a checkpoint folder with backbone=local (or hf) backbone.path=DIR, "
-    "or use backbone=t5_tiny_en, a small T5 pretrained on English that comes with t5ts."
+    "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME to a "
+    "copy of its cache, use a checkpoint folder with backbone=local (or hf) backbone.path=DIR, or "
+    "use backbone=t5_tiny_en, a small T5 pretrained on English that comes with t5ts."
 )
 _PROXY = (
     "The proxy {proxy} cannot be used for {endpoint} ({why}). Check HTTPS_PROXY/HTTP_PROXY/"
