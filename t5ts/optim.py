@@ -117,6 +117,11 @@ class PlannedOptimizer:
         return last + self.rewarmup_steps if last else 0
 
     @property
+    def never_trains(self) -> set[str]:
+        """Names of the parameters that no step changes."""
+        return {name for name, rule in self.plan.items() if rule.start_epoch is None}
+
+    @property
     def inner(self) -> torch.optim.Optimizer:
         """The torch optimizer (for a GradScaler)."""
         assert self.torch_optimizer is not None

@@ -1,5 +1,6 @@
 """Training diagnostics: gradient norms, update ratios, distance from the start."""
 
+import zlib
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -82,28 +83,41 @@ class UpdateRatios:
 class DistanceFromInit:
     """‖w − w₀‖ / ‖w₀‖ of each component; inf if it started from all zeros and moved.
 
-    w₀ is kept in host memory, and compared one tensor at a time.
+    w₀ is kept in host memory, and compared one tensor at a time. Of what never trains a CRC-32 is
+    kept instead, so that a large frozen encoder has no copy.
 
     Args:
         parameters: As they are before training.
-        frozen: Names of those that never train: no copy of them is kept.
+        frozen: Names of those that never train.
     """
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], *, frozen: Collection[str] = ()
     ) -> None:
         self._parameters = parameters
-        self._initial = [
-            p.detach() if name in frozen else p.detach().to("cpu", copy=True)
+        self._sums = {name: _crc32(parameters[name]) for name in frozen}
+        self._initial = {
+            name: p.detach().to("cpu", copy=True)
             for name, p in parameters.items()
-        ]
-        self._sizes = torch.stack([initial.norm().cpu() for initial in self._initial])
+            if name not in frozen
+        }
+        initial = (self._initial.get(name, p.detach()) for name, p in parameters.items())
+        self._sizes = torch.stack([w0.norm().cpu() for w0 in initial])
 
     def measure(self) -> dict[str, float]:
-        """Current distance by component."""
-        pairs = zip(self._parameters.values(), self._initial, strict=True)
-        moved = torch.stack([(p.detach() - w0.to(p.device)).norm() for p, w0 in pairs])
-        return _relative(self._parameters, moved, self._sizes)
+        """Current distance by component; fails if a tensor that never trains has changed."""
+        moved = []
+        for name, p in self._parameters.items():
+            if name in self._sums:
+                assert _crc32(p) == self._sums[name], f"{name} never trains, and has changed"
+                moved.append(torch.zeros((), device=p.device))
+            else:
+                moved.append((p.detach() - self._initial[name].to(p.device)).norm())
+        return _relative(self._parameters, torch.stack(moved), self._sizes)
+
+
+def _crc32(p: Tensor) -> int:
+    return zlib.crc32(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _relative(names: Iterable[str], moved: Tensor, sizes: Tensor) -> dict[str, float]:

@@ -224,8 +224,7 @@ def fit(
     """
     train, optimizer = config.train, setup.optimizer
     _prepare(setup, config)
-    never = {name for name, rule in optimizer.plan.items() if rule.start_epoch is None}
-    distance = DistanceFromInit(optimizer.parameters, frozen=never)
+    distance = DistanceFromInit(optimizer.parameters, frozen=optimizer.never_trains)
     scaler = _build_scaler(setup)
     state = FitState()
     if resume_from is not None:

@@ -76,6 +76,23 @@ def test_distance_from_zero_is_infinite_once_moved() -> None:
     assert distance.measure() == {"a": float("inf")}
 
 
+def test_what_never_trains_has_no_copy_and_may_not_change() -> None:
+    model = net()
+    parameters = dict(model.named_parameters())
+    distance = DistanceFromInit(parameters, frozen=["a.weight", "a.bias", "b.weight"])
+    assert distance.measure() == {"a": 0.0, "b": 0.0}
+    with torch.no_grad():
+        model["b"].bias.add_(1)
+    assert distance.measure()["b"] > 0
+    with torch.no_grad():
+        model["a"].weight[0, 0] += 1e-6
+    with pytest.raises(AssertionError, match=r"a\.weight"):
+        distance.measure()
+    with LiveBytes() as held:
+        DistanceFromInit({"a.0": nn.Parameter(torch.ones(1000))}, frozen=["a.0"]).measure()
+    assert held.peak <= 1.5 * 4000  # the parameter itself
+
+
 def test_a_gpus_sums_by_component_are_the_cpus() -> None:
     """They need no `index_add_`, whose order is not fixed there, and spread no NaN."""
     squares, places = torch.rand(50), torch.randint(0, 4, (50,))
