@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import read, rows
-from test_experiment import die_after
+from runs import read
+from test_experiment import resumes_as_whole
 
 from t5ts import experiment
 from t5ts.build import build_model, token_scale
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
-from t5ts.errors import InputsChanged, Interrupted, UserError, WeightsError
+from t5ts.errors import InputsChanged, UserError, WeightsError
 from t5ts.model import verify
 from t5ts.model.freshness import Freshness
 
@@ -102,13 +102,7 @@ def test_a_runs_encoder_survives_kill_and_resume(
     arm: Compose, donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = arm("init=run", "patch.init=run", f"patch.path={donor}", "train.epochs=2")
-    run(config, run_dir=tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        die_after(patched, 8, politely=True)
-        with pytest.raises(Interrupted):
-            run(config, run_dir=tmp_path / "parts")
-    run(config, run_dir=tmp_path / "parts")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    resumes_as_whole(config, tmp_path, monkeypatch)
     recorded = read(tmp_path / "parts" / "provenance.json")["weights"]
     assert (recorded["init"], recorded["origin"]) == ("run", "barely trained")  # as it is
 

@@ -58,6 +58,17 @@ def die_after(monkeypatch: pytest.MonkeyPatch, step: int, *, politely: bool) -> 
     monkeypatch.setattr(experiment, "fit", fit)
 
 
+def resumes_as_whole(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stops after step 8 and resumes, in `parts`, equals one that does not, `whole`."""
+    run(config, run_dir=folder / "whole")
+    with monkeypatch.context() as patched:
+        die_after(patched, 8, politely=True)
+        with pytest.raises(Interrupted):
+            run(config, run_dir=folder / "parts")
+    run(config, run_dir=folder / "parts")
+    assert rows(folder / "parts") == rows(folder / "whole")
+
+
 @pytest.fixture(scope="module")
 def whole(
     composed: Compose, tmp_path_factory: pytest.TempPathFactory

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from runs import read, rows
-from test_experiment import die_after
+from test_experiment import resumes_as_whole
 
 from t5ts import experiment
 from t5ts.build import build
 from t5ts.config import Config
-from t5ts.errors import DataError, Interrupted
+from t5ts.errors import DataError
 from t5ts.evaluation import evaluate
 
 Compose = Callable[..., Config]
@@ -206,13 +206,7 @@ def test_reconstruction_resumed_equals_uninterrupted(
     tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny(*RECONSTRUCT, "head=per_patch", "train.epochs=2")
-    run(config, run_dir=tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        die_after(patched, 8, politely=True)
-        with pytest.raises(Interrupted):
-            run(config, run_dir=tmp_path / "parts")
-    run(config, run_dir=tmp_path / "parts")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    resumes_as_whole(config, tmp_path, monkeypatch)
 
 
 def test_the_train_mask_is_another_in_every_epoch_and_the_seed_pairs_it(

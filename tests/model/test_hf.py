@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from forecasters import build_model as build_forecaster
 from runs import Command, read, rows, wait_for_rows
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +20,7 @@ from t5ts.donor import read_donor
 from t5ts.errors import ConfigError, WeightsError
 from t5ts.experiment import run
 from t5ts.export import export
+from t5ts.model.forecaster import scale_audit
 from t5ts.model.hf_encoder import HFEncoder, hf_architecture, hf_config, hf_random_state
 from t5ts.model.weights import load_checkpoint
 
@@ -129,6 +131,23 @@ def test_every_parameter_has_its_place(kind: str) -> None:
     assert ("final_layer_norm" in places) == (kind in ("modernbert", *CAUSAL))
     # Rotary positions have no parameters.
     assert ("stem" in places) == (kind not in ("llama", "qwen2"))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_bypassed_blocks_pass_on_what_comes_before_them(kind: str) -> None:
+    encoder = HFEncoder(arch_of(kind), dropout=0.0)
+    encoder.draw(generator())
+    model = build_forecaster(encoder).eval()
+    entered: list[torch.Tensor] = []
+    encoder.block[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    x_BCL = torch.randn(2, 3, 16, generator=generator())
+    whole, audit = model(x_BCL), scale_audit(model, x_BCL)
+    with model.bypassing_blocks():
+        bypassed = encoder(model.patch(x_BCL))
+    expected = getattr(encoder, "final_layer_norm", torch.nn.Identity())(entered[-1])
+    torch.testing.assert_close(bypassed, expected)
+    assert {"block_0", "block_1", "cosine"} <= audit.keys()
+    assert torch.equal(model(x_BCL), whole)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -11,14 +11,14 @@ import torch
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import local_t5, rows
+from runs import local_t5
 from safetensors.torch import load_file
-from test_experiment import die_after
+from test_experiment import resumes_as_whole
 
 import t5ts
 from t5ts.build import build, build_model, setup_summary
 from t5ts.config import Config
-from t5ts.errors import Interrupted, WeightsError
+from t5ts.errors import WeightsError
 from t5ts.experiment import run
 from t5ts.export import export
 from t5ts.model.patching import PatchEmbedding, WholeContext
@@ -249,13 +249,7 @@ def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(
 ) -> None:
     staged = ["init=t5", "freeze=staged", "freeze.unfreeze_epoch=1"]
     config = arm(*staged)
-    run(config, run_dir=tmp_path / "whole")
-    with monkeypatch.context() as patched:
-        die_after(patched, 8, politely=True)
-        with pytest.raises(Interrupted):
-            run(config, run_dir=tmp_path / "parts")
-    run(config, run_dir=tmp_path / "parts")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    resumes_as_whole(config, tmp_path, monkeypatch)
     store = f"train.reuse_dir={tmp_path / 'store'}"
     for name in ("cold", "warm"):
         shared = run(arm(*staged, store), run_dir=tmp_path / name)
