@@ -561,10 +561,16 @@ def searched(overrides: Sequence[str], keys: Collection[str] | None = None) -> l
     return found
 
 
+def task_overrides(hydra: Any) -> list[str]:
+    """The job's own overrides as they were typed; reading the list itself would resolve `${…}`."""
+    lines: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return lines
+
+
 def searched_folder(root: DictConfig) -> str:
     """The end of a job's directory: `-lr=0.001`; empty where nothing but arm and seed differ."""
     keys = root.hydra.job.env_set.get(SEARCHED, "").split()
-    name = ",".join(searched(root.hydra.overrides.task, keys))[:MOST_IN_FOLDER]
+    name = ",".join(searched(task_overrides(root.hydra), keys))[:MOST_IN_FOLDER]
     return "-" + re.sub(r"[^\w.,+=-]+|\.\.+", "_", name) if name else ""
 
 

@@ -27,7 +27,7 @@ from t5ts.build import (
     setup_summary,
 )
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import SEARCHED, Config, identity
+from t5ts.config import SEARCHED, Config, identity, task_overrides
 from t5ts.console import announce, device_name, report
 from t5ts.data.windows import Windows
 from t5ts.draws import shuffle_time
@@ -454,7 +454,7 @@ def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
     overrides, keys = [], None
     if group and HydraConfig.initialized():
         hydra = HydraConfig.get()
-        overrides, known = hydra.overrides.task, hydra.job.env_set.get(SEARCHED)
+        overrides, known = task_overrides(hydra), hydra.job.env_set.get(SEARCHED)
         keys = None if known is None else known.split()
     return WandbTracker(
         run_dir=run_dir,

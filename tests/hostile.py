@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from hydra._internal.hydra import Hydra
+from hydra.core.hydra_config import HydraConfig
 
 from t5ts import run
 
@@ -227,6 +228,8 @@ def outcome(
         except Exception as error:
             status = None
             print(repr(error), file=sys.stderr)
+        finally:  # Hydra leaves the last job's config behind, for whatever test comes next
+            HydraConfig.instance().cfg = None
     left = [] if begun else list(folder.rglob("*"))
     captured = capsys.readouterr()
     return Outcome(status, captured.err + captured.out, len(begun), left)
