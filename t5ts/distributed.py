@@ -79,6 +79,11 @@ def setup() -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
+    # Its functions have the process group of their import as a default argument (torch's
+    # optimizers import it). Imported after the group is made, they keep it alive, and gloo's
+    # threads with it, which then may abort the exit ("terminate called", torch 2.13).
+    import torch.distributed.nn.functional
+
     # Objects and flags always go over gloo, tensors over their device's backend.
     has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=TIMEOUT)

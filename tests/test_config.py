@@ -315,7 +315,7 @@ def test_a_table_is_called_after_its_file_and_keeps_its_identity(path, name, com
 
 def test_a_jobs_directory_ends_with_what_was_searched() -> None:
     def ending(keys: str) -> str:
-        overrides = ["seed=1", "optim.lr=0.00036728194", "data.path=../a b/c.csv", "train.epochs=${x}"]
+        overrides = ["seed=1", "optim.lr=0.00036728194", "data.path=../a b/c.csv", "horizon=${x}"]
         job = {"env_set": {SEARCHED: keys} if keys else {}}
         return searched_folder(OmegaConf.create(
             {"hydra": {"job": job, "overrides": {"task": overrides}}}
@@ -324,4 +324,4 @@ def test_a_jobs_directory_ends_with_what_was_searched() -> None:
     assert ending("") == ending("seed") == ""
     assert ending("seed optim.lr") == "-lr=0.0003673"
     assert ending("data.path") == "-path=__a_b_c.csv"
-    assert ending("train.epochs") == "-epochs=_x_"  # as typed: nothing is looked up
+    assert ending("horizon") == "-horizon=_x_"  # as typed: nothing is looked up
