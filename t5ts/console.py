@@ -84,13 +84,17 @@ def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
         for line in details:
             log.debug(line)
     scale = token_scale(setup.model)
-    if config.patch.path is not None and scale is not None:
-        log.debug("patch      the trained embedding of %s", config.patch.path)
-    if config.patch.num_prototypes is not None and scale is not None:
-        words = "patch      %s, mixed from %s token embeddings"
-        log.debug(words, plural(config.patch.num_prototypes, "prototype"), config.patch.bank_size)
     if scale is not None:
-        log.debug("scale      patch.scale=%s: tokens times %.4g", config.patch.scale, scale)
+        patch = config.patch
+        words = [
+            f"patches of {patch.patch_len} steps",
+            f"tokens times {scale:.4g} (patch.scale={patch.scale})",
+        ]
+        words.append("fresh" if patch.path is None else f"the trained embedding of {patch.path}")
+        if patch.num_prototypes is not None:
+            mixed = f"{plural(patch.num_prototypes, 'prototype')} of {patch.bank_size} embeddings"
+            words.append(mixed)
+        log.debug("interface  %s", ", ".join(words))
     log.debug(
         "scale      at step 0, RMS: %s",
         "  ".join(f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio")),
@@ -262,14 +266,7 @@ def report(result: Result, run_dir: Path) -> None:
     if result.skipped_steps:
         lines.append(f"fp16: {result.skipped_steps} steps skipped for overflow")
     log.info("\n".join(lines))
-    mean = result.baselines["val"]["mean"]["loss"]
-    if result.metrics["val_loss"] > mean:
-        log.warning(
-            "val_loss %.4g is worse than predicting the train mean (%.4g): look for an error of"
-            " scale in the data or a learning rate that is too high.",
-            result.metrics["val_loss"],
-            mean,
-        )
+    _warn_of_baselines(result)
     if result.debug != "none":
         log.warning("debug=%s: these numbers are no result.", result.debug)
     where = _shown(run_dir)
@@ -278,6 +275,23 @@ def report(result: Result, run_dir: Path) -> None:
         "next            python -m t5ts.report %s\n"
         "                python -m t5ts.predict %s --out forecast.csv",
         *[where] * 3,
+    )
+
+
+def _warn_of_baselines(result: Result) -> None:
+    """Log one warning naming the naive forecasts that the model does not beat on validation."""
+    val_loss = result.metrics["val_loss"]
+    losses = {name: metrics["loss"] for name, metrics in result.baselines["val"].items()}
+    if not (better := {name: loss for name, loss in losses.items() if val_loss >= loss}):
+        return
+    hint = "train longer, or try other learning rates"
+    if "mean" in better:
+        hint = "look for an error of scale in the data or a learning rate that is too high"
+    log.warning(
+        "val_loss %.4g is no better than %s: %s.",
+        val_loss,
+        ", ".join(f"{name.replace('_', ' ')} ({loss:.4g})" for name, loss in better.items()),
+        hint,
     )
 
 
