@@ -86,10 +86,8 @@ def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
     scale = token_scale(setup.model)
     if scale is not None:
         patch = config.patch
-        words = [
-            f"patches of {patch.patch_len} steps",
-            f"tokens times {scale:.4g} (patch.scale={patch.scale})",
-        ]
+        words = [f"patches of {patch.patch_len} steps"]
+        words.append(f"tokens times {scale:.4g} (patch.scale={patch.scale})")
         words.append("fresh" if patch.path is None else f"the trained embedding of {patch.path}")
         if patch.num_prototypes is not None:
             mixed = f"{plural(patch.num_prototypes, 'prototype')} of {patch.bank_size} embeddings"
