@@ -67,8 +67,8 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
 
 
 def sources_sha256(notebook: nbformat.NotebookNode) -> str:
-    """A hash of the cells' sources, ignoring outputs."""
-    sources = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    """A hash of the code cells' sources: neither outputs nor prose."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
