@@ -20,14 +20,14 @@ install: $(STAMP)  ## install t5ts and its development tools into .venv
 DEMO := multirun/demo-$(shell date +%Y-%m-%d_%H-%M-%S)
 CONTROL := init=run,random,matched seed=0,1,2,3 init.path=$(DEMO)/donor
 demo: $(STAMP)  ## install, then two small studies on packaged data, offline (under 2 minutes)
-	@printf '\n1. Does t5ts say yes where yes is true? A donor learns a process, for a short draw of the same.\n'
+	@printf '\n1. Can t5ts say yes? An encoder learns a synthetic process, then meets a short series of the same process.\n'
 	$(BIN)/python -m t5ts.run experiment=donor train.epochs=1 train.threads=1 hydra.run.dir=$(DEMO)/donor
 	$(BIN)/python -m t5ts.run --multirun experiment=positive_control train.epochs=1 $(CONTROL) hydra.sweep.dir=$(DEMO)/control
 	$(BIN)/python -m t5ts.report $(DEMO)/control
 	@printf "\n2. Does T5's text pretraining help on packaged hourly weather?\n"
 	$(BIN)/python -m t5ts.run --multirun experiment=demo init=t5,random seed=0,1,2 hydra.sweep.dir=$(DEMO)/weather
 	$(BIN)/python -m t5ts.report $(DEMO)/weather
-	@printf '\nThe two answers: 1. control, by the first three commands above; 2. weather, by the last two\n\n'
+	@printf '\nThe two answers (1. the control, 2. the weather):\n\n'
 	@grep -m1 '^\*\*' $(DEMO)/control/report/report.md $(DEMO)/weather/report/report.md
 	@printf '\nNext, on your own table: $(BIN)/python -m t5ts.run data=csv data.path=FILE backbone=t5_tiny_en init=t5\n'
 
