@@ -74,6 +74,7 @@ class Command:
         cwd: Where it runs.
         program: Something else to call with the arguments.
         processes: If several, each calls the program, as under torchrun.
+        pictures: Whether a run draws its pictures, which takes longer than a short training.
         environment: Variables to set; those of the hub and of W&B are removed.
     """
 
@@ -83,13 +84,14 @@ class Command:
         cwd: Path,
         program: Callable[..., object] = command_line,
         processes: int = 1,
+        pictures: bool = False,
         **environment: str,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._texts = [Path(self._folder.name) / name for name in ("out", "err")]
         self._process = _FORKS.Process(
             target=_run,
-            args=(arguments, cwd, program, processes, environment, *self._texts),
+            args=(arguments, cwd, program, processes, pictures, environment, *self._texts),
             daemon=processes == 1,  # else it may have no children
         )
         self._process.start()
@@ -124,6 +126,7 @@ def _run(
     cwd: Path,
     program: Callable[..., object],
     processes: int,
+    pictures: bool,
     environment: Mapping[str, str],
     *texts: Path,
 ) -> None:
@@ -131,6 +134,10 @@ def _run(
     for name in [name for name in os.environ if name.startswith(("HF_", "WANDB_"))]:
         del os.environ[name]
     os.environ.update(environment)
+    if not pictures:
+        import t5ts.analysis.plots
+
+        t5ts.analysis.plots.draw_run = lambda *_args, **_kwargs: []
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)

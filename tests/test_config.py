@@ -315,7 +315,8 @@ def test_a_table_is_called_after_its_file_and_keeps_its_identity(path, name, com
 
 def test_a_jobs_directory_ends_with_what_was_searched() -> None:
     def ending(keys: str) -> str:
-        overrides = ["seed=1", "optim.lr=0.00036728194", "data.path=../a b/c.csv", "train.epochs=${x}"]
+        overrides = ["seed=1", "optim.lr=0.00036728194", "data.path=../a b/c.csv"]
+        overrides.append("train.epochs=${x}")
         job = {"env_set": {SEARCHED: keys} if keys else {}}
         return searched_folder(OmegaConf.create(
             {"hydra": {"job": job, "overrides": {"task": overrides}}}

@@ -116,12 +116,12 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
 
     What is left of the processes prints one line each time, also where process 0 is gone.
     """
-    overrides = [WITHOUT_DROPOUT, "train.epochs=40", "freeze=staged", "freeze.unfreeze_epoch=2"]
+    overrides = [WITHOUT_DROPOUT, "train.epochs=20", "freeze=staged", "freeze.unfreeze_epoch=2"]
     place = tmp_path / "work"
     place.mkdir()
     run_dir = place / "run"
     command = [*SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
-    for rank, number, rows_first in ((0, signal.SIGKILL, 6), (None, signal.SIGTERM, 60)):
+    for rank, number, rows_first in ((0, signal.SIGKILL, 6), (None, signal.SIGTERM, 30)):
         process = Command(*command, cwd=place, processes=2)
         wait_for_rows(run_dir, rows_first, process)
         process.send_signal(number, rank=rank)

@@ -38,8 +38,8 @@ EPOCHS, BLOCKS = 4, 2  # of the small setting
 
 @pytest.fixture(scope="module")
 def base(composed: Compose) -> Config:
-    """The small setting, composed once for all examples."""
-    return composed(*SMALL, *TINY_T5)
+    """The small setting with 3 steps an epoch, composed once for all examples."""
+    return composed(*SMALL, *TINY_T5, "train.batch_size=128")
 
 
 @pytest.fixture
@@ -530,6 +530,7 @@ def test_the_best_epoch_may_lie_within_the_prefix(staged: Compose, tmp_path: Pat
 @pytest.mark.slow
 def test_two_processes_at_once_share_what_they_can(base: Config, tmp_path: Path) -> None:
     common = [*SMALL, *TINY_T5, "freeze=staged", f"train.reuse_dir={tmp_path / 'store'}"]
+    common.append(f"train.batch_size={base.train.batch_size}")
     processes = [
         Command(
             *common, f"freeze.unfreeze_epoch={epoch}", "train.threads=1",

@@ -26,7 +26,7 @@ from t5ts.tasks import Batch, Forecast
 #: Overrides of the runs that must give the numbers of one process (without dropout).
 EQUAL = {
     # 381 windows: five batches of 64 and one of 61, each in three parts of a half.
-    "none": ["train.grad_accumulation=3"],
+    "none": ["train.grad_accumulation=3", "train.epochs=2"],
     # Batches of 64, 64 and 1: the second process has no window in the last. Stages begin in
     # mid-epoch, block by block, with rates that warm up anew.
     "staged": [
@@ -36,7 +36,7 @@ EQUAL = {
     ],
     # All that the selected checkpoint can be measured on.
     "all": [
-        "freeze=all", "train.grad_accumulation=2", "train.eval_batch_size=7",
+        "freeze=all", "train.epochs=2", "train.grad_accumulation=2", "train.eval_batch_size=7",
         "train.shuffled_test=true", "data@ood=synthetic", "ood.num_rows=500", "ood.seed=5",
     ],
 }  # fmt: skip
@@ -44,10 +44,8 @@ WITHOUT_DROPOUT = "backbone.dropout=0"
 STOP_AFTER = 9  # steps, in the middle of an epoch
 RUNS = [
     *((name, [WITHOUT_DROPOUT, *overrides]) for name, overrides in EQUAL.items()),
-    ("whole", []),
-    ("parts", []),
-    ("parts", []),
-    ("parts", []),  # and shown, once it is finished
+    ("whole", ["train.epochs=2"]),
+    *[("parts", ["train.epochs=2"])] * 3,  # the third time it is finished, and shown
     ("fp16", ["train.epochs=2", "train.log_every=1"]),
 ]
 
