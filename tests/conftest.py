@@ -3,7 +3,6 @@
 import functools
 import gc
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -18,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
+from runs import wandb_records
 
 from t5ts.checks import check
 from t5ts.config import CONF, Config, from_hydra, register
@@ -140,17 +140,5 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wandb_summary() -> Callable[[Path], dict[str, Any]]:
-    """Read the one offline run below a folder back with W&B's own tool."""
-
-    def read(folder: Path) -> dict[str, Any]:
-        from wandb.util import get_core_path
-
-        # Without its Python command, which takes seconds to import.
-        (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-        inspect = [get_core_path(), "leet", "inspect", "--no-observability", "--summary", "--json"]
-        done = subprocess.run(
-            [*inspect, "--run-file", log, log.parent], capture_output=True, text=True, check=True
-        )
-        return json.loads(done.stdout)
-
-    return read
+    """The summary of the one offline run below a folder."""
+    return lambda folder: json.loads(wandb_records(folder, "--summary"))

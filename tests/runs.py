@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +41,17 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 def read(path: Path) -> dict[str, Any]:
     """A JSON file."""
     return json.loads(path.read_text())
+
+
+def wandb_records(folder: Path, *options: str) -> str:
+    """The one offline run below a folder, a line of JSON for each record, by W&B's own tool."""
+    from wandb.util import get_core_path
+
+    # Without its Python command, which takes seconds to import.
+    (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    inspect = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
+    command = [*inspect, "--run-file", log, log.parent]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def local_t5(folder: Path) -> Path:
