@@ -2,13 +2,13 @@
 
 import functools
 import gc
-import json
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -17,7 +17,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
-from runs import wandb_records
 
 from t5ts.checks import check
 from t5ts.config import CONF, Config, from_hydra, register
@@ -141,4 +140,4 @@ def run_dir(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def wandb_summary() -> Callable[[Path], dict[str, Any]]:
     """The summary of the one offline run below a folder."""
-    return lambda folder: json.loads(wandb_records(folder, "--summary"))
+    return runs.wandb_summary

@@ -43,14 +43,29 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def wandb_records(folder: Path, *options: str) -> str:
-    """The one offline run below a folder, a line of JSON for each record, by W&B's own tool."""
+def wandb_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of the one offline run below a folder, by W&B's own tool."""
+    deadline = time.monotonic() + 60
+    while True:  # its file is written after `finish` returns
+        records = [json.loads(line) for line in _inspect(folder).splitlines()]
+        if records[-1]["type"] == "exit":
+            return records
+        assert time.monotonic() < deadline, records
+
+
+def wandb_summary(folder: Path) -> dict[str, Any]:
+    """What W&B shows of the one offline run below a folder."""
+    wandb_records(folder)
+    return json.loads(_inspect(folder, "--summary"))
+
+
+def _inspect(folder: Path, *options: str) -> str:
+    """Without W&B's Python command, which takes seconds to import."""
     from wandb.util import get_core_path
 
-    # Without its Python command, which takes seconds to import.
     (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    inspect = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
-    command = [*inspect, "--run-file", log, log.parent]
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
+    command += ["--run-file", log, log.parent]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -9,6 +9,7 @@ import pytest
 from runs import rows, wandb_records
 
 from t5ts import experiment, report, tracking
+from t5ts.analysis.page import Written
 from t5ts.config import TrackerConfig
 from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode, run_name
 
@@ -120,8 +121,8 @@ def test_the_best_checkpoint_is_an_artifact_where_it_is_asked_for(
     for name in ("checkpoint/best.safetensors", "config.yaml"):
         (tmp_path / "run" / name).write_text(name)
     wandb_tracker(tmp_path / "run", artifacts=artifacts).finish({}, [])
-    (sent,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert (b"checkpoint/best.safetensors" in sent.read_bytes()) == artifacts
+    sent = str(wandb_records(tmp_path / "run"))
+    assert ("checkpoint/best.safetensors" in sent) == artifacts
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
@@ -133,21 +134,27 @@ def test_a_study_and_its_report_are_one_group_with_artifacts(
     study = tmp_path / "study"
     config = small("backbone=linear", "tracker=wandb", "tracker.artifacts=true")
     run(config, run_dir=study / "0", group="study", pictures=False)
+
+    def page_alone(_findings: object, out: Path) -> Written:
+        out.mkdir()
+        (out / "report.html").touch()
+        return Written(page=out / "report.html", markdown=out / "report.md", tables=[], figures=[])
+
+    monkeypatch.setattr("t5ts.analysis.write_report", page_alone)
     assert report.main([str(study), "--wandb", "t5ts-test"]) == 0
     started, artifacts = {}, {}
     for folder in (study / "0", study / "report"):
-        for record in map(json.loads, wandb_records(folder).splitlines()):
-            if record["type"] == "run":
-                started[record["run"]["job_type"]] = record["run"]
-        (sent,) = folder.glob("wandb/offline-run-*/*.wandb")
-        artifacts[folder.name] = sent.read_bytes()
+        records = wandb_records(folder)
+        *_, begun = (record["run"] for record in records if record["type"] == "run")
+        started[begun["job_type"]] = begun
+        artifacts[folder.name] = str([r for r in records if r["type"] == "artifact"])
     assert set(started) == {config.arm, "report"}
     assert {one["run_group"] for one in started.values()} == {"study"}
     stored = started[config.arm]["config"]["update"]
     assert stored["optim"]["lr"] == config.optim.lr  # nested
     assert stored["arm"] == "linear, trained from scratch"
-    assert b"checkpoint/best.safetensors" in artifacts["0"]
-    assert b"report.html" in artifacts["report"]
+    assert "checkpoint/best.safetensors" in artifacts["0"]
+    assert "report.html" in artifacts["report"]
 
 
 def test_a_failing_tracker_falls_silent_and_says_so_once(tmp_path: Path, caplog) -> None:
