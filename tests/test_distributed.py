@@ -4,26 +4,20 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Command, read, rows, wait_for_rows
+from runs import Command, Compose, read, rows, run, wait_for_rows
 from two_processes import EQUAL, WITHOUT_DROPOUT, forecasts, main
 
 from t5ts import distributed, experiment
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import Config
 from t5ts.errors import ConfigError
 from t5ts.metrics import RegressionSums
-
-Compose = Callable[..., Config]
-run = partial(experiment.run, pictures=False)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from data.ett_files import write_ett
 from hub_server import Fault, HubServer, serve
 from omegaconf import DictConfig
 from runs import HUB_BACKBONE as BACKBONE
-from runs import HUB_ID, Command, command_line, local_t5
+from runs import HUB_ID, Command, command_line, flip, local_t5
 
 from t5ts import download
 from t5ts.checks import check
@@ -70,9 +70,7 @@ def test_verify_needs_no_network_and_finds_damage(hub, tmp_path: Path, capsys) -
     assert main(["--verify", *BACKBONE, *cache]) == 0
     assert len(hub.asked("GET", "")) == asked
     (blob,) = [p for p in (tmp_path / "cache").rglob("blobs/*") if p.stat().st_size > 10_000]
-    content = bytearray(blob.read_bytes())
-    content[-100] ^= 1
-    blob.write_bytes(content)
+    flip(blob, -100)
     assert main(["--verify", *BACKBONE, *cache]) == 2
     assert "t5ts: " in capsys.readouterr().err
 

@@ -4,10 +4,8 @@ import ast
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from copy import deepcopy
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,29 @@ import torch
 from conftest import SMALL, TINY_T5
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
-from runs import Command, read, rows
-from test_experiment import Killed, die_after
+from runs import (
+    Command,
+    Compose,
+    Killed,
+    assert_same_run,
+    changed,
+    flip,
+    read,
+    rows,
+    run,
+    run_until,
+)
 
 import t5ts
-from t5ts import experiment, reuse
-from t5ts.analysis.results import Result, read_metrics, read_result
+from t5ts import reuse
+from t5ts.analysis.results import Result, read_metrics
 from t5ts.build import build
-from t5ts.checkpoint import load_checkpoint
 from t5ts.checks import check
 from t5ts.config import NOT_IDENTITY, Config, TrainConfig
-from t5ts.errors import ConfigError, Interrupted
-from t5ts.provenance import json_ready
+from t5ts.errors import ConfigError
 from t5ts.reuse import Reuse, lasting_settings
 from t5ts.schedule import ACTS_LATER
 
-Compose = Callable[..., Config]
-run = partial(experiment.run, pictures=False)
 EPOCHS, BLOCKS = 4, 2  # of the small setting
 
 
@@ -49,46 +53,8 @@ def staged(tiny: Compose, tmp_path: Path) -> Compose:
     return lambda *overrides: tiny("freeze=staged", "freeze.blocks_per_stage=1", store, *overrides)
 
 
-def changed(config: Config, values: dict[str, Any]) -> Config:
-    """A copy with some dotted keys set: composing again takes as long as a run."""
-    copy = deepcopy(config)
-    for dotted, value in values.items():
-        *parents, last = dotted.split(".")
-        node: Any = copy
-        for key in parents:
-            node = getattr(node, key)
-        assert hasattr(node, last), dotted
-        setattr(node, last, value)
-    return copy
-
-
 def cold(config: Config) -> Config:
     return changed(config, {"train.reuse_dir": None})
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Every row, tensor and result, less what a clock says."""
-    assert rows(one) == rows(other)
-    for name in ("last", "best"):
-        tensors, state = load_checkpoint(one / "checkpoint" / f"{name}.safetensors")
-        others, its_state = load_checkpoint(other / "checkpoint" / f"{name}.safetensors")
-        assert tensors.keys() == others.keys()
-        for key, tensor in tensors.items():
-            same = (
-                tensor.reshape(-1)
-                .view(torch.uint8)
-                .equal(others[key].reshape(-1).view(torch.uint8))
-            )
-            assert same, key
-        for its in (state, its_state):
-            for clock in ("train_s", "metrics_bytes", "metrics_crc32", "peak_memory_bytes"):
-                its.get("fit", {}).pop(clock, None)
-        assert repr(state) == repr(its_state)  # repr, since NaN is not itself
-    results = [asdict(read_result(path / "result.json")) for path in (one, other)]
-    for result in results:
-        for clock in ("seconds", "peak_memory_bytes", "reused_epochs", "files"):
-            result.pop(clock)
-    assert json_ready(results[0]) == json_ready(results[1])
 
 
 # --- bitwise ---
@@ -370,14 +336,11 @@ def test_source_files_that_changed_since_the_start_are_not_what_ran(
 
 @pytest.mark.parametrize(("step", "politely"), [(1, True), (6, False), (8, True)])
 def test_a_run_that_began_from_a_prefix_resumes_bit_for_bit(
-    step: int, politely: bool, staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, politely: bool, staged: Compose, tmp_path: Path
 ) -> None:
     config = staged("freeze.unfreeze_epoch=2")
     run(changed(config, {"freeze.order": "bottom_up"}), run_dir=tmp_path / "first")
-    with monkeypatch.context() as patched:
-        die_after(patched, step, politely=politely)
-        with pytest.raises(Interrupted if politely else Killed):
-            run(config, run_dir=tmp_path / "warm")
+    run_until(step, config, tmp_path / "warm", politely=politely)
     # Neither the store nor the switch matters any more: the run has its own checkpoint.
     result = run(cold(config) if step == 6 else config, run_dir=tmp_path / "warm")
     assert result.reused_epochs == 2
@@ -418,27 +381,20 @@ def test_a_resumed_run_shares_its_epochs_unless_other_code_began_it(
             if edits:
                 patched.setattr(reuse, "LOADED_CODE", "before")
                 patched.setattr(reuse, "code_digest", lambda: "before")
-            die_after(patched, 8, politely=True)
-            with pytest.raises(Interrupted):
-                run(here, run_dir=tmp_path / name)
+            run_until(8, here, tmp_path / name)
         run(here, run_dir=tmp_path / name)
         later = run(changed(here, {"freeze.order": "bottom_up"}), run_dir=tmp_path / f"{name}-2")
         # What the edited code began is shared by neither: of its second part nothing is known.
         assert later.reused_epochs == (0 if edits else 3)
 
 
-def test_starting_anew_and_elsewhere(
-    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_starting_anew_and_elsewhere(staged: Compose, tmp_path: Path) -> None:
     config = staged("freeze.unfreeze_epoch=2")
     first = run(config, run_dir=tmp_path / "a")
     anew = run(changed(config, {"train.resume": "never"}), run_dir=tmp_path / "a")
     assert (first.reused_epochs, anew.reused_epochs) == (0, 2)
     assert anew.metrics == first.metrics
-    with monkeypatch.context() as patched:
-        die_after(patched, 3, politely=True)
-        with pytest.raises(Interrupted):
-            run(config, run_dir=tmp_path / "b")
+    run_until(3, config, tmp_path / "b")
     moved = run(changed(config, {"train.resume": str(tmp_path / "b")}), run_dir=tmp_path / "c")
     assert moved.reused_epochs == 2
     assert rows(tmp_path / "c") == rows(tmp_path / "a")
@@ -450,9 +406,7 @@ def test_a_damaged_entry_costs_an_epoch_and_no_more(
     config = staged("freeze.unfreeze_epoch=3")
     run(config, run_dir=tmp_path / "first")
     (path,) = (tmp_path / "store").glob("*.00003.*")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip(path, path.stat().st_size // 2)
     assert run(config, run_dir=tmp_path / "warm").reused_epochs == 2
     assert str(path) in caplog.text
     assert rows(tmp_path / "warm") == rows(tmp_path / "first")

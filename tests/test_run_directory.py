@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from runs import local_t5, read, rows
-from test_experiment import die_after
-from test_reuse import changed
+from runs import Compose, changed, flip, local_t5, read, rows, run, run_until
 
 from t5ts import experiment, run_directory
 from t5ts.analysis.results import read_json, read_result
@@ -30,7 +27,6 @@ from t5ts.errors import (
     DataError,
     DirectoryInUse,
     InputsChanged,
-    Interrupted,
     OutputError,
     ResumeError,
 )
@@ -38,9 +34,6 @@ from t5ts.progress import ProgressBar
 from t5ts.provenance import json_ready
 from t5ts.run_directory import locked, put_aside, remove_if_unused
 from t5ts.tracking import Tracker
-
-Compose = Callable[..., Config]
-run = partial(experiment.run, pictures=False)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +68,7 @@ def config(base: Config, csv: Path) -> Config:
 
 def interrupt(config: Config, run_dir: Path, step: int = 8) -> None:
     """Run up to a step of the second epoch (epochs have 6)."""
-    with pytest.MonkeyPatch.context() as patched:
-        die_after(patched, step, politely=True)
-        with pytest.raises(Interrupted):
-            run(config, run_dir=run_dir)
+    run_until(step, config, run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +86,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }  # fmt: skip
-
-
-def flip(path: Path, place: int = -20, bit: int = 0) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1 << bit
-    path.write_bytes(content)
 
 
 # --- inputs ---

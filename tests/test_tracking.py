@@ -2,18 +2,16 @@
 
 import json
 import socket
-from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import rows, wandb_records
+from runs import rows, run, run_until, wandb_records
 
 from t5ts import experiment, report, tracking
 from t5ts.analysis.page import Written
 from t5ts.config import TrackerConfig
 from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode, run_name
 
-run = partial(experiment.run, pictures=False)
 WANDB_VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "HTTPS_PROXY", "https_proxy")
 
 
@@ -241,10 +239,6 @@ def test_a_trial_is_called_after_what_was_searched(overrides, name) -> None:
     assert run_name("a", 1, overrides) == name
 
 
-class Killed(BaseException):
-    """Stands for kill -9."""
-
-
 class Recorder(Tracker):
     """Keeps the rows that it is sent, over the processes of a run."""
 
@@ -255,39 +249,19 @@ class Recorder(Tracker):
         self.sent.append({k: v for k, v in row.items() if not k.startswith("perf/")})
 
 
-def run_with(recorder: Recorder, config, run_dir: Path, monkeypatch, *, killed_after: int) -> None:
-    monkeypatch.setattr(experiment, "_build_tracker", lambda *_: recorder)
-    real = experiment.fit
-    steps = 0
-
-    def fit(*args, should_stop, **kwargs):
-        def stop() -> bool:
-            nonlocal steps
-            steps += 1
-            if steps == killed_after:
-                raise Killed
-            return should_stop()
-
-        return real(*args, should_stop=stop, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(experiment, "fit", fit)
-        run(config, run_dir=run_dir)
-
-
 @pytest.mark.parametrize("resumed", [True, False])
 def test_a_resume_sends_no_row_twice(resumed: bool, small, tmp_path: Path, monkeypatch) -> None:
     """A tracker that was there before is sent what is new, another one all that is trained."""
     config = small("backbone=linear", "train.log_every=1")
     recorder = Recorder()
-    with pytest.raises(Killed):
-        run_with(recorder, config, tmp_path, monkeypatch, killed_after=9)
+    monkeypatch.setattr(experiment, "_build_tracker", lambda *_: recorder)
+    run_until(9, config, tmp_path, politely=False)
     assert len(recorder.sent) > 9
     kept = [{k: v for k, v in row.items() if v is not None} for row in rows(tmp_path)]
     if not resumed:
         recorder = Recorder()
     recorder.resumed = resumed
-    run_with(recorder, config, tmp_path, monkeypatch, killed_after=0)
+    run(config, run_dir=tmp_path)
     whole = [{k: v for k, v in row.items() if v is not None} for row in rows(tmp_path)]
     since = next(number for number, row in enumerate(kept) if row["step"] > 6)
     assert recorder.sent == (whole if resumed else whole[since:])
