@@ -26,6 +26,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
 from t5ts.errors import Interrupted
 from t5ts.provenance import json_ready
+from t5ts.tasks import Batch, Forecast
 
 Compose = Callable[..., Config]
 run = partial(experiment.run, pictures=False)
@@ -96,6 +97,13 @@ def changed(config: Config, values: dict[str, Any]) -> Config:
         assert hasattr(node, last), dotted
         setattr(node, last, value)
     return copy
+
+
+class Loud(Forecast):
+    """Losses whose gradients overflow fp16 at the scaler's first scale."""
+
+    def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return 100 * super().loss(prediction_BCH, batch)
 
 
 def flip(path: Path, place: int = -20, bit: int = 0) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Compose, rows, run, run_until
+from runs import Compose, Loud, rows, run, run_until
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,7 +15,6 @@ from t5ts.config import identity
 from t5ts.console import memory_needed
 from t5ts.errors import Interrupted
 from t5ts.probes import GradientNorms
-from t5ts.tasks import Batch, Forecast
 
 
 @pytest.fixture
@@ -41,13 +40,6 @@ def test_stages_of_unfreezing_compile_nothing_again(
     assert 0 < compilations.frame_count <= 5
     plain = run(tiny(*staged, *few), run_dir=tmp_path / "plain")
     assert compiled.metrics == pytest.approx(plain.metrics, rel=1e-4)
-
-
-class Loud(Forecast):
-    """Losses whose gradients overflow fp16 at the scaler's first scale."""
-
-    def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return 100 * super().loss(prediction_BCH, batch)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import SMALL, TINY_T5
 from hydra import compose, initialize_config_dir
+from runs import Loud
 
 import t5ts.build
 from t5ts import distributed, experiment
@@ -21,7 +22,6 @@ from t5ts.checks import check
 from t5ts.config import CONF, Config, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 from t5ts.metrics import RegressionSums
-from t5ts.tasks import Batch, Forecast
 
 #: Overrides of the runs that must give the numbers of one process (without dropout).
 EQUAL = {
@@ -55,13 +55,6 @@ def config_of(*overrides: str) -> Config:
         config = from_hydra(compose("config", overrides=[*SMALL, *TINY_T5, *overrides]))
     check(config)
     return config
-
-
-class Loud(Forecast):
-    """Losses whose gradients overflow fp16 at the scaler's first scale."""
-
-    def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return 100 * super().loss(prediction_BCH, batch)
 
 
 def meddle(name: str, seen: dict[str, Any], patch: pytest.MonkeyPatch, *, stops: bool) -> None:
