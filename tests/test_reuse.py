@@ -462,7 +462,7 @@ def test_a_sweep_hears_of_reused_epochs_as_of_trained_ones(staged: Compose, tmp_
 def test_the_seconds_of_a_run_hold_those_of_reused_epochs(staged: Compose, tmp_path: Path) -> None:
     """They may be a sweep's objective: a setting costs what it costs, whoever trained its start."""
     config = staged("freeze.unfreeze_epoch=3")
-    pause_s = 0.4
+    pause_s = 0.2
     run(config, run_dir=tmp_path / "first", after_epoch=lambda _row: time.sleep(pause_s))
     warm = run(config, run_dir=tmp_path / "warm")
     assert warm.reused_epochs == 3
