@@ -290,29 +290,21 @@ def test_code_data_weights_and_machine_are_in_the_key(
     setup = build(config)
     keys = [key()]
     assert key() == keys[0]
-    with monkeypatch.context() as patched:
-        patched.setattr(reuse, "LOADED_CODE", "other")
-        keys.append(key())
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "__version__", "0.0")
-        keys.append(key())
-    with monkeypatch.context() as patched:
-        patched.setattr(reuse, "processor", lambda: "another")
-        keys.append(key())
+    for target, name, value in (
+        (reuse, "LOADED_CODE", "other"),
+        (torch, "__version__", "0.0"),
+        (reuse, "processor", lambda: "another"),
+        (torch, "get_num_threads", lambda: 2),
+        (setup, "autocast", torch.bfloat16),
+        (setup.data.series, "sha256", "other"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, value)
+            keys.append(key())
     with monkeypatch.context() as patched:
         patched.setenv("MKL_CBWR", "COMPATIBLE")
         keys.append(key())
-    torch.set_num_threads(2)
-    keys.append(key())
-    torch.set_num_threads(1)
-    setup.autocast = torch.bfloat16
-    keys.append(key())
-    setup.autocast = None
     assert key() == keys[0]
-    with monkeypatch.context() as patched:  # the series is this process's, for other tests too
-        patched.setattr(setup.data.series, "sha256", "other")
-        keys.append(key())
-    setup = build(config)
     with torch.no_grad():
         next(setup.model.encoder.parameters()).view(-1)[0] += 1e-6
     keys.append(key())
