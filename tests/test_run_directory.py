@@ -31,7 +31,7 @@ from t5ts.errors import (
     ResumeError,
 )
 from t5ts.progress import ProgressBar
-from t5ts.provenance import json_ready
+from t5ts.provenance import json_ready, write_json
 from t5ts.run_directory import locked, put_aside, remove_if_unused
 from t5ts.tracking import Tracker
 
@@ -150,15 +150,13 @@ def test_other_weights_under_the_same_path_are_refused(
         run(config, run_dir=run_dir)
 
 
-@pytest.mark.parametrize("is_finished", [False, True])
+@pytest.mark.parametrize("finished", [0, 1])
 def test_another_precision_is_refused(
-    is_finished: bool, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    finished: int, halves, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """device=auto has one identity on a CPU and on a GPU."""
-    if is_finished:
-        run(config, run_dir=run_dir)
-    else:
-        interrupt(config, run_dir)
+    config, *parts = halves
+    shutil.copytree(parts[finished], run_dir)
     monkeypatch.setattr(
         "t5ts.build.device_and_precision", lambda _: (torch.device("cpu"), torch.bfloat16)
     )
@@ -167,15 +165,16 @@ def test_another_precision_is_refused(
 
 
 def test_other_code_is_told_when_shown_and_refused_when_resumed(
-    config: Config, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+    halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
-    run(config, run_dir=run_dir)
-    interrupt(config, tmp_path / "half")
+    config, half, whole = halves
+    for part in (half, whole):
+        shutil.copytree(part, tmp_path / part.name)
     now = {"t5ts": "f" * 64, "torch": "9", "numpy": "3"}
     for module in (experiment, run_directory):
         monkeypatch.setattr(module, "made_with", lambda: now)
     with caplog.at_level("INFO", logger="t5ts"):
-        run(config, run_dir=run_dir)
+        run(config, run_dir=tmp_path / "whole")
     assert sum("different code" in record.getMessage() for record in caplog.records) == 1
     with pytest.raises(ResumeError, match=r"torch .* → 9.*train\.resume_on_other_code=true"):
         run(config, run_dir=tmp_path / "half")
@@ -185,15 +184,13 @@ def test_other_code_is_told_when_shown_and_refused_when_resumed(
     assert codes[1] == now
 
 
-def test_a_run_of_an_older_t5ts_is_shown(config: Config, run_dir: Path, caplog) -> None:
-    from t5ts.provenance import write_json
-
-    result = run(config, run_dir=run_dir)
+def test_a_run_of_an_older_t5ts_is_shown(halves, run_dir: Path, caplog) -> None:
+    config, _, whole = halves
+    shutil.copytree(whole, run_dir)
     values = read_json(run_dir / "provenance.json")
     del values["inputs"], values["code"]
     write_json(run_dir / "provenance.json", values)
-    caplog.clear()
-    assert run(config, run_dir=run_dir).metrics == result.metrics
+    assert run(config, run_dir=run_dir).metrics == read(whole / "result.json")["metrics"]
     assert sum("not recorded" in record.getMessage() for record in caplog.records) == 1
 
 

@@ -4,6 +4,7 @@ Each run leaves its directory in a folder, and process R writes into `process-R.
 ended, with which weights, and what else it saw.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import replace
@@ -50,6 +51,7 @@ RUNS = [
 ]
 
 
+@functools.cache
 def config_of(*overrides: str) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = from_hydra(compose("config", overrides=[*SMALL, *TINY_T5, *overrides]))
