@@ -62,8 +62,8 @@ def cold(config: Config) -> Config:
 #: What trains when and how fast: all that trials of a sweep over unfreezing differ in.
 LATE = st.fixed_dictionaries(
     {
-        "freeze.name": st.sampled_from(["staged", "staged", "staged", "none", "all", "norms"]),
-        "freeze.unfreeze_epoch": st.sampled_from([0.05, 0.5, 1.0, 1.5, 2.0, 2.9, 3.0, 3.25]),
+        "freeze.name": st.sampled_from(["all", "staged", "staged", "staged", "norms"]),
+        "freeze.unfreeze_epoch": st.sampled_from([2.0, 3.25, 3.0, 1.5, 2.9, 1.0, 0.05]),
         "freeze.order": st.sampled_from(["all_at_once", "top_down", "bottom_up"]),
         "freeze.blocks_per_stage": st.sampled_from([1, 2]),
         "freeze.epochs_per_stage": st.sampled_from([0.4, 1.0]),
@@ -92,7 +92,7 @@ def possible(late: dict[str, Any]) -> dict[str, Any]:
     """The nearest settings that are not refused."""
     name = late["freeze.name"]
     if name != "staged":
-        late = late | {"freeze.unfreeze_epoch": 0.0 if name == "none" else None}
+        late = late | {"freeze.unfreeze_epoch": None}
     always = ["layer_norm", "relative_attention_bias"] if name == "norms" else []
     return late | {"freeze.always": always}
 
@@ -101,7 +101,7 @@ def first_wait(late: dict[str, Any], steps_per_epoch: int) -> int:
     """Oracle: whole epochs before something that was frozen begins to train."""
     name, first = late["freeze.name"], late["freeze.unfreeze_epoch"]
     if name != "staged":
-        return 0 if name == "none" else EPOCHS
+        return EPOCHS
     stages = math.ceil(BLOCKS / late["freeze.blocks_per_stage"])
     stages = 1 if late["freeze.order"] == "all_at_once" else stages
     starts = [
@@ -119,7 +119,7 @@ def is_pure(late: dict[str, Any], steps_per_epoch: int) -> bool:
 
 @given(common=COMMON, one=LATE, other=LATE)
 # Not shrunk: an example is three runs.
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
 def test_reused_equals_cold_bit_for_bit(
     common: dict[str, Any], one: dict[str, Any], other: dict[str, Any], base: Config
 ) -> None:
