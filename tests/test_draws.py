@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from runs import Compose, run
 from torch import Tensor, nn
 
-from t5ts import distributed
 from t5ts.data.windows import Windows
 from t5ts.draws import draw_masks, mix, num_masked, shuffle_time, time_orders, uniform, words
 from t5ts.evaluation import evaluate
@@ -182,21 +181,6 @@ def test_what_has_an_order_is_affected_alike_in_every_batch() -> None:
     assert shuffled["loss"] > 1.2 * measured(last)["loss"]
     for size in (1, 100):
         assert measured(last, size=size, **SHUFFLED) == pytest.approx(shuffled, rel=1e-12)
-
-
-def test_shares_of_several_processes_are_of_the_same_orders(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each window's loss is that of one process (the sums over two: test_distributed)."""
-    whole: list[Tensor] = []
-    measured(last, window_losses=whole, **SHUFFLED)
-    parts: list[Tensor] = []
-    for rank in range(3):
-        monkeypatch.setattr(
-            distributed, "share", lambda index_B, rank=rank: index_B.tensor_split(3)[rank]
-        )
-        measured(last, window_losses=parts, **SHUFFLED)
-    assert torch.equal(torch.cat(parts), torch.cat(whole))
 
 
 def test_a_run_is_measured_with_shuffled_time_only_if_asked(small: Compose, tmp_path: Path) -> None:
