@@ -1,19 +1,21 @@
 """Fixtures that all tests share: composed configs and small, fast settings."""
 
 import functools
-import json
-import subprocess
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import runs
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
 from t5ts.checks import check
@@ -45,10 +47,45 @@ TINY_T5 = [
 ]
 
 
+# Python's own collections go through all of torch, too often for a tenth of the suite's time.
+gc.set_threshold(20_000, 20, 50)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen_libraries() -> None:
+    """Each run collects its garbage, and may skip what was imported before."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Two test workers share two cores; and sums on one thread are the same everywhere."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """A run writes 15 files that outlast a loss of power, which no test is about."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("os.fsync", lambda _file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_file_of_conf_is_read_once() -> Iterator[None]:
+    """A third of a composition's time, of which the suite makes hundreds."""
+    load, read = ConfigRepository.load_config, {}
+
+    def load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        key = (config_path, *(source.path for source in self.sources))
+        if key not in read:
+            read[key] = load(self, config_path)
+        return deepcopy(read[key])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ConfigRepository, "load_config", load_once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -102,17 +139,5 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wandb_summary() -> Callable[[Path], dict[str, Any]]:
-    """Read the one offline run below a folder back with W&B's own tool."""
-
-    def read(folder: Path) -> dict[str, Any]:
-        from wandb.util import get_core_path
-
-        # Without its Python command, which takes seconds to import.
-        (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-        inspect = [get_core_path(), "leet", "inspect", "--no-observability", "--summary", "--json"]
-        done = subprocess.run(
-            [*inspect, "--run-file", log, log.parent], capture_output=True, text=True, check=True
-        )
-        return json.loads(done.stdout)
-
-    return read
+    """The summary of the one offline run below a folder."""
+    return runs.wandb_summary

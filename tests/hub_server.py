@@ -119,7 +119,6 @@ class Fault:
         flip: Flip one bit of the body's byte at this offset.
         hang_s: Wait before answering.
         body: Answer this text with status 200.
-        methods: The methods that it applies to.
         times: How often it applies; None is always.
     """
 
@@ -132,7 +131,6 @@ class Fault:
     flip: int | None = None
     hang_s: float = 0.0
     body: str | None = None
-    methods: tuple[str, ...] = ("GET", "HEAD")
     times: int | None = None
 
 
@@ -175,7 +173,7 @@ class HubServer:
         held = self.repos[hub_id][name]
         return held.read_bytes() if isinstance(held, Path) else held
 
-    def fault_for(self, method: str, path: str, *, first_byte: bool) -> Fault:
+    def fault_for(self, path: str, *, first_byte: bool) -> Fault:
         """The first fault that applies to a request, counted down; a harmless one otherwise.
 
         A request for a file's first byte alone is spared faults of the body.
@@ -184,7 +182,7 @@ class HubServer:
             of_body = (fault.drop_after, fault.stall_after, fault.short, fault.flip)
             if first_byte and any(of_body):
                 continue
-            if fault.where in path and method in fault.methods and fault.times != 0:
+            if fault.where in path and fault.times != 0:
                 if fault.times is not None:
                     fault.times -= 1
                 return fault
@@ -212,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((method, path, {k.lower(): v for k, v in self.headers.items()}))
         first_byte = self.headers.get("Range") == "bytes=0-0"
-        fault = self.hub.fault_for(method, path, first_byte=first_byte)
+        fault = self.hub.fault_for(path, first_byte=first_byte)
         time.sleep(fault.hang_s)
         if fault.body is not None:
             return self._send(method, 200, fault.body.encode(), {"Content-Type": "text/html"})

@@ -4,16 +4,32 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from hub_server import TINY, full_model, write_checkpoint
 
+from t5ts import experiment
+from t5ts.analysis.results import read_result
+from t5ts.checkpoint import load_checkpoint
+from t5ts.config import Config
+from t5ts.errors import Interrupted
+from t5ts.provenance import json_ready
+from t5ts.tasks import Batch, Forecast
+
+Compose = Callable[..., Config]
+run = partial(experiment.run, pictures=False)
 HUB_ID = "google/t5-efficient-tiny"
 #: The backbone's own values would want the published checkpoint; these are the tiny stand-in's.
 HUB_BACKBONE = [
@@ -26,6 +42,75 @@ HUB_BACKBONE = [
     f"backbone.vocab_size={TINY.vocab_size}",
     "backbone.full_params=null",
 ]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing is written on the way out."""
+
+
+def die_after(monkeypatch: pytest.MonkeyPatch, step: int, *, politely: bool) -> None:
+    """Make the next run stop after a step: as SIGTERM does, or as kill -9 does."""
+    real = experiment.fit
+
+    def fit(*args, should_stop, **kwargs):
+        steps = 0
+
+        def stop() -> bool:
+            nonlocal steps
+            steps += 1
+            if steps == step and not politely:
+                raise Killed
+            return steps == step or should_stop()
+
+        return real(*args, should_stop=stop, **kwargs)
+
+    monkeypatch.setattr(experiment, "fit", fit)
+
+
+def run_until(step: int, config: Config, run_dir: Path, *, politely: bool = True) -> None:
+    """Run up to a step, where SIGTERM or kill -9 stops it."""
+    with pytest.MonkeyPatch.context() as patched:
+        die_after(patched, step, politely=politely)
+        with pytest.raises(Interrupted if politely else Killed):
+            run(config, run_dir=run_dir)
+
+
+def resumes_as_whole(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stops after step 8 and resumes, in `parts`, equals one that does not, `whole`."""
+    run(config, run_dir=folder / "whole")
+    with monkeypatch.context() as patched:
+        die_after(patched, 8, politely=True)
+        with pytest.raises(Interrupted):
+            run(config, run_dir=folder / "parts")
+    run(config, run_dir=folder / "parts")
+    assert rows(folder / "parts") == rows(folder / "whole")
+
+
+def changed(config: Config, values: dict[str, Any]) -> Config:
+    """A copy with some dotted keys set: composing again takes as long as a run."""
+    copy = deepcopy(config)
+    for dotted, value in values.items():
+        *parents, last = dotted.split(".")
+        node: Any = copy
+        for key in parents:
+            node = getattr(node, key)
+        assert hasattr(node, last), dotted
+        setattr(node, last, value)
+    return copy
+
+
+class Loud(Forecast):
+    """Losses whose gradients overflow fp16 at the scaler's first scale."""
+
+    def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return 100 * super().loss(prediction_BCH, batch)
+
+
+def flip(path: Path, place: int = -20, bit: int = 0) -> None:
+    """Flip one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
@@ -42,9 +127,60 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def wandb_records(folder: Path) -> list[dict[str, Any]]:
+    """The records of the one offline run below a folder, by W&B's own tool."""
+    deadline = time.monotonic() + 60
+    while True:  # its file is written after `finish` returns
+        records = [json.loads(line) for line in _inspect(folder).splitlines()]
+        if records and records[-1]["type"] == "exit":
+            return records
+        assert time.monotonic() < deadline, records
+
+
+def wandb_summary(folder: Path) -> dict[str, Any]:
+    """What W&B shows of the one offline run below a folder."""
+    wandb_records(folder)
+    return json.loads(_inspect(folder, "--summary"))
+
+
+def _inspect(folder: Path, *options: str) -> str:
+    """Without W&B's Python command, which takes seconds to import."""
+    from wandb.util import get_core_path
+
+    (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
+    command += ["--run-file", log, log.parent]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def local_t5(folder: Path) -> Path:
     """A small T5 checkpoint on disk that passes the verification."""
     return write_checkpoint(folder, TINY, full_model(TINY))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Every row, tensor and result, less what a clock says."""
+    assert rows(one) == rows(other)
+    for name in ("last", "best"):
+        tensors, state = load_checkpoint(one / "checkpoint" / f"{name}.safetensors")
+        others, its_state = load_checkpoint(other / "checkpoint" / f"{name}.safetensors")
+        assert tensors.keys() == others.keys()
+        for key, tensor in tensors.items():
+            same = (
+                tensor.reshape(-1)
+                .view(torch.uint8)
+                .equal(others[key].reshape(-1).view(torch.uint8))
+            )
+            assert same, key
+        for its in (state, its_state):
+            for clock in ("train_s", "metrics_bytes", "metrics_crc32", "peak_memory_bytes"):
+                its.get("fit", {}).pop(clock, None)
+        assert repr(state) == repr(its_state)  # repr, since NaN is not itself
+    results = [asdict(read_result(path / "result.json")) for path in (one, other)]
+    for result in results:
+        for clock in ("seconds", "peak_memory_bytes", "reused_epochs", "files"):
+            result.pop(clock)
+    assert json_ready(results[0]) == json_ready(results[1])
 
 
 # A process that has imported torch and run nothing: a fork of a test process could hang, since
@@ -74,6 +210,7 @@ class Command:
         cwd: Where it runs.
         program: Something else to call with the arguments.
         processes: If several, each calls the program, as under torchrun.
+        pictures: Whether a run draws its pictures, which takes longer than a short training.
         environment: Variables to set; those of the hub and of W&B are removed.
     """
 
@@ -83,13 +220,14 @@ class Command:
         cwd: Path,
         program: Callable[..., object] = command_line,
         processes: int = 1,
+        pictures: bool = False,
         **environment: str,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._texts = [Path(self._folder.name) / name for name in ("out", "err")]
         self._process = _FORKS.Process(
             target=_run,
-            args=(arguments, cwd, program, processes, environment, *self._texts),
+            args=(arguments, cwd, program, processes, pictures, environment, *self._texts),
             daemon=processes == 1,  # else it may have no children
         )
         self._process.start()
@@ -124,6 +262,7 @@ def _run(
     cwd: Path,
     program: Callable[..., object],
     processes: int,
+    pictures: bool,
     environment: Mapping[str, str],
     *texts: Path,
 ) -> None:
@@ -131,6 +270,10 @@ def _run(
     for name in [name for name in os.environ if name.startswith(("HF_", "WANDB_"))]:
         del os.environ[name]
     os.environ.update(environment)
+    if not pictures:
+        import t5ts.analysis.plots
+
+        t5ts.analysis.plots.draw_run = lambda *_args, **_kwargs: []
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, path in enumerate(texts, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)

@@ -56,18 +56,8 @@ def test_no_flipped_bit_and_no_cut_is_used(tmp_path: Path) -> None:
             (read_state if bit % 5 else load_checkpoint)(path)
     for length in range(0, len(content), 5):
         path.write_bytes(content[:length])
-        with pytest.raises(ResumeError, match=r"train\.resume"):
+        with pytest.raises(ResumeError, match=str(path)):
             load_checkpoint(path)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_file_cut_short_is_refused_by_name(share, tmp_path: Path) -> None:
-    path = tmp_path / "last.safetensors"
-    save_checkpoint(path, TENSORS, STATE)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ResumeError, match=str(path)):
-        load_checkpoint(path)
 
 
 def test_a_foreign_or_missing_file_is_refused(tmp_path: Path) -> None:
@@ -75,7 +65,7 @@ def test_a_foreign_or_missing_file_is_refused(tmp_path: Path) -> None:
 
     foreign = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(2)}, foreign)
-    with pytest.raises(ResumeError, match="not a checkpoint of this t5ts"):
+    with pytest.raises(ResumeError, match=str(foreign)):
         load_checkpoint(foreign)
-    with pytest.raises(ResumeError, match="no checkpoint at"):
+    with pytest.raises(ResumeError, match="nothing"):
         load_checkpoint(tmp_path / "nothing.safetensors")

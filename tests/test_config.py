@@ -1,11 +1,10 @@
 """Every composition is possible or refused by name, before any work starts."""
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from typing import Any, get_args
 
 import pytest
@@ -91,11 +90,11 @@ def test_every_pair_of_options_composes_or_is_refused_by_name(
                 composed(*overrides)
 
 
-@pytest.mark.parametrize("group", ["backbone", "data"])
-def test_every_option_composes(group: str, composed: Callable[..., Config]) -> None:
-    for option in GROUPS[group]:
-        needs = [NEEDS[group, option]] if (group, option) in NEEDS else []
-        assert getattr(composed(f"{group}={option}", *needs), group).name
+def test_every_data_set_composes(composed: Callable[..., Config]) -> None:
+    """As every backbone does for `download --list`."""
+    for option in GROUPS["data"]:
+        needs = [NEEDS["data", option]] if ("data", option) in NEEDS else []
+        assert composed(f"data={option}", *needs).data.name
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
@@ -151,6 +150,11 @@ IMPOSSIBLE = [
     ("data@ood=nyc_lga ood.fraction=0.5", "ood.fraction data.fraction"),
     ("data@ood=nyc_lga ood.windows_per_epoch=9", "ood.windows_per_epoch"),
     ("optim.lr=0 train.epochs=0 backbone=shared init=t5", "optim.lr train.epochs backbone=shared"),
+    # a named arm is what its name says
+    ("arm=log_shared backbone=t5_small", "backbone=t5_small"),
+    ("arm=log_fair backbone=shared", "backbone=shared"),
+    ("arm=log_fair init=t5", "init=t5"),
+    ("arm=log_staged freeze=none", "freeze=none"),
 ]
 
 
@@ -162,28 +166,36 @@ def test_impossible_values_name_their_keys_and_a_way_out(overrides, named, compo
         assert word in str(error.value)
 
 
-def test_what_is_measured_besides_is_no_part_of_the_identity_where_it_is_off(composed) -> None:
-    """Runs from before there were such settings keep their directories."""
-    values = asdict(composed("tracker=none"))
-    for key in ("arm_requires", "tracker", "ood", "head"):
-        del values[key]
-    for key in ("resume", "resume_on_other_code", "checkpoint_every_s", "progress"):
-        del values["train"][key]
-    del values["train"]["reuse_dir"], values["train"]["reuse_max_gb"]
-    del values["train"]["shuffled_test"], values["train"]["tf32"]
-    del values["train"]["early_stopping_epochs"]
-    del values["init"]["path"], values["init"]["checkpoint"], values["init"]["keep"]
-    del values["patch"]["init"], values["patch"]["path"]
-    del values["patch"]["num_prototypes"], values["patch"]["bank_size"]
-    text = json.dumps(values, sort_keys=True)
-    assert identity(composed()) == hashlib.sha256(text.encode()).hexdigest()[:10]
+#: Overrides, and what stands at some keys then.
+COMPOSED = [
+    ("", {"seq_len": 128, "horizon": 24, "patch.patch_len": 32, "patch.scale": "native"}),
+    ("init=t5 freeze=staged", {"arm": "t5_small-t5-staged", "backbone.hub_id": "t5-small"}),
+    ("optim.weight_decay=0 horizon=96", {"optim.weight_decay": 0.0, "horizon": 96}),
+    ("task=reconstruct data=synthetic", {"horizon": None}),
+    ("task=reconstruct backbone=linear task.mask=value", {"task.max_len": 10}),
+    ("arm=log_staged backbone=t5_small", {"arm": "t5_small-t5-staged"}),
+    # Arms of the lab log keep its token scale.
+    *((f"arm={arm.stem}", {"patch.scale": "mul_sqrt_d"}) for arm in CONF.glob("arm/log_*.yaml")),
+    ("patch=sqrt_d patch.scale=div_sqrt_d", {"patch.scale": "div_sqrt_d"}),
+    ("data=etth1 data@ood=etth2 ood.dir=there", {"data.name": "etth1", "ood.name": "etth2"}),
+    ("experiment=transfer_ood data@ood=etth2", {"ood.dataset": "etth2"}),
+    ("experiment=transfer_ood ~data@ood", {"ood": None}),
+    # A table is called after its file.
+    ("data=csv data.path=sales.parquet", {"data.name": "sales"}),
+    ("data@ood=csv ood.path=a..b.csv", {"ood.name": "a_b"}),
+    ("data=csv data.path=.csv", {"data.name": "csv"}),
+    ("data=csv data.path='my(1).csv'", {"data.name": "my_1_"}),
+    ("data=csv data.path=x data.name=mine", {"data.name": "mine"}),
+]
 
 
-def test_the_other_series_is_an_option_of_data_in_another_place(composed) -> None:
-    config = composed("data=etth1", "data@ood=etth2", "ood.dir=there")
-    assert (config.data.name, config.ood.name, config.ood.dir) == ("etth1", "etth2", "there")
-    assert composed("experiment=transfer_ood", "data@ood=etth2").ood.dataset == "etth2"
-    assert composed("experiment=transfer_ood", "~data@ood").ood is None
+@pytest.mark.parametrize(("overrides", "expected"), COMPOSED)
+def test_what_is_composed(overrides: str, expected: dict[str, Any], composed) -> None:
+    config = composed(*overrides.split())
+    assert {key: attrgetter(key)(config) for key in expected} == expected
+
+
+def test_another_series_is_an_option_of_data() -> None:
     check_overrides(["data@ood=etth1,etth2", "~data@ood"])
     for wrong in ("nope", "null"):  # Hydra meets null with a traceback
         with pytest.raises(ConfigError, match=rf"data@ood={wrong} .*csv, etth1.*~data@ood"):
@@ -222,95 +234,41 @@ def test_identities_of_earlier_runs_stay(overrides: list[str], expected: str, co
     assert identity(composed(*overrides, *EARLIER)) == expected
 
 
-def test_named_arms_of_the_lab_log_keep_its_token_scale(composed: Callable[..., Config]) -> None:
-    assert composed().patch.scale == "native"
-    arms = sorted(path.stem for path in (CONF / "arm").glob("log_*.yaml"))
-    assert {composed(f"arm={arm}").patch.scale for arm in arms} == {"mul_sqrt_d"}
-    assert composed("patch=sqrt_d", "patch.scale=div_sqrt_d").patch.scale == "div_sqrt_d"
-
-
-def test_identity_is_the_same_from_hydra_and_from_objects_and_ignores_the_tracker(composed) -> None:
+def test_identity_is_the_same_from_hydra_and_from_objects(composed) -> None:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         node = compose("config", overrides=["seed=3"])
     assert identity(node) == identity(composed("seed=3"))
-    assert identity(composed()) == identity(composed("tracker=none", "train.resume=never"))
     assert OmegaConf.is_config(node)
 
 
+CSV = "data=csv data.path=x"
+
+
 @pytest.mark.parametrize(
-    "override",
+    ("one", "other"),
+    [
+        ("", "tracker=none train.resume=never"),
+        (CSV, f"{CSV} data.name=csv"),
+        ("arm=log_fair backbone=t5_small", "init=random freeze=none patch=sqrt_d"),
+    ],
+)
+def test_identity_is_that_of_the_numbers(one: str, other: str, composed) -> None:
+    assert identity(composed(*one.split())) == identity(composed(*other.split()))
+
+
+@pytest.mark.parametrize(
+    "more",
     [
         "seed=1", "optim.lr=0.002", "init=t5", "data.fraction=0.5", "train.precision=bf16",
         "data@ood=nyc_lga", "train.shuffled_test=true",
+        *(f"{CSV} data.{key}" for key in ("separator=tab", "decimal=','", "time_format=s",
+                                          "nulls=[-9999]", "encoding=latin-1")),
     ],
 )  # fmt: skip
-def test_identity_changes_with_whatever_changes_numbers(override, composed) -> None:
-    assert identity(composed()) != identity(composed(override))
-
-
-def test_the_task_sets_the_horizon_and_may_be_overruled(composed) -> None:
-    assert composed().horizon == 24
-    assert composed("horizon=96").horizon == 96
-    assert composed("task=reconstruct", "data=synthetic").horizon is None
-    assert composed("task=reconstruct", "backbone=linear", "task.mask=value").task.max_len == 10
-
-
-def test_mission_spelling(composed) -> None:
-    config = composed("init=t5", "freeze=staged", "optim.weight_decay=0")
-    assert config.arm == "t5_small-t5-staged"
-    assert (config.seq_len, config.horizon, config.patch.patch_len) == (128, 24, 32)
-    assert (config.backbone.hub_id, config.optim.weight_decay) == ("t5-small", 0.0)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["arm=log_shared", "backbone=t5_small"],
-        ["arm=log_fair", "backbone=shared"],
-        ["arm=log_fair", "init=t5"],
-        ["arm=log_staged", "freeze=none"],
-    ],
-)
-def test_a_named_arm_is_what_its_name_says_or_refused(
-    composed: Callable[..., Config], overrides: list[str]
-) -> None:
-    composed(overrides[0])
-    with pytest.raises(ConfigError, match=overrides[1]):
-        composed(*overrides)
-
-
-def test_a_named_arm_is_the_run_that_its_groups_give(composed: Callable[..., Config]) -> None:
-    named = composed("arm=log_fair", "backbone=t5_small")
-    groups = ["backbone=t5_small", "init=random", "freeze=none", "patch=sqrt_d"]
-    assert identity(named) == identity(composed(*groups))
-    assert composed("arm=log_staged", "backbone=t5_small").arm == "t5_small-t5-staged"
-
-
-def test_keys_of_a_table_are_in_an_identity_only_where_they_are_set(
-    composed: Callable[..., Config],
-) -> None:
-    table = ["data=csv", "data.path=x"]
-    values = ["separator=tab", "decimal=','", "time_format=s", "nulls=[-9999]", "encoding=latin-1"]
-    keys = [[f"data.{value}"] for value in values]
-    assert len({identity(composed(*table, *key)) for key in [[], *keys]}) == 1 + len(keys)
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("sales.parquet", "sales"),
-        ("'/x/my data (1).csv'", "my_data_1_"),
-        ("a..b.csv", "a_b"),
-        (".csv", "csv"),
-    ],
-)
-def test_a_table_is_called_after_its_file_and_keeps_its_identity(path, name, composed) -> None:
-    table = ("data=csv", f"data.path={path}")
-    assert composed(*table).data.name == name
-    assert composed("data@ood=csv", f"ood.path={path}").ood.name == name
-    assert composed(*table, "data.name=mine").data.name == "mine"
-    assert identity(composed(*table)) == identity(composed(*table, "data.name=csv"))
+def test_identity_changes_with_whatever_changes_numbers(more: str, composed) -> None:
+    plain = CSV.split() if CSV in more else []
+    assert identity(composed(*plain)) != identity(composed(*more.split()))
 
 
 def test_a_jobs_directory_ends_with_what_was_searched() -> None:

@@ -5,26 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Command, read, rows, wait_for_rows
+from runs import Command, Compose, read, rows, run, wait_for_rows
 from two_processes import EQUAL, WITHOUT_DROPOUT, forecasts, main
 
 from t5ts import distributed, experiment
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import Config
 from t5ts.errors import ConfigError
 from t5ts.metrics import RegressionSums
-
-Compose = Callable[..., Config]
-run = partial(experiment.run, pictures=False)
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +111,12 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
 
     What is left of the processes prints one line each time, also where process 0 is gone.
     """
-    overrides = [WITHOUT_DROPOUT, "train.epochs=40", "freeze=staged", "freeze.unfreeze_epoch=2"]
+    overrides = [WITHOUT_DROPOUT, "train.epochs=20", "freeze=staged", "freeze.unfreeze_epoch=2"]
     place = tmp_path / "work"
     place.mkdir()
     run_dir = place / "run"
     command = [*SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
-    for rank, number, rows_first in ((0, signal.SIGKILL, 6), (None, signal.SIGTERM, 60)):
+    for rank, number, rows_first in ((0, signal.SIGKILL, 6), (None, signal.SIGTERM, 30)):
         process = Command(*command, cwd=place, processes=2)
         wait_for_rows(run_dir, rows_first, process)
         process.send_signal(number, rank=rank)

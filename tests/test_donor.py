@@ -3,26 +3,20 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import read
-from test_experiment import resumes_as_whole
+from runs import Compose, flip, read, resumes_as_whole, run
 
-from t5ts import experiment
 from t5ts.build import build_model, token_scale
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import Config
 from t5ts.errors import InputsChanged, UserError, WeightsError
 from t5ts.model import verify
 from t5ts.model.freshness import Freshness
 
-Compose = Callable[..., Config]
-run = partial(experiment.run, pictures=False)
 #: Long and fast enough that the encoder no longer looks freshly drawn.
 TRAINED = ["init=random", "optim.encoder_lr_scale=5", "train.epochs=8", "patch.scale=native"]
 
@@ -130,19 +124,12 @@ def test_a_finished_run_is_shown_again_until_its_donor_changes(
     assert run(config, run_dir=tmp_path / "run") == first
 
 
-def _corrupt(folder: Path) -> None:
-    path = folder / "checkpoint" / "best.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-9] ^= 1
-    path.write_bytes(bytes(content))
-
-
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
         (lambda folder: (folder / "result.json").unlink(), "not finished"),
         (lambda folder: (folder / "config.yaml").unlink(), "not a run directory"),
-        (_corrupt, "corrupt"),
+        (lambda folder: flip(folder / "checkpoint" / "best.safetensors"), "corrupt"),
         (lambda folder: shutil.rmtree(folder / "checkpoint"), "no checkpoint"),
         (lambda folder: (folder / "provenance.json").write_text("{}"), "scale_audit"),
     ],

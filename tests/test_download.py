@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 from data.ett_files import write_ett
 from hub_server import Fault, HubServer, serve
+from omegaconf import DictConfig
 from runs import HUB_BACKBONE as BACKBONE
-from runs import HUB_ID, Command, command_line, local_t5
+from runs import HUB_ID, Command, command_line, flip, local_t5
 
+from t5ts import download
+from t5ts.checks import check
+from t5ts.config import Config, from_hydra
 from t5ts.download import command, main
 from t5ts.model import hub as hub_module
 from t5ts.model.checkpoint_file import file_sha256
@@ -39,9 +43,16 @@ def test_fetch_verifies_and_prints_the_verdict(hub, tmp_path: Path, capsys) -> N
     assert any(request.get("authorization") == "Bearer secret" for request in hub.asked("GET", ""))
 
 
-def test_list_shows_what_is_cached(hub, tmp_path: Path, capsys) -> None:
+def test_list_shows_what_is_cached(hub, tmp_path: Path, capsys, monkeypatch) -> None:
     assert main([*BACKBONE, *places(hub, tmp_path)]) == 0
     capsys.readouterr()
+
+    def checked(node: DictConfig) -> Config:
+        config = from_hydra(node)
+        check(config)
+        return config
+
+    monkeypatch.setattr(download, "from_hydra", checked)
     assert main(["--list", "--cache-dir", str(tmp_path / "cache")]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     licences = ("apache-2.0", "mit", "opt-175b", "llama3.2")
@@ -59,14 +70,12 @@ def test_verify_needs_no_network_and_finds_damage(hub, tmp_path: Path, capsys) -
     assert main(["--verify", *BACKBONE, *cache]) == 0
     assert len(hub.asked("GET", "")) == asked
     (blob,) = [p for p in (tmp_path / "cache").rglob("blobs/*") if p.stat().st_size > 10_000]
-    content = bytearray(blob.read_bytes())
-    content[-100] ^= 1
-    blob.write_bytes(content)
+    flip(blob, -100)
     assert main(["--verify", *BACKBONE, *cache]) == 2
     assert "t5ts: " in capsys.readouterr().err
 
 
-def download(*arguments: str) -> None:
+def download_command(*arguments: str) -> None:
     """What `python -m t5ts.download` does."""
     sys.argv = ["t5ts.download", *arguments]
     command()
@@ -84,7 +93,7 @@ def test_a_signal_ends_a_download_and_the_same_command_completes_it(
     home = tmp_path / "home"
     process = Command(
         *BACKBONE, *(["init=t5", "data=synthetic", "hydra.run.dir=run"] if module == "run" else []),
-        cwd=tmp_path, program=command_line if module == "run" else download,
+        cwd=tmp_path, program=command_line if module == "run" else download_command,
         HF_HOME=str(home), HF_ENDPOINT=hub.endpoint,
         HF_HUB_DOWNLOAD_TIMEOUT="120",  # the server stalls
     )  # fmt: skip

@@ -10,14 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import Compose, run
 from torch import Tensor, nn
 
-from t5ts import distributed
-from t5ts.config import Config
 from t5ts.data.windows import Windows
 from t5ts.draws import draw_masks, mix, num_masked, shuffle_time, time_orders, uniform, words
 from t5ts.evaluation import evaluate
-from t5ts.experiment import run
 from t5ts.tasks import Forecast
 
 #: Masked steps of window 7 by seed 3 in epoch 2.
@@ -185,29 +183,10 @@ def test_what_has_an_order_is_affected_alike_in_every_batch() -> None:
         assert measured(last, size=size, **SHUFFLED) == pytest.approx(shuffled, rel=1e-12)
 
 
-def test_shares_of_several_processes_are_of_the_same_orders(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Each window's loss is that of one process (the sums over two: test_distributed)."""
-    whole: list[Tensor] = []
-    measured(last, window_losses=whole, **SHUFFLED)
-    parts: list[Tensor] = []
-    for rank in range(3):
-        monkeypatch.setattr(
-            distributed, "share", lambda index_B, rank=rank: index_B.tensor_split(3)[rank]
-        )
-        measured(last, window_losses=parts, **SHUFFLED)
-    assert torch.equal(torch.cat(parts), torch.cat(whole))
-
-
-def test_a_run_is_measured_with_shuffled_time_only_if_asked(
-    small: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_a_run_is_measured_with_shuffled_time_only_if_asked(small: Compose, tmp_path: Path) -> None:
     config = ["backbone=linear", "train.epochs=1"]
-    plain = run(small(*config), run_dir=tmp_path / "plain", pictures=False)
-    asked = run(
-        small(*config, "train.shuffled_test=true"), run_dir=tmp_path / "asked", pictures=False
-    )
+    plain = run(small(*config), run_dir=tmp_path / "plain")
+    asked = run(small(*config, "train.shuffled_test=true"), run_dir=tmp_path / "asked")
     extra = {k: v for k, v in asked.metrics.items() if k.startswith("shuffled_")}
     assert asked.metrics == plain.metrics | extra
     names = {k.removeprefix("test_") for k in plain.metrics if k.startswith("test_")}

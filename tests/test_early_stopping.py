@@ -1,26 +1,21 @@
 """Early stopping: when, equal over arms, and the same however often the run is killed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import SMALL, TINY_T5
-from runs import read, rows
-from test_experiment import Killed, die_after
-from test_reuse import assert_same_run
+from runs import Compose, Killed, assert_same_run, die_after, read, rows, run
 
 from t5ts import experiment
 from t5ts.analysis.results import Result
 from t5ts.config import Config, identity
 from t5ts.errors import Interrupted
 
-Compose = Callable[..., Config]
-run = partial(experiment.run, pictures=False)
 #: A rate at which validation gets worse at once; at 0.3 it does later.
-FAST = [*SMALL, *TINY_T5, "train.epochs=10", "optim.lr=1", "optim.encoder_lr_scale=1"]
+FAST = [*SMALL, *TINY_T5, "train.epochs=8", "optim.lr=1", "optim.encoder_lr_scale=1"]
 FAST += ["optim.schedule=constant", "patch=sqrt_d"]
 #: The second of the two stages starts at epoch 2.5.
 LATE = "freeze=staged freeze.unfreeze_epoch=1.5 freeze.blocks_per_stage=1"
@@ -92,7 +87,7 @@ def whole(
     composed: Compose, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Config, Path, Result]:
     """A run that early stopping ends: config, directory, result."""
-    config = stopping(composed(*FAST, *LATE.split(), "optim.lr=0.3"))
+    config = stopping(composed(*FAST, *LATE.split()))
     run_dir = tmp_path_factory.mktemp("whole")
     return config, run_dir, run(config, run_dir=run_dir)
 

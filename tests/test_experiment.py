@@ -2,15 +2,13 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import local_t5, read, rows
+from runs import Compose, local_t5, read, rows, run, run_until
 from safetensors.torch import load_file
 
 from t5ts import experiment
@@ -22,51 +20,13 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
 from t5ts.console import report
 from t5ts.data.windows import Windows
-from t5ts.errors import ConfigError, Interrupted, ResumeError, TrainingError
+from t5ts.errors import ConfigError, ResumeError, TrainingError
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.forecaster import scale_audit
 from t5ts.model.tensors import state_digest
 from t5ts.provenance import json_ready
-from t5ts.tasks import Batch, Forecast
 
-Compose = Callable[..., Config]
-#: Drawing takes longer than these runs; `whole` is drawn.
-run = partial(experiment.run, pictures=False)
 STAGED = ["freeze=staged", "freeze.unfreeze_epoch=1", "freeze.blocks_per_stage=1"]
-
-
-class Killed(BaseException):
-    """Stands for kill -9: nothing is written on the way out."""
-
-
-def die_after(monkeypatch: pytest.MonkeyPatch, step: int, *, politely: bool) -> None:
-    """Make the next run stop after a step: as SIGTERM does, or as kill -9 does."""
-    real = experiment.fit
-
-    def fit(*args, should_stop, **kwargs):
-        steps = 0
-
-        def stop() -> bool:
-            nonlocal steps
-            steps += 1
-            if steps == step and not politely:
-                raise Killed
-            return steps == step or should_stop()
-
-        return real(*args, should_stop=stop, **kwargs)
-
-    monkeypatch.setattr(experiment, "fit", fit)
-
-
-def resumes_as_whole(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that stops after step 8 and resumes, in `parts`, equals one that does not, `whole`."""
-    run(config, run_dir=folder / "whole")
-    with monkeypatch.context() as patched:
-        die_after(patched, 8, politely=True)
-        with pytest.raises(Interrupted):
-            run(config, run_dir=folder / "parts")
-    run(config, run_dir=folder / "parts")
-    assert rows(folder / "parts") == rows(folder / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +175,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     """SIGTERM, kill -9, and many of both."""
     config, run_dir, result = whole
     for number, step in enumerate(steps):
-        with pytest.MonkeyPatch.context() as patched:
-            die_after(patched, step, politely=politely != (number % 2 == 1))
-            with pytest.raises((Interrupted, Killed)):
-                run(config, run_dir=tmp_path / "parts")
+        run_until(step, config, tmp_path / "parts", politely=politely != (number % 2 == 1))
     resumed = run(config, run_dir=tmp_path / "parts")
     assert rows(tmp_path / "parts") == rows(run_dir)
     assert resumed.metrics == result.metrics
@@ -227,10 +184,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
 
 def test_a_run_resumes_in_another_directory(whole, tmp_path: Path) -> None:
     config, run_dir, _ = whole
-    with pytest.MonkeyPatch.context() as patched:
-        die_after(patched, 11, politely=True)
-        with pytest.raises(Interrupted):
-            run(config, run_dir=tmp_path / "first")
+    run_until(11, config, tmp_path / "first")
     moved = replace(config, train=replace(config.train, resume=str(tmp_path / "first")))
     run(moved, run_dir=tmp_path / "second")
     assert rows(tmp_path / "second") == rows(run_dir)
@@ -251,12 +205,9 @@ def test_a_finished_run_is_shown_put_aside_or_refused(small: Compose, run_dir: P
 
 
 def test_foreign_and_missing_checkpoints_are_refused_by_name(
-    small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Compose, tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patched:
-        die_after(patched, 9, politely=True)
-        with pytest.raises(Interrupted):
-            run(small("backbone=linear"), run_dir=tmp_path / "a")
+    run_until(9, small("backbone=linear"), tmp_path / "a")
     checkpoint = tmp_path / "a" / "checkpoint" / "last.safetensors"
     with pytest.raises(ResumeError, match=str(checkpoint)):
         run(small("backbone=linear", "optim.lr=0.1"), run_dir=tmp_path / "a")
@@ -290,19 +241,8 @@ def test_the_test_windows_are_read_once_and_after_training(
         return real(self, index_B)
 
     monkeypatch.setattr(Windows, "gather", gather)
-    evaluated = []
-    measure = experiment.evaluate
-    monkeypatch.setattr(
-        experiment,
-        "evaluate",
-        lambda model, windows, *a, **k: (
-            evaluated.append(windows.name),
-            measure(model, windows, *a, **k),
-        )[1],
-    )
     monkeypatch.setattr("t5ts.build._loaded", {})  # with what other tests have computed
     run(tiny(), run_dir=run_dir)
-    assert evaluated == ["val"] * (5 + 1) + ["test"]  # once with the encoder's blocks bypassed
     # Before training only the baselines, which see no model, read the test windows.
     assert seen.index("train") > seen.index("test")
     assert "test" not in seen[seen.index("train") : -3]
@@ -368,34 +308,6 @@ def test_fp16_and_cuda_without_a_gpu_are_refused(tiny: Compose, run_dir: Path) -
 
 def test_bf16_autocast_trains_on_the_cpu(tiny: Compose, run_dir: Path) -> None:
     result = run(tiny("train.precision=bf16"), run_dir=run_dir)
-    assert result.objective < result.initial["val_loss"]
-
-
-def test_fp16_skips_and_counts_the_steps_that_overflow(
-    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The GradScaler's path, on the CPU: only there can it run here; users are refused it."""
-    monkeypatch.setattr(
-        "t5ts.build.device_and_precision", lambda _: (torch.device("cpu"), torch.float16)
-    )
-    config = tiny("train.epochs=3", "train.log_every=1")
-    # Losses of this size overflow fp16 at the scaler's first scale, 65536.
-    real = experiment.fit
-
-    class Loud(Forecast):
-        def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
-            return 100 * super().loss(prediction_BCH, batch)
-
-    def fit(setup, *args, **kwargs):
-        loud = replace(setup, task=Loud(setup.task.seq_len, setup.task.horizon))
-        return real(loud, *args, **kwargs)
-
-    monkeypatch.setattr(experiment, "fit", fit)
-    result = run(config, run_dir=run_dir)
-    steps = [row for row in rows(run_dir) if row["kind"] == "step"]
-    assert result.skipped_steps == steps[-1]["amp/skipped_steps"] > 0
-    assert sum(row["nonfinite_steps"] for row in steps) == result.skipped_steps
-    assert steps[-1]["amp/scale"] == 65536 / 2**result.skipped_steps
     assert result.objective < result.initial["val_loss"]
 
 

@@ -1,56 +1,30 @@
 """benchmarks/gpu.py works where it can be tried: every part, tiny, on a CPU."""
 
-import multiprocessing
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib.pyplot  # noqa: F401 - before the forks, as what follows
 import pytest
 import torch
-import torch._dynamo  # torch's optimizers import it
+from runs import Command
 
-import t5ts.analysis.plots
-import t5ts.experiment
 from benchmarks import gpu
 from benchmarks.step import Outcome, Turn
 
 
-class Forked:
-    """A run in a fork of this process: as `subprocess.Popen`, without importing torch again."""
+class Forked(Command):
+    """A run as `subprocess.Popen` starts it, without importing torch again."""
 
     def __init__(self, command: list[str], *, cwd: Path, env: dict[str, str], **_: object) -> None:
         assert command[:3] == [sys.executable, "-m", "t5ts.run"]
         assert (cwd / "t5ts").is_dir()
-        self._process = multiprocessing.get_context("fork").Process(
-            target=self._run, args=(command[3:], env)
-        )
-        self._process.start()
-
-    @staticmethod
-    def _run(arguments: list[str], environment: dict[str, str]) -> None:
-        from t5ts.run import cli
-
-        os.environ.update(environment)
-        t5ts.analysis.plots.draw_run = lambda *_args, **_kwargs: []  # longer than such a training
-        sys.argv = ["t5ts.run", *arguments]
-        cli()
+        super().__init__(*command[3:], cwd=cwd, **env)
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        return self.returncode
 
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
-
-    def communicate(self) -> tuple[str, None]:
-        self._process.join()
-        return "", None
+    def communicate(self) -> tuple[str, str]:
+        return self.wait()
 
 
 def measured(spec, *, rounds: int, contenders) -> Outcome:

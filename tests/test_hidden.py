@@ -3,14 +3,12 @@
 import datetime
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import read, rows
-from test_experiment import resumes_as_whole
+from runs import Compose, read, resumes_as_whole, rows, run
 
 from t5ts import experiment
 from t5ts.build import build
@@ -18,9 +16,6 @@ from t5ts.config import Config
 from t5ts.errors import DataError
 from t5ts.evaluation import evaluate
 
-Compose = Callable[..., Config]
-#: A run without its pictures, which take longer than its training.
-run = partial(experiment.run, pictures=False)
 RECONSTRUCT = ["task=reconstruct", "horizon=null"]
 
 

@@ -1,27 +1,22 @@
 """Another series: tested on once, by its own scale and season, and nothing else changes."""
 
 import logging
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from runs import read, rows
+from runs import Compose, read, rows, run
 
 from t5ts import experiment
 from t5ts.build import build, build_model
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import Config, identity
+from t5ts.config import identity
 from t5ts.data.sources import load_synthetic
 from t5ts.errors import ConfigError, DataError
 from t5ts.tracking import Tracker
 
-Compose = Callable[..., Config]
-#: A run without its pictures, which take longer than its training.
-run = partial(experiment.run, pictures=False)
 LINEAR = ["backbone=linear", "train.epochs=1"]
 #: A series of another scale, spread and season than the small setting's.
 OTHER = [

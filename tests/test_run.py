@@ -91,7 +91,9 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
     with serve() as hub:
         hub.add(HUB_ID, local_t5(tmp_path / "served"))
         at_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
-        process = Command(*mission, cwd=tmp_path, WANDB_MODE="offline", **at_hub)
+        process = Command(
+            *mission, cwd=tmp_path, pictures=True, WANDB_MODE="offline", **at_hub
+        )  # fmt: skip
         out, err = process.wait()
     assert process.returncode == 0, err
     assert "pretrained T5, verified" in out

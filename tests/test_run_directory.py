@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from runs import local_t5, read, rows
-from test_experiment import die_after
-from test_reuse import changed
+from runs import Compose, changed, flip, local_t5, read, rows, run, run_until
 
 from t5ts import experiment, run_directory
 from t5ts.analysis.results import read_json, read_result
@@ -30,17 +27,13 @@ from t5ts.errors import (
     DataError,
     DirectoryInUse,
     InputsChanged,
-    Interrupted,
     OutputError,
     ResumeError,
 )
 from t5ts.progress import ProgressBar
-from t5ts.provenance import json_ready
+from t5ts.provenance import json_ready, write_json
 from t5ts.run_directory import locked, put_aside, remove_if_unused
 from t5ts.tracking import Tracker
-
-Compose = Callable[..., Config]
-run = partial(experiment.run, pictures=False)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +68,7 @@ def config(base: Config, csv: Path) -> Config:
 
 def interrupt(config: Config, run_dir: Path, step: int = 8) -> None:
     """Run up to a step of the second epoch (epochs have 6)."""
-    with pytest.MonkeyPatch.context() as patched:
-        die_after(patched, step, politely=True)
-        with pytest.raises(Interrupted):
-            run(config, run_dir=run_dir)
+    run_until(step, config, run_dir)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +86,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
     }  # fmt: skip
-
-
-def flip(path: Path, place: int = -20, bit: int = 0) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1 << bit
-    path.write_bytes(content)
 
 
 # --- inputs ---
@@ -166,15 +150,13 @@ def test_other_weights_under_the_same_path_are_refused(
         run(config, run_dir=run_dir)
 
 
-@pytest.mark.parametrize("is_finished", [False, True])
+@pytest.mark.parametrize("finished", [0, 1])
 def test_another_precision_is_refused(
-    is_finished: bool, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+    finished: int, halves, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """device=auto has one identity on a CPU and on a GPU."""
-    if is_finished:
-        run(config, run_dir=run_dir)
-    else:
-        interrupt(config, run_dir)
+    config, *parts = halves
+    shutil.copytree(parts[finished], run_dir)
     monkeypatch.setattr(
         "t5ts.build.device_and_precision", lambda _: (torch.device("cpu"), torch.bfloat16)
     )
@@ -183,15 +165,16 @@ def test_another_precision_is_refused(
 
 
 def test_other_code_is_told_when_shown_and_refused_when_resumed(
-    config: Config, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+    halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
-    run(config, run_dir=run_dir)
-    interrupt(config, tmp_path / "half")
+    config, half, whole = halves
+    for part in (half, whole):
+        shutil.copytree(part, tmp_path / part.name)
     now = {"t5ts": "f" * 64, "torch": "9", "numpy": "3"}
     for module in (experiment, run_directory):
         monkeypatch.setattr(module, "made_with", lambda: now)
     with caplog.at_level("INFO", logger="t5ts"):
-        run(config, run_dir=run_dir)
+        run(config, run_dir=tmp_path / "whole")
     assert sum("different code" in record.getMessage() for record in caplog.records) == 1
     with pytest.raises(ResumeError, match=r"torch .* → 9.*train\.resume_on_other_code=true"):
         run(config, run_dir=tmp_path / "half")
@@ -201,15 +184,13 @@ def test_other_code_is_told_when_shown_and_refused_when_resumed(
     assert codes[1] == now
 
 
-def test_a_run_of_an_older_t5ts_is_shown(config: Config, run_dir: Path, caplog) -> None:
-    from t5ts.provenance import write_json
-
-    result = run(config, run_dir=run_dir)
+def test_a_run_of_an_older_t5ts_is_shown(halves, run_dir: Path, caplog) -> None:
+    config, _, whole = halves
+    shutil.copytree(whole, run_dir)
     values = read_json(run_dir / "provenance.json")
     del values["inputs"], values["code"]
     write_json(run_dir / "provenance.json", values)
-    caplog.clear()
-    assert run(config, run_dir=run_dir).metrics == result.metrics
+    assert run(config, run_dir=run_dir).metrics == read(whole / "result.json")["metrics"]
     assert sum("not recorded" in record.getMessage() for record in caplog.records) == 1
 
 

@@ -2,18 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import read, rows
+from runs import Compose, read, rows, run
 
 from t5ts.build import build
-from t5ts.config import Config, FreezeConfig, OptimConfig
+from t5ts.config import FreezeConfig, OptimConfig
 from t5ts.errors import ConfigError
-from t5ts.experiment import run
 from t5ts.schedule import (
     Rule,
     assign,
@@ -111,12 +109,12 @@ def test_what_starts_when_the_run_is_over_never_trains() -> None:
 
 
 def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(
-    tiny: Callable[..., Config], run_dir: Path, caplog: pytest.LogCaptureFixture
+    tiny: Compose, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     staged = ("freeze=staged", "freeze.blocks_per_stage=1", "train.epochs=2")
     caplog.set_level("WARNING", "t5ts")
     run_dir.mkdir()
-    run(tiny(*staged, "freeze.unfreeze_epoch=1"), run_dir=run_dir, pictures=False)
+    run(tiny(*staged, "freeze.unfreeze_epoch=1"), run_dir=run_dir)
     plan = {line["component"]: line for line in read(run_dir / "provenance.json")["plan"]}
     assert (plan["block_1"]["start_epoch"], plan["block_0"]["start_epoch"]) == (1.0, None)
     assert [row["step/grad_norm/block_0"] for row in rows(run_dir) if row["kind"] == "step"][

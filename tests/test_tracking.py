@@ -2,19 +2,16 @@
 
 import json
 import socket
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import rows
+from runs import rows, run, run_until, wandb_records
 
 from t5ts import experiment, report, tracking
+from t5ts.analysis.page import Written
 from t5ts.config import TrackerConfig
 from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode, run_name
 
-run = partial(experiment.run, pictures=False)
 WANDB_VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "HTTPS_PROXY", "https_proxy")
 
 
@@ -122,8 +119,8 @@ def test_the_best_checkpoint_is_an_artifact_where_it_is_asked_for(
     for name in ("checkpoint/best.safetensors", "config.yaml"):
         (tmp_path / "run" / name).write_text(name)
     wandb_tracker(tmp_path / "run", artifacts=artifacts).finish({}, [])
-    (sent,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    assert (b"checkpoint/best.safetensors" in sent.read_bytes()) == artifacts
+    sent = str(wandb_records(tmp_path / "run"))
+    assert ("checkpoint/best.safetensors" in sent) == artifacts
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
@@ -135,23 +132,27 @@ def test_a_study_and_its_report_are_one_group_with_artifacts(
     study = tmp_path / "study"
     config = small("backbone=linear", "tracker=wandb", "tracker.artifacts=true")
     run(config, run_dir=study / "0", group="study", pictures=False)
+
+    def page_alone(_findings: object, out: Path) -> Written:
+        out.mkdir()
+        (out / "report.html").touch()
+        return Written(page=out / "report.html", markdown=out / "report.md", tables=[], figures=[])
+
+    monkeypatch.setattr("t5ts.analysis.write_report", page_alone)
     assert report.main([str(study), "--wandb", "t5ts-test"]) == 0
     started, artifacts = {}, {}
-    for folder in study.glob("*/wandb/offline-run-*"):
-        command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", folder]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        for record in map(json.loads, said.splitlines()):
-            if record["type"] == "run":
-                started[record["run"]["job_type"]] = record["run"]
-        (sent,) = folder.glob("*.wandb")
-        artifacts[folder.parents[1].name] = sent.read_bytes()
+    for folder in (study / "0", study / "report"):
+        records = wandb_records(folder)
+        *_, begun = (record["run"] for record in records if record["type"] == "run")
+        started[begun["job_type"]] = begun
+        artifacts[folder.name] = str([r for r in records if r["type"] == "artifact"])
     assert set(started) == {config.arm, "report"}
     assert {one["run_group"] for one in started.values()} == {"study"}
     stored = started[config.arm]["config"]["update"]
     assert stored["optim"]["lr"] == config.optim.lr  # nested
     assert stored["arm"] == "linear, trained from scratch"
-    assert b"checkpoint/best.safetensors" in artifacts["0"]
-    assert b"report.html" in artifacts["report"]
+    assert "checkpoint/best.safetensors" in artifacts["0"]
+    assert "report.html" in artifacts["report"]
 
 
 def test_a_failing_tracker_falls_silent_and_says_so_once(tmp_path: Path, caplog) -> None:
@@ -238,10 +239,6 @@ def test_a_trial_is_called_after_what_was_searched(overrides, name) -> None:
     assert run_name("a", 1, overrides) == name
 
 
-class Killed(BaseException):
-    """Stands for kill -9."""
-
-
 class Recorder(Tracker):
     """Keeps the rows that it is sent, over the processes of a run."""
 
@@ -252,39 +249,19 @@ class Recorder(Tracker):
         self.sent.append({k: v for k, v in row.items() if not k.startswith("perf/")})
 
 
-def run_with(recorder: Recorder, config, run_dir: Path, monkeypatch, *, killed_after: int) -> None:
-    monkeypatch.setattr(experiment, "_build_tracker", lambda *_: recorder)
-    real = experiment.fit
-    steps = 0
-
-    def fit(*args, should_stop, **kwargs):
-        def stop() -> bool:
-            nonlocal steps
-            steps += 1
-            if steps == killed_after:
-                raise Killed
-            return should_stop()
-
-        return real(*args, should_stop=stop, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(experiment, "fit", fit)
-        run(config, run_dir=run_dir)
-
-
 @pytest.mark.parametrize("resumed", [True, False])
 def test_a_resume_sends_no_row_twice(resumed: bool, small, tmp_path: Path, monkeypatch) -> None:
     """A tracker that was there before is sent what is new, another one all that is trained."""
     config = small("backbone=linear", "train.log_every=1")
     recorder = Recorder()
-    with pytest.raises(Killed):
-        run_with(recorder, config, tmp_path, monkeypatch, killed_after=9)
+    monkeypatch.setattr(experiment, "_build_tracker", lambda *_: recorder)
+    run_until(9, config, tmp_path, politely=False)
     assert len(recorder.sent) > 9
     kept = [{k: v for k, v in row.items() if v is not None} for row in rows(tmp_path)]
     if not resumed:
         recorder = Recorder()
     recorder.resumed = resumed
-    run_with(recorder, config, tmp_path, monkeypatch, killed_after=0)
+    run(config, run_dir=tmp_path)
     whole = [{k: v for k, v in row.items() if v is not None} for row in rows(tmp_path)]
     since = next(number for number, row in enumerate(kept) if row["step"] > 6)
     assert recorder.sent == (whole if resumed else whole[since:])

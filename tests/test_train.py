@@ -1,26 +1,20 @@
 """The loop's corners: compiled blocks, fp16 that waits for nothing, rows that are sent once."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from runs import rows
+from runs import Compose, Loud, rows, run, run_until
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t5ts import experiment, train
+from t5ts import train
 from t5ts.build import _set_tf32, build, device_and_precision, precision_name
-from t5ts.config import Config, identity
+from t5ts.config import identity
 from t5ts.console import memory_needed
 from t5ts.errors import Interrupted
 from t5ts.probes import GradientNorms
-from t5ts.tasks import Batch, Forecast
-
-Compose = Callable[..., Config]
-#: A run without its pictures, which take longer than its training.
-run = partial(experiment.run, pictures=False)
 
 
 @pytest.fixture
@@ -48,13 +42,6 @@ def test_stages_of_unfreezing_compile_nothing_again(
     assert compiled.metrics == pytest.approx(plain.metrics, rel=1e-4)
 
 
-class Loud(Forecast):
-    """Losses whose gradients overflow fp16 at the scaler's first scale."""
-
-    def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return 100 * super().loss(prediction_BCH, batch)
-
-
 @pytest.fixture
 def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16 on the CPU, where users are refused it, with losses that overflow at first."""
@@ -69,27 +56,26 @@ def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fp16")
 @pytest.mark.parametrize(("step", "optim"), [(1, "adamw"), (2, "adamw_rms"), (5, "adamw")])
 def test_fp16_resumes_after_skipped_steps_bit_for_bit(
-    step: int, optim: str, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, optim: str, tiny: Compose, tmp_path: Path
 ) -> None:
     config = tiny("train.epochs=2", "train.log_every=1", f"optim={optim}")
     run(config, run_dir=tmp_path / "whole")
-    real, steps = experiment.fit, 0
-
-    def fit(*args, should_stop, **kwargs):
-        def stop() -> bool:
-            nonlocal steps
-            steps += 1
-            return steps == step or should_stop()
-
-        return real(*args, should_stop=stop, **kwargs)
-
-    monkeypatch.setattr(experiment, "fit", fit)
-    with pytest.raises(Interrupted):
-        run(config, run_dir=tmp_path / "parts")
+    run_until(step, config, tmp_path / "parts")
     skipped = rows(tmp_path / "parts")[-1]["amp/skipped_steps"]
     assert skipped == step or (step == 5 and skipped >= 2)
     run(config, run_dir=tmp_path / "parts")
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("fp16")
+def test_fp16_skips_and_counts_the_steps_that_overflow(tiny: Compose, run_dir: Path) -> None:
+    """The losses overflow at the scaler's first scale, 65536."""
+    result = run(tiny("train.epochs=3", "train.log_every=1"), run_dir=run_dir)
+    steps = [row for row in rows(run_dir) if row["kind"] == "step"]
+    assert result.skipped_steps == steps[-1]["amp/skipped_steps"] > 0
+    assert sum(row["nonfinite_steps"] for row in steps) == result.skipped_steps
+    assert steps[-1]["amp/scale"] == 65536 / 2**result.skipped_steps
+    assert result.objective < result.initial["val_loss"]
 
 
 class HostReads(TorchDispatchMode):

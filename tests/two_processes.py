@@ -4,6 +4,7 @@ Each run leaves its directory in a folder, and process R writes into `process-R.
 ended, with which weights, and what else it saw.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import SMALL, TINY_T5
 from hydra import compose, initialize_config_dir
+from runs import Loud
 
 import t5ts.build
 from t5ts import distributed, experiment
@@ -21,12 +23,11 @@ from t5ts.checks import check
 from t5ts.config import CONF, Config, from_hydra, register
 from t5ts.errors import Interrupted, UserError
 from t5ts.metrics import RegressionSums
-from t5ts.tasks import Batch, Forecast
 
 #: Overrides of the runs that must give the numbers of one process (without dropout).
 EQUAL = {
     # 381 windows: five batches of 64 and one of 61, each in three parts of a half.
-    "none": ["train.grad_accumulation=3"],
+    "none": ["train.grad_accumulation=3", "train.epochs=2"],
     # Batches of 64, 64 and 1: the second process has no window in the last. Stages begin in
     # mid-epoch, block by block, with rates that warm up anew.
     "staged": [
@@ -36,7 +37,7 @@ EQUAL = {
     ],
     # All that the selected checkpoint can be measured on.
     "all": [
-        "freeze=all", "train.grad_accumulation=2", "train.eval_batch_size=7",
+        "freeze=all", "train.epochs=2", "train.grad_accumulation=2", "train.eval_batch_size=7",
         "train.shuffled_test=true", "data@ood=synthetic", "ood.num_rows=500", "ood.seed=5",
     ],
 }  # fmt: skip
@@ -44,26 +45,18 @@ WITHOUT_DROPOUT = "backbone.dropout=0"
 STOP_AFTER = 9  # steps, in the middle of an epoch
 RUNS = [
     *((name, [WITHOUT_DROPOUT, *overrides]) for name, overrides in EQUAL.items()),
-    ("whole", []),
-    ("parts", []),
-    ("parts", []),
-    ("parts", []),  # and shown, once it is finished
+    ("whole", ["train.epochs=2"]),
+    *[("parts", ["train.epochs=2"])] * 3,  # the third time it is finished, and shown
     ("fp16", ["train.epochs=2", "train.log_every=1"]),
 ]
 
 
+@functools.cache
 def config_of(*overrides: str) -> Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = from_hydra(compose("config", overrides=[*SMALL, *TINY_T5, *overrides]))
     check(config)
     return config
-
-
-class Loud(Forecast):
-    """Losses whose gradients overflow fp16 at the scaler's first scale."""
-
-    def loss(self, prediction_BCH: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return 100 * super().loss(prediction_BCH, batch)
 
 
 def meddle(name: str, seen: dict[str, Any], patch: pytest.MonkeyPatch, *, stops: bool) -> None:

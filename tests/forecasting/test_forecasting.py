@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,10 @@ import polars as pl
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
+from runs import Compose, flip
 
 import t5ts
-from t5ts.config import Config, stored_config
+from t5ts.config import stored_config
 from t5ts.errors import DataError, UserError, WeightsError
 from t5ts.experiment import run
 from t5ts.export import export
@@ -20,7 +20,6 @@ from t5ts.forecasting.tables import errors, past, predict
 from t5ts.forecasting.trained import TrainedForecaster
 from t5ts.predict import main
 
-Compose = Callable[..., Config]
 ROWS, SEQ_LEN, HORIZON = 600, 32, 8
 CSV = ["data=csv", *(o for o in SMALL if not o.startswith("data"))]
 
@@ -293,9 +292,7 @@ def test_exported_encoder_is_transformers(clean: Path, tmp_path: Path) -> None:
 
 def test_damaged_export_is_refused(clean: Path, tmp_path: Path) -> None:
     out = export(clean, tmp_path / "model")
-    content = bytearray((out / "forecaster.safetensors").read_bytes())
-    content[-1] ^= 1
-    (out / "forecaster.safetensors").write_bytes(content)
+    flip(out / "forecaster.safetensors", -1)
     with pytest.raises(WeightsError):
         t5ts.load(out)
 

@@ -11,9 +11,8 @@ import torch
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import local_t5
+from runs import local_t5, resumes_as_whole
 from safetensors.torch import load_file
-from test_experiment import resumes_as_whole
 
 import t5ts
 from t5ts.build import build, build_model, setup_summary
