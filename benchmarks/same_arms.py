@@ -37,8 +37,12 @@ def main() -> None:
         signs.append(estimate.excludes_zero())
         halves.append((estimate.high - estimate.low) / 2)
     spread = np.log(losses).std(ddof=1)
-    print(f"{arm}: {len(losses)} runs, log test loss sd {spread:.4f}; {options.seeds} pairs a study")
-    print(f"interval excludes 0 in {np.mean(signs):.1%} of {options.studies} studies (5 % intended)")
+    print(
+        f"{arm}: {len(losses)} runs, log test loss sd {spread:.4f}; {options.seeds} pairs a study"
+    )
+    print(
+        f"interval excludes 0 in {np.mean(signs):.1%} of {options.studies} studies (5 % intended)"
+    )
     print(f"half-width of the interval, median: {np.median(halves):.2%}")
 
 
