@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -448,15 +448,17 @@ def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str | None], str]:
     folders: dict[str, set[str]] = defaultdict(set)
     for name, path in map(_encoder, runs):
         folders[name].add(str(path))
+    return {
+        (name, path): f"{name}:{short_path(str(path), of)}" if len(of) > 1 else name
+        for name, path in map(_encoder, runs)
+        for of in (folders[name],)
+    }
 
-    def called(name: str, path: str) -> str:
-        others = folders[name]
-        if len(others) == 1:
-            return name
-        are_told_apart = len({Path(other).name for other in others}) == len(others)
-        return f"{name}:{Path(path).name if are_told_apart else path}"
 
-    return {(name, path): called(name, str(path)) for name, path in map(_encoder, runs)}
+def short_path(path: str, among: Iterable[str] = ()) -> str:
+    """A path's last part; the whole path if another one ends alike."""
+    name = Path(path).name
+    return path if any(p != path and Path(p).name == name for p in among) else name
 
 
 def paired(kind: str, treatment: Arm, control: Arm) -> Pair:

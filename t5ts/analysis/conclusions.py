@@ -18,6 +18,7 @@ from t5ts.analysis.arms import (
     conditions,
     is_instruction_tuned,
     pairs,
+    short_path,
 )
 from t5ts.analysis.judgement import (
     ALIKE,
@@ -112,8 +113,8 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     random encoder does. There is no verdict from an unfinished sweep, where an invariant is
     broken, or where the better arm has *learned nothing*: it does not beat the naive forecasts or
     `linear` on validation, or its best epoch is mostly 0, or where the question was *not asked*:
-    unless test loss is lower, both encoders can be left out without changing the validation loss
-    by the margin, or one that should train never moved measurably. Several data sets give one
+    unless test loss is lower, neither encoder is shown to be in play, or one that should train
+    never moved measurably. Several data sets give one
     answer: their mean.
 
     Args:
@@ -374,18 +375,24 @@ def _in_play(v: Verdict, main: Comparison) -> list[str]:
     controls = [c.pair.control for c in _of_headline(v, "control")]
     found = {arm.name: in_play(arm) for arm in (*main.pair.arms, *controls)}
     return [
-        sentence("in_play", name=name, of=of, is_idle=of.is_idle(v.margin))
+        sentence("in_play", name=name, of=of, answer=of.answer(v.margin))
         for name, of in found.items()
         if of is not None
     ]
 
 
 def _not_asked(main: Comparison, margin: float) -> dict[str, Any] | None:
-    """Why the arms could not show what their weights know; None if they could or it is unknown."""
+    """Why the arms could not show what their weights know; None if they could or it is unknown.
+
+    An answer against the weights has to show that an encoder was in play. Where the losses cannot
+    tell, only encoders shown to be out of play are a better reason than that.
+    """
     found = {arm.name: of for arm in main.pair.arms if (of := in_play(arm)) is not None}
     unmoved = {name: of for name, of in found.items() if of.never_moved}
-    if unmoved or (len(found) == 2 and all(of.is_idle(margin) for of in found.values())):
-        return {"unmoved": unmoved, "idle": found}
+    answers = {of.answer(margin) for of in found.values()}
+    is_out = len(found) == 2 and "yes" not in answers
+    if unmoved or (is_out and (answers == {"no"} or main.kind != CANNOT_TELL)):
+        return {"unmoved": unmoved, "idle": found, "unsure": answers != {"no"}}
     return None
 
 
@@ -439,11 +446,12 @@ def _command(arms: Iterable[Arm]) -> str:
 
 
 def _checkpoint(arm: Arm) -> str:
-    """The pretrained weights: their option's name and where they were read from."""
-    sources = {
-        (run.provenance.get("weights") or {}).get("source") for run in arm.runs if run.provenance
-    } - {None, arm.backbone}
-    return f"{arm.backbone} ({', '.join(sorted(map(str, sources)))})" if sources else arm.backbone
+    """The pretrained weights: their option's name and where they were read from, a donor's name."""
+    loaded = (run.provenance.get("weights") or {} for run in arm.runs)
+    sources = {str(of["source"]) for of in loaded if of.get("source")} - {arm.backbone}
+    if arm.init == "run":
+        sources = {short_path(source, sources) for source in sources}
+    return f"{arm.backbone} ({', '.join(sorted(sources))})" if sources else arm.backbone
 
 
 def weights_names(arms: Sequence[Arm]) -> dict[tuple[str, str, str | None], str]:
@@ -455,7 +463,7 @@ def weights_names(arms: Sequence[Arm]) -> dict[tuple[str, str, str | None], str]
         if sum(other[0] == backbone for other in every) > 1:
             name += f"-{init}"
         if sum(other[:2] == (backbone, init) for other in every) > 1:
-            name += f" ({donor})"
+            name += f" ({short_path(str(donor), (str(other[2]) for other in every))})"
         names[backbone, init, donor] = name
     return names
 

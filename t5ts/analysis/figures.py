@@ -264,7 +264,7 @@ def _scale(findings: Findings) -> Any | None:
         here = [stage for stage in stages if stage in audit]
         places, values = [stages.index(s) for s in here], [audit[s] for s in here]
         if here:
-            ax.plot(places, values, label=arm.name, **arm_style(place))
+            ax.plot(places, values, label=arm_label(arm), **arm_style(place))
     ax.set_yscale("log")
     ax.set_xticks(range(len(stages)), stages, rotation=30 if len(stages) > 8 else 0)
     ax.set_ylabel("RMS at step 0 (standardised units)")
@@ -275,7 +275,7 @@ def _scale(findings: Findings) -> Any | None:
 def _forecasts(findings: Findings) -> Any | None:
     condition = findings.main.condition
     predictions = [
-        (arm.name, arm_style(condition.arms.index(arm)) | {"marker": "", "lw": 1.5}, sample)
+        (arm_label(arm), arm_style(condition.arms.index(arm)) | {"marker": "", "lw": 1.5}, sample)
         for arm, sample in effects.forecasts(condition)[:MOST_PANELS]
     ]
     known = (run.provenance.get("data") for run in condition.runs)

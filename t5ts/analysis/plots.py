@@ -229,7 +229,7 @@ def draw_forecasts(
         ax.set_title(f"from {start}" if start else f"window {place + 1}")
     unit = f" ({first['unit']})" if first["unit"] else ""
     axes[0].set_ylabel(f"{first['channel']}{unit}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

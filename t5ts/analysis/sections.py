@@ -194,9 +194,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "finished": [(v, arm) for v, arm in arms if arm.best],
         "controls": last_seen(findings.study.runs),
         "in_play": [
-            (v, arm, of, of.is_idle(v.margin))
-            for v, arm in arms
-            if (of := in_play(arm)) is not None
+            (v, arm, of, of.answer(v.margin)) for v, arm in arms if (of := in_play(arm)) is not None
         ],
         "shifted": [
             (v, measured)

@@ -85,12 +85,17 @@ class InPlay:
         """Whether it was trained and is where it was."""
         return self.trains and self.moved < MOVED
 
-    def is_idle(self, margin: float) -> bool:
-        """Whether the forecasts are as good without it.
+    def answer(self, margin: float) -> str:
+        """Whether the forecasts differ without it: yes, no, or cannot tell.
 
-        Being near an identity is not enough: a head can use even the little that is added.
+        No if the whole interval over seeds is inside the margin, yes if it excludes 0; the value of
+        a single run decides alone. Being near an identity is not enough for a no: a head can use
+        even the little that is added.
         """
-        return abs(self.bypassed.value) < math.log1p(margin)
+        loss = self.bypassed
+        if loss.within(margin) or (not loss.is_known and abs(loss.value) < margin):
+            return "no"
+        return "yes" if loss.excludes_zero() or not loss.is_known else "cannot tell"
 
 
 def in_play(arm: Arm) -> InPlay | None:

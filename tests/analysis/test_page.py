@@ -106,6 +106,9 @@ def test_curves_draw_what_the_runs_hold(study: Path) -> None:
     lines = {line.get_label(): line for line in axes.get_lines()}
     mean = sum(run.curve("val_loss")[1] for run in best.finished.values()) / 5
     assert lines[f"{arm_label(arm)}: 5"].get_ydata() == pytest.approx(mean)
+    for name in ("scale", "forecasts"):
+        texts = {text.get_text() for text in draw(findings, name).legends[0].get_texts()}
+        assert {arm_label(arm) for arm in findings.main.condition.arms} <= texts
 
 
 def test_the_same_runs_give_the_same_pictures(

@@ -92,6 +92,8 @@ def test_the_headlines_pair_and_numbers(tmp_path: Path) -> None:
 
 
 IDENTITY, USED, FLAT = (0.994, 0.993, 0.002), (0.46, 0.46, 0.3), (0.86, 0.93, 0.004)
+#: +3 % in the mean, and the interval over seeds has 0 in it.
+UNSURE = (0.46, 0.46, (0.12, -0.06, 0.05, 0.11, -0.07))
 
 
 @pytest.mark.parametrize(
@@ -111,23 +113,25 @@ IDENTITY, USED, FLAT = (0.994, 0.993, 0.002), (0.46, 0.46, 0.3), (0.86, 0.93, 0.
         # Trained, and frozen in all but name.
         ({"t5": USED, "random": USED}, {"t5": 1e-4}, 0, "not_asked"),
         ({"t5": USED, "random": USED}, {"t5": 1e-4, "random": 1e-4}, -0.05, "lower"),
+        # An answer against the weights needs an encoder shown to be in play; "cannot tell" stays.
+        ({"t5": UNSURE, "random": UNSURE}, {}, 0, "not_asked"),
+        ({"t5": UNSURE, "random": IDENTITY}, {}, 0.05, "not_asked"),
+        ({"t5": UNSURE, "random": UNSURE}, {}, -0.05, "lower"),
+        ({"t5": UNSURE, "random": USED}, {}, 0, "alike"),
+        ({"t5": UNSURE, "random": UNSURE}, {}, (0, 0.04), "wide"),
+        ({"t5": IDENTITY, "random": IDENTITY}, {}, (0, 0.04), "not_asked"),
         # Only one arm was recorded: nothing is known of both.
         ({"t5": IDENTITY}, {}, 0, "alike"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("freeze", ["none", "all"])
 def test_whether_the_encoders_were_in_play(
-    tmp_path: Path, freeze: str, seen: dict[str, Any], moved: Any, effect: float, outcome: str
+    tmp_path: Path, freeze: str, seen: dict[str, Any], moved: Any, effect: Any, outcome: str
 ) -> None:
-    write(tmp_path, {f"t5-{freeze}": (effect, 0.0005), f"random-{freeze}": (0, 0.0005)})
-    for init, (initial, selected, cost) in seen.items():
-
-        def record(result: Any, values: Any = (initial, selected, cost)) -> None:
-            metrics = result["metrics"]
-            metrics |= {"encoder_cosine_initial": values[0], "encoder_cosine": values[1]}
-            metrics["bypassed_val_loss"] = metrics["val_loss"] * math.exp(values[2])
-
-        edit(tmp_path, f"{init}-*", "result.json", record)
+    effect = effect if isinstance(effect, tuple) else (effect, 0.0005)
+    write(tmp_path, {f"t5-{freeze}": effect, f"random-{freeze}": (0, effect[1])})
+    for init, values in seen.items():
+        edit(tmp_path, f"{init}-*", "result.json", seen_in_play(*values))
     for init, scale in moved.items():
         for path in tmp_path.glob(f"{init}-*/metrics.jsonl"):
             shrink = lambda m, by=scale: f"{m[1]}{by * float(m[2])}"  # noqa: E731
@@ -143,8 +147,32 @@ def test_whether_the_encoders_were_in_play(
     for init, reason in zip(seen, said, strict=True):
         idle = seen[init] in (IDENTITY, FLAT) or (init in moved and freeze == "none")
         assert ("No:" in reason) == idle
+        assert ("Yes:" in reason) == (not idle and seen[init] is not UNSURE)
     shown = [block.caption for block in sections(study)[7].blocks if hasattr(block, "caption")]
     assert any("in play" in caption for caption in shown) == bool(seen)
+
+
+def seen_in_play(initial: float, selected: float, cost: Any) -> Callable[[Any], None]:
+    """Record cosines and the log-ratio of the loss without the blocks, or one for each seed."""
+
+    def record(result: Any) -> None:
+        log_ratio = cost[result["seed"]] if isinstance(cost, tuple) else cost
+        metrics = result["metrics"]
+        metrics |= {"encoder_cosine_initial": initial, "encoder_cosine": selected}
+        metrics["bypassed_val_loss"] = metrics["val_loss"] * math.exp(log_ratio)
+
+    return record
+
+
+@pytest.mark.parametrize(("values", "answer"), [(IDENTITY, "no"), (USED, "yes")])
+def test_one_run_decides_alone_whether_its_encoder_was_in_play(
+    tmp_path: Path, values: Any, answer: str
+) -> None:
+    write(tmp_path, {"t5-none": 0}, seeds=[0])
+    edit(tmp_path, "*", "result.json", seen_in_play(*values))
+    table: Any = sections(found(tmp_path))[7].blocks[-2]
+    assert table.rows[0][-1] == answer
+    assert "no interval from 1 seed" in table.rows[0][-2]
 
 
 def test_one_seed(tmp_path: Path) -> None:
@@ -270,6 +298,17 @@ def test_a_language_model_has_its_own_name(tmp_path: Path) -> None:
     assert findings.kind == TRANSFERS
     assert "GPT-2" in markdown(findings).splitlines()[0]
     assert all(arm_label(arm).startswith("GPT-2 (") for arm in findings.main.condition.arms)
+
+
+def test_a_donors_path_is_not_in_the_headline(tmp_path: Path) -> None:
+    for donor, effect in (("/data/runs/first", -0.06), ("/data/runs/second", -0.03)):
+        write(tmp_path / Path(donor).name, {"run-none": effect}, init__path=donor)
+        edit(tmp_path / Path(donor).name, "*", "provenance.json", loaded(source=donor))
+    write(tmp_path, {"random-none": 0})
+    study = found(tmp_path)
+    assert "/data" not in study.headline
+    assert "(first)" in study.headline
+    assert "/data/runs/first" in markdown(study)
 
 
 def test_random_weights_have_no_donor(tmp_path: Path) -> None:
