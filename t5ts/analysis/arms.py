@@ -91,10 +91,15 @@ class Point:
         return {seed: run for seed, run in sorted(runs.items()) if seed not in self.finished}
 
     @property
+    def known(self) -> list[Run]:
+        """The finished runs, one for each seed; all runs while there is none."""
+        return list(self.finished.values()) or self.runs
+
+    @property
     def objective(self) -> float:
         """Mean validation objective over the finished seeds; NaN without any."""
-        values = [run.result.objective for run in self.finished.values() if run.result]
-        return float(np.mean(values)) if values else float("nan")
+        values = [run.objective for run in self.finished.values()]
+        return float(np.mean(values)) if values else math.nan
 
 
 @dataclass(kw_only=True, eq=False)
@@ -171,6 +176,11 @@ class Arm:
     def finished(self) -> dict[int, Run]:
         """Finished runs of the best point by seed, ascending."""
         return self.best.finished if self.best else {}
+
+    @property
+    def done(self) -> list[Run]:
+        """Finished runs of the best point, by seed."""
+        return list(self.finished.values())
 
     def loss(self, point: Point | None) -> float:
         """A point's objective, signed so that lower is better; inf without any."""

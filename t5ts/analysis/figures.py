@@ -26,6 +26,7 @@ from t5ts.analysis.plots import (
     new_figure,
     own_style,
     panels,
+    surface_of,
     whole_ticks,
 )
 from t5ts.analysis.words import arm_label, percent
@@ -152,7 +153,7 @@ def _curves(findings: Findings) -> Any | None:
             band = effects.learning_curve(arm, metric)
             if band is None:
                 continue
-            artists = _draw_band(ax, band, place, f"{arm_label(arm)}: {band.count}")
+            artists = _draw_band(ax, band, place, f"{arm_label(arm)}: {band.seeds}")
             starts = [e for e in effects.unfreezing(arm.shown) if e <= band.x[-1]]
             heights = np.interp(starts, band.x, band.mean)
             colour = arm_style(place)["color"]
@@ -200,7 +201,7 @@ def _gap(findings: Findings) -> Any | None:
     figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
     ax.axhline(0, color="black", linewidth=0.8)
     for place, (name, gap) in enumerate(gaps):
-        _draw_band(ax, gap.band, place, f"{name} ({gap.band.count} seeds)")
+        _draw_band(ax, gap.band, place, f"{name} ({gap.band.seeds} seeds)")
     whole_ticks(ax, "epoch")
     ax.set_ylabel("gap in val_loss\n(random − pretrained)")
     figure.legend(loc="outside lower center")
@@ -211,26 +212,26 @@ def _gradients(findings: Findings) -> Any | None:
     from matplotlib.colors import LogNorm
 
     maps = [
-        (arm, m)
+        (arm, *found)
         for arm in findings.main.condition.arms
-        if (m := effects.gradient_map(arm)) is not None and (m.norms > 0).any()
+        if (found := effects.gradient_map(arm)) is not None and (found[2] > 0).any()
     ][:MOST_PANELS]
     if not maps:
         return None
-    rows = max(len(m.components) for _, m in maps)
+    rows = max(len(components) for _, components, _, _ in maps)
     figure, axes = panels(len(maps), height=max(2.4, 1.2 + 0.22 * rows))
-    positive = np.concatenate([m.norms[m.norms > 0] for _, m in maps])
+    positive = np.concatenate([norms[norms > 0] for *_, norms in maps])
     low, high = positive.min(), max(positive.max(), positive.min() * 1.01)
-    for ax, (arm, m) in zip(axes, maps, strict=True):
+    for ax, (arm, components, epochs, norms) in zip(axes, maps, strict=True):
         image = ax.pcolormesh(
-            np.append(m.epochs - 0.5, m.epochs[-1] + 0.5),
-            np.arange(len(m.components) + 1) - 0.5,
-            np.ma.masked_less_equal(m.norms, 0),
+            np.append(epochs - 0.5, epochs[-1] + 0.5),
+            np.arange(len(components) + 1) - 0.5,
+            np.ma.masked_less_equal(norms, 0),
             norm=LogNorm(low, high),
             cmap="viridis",
         )
         ax.invert_yaxis()
-        ax.set_yticks(range(len(m.components)), m.components, fontsize=8)
+        ax.set_yticks(range(len(components)), components, fontsize=8)
         whole_ticks(ax, "epoch")
         ax.set_title(arm.name, fontsize=9)
         for start in effects.unfreezing(arm.shown):
@@ -243,11 +244,12 @@ def _gradients(findings: Findings) -> Any | None:
 
 def _surface(findings: Findings) -> Any | None:
     condition = findings.main.condition
-    surfaces = [
-        (arm.name, s.rate, np.stack([s.unfreeze, s.rates, s.values], axis=1))
-        for arm in condition.arms
-        if (s := effects.surface(arm)) is not None
-    ][:MOST_PANELS]
+    tried = [(arm, [p for p in arm.points if p.finished]) for arm in condition.arms if arm.tuned]
+    found = (
+        surface_of(arm.name, [p.settings for p in points], [p.objective for p in points], arm.tuned)
+        for arm, points in tried
+    )
+    surfaces = [surface for surface in found if surface is not None][:MOST_PANELS]
     if not surfaces:
         return None
     label = f"{condition.config.get('objective', 'objective')} (best epoch, mean over seeds)"

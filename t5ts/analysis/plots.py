@@ -1,7 +1,7 @@
 """The pictures of one run and of one search, and the style that all pictures share."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +134,8 @@ def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> li
     Returns:
         The files.
     """
-    surfaces = [s for history in histories if (s := _surface_of(history)) is not None]
+    found = (surface_of(h.arm, h.params, h.values) for h in histories)
+    surfaces = [surface for surface in found if surface is not None]
     figures = {}
     with own_style():
         if histories:
@@ -333,16 +334,30 @@ def _colour_range(values: Any, maximize: bool) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _surface_of(history: History) -> Surface | None:
-    rate = next((key for key in RATES if any(key in p for p in history.params)), None)
+def surface_of(
+    arm: str,
+    settings: Sequence[dict[str, Any]],
+    values: Sequence[float],
+    tuned: Collection[str] = RATES,
+) -> Surface | None:
+    """An arm's surface; None where neither axis was searched, or fewer than two settings have it.
+
+    Args:
+        arm: Its name.
+        settings: Those tried, with their keys.
+        values: The objective of each.
+        tuned: Keys that were searched, if the settings have others too.
+    """
+    known = [rate for rate in RATES if any(rate in of for of in settings)]
+    rate = next((rate for rate in known if rate in tuned), next(iter(known), None))
     points = [
-        (params[UNFREEZE], params[rate], value)
-        for params, value in zip(history.params, history.values, strict=True)
-        if rate is not None and UNFREEZE in params and rate in params
+        (of[UNFREEZE], of[rate], value)
+        for of, value in zip(settings, values, strict=True)
+        if rate in of and of.get(UNFREEZE) is not None
     ]
-    if rate is None or len(points) < 2:
+    if len(points) < 2 or not {UNFREEZE, rate} & {*tuned}:
         return None
-    return history.arm, rate, np.asarray(points, dtype=float)
+    return arm, str(rate), np.asarray(points, dtype=float)
 
 
 def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool) -> Any:

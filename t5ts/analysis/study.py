@@ -168,6 +168,11 @@ class Run:
             k: v for k, v in self.config.items() if not k.startswith(apart) and not _is_off(k, v)
         }
 
+    @property
+    def objective(self) -> float:
+        """The validation objective at the best epoch; NaN without a result."""
+        return math.nan if self.result is None else self.result.objective
+
     def metric(self, name: str) -> float:
         """A final metric (val_ at the best epoch, others of the same weights); NaN if unknown."""
         return math.nan if self.result is None else self.result.metrics.get(name, math.nan)
