@@ -11,9 +11,7 @@ from t5ts.command import finish
 from t5ts.errors import UserError
 
 if TYPE_CHECKING:
-    from t5ts.analysis.document import Table
     from t5ts.analysis.judgement import Findings
-    from t5ts.analysis.page import Written
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--wandb",
         metavar="[ENTITY/]PROJECT",
-        help="also log table, figures and verdict as a W&B run of job type report",
+        help="also log tables, figures and verdict as a W&B run of job type report",
     )
     return made
 
@@ -61,13 +59,12 @@ def _report(options: argparse.Namespace) -> None:
     if not 0 < options.margin < 100:
         raise UserError(f"--margin {options.margin}: must be a percentage between 0 and 100.")
     from t5ts.analysis import collect, verdict, write_report
-    from t5ts.analysis.document import Table
-    from t5ts.analysis.sections import in_short, sections
+    from t5ts.analysis.sections import in_short
 
     findings = verdict(collect(options.dirs), margin=options.margin / 100)
     out = options.out or options.dirs[0] / "report"
     try:
-        written = write_report(findings, out)
+        pictures = write_report(findings, out)
     except OSError as error:
         raise UserError(
             f"the report cannot be written to {out} ({error.strerror}): choose another folder"
@@ -77,39 +74,21 @@ def _report(options: argparse.Namespace) -> None:
     print("\n" + ("" if repeats else f"{findings.kind.upper()}: ") + f"{findings.headline}\n")
     for reason in findings.reasons:
         print(f"  - {reason}")
-    # The lab log's table of the main condition comes first.
-    tables = [block for block in sections(findings)[3].blocks if isinstance(block, Table)]
-    _print_tables(tables)
     print(f"\n{in_short(findings)}")
-    print(f"{written.page}  ({time.perf_counter() - begun:.1f} s)")
+    print(f"{out / 'report.html'}  ({time.perf_counter() - begun:.1f} s)")
     if options.wandb:
-        print(_log_to_wandb(findings, written, tables[0], options.wandb))
+        print(_log_to_wandb(findings, out, pictures, options.wandb))
 
 
-def _print_tables(tables: "list[Table]") -> None:
-    """The lab log's table, and as many of the metrics as fit the terminal."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    losses = ("arm", "seeds", "val MSE", "test MSE", "best epoch")
-    for number, table in enumerate(tables):
-        columns = table.columns if number == 0 else losses
-        if not set(columns) <= set(table.columns):
-            continue
-        places = [table.columns.index(name) for name in columns]
-        shown = RichTable(*columns, title=table.caption, title_justify="left")
-        shown.columns[0].min_width = 22
-        for row in table.rows:
-            shown.add_row(*(row[place] for place in places))
-        Console().print(shown)
-
-
-def _log_to_wandb(findings: "Findings", written: "Written", log: "Table", project: str) -> str:
+def _log_to_wandb(findings: "Findings", out: Path, pictures: list[str], project: str) -> str:
     """Log the study's summary run; returns where it is."""
+    from t5ts.analysis.document import Table
+    from t5ts.analysis.sections import sections
     from t5ts.tracking import log_report
 
     study, main = findings.study, findings.main
     runs = study.table()
+    log = next(block for block in sections(findings)[3].blocks if isinstance(block, Table))
     numbers: dict[str, float] = {}
     if main.main is not None:
         effect = main.main.effect
@@ -121,7 +100,7 @@ def _log_to_wandb(findings: "Findings", written: "Written", log: "Table", projec
         }
     entity, _, name = project.rpartition("/")
     return log_report(
-        written.page.parent,
+        out,
         project=name,
         entity=entity or None,
         group=study.dirs[0].resolve().name,
@@ -139,8 +118,10 @@ def _log_to_wandb(findings: "Findings", written: "Written", log: "Table", projec
             "runs": (runs.columns, runs.rows()),
             "final_performance": (log.columns, log.rows),
         },
-        images=[path for path in written.figures if path.suffix == ".png"],
-        page=written.page if any(r.config.get("tracker.artifacts") for r in study.runs) else None,
+        images=[out / "figures" / f"{picture}.png" for picture in pictures],
+        page=out / "report.html"
+        if any(r.config.get("tracker.artifacts") for r in study.runs)
+        else None,
     )
 
 

@@ -297,21 +297,11 @@ PICTURES: dict[str, Callable[[Findings], Any | None]] = {
 
 
 def swatch(place: int) -> str:
-    """An arm's line as the plots draw it, in SVG: colour, dash and marker."""
+    """An arm's line as the plots draw it, in SVG: colour and dash."""
     line = arm_style(place)
     dashes = {"-": "", "--": "6 3", "-.": "7 2 2 2", ":": "2 3"}[line["linestyle"]]
-    shape = {
-        "o": '<circle cx="16" cy="7" r="4"/>',
-        "s": '<path d="M12 3h8v8h-8z"/>',
-        "^": '<path d="M16 2l5 9h-10z"/>',
-        "D": '<path d="M16 2l5 5-5 5-5-5z"/>',
-        "v": '<path d="M16 12l5-9h-10z"/>',
-        "P": '<path d="M16 2v10M11 7h10" stroke-width="3"/>',
-        "X": '<path d="M12 3l8 8M20 3l-8 8" stroke-width="3"/>',
-        "*": '<path d="M16 1l2 5h5l-4 3 2 5-5-3-5 3 2-5-4-3h5z"/>',
-    }[line["marker"]]
     return (
-        f'<svg class="swatch" viewBox="0 0 32 14" width="32" height="14" aria-hidden="true"'
-        f' stroke="{line["color"]}" fill="{line["color"]}"><path d="M0 7h32" stroke-width="2"'
-        f' stroke-dasharray="{dashes}"/>{shape}</svg>'
+        f'<svg class="swatch" viewBox="0 0 32 14" width="32" height="14" aria-hidden="true">'
+        f'<path d="M0 7h32" stroke="{line["color"]}" stroke-width="3" stroke-dasharray="{dashes}"/>'
+        "</svg>"
     )

@@ -1,7 +1,6 @@
 """The report as files: one self-contained page, Markdown, tables, pictures."""
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -32,17 +31,7 @@ _SCHEME = {
 _FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( vs\. [\d.]+)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """Where the report's files are."""
-
-    page: Path
-    markdown: Path
-    tables: list[Path]
-    figures: list[Path]
-
-
-def write_report(findings: Findings, out: Path) -> Written:
+def write_report(findings: Findings, out: Path) -> list[str]:
     """Write report.html, report.md, results.csv, results.parquet and figures/ into a folder.
 
     Each file is replaced as a whole, so that the report of a running sweep can be reloaded at any
@@ -51,6 +40,9 @@ def write_report(findings: Findings, out: Path) -> Written:
     Args:
         findings: From `verdict`.
         out: The folder; created if missing.
+
+    Returns:
+        The pictures' names: figures/NAME.png and .svg.
     """
     out.mkdir(parents=True, exist_ok=True)
     names = save_figures(findings, out / "figures")
@@ -63,12 +55,7 @@ def write_report(findings: Findings, out: Path) -> Written:
     _replace(out / "results.csv", table.write_csv())
     _replace(out / "report.md", text)
     _replace(out / "report.html", page(findings, text, svgs))
-    return Written(
-        page=out / "report.html",
-        markdown=out / "report.md",
-        tables=[out / "results.csv", out / "results.parquet"],
-        figures=[out / "figures" / f"{name}.{kind}" for name in names for kind in ("png", "svg")],
-    )
+    return names
 
 
 def _replace(path: Path, text: str) -> None:
@@ -129,9 +116,9 @@ def _tables(table: Table) -> list[Table]:
     kept = [i for i in range(len(table.columns)) if i not in folded]
     return [
         Table(
-            caption=table.caption,
-            columns=[table.columns[i] for i in places],
-            rows=[[row[i] for i in places] for row in table.rows],
+            table.caption,
+            [table.columns[i] for i in places],
+            [[row[i] for i in places] for row in table.rows],
         )
         for places in (kept, [0, *folded])
     ]

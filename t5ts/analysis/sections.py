@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from t5ts.analysis import effects, judgement, shift, validity, words
-from t5ts.analysis.arms import Arm, Pair, Point, paired
+from t5ts.analysis.arms import KINDS, Arm, Pair, Point
 from t5ts.analysis.controls import last_seen
 from t5ts.analysis.document import Section, parse
 from t5ts.analysis.figures import effect_key, unfreezes
@@ -20,16 +20,6 @@ from t5ts.analysis.statistics import Estimate, log_ratio
 from t5ts.analysis.validity import BROKEN, NOTE, in_play
 from t5ts.analysis.words import NONE, interval, plural
 
-KINDS = {
-    "best": "each at its own best schedule",
-    "control": "control, each at its own best schedule",
-    "weights": "weights only, same schedule",
-    "same_plan": "control, same schedule",
-    "frozen_random": "vs. a frozen random encoder",
-    "checkpoint": "another checkpoint",
-    "freezing": "freezing schedule",
-    "other": "more than the weights differ",
-}
 #: A section that ends after its question.
 _EMPTY = re.compile(r"^(\*.*\?\*)\s+(?=## |\Z)", re.MULTILINE)
 #: The look of the verdict's card (a class of the page's style sheet), if it is not open.
@@ -159,6 +149,7 @@ def _context(findings: Findings) -> dict[str, Any]:
         "arms": arms,
         "named": named,
         "questions": questions,
+        "comparisons": questions(*KINDS),
         "checkpoints": [
             (v, name, own) for v in verdicts for name, own in v.by_checkpoint.items() if own.main
         ],
@@ -200,7 +191,8 @@ def setting(value: object) -> str:
 
 def settings(arm: Arm, point: Point) -> str:
     """The tuned settings of an arm and their values at this point."""
-    return ", ".join(f"{k}={setting(point.settings.get(k))}" for k in arm.tuned) or "as given"
+    shown = (f"{key}={setting(point.settings.get(key))}" for key in sorted(arm.tuned))
+    return ", ".join(shown) or "as given"
 
 
 def best_settings(arm: Arm, *, count: int = 5) -> list[Point]:
@@ -236,7 +228,7 @@ def against_linear(v: Verdict, arm: Arm) -> Estimate | None:
     linear = next((a for a in v.condition.arms if a.backbone == "linear" and a.best), None)
     if linear is None or linear is arm:
         return None
-    return paired("other", arm, linear).log_ratio("test_loss")
+    return Pair("other", arm, linear).log_ratio("test_loss")
 
 
 def _regrets(v: Verdict) -> list[tuple[str, ...]]:
@@ -294,6 +286,6 @@ def encoder_source(arm: Arm) -> tuple[str, str, str]:
         str((run.provenance.get("initial_sha256") or {}).get("encoder"))[:12] for run in arm.runs
     }
     shown = f"{next(iter(digests))}…" if len(digests) == 1 else f"{len(digests)} (one per seed)"
-    loaded = (run.provenance.get("weights") or {} for run in arm.runs)
+    loaded = (run.weights for run in arm.runs)
     weights: dict[str, Any] = next(filter(None, loaded), {"source": "drawn from the seed"})
     return str(weights.get("source")), shown, "; ".join(weights.get("checks") or ()) or NONE

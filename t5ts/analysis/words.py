@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from t5ts.analysis import statistics
 from t5ts.analysis.statistics import Estimate
 
 NONE = "–"
@@ -142,14 +143,20 @@ def sure(comparison: Any) -> str:
     )
 
 
+def sentences(name: str, /, **values: Any) -> list[str]:
+    """What a block of `sentences.j2` says: a line, or several if it ends them by `{{ end }}`."""
+    template = _template()
+    text = "".join(template.blocks[name](template.new_context(values)))
+    return [re.sub(" +", " ", line).strip() for line in text.splitlines() if line.strip()]
+
+
 def sentence(name: str, /, **values: Any) -> str:
-    """A sentence of `sentences.j2`, by its block's name."""
-    template = _sentences()
-    return "".join(template.blocks[name](template.new_context(values))).strip()
+    """The same as one line."""
+    return " ".join(sentences(name, **values))
 
 
 @cache
-def _sentences() -> Any:
+def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(undefined=StrictUndefined)
@@ -165,5 +172,6 @@ def _sentences() -> Any:
         "probability": probability,
         "plural": plural,
     }
+    environment.globals |= vars(statistics) | {"end": "\n"}
     text = (Path(__file__).parent / "sentences.j2").read_text(encoding="utf-8")
     return environment.from_string(re.sub(r"\s*\n\s*", " ", text))
