@@ -146,43 +146,25 @@ def _judge(
     left_out: Sequence[Run],
     margin: float,
 ) -> Verdict:
-    best = [c for c in compared if c.pair.kind == "best"]
-    # The pretrained arm that validates best; the test windows play no part.
-    main = min(
-        best,
-        key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss(c.pair.treatment.best)),
-        default=None,
-    )
-    v = Verdict(
-        condition=condition,
-        main=main,
-        comparisons=compared,
-        checks=[
-            *(main.checks if main else []),
-            *check_plans([c.pair for c in compared if c.pair.seeds]),
-            *check_condition(condition, left_out),
-        ],
-        margin=margin,
-    )
+    plans = check_plans([c.pair for c in compared if c.pair.seeds])
+    v = Verdict(condition, compared, [*plans, *check_condition(condition, left_out)], margin)
     _conclude(study, v)
-    arms = {c.pair.treatment.weights: c.pair.treatment for c in best}
     names = weights_names(condition.arms)
-    if len(arms) > 1:
-        for weights, arm in arms.items():
-            own = [
-                c
-                for c in compared
-                if c.pair.kind != "checkpoint"
-                # Of these weights, or of their counterparts.
-                if c.pair.treatment.weights == weights or c.pair.treatment.is_control_of(arm)
-            ]
-            v.by_checkpoint[names[weights]] = _judge(study, condition, own, [], margin)
+    arms = {c.pair.treatment.weights: c.pair.treatment for c in compared if c.pair.kind == "best"}
+    for weights, arm in arms.items() if len(arms) > 1 else ():
+        # Comparisons of these weights, or of their counterparts.
+        ours = [
+            (c, c.pair.treatment.weights == weights or c.pair.treatment.is_control_of(arm))
+            for c in compared
+        ]
+        own = [c for c, is_about in ours if is_about and c.pair.kind != "checkpoint"]
+        v.by_checkpoint[names[weights]] = _judge(study, condition, own, [], margin)
     shapes: dict[str, dict[str, None]] = defaultdict(dict)
     for arm in condition.arms:
         if arm.is_pretrained:
             shapes[str(arm.architecture)][names[arm.weights]] = None
-    if main is not None:
-        values = {"first": names[main.pair.treatment.weights], "names": names}
+    if v.main is not None:
+        values = {"first": names[v.main.pair.treatment.weights], "names": names}
         v.reasons[1:1] = sentences("checkpoints", v=v, shapes=shapes.values(), **values)
         if v.by_checkpoint and v.kind not in (WITHHELD, NOTHING, UNFINISHED):
             v.headline += " " + sentence("best_checkpoint", v=v, **values)
@@ -192,15 +174,12 @@ def _judge(
 def _conclude(study: Study, v: Verdict) -> None:
     """Kind, headline and reasons of a condition's verdict."""
     main, after = v.main, []
-    if main is not None:
-        arm = main.pair.treatment
-        v.facts = {"v": v, "main": main, "margin": v.margin, "weights": arm.pretraining}
-        v.facts["checkpoint"] = _checkpoint(arm)
+    v.facts["checkpoint"] = _checkpoint(main.pair.treatment) if main else None
     v.outcome = _outcome(study, v)
     v.kind = OUTCOMES[v.outcome]
     before = _failed(v)
     if main is not None and v.kind not in NO_VERDICT:
-        same_plan = _of_headline(v, "weights")
+        same_plan = v.of_headline("weights")
         against = [c for c in same_plan if c.kind in (LOWER, HIGHER, ALIKE) and c.kind != main.kind]
         if v.kind != CANNOT_TELL and v.is_provisional:
             before.insert(0, "Provisional:")
@@ -223,16 +202,15 @@ def _outcome(study: Study, v: Verdict) -> str:
     if main is None:
         pretrained = [arm for arm in v.condition.arms if arm.is_pretrained]
         others = [arm.name for arm in v.condition.arms if arm.init == RANDOM]
-        v.facts = {"needed": sorted(map(arms_needed, pretrained)), "others": others}
         if not pretrained:
             v.say("add_pretrained")
             return "no_pretrained"
-        v.say("add_random", arm=pretrained[0], override=arms_needed(pretrained[0]))
+        needed = list(map(arms_needed, pretrained))
+        v.say("add_random", arm=pretrained[0], needed=needed, others=others)
         return "no_arm"
-    asked = _arms_asked(v)
     v.say("best_plans" if main.pair.seeds else "no_shared_seed")
-    if progress := _progress(study, asked):
-        v.say("no_peeking", progress=progress, command=_command(asked))
+    if progress := _progress(study, v.asked):
+        v.say("no_peeking", progress=progress, command=_command(v.asked))
         return "unfinished"
     if not main.pair.seeds:
         return "no_seed"
@@ -242,7 +220,7 @@ def _outcome(study: Study, v: Verdict) -> str:
     if why := _not_learned(main, v.condition):
         v.facts["why"] = why
         return "not_learned"
-    controls = (c.pair.control for c in _of_headline(v, "control"))
+    controls = (c.pair.control for c in v.of_headline("control"))
     for arm in dict.fromkeys((*main.pair.arms, *controls)):
         if (of := in_play(arm)) is not None:
             v.reasons.append(sentence("in_play", arm=arm, of=of, answer=of.answer(v.margin)))
@@ -304,9 +282,9 @@ def _what_it_shows(v: Verdict, main: Comparison) -> str:
 
 def _content_or_scale(v: Verdict) -> str:
     """The outcome vs. controls that share only the checkpoint's scale, if random is beaten."""
-    controls = _of_headline(v, "control")
+    controls = v.of_headline("control")
     if not controls:
-        v.say("add_controls", controls=dict.fromkeys(f"init={a.init}" for a in _control_arms(v)))
+        v.say("add_controls", controls=dict.fromkeys(f"init={arm.init}" for arm in v.controls))
         return "lower"
     worst = list(AGAINST_CONTROL)
     rival = min(controls, key=lambda c: (worst.index(c.kind), -c.effect.value))
@@ -323,27 +301,9 @@ def _content_or_scale(v: Verdict) -> str:
     return outcome
 
 
-def _of_headline(v: Verdict, kind: str) -> list[Comparison]:
-    """Comparisons of a kind, of the headline's weights, at finished seeds."""
-    weights = v.main.pair.treatment.weights if v.main else None
-    found = (c for c in v.comparisons if c.pair.kind == kind and c.pair.seeds)
-    return [c for c in found if c.pair.treatment.weights == weights]
-
-
-def _control_arms(v: Verdict) -> list[Arm]:
-    """The arms of `matched` and `shuffled` weights of the headline's checkpoint."""
-    arms = [arm for arm in v.condition.arms if arm.init != RANDOM]
-    return [arm for arm in arms if v.main and arm.is_control_of(v.main.pair.treatment)]
-
-
-def _arms_asked(v: Verdict) -> list[Arm]:
-    """Every arm behind the headline."""
-    return [*chain(*v.main.pair.rivals), *_control_arms(v)] if v.main else []
-
-
 def _failed(v: Verdict) -> list[str]:
     """The failed seeds of the arms behind the headline, one sentence per arm."""
-    lost = [(arm, *failures(arm)) for arm in _arms_asked(v)]
+    lost = [(arm, *failures(arm)) for arm in v.asked]
     return [f"{arm.name} failed at {len(seeds)} of {n} seeds." for arm, seeds, n in lost if seeds]
 
 
@@ -500,7 +460,7 @@ def _by_data(verdicts: Sequence[Verdict]) -> list[list[Verdict]]:
 
 def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]:
     """The log effect on each data set: mean over its tasks and lengths, worst of the rivals."""
-    effects = [[[c.effect.value for c in _of_headline(v, kind)] for v in of] for of in judged]
+    effects = [[[c.effect.value for c in v.of_headline(kind)] for v in of] for of in judged]
     worst = [[max(own) for own in group if own] for group in effects]
     return [float(np.mean(group)) for group in worst if group]
 
@@ -519,7 +479,7 @@ def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -
         outcome = "wide"
     elif overall.value > 0:
         outcome = "higher"
-    elif any(c.kind == WITHHELD for v in every for c in _of_headline(v, "control")):
+    elif any(c.kind == WITHHELD for v in every for c in v.of_headline("control")):
         outcome = "unfair_control"
     elif len(controls) < len(effects):
         outcome = "lower"

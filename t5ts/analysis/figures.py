@@ -71,12 +71,6 @@ def save_figures(findings: Findings, folder: Path) -> list[str]:
     return drawn
 
 
-def effect_style(c: Comparison) -> tuple[str, str]:
-    """Colour and marker of a comparison, by what it shows."""
-    colour, marker, _ = OUTCOMES[c.kind]
-    return colour, marker
-
-
 def effect_key(findings: Findings) -> str:
     """The marks that appear in the picture of effects, in words."""
     kinds = {c.kind for _, c in _shown_effects(findings)}
@@ -110,7 +104,7 @@ def _effects(findings: Findings) -> Any | None:
         value, low, high = (
             float(100 * np.expm1(x)) for x in (c.effect.value, c.effect.low, c.effect.high)
         )
-        colour, marker = effect_style(c)
+        colour, marker, _ = OUTCOMES[c.kind]
         # The band is drawn behind the line only, so that no label overlaps it.
         ax.barh(place, 2 * margin, left=-margin, height=0.4, color="0.9", zorder=0)
         ax.plot([0, 0], [place - 0.2, place + 0.2], color="black", linewidth=0.8)
@@ -142,24 +136,20 @@ def unfreezes(findings: Findings) -> bool:
 
 
 def _curves(findings: Findings) -> Any | None:
-    arms = list(enumerate(findings.main.condition.arms))
-    arms = [(place, arm) for place, arm in arms if effects.learning_curve(arm, "val_loss")]
-    if not arms:
+    arms = findings.main.condition.arms
+    if not any(effects.learning_curve(arm, "val_loss") for arm in arms):
         return None
     figure, axes = new_figure(2, 1, width=8, height=7, sharex=True)
     loss, corr = axes[:, 0]
     for ax, metric in ((loss, "val_loss"), (corr, "val_corr")):
-        for place, arm in arms:
-            band = effects.learning_curve(arm, metric)
-            if band is None:
+        for place, arm in enumerate(arms):
+            if (band := effects.learning_curve(arm, metric)) is None:
                 continue
             artists = _draw_band(ax, band, place, f"{arm_label(arm)}: {band.seeds}")
             starts = [e for e in effects.unfreezing(arm.shown) if e <= band.x[-1]]
             heights = np.interp(starts, band.x, band.mean)
-            colour = arm_style(place)["color"]
-            artists += ax.plot(
-                starts, heights, "^", ms=10, mfc="white", mec=colour, mew=1.8, zorder=3
-            )
+            line: Any = {"mec": arm_style(place)["color"], "mfc": "white", "mew": 1.8, "ms": 10}
+            artists += ax.plot(starts, heights, "^", zorder=3, **line)
             for part, artist in enumerate(artists):
                 artist.set_gid(f"{arm_group(place)}{metric}-{part}")
     result = next((r.result for r in findings.main.condition.runs if r.result is not None), None)
@@ -190,11 +180,7 @@ def _draw_band(ax: Any, band: effects.Band, place: int, label: str) -> list[Any]
 
 
 def _gap(findings: Findings) -> Any | None:
-    pairs = [
-        c.pair
-        for c in findings.main.comparisons
-        if c.pair.kind in ("best", "weights") and c.pair.seeds
-    ]
+    pairs = [c.pair for c in findings.main.comparisons if c.pair.kind in ("best", "weights")]
     gaps = [(pair.name, gap) for pair in pairs if (gap := effects.gap(pair)) is not None]
     if not gaps:
         return None
@@ -257,16 +243,15 @@ def _surface(findings: Findings) -> Any | None:
 
 
 def _scale(findings: Findings) -> Any | None:
-    audits = [effects.scale_audit(arm) for arm in findings.main.condition.arms]
-    if not any(audits):
+    audits = [(arm, effects.scale_audit(arm)) for arm in findings.main.condition.arms]
+    stages = max((list(audit) for _, audit in audits), key=len)
+    if not stages:
         return None
     figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
-    stages = max(map(list, audits), key=len)
-    for place, (arm, audit) in enumerate(zip(findings.main.condition.arms, audits, strict=True)):
-        here = [stage for stage in stages if stage in audit]
-        places, values = [stages.index(s) for s in here], [audit[s] for s in here]
+    for place, (arm, audit) in enumerate(audits):
+        here = [(x, audit[stage]) for x, stage in enumerate(stages) if stage in audit]
         if here:
-            ax.plot(places, values, label=arm_label(arm), **arm_style(place))
+            ax.plot(*zip(*here, strict=True), label=arm_label(arm), **arm_style(place))
     ax.set_yscale("log")
     ax.set_xticks(range(len(stages)), stages, rotation=30 if len(stages) > 8 else 0)
     ax.set_ylabel("RMS at step 0 (standardised units)")
@@ -280,8 +265,7 @@ def _forecasts(findings: Findings) -> Any | None:
         (arm_label(arm), arm_style(condition.arms.index(arm)) | {"marker": "", "lw": 1.5}, sample)
         for arm, sample in effects.forecasts(condition)[:MOST_PANELS]
     ]
-    known = (run.provenance.get("data") for run in condition.runs)
-    data: dict[str, Any] = next(filter(None, known), {})
+    data: Any = next(filter(None, (run.provenance.get("data") for run in condition.runs)), {})
     return draw_forecasts(predictions, step_s=data.get("step_s")) if predictions else None
 
 

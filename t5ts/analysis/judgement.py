@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.arms import Condition, Pair, chosen_from
+from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, chosen_from
 from t5ts.analysis.statistics import (
     Estimate,
     crossed_log_ratio,
@@ -76,7 +76,6 @@ class Comparison:
         return [check for check in self.checks if check.status == BROKEN]
 
 
-@dataclass(kw_only=True, eq=False)
 class Verdict:
     """What one condition shows.
 
@@ -85,27 +84,56 @@ class Verdict:
         outcome: The finding behind the kind; a key of `conclusions.OUTCOMES`.
         headline: A sentence or two for a reader who knows nothing of the study.
         reasons: How certain it is, and what would make it more certain.
-        main: The comparison that the headline is about.
+        main: The comparison that the headline is about; None without any.
         comparisons: All of them.
+        controls: The arms of `matched` and `shuffled` weights of the headline's checkpoint.
+        asked: Every arm behind the headline.
         checks: Validity, the main pair's first.
         facts: What its sentences are filled with.
+        tried: Number of schedules and settings that the arms were chosen from on the tested seeds.
+        is_provisional: Whether a setting was chosen and tested on the same seeds.
         seeds_needed: Paired seeds that would settle it, if it cannot tell.
         by_checkpoint: If several checkpoints were run, what each shows vs. its own random
             arm, by the backbone's name.
     """
 
-    condition: Condition
-    main: Comparison | None
-    comparisons: list[Comparison]
-    checks: list[Check]
-    kind: str = NOTHING
-    outcome: str = ""
-    headline: str = ""
-    reasons: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    seeds_needed: int | None = None
-    margin: float = MARGIN
-    by_checkpoint: dict[str, "Verdict"] = field(default_factory=dict)
+    def __init__(
+        self,
+        condition: Condition,
+        comparisons: list[Comparison],
+        checks: Sequence[Check],
+        margin: float,
+    ) -> None:
+        self.condition, self.comparisons, self.margin = condition, comparisons, margin
+        # The pretrained arm that validates best; the test windows play no part.
+        self.main = min(
+            (c for c in comparisons if c.pair.kind == "best"),
+            key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss(c.pair.treatment.best)),
+            default=None,
+        )
+        self.kind, self.outcome, self.headline = NOTHING, "", ""
+        self.reasons: list[str] = []
+        self.facts: dict[str, Any] = {"v": self, "main": self.main, "margin": margin}
+        self.checks, self.tried = list(checks), 0
+        self.controls: list[Arm] = []
+        self.asked: list[Arm] = []
+        self.seeds_needed: int | None = None
+        self.by_checkpoint: dict[str, Verdict] = {}
+        if self.main is not None:
+            arm, rivals = self.main.pair.treatment, self.main.pair.rivals
+            self.facts["weights"] = arm.pretraining
+            others = [other for other in condition.arms if other.init != RANDOM]
+            self.controls = [other for other in others if other.is_control_of(arm)]
+            self.asked = [*rivals[0], *rivals[1], *self.controls]
+            self.tried = max(map(chosen_from, rivals))
+            self.checks[:0] = self.main.checks
+        self.is_provisional = self.tried > 1
+
+    def of_headline(self, kind: str) -> list[Comparison]:
+        """Comparisons of a kind, of the headline's weights, at finished seeds."""
+        weights = self.main.pair.treatment.weights if self.main else None
+        found = (c for c in self.comparisons if c.pair.kind == kind and c.pair.seeds)
+        return [c for c in found if c.pair.treatment.weights == weights]
 
     def say(self, block: str, **facts: Any) -> None:
         """Add sentences of `sentences.j2` to the reasons, and their facts to those of the rest."""
@@ -113,21 +141,10 @@ class Verdict:
         self.reasons += sentences(block, **self.facts)
 
     @property
-    def tried(self) -> int:
-        """Number of schedules and settings that the arms were chosen from on the tested seeds."""
-        return max(map(chosen_from, self.main.pair.rivals)) if self.main else 0
-
-    @property
-    def is_provisional(self) -> bool:
-        """Whether a setting was chosen and tested on the same seeds."""
-        return self.tried > 1
-
-    @property
     def broken(self) -> list[Check]:
         """The invariants that do not hold; an unfinished sweep has broken none yet."""
-        if self.kind == UNFINISHED:
-            return []
-        return [check for check in self.checks if check.status == BROKEN]
+        checks = [] if self.kind == UNFINISHED else self.checks
+        return [check for check in checks if check.status == BROKEN]
 
 
 @dataclass(kw_only=True, eq=False)

@@ -12,6 +12,7 @@ from t5ts.analysis.judgement import WITHHELD, Findings
 from t5ts.analysis.sections import header, markdown
 from t5ts.analysis.validity import BROKEN
 from t5ts.analysis.words import arm_label
+from t5ts.provenance import replacing, write_text
 
 #: What a cell shows on a second line: an interval, the reason for none, or a name's data set.
 _SECOND_LINE = re.compile(r"(?s)(.+?) (\[.*\]|\(no interval .*\)|· .*)")
@@ -49,19 +50,12 @@ def write_report(findings: Findings, out: Path) -> list[str]:
     svgs = {name: (out / "figures" / f"{name}.svg").read_text(encoding="utf-8") for name in names}
     text = markdown(findings, names)
     table = findings.study.table()
-    parquet = out / "results.parquet.tmp"
-    table.write_parquet(parquet)
-    parquet.replace(out / "results.parquet")
-    _replace(out / "results.csv", table.write_csv())
-    _replace(out / "report.md", text)
-    _replace(out / "report.html", page(findings, text, svgs))
+    with replacing(out / "results.parquet") as parquet:
+        table.write_parquet(parquet)
+    write_text(out / "results.csv", table.write_csv())
+    write_text(out / "report.md", text)
+    write_text(out / "report.html", page(findings, text, svgs))
     return names
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:

@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,12 +32,10 @@ UNFREEZE = "freeze.unfreeze_epoch"
 RATES = ("optim.encoder_lr_scale", "optim.lr")
 
 
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """One arm's complete trials.
+class History(NamedTuple):
+    """One arm's complete trials: their slots, first objective's values, and parameters.
 
     Attributes:
-        slots, values, params: Of each trial; the first objective's values.
         importances: Share of each parameter, empty if unknown.
     """
 
@@ -90,10 +87,9 @@ def whole_ticks(ax: Any, label: str) -> None:
 
 def panels(count: int, *, height: float, width: float = 3.6, **kw: Any) -> tuple[Any, list[Any]]:
     """A figure of as many axes, three in a row."""
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    width = max(6.0, width * columns)
-    figure, axes = new_figure(rows, columns, width=width, height=height * rows, **kw)
+    columns, rows = min(count, 3), -(-count // 3)
+    size: Any = {"width": max(6.0, width * columns), "height": height * rows}
+    figure, axes = new_figure(rows, columns, **size, **kw)
     for ax in axes.flat[count:]:
         ax.set_visible(False)
     return figure, list(axes.flat[:count])
@@ -136,11 +132,12 @@ def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> li
     """
     found = (surface_of(h.arm, h.params, h.values) for h in histories)
     surfaces = [surface for surface in found if surface is not None]
+    known = [history for history in histories if history.importances]
     figures = {}
     with own_style():
         if histories:
             figures["history"] = _history(histories, objective)
-        if known := [history for history in histories if history.importances]:
+        if known:
             figures["importances"] = _importances(known)
         if surfaces:
             figures["surface"] = draw_surfaces(surfaces, objective, maximize=histories[0].maximize)
@@ -162,9 +159,8 @@ def _learning_curve(run_dir: Path, result_file: Path) -> Any:
     epochs = [row["epoch"] for row in rows]
     trained = [(row["epoch"], row["train_loss"]) for row in rows if row.get("train_loss")]
     if trained:
-        loss.plot(
-            *zip(*trained, strict=True), "--", color=GREY, label="train (mean over the epoch)"
-        )
+        line: Any = {"color": GREY, "label": "train (mean over the epoch)"}
+        loss.plot(*zip(*trained, strict=True), "--", **line)
     loss.plot(epochs, [row["val_loss"] for row in rows], "o-", color=BLUE, label="val")
     # The task's own naive baseline comes first.
     name, baseline = next(iter(result["baselines"]["val"].items()))
@@ -202,7 +198,7 @@ def draw_forecasts(
     naive, target_start = first["naive"], first["target_start"]
     figure, (axes,) = new_figure(1, len(first["windows"]), width=12, height=4.2, sharey=True)
     for place, (ax, window) in enumerate(zip(axes, first["windows"], strict=True)):
-        context = np.array(_with_gaps(window["context"]))
+        context = np.array(window["context"], float)  # null is NaN, where a line breaks
         steps_L = np.arange(len(context)) + 1 - target_start
         steps_H = np.arange(len(window["truth"])) + 1
         is_seen_H = np.isin(steps_H, steps_L[np.isfinite(context)])
@@ -213,7 +209,7 @@ def draw_forecasts(
         def ahead(
             values: Any, axis: Any = axis, steps: Any = steps_H, seen: Any = is_seen_H
         ) -> Any:
-            return axis(steps), np.where(seen, math.nan, _with_gaps(values))
+            return axis(steps), np.where(seen, math.nan, np.array(values, float))
 
         for border in np.array(first["patch_starts"]) - target_start + 0.5:
             if border > since:
@@ -252,11 +248,6 @@ def _axis(ax: Any, start: str, step_s: float | None) -> Callable[[Any], Any]:
     return moment
 
 
-def _with_gaps(values: list[float | None]) -> list[float]:
-    """Turn JSON's null into NaN, where matplotlib breaks a line."""
-    return [math.nan if value is None else value for value in values]
-
-
 def _gradient_norms(run_dir: Path) -> Any:
     """Gradient norm of each component over the steps, before clipping."""
     from matplotlib import colormaps
@@ -268,18 +259,12 @@ def _gradient_norms(run_dir: Path) -> Any:
     shades = dict(zip(blocks, colormaps["viridis"](np.linspace(0, 1, len(blocks))), strict=True))
     known = {"total": "black", "head": ORANGE, "patch": BLUE}
     for name in names:
-        is_total = name.endswith("/total")
-        ax.plot(
-            [row["step"] for row in rows],
-            # 0 is a frozen component: a gap in the curve, not a point on a log axis.
-            [row[name] or math.nan for row in rows],
-            linestyle="-" if name in blocks else "--",
-            color=shades.get(name, known.get(name.split("/")[1], GREY)),
-            label=name.removeprefix("grad_norm/"),
-            marker=".",
-            linewidth=4 if is_total else 1,
-            alpha=0.3 if is_total else 1.0,
-        )
+        part = name.removeprefix("grad_norm/")
+        line: Any = {"linewidth": 4, "alpha": 0.3} if part == "total" else {"linewidth": 1}
+        # 0 is a frozen component: a gap in the curve, not a point on a log axis.
+        ax.plot([row["step"] for row in rows], [row[name] or math.nan for row in rows],
+                "-" if name in blocks else "--", marker=".", label=part,
+                color=shades.get(name, known.get(part, GREY)), **line)  # fmt: skip
     if names:
         ax.set_yscale("log")
         figure.legend(loc="outside right upper")
@@ -289,7 +274,7 @@ def _gradient_norms(run_dir: Path) -> Any:
 
 
 def _history(histories: Sequence[History], objective: str) -> Any:
-    """Each trial's value, and the best so far; an arrow if the value is off the scale."""
+    """Each trial's value, and the best so far; what is off the scale is at its edge."""
     figure, ((ax,),) = new_figure(1, 1, width=6.4, height=3.8)
     maximize = histories[0].maximize
     low, high = _colour_range(np.concatenate([history.values for history in histories]), maximize)
@@ -300,9 +285,6 @@ def _history(histories: Sequence[History], objective: str) -> Any:
         slots, values = np.asarray(history.slots)[order], np.asarray(history.values)[order]
         best = np.maximum.accumulate(values) if maximize else np.minimum.accumulate(values)
         ax.plot(slots, np.clip(values, low, high), ms=5, alpha=0.6, **line | {"linestyle": ""})
-        for is_beyond, edge, arrow in ((values > high, high, "^"), (values < low, low, "v")):
-            beyond = slots[is_beyond]
-            ax.plot(beyond, np.full(len(beyond), edge), arrow, color=line["color"], ms=9)
         ax.step(slots, np.clip(best, low, high), where="post", color=line["color"], lw=2,
                 label=f"{history.arm}: best so far")  # fmt: skip
     whole_ticks(ax, "trial")
@@ -362,16 +344,11 @@ def surface_of(
 
 def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool) -> Any:
     """The objective over unfreeze epoch and learning rate, the best setting ringed."""
-    figure, axes = panels(
-        len(surfaces),
-        width=4.2,
-        height=3.8,
-        sharex=True,  # so that two arms' surfaces can be compared
-        sharey=len({rate for _, rate, _ in surfaces}) == 1,
-    )
-    low, high = _colour_range(
-        np.concatenate([points_S3[:, 2] for _, _, points_S3 in surfaces]), maximize
-    )
+    # Two arms' surfaces can be compared only on the same axes.
+    same = len({rate for _, rate, _ in surfaces}) == 1
+    figure, axes = panels(len(surfaces), width=4.2, height=3.8, sharex=True, sharey=same)
+    every = np.concatenate([points_S3[:, 2] for _, _, points_S3 in surfaces])
+    low, high = _colour_range(every, maximize)
     for ax, (arm, rate, points_S3) in zip(axes, surfaces, strict=True):
         unfreeze, rates, values = points_S3.T
         shown = ax.scatter(unfreeze, rates, c=values, s=90, vmin=low, vmax=high,

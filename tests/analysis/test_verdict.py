@@ -15,7 +15,7 @@ from analysis.studies import Effect, edit, found, main, write
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis.arms import conditions, pairs
 from t5ts.analysis.conclusions import OUTCOMES
-from t5ts.analysis.figures import effect_style
+from t5ts.analysis.figures import OUTCOMES as STYLES
 from t5ts.analysis.judgement import (
     ALIKE,
     CANNOT_TELL,
@@ -509,7 +509,7 @@ def test_a_broken_invariant_withholds_the_verdict(
     assert study.kind == WITHHELD
     assert [check.name for check in study.main.broken] == [invariant]
     assert evidence in study.main.broken[0].detail
-    assert effect_style(main(study))[1] == "X"  # drawn, and neither good nor bad
+    assert STYLES[main(study).kind][1] == "X"  # drawn, and neither good nor bad
 
 
 def tuned_less(root: Path) -> None:
@@ -970,7 +970,7 @@ def test_a_small_sure_difference_of_plans_does_not_matter(tmp_path: Path) -> Non
     (c,) = found(tmp_path).main.comparisons
     assert c.effect.low > 0
     assert c.kind == ALIKE
-    assert effect_style(c) == ("black", "^")
+    assert STYLES[c.kind][:2] == ("black", "^")
 
 
 def test_the_lab_logs_arms_and_its_table(tmp_path: Path) -> None:
