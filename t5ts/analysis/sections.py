@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -17,27 +17,13 @@ from t5ts.analysis.figures import effect_key, unfreezes
 from t5ts.analysis.judgement import DOES_NOT, LOWER_HERE, TRANSFERS, WITHHELD, Findings, Verdict
 from t5ts.analysis.shift import has
 from t5ts.analysis.statistics import Estimate, log_ratio
-from t5ts.analysis.validity import BROKEN, NOTE, in_play
-from t5ts.analysis.words import NONE, interval, plural
+from t5ts.analysis.validity import in_play
+from t5ts.analysis.words import NONE, interval, sentence
 
 #: A section that ends after its question.
 _EMPTY = re.compile(r"^(\*.*\?\*)\s+(?=## |\Z)", re.MULTILINE)
 #: The look of the verdict's card (a class of the page's style sheet), if it is not open.
 LOOKS = {TRANSFERS: "good", LOWER_HERE: "good", DOES_NOT: "bad", WITHHELD: "broken"}
-#: What the parts of an arm's name mean.
-ARM_WORDS = {
-    "t5": "t5: pretrained on text",
-    "pretrained": "pretrained: on text",
-    "run": "run: the encoder of a finished run",
-    "chronos": "chronos: pretrained on time series",
-    "random": "random: T5's or the encoder's own random initialisation",
-    "matched": "matched: random with the pretrained tensors' means and standard deviations",
-    "shuffled": "shuffled: the pretrained entries in random order",
-    "none": "none: trained from the first step",
-    "staged": "staged: frozen at first",
-    "all": "all: never trained",
-    "norms": "norms: only norms and position biases trained",
-}
 
 
 def sections(findings: Findings, pictures: Sequence[str] = ()) -> list[Section]:
@@ -83,14 +69,10 @@ def header(findings: Findings) -> dict[str, Any]:
     if headline.startswith(f"{badge}: "):  # the badge shows it
         headline = headline.removeprefix(f"{badge}: ")
         headline = headline[:1].upper() + headline[1:]
-    checks = findings.main.checks
-    noted, broken = (sum(c.status == status for c in checks) for status in (NOTE, BROKEN))
     arms = [arm for v in findings.verdicts for arm in v.condition.arms]
-    backbones = {arm.backbone for arm in arms}
-    order = "encoder-weights-freezing"
-    if len(backbones) == 1:
-        order = f"weights-freezing, all on the encoder {next(iter(backbones))}"
-    used = {arm.init for arm in arms} | {arm.freeze for arm in arms}
+    values = {"findings": findings, "statuses": [c.status for c in findings.main.checks]}
+    values["backbones"] = list(dict.fromkeys(arm.backbone for arm in arms))
+    values["used"] = {arm.init for arm in arms} | {arm.freeze for arm in arms}
     models = dict.fromkeys(arm.model for arm in arms if arm.is_pretrained)
     return {
         "badge": badge,
@@ -98,30 +80,17 @@ def header(findings: Findings) -> dict[str, Any]:
         "headline": headline,
         "reasons": findings.reasons,
         "in_short": in_short(findings),
-        "arm_words": f"{order} ({'; '.join(ARM_WORDS[key] for key in ARM_WORDS if key in used)})",
+        "arm_words": sentence("arm_words", **values),
         "model": " or ".join(models) or "T5",
-        "checks": f"{len(checks) - noted - broken} of {len(checks)} validity checks hold"
-        + (f", {noted} with a note" if noted else "")
-        + f", {broken or 'none'} broken",
+        "checks": sentence("checks", **values),
     }
 
 
 def in_short(findings: Findings) -> str:
     """What was read, in one line."""
-    study, kinds = findings.study, [v.kind for v in findings.verdicts]
     arms = {arm.name for v in findings.verdicts for arm in v.condition.arms}
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    parts = [
-        f"{plural(len(study.runs), 'run')}, {len(study.finished)} finished",
-        plural(len(arms), "arm"),
-        findings.main.condition.name
-        if len(kinds) == 1
-        else f"{len(kinds)} data sets, tasks or amounts of data, each judged separately: {counts}"
-        " (section 0)",
-    ]
-    if study.left_out:
-        parts.append(f"{plural(len(study.left_out), 'run')} left out (section 7)")
-    return " · ".join(parts)
+    kinds = Counter(v.kind for v in findings.verdicts)
+    return sentence("in_short", findings=findings, study=findings.study, arms=arms, kinds=kinds)
 
 
 def _context(findings: Findings) -> dict[str, Any]:
