@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
-
 from t5ts.analysis import effects, judgement, shift, validity, words
 from t5ts.analysis.arms import KINDS, Arm, Pair, Point
 from t5ts.analysis.controls import last_seen
@@ -170,20 +168,10 @@ def best_settings(arm: Arm, *, count: int = 5) -> list[Point]:
     return [arm.best, *others[: count - 1]] if arm.best and len(arm.points) > 1 else []
 
 
-def mean_of(arm: Arm, name: str) -> float:
-    """Mean over an arm's finished runs of a number in their results."""
-    return float(np.mean([getattr(run.result, name) for run in arm.done]))
-
-
 def baselines(v: Verdict, split: str) -> dict[str, dict[str, float]]:
     """Metrics of the forecasts that are not trained, the task's own naive one first."""
     results = [run.result for run in v.condition.runs if run.result is not None]
     return next((r.baselines[split] for r in results if split in r.baselines), {})
-
-
-def best_achievable(v: Verdict) -> float | None:
-    """The validation loss that no forecast can beat, for a synthetic series."""
-    return next((r.result.best_achievable_loss for r in v.condition.runs if r.result), None)
 
 
 def against_baseline(arm: Arm, name: str) -> Estimate:

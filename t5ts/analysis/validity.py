@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,8 +47,7 @@ MOVES = "distance_from_init/"
 Evidence = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One invariant: its name, whether it holds, and the evidence.
 
     Attributes:
@@ -143,7 +142,7 @@ def check_pair(pair: Pair) -> list[Check]:
         "paired seeds": _seeds(pair),
         "scale at step 0": _scale(pair),
     }
-    return _checks(found)
+    return [Check(name, *evidence) for name, evidence in found.items() if evidence is not None]
 
 
 def check_condition(condition: Condition, left_out: Sequence[Run] = ()) -> list[Check]:
@@ -151,41 +150,34 @@ def check_condition(condition: Condition, left_out: Sequence[Run] = ()) -> list[
     runs = condition.runs
     states = [run.state for run in runs if run.result is None]
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    named = [(run, f"{run.arm} seed {run.seed}") for run in runs]
     failed = [
-        f"{run.arm} seed {run.seed}: {run.trial.get('reason') or 'no reason given'}"
-        for run in runs
+        f"{name}: {run.trial.get('reason') or 'no reason given'}"
+        for run, name in named
         if run.state == "failed"
     ]
     worse = [
-        f"{run.arm} seed {run.seed} ({run.metric('val_loss'):.4g})"
-        for run in runs
+        f"{name} ({run.metric('val_loss'):.4g})"
+        for run, name in named
         if run.result and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
     ]
     unread = [f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in left_out]
-    return _checks(
-        {
-            "finished": (
-                NOTE,
-                f"{len(runs) - len(states)} of {len(runs)} runs; {counts}. Unfinished runs appear"
-                " in curves, not in verdicts",
-            )
-            if states
-            else (OK, f"all {len(runs)} runs are finished"),
-            "no run failed": (NOTE, f"{len(failed)} failed ({_first(failed)})")
-            if failed
-            else (OK, "no recorded failure"),
-            "better than predicting the mean": (
-                NOTE,
-                f"{len(worse)} runs are worse: {_first(worse)}. Check the scaling, and whether the"
-                " learning rate is too high",
-            )
-            if worse
-            else (OK, "every finished run, on validation"),
-            "every run could be read": (NOTE, f"{len(unread)} left out: {_first(unread)}")
-            if unread
-            else None,
-        }
-    )
+    notes = {
+        "finished": f"{len(runs) - len(states)} of {len(runs)} runs; {counts}. Unfinished runs"
+        " appear in curves, not in verdicts",
+        "no run failed": f"{len(failed)} failed ({_first(failed)})",
+        "better than predicting the mean": f"{len(worse)} runs are worse: {_first(worse)}. Check"
+        " the scaling, and whether the learning rate is too high",
+        "every run could be read": f"{len(unread)} left out: {_first(unread)}",
+    }
+    fine = f"all {len(runs)} runs are finished", "no recorded failure", "every finished run", ""
+    return [
+        Check(name, *((NOTE, note) if wrong else (OK, otherwise)))
+        for (name, note), wrong, otherwise in zip(
+            notes.items(), (states, failed, worse, unread), fine, strict=True
+        )
+        if wrong or otherwise
+    ]
 
 
 def check_plans(pairs: Iterable[Pair]) -> list[Check]:
@@ -199,12 +191,7 @@ def check_plans(pairs: Iterable[Pair]) -> list[Check]:
         if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
     ]
     detail = f"settings tried: {'; '.join(unequal)}. This favours the arm with more"
-    return _checks({"equal tuning of the schedules": (NOTE, detail) if unequal else None})
-
-
-def _checks(found: dict[str, Evidence | None]) -> list[Check]:
-    """The checks for which there is evidence."""
-    return [Check(name, *evidence) for name, evidence in found.items() if evidence is not None]
+    return [Check("equal tuning of the schedules", NOTE, detail)] if unequal else []
 
 
 def _first(items: Sequence[str], *, most: int = 5) -> str:

@@ -29,33 +29,26 @@ SCHEDULES = {
 }
 
 
-def number(value: float | None, *, digits: int = 4) -> str:
-    """A number to this many significant digits; a dash for none."""
+def number(value: float | None, *, digits: int = 4, kind: str = "g") -> str:
+    """A number to this many significant digits (decimals for kind f); a dash for none."""
     if value is None or not math.isfinite(value):
         return NONE if value is None or math.isnan(value) else ("∞" if value > 0 else "−∞")
-    return minus(f"{value:.{digits}g}")
+    text = f"{value:.{digits}{kind}}"
+    return text.replace("-", "−") if "e" not in text else text
 
 
 def fixed(value: float | None, *, digits: int = 4) -> str:
     """A number to this many decimals, for columns; a dash for none."""
-    if value is None or not math.isfinite(value):
-        return number(value)
-    return minus(f"{value:.{digits}f}")
-
-
-def minus(text: str) -> str:
-    """A typographic minus."""
-    return text.replace("-", "−") if "e" not in text else text
+    return number(value, digits=digits, kind="f")
 
 
 def percent(share: float, *, sign: bool = True) -> str:
     """0.0312 as +3.1 %."""
     if not math.isfinite(share):
         return NONE
-    value = 100 * share
-    digits = 1 if abs(value) >= 0.95 else 2
+    text = fixed(100 * share, digits=1 if abs(share) >= 0.0095 else 2)
     # A no-break space keeps the sign with its number.
-    return minus(f"{value:{'+' if sign else ''}.{digits}f}") + "\u00a0%"
+    return ("+" if sign and not text.startswith("−") else "") + text + "\u00a0%"
 
 
 def percent_interval(effect: Estimate) -> str:
@@ -68,11 +61,8 @@ def percent_interval(effect: Estimate) -> str:
 
 def percent_span(effect: Estimate) -> str:
     """The interval of a log-ratio as per cent."""
-    return f"[{_signed(effect.low)}, {_signed(effect.high)}]"
-
-
-def _signed(log_effect: float) -> str:
-    return percent(math.expm1(log_effect))
+    low, high = (percent(math.expm1(border)) for border in (effect.low, effect.high))
+    return f"[{low}, {high}]"
 
 
 def interval(effect: Estimate, *, digits: int = 3) -> str:
