@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from t5ts.analysis import statistics, validity
 from t5ts.analysis.arms import (
     RANDOM,
     Arm,
@@ -40,26 +41,9 @@ from t5ts.analysis.judgement import (
     Verdict,
     judge_family,
 )
-from t5ts.analysis.statistics import (
-    ALPHA,
-    log_ratio,
-    mean_interval,
-    outlying,
-    resolvable_effect,
-    robust_p,
-    seeds_needed,
-    wilcoxon_p,
-)
+from t5ts.analysis.statistics import ALPHA, log_ratio, mean_interval
 from t5ts.analysis.study import Run, Study
-from t5ts.analysis.validity import (
-    arms_needed,
-    check_condition,
-    check_pair,
-    check_plans,
-    failures,
-    in_play,
-    loader_notes,
-)
+from t5ts.analysis.validity import arms_needed, check_pair, failures, in_play, loader_notes
 from t5ts.analysis.words import sentence, sentences
 
 #: The verdict's kind for each outcome; `sentences.j2` has a headline for each.
@@ -146,8 +130,10 @@ def _judge(
     left_out: Sequence[Run],
     margin: float,
 ) -> Verdict:
-    plans = check_plans([c.pair for c in compared if c.pair.seeds])
-    v = Verdict(condition, compared, [*plans, *check_condition(condition, left_out)], margin)
+    plans = validity.check_plans([c.pair for c in compared if c.pair.seeds])
+    v = Verdict(
+        condition, compared, [*plans, *validity.check_condition(condition, left_out)], margin
+    )
     _conclude(study, v)
     names = weights_names(condition.arms)
     arms = {c.pair.treatment.weights: c.pair.treatment for c in compared if c.pair.kind == "best"}
@@ -191,8 +177,8 @@ def _conclude(study: Study, v: Verdict) -> None:
         v.reasons += [sentence("under_one_plan", c=c) for c in same_plan]
         if main.kind in (LOWER, HIGHER):
             logs = np.log(np.divide(*main.pair.values("test_loss")))
-            odd = [main.pair.seeds[place] for place in sorted(outlying(logs))]
-            v.say("how_sure", odd=odd, p=robust_p(logs))
+            odd = [main.pair.seeds[place] for place in sorted(statistics.outlying(logs))]
+            v.say("how_sure", odd=odd, p=statistics.robust_p(logs))
     v.headline = " ".join([*before, sentence(v.outcome, **v.facts), *after])
 
 
@@ -405,12 +391,13 @@ def weights_names(arms: Sequence[Arm]) -> dict[tuple[str, str, str | None], str]
 def _count_needed(v: Verdict, c: Comparison) -> None:
     """How many paired seeds would settle a comparison, in the verdict and in words."""
     sd, n, tests = c.effect.sd, c.effect.count, c.family
-    v.seeds_needed = seeds_needed(sd=sd, count=n, margin=v.margin, tests=tests)
+    v.seeds_needed = statistics.seeds_needed(sd=sd, count=n, margin=v.margin, tests=tests)
     count = "more than 10,000"
     if v.seeds_needed is not None:
         count = f"about {max(v.seeds_needed, n + 1)}"
     now, twice = (
-        resolvable_effect(sd=sd, count=seeds, pilot=n, tests=tests) for seeds in (n, 2 * n)
+        statistics.resolvable_effect(sd=sd, count=seeds, pilot=n, tests=tests)
+        for seeds in (n, 2 * n)
     )
     v.say("seeds_needed", n=n, now=now, twice=twice, count=count)
 
@@ -433,7 +420,7 @@ def _answer(findings: Findings, margin: float) -> Findings:
         findings.headline = f"No verdict over {count} data sets: {stopped} on {names}."
     elif len(judged) > 1:
         findings.kind, findings.headline = _over_data(judged, count, margin)
-        p = wilcoxon_p(_mean_effects(judged, "best"))
+        p = statistics.wilcoxon_p(_mean_effects(judged, "best"))
         findings.reasons = [sentence("wilcoxon", p=p), *lines]
     else:
         others = [v for v in verdicts if v is not main]

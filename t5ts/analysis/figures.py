@@ -6,29 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from t5ts.analysis import effects
-from t5ts.analysis.judgement import (
-    ALIKE,
-    CANNOT_TELL,
-    HIGHER,
-    LOWER,
-    WITHHELD,
-    Comparison,
-    Findings,
-)
-from t5ts.analysis.plots import (
-    BLUE,
-    GREY,
-    ORANGE,
-    arm_style,
-    draw_forecasts,
-    draw_surfaces,
-    new_figure,
-    own_style,
-    panels,
-    surface_of,
-    whole_ticks,
-)
+from t5ts.analysis import effects, judgement, plots
+from t5ts.analysis.judgement import Comparison, Findings
+from t5ts.analysis.plots import BLUE, GREY, ORANGE, arm_style, new_figure, own_style, whole_ticks
 from t5ts.analysis.words import arm_label, percent
 
 #: More comparisons than this do not fit in a figure; the table has them all.
@@ -37,11 +17,11 @@ MOST_EFFECTS = 24
 MOST_PANELS = 8
 #: Colour, marker and description of what a comparison shows.
 OUTCOMES = {
-    LOWER: (BLUE, "o", "blue circle: the first arm is better"),
-    HIGHER: (ORANGE, "s", "orange square: it is worse"),
-    ALIKE: ("black", "^", "triangle: no difference that matters"),
-    CANNOT_TELL: (GREY, "D", "grey diamond: cannot tell"),
-    WITHHELD: (GREY, "X", "grey cross: an invariant is broken"),
+    judgement.LOWER: (BLUE, "o", "blue circle: the first arm is better"),
+    judgement.HIGHER: (ORANGE, "s", "orange square: it is worse"),
+    judgement.ALIKE: ("black", "^", "triangle: no difference that matters"),
+    judgement.CANNOT_TELL: (GREY, "D", "grey diamond: cannot tell"),
+    judgement.WITHHELD: (GREY, "X", "grey cross: an invariant is broken"),
 }
 
 
@@ -205,7 +185,7 @@ def _gradients(findings: Findings) -> Any | None:
     if not maps:
         return None
     rows = max(len(components) for _, components, _, _ in maps)
-    figure, axes = panels(len(maps), height=max(2.4, 1.2 + 0.22 * rows))
+    figure, axes = plots.panels(len(maps), height=max(2.4, 1.2 + 0.22 * rows))
     positive = np.concatenate([norms[norms > 0] for *_, norms in maps])
     low, high = positive.min(), max(positive.max(), positive.min() * 1.01)
     for ax, (arm, components, epochs, norms) in zip(axes, maps, strict=True):
@@ -232,14 +212,16 @@ def _surface(findings: Findings) -> Any | None:
     condition = findings.main.condition
     tried = [(arm, [p for p in arm.points if p.finished]) for arm in condition.arms if arm.tuned]
     found = (
-        surface_of(arm.name, [p.settings for p in points], [p.objective for p in points], arm.tuned)
+        plots.surface_of(
+            arm.name, [p.settings for p in points], [p.objective for p in points], arm.tuned
+        )
         for arm, points in tried
     )
     surfaces = [surface for surface in found if surface is not None][:MOST_PANELS]
     if not surfaces:
         return None
     label = f"{condition.config.get('objective', 'objective')} (best epoch, mean over seeds)"
-    return draw_surfaces(surfaces, label, maximize=condition.arms[0].maximize)
+    return plots.draw_surfaces(surfaces, label, maximize=condition.arms[0].maximize)
 
 
 def _scale(findings: Findings) -> Any | None:
@@ -266,7 +248,7 @@ def _forecasts(findings: Findings) -> Any | None:
         for arm, sample in effects.forecasts(condition)[:MOST_PANELS]
     ]
     data: Any = next(filter(None, (run.provenance.get("data") for run in condition.runs)), {})
-    return draw_forecasts(predictions, step_s=data.get("step_s")) if predictions else None
+    return plots.draw_forecasts(predictions, step_s=data.get("step_s")) if predictions else None
 
 
 PICTURES: dict[str, Callable[[Findings], Any | None]] = {

@@ -1,17 +1,17 @@
 """The report as files: one self-contained page, Markdown, tables, pictures."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from t5ts.analysis.document import Table, parse
+from t5ts.analysis.document import parse
 from t5ts.analysis.figures import arm_group, save_figures, swatch
 from t5ts.analysis.judgement import WITHHELD, Findings
 from t5ts.analysis.sections import header, markdown
 from t5ts.analysis.validity import BROKEN
-from t5ts.analysis.words import arm_label
+from t5ts.analysis.words import arm_label, template
 from t5ts.provenance import replacing, write_text
 
 #: What a cell shows on a second line: an interval, the reason for none, or a name's data set.
@@ -66,15 +66,8 @@ def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
         text: The report's Markdown, whose sections the page shows.
         svgs: The pictures by name.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_keep_together
-    )
-    template = environment.from_string(
-        (files("t5ts.analysis") / "page.html.j2").read_text(encoding="utf-8")
-    )
-    return template.render(
+    options: Any = {"autoescape": True, "trim_blocks": True, "finalize": _keep_together}
+    return template("page.html.j2", {}, **options).render(
         header(findings),
         verdicts=findings.verdicts,
         sections=parse(text),
@@ -84,7 +77,7 @@ def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
             for place, arm in enumerate(findings.main.condition.arms)
         ],
         in_red=(BROKEN, WITHHELD),
-        tables=_tables,
+        parts=_parts,
         lines=_lines,
         is_figure=lambda cell: _FIGURES.fullmatch(cell) is not None,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -102,20 +95,11 @@ def _in_scheme(svg: str) -> str:
     return re.sub(r"#[0-9a-fA-F]{6}", lambda m: _SCHEME.get(m[0].lower(), m[0]), svg)
 
 
-def _tables(table: Table) -> list[Table]:
-    """A table as the page shows it: p-values and the like in a second table, folded away."""
-    folded = [i for i, name in enumerate(table.columns) if _IS_FOLDED.fullmatch(name)]
-    if not folded:
-        return [table]
-    kept = [i for i in range(len(table.columns)) if i not in folded]
-    return [
-        Table(
-            table.caption,
-            [table.columns[i] for i in places],
-            [[row[i] for i in places] for row in table.rows],
-        )
-        for places in (kept, [0, *folded])
-    ]
+def _parts(columns: Sequence[str]) -> list[list[int]]:
+    """Places of the columns that a table shows, and of those in a second one, folded away."""
+    folded = [place for place, name in enumerate(columns) if _IS_FOLDED.fullmatch(name)]
+    shown = [place for place in range(len(columns)) if place not in folded]
+    return [shown, [0, *folded]] if folded else [shown]
 
 
 def _lines(cell: str) -> tuple[str, str]:

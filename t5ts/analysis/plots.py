@@ -1,14 +1,17 @@
-"""The pictures of one run and of one search, and the style that all pictures share."""
+"""The pictures of one run, forecast and search, and the style that all pictures share."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from t5ts.analysis.results import read_json, read_metrics
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # Okabe & Ito's colour-blind-safe colours; neighbours also differ in lightness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -362,3 +365,42 @@ def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool
         ax.set_title(f"{arm}: best {values[best]:.4g}")
     figure.colorbar(shown, ax=axes, label=objective, extend="min" if maximize else "max")
     return figure
+
+
+def draw_forecast(frame: "pl.DataFrame", past: "pl.DataFrame", path: Path) -> None:
+    """Draw a panel per channel: the past, the forecast or filled values, and the truth.
+
+    Args:
+        frame: As `t5ts.forecasting.trained.predict` returns it; the first 6 channels are drawn.
+        past: The rows before it: `time`, `channel`, `value`.
+        path: Of the PNG.
+    """
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    channels = frame["channel"].unique(maintain_order=True).to_list()[:6]
+    figure = Figure(figsize=(9, 1 + 2 * len(channels)), layout="constrained")
+    axes = figure.subplots(len(channels), 1, squeeze=False, sharex=True)[:, 0]
+    for ax, channel in zip(axes, channels, strict=True):
+        before, rows = (of.filter(of["channel"] == channel) for of in (past, frame))
+        time = rows["time"]
+        ax.plot(before["time"], before["value"], color=GREY, label="past")
+        if "value" in rows.columns:
+            ax.plot(time, rows["value"], color=GREY, label="as given")
+            filled = rows.filter(rows["is_filled"])
+            ax.plot(filled["time"], filled["value"], ".", color=BLUE, label="filled")
+        else:
+            if "actual" in rows.columns:
+                ax.plot(time, rows["actual"], color=GREEN, label="actual")
+            ax.plot(time, rows["forecast"], color=BLUE, label="forecast")
+        if "spread" in rows.columns:
+            low, high = (rows["forecast"] + sign * rows["spread"] for sign in (-1, 1))
+            ax.fill_between(time, low, high, color=BLUE, alpha=0.2, label="± 1 sd of the runs")
+        ax.set_ylabel(channel)
+    if frame["time"].dtype.is_temporal():
+        locator = AutoDateLocator(maxticks=8)
+        axes[-1].xaxis.set_major_locator(locator)
+        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    figure.savefig(path, dpi=120)

@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from typing import Any
 
 from t5ts.analysis import effects, judgement, shift, validity, words
@@ -31,22 +30,13 @@ def sections(findings: Findings, pictures: Sequence[str] = ()) -> list[Section]:
 
 def markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
     """The report as Markdown, with links to the pictures that were drawn."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True,  # by `_escape`, as Markdown needs it
-        finalize=_escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    names: dict[str, Any] = {}
     for module in (words, judgement, validity, shift, effects):
-        environment.globals |= vars(module)  # the template calls functions by their own names
-    environment.globals |= globals()
-    template = environment.from_string(
-        (files("t5ts.analysis") / "report.md.j2").read_text(encoding="utf-8")
-    )
-    text = template.render(header(findings) | _context(findings), pictures=pictures)
+        names |= vars(module)
+    # Escaped by `_escape`, as Markdown needs it.
+    options: Any = {"autoescape": True, "finalize": _escape, "lstrip_blocks": True}
+    report = words.template("report.md.j2", names | globals(), trim_blocks=True, **options)
+    text = report.render(header(findings) | _context(findings), pictures=pictures)
     text = _EMPTY.sub("\\1\n\nNothing to show yet.\n\n", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

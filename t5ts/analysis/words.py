@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,28 @@ def sure(comparison: Any) -> str:
     )
 
 
+def template(name: str, names: Mapping[str, Any], **options: Any) -> Any:
+    """One of this folder's templates.
+
+    Args:
+        name: Its file.
+        names: Functions and constants that it uses by their own names.
+        options: Of Jinja's environment.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, undefined=StrictUndefined, **options)
+    environment.filters |= _FILTERS
+    return environment.get_template(name, globals=dict(names))
+
+
 def sentences(name: str, /, **values: Any) -> list[str]:
     """What a block of `sentences.j2` says: a line, or several if it ends them by `{{ end }}`."""
-    template = _template()
-    text = "".join(template.blocks[name](template.new_context(values)))
-    return [re.sub(" +", " ", line).strip() for line in text.splitlines() if line.strip()]
+    blocks = _sentences()
+    text = "".join(blocks.blocks[name](blocks.new_context(values)))
+    lines = [re.sub("[ \n]+", " ", line).strip() for line in text.split(_END)]
+    return [line for line in lines if line]
 
 
 def sentence(name: str, /, **values: Any) -> str:
@@ -146,22 +164,20 @@ def sentence(name: str, /, **values: Any) -> str:
 
 
 @cache
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
+def _sentences() -> Any:
+    return template("sentences.j2", {**vars(statistics), "end": _END})
 
-    environment = Environment(undefined=StrictUndefined)
-    environment.filters |= {
-        "percent": lambda share: percent(share, sign=False),
-        "span": lambda e: (
-            f"95 % interval {' to '.join(percent(math.expm1(x)) for x in (e.low, e.high))}"
-        ),
-        "with_interval": percent_interval,
-        "size": size,
-        "lower_or_higher": lower_or_higher,
-        "sure": sure,
-        "probability": probability,
-        "plural": plural,
-    }
-    environment.globals |= vars(statistics) | {"end": "\n"}
-    text = (Path(__file__).parent / "sentences.j2").read_text(encoding="utf-8")
-    return environment.from_string(re.sub(r"\s*\n\s*", " ", text))
+
+_END = "\f"
+_FILTERS = {
+    "percent": lambda share: percent(share, sign=False),
+    "span": lambda e: (
+        f"95 % interval {' to '.join(percent(math.expm1(x)) for x in (e.low, e.high))}"
+    ),
+    "with_interval": percent_interval,
+    "size": size,
+    "lower_or_higher": lower_or_higher,
+    "sure": sure,
+    "probability": probability,
+    "plural": plural,
+}
