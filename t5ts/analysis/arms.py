@@ -194,10 +194,6 @@ class Condition:
         prints = (json.loads(run.fingerprint)[0] for run in self.runs if run.fingerprint)
         self.series = str(next(prints, self.config["data.name"]))
 
-    def arm(self, name: str) -> Arm:
-        """The arm of a name: backbone-init-freeze, or init-freeze where all share the backbone."""
-        return next(arm for arm in self.arms if arm.name == name)
-
 
 class Pair:
     """Two arms at the same seeds.

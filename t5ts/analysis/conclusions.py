@@ -43,7 +43,7 @@ from t5ts.analysis.judgement import (
 )
 from t5ts.analysis.statistics import ALPHA, log_ratio, mean_interval
 from t5ts.analysis.study import Run, Study
-from t5ts.analysis.validity import arms_needed, check_pair, failures, in_play, loader_notes
+from t5ts.analysis.validity import check_pair, failures, in_play, loader_notes
 from t5ts.analysis.words import sentence, sentences
 
 #: The verdict's kind for each outcome; `sentences.j2` has a headline for each.
@@ -191,7 +191,7 @@ def _outcome(study: Study, v: Verdict) -> str:
         if not pretrained:
             v.say("add_pretrained")
             return "no_pretrained"
-        needed = list(map(arms_needed, pretrained))
+        needed = [f"init={RANDOM} freeze={arm.freeze}" for arm in pretrained]
         v.say("add_random", arm=pretrained[0], needed=needed, others=others)
         return "no_arm"
     v.say("best_plans" if main.pair.seeds else "no_shared_seed")

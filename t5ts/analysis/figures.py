@@ -105,11 +105,6 @@ def _effects(findings: Findings) -> Any | None:
     return figure
 
 
-def arm_group(place: int) -> str:
-    """Prefix of the ids of everything the curves' SVG draws for the arm in this place."""
-    return f"arm-{place}-"
-
-
 def unfreezes(findings: Findings) -> bool:
     """Whether an arm of the main condition unfreezes something after the start."""
     return any(effects.unfreezing(arm.shown) for arm in findings.main.condition.arms)
@@ -131,7 +126,7 @@ def _curves(findings: Findings) -> Any | None:
             line: Any = {"mec": arm_style(place)["color"], "mfc": "white", "mew": 1.8, "ms": 10}
             artists += ax.plot(starts, heights, "^", zorder=3, **line)
             for part, artist in enumerate(artists):
-                artist.set_gid(f"{arm_group(place)}{metric}-{part}")
+                artist.set_gid(f"arm-{place}-{metric}-{part}")  # which the page can hide
     result = next((r.result for r in findings.main.condition.runs if r.result is not None), None)
     if result is not None:
         naive = next(iter(result.baselines["val"].values()))["loss"]  # the task's naive one

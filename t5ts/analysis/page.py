@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t5ts.analysis.document import parse
-from t5ts.analysis.figures import arm_group, save_figures, swatch
+from t5ts.analysis.figures import save_figures, swatch
 from t5ts.analysis.judgement import WITHHELD, Findings
 from t5ts.analysis.sections import header, markdown
 from t5ts.analysis.validity import BROKEN
@@ -73,7 +73,7 @@ def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
         sections=parse(text),
         svgs={name: _inline(name, svg) for name, svg in svgs.items()},
         arms=[
-            (arm_label(arm), _in_scheme(swatch(place)), arm_group(place))
+            (arm_label(arm), _in_scheme(swatch(place)), f"arm-{place}-")
             for place, arm in enumerate(findings.main.condition.arms)
         ],
         in_red=(BROKEN, WITHHELD),

@@ -170,14 +170,6 @@ def against_baseline(arm: Arm, name: str) -> Estimate:
     return log_ratio([run.metric("test_loss") for run in arm.done], losses)
 
 
-def against_linear(v: Verdict, arm: Arm) -> Estimate | None:
-    """The same over the linear forecaster's; None where that was not run."""
-    linear = next((a for a in v.condition.arms if a.backbone == "linear" and a.best), None)
-    if linear is None or linear is arm:
-        return None
-    return Pair("other", arm, linear).log_ratio("test_loss")
-
-
 def _regrets(v: Verdict) -> list[tuple[str, ...]]:
     """Of each weights: name, best schedule, and what the two simple schedules cost."""
     rows: list[tuple[str, ...]] = []
@@ -229,9 +221,7 @@ def _transferred(findings: Findings) -> list[tuple[str, list[tuple[float, Pair]]
 
 def encoder_source(arm: Arm) -> tuple[str, str, str]:
     """Where an arm's encoder comes from, its tensors' checksum, and the load report's checks."""
-    digests = {
-        str((run.provenance.get("initial_sha256") or {}).get("encoder"))[:12] for run in arm.runs
-    }
+    digests = {str(run.initial.get("encoder"))[:12] for run in arm.runs}
     shown = f"{next(iter(digests))}…" if len(digests) == 1 else f"{len(digests)} (one per seed)"
     loaded = (run.weights for run in arm.runs)
     weights: dict[str, Any] = next(filter(None, loaded), {"source": "drawn from the seed"})

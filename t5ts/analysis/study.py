@@ -86,6 +86,7 @@ class Run:
         is_open: Whether it may still finish.
         trial_id: Which trial it was; attempts of one trial share it.
         weights: The load report of its encoder's weights; empty if nothing was recorded.
+        initial: Checksums of what its patch, encoder and head started from, where recorded.
         fingerprint: Checksums and borders of the data and the other series; None if not recorded.
         condition: Data, the other series, task and lengths as configured; see `measured_on`.
         settings: Everything else that can change a number, except the seed. In both, a key that
@@ -149,6 +150,7 @@ class Run:
         names = ("study", "arm", "number") if known else ()
         self.trial_id = tuple(str(self.trial.get(name)) for name in names) or (str(self.path),)
         self.weights: dict[str, Any] = about.get("weights") or {}
+        self.initial: dict[str, str] = about.get("initial_sha256") or {}
         series = [about.get(name) for name in ("data", "ood")]
         prints = [of and [of.get("sha256"), of.get("borders")] for of in series]
         self.fingerprint = json.dumps(prints) if prints[0] and prints[0][0] else None

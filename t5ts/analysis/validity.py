@@ -5,7 +5,6 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,33 +58,24 @@ class Check(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class InPlay:
+class InPlay(NamedTuple):
     """Whether an arm's encoder took part in its forecasts, over its finished seeds.
 
     Attributes:
         cosines: Of the encoder's tokens and its last block's output, before training and with the
             selected weights, mean over the seeds.
+        is_identity: Whether it passes its tokens on, before training and after it.
         bypassed: Log-ratio of the selected weights' validation loss without the encoder's blocks
             to that with them.
         moved: Largest distance from its start, relative to its norm, of any block at any epoch.
-        trains: Whether the schedule trains whole blocks.
+        never_moved: Whether the schedule trains whole blocks, and they are where they were.
     """
 
     cosines: tuple[float, float]
+    is_identity: bool
     bypassed: Estimate
     moved: float
-    trains: bool
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it passes its tokens on, before training and after it."""
-        return min(self.cosines) >= IDENTITY
-
-    @property
-    def never_moved(self) -> bool:
-        """Whether it was trained and is where it was."""
-        return self.trains and self.moved < MOVED
+    never_moved: bool
 
     def answer(self, margin: float) -> str:
         """Whether the forecasts differ without it: yes, no, or cannot tell.
@@ -114,12 +104,11 @@ def in_play(arm: Arm) -> InPlay | None:
     ]
     names_of = ((run, [k for k in run.evals if k.startswith(f"{MOVES}block_")]) for run in arm.done)
     moves = [run.curve(name)[1] for run, names in names_of for name in names]
-    return InPlay(
-        cosines=(float(np.mean(initial)), float(np.mean(selected))),
-        bypassed=log_ratio(bypassed, val),
-        moved=float(max((m.max() for m in moves if len(m)), default=math.nan)),
-        trains=arm.freeze != "norms" and any(starts),
-    )
+    cosines = float(np.mean(initial)), float(np.mean(selected))
+    moved = float(max((m.max() for m in moves if len(m)), default=math.nan))
+    never_moved = arm.freeze != "norms" and any(starts) and moved < MOVED
+    loss = log_ratio(bypassed, val)
+    return InPlay(cosines, min(cosines) >= IDENTITY, loss, moved, never_moved)
 
 
 def check_pair(pair: Pair) -> list[Check]:
@@ -233,11 +222,6 @@ def failures(arm: Arm) -> tuple[list[int], int]:
     return point.failed, len(point.failed) + len(point.finished)
 
 
-def arms_needed(arm: Arm) -> str:
-    """The overrides that produce the arm to compare a pretrained one with."""
-    return f"init={RANDOM} freeze={arm.freeze}"
-
-
 def _differences(pair: Pair) -> Evidence:
     """The arms differ only in init.* or the checkpoint, and in settings that both tuned."""
     differing = settings_that_differ(pair)
@@ -336,16 +320,10 @@ def _failed_seeds(pair: Pair) -> Evidence:
     return BROKEN if too_many else NOTE, shown
 
 
-def _initial(run: Run, part: str) -> str | None:
-    """Checksum of what a run's patch, encoder or head started from; None if not recorded."""
-    checksum: str | None = (run.provenance.get("initial_sha256") or {}).get(part)
-    return checksum
-
-
 def _same_start(pair: Pair) -> Evidence:
     """At the same seed patch and head start from the same tensors, bit for bit."""
     started = [
-        (seed, part, [_initial(run, part) for run in runs])
+        (seed, part, [run.initial.get(part) for run in runs])
         for seed, runs in zip(pair.seeds, pair.runs, strict=True)
         for part in ("patch", "head")
     ]
@@ -362,7 +340,7 @@ def _weights_proven(pair: Pair) -> Evidence:
         notes = [note for note in loader_notes(arm) if NOT_PRETRAINED.search(note)]
         if arm.is_pretrained and notes:
             return BROKEN, f"loader notes on {arm.name}: {'; '.join(notes)}"
-    runs = [(arm, run, str(_initial(run, "encoder"))) for arm in pair.arms for run in arm.done]
+    runs = [(arm, run, str(run.initial.get("encoder"))) for arm in pair.arms for run in arm.done]
     if unknown := [run.path for _, run, digest in runs if digest == "None"]:
         return NOTE, f"no checksum in {unknown[0]}"
     started = {arm: {digest for of, _, digest in runs if of is arm} for arm in pair.arms}

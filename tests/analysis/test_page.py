@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from analysis.studies import arm_of
 from required import missing
 
 from benchmarks.simulated_runs import Arm, write_run
@@ -100,7 +101,7 @@ def test_a_section_with_nothing_to_show_is_one_line(tmp_path: Path) -> None:
 def test_curves_draw_what_the_runs_hold(study: Path) -> None:
     findings = verdict(collect([study]))
     axes = draw(findings, "curves").axes[0]
-    arm = findings.main.condition.arm("t5-staged")
+    arm = arm_of(findings, "t5-staged")
     best = arm.best
     assert best is not None
     lines = {line.get_label(): line for line in axes.get_lines()}

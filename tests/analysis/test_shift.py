@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from analysis.studies import edit, found
+from analysis.studies import arm_of, edit, found
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -64,7 +64,7 @@ def texts(findings: Findings) -> list[str]:
 
 
 def metric(findings: Findings, name: str, metric: str) -> np.ndarray:
-    best = findings.main.condition.arm(name).best
+    best = arm_of(findings, name).best
     assert best is not None
     return np.array([run.result.metrics[metric] for run in best.finished.values()])  # type: ignore[union-attr]
 
