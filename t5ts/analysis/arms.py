@@ -55,13 +55,7 @@ KINDS = {
 #: Groups whose choice makes an arm; what else varies inside an arm was tuned.
 _ARM_GROUPS = ("backbone.", "init.", "freeze.name")
 #: Which checkpoint: defines an arm even if a sweep tried several.
-CHECKPOINT = (
-    "backbone.name",
-    "backbone.path",
-    "backbone.hub_id",
-    "backbone.revision",
-    "init.path",
-)
+CHECKPOINT = ("backbone.name", "backbone.path", "backbone.hub_id", "backbone.revision", "init.path")
 #: Sizes of an encoder in a run's config; its token embedding is not counted.
 _SIZES = ("d_model", "d_ff", "d_kv", "num_layers", "num_heads", "feed_forward_proj")
 

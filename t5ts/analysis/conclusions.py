@@ -115,36 +115,26 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
         c.checks = check_pair(c.pair) if c.pair.seeds or c.pair.kind == "best" else []
         if c.broken:
             c.kind = WITHHELD  # this comparison alone
-    left_out = [study.left_out, *([] for _ in found)]  # named once
-    verdicts = [
-        _judge(study, condition, own, left_out[place], margin)
-        for place, (condition, own) in enumerate(zip(found, compared, strict=True))
-    ]
+    verdicts = [_judge(study, *of, margin) for of in zip(found, compared, strict=True)]
+    for v in verdicts[:1]:  # once
+        v.checks += validity.check_reading(study.left_out)
     return _answer(Findings(study=study, verdicts=verdicts), margin)
 
 
-def _judge(
-    study: Study,
-    condition: Condition,
-    compared: list[Comparison],
-    left_out: Sequence[Run],
-    margin: float,
-) -> Verdict:
-    plans = validity.check_plans([c.pair for c in compared if c.pair.seeds])
-    v = Verdict(
-        condition, compared, [*plans, *validity.check_condition(condition, left_out)], margin
-    )
+def _judge(study: Study, condition: Condition, found: list[Comparison], margin: float) -> Verdict:
+    plans = validity.check_plans([c.pair for c in found if c.pair.seeds])
+    v = Verdict(condition, found, [*plans, *validity.check_condition(condition)], margin)
     _conclude(study, v)
     names = weights_names(condition.arms)
-    arms = {c.pair.treatment.weights: c.pair.treatment for c in compared if c.pair.kind == "best"}
+    arms = {c.pair.treatment.weights: c.pair.treatment for c in found if c.pair.kind == "best"}
     for weights, arm in arms.items() if len(arms) > 1 else ():
         # Comparisons of these weights, or of their counterparts.
         ours = [
             (c, c.pair.treatment.weights == weights or c.pair.treatment.is_control_of(arm))
-            for c in compared
+            for c in found
         ]
         own = [c for c, is_about in ours if is_about and c.pair.kind != "checkpoint"]
-        v.by_checkpoint[names[weights]] = _judge(study, condition, own, [], margin)
+        v.by_checkpoint[names[weights]] = _judge(study, condition, own, margin)
     shapes: dict[str, dict[str, None]] = defaultdict(dict)
     for arm in condition.arms:
         if arm.is_pretrained:

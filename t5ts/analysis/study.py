@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,11 @@ Array = npt.NDArray[np.float64]
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
 _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MULTILINE)
 #: Settings that cannot change what a run is compared on, besides those that change no number.
-_NOT_SETTINGS = (
-    *NOT_IDENTITY,
-    "claims",  # what arm_requires was called until 2026-11-25
-    "seed",
-    "debug.",
-    "train.log_every",
-    "train.probe_every",
-    "train.threads",
-    "train.device",
-    "train.eval_batch_size",
-    "train.shuffled_test",
-    "ood",  # null where no other series is tested on; else its keys are in the condition
-)
+#: `claims` is what arm_requires was called until 2026-11-25. `ood` is null where no other series is
+#: tested on; else its keys are in the condition.
+_NOT_SETTINGS = {*NOT_IDENTITY, "claims", "seed", "debug.", "train.threads", "train.device", "ood"}
+_NOT_SETTINGS |= {"train.log_every", "train.probe_every", "train.eval_batch_size"}
+_NOT_SETTINGS |= {"train.shuffled_test"}
 #: Settings that every t5ts config.yaml has.
 _NEEDED = {"seed", "seq_len", "horizon", "objective", "data.name", "data.fraction", "train.epochs"}
 _NEEDED |= {"backbone.name", "init.name", "freeze.name"}
@@ -283,13 +276,19 @@ def collect(dirs: Iterable[str | Path]) -> Study:
             f"{absent} is not a directory: give run directories, or folders that contain them"
             " (outputs/…, multirun/…)."
         )
-    paths = sorted({path.resolve(): path for f in folders for path in find_runs(f)}.values())
+    paths: dict[Path, Path] = {}
+    for where, below, names in chain(*map(os.walk, folders)):
+        is_run = bool(MARKS.intersection(names))
+        if is_run:
+            paths[Path(where).resolve()] = Path(where)
+        # Earlier attempts are not runs, and nothing below a run is one.
+        below[:] = [f for f in below if not is_run and not f.startswith((".", "previous-"))]
     if not paths:
         raise DataError(
             f"no run found in {', '.join(map(str, folders))}: a run directory contains"
             f" {', '.join(sorted(MARKS))}. Give outputs/… or multirun/… of python -m t5ts.run."
         )
-    runs = [Run(path) for path in paths]
+    runs = [Run(path) for path in sorted(paths.values())]
     same: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
         if run.problem is None and "identity" in run.provenance:
@@ -304,18 +303,6 @@ def collect(dirs: Iterable[str | Path]) -> Study:
         runs=[run for run in runs if run.problem is None],
         left_out=[run for run in runs if run.problem is not None],
     )
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Every run directory at or below a folder; earlier attempts (`previous-N`) are not runs."""
-    found = []
-    for where, folders, files in os.walk(folder):
-        if MARKS.intersection(files):
-            found.append(Path(where))
-            folders.clear()
-        else:
-            folders[:] = [f for f in folders if not f.startswith((".", "previous-"))]
-    return found
 
 
 def _read_config(path: Path) -> dict[str, Any]:

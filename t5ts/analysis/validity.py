@@ -25,14 +25,8 @@ TRAINED_SHARE = 0.5
 #: Matches loader notes on weights that are not what a pretrained init promises.
 NOT_PRETRAINED = re.compile("control, not pretrained|origin: (control|random)")
 #: Settings that name or describe a checkpoint: they may differ between two checkpoints.
-_OF_CHECKPOINT = (
-    *CHECKPOINT,
-    "init.",
-    "backbone.sha256",
-    "backbone.licence",
-    "backbone.full_params",
-    "backbone.embedding_rms",
-)
+_OF_CHECKPOINT = {*CHECKPOINT, "init.", "backbone.sha256", "backbone.licence"}
+_OF_CHECKPOINT |= {"backbone.full_params", "backbone.embedding_rms"}
 #: An encoder with this cosine between its tokens and its output is called an identity: what it
 #: adds is under 2 % of the output's energy (1 − cosine²).
 IDENTITY = 0.99
@@ -134,7 +128,7 @@ def check_pair(pair: Pair) -> list[Check]:
     return [Check(name, *evidence) for name, evidence in found.items() if evidence is not None]
 
 
-def check_condition(condition: Condition, left_out: Sequence[Run] = ()) -> list[Check]:
+def check_condition(condition: Condition) -> list[Check]:
     """What is worth knowing about all runs on one data set, whichever arms are compared."""
     runs = condition.runs
     states = [run.state for run in runs if run.result is None]
@@ -150,23 +144,26 @@ def check_condition(condition: Condition, left_out: Sequence[Run] = ()) -> list[
         for run, name in named
         if run.result and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
     ]
-    unread = [f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in left_out]
     notes = {
         "finished": f"{len(runs) - len(states)} of {len(runs)} runs; {counts}. Unfinished runs"
         " appear in curves, not in verdicts",
         "no run failed": f"{len(failed)} failed ({_first(failed)})",
         "better than predicting the mean": f"{len(worse)} runs are worse: {_first(worse)}. Check"
         " the scaling, and whether the learning rate is too high",
-        "every run could be read": f"{len(unread)} left out: {_first(unread)}",
     }
-    fine = f"all {len(runs)} runs are finished", "no recorded failure", "every finished run", ""
+    fine = f"all {len(runs)} runs are finished", "no recorded failure", "every finished run"
+    every = zip(notes.items(), (states, failed, worse), fine, strict=True)
     return [
-        Check(name, *((NOTE, note) if wrong else (OK, otherwise)))
-        for (name, note), wrong, otherwise in zip(
-            notes.items(), (states, failed, worse, unread), fine, strict=True
-        )
-        if wrong or otherwise
+        Check(name, NOTE, note) if wrong else Check(name, OK, otherwise)
+        for (name, note), wrong, otherwise in every
     ]
+
+
+def check_reading(left_out: Sequence[Run]) -> list[Check]:
+    """The runs that could not be used; nothing without any."""
+    shown = _first([f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in left_out])
+    evidence = f"{len(left_out)} left out: {shown}"
+    return [Check("every run could be read", NOTE, evidence)] if left_out else []
 
 
 def check_plans(pairs: Iterable[Pair]) -> list[Check]:
@@ -225,7 +222,7 @@ def failures(arm: Arm) -> tuple[list[int], int]:
 def _differences(pair: Pair) -> Evidence:
     """The arms differ only in init.* or the checkpoint, and in settings that both tuned."""
     differing = settings_that_differ(pair)
-    weights: tuple[str, ...] = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
+    weights = (*(_OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)),)
     if pair.treatment.freeze != pair.control.freeze:
         weights += ("freeze.",)  # a separate check compares the schedules tried
     # Searched within the arms or, like the freezing schedule, between them.
