@@ -66,6 +66,7 @@ class Point:
     Attributes:
         finished: Finished runs by seed, ascending; of several at one seed the one written first.
         failed: Seeds that failed and no other run finished, ascending.
+        num_seeds: Seeds that ended, either way.
         known: The finished runs, one for each seed; all runs while there is none.
         objective: Mean validation objective over the finished seeds; NaN without any.
     """
@@ -76,6 +77,7 @@ class Point:
         self.finished = dict(sorted({run.seed: run for run in reversed(done)}.items()))
         failed = {run.seed for run in runs if run.state == "failed"}
         self.failed = sorted(failed - self.finished.keys())
+        self.num_seeds = len(self.failed) + len(self.finished)
         self.known = list(self.finished.values()) or runs
         objectives = [run.objective for run in self.finished.values()]
         self.objective = float(np.mean(objectives)) if objectives else math.nan
@@ -96,6 +98,7 @@ class Arm:
         runs: All runs, finished or not.
         points: Every setting tried.
         final: Settings that a sweep had chosen, run again on other seeds (`experiment=final`).
+        ranked: Points with a finished run, the best first.
         best: The point with the best mean validation objective, of those with the most seeds. The
             test windows play no part. If the chosen setting was re-run on other seeds, only those
             runs count. None if nothing has finished.
@@ -131,13 +134,18 @@ class Arm:
             _points([run for run in runs if bool(run.trial.get("searched_before")) == is_final])
             for is_final in (False, True)
         )
-        points, final = ([p for p in of if p.finished] for of in (self.points, self.final))
-        ranked = sorted(final or points, key=lambda p: (-len(p.finished), self.loss(p)))
-        self.best = ranked[0] if ranked else None
+        self.ranked = [
+            point
+            for of in (self.final, self.points)
+            for point in sorted(of, key=lambda p: (-len(p.finished), self.loss(p)))
+            if point.finished
+        ]
+        self.best = self.ranked[0] if self.ranked else None
         self.finished = self.best.finished if self.best else {}
         self.done = list(self.finished.values())
         again = self.best.settings if self.best and self.final else None
-        self.searched_point = next((p for p in points if p.settings == again), None)
+        found = (p for p in self.points if p.finished and p.settings == again)
+        self.searched_point = next(found, None)
         every = (*self.points, *self.final)
         self.shown = self.best or max(every, key=lambda p: sum(run.epochs for run in p.runs))
         self.tuned = set(varying([point.settings for point in self.points]))
@@ -203,6 +211,7 @@ class Pair:
         runs: The runs (treatment's, control's) at each seed.
         all_runs: The same in one list.
         rivals: The arms that treatment and control were chosen from, including themselves.
+        num_windows: Training windows in an epoch of the treatment; 0 if not recorded.
     """
 
     def __init__(self, kind: str, treatment: Arm, control: Arm) -> None:
@@ -213,6 +222,8 @@ class Pair:
         self.runs = [(treatment.finished[seed], control.finished[seed]) for seed in self.seeds]
         self.all_runs = [run for both in self.runs for run in both]
         self.rivals = [treatment], [control]
+        windows = treatment.runs[0].provenance.get("windows") or {}
+        self.num_windows = int(windows.get("train") or 0)
 
     def values(self, metric: str) -> tuple[Array, Array]:
         """A final metric of both arms by seed."""

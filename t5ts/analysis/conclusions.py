@@ -43,7 +43,7 @@ from t5ts.analysis.judgement import (
 )
 from t5ts.analysis.statistics import ALPHA, log_ratio, mean_interval
 from t5ts.analysis.study import Run, Study
-from t5ts.analysis.validity import check_pair, failures, in_play, loader_notes
+from t5ts.analysis.validity import check_pair, in_play, loader_notes
 from t5ts.analysis.words import sentence, sentences
 
 #: The verdict's kind for each outcome; `sentences.j2` has a headline for each.
@@ -113,6 +113,7 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
         judge_family(family, margin=margin)
     for c in chain(*(families[kind] for kind in _CHECKED)):
         c.checks = check_pair(c.pair) if c.pair.seeds or c.pair.kind == "best" else []
+        c.broken = [check for check in c.checks if check.status == validity.BROKEN]
         if c.broken:
             c.kind = WITHHELD  # this comparison alone
     verdicts = [_judge(study, *of, margin) for of in zip(found, compared, strict=True)]
@@ -122,8 +123,9 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
 
 
 def _judge(study: Study, condition: Condition, found: list[Comparison], margin: float) -> Verdict:
-    plans = validity.check_plans([c.pair for c in found if c.pair.seeds])
-    v = Verdict(condition, found, [*plans, *validity.check_condition(condition)], margin)
+    v = Verdict(condition, found, margin)
+    v.checks += validity.check_plans([c.pair for c in found if c.pair.seeds])
+    v.checks += validity.check_condition(condition)
     _conclude(study, v)
     names = weights_names(condition.arms)
     arms = {c.pair.treatment.weights: c.pair.treatment for c in found if c.pair.kind == "best"}
@@ -279,8 +281,8 @@ def _content_or_scale(v: Verdict) -> str:
 
 def _failed(v: Verdict) -> list[str]:
     """The failed seeds of the arms behind the headline, one sentence per arm."""
-    lost = [(arm, *failures(arm)) for arm in v.asked]
-    return [f"{arm.name} failed at {len(seeds)} of {n} seeds." for arm, seeds, n in lost if seeds]
+    asked = [(arm.name, arm.shown) for arm in v.asked if arm.shown.failed]
+    return [f"{name} failed at {len(of.failed)} of {of.num_seeds} seeds." for name, of in asked]
 
 
 def _is_doubted(arm: Arm) -> bool:
@@ -444,12 +446,11 @@ def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]
 
 def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -> tuple[str, str]:
     """Kind and headline over several data sets, each of which counts once."""
-    every = [v for v in chain(*judged) if v.main]
+    every = list(chain(*judged))
     effects, controls = (_mean_effects(judged, kind) for kind in ("best", "control"))
     overall, against = mean_interval(effects), mean_interval(controls)
     treatments = [v.main.pair.treatment for v in every if v.main]
-    doubted = [v.condition.name for v, arm in zip(every, treatments, strict=True)
-               if _is_doubted(arm)]  # fmt: skip
+    doubted = [v.condition.name for v in every if v.main and _is_doubted(v.main.pair.treatment)]
     if overall.within(margin):
         outcome = "alike"
     elif not overall.excludes_zero():

@@ -213,15 +213,13 @@ def scale_audit(arm: Arm) -> dict[str, float]:
     }
 
 
-def effective_data_transferred(
-    by_size: Sequence[tuple[float, Pair]],
-) -> list[tuple[float, Estimate]]:
+def effective_data_transferred(pairs: Sequence[Pair]) -> list[tuple[float, Estimate]]:
     """Effective data from a sweep over `data.fraction`.
 
     Per seed: the size at which the random arm's curve reaches the pretrained arm's test loss.
 
     Args:
-        by_size: (training windows, fair pair at that size), ascending in size.
+        pairs: The fair pair at each size, ascending.
 
     Returns:
         At each size: windows with which the random arm would reach the pretrained arm's loss (inf:
@@ -229,14 +227,12 @@ def effective_data_transferred(
 
     Source: Hernandez et al. 2021, see `statistics.effective_data`.
     """
-    seeds = sorted(set.intersection(*(set(pair.seeds) for _, pair in by_size)))
+    seeds = sorted(set.intersection(*(set(pair.seeds) for pair in pairs)))
     if not seeds:
         return []
-    sizes_F = np.array([size for size, _ in by_size])
+    sizes_F = np.array([pair.num_windows for pair in pairs], float)
     treated_FS, scratch_FS = (
-        np.array(
-            [[pair.arms[i].finished[s].metric("test_loss") for s in seeds] for _, pair in by_size]
-        )
+        np.array([[pair.arms[i].finished[s].metric("test_loss") for s in seeds] for pair in pairs])
         for i in (0, 1)
     )
     found = []

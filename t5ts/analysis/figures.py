@@ -255,14 +255,3 @@ PICTURES: dict[str, Callable[[Findings], Any | None]] = {
     "gap": _gap,
     "scale": _scale,
 }
-
-
-def swatch(place: int) -> str:
-    """An arm's line as the plots draw it, in SVG: colour and dash."""
-    line = arm_style(place)
-    dashes = {"-": "", "--": "6 3", "-.": "7 2 2 2", ":": "2 3"}[line["linestyle"]]
-    return (
-        f'<svg class="swatch" viewBox="0 0 32 14" width="32" height="14" aria-hidden="true">'
-        f'<path d="M0 7h32" stroke="{line["color"]}" stroke-width="3" stroke-dasharray="{dashes}"/>'
-        "</svg>"
-    )

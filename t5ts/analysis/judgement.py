@@ -46,12 +46,14 @@ class Comparison:
             as well as other seeds, not adjusted for the family; None where not recorded.
         kind: The result: lower, higher, no difference that matters, cannot tell, withheld.
         checks: Its validity, of the kinds that a verdict reads.
+        broken: The broken invariants among these, which withhold its result.
     """
 
     def __init__(self, pair: Pair, *, split: str = "test") -> None:
         """Compare them on the test windows, or for split=ood on those of the other series."""
         self.pair, self.family, self.kind = pair, 1, CANNOT_TELL
         self.checks: list[Check] = []
+        self.broken: list[Check] = []
         treatment, control = pair.values(f"{split}_loss")
         self.effect = log_ratio(treatment, control)
         self.p_t = self.effect.p
@@ -69,11 +71,6 @@ class Comparison:
             a_SW, b_SW = every[::2], every[1::2]
             self.over_time = diebold_mariano(a_SW.mean(axis=0), b_SW.mean(axis=0), horizon=horizon)
             self.new_windows = crossed_log_ratio(a_SW, b_SW, horizon=horizon)
-
-    @property
-    def broken(self) -> list[Check]:
-        """The broken invariants that withhold its result."""
-        return [check for check in self.checks if check.status == BROKEN]
 
 
 class Verdict:
@@ -97,13 +94,7 @@ class Verdict:
             arm, by the backbone's name.
     """
 
-    def __init__(
-        self,
-        condition: Condition,
-        comparisons: list[Comparison],
-        checks: Sequence[Check],
-        margin: float,
-    ) -> None:
+    def __init__(self, condition: Condition, comparisons: list[Comparison], margin: float) -> None:
         self.condition, self.comparisons, self.margin = condition, comparisons, margin
         # The pretrained arm that validates best; the test windows play no part.
         self.main = min(
@@ -114,9 +105,10 @@ class Verdict:
         self.kind, self.outcome, self.headline = NOTHING, "", ""
         self.reasons: list[str] = []
         self.facts: dict[str, Any] = {"v": self, "main": self.main, "margin": margin}
-        self.checks, self.tried = list(checks), 0
+        self.checks: list[Check] = []
         self.controls: list[Arm] = []
         self.asked: list[Arm] = []
+        self.tried = 0
         self.seeds_needed: int | None = None
         self.by_checkpoint: dict[str, Verdict] = {}
         if self.main is not None:
@@ -126,7 +118,7 @@ class Verdict:
             self.controls = [other for other in others if other.is_control_of(arm)]
             self.asked = [*rivals[0], *rivals[1], *self.controls]
             self.tried = max(map(chosen_from, rivals))
-            self.checks[:0] = self.main.checks
+            self.checks += self.main.checks
         self.is_provisional = self.tried > 1
 
     def of_headline(self, kind: str) -> list[Comparison]:

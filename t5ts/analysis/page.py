@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from t5ts.analysis.document import parse
-from t5ts.analysis.figures import save_figures, swatch
+from t5ts.analysis.figures import save_figures
 from t5ts.analysis.judgement import WITHHELD, Findings
+from t5ts.analysis.plots import arm_style
 from t5ts.analysis.sections import header, markdown
 from t5ts.analysis.validity import BROKEN
 from t5ts.analysis.words import arm_label, template
@@ -28,6 +29,8 @@ _SCHEME = {
     "#777777": "var(--grey)",
     "#7a3e00": "var(--brown)",
 }
+#: The dashes of the arms' lines, in SVG.
+_DASHES = {"-": "", "--": "6 3", "-.": "7 2 2 2", ":": "2 3"}
 #: Numbers with their interval and unit, or a dash.
 _FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( vs\. [\d.]+)?")
 
@@ -73,8 +76,9 @@ def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
         sections=parse(text),
         svgs={name: _inline(name, svg) for name, svg in svgs.items()},
         arms=[
-            (arm_label(arm), _in_scheme(swatch(place)), f"arm-{place}-")
+            (arm_label(arm), _in_scheme(line["color"]), _DASHES[line["linestyle"]], f"arm-{place}-")
             for place, arm in enumerate(findings.main.condition.arms)
+            for line in (arm_style(place),)
         ],
         in_red=(BROKEN, WITHHELD),
         parts=_parts,

@@ -102,7 +102,7 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
     """Draw every plot of a run into `plots/`; returns their paths.
 
     Args:
-        run_dir: The run directory.
+        run_dir: Its directory.
         result_file: Its result, if it is not called result.json yet.
 
     Raises:
@@ -123,15 +123,12 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
 
 
 def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> list[Path]:
-    """Draw the plots of a search as PNG files, if there is data for them.
+    """Draw the plots of a search as PNG files, if there is data for them; returns their paths.
 
     Args:
         histories: One for each arm that has a complete trial.
         objective: Its name, for the axes.
         folder: The sweep's folder; plots go to `plots/`.
-
-    Returns:
-        The files.
     """
     found = (surface_of(h.arm, h.params, h.values) for h in histories)
     surfaces = [surface for surface in found if surface is not None]

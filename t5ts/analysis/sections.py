@@ -119,7 +119,8 @@ def _context(findings: Findings) -> dict[str, Any]:
         "searched": [
             (v, arm, place, point)
             for v, arm in arms
-            for place, point in enumerate(best_settings(arm), start=1)
+            if len(arm.points) > 1
+            for place, point in enumerate(arm.ranked[:5], start=1)
         ],
         "regrets": [(named(v, name), *row) for v in verdicts for name, *row in _regrets(v)],
         "transferred": _transferred(findings),
@@ -150,12 +151,6 @@ def settings(arm: Arm, point: Point) -> str:
     """The tuned settings of an arm and their values at this point."""
     shown = (f"{key}={setting(point.settings.get(key))}" for key in sorted(arm.tuned))
     return ", ".join(shown) or "as given"
-
-
-def best_settings(arm: Arm, *, count: int = 5) -> list[Point]:
-    """The best point of an arm, and the settings that come next in the search."""
-    others = sorted((p for p in arm.points if p.finished and p is not arm.best), key=arm.loss)
-    return [arm.best, *others[: count - 1]] if arm.best and len(arm.points) > 1 else []
 
 
 def baselines(v: Verdict, split: str) -> dict[str, dict[str, float]]:
@@ -198,25 +193,22 @@ def _regrets(v: Verdict) -> list[tuple[str, ...]]:
     return rows
 
 
-def _transferred(findings: Findings) -> list[tuple[str, list[tuple[float, Pair]], list[Any]]]:
+def _transferred(findings: Findings) -> list[tuple[str, list[Pair], list[Any]]]:
     """Effective data transferred, where one series was trained on several fractions of it.
 
-    At each fraction both weights use their own best schedule.
-
     Returns:
-        Name of series and encoder; windows and pair at each fraction, ascending; and what
-        `effects.effective_data_transferred` finds of them.
+        Name of series and encoder; the pair at each fraction, both weights at their own best
+        schedule, ascending; and what `effects.effective_data_transferred` finds of them.
     """
-    by_series: dict[tuple[str, str], list[tuple[float, Pair]]] = defaultdict(list)
+    by_series: dict[tuple[str, str], list[Pair]] = defaultdict(list)
     for v in findings.verdicts:
         rest = {k: x for k, x in v.condition.config.items() if k != "data.fraction"}
         for pair in (c.pair for c in v.comparisons if c.pair.kind == "best"):
-            windows = pair.treatment.runs[0].provenance.get("windows") or {}
-            if windows.get("train"):
-                name = f"{pair.treatment.backbone} on {rest['data.name']}"
-                by_series[name, str(sorted(rest.items()))].append((float(windows["train"]), pair))
-    sizes = [(name, sorted(of, key=lambda at: at[0])) for (name, _), of in by_series.items()]
-    return [(name, of, effects.effective_data_transferred(of)) for name, of in sizes if len(of) > 1]
+            name = f"{pair.treatment.backbone} on {rest['data.name']}"
+            by_series[name, str(sorted(rest.items()))].append(pair)
+    sized = [(name, [p for p in of if p.num_windows]) for (name, _), of in by_series.items()]
+    sized = [(name, sorted(of, key=lambda pair: pair.num_windows)) for name, of in sized]
+    return [(name, of, effects.effective_data_transferred(of)) for name, of in sized if len(of) > 1]
 
 
 def encoder_source(arm: Arm) -> tuple[str, str, str]:

@@ -151,7 +151,8 @@ def check_condition(condition: Condition) -> list[Check]:
         "better than predicting the mean": f"{len(worse)} runs are worse: {_first(worse)}. Check"
         " the scaling, and whether the learning rate is too high",
     }
-    fine = f"all {len(runs)} runs are finished", "no recorded failure", "every finished run"
+    fine = ["no recorded failure", "every finished run, on validation"]
+    fine.insert(0, f"all {len(runs)} runs are finished")
     every = zip(notes.items(), (states, failed, worse), fine, strict=True)
     return [
         Check(name, NOTE, note) if wrong else Check(name, OK, otherwise)
@@ -213,18 +214,12 @@ def loader_notes(arm: Arm) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def failures(arm: Arm) -> tuple[list[int], int]:
-    """Seeds at which the arm's best setting failed, and the number of seeds it was run at."""
-    point = arm.shown
-    return point.failed, len(point.failed) + len(point.finished)
-
-
 def _differences(pair: Pair) -> Evidence:
     """The arms differ only in init.* or the checkpoint, and in settings that both tuned."""
     differing = settings_that_differ(pair)
-    weights = (*(_OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)),)
+    weights = {"init."} | (_OF_CHECKPOINT if pair.kind == "checkpoint" else set())
     if pair.treatment.freeze != pair.control.freeze:
-        weights += ("freeze.",)  # a separate check compares the schedules tried
+        weights |= {"freeze."}  # a separate check compares the schedules tried
     # Searched within the arms or, like the freezing schedule, between them.
     tuned = [
         set(varying([point.settings for arm in arms for point in (*arm.points, *arm.final)])).union(
@@ -237,7 +232,7 @@ def _differences(pair: Pair) -> Evidence:
         values = {k: ["null" if v is None else str(v) for v in differing[k]] for k in keys}
         return "; ".join(f"{k}: {' vs. '.join(both)}" for k, both in values.items())
 
-    others = [k for k in differing if not k.startswith(weights)]
+    others = [k for k in differing if not k.startswith(tuple(weights))]
     if wrong := [k for k in others if k not in tuned[0] & tuned[1]]:
         return BROKEN, f"{pair.name} differ in more than the weights: {shown(wrong)}"
     detail = f"{pair.name}: {shown(differing) or 'no setting differs'}"
@@ -305,16 +300,16 @@ def _budget(pair: Pair) -> Evidence:
 
 def _failed_seeds(pair: Pair) -> Evidence:
     """An arm that loses many of its seeds cannot be judged by the rest."""
-    lost = [(arm.name, *failures(arm)) for arm in pair.arms]
+    lost = [(arm.name, arm.shown) for arm in pair.arms if arm.shown.failed]
     shown = "; ".join(
-        f"{name} failed at {len(seeds)} of {count} seeds ({', '.join(map(str, seeds))})"
-        for name, seeds, count in lost
-        if seeds
+        f"{name} failed at {len(of.failed)} of {of.num_seeds} seeds"
+        f" ({', '.join(map(str, of.failed))})"
+        for name, of in lost
     )
-    if not shown:
-        return OK, "none failed at its best setting"
-    too_many = any(len(seeds) > FAILED_SHARE * count for _, seeds, count in lost)
-    return BROKEN if too_many else NOTE, shown
+    too_many = any(len(of.failed) > FAILED_SHARE * of.num_seeds for _, of in lost)
+    return (
+        (BROKEN if too_many else NOTE, shown) if lost else (OK, "none failed at its best setting")
+    )
 
 
 def _same_start(pair: Pair) -> Evidence:
