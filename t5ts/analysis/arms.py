@@ -262,12 +262,8 @@ def conditions(study: Study) -> list[Condition]:
         reach = "masked" if c.config["horizon"] is None else f"→ {c.config['horizon']}"
         named.append((f"{c.config['data.name']}, {c.config['seq_len']} {reach} steps", c.config))
     for c, (name, config), keys in zip(found, named, _differing(named), strict=True):
-        parts = [
-            f"{100 * config[k]:g} % of the training data"
-            if k == "data.fraction"
-            else f"{k}={config.get(k)}"
-            for k in keys
-        ]
+        share = f"{100 * config['data.fraction']:g} % of the training data"
+        parts = [share if k == "data.fraction" else f"{k}={config.get(k)}" for k in keys]
         c.name = ", ".join([name, *parts])
     return found
 
@@ -286,8 +282,8 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
     sampled = {key for key in sampled if "." in key} - set(CHECKPOINT)
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        own = {k: v for k, v in run.settings.items() if k.startswith(_ARM_GROUPS)}
-        own = {k: v for k, v in own.items() if k not in sampled}
+        mine = {key for key in run.settings if key.startswith(_ARM_GROUPS)} - sampled
+        own = {key: run.settings[key] for key in mine}
         groups[json.dumps(own, sort_keys=True)].append(run)
     encoders = _encoders(runs)
     arms = [Arm(members, encoders[_encoder(members[0])]) for members in groups.values()]
@@ -295,13 +291,9 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
     for arm, (_, own), keys in zip(arms, named, _differing(named), strict=True):
         extra = ", ".join(f"{k}={own[k]}" for k in keys if k in own)
         arm.name += f" ({extra})" if extra else ""
-    inits = [*PRETRAINED, RANDOM, "matched", "shuffled"]
-    freezes = ["staged", "none", "norms", "all"]
-
-    def place(name: str, names: list[str]) -> int:
-        return names.index(name) if name in names else len(names)
-
-    arms.sort(key=lambda a: (place(a.init, inits), a.backbone, place(a.freeze, freezes), a.name))
+    order = [*PRETRAINED, RANDOM, "matched", "shuffled", "staged", "none", "norms", "all"]
+    place = {name: number for number, name in enumerate(order)}
+    arms.sort(key=lambda arm: (place[arm.init], arm.backbone, place[arm.freeze], arm.name))
     return arms
 
 
@@ -342,12 +334,9 @@ def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair
     def best(arms: list[Arm], others: list[Arm]) -> Arm:
         shared = {seed for other in others for seed in other.finished}
         by_search = all(arm.searched_point for arm in arms)
-
-        def rank(arm: Arm) -> tuple[int, float]:
-            chosen_by = arm.searched_point if by_search else arm.best
-            return -len(arm.finished.keys() & shared), arm.loss(chosen_by)
-
-        return min(arms, key=rank)
+        chosen_by = {arm: arm.searched_point if by_search else arm.best for arm in arms}
+        seeds = {arm: len(arm.finished.keys() & shared) for arm in arms}
+        return min(arms, key=lambda arm: (-seeds[arm], arm.loss(chosen_by[arm])))
 
     pair = Pair(kind, best(treatments, controls), best(controls, treatments))
     pair.rivals = (treatments, controls)
@@ -363,9 +352,9 @@ def chosen_from(arms: Sequence[Arm]) -> int:
 
 def pairs(condition: Condition) -> list[Pair]:
     """Every comparison that answers one of the questions, `best` first; no two arms twice."""
-    found: dict[tuple[int, int], Pair] = {}
+    found: dict[tuple[Arm, Arm], Pair] = {}
     for pair in _candidates(condition.arms):
-        found.setdefault((id(pair.treatment), id(pair.control)), pair)
+        found.setdefault(pair.arms, pair)
     return sorted(found.values(), key=lambda pair: [*KINDS].index(pair.kind))
 
 

@@ -45,6 +45,7 @@ from t5ts.analysis.statistics import ALPHA, log_ratio, mean_interval
 from t5ts.analysis.study import Run, Study
 from t5ts.analysis.validity import check_pair, in_play, loader_notes
 from t5ts.analysis.words import sentence, sentences
+from t5ts.errors import DataError
 
 #: The verdict's kind for each outcome; `sentences.j2` has a headline for each.
 OUTCOMES = {
@@ -102,7 +103,13 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
     Args:
         study: From `collect`.
         margin: Relative difference of the loss that does not matter.
+
+    Raises:
+        DataError: if none of the runs can be used.
     """
+    unread = validity.check_reading(study.left_out)
+    if not study.runs:
+        raise DataError(f"no run can be judged, {unread[0].detail}.")
     found = conditions(study)
     compared = [[Comparison(pair) for pair in pairs(condition)] for condition in found]
     families: dict[str, list[Comparison]] = defaultdict(list)
@@ -117,8 +124,7 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
         if c.broken:
             c.kind = WITHHELD  # this comparison alone
     verdicts = [_judge(study, *of, margin) for of in zip(found, compared, strict=True)]
-    for v in verdicts[:1]:  # once
-        v.checks += validity.check_reading(study.left_out)
+    verdicts[0].checks += unread  # once
     return _answer(Findings(study=study, verdicts=verdicts), margin)
 
 
@@ -314,9 +320,8 @@ def _not_learned(main: Comparison, condition: Condition) -> str:
     return sentence("beaten", arm=wins, better=better) if better else ""
 
 
-def _progress(study: Study, arms: Iterable[Arm]) -> list[tuple[str, int, int]]:
+def _progress(study: Study, arms: Sequence[Arm]) -> list[tuple[str, int, int]]:
     """For everything unfinished: its name, the number of runs that ended, and the total."""
-    arms = list(arms)
     sweeps = {_sweep_of(run) for arm in arms for run in arm.runs} - {None}
     ended: dict[Any, set[Any]] = {sweep: set() for sweep in sorted(sweeps, key=str)}
     asked: dict[Any, int] = dict.fromkeys(sweeps, 0)

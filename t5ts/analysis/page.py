@@ -62,13 +62,7 @@ def write_report(findings: Findings, out: Path) -> list[str]:
 
 
 def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
-    """The self-contained page.
-
-    Args:
-        findings: From `verdict`.
-        text: The report's Markdown, whose sections the page shows.
-        svgs: The pictures by name.
-    """
+    """The self-contained page, from the report's Markdown `text` and its pictures by name."""
     options: Any = {"autoescape": True, "trim_blocks": True, "finalize": _keep_together}
     return template("page.html.j2", {}, **options).render(
         header(findings),

@@ -326,8 +326,7 @@ def surface_of(
 
     Args:
         arm: Its name.
-        settings: Those tried, with their keys.
-        values: The objective of each.
+        settings: Those tried, with the objective's `values`.
         tuned: Keys that were searched, if the settings have others too.
     """
     known = [rate for rate in RATES if any(rate in of for of in settings)]

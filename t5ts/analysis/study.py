@@ -144,7 +144,7 @@ class Run:
         self.trial_id = tuple(str(self.trial.get(name)) for name in names) or (str(self.path),)
         self.weights: dict[str, Any] = about.get("weights") or {}
         self.initial: dict[str, str] = about.get("initial_sha256") or {}
-        series = [about.get(name) for name in ("data", "ood")]
+        series = about.get("data"), about.get("ood")
         prints = [of and [of.get("sha256"), of.get("borders")] for of in series]
         self.fingerprint = json.dumps(prints) if prints[0] and prints[0][0] else None
         # An older t5ts without a key that is off did the same.

@@ -144,20 +144,20 @@ def check_condition(condition: Condition) -> list[Check]:
         for run, name in named
         if run.result and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
     ]
-    notes = {
-        "finished": f"{len(runs) - len(states)} of {len(runs)} runs; {counts}. Unfinished runs"
-        " appear in curves, not in verdicts",
-        "no run failed": f"{len(failed)} failed ({_first(failed)})",
-        "better than predicting the mean": f"{len(worse)} runs are worse: {_first(worse)}. Check"
-        " the scaling, and whether the learning rate is too high",
-    }
-    fine = ["no recorded failure", "every finished run, on validation"]
-    fine.insert(0, f"all {len(runs)} runs are finished")
-    every = zip(notes.items(), (states, failed, worse), fine, strict=True)
+    unfinished = f"{len(runs) - len(states)} of {len(runs)} runs; {counts}. Unfinished runs appear"
+    cure = "Check the scaling, and whether the learning rate is too high"
     return [
         Check(name, NOTE, note) if wrong else Check(name, OK, otherwise)
-        for (name, note), wrong, otherwise in every
-    ]
+        for name, wrong, note, otherwise in (
+            ("finished", states, f"{unfinished} in curves, not in verdicts",
+             f"all {len(runs)} runs are finished"),
+            ("no run failed", failed, f"{len(failed)} failed ({_first(failed)})",
+             "no recorded failure"),
+            ("better than predicting the mean", worse,
+             f"{len(worse)} runs are worse: {_first(worse)}. {cure}",
+             "every finished run, on validation"),
+        )
+    ]  # fmt: skip
 
 
 def check_reading(left_out: Sequence[Run]) -> list[Check]:
@@ -451,11 +451,9 @@ def _seeds(pair: Pair) -> Evidence:
 
 def _scale(pair: Pair) -> Evidence:
     """Whether both encoders' outputs have the same scale before the first step."""
-    outputs = []
-    for arm in pair.arms:
-        audits = [run.provenance.get("scale_audit") for run in arm.done]
-        values = [audit["output"] for audit in audits if audit is not None]
-        outputs.append(float(np.mean(values)) if values else math.nan)
+    about = [[run.provenance.get("scale_audit") for run in arm.done] for arm in pair.arms]
+    known = [[audit["output"] for audit in audits if audit is not None] for audits in about]
+    outputs = [float(np.mean(values)) if values else math.nan for values in known]
     shown = (f"{arm.name} {rms:.3g}" for arm, rms in zip(pair.arms, outputs, strict=True))
     detail = f"RMS of the encoder's output: {', '.join(shown)}"
     if not all(np.isfinite(outputs)) or min(outputs) <= 0:

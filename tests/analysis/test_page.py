@@ -140,6 +140,7 @@ def test_forecasts_are_drawn_in_time_where_it_is_known(small: Path) -> None:
     [
         (["absent"], "absent"),
         (["empty"], "no run found in"),
+        (["unusable"], "no memory"),
         (["study", "--margin=0"], "--margin"),
         (["study", "--out=study/t5-0/result.json"], "--out"),
         (["study", "--wandb=t5ts-test"], "WANDB_MODE"),
@@ -155,6 +156,8 @@ def test_command_line_names_what_is_wrong(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(small.parent)
     Path("empty").mkdir()
+    Path("unusable").mkdir()
+    Path("unusable/trial.json").write_text('{"state": "failed", "reason": "no memory"}')
     assert main(options) == 2
     assert named in capsys.readouterr().err
     # A report that W&B refuses is written all the same.
