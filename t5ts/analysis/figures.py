@@ -114,7 +114,7 @@ def _curves(findings: Findings) -> Any | None:
     arms = findings.main.condition.arms
     if not any(effects.learning_curve(arm, "val_loss") for arm in arms):
         return None
-    figure, axes = new_figure(2, 1, width=8, height=7, sharex=True)
+    figure, axes = new_figure(2, 1, width=8, height=7.5, sharex=True)
     loss, corr = axes[:, 0]
     for ax, metric in ((loss, "val_loss"), (corr, "val_corr")):
         for place, arm in enumerate(arms):
@@ -138,9 +138,7 @@ def _curves(findings: Findings) -> Any | None:
     loss.set_ylabel("val_loss: MSE, train-standardised")
     corr.set_ylabel("val_corr: Pearson r")
     title = "arm: seeds" + (";  △ unfreezing" if unfreezes(findings) else "")
-    figure.legend(
-        *loss.get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title
-    )
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", title=title)
     return figure
 
 
@@ -224,7 +222,7 @@ def _scale(findings: Findings) -> Any | None:
     stages = max((list(audit) for _, audit in audits), key=len)
     if not stages:
         return None
-    figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
+    figure, ((ax,),) = new_figure(1, 1, width=8, height=4.5)
     for place, (arm, audit) in enumerate(audits):
         here = [(x, audit[stage]) for x, stage in enumerate(stages) if stage in audit]
         if here:
@@ -232,7 +230,7 @@ def _scale(findings: Findings) -> Any | None:
     ax.set_yscale("log")
     ax.set_xticks(range(len(stages)), stages, rotation=30 if len(stages) > 8 else 0)
     ax.set_ylabel("RMS at step 0 (standardised units)")
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center")
     return figure
 
 
