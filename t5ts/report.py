@@ -12,6 +12,7 @@ from t5ts.errors import UserError
 
 if TYPE_CHECKING:
     from t5ts.analysis.judgement import Findings
+    from t5ts.analysis.page import Written
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +65,7 @@ def _report(options: argparse.Namespace) -> None:
     findings = verdict(collect(options.dirs), margin=options.margin / 100)
     out = options.out or options.dirs[0] / "report"
     try:
-        pictures = write_report(findings, out)
+        written = write_report(findings, out)
     except OSError as error:
         raise UserError(
             f"the report cannot be written to {out} ({error.strerror}): choose another folder"
@@ -75,12 +76,12 @@ def _report(options: argparse.Namespace) -> None:
     for reason in findings.reasons:
         print(f"  - {reason}")
     print(f"\n{in_short(findings)}")
-    print(f"{out / 'report.html'}  ({time.perf_counter() - begun:.1f} s)")
+    print(f"{written.page}  ({time.perf_counter() - begun:.1f} s)")
     if options.wandb:
-        print(_log_to_wandb(findings, out, pictures, options.wandb))
+        print(_log_to_wandb(findings, written, options.wandb))
 
 
-def _log_to_wandb(findings: "Findings", out: Path, pictures: list[str], project: str) -> str:
+def _log_to_wandb(findings: "Findings", written: "Written", project: str) -> str:
     """Log the study's summary run; returns where it is."""
     from t5ts.analysis.document import Table
     from t5ts.analysis.sections import sections
@@ -99,6 +100,7 @@ def _log_to_wandb(findings: "Findings", out: Path, pictures: list[str], project:
             "paired_seeds": effect.count,
         }
     entity, _, name = project.rpartition("/")
+    out = written.page.parent
     return log_report(
         out,
         project=name,
@@ -118,10 +120,8 @@ def _log_to_wandb(findings: "Findings", out: Path, pictures: list[str], project:
             "runs": (runs.columns, runs.rows()),
             "final_performance": (log.columns, log.rows),
         },
-        images=[out / "figures" / f"{picture}.png" for picture in pictures],
-        page=out / "report.html"
-        if any(r.config.get("tracker.artifacts") for r in study.runs)
-        else None,
+        images=[out / "figures" / f"{picture}.png" for picture in written.pictures],
+        page=written.page if any(r.config.get("tracker.artifacts") for r in study.runs) else None,
     )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from t5ts.analysis.document import parse
 from t5ts.analysis.figures import save_figures
@@ -35,7 +35,14 @@ _DASHES = {"-": "", "--": "6 3", "-.": "7 2 2 2", ":": "2 3"}
 _FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( vs\. [\d.]+)?")
 
 
-def write_report(findings: Findings, out: Path) -> list[str]:
+class Written(NamedTuple):
+    """The report's page, and the names of its pictures: figures/NAME.png and .svg."""
+
+    page: Path
+    pictures: list[str]
+
+
+def write_report(findings: Findings, out: Path) -> Written:
     """Write report.html, report.md, results.csv, results.parquet and figures/ into a folder.
 
     Each file is replaced as a whole, so that the report of a running sweep can be reloaded at any
@@ -44,9 +51,6 @@ def write_report(findings: Findings, out: Path) -> list[str]:
     Args:
         findings: From `verdict`.
         out: The folder; created if missing.
-
-    Returns:
-        The pictures' names: figures/NAME.png and .svg.
     """
     out.mkdir(parents=True, exist_ok=True)
     names = save_figures(findings, out / "figures")
@@ -58,7 +62,7 @@ def write_report(findings: Findings, out: Path) -> list[str]:
     write_text(out / "results.csv", table.write_csv())
     write_text(out / "report.md", text)
     write_text(out / "report.html", page(findings, text, svgs))
-    return names
+    return Written(out / "report.html", names)
 
 
 def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
