@@ -254,12 +254,12 @@ def _gradient_norms(run_dir: Path) -> Any:
 
     rows = read_metrics(run_dir, "step")
     figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
-    names = [key for key in (rows[0] if rows else {}) if key.startswith("grad_norm/")]
+    names = [key for key in (rows[0] if rows else {}) if key.startswith("step/grad_norm/")]
     blocks = [name for name in names if "/block_" in name]
     shades = dict(zip(blocks, colormaps["viridis"](np.linspace(0, 1, len(blocks))), strict=True))
     known = {"total": "black", "head": ORANGE, "patch": BLUE}
     for name in names:
-        part = name.removeprefix("grad_norm/")
+        part = name.removeprefix("step/grad_norm/")
         line: Any = {"linewidth": 4, "alpha": 0.3} if part == "total" else {"linewidth": 1}
         # 0 is a frozen component: a gap in the curve, not a point on a log axis.
         ax.plot([row["step"] for row in rows], [row[name] or math.nan for row in rows],
