@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         _write(frame, options.out)
         if options.plot:
-            from t5ts.analysis.forecast_plot import draw_forecast
+            from t5ts.analysis.plots import draw_forecast
 
             picture = options.out.with_suffix(".png")
             rows = 2 * forecasters[0].config.seq_len

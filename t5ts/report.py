@@ -11,7 +11,6 @@ from t5ts.command import finish
 from t5ts.errors import UserError
 
 if TYPE_CHECKING:
-    from t5ts.analysis.document import Table
     from t5ts.analysis.judgement import Findings
     from t5ts.analysis.page import Written
 
@@ -40,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--wandb",
         metavar="[ENTITY/]PROJECT",
-        help="also log table, figures and verdict as a W&B run of job type report",
+        help="also log tables, figures and verdict as a W&B run of job type report",
     )
     return made
 
@@ -61,8 +60,7 @@ def _report(options: argparse.Namespace) -> None:
     if not 0 < options.margin < 100:
         raise UserError(f"--margin {options.margin}: must be a percentage between 0 and 100.")
     from t5ts.analysis import collect, verdict, write_report
-    from t5ts.analysis.document import Table
-    from t5ts.analysis.sections import in_short, sections
+    from t5ts.analysis.sections import in_short
 
     findings = verdict(collect(options.dirs), margin=options.margin / 100)
     out = options.out or options.dirs[0] / "report"
@@ -77,39 +75,21 @@ def _report(options: argparse.Namespace) -> None:
     print("\n" + ("" if repeats else f"{findings.kind.upper()}: ") + f"{findings.headline}\n")
     for reason in findings.reasons:
         print(f"  - {reason}")
-    # The lab log's table of the main condition comes first.
-    tables = [block for block in sections(findings)[3].blocks if isinstance(block, Table)]
-    _print_tables(tables)
     print(f"\n{in_short(findings)}")
     print(f"{written.page}  ({time.perf_counter() - begun:.1f} s)")
     if options.wandb:
-        print(_log_to_wandb(findings, written, tables[0], options.wandb))
+        print(_log_to_wandb(findings, written, options.wandb))
 
 
-def _print_tables(tables: "list[Table]") -> None:
-    """The lab log's table, and as many of the metrics as fit the terminal."""
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    losses = ("arm", "seeds", "val MSE", "test MSE", "best epoch")
-    for number, table in enumerate(tables):
-        columns = table.columns if number == 0 else losses
-        if not set(columns) <= set(table.columns):
-            continue
-        places = [table.columns.index(name) for name in columns]
-        shown = RichTable(*columns, title=table.caption, title_justify="left")
-        shown.columns[0].min_width = 22
-        for row in table.rows:
-            shown.add_row(*(row[place] for place in places))
-        Console().print(shown)
-
-
-def _log_to_wandb(findings: "Findings", written: "Written", log: "Table", project: str) -> str:
+def _log_to_wandb(findings: "Findings", written: "Written", project: str) -> str:
     """Log the study's summary run; returns where it is."""
+    from t5ts.analysis.document import Table
+    from t5ts.analysis.sections import sections
     from t5ts.tracking import log_report
 
     study, main = findings.study, findings.main
     runs = study.table()
+    log = next(block for block in sections(findings)[3].blocks if isinstance(block, Table))
     numbers: dict[str, float] = {}
     if main.main is not None:
         effect = main.main.effect
@@ -120,8 +100,9 @@ def _log_to_wandb(findings: "Findings", written: "Written", log: "Table", projec
             "paired_seeds": effect.count,
         }
     entity, _, name = project.rpartition("/")
+    out = written.page.parent
     return log_report(
-        written.page.parent,
+        out,
         project=name,
         entity=entity or None,
         group=study.dirs[0].resolve().name,
@@ -139,7 +120,7 @@ def _log_to_wandb(findings: "Findings", written: "Written", log: "Table", projec
             "runs": (runs.columns, runs.rows()),
             "final_performance": (log.columns, log.rows),
         },
-        images=[path for path in written.figures if path.suffix == ".png"],
+        images=[out / "figures" / f"{picture}.png" for picture in written.pictures],
         page=written.page if any(r.config.get("tracker.artifacts") for r in study.runs) else None,
     )
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _SECTION = re.compile(r"^## (\d+)\. (.*)$", re.MULTILINE)
 _PICTURE = re.compile(r"!\[(?P<alt>.*)\]\(figures/(?P<name>\w+)\.png\)")
@@ -10,15 +10,13 @@ _PICTURE = re.compile(r"!\[(?P<alt>.*)\]\(figures/(?P<name>\w+)\.png\)")
 _BAR = re.compile(r"(?<!\\)\|")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph."""
 
     text: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(NamedTuple):
     """A table; the first column names the row."""
 
     caption: str
@@ -26,29 +24,21 @@ class Table:
     rows: Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture.
-
-    Attributes:
-        name: figures/NAME.png and .svg.
-        caption: What to see.
-        alt: Text for a reader who cannot see it.
-    """
+class Picture(NamedTuple):
+    """A picture, figures/NAME.png and .svg: what to see, and text for whoever cannot see it."""
 
     name: str
     caption: str
     alt: str
 
 
-@dataclass(kw_only=True)
-class Section:
+class Section(NamedTuple):
     """A numbered section and the question that it answers."""
 
     number: int
     title: str
     question: str
-    blocks: list[Text | Table | Picture] = field(default_factory=list)
+    blocks: list[Text | Table | Picture]
 
 
 def parse(markdown: str) -> list[Section]:
@@ -60,30 +50,26 @@ def parse(markdown: str) -> list[Section]:
     _, *parts = _SECTION.split(markdown)
     found = []
     for number, title, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        question, *paragraphs = [p for p in body.strip().split("\n\n") if p.strip()]
-        section = Section(number=int(number), title=title, question=question.strip("*\n"))
-        blocks = section.blocks
-        for paragraph in map(str.strip, paragraphs):
+        question, *paragraphs = [p.strip() for p in body.split("\n\n") if p.strip()]
+        blocks: list[Text | Table | Picture] = []
+        for paragraph in paragraphs:
             last = blocks[-1] if blocks else None
+            match = _PICTURE.fullmatch(_unescape(paragraph))
             if paragraph.startswith("| "):
                 assert isinstance(last, Text)
-                columns, _, *rows = map(_cells, paragraph.splitlines())
-                blocks[-1] = Table(caption=last.text.removesuffix(":"), columns=columns, rows=rows)
-                continue
-            paragraph = _unescape(paragraph)
-            if match := _PICTURE.fullmatch(paragraph):
+                columns, _, *rows = (
+                    tuple(_unescape(cell.strip()) for cell in _BAR.split(row)[1:-1])
+                    for row in paragraph.splitlines()
+                )
+                blocks[-1] = Table(last.text.removesuffix(":"), columns, rows)
+            elif match:
                 blocks.append(Picture(**match.groupdict(), caption=""))
             elif isinstance(last, Picture) and not last.caption:
-                blocks[-1] = Picture(name=last.name, alt=last.alt, caption=paragraph)
+                blocks[-1] = last._replace(caption=_unescape(paragraph))
             else:
-                blocks.append(Text(text=paragraph))
-        found.append(section)
+                blocks.append(Text(_unescape(paragraph)))
+        found.append(Section(int(number), title, question.strip("*"), blocks))
     return found
-
-
-def _cells(row: str) -> tuple[str, ...]:
-    _, *cells, _ = _BAR.split(row)
-    return tuple(_unescape(cell.strip()) for cell in cells)
 
 
 def _unescape(text: str) -> str:

@@ -6,28 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from t5ts.analysis import effects
-from t5ts.analysis.judgement import (
-    ALIKE,
-    CANNOT_TELL,
-    HIGHER,
-    LOWER,
-    WITHHELD,
-    Comparison,
-    Findings,
-)
-from t5ts.analysis.plots import (
-    BLUE,
-    GREY,
-    ORANGE,
-    arm_style,
-    draw_forecasts,
-    draw_surfaces,
-    new_figure,
-    own_style,
-    panels,
-    whole_ticks,
-)
+from t5ts.analysis import effects, judgement, plots
+from t5ts.analysis.judgement import Comparison, Findings
+from t5ts.analysis.plots import BLUE, GREY, ORANGE, arm_style, new_figure, own_style, whole_ticks
 from t5ts.analysis.words import arm_label, percent
 
 #: More comparisons than this do not fit in a figure; the table has them all.
@@ -36,11 +17,11 @@ MOST_EFFECTS = 24
 MOST_PANELS = 8
 #: Colour, marker and description of what a comparison shows.
 OUTCOMES = {
-    LOWER: (BLUE, "o", "blue circle: the first arm is better"),
-    HIGHER: (ORANGE, "s", "orange square: it is worse"),
-    ALIKE: ("black", "^", "triangle: no difference that matters"),
-    CANNOT_TELL: (GREY, "D", "grey diamond: cannot tell"),
-    WITHHELD: (GREY, "X", "grey cross: an invariant is broken"),
+    judgement.LOWER: (BLUE, "o", "blue circle: the first arm is better"),
+    judgement.HIGHER: (ORANGE, "s", "orange square: it is worse"),
+    judgement.ALIKE: ("black", "^", "triangle: no difference that matters"),
+    judgement.CANNOT_TELL: (GREY, "D", "grey diamond: cannot tell"),
+    judgement.WITHHELD: (GREY, "X", "grey cross: an invariant is broken"),
 }
 
 
@@ -68,12 +49,6 @@ def save_figures(findings: Findings, folder: Path) -> list[str]:
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
                 drawn.append(name)
     return drawn
-
-
-def effect_style(c: Comparison) -> tuple[str, str]:
-    """Colour and marker of a comparison, by what it shows."""
-    colour, marker, _ = OUTCOMES[c.kind]
-    return colour, marker
 
 
 def effect_key(findings: Findings) -> str:
@@ -109,7 +84,7 @@ def _effects(findings: Findings) -> Any | None:
         value, low, high = (
             float(100 * np.expm1(x)) for x in (c.effect.value, c.effect.low, c.effect.high)
         )
-        colour, marker = effect_style(c)
+        colour, marker, _ = OUTCOMES[c.kind]
         # The band is drawn behind the line only, so that no label overlaps it.
         ax.barh(place, 2 * margin, left=-margin, height=0.4, color="0.9", zorder=0)
         ax.plot([0, 0], [place - 0.2, place + 0.2], color="black", linewidth=0.8)
@@ -130,37 +105,28 @@ def _effects(findings: Findings) -> Any | None:
     return figure
 
 
-def arm_group(place: int) -> str:
-    """Prefix of the ids of everything the curves' SVG draws for the arm in this place."""
-    return f"arm-{place}-"
-
-
 def unfreezes(findings: Findings) -> bool:
     """Whether an arm of the main condition unfreezes something after the start."""
     return any(effects.unfreezing(arm.shown) for arm in findings.main.condition.arms)
 
 
 def _curves(findings: Findings) -> Any | None:
-    arms = list(enumerate(findings.main.condition.arms))
-    arms = [(place, arm) for place, arm in arms if effects.learning_curve(arm, "val_loss")]
-    if not arms:
+    arms = findings.main.condition.arms
+    if not any(effects.learning_curve(arm, "val_loss") for arm in arms):
         return None
-    figure, axes = new_figure(2, 1, width=8, height=7, sharex=True)
+    figure, axes = new_figure(2, 1, width=8, height=7.5, sharex=True)
     loss, corr = axes[:, 0]
     for ax, metric in ((loss, "val_loss"), (corr, "val_corr")):
-        for place, arm in arms:
-            band = effects.learning_curve(arm, metric)
-            if band is None:
+        for place, arm in enumerate(arms):
+            if (band := effects.learning_curve(arm, metric)) is None:
                 continue
-            artists = _draw_band(ax, band, place, f"{arm_label(arm)}: {band.count}")
+            artists = _draw_band(ax, band, place, f"{arm_label(arm)}: {band.seeds}")
             starts = [e for e in effects.unfreezing(arm.shown) if e <= band.x[-1]]
             heights = np.interp(starts, band.x, band.mean)
-            colour = arm_style(place)["color"]
-            artists += ax.plot(
-                starts, heights, "^", ms=10, mfc="white", mec=colour, mew=1.8, zorder=3
-            )
+            line: Any = {"mec": arm_style(place)["color"], "mfc": "white", "mew": 1.8, "ms": 10}
+            artists += ax.plot(starts, heights, "^", zorder=3, **line)
             for part, artist in enumerate(artists):
-                artist.set_gid(f"{arm_group(place)}{metric}-{part}")
+                artist.set_gid(f"arm-{place}-{metric}-{part}")  # which the page can hide
     result = next((r.result for r in findings.main.condition.runs if r.result is not None), None)
     if result is not None:
         naive = next(iter(result.baselines["val"].values()))["loss"]  # the task's naive one
@@ -172,9 +138,7 @@ def _curves(findings: Findings) -> Any | None:
     loss.set_ylabel("val_loss: MSE, train-standardised")
     corr.set_ylabel("val_corr: Pearson r")
     title = "arm: seeds" + (";  △ unfreezing" if unfreezes(findings) else "")
-    figure.legend(
-        *loss.get_legend_handles_labels(), loc="outside lower center", ncols=2, title=title
-    )
+    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", title=title)
     return figure
 
 
@@ -189,18 +153,14 @@ def _draw_band(ax: Any, band: effects.Band, place: int, label: str) -> list[Any]
 
 
 def _gap(findings: Findings) -> Any | None:
-    pairs = [
-        c.pair
-        for c in findings.main.comparisons
-        if c.pair.kind in ("best", "weights") and c.pair.seeds
-    ]
+    pairs = [c.pair for c in findings.main.comparisons if c.pair.kind in ("best", "weights")]
     gaps = [(pair.name, gap) for pair in pairs if (gap := effects.gap(pair)) is not None]
     if not gaps:
         return None
     figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
     ax.axhline(0, color="black", linewidth=0.8)
     for place, (name, gap) in enumerate(gaps):
-        _draw_band(ax, gap.band, place, f"{name} ({gap.band.count} seeds)")
+        _draw_band(ax, gap.band, place, f"{name} ({gap.band.seeds} seeds)")
     whole_ticks(ax, "epoch")
     ax.set_ylabel("gap in val_loss\n(random − pretrained)")
     figure.legend(loc="outside lower center")
@@ -211,26 +171,26 @@ def _gradients(findings: Findings) -> Any | None:
     from matplotlib.colors import LogNorm
 
     maps = [
-        (arm, m)
+        (arm, *found)
         for arm in findings.main.condition.arms
-        if (m := effects.gradient_map(arm)) is not None and (m.norms > 0).any()
+        if (found := effects.gradient_map(arm)) is not None and (found[2] > 0).any()
     ][:MOST_PANELS]
     if not maps:
         return None
-    rows = max(len(m.components) for _, m in maps)
-    figure, axes = panels(len(maps), height=max(2.4, 1.2 + 0.22 * rows))
-    positive = np.concatenate([m.norms[m.norms > 0] for _, m in maps])
+    rows = max(len(components) for _, components, _, _ in maps)
+    figure, axes = plots.panels(len(maps), height=max(2.4, 1.2 + 0.22 * rows))
+    positive = np.concatenate([norms[norms > 0] for *_, norms in maps])
     low, high = positive.min(), max(positive.max(), positive.min() * 1.01)
-    for ax, (arm, m) in zip(axes, maps, strict=True):
+    for ax, (arm, components, epochs, norms) in zip(axes, maps, strict=True):
         image = ax.pcolormesh(
-            np.append(m.epochs - 0.5, m.epochs[-1] + 0.5),
-            np.arange(len(m.components) + 1) - 0.5,
-            np.ma.masked_less_equal(m.norms, 0),
+            np.append(epochs - 0.5, epochs[-1] + 0.5),
+            np.arange(len(components) + 1) - 0.5,
+            np.ma.masked_less_equal(norms, 0),
             norm=LogNorm(low, high),
             cmap="viridis",
         )
         ax.invert_yaxis()
-        ax.set_yticks(range(len(m.components)), m.components, fontsize=8)
+        ax.set_yticks(range(len(components)), components, fontsize=8)
         whole_ticks(ax, "epoch")
         ax.set_title(arm.name, fontsize=9)
         for start in effects.unfreezing(arm.shown):
@@ -243,44 +203,45 @@ def _gradients(findings: Findings) -> Any | None:
 
 def _surface(findings: Findings) -> Any | None:
     condition = findings.main.condition
-    surfaces = [
-        (arm.name, s.rate, np.stack([s.unfreeze, s.rates, s.values], axis=1))
-        for arm in condition.arms
-        if (s := effects.surface(arm)) is not None
-    ][:MOST_PANELS]
+    tried = [(arm, [p for p in arm.points if p.finished]) for arm in condition.arms if arm.tuned]
+    found = (
+        plots.surface_of(
+            arm.name, [p.settings for p in points], [p.objective for p in points], arm.tuned
+        )
+        for arm, points in tried
+    )
+    surfaces = [surface for surface in found if surface is not None][:MOST_PANELS]
     if not surfaces:
         return None
     label = f"{condition.config.get('objective', 'objective')} (best epoch, mean over seeds)"
-    return draw_surfaces(surfaces, label, maximize=condition.arms[0].maximize)
+    return plots.draw_surfaces(surfaces, label, maximize=condition.arms[0].maximize)
 
 
 def _scale(findings: Findings) -> Any | None:
-    audits = [effects.scale_audit(arm) for arm in findings.main.condition.arms]
-    if not any(audits):
+    audits = [(arm, effects.scale_audit(arm)) for arm in findings.main.condition.arms]
+    stages = max((list(audit) for _, audit in audits), key=len)
+    if not stages:
         return None
-    figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
-    stages = max(map(list, audits), key=len)
-    for place, (arm, audit) in enumerate(zip(findings.main.condition.arms, audits, strict=True)):
-        here = [stage for stage in stages if stage in audit]
-        places, values = [stages.index(s) for s in here], [audit[s] for s in here]
+    figure, ((ax,),) = new_figure(1, 1, width=8, height=4.5)
+    for place, (arm, audit) in enumerate(audits):
+        here = [(x, audit[stage]) for x, stage in enumerate(stages) if stage in audit]
         if here:
-            ax.plot(places, values, label=arm.name, **arm_style(place))
+            ax.plot(*zip(*here, strict=True), label=arm_label(arm), **arm_style(place))
     ax.set_yscale("log")
     ax.set_xticks(range(len(stages)), stages, rotation=30 if len(stages) > 8 else 0)
     ax.set_ylabel("RMS at step 0 (standardised units)")
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center")
     return figure
 
 
 def _forecasts(findings: Findings) -> Any | None:
     condition = findings.main.condition
     predictions = [
-        (arm.name, arm_style(condition.arms.index(arm)) | {"marker": "", "lw": 1.5}, sample)
+        (arm_label(arm), arm_style(condition.arms.index(arm)) | {"marker": "", "lw": 1.5}, sample)
         for arm, sample in effects.forecasts(condition)[:MOST_PANELS]
     ]
-    known = (run.provenance.get("data") for run in condition.runs)
-    data: dict[str, Any] = next(filter(None, known), {})
-    return draw_forecasts(predictions, step_s=data.get("step_s")) if predictions else None
+    data: Any = next(filter(None, (run.provenance.get("data") for run in condition.runs)), {})
+    return plots.draw_forecasts(predictions, step_s=data.get("step_s")) if predictions else None
 
 
 PICTURES: dict[str, Callable[[Findings], Any | None]] = {
@@ -292,24 +253,3 @@ PICTURES: dict[str, Callable[[Findings], Any | None]] = {
     "gap": _gap,
     "scale": _scale,
 }
-
-
-def swatch(place: int) -> str:
-    """An arm's line as the plots draw it, in SVG: colour, dash and marker."""
-    line = arm_style(place)
-    dashes = {"-": "", "--": "6 3", "-.": "7 2 2 2", ":": "2 3"}[line["linestyle"]]
-    shape = {
-        "o": '<circle cx="16" cy="7" r="4"/>',
-        "s": '<path d="M12 3h8v8h-8z"/>',
-        "^": '<path d="M16 2l5 9h-10z"/>',
-        "D": '<path d="M16 2l5 5-5 5-5-5z"/>',
-        "v": '<path d="M16 12l5-9h-10z"/>',
-        "P": '<path d="M16 2v10M11 7h10" stroke-width="3"/>',
-        "X": '<path d="M12 3l8 8M20 3l-8 8" stroke-width="3"/>',
-        "*": '<path d="M16 1l2 5h5l-4 3 2 5-5-3-5 3 2-5-4-3h5z"/>',
-    }[line["marker"]]
-    return (
-        f'<svg class="swatch" viewBox="0 0 32 14" width="32" height="14" aria-hidden="true"'
-        f' stroke="{line["color"]}" fill="{line["color"]}"><path d="M0 7h32" stroke-width="2"'
-        f' stroke-dasharray="{dashes}"/>{shape}</svg>'
-    )

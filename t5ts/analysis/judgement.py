@@ -1,12 +1,12 @@
 """What two arms show when they are compared, and what a study's comparisons make up."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.arms import Condition, Pair
+from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, chosen_from
 from t5ts.analysis.statistics import (
     Estimate,
     crossed_log_ratio,
@@ -17,6 +17,7 @@ from t5ts.analysis.statistics import (
 )
 from t5ts.analysis.study import Study
 from t5ts.analysis.validity import BROKEN, Check
+from t5ts.analysis.words import sentences
 
 #: Relative differences of the loss below this do not matter; `--margin` changes it.
 MARGIN = 0.01
@@ -31,45 +32,47 @@ UNFINISHED, WITHHELD, NOTHING = "unfinished", "withheld", "nothing to compare"
 NO_VERDICT = (NOT_LEARNED, NOT_ASKED, UNFINISHED, WITHHELD, NOTHING)
 
 
-@dataclass(kw_only=True, eq=False)
 class Comparison:
-    """One pair of arms, judged.
+    """One pair of arms: their losses at the paired seeds, and over time where that is recorded.
 
     Attributes:
         effect: Mean log-ratio of the losses, treatment over control; below 0 is better. Once judged
             its interval and p allow for the family of pairs of its kind.
         family: Number of pairs in it.
         p_t: p of the effect alone.
-        p_permutation: Sign-flip permutation test, unadjusted.
+        p_permutation: Sign-flip permutation test, unadjusted; NaN with fewer than 2 seeds.
         over_time: Diebold–Mariano on seed-averaged window losses, None where not recorded.
         new_windows: The same mean log-ratio with the interval for other stretches of the series
             as well as other seeds, not adjusted for the family; None where not recorded.
         kind: The result: lower, higher, no difference that matters, cannot tell, withheld.
         checks: Its validity, of the kinds that a verdict reads.
+        broken: The broken invariants among these, which withhold its result.
     """
 
-    pair: Pair
-    effect: Estimate
-    family: int = 1
-    p_t: float = math.nan
-    p_permutation: float = math.nan
-    over_time: Estimate | None = None
-    new_windows: Estimate | None = None
-    kind: str = CANNOT_TELL
-    checks: list[Check] = field(default_factory=list)
+    def __init__(self, pair: Pair, *, split: str = "test") -> None:
+        """Compare them on the test windows, or for split=ood on those of the other series."""
+        self.pair, self.family, self.kind = pair, 1, CANNOT_TELL
+        self.checks: list[Check] = []
+        self.broken: list[Check] = []
+        treatment, control = pair.values(f"{split}_loss")
+        self.effect = log_ratio(treatment, control)
+        self.p_t = self.effect.p
+        self.p_permutation = permutation_p(np.log(treatment) - np.log(control))
+        self.over_time: Estimate | None = None
+        self.new_windows: Estimate | None = None
+        known = [run.window_losses(split) for run in pair.all_runs]
+        losses = [x for x in known if x is not None]
+        if losses and len(losses) == len(known) and len({len(x) for x in losses}) == 1:
+            config = pair.treatment.runs[0].config
+            # Without a horizon (reconstruction) windows share the steps of their whole length.
+            horizon = int(config["horizon"] or config["seq_len"])
+            every = np.stack(losses)
+            every = every[:, np.isfinite(every).all(axis=0)]  # a window without a target has none
+            a_SW, b_SW = every[::2], every[1::2]
+            self.over_time = diebold_mariano(a_SW.mean(axis=0), b_SW.mean(axis=0), horizon=horizon)
+            self.new_windows = crossed_log_ratio(a_SW, b_SW, horizon=horizon)
 
-    @property
-    def p_holm(self) -> float:
-        """p of the effect, adjusted once the pair is judged."""
-        return self.effect.p
 
-    @property
-    def broken(self) -> list[Check]:
-        """The broken invariants that withhold its result."""
-        return [check for check in self.checks if check.status == BROKEN]
-
-
-@dataclass(kw_only=True, eq=False)
 class Verdict:
     """What one condition shows.
 
@@ -78,34 +81,62 @@ class Verdict:
         outcome: The finding behind the kind; a key of `conclusions.OUTCOMES`.
         headline: A sentence or two for a reader who knows nothing of the study.
         reasons: How certain it is, and what would make it more certain.
-        main: The comparison that the headline is about.
+        main: The comparison that the headline is about; None without any.
         comparisons: All of them.
+        controls: The arms of `matched` and `shuffled` weights of the headline's checkpoint.
+        asked: Every arm behind the headline.
         checks: Validity, the main pair's first.
+        facts: What its sentences are filled with.
+        tried: Number of schedules and settings that the arms were chosen from on the tested seeds.
         is_provisional: Whether a setting was chosen and tested on the same seeds.
         seeds_needed: Paired seeds that would settle it, if it cannot tell.
         by_checkpoint: If several checkpoints were run, what each shows vs. its own random
             arm, by the backbone's name.
     """
 
-    condition: Condition
-    main: Comparison | None
-    comparisons: list[Comparison]
-    checks: list[Check]
-    kind: str = NOTHING
-    outcome: str = ""
-    headline: str = ""
-    reasons: list[str] = field(default_factory=list)
-    is_provisional: bool = False
-    seeds_needed: int | None = None
-    margin: float = MARGIN
-    by_checkpoint: dict[str, "Verdict"] = field(default_factory=dict)
+    def __init__(self, condition: Condition, comparisons: list[Comparison], margin: float) -> None:
+        self.condition, self.comparisons, self.margin = condition, comparisons, margin
+        # The pretrained arm that validates best; the test windows play no part.
+        self.main = min(
+            (c for c in comparisons if c.pair.kind == "best"),
+            key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss(c.pair.treatment.best)),
+            default=None,
+        )
+        self.kind, self.outcome, self.headline = NOTHING, "", ""
+        self.reasons: list[str] = []
+        self.facts: dict[str, Any] = {"v": self, "main": self.main, "margin": margin}
+        self.checks: list[Check] = []
+        self.controls: list[Arm] = []
+        self.asked: list[Arm] = []
+        self.tried = 0
+        self.seeds_needed: int | None = None
+        self.by_checkpoint: dict[str, Verdict] = {}
+        if self.main is not None:
+            arm, rivals = self.main.pair.treatment, self.main.pair.rivals
+            self.facts["weights"] = arm.pretraining
+            others = [other for other in condition.arms if other.init != RANDOM]
+            self.controls = [other for other in others if other.is_control_of(arm)]
+            self.asked = [*rivals[0], *rivals[1], *self.controls]
+            self.tried = max(map(chosen_from, rivals))
+            self.checks += self.main.checks
+        self.is_provisional = self.tried > 1
+
+    def of_headline(self, kind: str) -> list[Comparison]:
+        """Comparisons of a kind, of the headline's weights, at finished seeds."""
+        weights = self.main.pair.treatment.weights if self.main else None
+        found = (c for c in self.comparisons if c.pair.kind == kind and c.pair.seeds)
+        return [c for c in found if c.pair.treatment.weights == weights]
+
+    def say(self, block: str, **facts: Any) -> None:
+        """Add sentences of `sentences.j2` to the reasons, and their facts to those of the rest."""
+        self.facts |= facts
+        self.reasons += sentences(block, **self.facts)
 
     @property
     def broken(self) -> list[Check]:
         """The invariants that do not hold; an unfinished sweep has broken none yet."""
-        if self.kind == UNFINISHED:
-            return []
-        return [check for check in self.checks if check.status == BROKEN]
+        checks = [] if self.kind == UNFINISHED else self.checks
+        return [check for check in checks if check.status == BROKEN]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -137,41 +168,10 @@ class Findings:
 
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
     """Adjust p and interval of one question's comparisons for each other; set what each shows."""
-    count = sum(c.effect.is_known for c in family)
+    count = max(1, sum(c.effect.is_known for c in family))
     for c, effect in zip(family, simultaneous([c.effect for c in family]), strict=True):
-        c.effect, c.family, c.kind = effect, max(1, count), _kind(effect, margin)
-
-
-def compare(pair: Pair, *, split: str = "test") -> Comparison:
-    """Two arms' losses at their paired seeds, and over time if the loss of each window is recorded.
-
-    Args:
-        pair: The arms.
-        split: test, or ood for the other series' test windows.
-    """
-    treatment, control = pair.values(f"{split}_loss")
-    effect = log_ratio(treatment, control)
-    compared = Comparison(pair=pair, effect=effect, p_t=effect.p)
-    if len(treatment) >= 2:
-        compared.p_permutation = permutation_p(np.log(treatment) - np.log(control))
-    losses_a = [a.window_losses(split) for a, _ in pair.runs()]
-    losses_b = [b.window_losses(split) for _, b in pair.runs()]
-    known = [losses for losses in (*losses_a, *losses_b) if losses is not None]
-    if known and len(known) == 2 * len(pair.seeds) and len({len(x) for x in known}) == 1:
-        config = pair.treatment.runs[0].config
-        # Without a horizon (reconstruction) windows share the steps of their whole length.
-        horizon = int(config["horizon"] or config["seq_len"])
-        losses = np.stack(known)
-        losses = losses[:, np.isfinite(losses).all(axis=0)]  # windows without a target have no loss
-        a_SW, b_SW = losses[: len(losses_a)], losses[len(losses_a) :]
-        compared.over_time = diebold_mariano(a_SW.mean(axis=0), b_SW.mean(axis=0), horizon=horizon)
-        compared.new_windows = crossed_log_ratio(a_SW, b_SW, horizon=horizon)
-    return compared
-
-
-def _kind(effect: Estimate, margin: float) -> str:
-    if effect.within(margin):
-        return ALIKE
-    if effect.excludes_zero():
-        return LOWER if effect.value < 0 else HIGHER
-    return CANNOT_TELL
+        c.effect, c.family, c.kind = effect, count, CANNOT_TELL
+        if effect.within(margin):
+            c.kind = ALIKE
+        elif effect.excludes_zero():
+            c.kind = LOWER if effect.value < 0 else HIGHER

@@ -1,18 +1,19 @@
 """The report as files: one self-contained page, Markdown, tables, pictures."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from t5ts.analysis.document import Table, parse
-from t5ts.analysis.figures import arm_group, save_figures, swatch
+from t5ts.analysis.document import parse
+from t5ts.analysis.figures import save_figures
 from t5ts.analysis.judgement import WITHHELD, Findings
+from t5ts.analysis.plots import arm_style
 from t5ts.analysis.sections import header, markdown
 from t5ts.analysis.validity import BROKEN
-from t5ts.analysis.words import arm_label
+from t5ts.analysis.words import arm_label, template
+from t5ts.provenance import replacing, write_text
 
 #: What a cell shows on a second line: an interval, the reason for none, or a name's data set.
 _SECOND_LINE = re.compile(r"(?s)(.+?) (\[.*\]|\(no interval .*\)|· .*)")
@@ -28,18 +29,17 @@ _SCHEME = {
     "#777777": "var(--grey)",
     "#7a3e00": "var(--brown)",
 }
+#: The dashes of the arms' lines, in SVG.
+_DASHES = {"-": "", "--": "6 3", "-.": "7 2 2 2", ":": "2 3"}
 #: Numbers with their interval and unit, or a dash.
 _FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( vs\. [\d.]+)?")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """Where the report's files are."""
+class Written(NamedTuple):
+    """The report's page, and the names of its pictures: figures/NAME.png and .svg."""
 
     page: Path
-    markdown: Path
-    tables: list[Path]
-    figures: list[Path]
+    pictures: list[str]
 
 
 def write_report(findings: Findings, out: Path) -> Written:
@@ -57,53 +57,29 @@ def write_report(findings: Findings, out: Path) -> Written:
     svgs = {name: (out / "figures" / f"{name}.svg").read_text(encoding="utf-8") for name in names}
     text = markdown(findings, names)
     table = findings.study.table()
-    parquet = out / "results.parquet.tmp"
-    table.write_parquet(parquet)
-    parquet.replace(out / "results.parquet")
-    _replace(out / "results.csv", table.write_csv())
-    _replace(out / "report.md", text)
-    _replace(out / "report.html", page(findings, text, svgs))
-    return Written(
-        page=out / "report.html",
-        markdown=out / "report.md",
-        tables=[out / "results.csv", out / "results.parquet"],
-        figures=[out / "figures" / f"{name}.{kind}" for name in names for kind in ("png", "svg")],
-    )
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(out / "results.parquet") as parquet:
+        table.write_parquet(parquet)
+    write_text(out / "results.csv", table.write_csv())
+    write_text(out / "report.md", text)
+    write_text(out / "report.html", page(findings, text, svgs))
+    return Written(out / "report.html", names)
 
 
 def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:
-    """The self-contained page.
-
-    Args:
-        findings: From `verdict`.
-        text: The report's Markdown, whose sections the page shows.
-        svgs: The pictures by name.
-    """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_keep_together
-    )
-    template = environment.from_string(
-        (files("t5ts.analysis") / "page.html.j2").read_text(encoding="utf-8")
-    )
-    return template.render(
+    """The self-contained page, from the report's Markdown `text` and its pictures by name."""
+    options: Any = {"autoescape": True, "trim_blocks": True, "finalize": _keep_together}
+    return template("page.html.j2", {}, **options).render(
         header(findings),
         verdicts=findings.verdicts,
         sections=parse(text),
         svgs={name: _inline(name, svg) for name, svg in svgs.items()},
         arms=[
-            (arm_label(arm), _in_scheme(swatch(place)), arm_group(place))
+            (arm_label(arm), _in_scheme(line["color"]), _DASHES[line["linestyle"]], f"arm-{place}-")
             for place, arm in enumerate(findings.main.condition.arms)
+            for line in (arm_style(place),)
         ],
         in_red=(BROKEN, WITHHELD),
-        tables=_tables,
+        parts=_parts,
         lines=_lines,
         is_figure=lambda cell: _FIGURES.fullmatch(cell) is not None,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -121,20 +97,11 @@ def _in_scheme(svg: str) -> str:
     return re.sub(r"#[0-9a-fA-F]{6}", lambda m: _SCHEME.get(m[0].lower(), m[0]), svg)
 
 
-def _tables(table: Table) -> list[Table]:
-    """A table as the page shows it: p-values and the like in a second table, folded away."""
-    folded = [i for i, name in enumerate(table.columns) if _IS_FOLDED.fullmatch(name)]
-    if not folded:
-        return [table]
-    kept = [i for i in range(len(table.columns)) if i not in folded]
-    return [
-        Table(
-            caption=table.caption,
-            columns=[table.columns[i] for i in places],
-            rows=[[row[i] for i in places] for row in table.rows],
-        )
-        for places in (kept, [0, *folded])
-    ]
+def _parts(columns: Sequence[str]) -> list[list[int]]:
+    """Places of the columns that a table shows, and of those in a second one, folded away."""
+    folded = [place for place, name in enumerate(columns) if _IS_FOLDED.fullmatch(name)]
+    shown = [place for place in range(len(columns)) if place not in folded]
+    return [shown, [0, *folded]] if folded else [shown]
 
 
 def _lines(cell: str) -> tuple[str, str]:

@@ -1,15 +1,17 @@
-"""The pictures of one run and of one search, and the style that all pictures share."""
+"""The pictures of one run, forecast and search, and the style that all pictures share."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from t5ts.analysis.results import read_json, read_metrics
+
+if TYPE_CHECKING:
+    import polars as pl
 
 # Okabe & Ito's colour-blind-safe colours; neighbours also differ in lightness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -33,12 +35,10 @@ UNFREEZE = "freeze.unfreeze_epoch"
 RATES = ("optim.encoder_lr_scale", "optim.lr")
 
 
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """One arm's complete trials.
+class History(NamedTuple):
+    """One arm's complete trials: their slots, first objective's values, and parameters.
 
     Attributes:
-        slots, values, params: Of each trial; the first objective's values.
         importances: Share of each parameter, empty if unknown.
     """
 
@@ -90,10 +90,9 @@ def whole_ticks(ax: Any, label: str) -> None:
 
 def panels(count: int, *, height: float, width: float = 3.6, **kw: Any) -> tuple[Any, list[Any]]:
     """A figure of as many axes, three in a row."""
-    columns = min(count, 3)
-    rows = -(-count // columns)
-    width = max(6.0, width * columns)
-    figure, axes = new_figure(rows, columns, width=width, height=height * rows, **kw)
+    columns, rows = min(count, 3), -(-count // 3)
+    size: Any = {"width": max(6.0, width * columns), "height": height * rows}
+    figure, axes = new_figure(rows, columns, **size, **kw)
     for ax in axes.flat[count:]:
         ax.set_visible(False)
     return figure, list(axes.flat[:count])
@@ -103,7 +102,7 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
     """Draw every plot of a run into `plots/`; returns their paths.
 
     Args:
-        run_dir: The run directory.
+        run_dir: Its directory.
         result_file: Its result, if it is not called result.json yet.
 
     Raises:
@@ -124,22 +123,21 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
 
 
 def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> list[Path]:
-    """Draw the plots of a search as PNG files, if there is data for them.
+    """Draw the plots of a search as PNG files, if there is data for them; returns their paths.
 
     Args:
         histories: One for each arm that has a complete trial.
         objective: Its name, for the axes.
         folder: The sweep's folder; plots go to `plots/`.
-
-    Returns:
-        The files.
     """
-    surfaces = [s for history in histories if (s := _surface_of(history)) is not None]
+    found = (surface_of(h.arm, h.params, h.values) for h in histories)
+    surfaces = [surface for surface in found if surface is not None]
+    known = [history for history in histories if history.importances]
     figures = {}
     with own_style():
         if histories:
             figures["history"] = _history(histories, objective)
-        if known := [history for history in histories if history.importances]:
+        if known:
             figures["importances"] = _importances(known)
         if surfaces:
             figures["surface"] = draw_surfaces(surfaces, objective, maximize=histories[0].maximize)
@@ -161,9 +159,8 @@ def _learning_curve(run_dir: Path, result_file: Path) -> Any:
     epochs = [row["epoch"] for row in rows]
     trained = [(row["epoch"], row["train_loss"]) for row in rows if row.get("train_loss")]
     if trained:
-        loss.plot(
-            *zip(*trained, strict=True), "--", color=GREY, label="train (mean over the epoch)"
-        )
+        line: Any = {"color": GREY, "label": "train (mean over the epoch)"}
+        loss.plot(*zip(*trained, strict=True), "--", **line)
     loss.plot(epochs, [row["val_loss"] for row in rows], "o-", color=BLUE, label="val")
     # The task's own naive baseline comes first.
     name, baseline = next(iter(result["baselines"]["val"].items()))
@@ -201,7 +198,7 @@ def draw_forecasts(
     naive, target_start = first["naive"], first["target_start"]
     figure, (axes,) = new_figure(1, len(first["windows"]), width=12, height=4.2, sharey=True)
     for place, (ax, window) in enumerate(zip(axes, first["windows"], strict=True)):
-        context = np.array(_with_gaps(window["context"]))
+        context = np.array(window["context"], float)  # null is NaN, where a line breaks
         steps_L = np.arange(len(context)) + 1 - target_start
         steps_H = np.arange(len(window["truth"])) + 1
         is_seen_H = np.isin(steps_H, steps_L[np.isfinite(context)])
@@ -212,7 +209,7 @@ def draw_forecasts(
         def ahead(
             values: Any, axis: Any = axis, steps: Any = steps_H, seen: Any = is_seen_H
         ) -> Any:
-            return axis(steps), np.where(seen, math.nan, _with_gaps(values))
+            return axis(steps), np.where(seen, math.nan, np.array(values, float))
 
         for border in np.array(first["patch_starts"]) - target_start + 0.5:
             if border > since:
@@ -229,7 +226,7 @@ def draw_forecasts(
         ax.set_title(f"from {start}" if start else f"window {place + 1}")
     unit = f" ({first['unit']})" if first["unit"] else ""
     axes[0].set_ylabel(f"{first['channel']}{unit}")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -251,34 +248,23 @@ def _axis(ax: Any, start: str, step_s: float | None) -> Callable[[Any], Any]:
     return moment
 
 
-def _with_gaps(values: list[float | None]) -> list[float]:
-    """Turn JSON's null into NaN, where matplotlib breaks a line."""
-    return [math.nan if value is None else value for value in values]
-
-
 def _gradient_norms(run_dir: Path) -> Any:
     """Gradient norm of each component over the steps, before clipping."""
     from matplotlib import colormaps
 
     rows = read_metrics(run_dir, "step")
     figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
-    names = [key for key in (rows[0] if rows else {}) if key.startswith("grad_norm/")]
+    names = [key for key in (rows[0] if rows else {}) if key.startswith("step/grad_norm/")]
     blocks = [name for name in names if "/block_" in name]
     shades = dict(zip(blocks, colormaps["viridis"](np.linspace(0, 1, len(blocks))), strict=True))
     known = {"total": "black", "head": ORANGE, "patch": BLUE}
     for name in names:
-        is_total = name.endswith("/total")
-        ax.plot(
-            [row["step"] for row in rows],
-            # 0 is a frozen component: a gap in the curve, not a point on a log axis.
-            [row[name] or math.nan for row in rows],
-            linestyle="-" if name in blocks else "--",
-            color=shades.get(name, known.get(name.split("/")[1], GREY)),
-            label=name.removeprefix("grad_norm/"),
-            marker=".",
-            linewidth=4 if is_total else 1,
-            alpha=0.3 if is_total else 1.0,
-        )
+        part = name.removeprefix("step/grad_norm/")
+        line: Any = {"linewidth": 4, "alpha": 0.3} if part == "total" else {"linewidth": 1}
+        # 0 is a frozen component: a gap in the curve, not a point on a log axis.
+        ax.plot([row["step"] for row in rows], [row[name] or math.nan for row in rows],
+                "-" if name in blocks else "--", marker=".", label=part,
+                color=shades.get(name, known.get(part, GREY)), **line)  # fmt: skip
     if names:
         ax.set_yscale("log")
         figure.legend(loc="outside right upper")
@@ -288,7 +274,7 @@ def _gradient_norms(run_dir: Path) -> Any:
 
 
 def _history(histories: Sequence[History], objective: str) -> Any:
-    """Each trial's value, and the best so far; an arrow if the value is off the scale."""
+    """Each trial's value, and the best so far; what is off the scale is at its edge."""
     figure, ((ax,),) = new_figure(1, 1, width=6.4, height=3.8)
     maximize = histories[0].maximize
     low, high = _colour_range(np.concatenate([history.values for history in histories]), maximize)
@@ -299,9 +285,6 @@ def _history(histories: Sequence[History], objective: str) -> Any:
         slots, values = np.asarray(history.slots)[order], np.asarray(history.values)[order]
         best = np.maximum.accumulate(values) if maximize else np.minimum.accumulate(values)
         ax.plot(slots, np.clip(values, low, high), ms=5, alpha=0.6, **line | {"linestyle": ""})
-        for is_beyond, edge, arrow in ((values > high, high, "^"), (values < low, low, "v")):
-            beyond = slots[is_beyond]
-            ax.plot(beyond, np.full(len(beyond), edge), arrow, color=line["color"], ms=9)
         ax.step(slots, np.clip(best, low, high), where="post", color=line["color"], lw=2,
                 label=f"{history.arm}: best so far")  # fmt: skip
     whole_ticks(ax, "trial")
@@ -333,30 +316,38 @@ def _colour_range(values: Any, maximize: bool) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _surface_of(history: History) -> Surface | None:
-    rate = next((key for key in RATES if any(key in p for p in history.params)), None)
+def surface_of(
+    arm: str,
+    settings: Sequence[dict[str, Any]],
+    values: Sequence[float],
+    tuned: Collection[str] = RATES,
+) -> Surface | None:
+    """An arm's surface; None where neither axis was searched, or fewer than two settings have it.
+
+    Args:
+        arm: Its name.
+        settings: Those tried, with the objective's `values`.
+        tuned: Keys that were searched, if the settings have others too.
+    """
+    known = [rate for rate in RATES if any(rate in of for of in settings)]
+    rate = next((rate for rate in known if rate in tuned), next(iter(known), None))
     points = [
-        (params[UNFREEZE], params[rate], value)
-        for params, value in zip(history.params, history.values, strict=True)
-        if rate is not None and UNFREEZE in params and rate in params
+        (of[UNFREEZE], of[rate], value)
+        for of, value in zip(settings, values, strict=True)
+        if rate in of and of.get(UNFREEZE) is not None
     ]
-    if rate is None or len(points) < 2:
+    if len(points) < 2 or not {UNFREEZE, rate} & {*tuned}:
         return None
-    return history.arm, rate, np.asarray(points, dtype=float)
+    return arm, str(rate), np.asarray(points, dtype=float)
 
 
 def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool) -> Any:
     """The objective over unfreeze epoch and learning rate, the best setting ringed."""
-    figure, axes = panels(
-        len(surfaces),
-        width=4.2,
-        height=3.8,
-        sharex=True,  # so that two arms' surfaces can be compared
-        sharey=len({rate for _, rate, _ in surfaces}) == 1,
-    )
-    low, high = _colour_range(
-        np.concatenate([points_S3[:, 2] for _, _, points_S3 in surfaces]), maximize
-    )
+    # Two arms' surfaces can be compared only on the same axes.
+    same = len({rate for _, rate, _ in surfaces}) == 1
+    figure, axes = panels(len(surfaces), width=4.2, height=3.8, sharex=True, sharey=same)
+    every = np.concatenate([points_S3[:, 2] for _, _, points_S3 in surfaces])
+    low, high = _colour_range(every, maximize)
     for ax, (arm, rate, points_S3) in zip(axes, surfaces, strict=True):
         unfreeze, rates, values = points_S3.T
         shown = ax.scatter(unfreeze, rates, c=values, s=90, vmin=low, vmax=high,
@@ -370,3 +361,42 @@ def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool
         ax.set_title(f"{arm}: best {values[best]:.4g}")
     figure.colorbar(shown, ax=axes, label=objective, extend="min" if maximize else "max")
     return figure
+
+
+def draw_forecast(frame: "pl.DataFrame", past: "pl.DataFrame", path: Path) -> None:
+    """Draw a panel per channel: the past, the forecast or filled values, and the truth.
+
+    Args:
+        frame: As `t5ts.forecasting.trained.predict` returns it; the first 6 channels are drawn.
+        past: The rows before it: `time`, `channel`, `value`.
+        path: Of the PNG.
+    """
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    channels = frame["channel"].unique(maintain_order=True).to_list()[:6]
+    figure = Figure(figsize=(9, 1 + 2 * len(channels)), layout="constrained")
+    axes = figure.subplots(len(channels), 1, squeeze=False, sharex=True)[:, 0]
+    for ax, channel in zip(axes, channels, strict=True):
+        before, rows = (of.filter(of["channel"] == channel) for of in (past, frame))
+        time = rows["time"]
+        ax.plot(before["time"], before["value"], color=GREY, label="past")
+        if "value" in rows.columns:
+            ax.plot(time, rows["value"], color=GREY, label="as given")
+            filled = rows.filter(rows["is_filled"])
+            ax.plot(filled["time"], filled["value"], ".", color=BLUE, label="filled")
+        else:
+            if "actual" in rows.columns:
+                ax.plot(time, rows["actual"], color=GREEN, label="actual")
+            ax.plot(time, rows["forecast"], color=BLUE, label="forecast")
+        if "spread" in rows.columns:
+            low, high = (rows["forecast"] + sign * rows["spread"] for sign in (-1, 1))
+            ax.fill_between(time, low, high, color=BLUE, alpha=0.2, label="± 1 sd of the runs")
+        ax.set_ylabel(channel)
+    if frame["time"].dtype.is_temporal():
+        locator = AutoDateLocator(maxticks=8)
+        axes[-1].xaxis.set_major_locator(locator)
+        axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
+    figure.savefig(path, dpi=120)

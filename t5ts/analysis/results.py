@@ -138,10 +138,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}).") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise DataError(f"{path} is not JSON ({error}).") from error
     if not isinstance(value, dict):

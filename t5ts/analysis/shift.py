@@ -1,19 +1,17 @@
 """The selected weights on another series, and with the order of time shuffled."""
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, paired
-from t5ts.analysis.judgement import WITHHELD, Comparison, Findings, Verdict, compare, judge_family
+from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair
+from t5ts.analysis.judgement import WITHHELD, Comparison, Findings, Verdict, judge_family
 from t5ts.analysis.statistics import Estimate, log_ratio
 
 #: Settings of a series that do not identify it.
 _NOT_WHICH = ("name", "_target_", "fraction", "windows_per_epoch", "dir", "sha256")
 
 
-@dataclass(kw_only=True, eq=False)
-class ShiftComparison:
+class ShiftComparison(NamedTuple):
     """A comparison of two arms on another series.
 
     Attributes:
@@ -53,58 +51,40 @@ def under_shift(findings: Findings) -> list[ShiftComparison]:
     not use them. A pair whose weights' comparison is withheld, or whose runs met different
     files under one name, is withheld here too.
     """
-    weights = _compared(findings, _compares_weights, "weights")
-    freezing = _compared(findings, _compares_freezing, "freezing")
-    return [*weights, *freezing]
-
-
-def _compares_weights(a: Arm, b: Arm) -> bool:
-    return a.is_pretrained and b.init == RANDOM and a.freeze == b.freeze
-
-
-def _compares_freezing(a: Arm, b: Arm) -> bool:
-    return a.weights == b.weights and a.freeze == "staged" and b.freeze in ("none", "all")
-
-
-def _compared(
-    findings: Findings, is_asked: Callable[[Arm, Arm], bool], kind: str
-) -> list[ShiftComparison]:
-    found = []
+    found: dict[str, list[ShiftComparison]] = {"weights": [], "freezing": []}
     for v in findings.verdicts:
-        arms = [arm for arm in v.condition.arms if has(arm, "ood_loss")]
-        for a, b in itertools.permutations(arms, 2):
-            pair = paired(kind, a, b)
-            if a.backbone == b.backbone and is_asked(a, b) and pair.seeds:
-                c = compare(pair, split="ood")
-                found.append(
-                    ShiftComparison(verdict=v, comparison=c, beyond=beyond(pair, "ood_loss"))
-                )
-    judge_family([one.comparison for one in found], margin=findings.main.margin)
-    for one in found:
-        if _is_withheld(one):
-            one.comparison.kind = WITHHELD
-    return found
-
-
-def _is_withheld(one: ShiftComparison) -> bool:
-    pair = one.comparison.pair
-    series = {(run.provenance.get("ood") or {}).get("sha256") for run in pair.all_runs}
-    twins = (c for c in one.verdict.comparisons if c.pair.arms == pair.arms)
-    return len(series) > 1 or any(c.kind == WITHHELD for c in twins)
+        for a, b in itertools.permutations(v.condition.arms, 2):
+            kind = "other"
+            if a.is_pretrained and b.init == RANDOM and a.freeze == b.freeze:
+                kind = "weights"
+            elif a.weights == b.weights and a.freeze == "staged" and b.freeze in ("none", "all"):
+                kind = "freezing"
+            pair = Pair(kind, a, b)
+            is_known = has(a, "ood_loss") and has(b, "ood_loss") and pair.seeds
+            if kind in found and a.backbone == b.backbone and is_known:
+                c, more = Comparison(pair, split="ood"), beyond(pair, "ood_loss")
+                found[kind].append(ShiftComparison(v, c, more))
+    for family in found.values():
+        judge_family([one.comparison for one in family], margin=findings.main.margin)
+    every = [*found["weights"], *found["freezing"]]
+    for v, c, _ in every:
+        series = {(run.provenance.get("ood") or {}).get("sha256") for run in c.pair.all_runs}
+        twins = (other for other in v.comparisons if other.pair.arms == c.pair.arms)
+        if len(series) > 1 or any(other.kind == WITHHELD for other in twins):
+            c.kind = WITHHELD
+    return every
 
 
 def series_names(condition: Condition) -> tuple[str, str]:
     """Names of the training series and the other one, with what distinguishes them."""
-    items = condition.config.items()
-    settings = [
-        {key.removeprefix(of): value for key, value in items if key.startswith(of)}
+    ours, theirs = (
+        {k.removeprefix(of): v for k, v in condition.config.items() if k.startswith(of)}
         for of in ("data.", "ood.")
-    ]
-    ours, theirs = (str(of.get("name")) for of in settings)
-    if ours != theirs:
-        return ours, theirs
-    keys = sorted(set(settings[0]) - set(_NOT_WHICH))
-    differing = [key for key in keys if settings[0].get(key) != settings[1].get(key)]
-    parts = [", ".join(f"{key}={of.get(key)}" for key in differing) for of in settings]
-    first, second = (f"{ours} ({part})" if part else ours for part in parts)
+    )
+    names = str(ours["name"]), str(theirs.get("name"))
+    if names[0] != names[1]:
+        return names
+    differing = [k for k in sorted({*ours} - {*_NOT_WHICH}) if ours[k] != theirs.get(k)]
+    parts = [", ".join(f"{k}={of.get(k)}" for k in differing) for of in (ours, theirs)]
+    first, second = (f"{names[0]} ({part})" if part else names[0] for part in parts)
     return first, second

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-CONFIDENCE = 0.95
-ALPHA = 1 - CONFIDENCE
+ALPHA = 1 - 0.95
 POWER = 0.8
 #: More seeds than this are reported as "more than": nobody would train them.
 MOST_SEEDS = 10_000
@@ -25,7 +24,7 @@ MOST_SEEDS = 10_000
 FAILURE_RATE, FAILURE_SPREADS = 0.1, 10.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Estimate:
     """A mean with its interval.
 
@@ -48,11 +47,6 @@ class Estimate:
     count: int
     degrees: float = math.nan
     tests: int = 1
-
-    @property
-    def level(self) -> float:
-        """Confidence level of the interval."""
-        return 1 - ALPHA / self.tests
 
     @property
     def is_known(self) -> bool:
@@ -85,23 +79,19 @@ def mean_interval(values: Sequence[float] | Array) -> Estimate:
     n = len(x)
     nan = math.nan
     if n < 2:
-        return Estimate(value=float(x[0]) if n else nan, low=nan, high=nan, p=nan, sd=nan, count=n)
+        return Estimate(float(x[0]) if n else nan, nan, nan, nan, nan, n)
     mean, sd = float(x.mean()), float(x.std(ddof=1))
-    return _t_estimate(mean, sd / math.sqrt(n), degrees=n - 1, sd=sd, count=n)
+    return _t_estimate(mean, sd / math.sqrt(n), n - 1, sd, n)
 
 
-def _t_estimate(
-    mean: float, standard_error: float, *, degrees: float, sd: float, count: int
-) -> Estimate:
+def _t_estimate(mean: float, error: float, degrees: float, sd: float, count: int) -> Estimate:
+    """Of a mean with its standard error, and the standard deviation of what it is of."""
     from scipy.stats import t
 
-    half = float(t.ppf(1 - ALPHA / 2, degrees)) * standard_error
-    p = float(mean == 0)  # where all observations are the same
-    if standard_error > 0:
-        p = 2 * float(t.sf(abs(mean) / standard_error, degrees))
-    return Estimate(
-        value=mean, low=mean - half, high=mean + half, p=p, sd=sd, count=count, degrees=degrees
-    )
+    half = float(t.ppf(1 - ALPHA / 2, degrees)) * error
+    # Where all observations are the same there is no error.
+    p = 2 * float(t.sf(abs(mean) / error, degrees)) if error > 0 else float(mean == 0)
+    return Estimate(mean, mean - half, mean + half, p, sd, count, degrees)
 
 
 def log_ratio(numerator: Sequence[float] | Array, denominator: Sequence[float] | Array) -> Estimate:
@@ -286,13 +276,7 @@ def diebold_mariano(
     """
     d = np.asarray(losses_a, dtype=np.float64) - np.asarray(losses_b, dtype=np.float64)
     variance, degrees = variance_over_time(d, horizon=horizon)
-    return _t_estimate(
-        float(d.mean()),
-        math.sqrt(variance),
-        degrees=degrees,
-        sd=float(d.std(ddof=1)),
-        count=len(d),
-    )
+    return _t_estimate(float(d.mean()), math.sqrt(variance), degrees, float(d.std(ddof=1)), len(d))
 
 
 def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
@@ -315,18 +299,11 @@ def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
     seed_means = d.mean(axis=1)
     by_seed = float(seed_means.var(ddof=1)) / num_seeds
     by_window, waves = variance_over_time(d.mean(axis=0), horizon=horizon)
-    total = by_seed + by_window
-    if total == 0:
-        degrees = num_seeds - 1.0
-    else:
+    total, degrees = by_seed + by_window, num_seeds - 1.0
+    if total > 0:
         degrees = total**2 / (by_seed**2 / (num_seeds - 1) + by_window**2 / waves)
-    return _t_estimate(
-        float(d.mean()),
-        math.sqrt(total),
-        degrees=degrees,
-        sd=float(seed_means.std(ddof=1)),
-        count=num_seeds,
-    )
+    sd = float(seed_means.std(ddof=1))
+    return _t_estimate(float(d.mean()), math.sqrt(total), degrees, sd, num_seeds)
 
 
 def crossed_log_ratio(numerator_SW: Array, denominator_SW: Array, *, horizon: int) -> Estimate:
@@ -487,10 +464,8 @@ def crossing(x: Array, y: Array, target: float) -> float:
     Linear between the points; in the units of x, inf if never.
     """
     below = np.flatnonzero(np.asarray(y) <= target)
-    if len(below) == 0:
-        return math.inf
+    if len(below) == 0 or below[0] == 0:
+        return float(x[0]) if len(below) else math.inf
     i = int(below[0])
-    if i == 0:
-        return float(x[0])
     share = (y[i - 1] - target) / (y[i - 1] - y[i])
     return float(x[i - 1] + share * (x[i] - x[i - 1]))

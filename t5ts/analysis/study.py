@@ -4,11 +4,10 @@ import json
 import math
 import os
 import re
-import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +30,14 @@ Array = npt.NDArray[np.float64]
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
 _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MULTILINE)
 #: Settings that cannot change what a run is compared on, besides those that change no number.
-_NOT_SETTINGS = (
-    *NOT_IDENTITY,
-    "claims",  # what arm_requires was called until 2026-11-25
-    "seed",
-    "debug.",
-    "train.log_every",
-    "train.probe_every",
-    "train.threads",
-    "train.device",
-    "train.eval_batch_size",
-    "train.shuffled_test",
-    "ood",  # null where no other series is tested on; else its keys are in the condition
-)
+#: `claims` is what arm_requires was called until 2026-11-25. `ood` is null where no other series is
+#: tested on; else its keys are in the condition.
+_NOT_SETTINGS = {*NOT_IDENTITY, "claims", "seed", "debug.", "train.threads", "train.device", "ood"}
+_NOT_SETTINGS |= {"train.log_every", "train.probe_every", "train.eval_batch_size"}
+_NOT_SETTINGS |= {"train.shuffled_test"}
 #: Settings that every t5ts config.yaml has.
-_NEEDED = (
-    "seed",
-    "seq_len",
-    "horizon",
-    "objective",
-    "data.name",
-    "data.fraction",
-    "backbone.name",
-    "init.name",
-    "freeze.name",
-    "train.epochs",
-)
+_NEEDED = {"seed", "seq_len", "horizon", "objective", "data.name", "data.fraction", "train.epochs"}
+_NEEDED |= {"backbone.name", "init.name", "freeze.name"}
 #: What must be equal before two runs are compared at all.
 _CONDITION = (
     "data.",
@@ -72,9 +53,8 @@ _CONDITION = (
 _OF_DATA = ("data.fraction", "data.windows_per_epoch", "data.missing", "ood.missing")
 
 
-@dataclass(kw_only=True, eq=False)
 class Run:
-    """One run directory.
+    """One run directory; what is wrong with it becomes its `problem`.
 
     Attributes:
         path: The directory.
@@ -88,85 +68,93 @@ class Run:
         state: finished, unfinished, or the trial's pruned, failed, interrupted, running.
         written: When its result was written, in seconds of the epoch; inf without one.
         copies: Other trials of the same configuration, seed and data, left out for this one.
-        problem: Why the run is left out; None if it is not.
+        problem: Why the run is left out, in which case it may have no more than these; None if
+            it is not.
+        seed: The seed that drives everything drawn.
+        arm: Backbone, init and freezing, by their options' names.
+        objective: The validation objective at the best epoch; NaN without a result.
+        epochs: Epochs evaluated so far.
+        epochs_due: Epochs of the whole run: those asked for, or up to where early stopping ended
+            it.
+        is_open: Whether it may still finish.
+        trial_id: Which trial it was; attempts of one trial share it.
+        weights: The load report of its encoder's weights; empty if nothing was recorded.
+        initial: Checksums of what its patch, encoder and head started from, where recorded.
+        fingerprint: Checksums and borders of the data and the other series; None if not recorded.
+        condition: Data, the other series, task and lengths as configured; see `measured_on`.
+        settings: Everything else that can change a number, except the seed. In both, a key that
+            is off is left out.
     """
 
-    path: Path
-    config: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    evals: dict[str, Array] = field(default_factory=dict)
-    probes: dict[str, Array] = field(default_factory=dict)
-    nonfinite_steps: int = 0
-    result: Result | None = None
-    trial: dict[str, Any] = field(default_factory=dict)
-    state: str = "unfinished"
-    written: float = math.inf
-    copies: list["Run"] = field(default_factory=list)
-    problem: str | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config: dict[str, Any] = {}
+        self.provenance: dict[str, Any] = {}
+        self.trial: dict[str, Any] = {}
+        self.evals: dict[str, Array] = {}
+        self.probes: dict[str, Array] = {}
+        self.nonfinite_steps, self.written = 0, math.inf
+        self.state = "unfinished"
+        self.result: Result | None = None
+        self.copies: list[Run] = []
+        self.problem: str | None = None
+        try:
+            self._read(path)
+            self._derive()
+        except (DataError, OSError) as error:
+            reason = None if self.config else self.trial.get("reason")
+            self.problem = f"failed before it started: {reason}" if reason else str(error)
 
-    @property
-    def seed(self) -> int:
-        """The seed that drives everything drawn."""
-        return int(self.config["seed"])
+    def _read(self, path: Path) -> None:
+        if (path / "trial.json").is_file():
+            self.trial = read_json(path / "trial.json")
+            self.state = str(self.trial.get("state", self.state))
+        elif (path / FAILURE).is_file():
+            self.trial, self.state = read_json(path / FAILURE), "failed"
+        self.config = _read_config(path / "config.yaml")
+        if (path / "provenance.json").is_file():
+            self.provenance = read_json(path / "provenance.json")
+        if (path / "metrics.jsonl").is_file():
+            self.evals, self.probes = (_columns(read_metrics(path, of)) for of in ("eval", "probe"))
+            # Of the many step rows only a count is kept.
+            steps = _NONFINITE.findall((path / "metrics.jsonl").read_bytes())
+            self.nonfinite_steps = sum(map(int, steps))
+        if (path / "result.json").is_file():
+            self.result = read_result(path / "result.json")
+            check_files(path, self.result)
+            self.state, self.written = "finished", (path / "result.json").stat().st_mtime
+        if self.config.get("debug.name", "none") != "none":
+            raise DataError(f"debug={self.config['debug.name']}: its numbers are not a result")
+        if self.result and not math.isfinite(self.result.objective + self.metric("test_loss")):
+            # Counts as an outcome of its arm, like a run that ended in an error.
+            self.result, self.state = None, "failed"
+            self.trial = self.trial | {"reason": "its loss is not finite"}
 
-    @property
-    def arm(self) -> str:
-        """Backbone, init and freezing, by their options' names."""
-        c = self.config
-        return f"{c['backbone.name']}-{c['init.name']}-{c['freeze.name']}"
-
-    @property
-    def epochs_due(self) -> int:
-        """Epochs of the whole run: those asked for, or up to where early stopping ended it."""
-        if self.result is None or self.result.stopped_epoch is None:
-            return int(self.config["train.epochs"])
-        return self.result.stopped_epoch
-
-    @property
-    def epochs(self) -> int:
-        """Epochs evaluated so far."""
-        return int(self.evals["epoch"][-1]) if len(self.evals.get("epoch", ())) else 0
-
-    @cached_property
-    def condition(self) -> tuple[tuple[str, str], ...]:
-        """Data, the other series, task and lengths as configured; see `measured_on`."""
-        return tuple(
-            sorted(
-                (k, json.dumps(v))
-                for k, v in self.config.items()
-                if k.startswith(_CONDITION) and not _is_off(k, v)
-            )
-        )
-
-    @cached_property
-    def fingerprint(self) -> str | None:
-        """Checksums and borders of the data and the other series; None if not recorded."""
-        series = [self.provenance.get(name) for name in ("data", "ood")]
-        if not series[0] or not series[0].get("sha256"):
-            return None
-        return json.dumps([s and [s.get("sha256"), s.get("borders")] for s in series])
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it may still finish."""
-        return self.result is None and self.state not in ("failed", "pruned")
-
-    @property
-    def trial_id(self) -> tuple[str, ...]:
-        """Which trial it was; attempts of one trial share it."""
-        known = "study" in self.trial and "number" in self.trial
+    def _derive(self) -> None:
+        c, result, about = self.config, self.result, self.provenance
+        self.seed = int(c["seed"])
+        self.arm = f"{c['backbone.name']}-{c['init.name']}-{c['freeze.name']}"
+        self.objective = result.objective if result else math.nan
+        self.epochs = int(self.evals["epoch"][-1]) if len(self.evals.get("epoch", ())) else 0
+        stopped = result.stopped_epoch if result else None
+        self.epochs_due = int(c["train.epochs"]) if stopped is None else stopped
+        self.is_open = result is None and self.state not in ("failed", "pruned")
+        known = {"study", "number"} <= self.trial.keys()
         names = ("study", "arm", "number") if known else ()
-        return tuple(str(self.trial.get(name)) for name in names) or (str(self.path),)
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Everything else that can change a number, except the seed; a disabled key is left out."""
-        apart: tuple[str, ...] = (*_NOT_SETTINGS, *_CONDITION)
-        if self.config["init.name"] == "random":
-            apart += ("init.path", "init.checkpoint")  # whose donor the other arms have
-        return {
-            k: v for k, v in self.config.items() if not k.startswith(apart) and not _is_off(k, v)
-        }
+        self.trial_id = tuple(str(self.trial.get(name)) for name in names) or (str(self.path),)
+        self.weights: dict[str, Any] = about.get("weights") or {}
+        self.initial: dict[str, str] = about.get("initial_sha256") or {}
+        series = about.get("data"), about.get("ood")
+        prints = [of and [of.get("sha256"), of.get("borders")] for of in series]
+        self.fingerprint = json.dumps(prints) if prints[0] and prints[0][0] else None
+        # An older t5ts without a key that is off did the same.
+        on = {k: v for k, v in c.items() if k not in MEASURED_BESIDES or v != MEASURED_BESIDES[k]}
+        condition = {k: json.dumps(v) for k, v in on.items() if k.startswith(_CONDITION)}
+        self.condition = tuple(sorted(condition.items()))
+        # Random weights have no donor, whatever the other arms have.
+        donors = ("init.path", "init.checkpoint") if c["init.name"] == "random" else ()
+        apart = (*_NOT_SETTINGS, *_CONDITION, *donors)
+        self.settings = {k: v for k, v in on.items() if not k.startswith(apart)}
 
     def metric(self, name: str) -> float:
         """A final metric (val_ at the best epoch, others of the same weights); NaN if unknown."""
@@ -185,11 +173,11 @@ class Run:
         Args:
             split: test, or ood for the other series' test windows.
         """
-        path = self.path / f"{split}_losses.npy"
         try:
-            return np.load(path, allow_pickle=False).astype(np.float64)
+            losses = np.load(self.path / f"{split}_losses.npy", allow_pickle=False)
         except (OSError, ValueError):
             return None
+        return losses.astype(np.float64)
 
     def forecast_sample(self) -> dict[str, Any] | None:
         """A few forecasts with the truth; None if not recorded."""
@@ -197,11 +185,6 @@ class Run:
             return read_json(self.path / "forecast_sample.json")
         except DataError:
             return None
-
-
-def _is_off(key: str, value: Any) -> bool:
-    """Whether an older t5ts without this key did the same."""
-    return key in MEASURED_BESIDES and value == MEASURED_BESIDES[key]
 
 
 def measured_on(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
@@ -217,15 +200,11 @@ def measured_on(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[R
             prints[run.condition][run.fingerprint] += 1
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
     for run in runs:
-        key = run.condition
-        if key in prints:
-            rest = (
-                item
-                for item in key
-                if not item[0].startswith(("data.", "ood.")) or item[0] in _OF_DATA
-            )
-            key = (*rest, ("fingerprint", prints[key].most_common(1)[0][0]))
-        groups[key].append(run)
+        of_data = ("data.", "ood.") if run.condition in prints else ()
+        key = [(k, v) for k, v in run.condition if not k.startswith(of_data) or k in _OF_DATA]
+        if of_data:
+            key.append(("fingerprint", prints[run.condition].most_common(1)[0][0]))
+        groups[tuple(key)].append(run)
     return groups
 
 
@@ -237,13 +216,11 @@ class Study:
         dirs: The directories that were passed.
         runs: The runs that can be used, finished or not, in the order of their paths.
         left_out: The runs that cannot, each with its `problem`.
-        read_s: Seconds that reading took.
     """
 
     dirs: list[Path]
     runs: list[Run]
     left_out: list[Run]
-    read_s: float
 
     @property
     def finished(self) -> list[Run]:
@@ -271,7 +248,8 @@ class Study:
                 "seconds": result and result.seconds,
                 "objective": result and result.objective,
             }
-            row |= {k: _scalar(run.config.get(k)) for k in keys if k != "seed"}
+            given = {k: run.config.get(k) for k in keys if k != "seed"}
+            row |= {k: json.dumps(v) if isinstance(v, list) else v for k, v in given.items()}
             row |= {name: result and run.metric(name) for name in metrics}
             rows.append(row)
         return pl.DataFrame(rows, infer_schema_length=None, strict=False)
@@ -283,88 +261,48 @@ def varying(settings: Sequence[dict[str, Any]]) -> list[str]:
     return [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
 
 
-def _scalar(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
-
-
 def collect(dirs: Iterable[str | Path]) -> Study:
     """Read every run directory at or below the given ones.
 
     What cannot be read is kept with its reason and does not stop the rest; of several runs of one
-    configuration the first that finished is used.
+    configuration, seed and data the first that finished is used, or the furthest.
 
     Raises:
         DataError: if a directory does not exist, or none contains a run.
     """
-    begun = time.perf_counter()
     folders = [Path(d) for d in dirs]
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(
-                f"{folder} is not a directory: give run directories, or folders that contain them"
-                " (outputs/…, multirun/…)."
-            )
-    paths = sorted({path.resolve(): path for f in folders for path in find_runs(f)}.values())
+    if absent := next((folder for folder in folders if not folder.is_dir()), None):
+        raise DataError(
+            f"{absent} is not a directory: give run directories, or folders that contain them"
+            " (outputs/…, multirun/…)."
+        )
+    paths: dict[Path, Path] = {}
+    for where, below, names in chain(*map(os.walk, folders)):
+        is_run = bool(MARKS.intersection(names))
+        if is_run:
+            paths[Path(where).resolve()] = Path(where)
+        # Earlier attempts are not runs, and nothing below a run is one.
+        below[:] = [f for f in below if not is_run and not f.startswith((".", "previous-"))]
     if not paths:
         raise DataError(
             f"no run found in {', '.join(map(str, folders))}: a run directory contains"
             f" {', '.join(sorted(MARKS))}. Give outputs/… or multirun/… of python -m t5ts.run."
         )
-    runs = [read_run(path) for path in paths]
-    _leave_out_copies(runs)
+    runs = [Run(path) for path in sorted(paths.values())]
+    same: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.problem is None and "identity" in run.provenance:
+            same[run.provenance["identity"], run.fingerprint].append(run)
+    for members in same.values():
+        used, *others = sorted(members, key=lambda r: (r.written, -r.epochs))
+        used.copies = others
+        for run in others:
+            run.problem = f"the same configuration and seed as {used.path}, which is used"
     return Study(
         dirs=folders,
         runs=[run for run in runs if run.problem is None],
         left_out=[run for run in runs if run.problem is not None],
-        read_s=time.perf_counter() - begun,
     )
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Every run directory at or below a folder; earlier attempts (`previous-N`) are not runs."""
-    found = []
-    for where, folders, files in os.walk(folder):
-        if MARKS.intersection(files):
-            found.append(Path(where))
-            folders.clear()
-        else:
-            folders[:] = [f for f in folders if not f.startswith((".", "previous-"))]
-    return found
-
-
-def read_run(path: Path) -> Run:
-    """Read one run directory; what is wrong with it becomes its `problem`."""
-    run = Run(path=path)
-    try:
-        if (path / "trial.json").is_file():
-            run.trial = read_json(path / "trial.json")
-            run.state = str(run.trial.get("state", run.state))
-        elif (path / FAILURE).is_file():
-            run.trial, run.state = read_json(path / FAILURE), "failed"
-        run.config = _read_config(path / "config.yaml")
-        if (path / "provenance.json").is_file():
-            run.provenance = read_json(path / "provenance.json")
-        if (path / "metrics.jsonl").is_file():
-            _read_metrics(run)
-        if (path / "result.json").is_file():
-            run.result = read_result(path / "result.json")
-            check_files(path, run.result)
-            run.state = "finished"
-            run.written = (path / "result.json").stat().st_mtime
-    except (DataError, OSError) as error:
-        run.problem = str(error)
-        if not run.config and run.trial.get("reason"):
-            run.problem = f"failed before it started: {run.trial['reason']}"
-        return run
-    if run.config.get("debug.name", "none") != "none":
-        run.problem = f"debug={run.config['debug.name']}: its numbers are not a result"
-    elif run.result is not None and not math.isfinite(
-        run.result.objective + run.metric("test_loss")
-    ):
-        # Counts as an outcome of its arm, like a run that ended in an error.
-        run.result, run.state = None, "failed"
-        run.trial = run.trial | {"reason": "its loss is not finite"}
-    return run
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -380,47 +318,24 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError(f"config.yaml is not YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(nested, dict):
         raise DataError("config.yaml is empty or contains no settings")
-    flat = dict(_flat(nested, ""))
-    if missing := [key for key in _NEEDED if key not in flat]:
-        raise DataError(f"config.yaml is missing {', '.join(missing)}: not a t5ts run")
+    flat = _flat(nested)
+    if missing := _NEEDED - flat.keys():
+        raise DataError(f"config.yaml is missing {', '.join(sorted(missing))}: not a t5ts run")
     return flat
 
 
-def _flat(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _read_metrics(run: Run) -> None:
-    """Evaluations and probes of metrics.jsonl; of the many step rows only counts are kept."""
-    evals, probes = (read_metrics(run.path, kind) for kind in ("eval", "probe"))
-    try:
-        run.evals, run.probes = _columns(evals), _columns(probes)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"metrics.jsonl contains a value that is not a number ({error})") from error
-    steps = _NONFINITE.findall((run.path / "metrics.jsonl").read_bytes())
-    run.nonfinite_steps = sum(int(number) for number in steps)
+        is_node = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if is_node else {f"{prefix}{key}": value}
+    return flat
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Array]:
     names = dict.fromkeys(key for row in rows for key in row if key != "kind")
-    return {
-        name: np.array([math.nan if row.get(name) is None else row[name] for row in rows], float)
-        for name in names
-    }
-
-
-def _leave_out_copies(runs: list[Run]) -> None:
-    """Of runs with one configuration, seed and data the first finished is used, or the furthest."""
-    same: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.problem is None and "identity" in run.provenance:
-            same[run.provenance["identity"], run.fingerprint].append(run)
-    for members in same.values():
-        used, *others = sorted(members, key=lambda r: (r.written, -r.epochs))
-        used.copies = others
-        for run in others:
-            run.problem = f"the same configuration and seed as {used.path}, which is used"
+    try:
+        # Null is NaN.
+        return {name: np.array([row.get(name) for row in rows], float) for name in names}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"metrics.jsonl contains a value that is not a number ({error})") from error

@@ -3,9 +3,9 @@
 import json
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,14 +25,8 @@ TRAINED_SHARE = 0.5
 #: Matches loader notes on weights that are not what a pretrained init promises.
 NOT_PRETRAINED = re.compile("control, not pretrained|origin: (control|random)")
 #: Settings that name or describe a checkpoint: they may differ between two checkpoints.
-_OF_CHECKPOINT = (
-    *CHECKPOINT,
-    "init.",
-    "backbone.sha256",
-    "backbone.licence",
-    "backbone.full_params",
-    "backbone.embedding_rms",
-)
+_OF_CHECKPOINT = {*CHECKPOINT, "init.", "backbone.sha256", "backbone.licence"}
+_OF_CHECKPOINT |= {"backbone.full_params", "backbone.embedding_rms"}
 #: An encoder with this cosine between its tokens and its output is called an identity: what it
 #: adds is under 2 % of the output's energy (1 − cosine²).
 IDENTITY = 0.99
@@ -40,12 +34,13 @@ IDENTITY = 0.99
 #: distributed weights to bfloat16 moves them as far.
 MOVED = 0.00166
 OK, NOTE, BROKEN = "holds", "note", "broken"
+#: Prefix of how far a component has moved, in the evaluations.
+MOVES = "distance_from_init/"
 #: Whether an invariant holds, and the evidence.
 Evidence = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One invariant: its name, whether it holds, and the evidence.
 
     Attributes:
@@ -57,67 +52,57 @@ class Check:
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class InPlay:
+class InPlay(NamedTuple):
     """Whether an arm's encoder took part in its forecasts, over its finished seeds.
 
     Attributes:
         cosines: Of the encoder's tokens and its last block's output, before training and with the
             selected weights, mean over the seeds.
+        is_identity: Whether it passes its tokens on, before training and after it.
         bypassed: Log-ratio of the selected weights' validation loss without the encoder's blocks
             to that with them.
         moved: Largest distance from its start, relative to its norm, of any block at any epoch.
-        trains: Whether the schedule trains whole blocks.
+        never_moved: Whether the schedule trains whole blocks, and they are where they were.
     """
 
     cosines: tuple[float, float]
+    is_identity: bool
     bypassed: Estimate
     moved: float
-    trains: bool
+    never_moved: bool
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether it passes its tokens on, before training and after it."""
-        return min(self.cosines) >= IDENTITY
+    def answer(self, margin: float) -> str:
+        """Whether the forecasts differ without it: yes, no, or cannot tell.
 
-    @property
-    def never_moved(self) -> bool:
-        """Whether it was trained and is where it was."""
-        return self.trains and self.moved < MOVED
-
-    def is_idle(self, margin: float) -> bool:
-        """Whether the forecasts are as good without it.
-
-        Being near an identity is not enough: a head can use even the little that is added.
+        No if the whole interval over seeds is inside the margin, yes if it excludes 0; the value of
+        a single run decides alone. Being near an identity is not enough for a no: a head can use
+        even the little that is added.
         """
-        return abs(self.bypassed.value) < math.log1p(margin)
+        loss = self.bypassed
+        if loss.within(margin) or (not loss.is_known and abs(loss.value) < margin):
+            return "no"
+        return "yes" if loss.excludes_zero() or not loss.is_known else "cannot tell"
 
 
 def in_play(arm: Arm) -> InPlay | None:
     """Whether an arm's encoder took part; None if that was not recorded, or it has no encoder."""
-    runs = list(arm.finished.values())
     names = ("encoder_cosine_initial", "encoder_cosine", "bypassed_val_loss", "val_loss")
-    initial, selected, bypassed, val = ([run.metric(name) for run in runs] for name in names)
-    if not runs or not np.isfinite([*initial, *selected, *bypassed]).all():
+    initial, selected, bypassed, val = ([run.metric(name) for run in arm.done] for name in names)
+    if not arm.done or not np.isfinite([*initial, *selected, *bypassed]).all():
         return None
     starts = [
         line["start_epoch"] is not None and line["start_epoch"] < run.epochs_due
-        for run in runs
+        for run in arm.done
         for line in run.provenance.get("plan") or ()
         if line["component"].startswith("block_")
     ]
-    moves = [
-        run.curve(name)[1]
-        for run in runs
-        for name in run.evals
-        if name.startswith("distance_from_init/block_")
-    ]
-    return InPlay(
-        cosines=(float(np.mean(initial)), float(np.mean(selected))),
-        bypassed=log_ratio(bypassed, val),
-        moved=float(max((m.max() for m in moves if len(m)), default=math.nan)),
-        trains=arm.freeze != "norms" and any(starts),
-    )
+    names_of = ((run, [k for k in run.evals if k.startswith(f"{MOVES}block_")]) for run in arm.done)
+    moves = [run.curve(name)[1] for run, names in names_of for name in names]
+    cosines = float(np.mean(initial)), float(np.mean(selected))
+    moved = float(max((m.max() for m in moves if len(m)), default=math.nan))
+    never_moved = arm.freeze != "norms" and any(starts) and moved < MOVED
+    loss = log_ratio(bypassed, val)
+    return InPlay(cosines, min(cosines) >= IDENTITY, loss, moved, never_moved)
 
 
 def check_pair(pair: Pair) -> list[Check]:
@@ -140,19 +125,46 @@ def check_pair(pair: Pair) -> list[Check]:
         "paired seeds": _seeds(pair),
         "scale at step 0": _scale(pair),
     }
-    return _checks(found)
+    return [Check(name, *evidence) for name, evidence in found.items() if evidence is not None]
 
 
-def check_condition(condition: Condition, left_out: Sequence[Run] = ()) -> list[Check]:
+def check_condition(condition: Condition) -> list[Check]:
     """What is worth knowing about all runs on one data set, whichever arms are compared."""
-    return _checks(
-        {
-            "finished": _unfinished(condition),
-            "no run failed": _diverged(condition),
-            "better than predicting the mean": _worse_than_mean(condition),
-            "every run could be read": _left_out(left_out),
-        }
-    )
+    runs = condition.runs
+    states = [run.state for run in runs if run.result is None]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
+    named = [(run, f"{run.arm} seed {run.seed}") for run in runs]
+    failed = [
+        f"{name}: {run.trial.get('reason') or 'no reason given'}"
+        for run, name in named
+        if run.state == "failed"
+    ]
+    worse = [
+        f"{name} ({run.metric('val_loss'):.4g})"
+        for run, name in named
+        if run.result and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
+    ]
+    unfinished = f"{len(runs) - len(states)} of {len(runs)} runs; {counts}. Unfinished runs appear"
+    cure = "Check the scaling, and whether the learning rate is too high"
+    return [
+        Check(name, NOTE, note) if wrong else Check(name, OK, otherwise)
+        for name, wrong, note, otherwise in (
+            ("finished", states, f"{unfinished} in curves, not in verdicts",
+             f"all {len(runs)} runs are finished"),
+            ("no run failed", failed, f"{len(failed)} failed ({_first(failed)})",
+             "no recorded failure"),
+            ("better than predicting the mean", worse,
+             f"{len(worse)} runs are worse: {_first(worse)}. {cure}",
+             "every finished run, on validation"),
+        )
+    ]  # fmt: skip
+
+
+def check_reading(left_out: Sequence[Run]) -> list[Check]:
+    """The runs that could not be used; nothing without any."""
+    shown = _first([f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in left_out])
+    evidence = f"{len(left_out)} left out: {shown}"
+    return [Check("every run could be read", NOTE, evidence)] if left_out else []
 
 
 def check_plans(pairs: Iterable[Pair]) -> list[Check]:
@@ -166,12 +178,13 @@ def check_plans(pairs: Iterable[Pair]) -> list[Check]:
         if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
     ]
     detail = f"settings tried: {'; '.join(unequal)}. This favours the arm with more"
-    return _checks({"equal tuning of the schedules": (NOTE, detail) if unequal else None})
+    return [Check("equal tuning of the schedules", NOTE, detail)] if unequal else []
 
 
-def _checks(found: dict[str, Evidence | None]) -> list[Check]:
-    """The checks for which there is evidence."""
-    return [Check(name, *evidence) for name, evidence in found.items() if evidence is not None]
+def _first(items: Sequence[str], *, most: int = 5) -> str:
+    """The first few of a list."""
+    more = f"; and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more
 
 
 def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
@@ -186,7 +199,7 @@ def loader_notes(arm: Arm) -> list[str]:
     """The loader's notes on a pretrained arm's weights, each note once."""
     promised = PRETRAINED[arm.init].origin if arm.is_pretrained else "pretrained"
     notes: list[str] = []
-    for loaded in (run.provenance.get("weights") or {} for run in arm.runs):
+    for loaded in (run.weights for run in arm.runs):
         notes += [
             check.removeprefix("note:").strip()
             for check in loaded.get("checks") or ()
@@ -201,42 +214,31 @@ def loader_notes(arm: Arm) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def failures(arm: Arm) -> tuple[list[int], int]:
-    """Seeds at which the arm's best setting failed, and the number of seeds it was run at."""
-    point = arm.shown
-    return list(point.failed), len(point.failed) + len(point.finished)
-
-
-def arms_needed(arm: Arm) -> str:
-    """The overrides that produce the arm to compare a pretrained one with."""
-    return f"init={RANDOM} freeze={arm.freeze}"
-
-
 def _differences(pair: Pair) -> Evidence:
     """The arms differ only in init.* or the checkpoint, and in settings that both tuned."""
     differing = settings_that_differ(pair)
-    tuned = _searched(pair.rivals[0]) & _searched(pair.rivals[1])
-    weights: tuple[str, ...] = _OF_CHECKPOINT if pair.kind == "checkpoint" else ("init.",)
+    weights = {"init."} | (_OF_CHECKPOINT if pair.kind == "checkpoint" else set())
     if pair.treatment.freeze != pair.control.freeze:
-        weights += ("freeze.",)  # a separate check compares the schedules tried
+        weights |= {"freeze."}  # a separate check compares the schedules tried
+    # Searched within the arms or, like the freezing schedule, between them.
+    tuned = [
+        set(varying([point.settings for arm in arms for point in (*arm.points, *arm.final)])).union(
+            *(arm.searched for arm in arms)
+        )
+        for arms in pair.rivals
+    ]
 
     def shown(keys: Iterable[str]) -> str:
         values = {k: ["null" if v is None else str(v) for v in differing[k]] for k in keys}
         return "; ".join(f"{k}: {' vs. '.join(both)}" for k, both in values.items())
 
-    others = [k for k in differing if not k.startswith(weights)]
-    if wrong := [k for k in others if k not in tuned]:
+    others = [k for k in differing if not k.startswith(tuple(weights))]
+    if wrong := [k for k in others if k not in tuned[0] & tuned[1]]:
         return BROKEN, f"{pair.name} differ in more than the weights: {shown(wrong)}"
     detail = f"{pair.name}: {shown(differing) or 'no setting differs'}"
     if others:
         detail += f" ({', '.join(others)} tuned in both arms, each at its own best)"
     return OK, detail
-
-
-def _searched(arms: Sequence[Arm]) -> set[str]:
-    """Settings that were searched within the arms or, like the freezing schedule, between them."""
-    varied = varying([point.settings for arm in arms for point in (*arm.points, *arm.final)])
-    return set(varied).union(*(arm.searched for arm in arms))
 
 
 def _both_plans(pair: Pair) -> Evidence | None:
@@ -256,10 +258,8 @@ def _both_plans(pair: Pair) -> Evidence | None:
     if missing:
         add = " and ".join(missing)
         return BROKEN, f"one side's best schedule was never run with the other's weights: add {add}"
-    return (
-        NOTE,
-        f"schedules run on one side only, and worse: {', '.join(sorted(plans[0] ^ plans[1]))}",
-    )
+    worse = ", ".join(sorted(plans[0] ^ plans[1]))
+    return NOTE, f"schedules run on one side only, and worse: {worse}"
 
 
 def _budget(pair: Pair) -> Evidence:
@@ -300,81 +300,66 @@ def _budget(pair: Pair) -> Evidence:
 
 def _failed_seeds(pair: Pair) -> Evidence:
     """An arm that loses many of its seeds cannot be judged by the rest."""
-    lost = {arm.name: failures(arm) for arm in pair.arms}
+    lost = [(arm.name, arm.shown) for arm in pair.arms if arm.shown.failed]
     shown = "; ".join(
-        f"{arm} failed at {len(seeds)} of {count} seeds ({', '.join(map(str, seeds))})"
-        for arm, (seeds, count) in lost.items()
-        if seeds
+        f"{name} failed at {len(of.failed)} of {of.num_seeds} seeds"
+        f" ({', '.join(map(str, of.failed))})"
+        for name, of in lost
     )
-    if not shown:
-        return OK, "none failed at its best setting"
-    too_many = any(len(seeds) > FAILED_SHARE * count for seeds, count in lost.values())
-    return BROKEN if too_many else NOTE, shown
-
-
-def _initial(run: Run) -> dict[str, str]:
-    """Checksums of what a run started from: patch, encoder, head."""
-    return run.provenance.get("initial_sha256") or {}
+    too_many = any(len(of.failed) > FAILED_SHARE * of.num_seeds for _, of in lost)
+    return (
+        (BROKEN if too_many else NOTE, shown) if lost else (OK, "none failed at its best setting")
+    )
 
 
 def _same_start(pair: Pair) -> Evidence:
     """At the same seed patch and head start from the same tensors, bit for bit."""
-    wrong, unknown = [], []
-    for seed, runs in zip(pair.seeds, pair.runs(), strict=True):
-        for part in ("patch", "head"):
-            one, other = (_initial(run).get(part) for run in runs)
-            if one is None or other is None:
-                unknown.append(seed)
-            elif one != other:
-                wrong.append(f"{part} at seed {seed}")
-    if wrong:
+    started = [
+        (seed, part, [run.initial.get(part) for run in runs])
+        for seed, runs in zip(pair.seeds, pair.runs, strict=True)
+        for part in ("patch", "head")
+    ]
+    if wrong := [f"{part} at seed {seed}" for seed, part, (a, b) in started if a and b and a != b]:
         return BROKEN, f"{pair.name} differ in {', '.join(wrong)}"
-    if unknown:
-        return NOTE, f"not recorded at seed {', '.join(map(str, sorted(set(unknown))))}"
+    if unknown := {seed for seed, _, both in started if None in both}:
+        return NOTE, f"not recorded at seed {', '.join(map(str, sorted(unknown)))}"
     return OK, f"equal at {len(pair.seeds)} seeds"
 
 
 def _weights_proven(pair: Pair) -> Evidence:
     """A pretrained encoder is the same at every seed; a randomly drawn one differs by seed."""
-    checkpoints: list[str] = []
-    drawn: list[str] = []
-    several, other, made_from = [], [], set()
     for arm in pair.arms:
         notes = [note for note in loader_notes(arm) if NOT_PRETRAINED.search(note)]
         if arm.is_pretrained and notes:
             return BROKEN, f"loader notes on {arm.name}: {'; '.join(notes)}"
-        digests = []
-        for run in arm.finished.values():
-            digest = _initial(run).get("encoder")
-            if digest is None:
-                return NOTE, f"no checksum in {run.path}"
-            loaded = run.provenance.get("weights") or {}
-            reported = loaded.get("init", arm.init), loaded.get("tensors_sha256", digest)
-            if reported != (arm.init, digest):
-                other.append(run.path.name)
-            digests.append(digest)
-            if not arm.is_pretrained:
-                made_from.add(loaded.get("checkpoint_sha256"))
-        if arm.is_pretrained:
-            distinct = set(digests)
-            checkpoints += distinct
-            if len(distinct) > 1:
-                several.append(f"{arm.name} started from {len(distinct)} different encoders")
-        else:
-            drawn += digests
-    pretrained = set(checkpoints)
-    is_shared = len(pretrained) < len(checkpoints) or bool(pretrained & set(drawn))
+    runs = [(arm, run, str(run.initial.get("encoder"))) for arm in pair.arms for run in arm.done]
+    if unknown := [run.path for _, run, digest in runs if digest == "None"]:
+        return NOTE, f"no checksum in {unknown[0]}"
+    started = {arm: {digest for of, _, digest in runs if of is arm} for arm in pair.arms}
+    pretrained = {arm.name: of for arm, of in started.items() if arm.is_pretrained}
+    checkpoints = [digest for of in pretrained.values() for digest in of]
+    drawn = [digest for arm, _, digest in runs if not arm.is_pretrained]
+    others = [run.weights for arm, run, _ in runs if not arm.is_pretrained]
+    made_from = {of.get("checkpoint_sha256") for of in others} - {None, *checkpoints}
+    unlike = [
+        run.path.name
+        for arm, run, digest in runs
+        if run.weights.get("init", arm.init) != arm.init
+        or run.weights.get("tensors_sha256", digest) != digest
+    ]
+    is_shared = len({*checkpoints}) < len(checkpoints) or bool({*checkpoints} & {*drawn})
     control = pair.control.name
     faults = {
-        "; ".join(several[:1]): bool(several),
+        f"{name} started from {len(of)} different encoders": len(of) > 1
+        for name, of in pretrained.items()
+    } | {
         "both arms started from the same encoder tensors": is_shared,
         f"{control}: two seeds started from the same encoder tensors": len({*drawn}) < len(drawn),
-        f"{control} was made from another checkpoint": bool(made_from - {None, *pretrained}),
-        f"trained weights other than those in the load report: {', '.join(other[:5])}": bool(other),
+        f"{control} was made from another checkpoint": bool(made_from),
+        f"trained weights other than those in the load report: {_first(unlike)}": bool(unlike),
     }
-    for fault, is_there in faults.items():
-        if is_there:
-            return BROKEN, fault
+    if wrong := next((fault for fault, is_there in faults.items() if is_there), None):
+        return BROKEN, wrong
     detail = " and ".join(f"pretrained encoder {it[:12]}… at every seed" for it in checkpoints)
     return OK, detail + ("; the control's differs at each seed" if drawn else "")
 
@@ -384,49 +369,41 @@ def _freezing_proven(pair: Pair) -> Evidence:
     wrong: list[str] = []
     known = 0
     for run in pair.all_runs:
-        starts: dict[str, list[float]] = {}
+        starts: dict[str, list[float]] = defaultdict(list)
         for line in run.provenance.get("plan") or ():
             start = line["start_epoch"]
-            starts.setdefault(line["component"], []).append(np.inf if start is None else start)
+            starts[line["component"]].append(np.inf if start is None else start)
         for component, begins in starts.items():
-            epochs, distances = run.curve(f"distance_from_init/{component}")
+            epochs, distances = run.curve(MOVES + component)
             known += len(epochs)
             if ((distances > 0) != (epochs > min(begins))).any():
                 wrong.append(f"{component} of {run.path.name}")
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        return BROKEN, f"the freezing schedule was not followed by {', '.join(wrong[:5])}{more}"
+        return BROKEN, f"the freezing schedule was not followed by {_first(wrong)}"
     return (OK, f"at {known} evaluations of a component") if known else (NOTE, "not recorded")
 
 
 def _same(pair: Pair, of: Callable[[dict[str, Any]], Any], otherwise: str) -> Evidence:
     """Whether an entry of the provenance is the same in all paired runs."""
-    values: dict[str, list[Run]] = {}
-    for run in pair.all_runs:
-        values.setdefault(json.dumps(of(run.provenance), sort_keys=True), []).append(run)
-    if len(values) > 1:
-        return otherwise, "; ".join(
-            f"{_short(value)} in {plural(len(runs), 'run')}" for value, runs in values.items()
-        )
-    value = next(iter(values), "null")
+    counts = Counter(json.dumps(of(run.provenance), sort_keys=True) for run in pair.all_runs)
+    if len(counts) > 1:
+        shown = (f"{_short(value)} in {plural(n, 'run')}" for value, n in counts.items())
+        return otherwise, "; ".join(shown)
+    value = next(iter(counts), "null")
     is_known = "null" not in (value, value.strip("[]"))
     return (OK, _short(value)) if is_known else (NOTE, "not recorded")
 
 
 def _short(value: str) -> str:
-    """A recorded value for display: JSON without its punctuation, a shortened checksum."""
+    """A recorded value for display: JSON without its punctuation, shortened checksums."""
     found = json.loads(value)
-    if isinstance(found, dict) and set(found) == {"commit", "changed"}:
-        changes = " with uncommitted changes" if found["changed"] else ""
-        return f"commit {found['commit'][:10]}{changes}"
     if isinstance(found, dict):
-        text = ", ".join(f"{key} {item}" for key, item in found.items())
-    elif isinstance(found, list):
-        text = ", ".join(str(item) for item in found if item is not None)
-    else:
-        text = str(found).removeprefix("torch.")
-    is_digest = re.fullmatch("[0-9a-f]{64}", text) is not None
-    return f"SHA-256 {text[:12]}…" if is_digest else text
+        found = [f"{key} {item}" for key, item in found.items() if item is not False]
+    if isinstance(found, list):
+        found = ", ".join(str(item) for item in found if item is not None)
+    text = str(found).removeprefix("torch.")
+    text = re.sub("^[0-9a-f]{64}$", lambda digest: f"SHA-256 {digest[0][:12]}…", text)
+    return re.sub("(?<=commit )[0-9a-f]{40}", lambda commit: commit[0][:10], text)
 
 
 def _selection(pair: Pair) -> Evidence:
@@ -446,41 +423,37 @@ def _selection(pair: Pair) -> Evidence:
         elif epochs[-1] != run.epochs_due:
             wrong.append(f"{run.path.name} ends at epoch {epochs[-1]:g}")
     if wrong:
-        return BROKEN, "; ".join(wrong[:5])
-    detail = f"in all {2 * len(pair.seeds)} paired runs"
-    if stopped:
-        detail += f"; early stopping ended {', '.join(stopped[:10])}"
-        detail += f" and {len(stopped) - 10} more" if len(stopped) > 10 else ""
-    return OK, detail
+        return BROKEN, _first(wrong)
+    early = f"; early stopping ended {_first(stopped)}" if stopped else ""
+    return OK, f"in all {2 * len(pair.seeds)} paired runs{early}"
 
 
 def _seeds(pair: Pair) -> Evidence:
     """The seeds that are paired, unpaired, and run twice."""
-    twice = [
-        f"seed {seed} of {arm.name}: {used.path} is used, {other.path} finished later and is not"
-        for arm in pair.arms
-        for seed, used in arm.finished.items()
-        for other in (arm.best.runs if arm.best else ())
-        if other.result is not None and other.seed == seed and other is not used
-    ]
     detail = f"{len(pair.seeds)} paired: {', '.join(map(str, pair.seeds)) or 'none'}"
-    lone = {arm: seeds for arm, seeds in pair.unpaired.items() if seeds}
-    for arm, seeds in lone.items():
-        detail += f"; left out because only {arm} finished them: {', '.join(map(str, seeds))}"
-    if len(pair.seeds) < FEW_SEEDS:
+    lone = {arm.name: sorted(set(arm.finished) - set(pair.seeds)) for arm in pair.arms}
+    twice = [
+        f"seed {other.seed} of {arm.name}: {used.path} is used, {other.path} finished later"
+        " and is not"
+        for arm in pair.arms
+        for other in (arm.best.runs if arm.best else ())
+        if other.result is not None and (used := arm.finished[other.seed]) is not other
+    ]
+    for name, seeds in lone.items():
+        if seeds:
+            detail += f"; left out because only {name} finished them: {', '.join(map(str, seeds))}"
+    if is_few := len(pair.seeds) < FEW_SEEDS:
         detail += f"; fewer than {FEW_SEEDS}, so the interval is wide"
     if twice:
         detail += f"; run twice: {'; '.join(twice)}"
-    return NOTE if lone or twice or len(pair.seeds) < FEW_SEEDS else OK, detail
+    return NOTE if any(lone.values()) or twice or is_few else OK, detail
 
 
 def _scale(pair: Pair) -> Evidence:
     """Whether both encoders' outputs have the same scale before the first step."""
-    outputs = []
-    for arm in pair.arms:
-        audits = [run.provenance.get("scale_audit") for run in arm.finished.values()]
-        values = [audit["output"] for audit in audits if audit is not None]
-        outputs.append(float(np.mean(values)) if values else float("nan"))
+    about = [[run.provenance.get("scale_audit") for run in arm.done] for arm in pair.arms]
+    known = [[audit["output"] for audit in audits if audit is not None] for audits in about]
+    outputs = [float(np.mean(values)) if values else math.nan for values in known]
     shown = (f"{arm.name} {rms:.3g}" for arm, rms in zip(pair.arms, outputs, strict=True))
     detail = f"RMS of the encoder's output: {', '.join(shown)}"
     if not all(np.isfinite(outputs)) or min(outputs) <= 0:
@@ -491,48 +464,3 @@ def _scale(pair: Pair) -> Evidence:
             " come from scale rather than text; the control init=matched separates the two"
         )
     return OK, detail
-
-
-def _unfinished(condition: Condition) -> Evidence:
-    runs = condition.runs
-    states = [run.state for run in runs if run.result is None]
-    if not states:
-        return OK, f"all {len(runs)} runs are finished"
-    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-    done = f"{len(runs) - len(states)} of {len(runs)} runs"
-    return NOTE, f"{done}; {counts}. Unfinished runs appear in curves, not in verdicts"
-
-
-def _diverged(condition: Condition) -> Evidence:
-    failed = [run for run in condition.runs if run.state == "failed"]
-    if not failed:
-        return OK, "no recorded failure"
-    shown = "; ".join(
-        f"{run.arm} seed {run.seed}: {run.trial.get('reason') or 'no reason given'}"
-        for run in failed[:5]
-    )
-    return NOTE, f"{len(failed)} failed ({shown})"
-
-
-def _worse_than_mean(condition: Condition) -> Evidence:
-    finished = [run for run in condition.runs if run.result is not None]
-    bad = [
-        run
-        for run in finished
-        if run.result and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
-    ]
-    if not bad:
-        return OK, "every finished run, on validation"
-    shown = ", ".join(
-        f"{run.arm} seed {run.seed} ({run.metric('val_loss'):.4g})" for run in bad[:4]
-    )
-    cure = "Check the scaling, and whether the learning rate is too high"
-    return NOTE, f"{len(bad)} runs are worse: {shown}. {cure}"
-
-
-def _left_out(runs: Sequence[Run]) -> Evidence | None:
-    if not runs:
-        return None
-    lines = "; ".join(f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in runs[:8])
-    more = f"; and {len(runs) - 8} more" if len(runs) > 8 else ""
-    return NOTE, f"{len(runs)} left out: {lines}{more}"

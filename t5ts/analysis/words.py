@@ -2,10 +2,12 @@
 
 import math
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from t5ts.analysis import statistics
 from t5ts.analysis.statistics import Estimate
 
 NONE = "–"
@@ -28,33 +30,26 @@ SCHEDULES = {
 }
 
 
-def number(value: float | None, *, digits: int = 4) -> str:
-    """A number to this many significant digits; a dash for none."""
+def number(value: float | None, *, digits: int = 4, kind: str = "g") -> str:
+    """A number to this many significant digits (decimals for kind f); a dash for none."""
     if value is None or not math.isfinite(value):
         return NONE if value is None or math.isnan(value) else ("∞" if value > 0 else "−∞")
-    return minus(f"{value:.{digits}g}")
+    text = f"{value:.{digits}{kind}}"
+    return text.replace("-", "−") if "e" not in text else text
 
 
 def fixed(value: float | None, *, digits: int = 4) -> str:
     """A number to this many decimals, for columns; a dash for none."""
-    if value is None or not math.isfinite(value):
-        return number(value)
-    return minus(f"{value:.{digits}f}")
-
-
-def minus(text: str) -> str:
-    """A typographic minus."""
-    return text.replace("-", "−") if "e" not in text else text
+    return number(value, digits=digits, kind="f")
 
 
 def percent(share: float, *, sign: bool = True) -> str:
     """0.0312 as +3.1 %."""
     if not math.isfinite(share):
         return NONE
-    value = 100 * share
-    digits = 1 if abs(value) >= 0.95 else 2
+    text = fixed(100 * share, digits=1 if abs(share) >= 0.0095 else 2)
     # A no-break space keeps the sign with its number.
-    return minus(f"{value:{'+' if sign else ''}.{digits}f}") + "\u00a0%"
+    return ("+" if sign and not text.startswith("−") else "") + text + "\u00a0%"
 
 
 def percent_interval(effect: Estimate) -> str:
@@ -67,11 +62,8 @@ def percent_interval(effect: Estimate) -> str:
 
 def percent_span(effect: Estimate) -> str:
     """The interval of a log-ratio as per cent."""
-    return f"[{_signed(effect.low)}, {_signed(effect.high)}]"
-
-
-def _signed(log_effect: float) -> str:
-    return percent(math.expm1(log_effect))
+    low, high = (percent(math.expm1(border)) for border in (effect.low, effect.high))
+    return f"[{low}, {high}]"
 
 
 def interval(effect: Estimate, *, digits: int = 3) -> str:
@@ -142,28 +134,50 @@ def sure(comparison: Any) -> str:
     )
 
 
+def template(name: str, names: Mapping[str, Any], **options: Any) -> Any:
+    """One of this folder's templates.
+
+    Args:
+        name: Its file.
+        names: Functions and constants that it uses by their own names.
+        options: Of Jinja's environment.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, undefined=StrictUndefined, **options)
+    environment.filters |= _FILTERS
+    return environment.get_template(name, globals=dict(names))
+
+
+def sentences(name: str, /, **values: Any) -> list[str]:
+    """What a block of `sentences.j2` says: a line, or several if it ends them by `{{ end }}`."""
+    blocks = _sentences()
+    text = "".join(blocks.blocks[name](blocks.new_context(values)))
+    lines = [re.sub("[ \n]+", " ", line).strip() for line in text.split(_END)]
+    return [line for line in lines if line]
+
+
 def sentence(name: str, /, **values: Any) -> str:
-    """A sentence of `sentences.j2`, by its block's name."""
-    template = _sentences()
-    return "".join(template.blocks[name](template.new_context(values))).strip()
+    """The same as one line."""
+    return " ".join(sentences(name, **values))
 
 
 @cache
 def _sentences() -> Any:
-    from jinja2 import Environment, StrictUndefined
+    return template("sentences.j2", {**vars(statistics), "end": _END})
 
-    environment = Environment(undefined=StrictUndefined)
-    environment.filters |= {
-        "percent": lambda share: percent(share, sign=False),
-        "span": lambda e: (
-            f"95 % interval {' to '.join(percent(math.expm1(x)) for x in (e.low, e.high))}"
-        ),
-        "with_interval": percent_interval,
-        "size": size,
-        "lower_or_higher": lower_or_higher,
-        "sure": sure,
-        "probability": probability,
-        "plural": plural,
-    }
-    text = (Path(__file__).parent / "sentences.j2").read_text(encoding="utf-8")
-    return environment.from_string(re.sub(r"\s*\n\s*", " ", text))
+
+_END = "\f"
+_FILTERS = {
+    "percent": lambda share: percent(share, sign=False),
+    "span": lambda e: (
+        f"95 % interval {' to '.join(percent(math.expm1(x)) for x in (e.low, e.high))}"
+    ),
+    "with_interval": percent_interval,
+    "size": size,
+    "lower_or_higher": lower_or_higher,
+    "sure": sure,
+    "probability": probability,
+    "plural": plural,
+}

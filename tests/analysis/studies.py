@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, verdict
+from t5ts.analysis.arms import Arm as StudyArm
 from t5ts.analysis.judgement import Comparison, Findings
 
 #: Of an arm: its true effect, or that and its spread over seeds.
@@ -30,6 +31,11 @@ def write(
 def found(root: Path) -> Findings:
     """What the report says of the runs below a folder."""
     return verdict(collect([root]))
+
+
+def arm_of(findings: Findings, name: str) -> StudyArm:
+    """The main condition's arm of a name."""
+    return next(arm for arm in findings.main.condition.arms if arm.name == name)
 
 
 def main(findings: Findings) -> Comparison:

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from analysis.studies import arm_of
 from required import missing
 
 from benchmarks.simulated_runs import Arm, write_run
@@ -100,12 +101,15 @@ def test_a_section_with_nothing_to_show_is_one_line(tmp_path: Path) -> None:
 def test_curves_draw_what_the_runs_hold(study: Path) -> None:
     findings = verdict(collect([study]))
     axes = draw(findings, "curves").axes[0]
-    arm = findings.main.condition.arm("t5-staged")
+    arm = arm_of(findings, "t5-staged")
     best = arm.best
     assert best is not None
     lines = {line.get_label(): line for line in axes.get_lines()}
     mean = sum(run.curve("val_loss")[1] for run in best.finished.values()) / 5
     assert lines[f"{arm_label(arm)}: 5"].get_ydata() == pytest.approx(mean)
+    for name in ("scale", "forecasts"):
+        texts = {text.get_text() for text in draw(findings, name).legends[0].get_texts()}
+        assert {arm_label(arm) for arm in findings.main.condition.arms} <= texts
 
 
 def test_the_same_runs_give_the_same_pictures(
@@ -136,6 +140,7 @@ def test_forecasts_are_drawn_in_time_where_it_is_known(small: Path) -> None:
     [
         (["absent"], "absent"),
         (["empty"], "no run found in"),
+        (["unusable"], "no memory"),
         (["study", "--margin=0"], "--margin"),
         (["study", "--out=study/t5-0/result.json"], "--out"),
         (["study", "--wandb=t5ts-test"], "WANDB_MODE"),
@@ -151,6 +156,8 @@ def test_command_line_names_what_is_wrong(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(small.parent)
     Path("empty").mkdir()
+    Path("unusable").mkdir()
+    Path("unusable/trial.json").write_text('{"state": "failed", "reason": "no memory"}')
     assert main(options) == 2
     assert named in capsys.readouterr().err
     # A report that W&B refuses is written all the same.

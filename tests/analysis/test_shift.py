@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from analysis.studies import edit, found
+from analysis.studies import arm_of, edit, found
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -64,7 +64,7 @@ def texts(findings: Findings) -> list[str]:
 
 
 def metric(findings: Findings, name: str, metric: str) -> np.ndarray:
-    best = findings.main.condition.arm(name).best
+    best = arm_of(findings, name).best
     assert best is not None
     return np.array([run.result.metrics[metric] for run in best.finished.values()])  # type: ignore[union-attr]
 
@@ -106,7 +106,7 @@ def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings: 
         assert (one.beyond.value, one.beyond.low, one.beyond.high) == pytest.approx(beyond)
     p = np.array([stats.ttest_1samp(x, 0).pvalue for x in logs])
     adjusted = [*multipletests(p[:3], method="holm")[1], *multipletests(p[3:], method="holm")[1]]
-    assert [one.comparison.p_holm for one in shifted] == pytest.approx(adjusted)
+    assert [one.comparison.effect.p for one in shifted] == pytest.approx(adjusted)
     assert [one.comparison.p_t for one in shifted] == pytest.approx(p)
     for one, x in zip(shifted, logs, strict=True):
         effect = one.comparison.effect

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated_runs import Arm, write_run
+from t5ts.analysis.plots import _gradient_norms
 from t5ts.analysis.study import collect
 from t5ts.config import Config
 from t5ts.errors import DataError
@@ -39,6 +40,11 @@ def test_a_real_run_is_read(real: Path) -> None:
     assert found.metric("test_loss") == found.result.metrics["test_loss"]  # type: ignore[union-attr]
     assert len(found.curve("val_loss")[0]) == 5
     assert "update_ratio/head" in found.probes
+
+
+def test_a_runs_gradient_norms_are_drawn(real: Path) -> None:
+    axes = _gradient_norms(real).axes[0]
+    assert {"patch", "block_0", "head", "total"} <= {*axes.get_legend_handles_labels()[1]}
 
 
 def test_window_losses_average_to_the_test_loss(real: Path) -> None:

@@ -15,7 +15,7 @@ from analysis.studies import Effect, edit, found, main, write
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis.arms import conditions, pairs
 from t5ts.analysis.conclusions import OUTCOMES
-from t5ts.analysis.figures import effect_style
+from t5ts.analysis.figures import OUTCOMES as STYLES
 from t5ts.analysis.judgement import (
     ALIKE,
     CANNOT_TELL,
@@ -83,7 +83,7 @@ def test_the_headlines_pair_and_numbers(tmp_path: Path) -> None:
     study = found(tmp_path)
     assert main(study).pair.name == "t5-staged vs. random-none"
     assert main(study).effect.value == pytest.approx(0.04, abs=0.01)
-    assert len(main(study).pair.runs()) == 5
+    assert len(main(study).pair.runs) == 5
     # The comparison under one plan, which says the opposite, is in the headline and in a table.
     assert "t5-staged vs. random-staged" in study.headline
     kinds = {(c.pair.kind, c.pair.name): c.kind for c in study.main.comparisons}
@@ -92,6 +92,8 @@ def test_the_headlines_pair_and_numbers(tmp_path: Path) -> None:
 
 
 IDENTITY, USED, FLAT = (0.994, 0.993, 0.002), (0.46, 0.46, 0.3), (0.86, 0.93, 0.004)
+#: +3 % in the mean, and the interval over seeds has 0 in it.
+UNSURE = (0.46, 0.46, (0.12, -0.06, 0.05, 0.11, -0.07))
 
 
 @pytest.mark.parametrize(
@@ -111,23 +113,25 @@ IDENTITY, USED, FLAT = (0.994, 0.993, 0.002), (0.46, 0.46, 0.3), (0.86, 0.93, 0.
         # Trained, and frozen in all but name.
         ({"t5": USED, "random": USED}, {"t5": 1e-4}, 0, "not_asked"),
         ({"t5": USED, "random": USED}, {"t5": 1e-4, "random": 1e-4}, -0.05, "lower"),
+        # An answer against the weights needs an encoder shown to be in play; "cannot tell" stays.
+        ({"t5": UNSURE, "random": UNSURE}, {}, 0, "not_asked"),
+        ({"t5": UNSURE, "random": IDENTITY}, {}, 0.05, "not_asked"),
+        ({"t5": UNSURE, "random": UNSURE}, {}, -0.05, "lower"),
+        ({"t5": UNSURE, "random": USED}, {}, 0, "alike"),
+        ({"t5": UNSURE, "random": UNSURE}, {}, (0, 0.04), "wide"),
+        ({"t5": IDENTITY, "random": IDENTITY}, {}, (0, 0.04), "not_asked"),
         # Only one arm was recorded: nothing is known of both.
         ({"t5": IDENTITY}, {}, 0, "alike"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("freeze", ["none", "all"])
 def test_whether_the_encoders_were_in_play(
-    tmp_path: Path, freeze: str, seen: dict[str, Any], moved: Any, effect: float, outcome: str
+    tmp_path: Path, freeze: str, seen: dict[str, Any], moved: Any, effect: Any, outcome: str
 ) -> None:
-    write(tmp_path, {f"t5-{freeze}": (effect, 0.0005), f"random-{freeze}": (0, 0.0005)})
-    for init, (initial, selected, cost) in seen.items():
-
-        def record(result: Any, values: Any = (initial, selected, cost)) -> None:
-            metrics = result["metrics"]
-            metrics |= {"encoder_cosine_initial": values[0], "encoder_cosine": values[1]}
-            metrics["bypassed_val_loss"] = metrics["val_loss"] * math.exp(values[2])
-
-        edit(tmp_path, f"{init}-*", "result.json", record)
+    effect = effect if isinstance(effect, tuple) else (effect, 0.0005)
+    write(tmp_path, {f"t5-{freeze}": effect, f"random-{freeze}": (0, effect[1])})
+    for init, values in seen.items():
+        edit(tmp_path, f"{init}-*", "result.json", seen_in_play(*values))
     for init, scale in moved.items():
         for path in tmp_path.glob(f"{init}-*/metrics.jsonl"):
             shrink = lambda m, by=scale: f"{m[1]}{by * float(m[2])}"  # noqa: E731
@@ -143,8 +147,32 @@ def test_whether_the_encoders_were_in_play(
     for init, reason in zip(seen, said, strict=True):
         idle = seen[init] in (IDENTITY, FLAT) or (init in moved and freeze == "none")
         assert ("No:" in reason) == idle
+        assert ("Yes:" in reason) == (not idle and seen[init] is not UNSURE)
     shown = [block.caption for block in sections(study)[7].blocks if hasattr(block, "caption")]
     assert any("in play" in caption for caption in shown) == bool(seen)
+
+
+def seen_in_play(initial: float, selected: float, cost: Any) -> Callable[[Any], None]:
+    """Record cosines and the log-ratio of the loss without the blocks, or one for each seed."""
+
+    def record(result: Any) -> None:
+        log_ratio = cost[result["seed"]] if isinstance(cost, tuple) else cost
+        metrics = result["metrics"]
+        metrics |= {"encoder_cosine_initial": initial, "encoder_cosine": selected}
+        metrics["bypassed_val_loss"] = metrics["val_loss"] * math.exp(log_ratio)
+
+    return record
+
+
+@pytest.mark.parametrize(("values", "answer"), [(IDENTITY, "no"), (USED, "yes")])
+def test_one_run_decides_alone_whether_its_encoder_was_in_play(
+    tmp_path: Path, values: Any, answer: str
+) -> None:
+    write(tmp_path, {"t5-none": 0}, seeds=[0])
+    edit(tmp_path, "*", "result.json", seen_in_play(*values))
+    table: Any = sections(found(tmp_path))[7].blocks[-2]
+    assert table.rows[0][-1] == answer
+    assert "no interval from 1 seed" in table.rows[0][-2]
 
 
 def test_one_seed(tmp_path: Path) -> None:
@@ -270,6 +298,17 @@ def test_a_language_model_has_its_own_name(tmp_path: Path) -> None:
     assert findings.kind == TRANSFERS
     assert "GPT-2" in markdown(findings).splitlines()[0]
     assert all(arm_label(arm).startswith("GPT-2 (") for arm in findings.main.condition.arms)
+
+
+def test_a_donors_path_is_not_in_the_headline(tmp_path: Path) -> None:
+    for donor, effect in (("/data/runs/first", -0.06), ("/data/runs/second", -0.03)):
+        write(tmp_path / Path(donor).name, {"run-none": effect}, init__path=donor)
+        edit(tmp_path / Path(donor).name, "*", "provenance.json", loaded(source=donor))
+    write(tmp_path, {"random-none": 0})
+    study = found(tmp_path)
+    assert "/data" not in study.headline
+    assert "(first)" in study.headline
+    assert "/data/runs/first" in markdown(study)
 
 
 def test_random_weights_have_no_donor(tmp_path: Path) -> None:
@@ -470,7 +509,7 @@ def test_a_broken_invariant_withholds_the_verdict(
     assert study.kind == WITHHELD
     assert [check.name for check in study.main.broken] == [invariant]
     assert evidence in study.main.broken[0].detail
-    assert effect_style(main(study))[1] == "X"  # drawn, and neither good nor bad
+    assert STYLES[main(study).kind][1] == "X"  # drawn, and neither good nor bad
 
 
 def tuned_less(root: Path) -> None:
@@ -736,8 +775,8 @@ def test_data_sets_have_one_answer(
     # One family over the data sets: each p is adjusted for its tests, as the interval is.
     mains = [v.main for v in study.verdicts if v.main]
     least = min(mains, key=lambda c: c.p_t)
-    assert least.p_holm == pytest.approx(min(1.0, 3 * least.p_t))
-    assert all(c.effect.excludes_zero() == (c.p_holm < 0.05) for c in mains)
+    assert least.effect.p == pytest.approx(min(1.0, 3 * least.p_t))
+    assert all(c.effect.excludes_zero() == (c.effect.p < 0.05) for c in mains)
 
 
 def test_tasks_of_one_data_set_count_once(tmp_path: Path) -> None:
@@ -931,7 +970,7 @@ def test_a_small_sure_difference_of_plans_does_not_matter(tmp_path: Path) -> Non
     (c,) = found(tmp_path).main.comparisons
     assert c.effect.low > 0
     assert c.kind == ALIKE
-    assert effect_style(c) == ("black", "^")
+    assert STYLES[c.kind][:2] == ("black", "^")
 
 
 def test_the_lab_logs_arms_and_its_table(tmp_path: Path) -> None:
