@@ -482,33 +482,21 @@ def load_encoder(
         return load_donor(config.init.path, arch=arch)
     if isinstance(arch, T5Architecture) and is_chronos(config):
         return load_chronos(config.init.checkpoint, arch=arch, **options)
-    assert isinstance(config.backbone, CheckpointBackbone)
-    return load_backbone(config.backbone, arch=arch, **options)
-
-
-def is_chronos(config: Config) -> bool:
-    """Whether the encoder's checkpoint (or the one its control is made from) is a Chronos-T5."""
-    return config.init.name == "chronos" or config.init.checkpoint is not None
-
-
-def load_backbone(
-    backbone: CheckpointBackbone, *, arch: Architecture, **options: Any
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Load and verify a backbone's checkpoint; `options` go to `load_checkpoint`.
-
-    Raises:
-        WeightsError: as `load_checkpoint`.
-    """
-    full = backbone.full_params
+    backbone = config.backbone
+    assert isinstance(backbone, CheckpointBackbone)
     return load_checkpoint(
         hub_id=None if backbone.path else backbone.hub_id,
         path=backbone.path,
         arch=arch,
         revision=backbone.revision,
-        expected_full_params=None if full is None else (full[0], full[1]),
         expected_sha256=backbone.sha256,
         **options,
     )
+
+
+def is_chronos(config: Config) -> bool:
+    """Whether the encoder's checkpoint (or the one its control is made from) is a Chronos-T5."""
+    return config.init.name == "chronos" or config.init.checkpoint is not None
 
 
 def architecture(backbone: CheckpointBackbone) -> Architecture:

@@ -7,6 +7,7 @@ formats that cannot run code are opened.
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _ALIASES = {
     "num_layers": "num_hidden_layers",
     "d_kv": "head_dim",
 }
+_WEIGHTS = (".safetensors", ".bin", ".onnx", ".gguf", ".h5", ".msgpack")  # most worth showing
 _LFS_POINTER = b"version https://git-lfs"
 _GIVE_FOLDER = (
     "Use a folder with config.json and model.safetensors, as written by save_pretrained: "
@@ -137,10 +139,9 @@ def open_checkpoint(
     main = choose_weight_file(_names_in(folder), where=str(folder))
     shards = shard_names(folder, main)
     weights = tuple(folder / name for name in shards)
-    read_header = _pickle_header if ".bin" in main else _safetensors_header
     header: dict[str, TensorInfo] = {}
     for file in weights:
-        part = read_header(file)
+        part = _read_header(file)
         if twice := sorted(header.keys() & part.keys()):
             raise CorruptError(
                 f"{twice[0]} is in two files, {header[twice[0]].file.name} and {file.name} in "
@@ -168,7 +169,7 @@ def choose_weight_file(names: Iterable[str], *, where: str) -> str:
     for candidate in WEIGHT_FILES:
         if candidate in present:
             return candidate
-    others = sorted(present - {"config.json"}, key=lambda name: (not _is_weights(name), name))
+    others = sorted(present - {"config.json"}, key=lambda n: (not n.endswith(_WEIGHTS), n))
     raise WeightsError(
         f"{where} has none of {', '.join(WEIGHT_FILES)}; it contains {_shown(others)}. ONNX, GGUF, "
         "TensorFlow and Flax files, adapters and quantised weights cannot be trained: use the "
@@ -272,17 +273,13 @@ def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:
             f"{where}: feed_forward_proj is {feed_forward!r}; allowed are "
             f"{' (T5 v1.0), '.join(_FEED_FORWARDS)} (v1.1, Flan-T5). Choose such a checkpoint."
         )
-    derived: list[tuple[str, object, str, object]] = [
-        (key, sizes[key], alias, sizes[key]) for key, alias in _ALIASES.items()
-    ]
-    for name, expected in _FEED_FORWARDS[feed_forward].items():
-        derived.append(("feed_forward_proj", feed_forward, name, expected))
-    for key, value, other, expected in derived:
-        if config.get(other) not in (None, expected):
+    implied = {alias: sizes[key] for key, alias in _ALIASES.items()} | _FEED_FORWARDS[feed_forward]
+    for name, value in implied.items():
+        if config.get(name) not in (None, value):
             raise WeightsError(
-                f"{where} contradicts itself: {key} is {value!r}, {other} is {config[other]!r}. "
-                "Programs that read one or the other build different models: fix the file, or "
-                f"remove {other}."
+                f"{where} contradicts itself: {name} is {config[name]!r}, its other values imply "
+                f"{value!r}. Programs that read one or the other build different models: fix the "
+                f"file, or remove {name}."
             )
     epsilon = config.get("layer_norm_epsilon", 1e-6)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
@@ -298,11 +295,9 @@ def file_sha256(path: Path) -> str:
     Raises:
         WeightsError: if the file cannot be read.
     """
-    try:
+    with _reading(path):
         stat = path.stat()
         return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 @lru_cache(maxsize=64)
@@ -323,65 +318,64 @@ def _size(config: Mapping[str, Any], key: str, default: int | None, where: str) 
 
 
 def _names_in(folder: Path) -> list[str]:
-    try:
+    with _reading(folder):
         if folder.is_dir():
             return sorted(path.name for path in folder.iterdir())
         problem = "is not a directory" if folder.exists() else "does not exist"
-    except OSError as error:
-        raise _unreadable(folder, error) from error
     raise WeightsError(f"{folder} {problem}. {_GIVE_FOLDER}")
 
 
-def _open(path: Path) -> BufferedReader:
-    """Open a file of a checkpoint; a FIFO, which would block, and a Git LFS pointer are refused."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with a file or folder into one message."""
     try:
+        yield
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error.strerror or error}). Fix its permissions, or use "
+            "another folder: backbone=local backbone.path=DIR."
+        ) from error
+    except Exception as error:  # a corrupt file can raise almost anything
+        if isinstance(error, pickle.UnpicklingError) and re.search(
+            "weights_only|Unsupported", str(error)
+        ):
+            raise WeightsError(
+                f"{path} contains more than tensors, and unpickling it could run code, so it is "
+                "refused (torch.load with weights_only=True), or it is corrupted. Use a checkpoint "
+                "with model.safetensors."
+            ) from error
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise CorruptError(
+            f"{path} is truncated or corrupted ({why}). Download the checkpoint again."
+        ) from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BufferedReader]:
+    """A file of a checkpoint; a FIFO, which would block, and a Git LFS pointer are refused."""
+    with _reading(path):
         if not path.is_file():
             is_there = path.exists() or path.is_symlink()
             problem = "is not a regular file" if is_there else "is missing"
             raise CorruptError(f"{path} {problem}. Download the checkpoint again.")
-        file = path.open("rb")
-        start = file.read(len(_LFS_POINTER))
-        file.seek(0)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if start == _LFS_POINTER:
-        file.close()
-        raise WeightsError(
-            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there."
-        )
-    return file
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise WeightsError(
+                    f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there."
+                )
+            file.seek(0)
+            yield file
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        with _open(path) as file:
-            return json.loads(file.read().decode("utf-8"))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except WeightsError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> WeightsError:
-    return WeightsError(
-        f"{path} cannot be read ({error.strerror or error}). Fix its permissions, or use another "
-        "folder: backbone=local backbone.path=DIR."
-    )
-
-
-def _corrupt(path: Path, error: BaseException) -> CorruptError:
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return CorruptError(f"{path} is truncated or corrupted ({why}). Download the checkpoint again.")
+    with _open(path) as file:
+        return json.loads(file.read().decode("utf-8"))
 
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "") or "nothing"
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".onnx", ".gguf", ".h5", ".msgpack"))
 
 
 def _is_plain_name(file: object) -> bool:
@@ -391,17 +385,18 @@ def _is_plain_name(file: object) -> bool:
 @contextmanager
 def _safetensors(path: Path) -> Iterator[Any]:
     """An opened safetensors file; the library checks its header against the file's size."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    _open(path).close()
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _corrupt(path, error) from error
+    with _open(path), safe_open(path, framework="pt") as file:
+        yield file
 
 
-def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    if path.suffix == ".bin":
+        return {
+            str(name): TensorInfo(tuple(tensor.shape), str(tensor.dtype), path)
+            for name, tensor in _load_pickle(path).items()
+        }
     with _safetensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {
@@ -410,30 +405,12 @@ def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
         }
 
 
-def _pickle_header(path: Path) -> dict[str, TensorInfo]:
-    return {
-        str(name): TensorInfo(tuple(tensor.shape), str(tensor.dtype), path)
-        for name, tensor in _load_pickle(path).items()
-    }
-
-
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     """A legacy `pytorch_model.bin` through torch's weights-only loader, memory-mapped if it can."""
     with _open(path) as file:
         # Files from before torch 1.6 are not zip archives, and only archives can be mapped.
         mmap = file.read(2) == b"PK"
-    try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a corrupt pickle can raise almost anything
-        if isinstance(error, pickle.UnpicklingError) and any(
-            word in str(error) for word in ("weights_only", "Unsupported")
-        ):
-            raise WeightsError(
-                f"{path} contains more than tensors, and unpickling it could run code, so it is "
-                "refused (torch.load with weights_only=True), or it is corrupted. Use a checkpoint "
-                "with model.safetensors."
-            ) from error
-        raise _corrupt(path, error) from error
     if not isinstance(stored, dict) or not all(isinstance(t, Tensor) for t in stored.values()):
         raise WeightsError(
             f"{path} is not a plain state dict of tensors by name; save it again with "

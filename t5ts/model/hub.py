@@ -7,11 +7,13 @@ names it by. `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the prox
 """
 
 import difflib
-import hashlib
 import logging
 import os
+import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from t5ts.errors import Interrupted, WeightsError
 from t5ts.interruption import interrupt_on_signals
 from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sha256, shard_names
 
-PROBE_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT is set
+PROBE_TIMEOUT_S = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "3"))  # for one small request
 
 # Published checkpoints whose encoder can be used here; for "did you mean".
 KNOWN_IDS = (
@@ -132,23 +134,19 @@ def cached_snapshot(
     from huggingface_hub import try_to_load_from_cache
 
     request = HubRequest(hub_id=hub_id, revision=revision, cache_dir=cache_dir)
-    try:
+    with _explaining(request):
         config = try_to_load_from_cache(
             hub_id, "config.json", cache_dir=request.cache_dir, revision=revision
         )
-    except Exception as error:
-        raise _explained(error, request) from error
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    try:
-        return folder if all((folder / name).exists() for name in _names(folder)) else None
-    except CorruptError as error:
-        raise in_cache(error, folder) from error
-    except WeightsError:
-        return None
-    except OSError as error:
-        raise _explained(error, request) from error
+        if not isinstance(config, str):
+            return None
+        folder = Path(config).parent
+        try:
+            return folder if all((folder / name).exists() for name in _names(folder)) else None
+        except CorruptError as error:
+            raise in_cache(error, folder) from error
+        except WeightsError:
+            return None
 
 
 def fetch_snapshot(request: HubRequest) -> Path:
@@ -161,13 +159,28 @@ def fetch_snapshot(request: HubRequest) -> Path:
         WeightsError: if it is unavailable or corrupted, with the reason and what to do.
         Interrupted: after SIGINT or SIGTERM; nothing of an unfinished file is kept.
     """
-    folder = _cached_or_downloaded(request)
-    try:
-        _check_content(folder, _names(folder))
-    except CorruptError as error:
-        raise in_cache(error, folder) from error
-    except OSError as error:
-        raise _explained(error, request) from error
+    cached = cached_snapshot(request.hub_id, revision=request.revision, cache_dir=request.cache_dir)
+    folder = cached if cached is not None and (request.offline or not request.refresh) else None
+    if folder is None and request.offline:
+        raise _explained(OSError("offline mode"), request)
+    if folder is None:
+        try:
+            with _explaining(request):
+                commit, main = _within_timeout(partial(_find, request))
+        except WeightsError as error:
+            if cached is None or not _facts(error) & {"5xx", "no-network"}:
+                raise
+            log.warning("Using the cached commit %s, unchecked for newer: %s", cached.name, error)
+            folder = cached
+        else:
+            is_newest = cached is not None and cached.name == commit
+            folder = cached if is_newest else _download(request, commit, main)
+    assert folder is not None
+    with _explaining(request):
+        try:
+            _check_content(folder, _names(folder))
+        except CorruptError as error:
+            raise in_cache(error, folder) from error
     return folder
 
 
@@ -181,39 +194,11 @@ def in_cache(error: CorruptError, folder: Path) -> CorruptError:
 
 def suggestions(hub_id: str) -> list[str]:
     """Known ids the user may have meant, best first, at most three."""
-    base = hub_id.split("/")[-1].lower()
-    same = [known for known in KNOWN_IDS if known.split("/")[-1] == base]
-    if same:
-        return [known for known in same if known != hub_id]
-    near = difflib.get_close_matches(hub_id.lower(), KNOWN_IDS, n=3, cutoff=0.6)
-    bases = {known.split("/")[-1]: known for known in reversed(KNOWN_IDS)}
-    near += [bases[b] for b in difflib.get_close_matches(base, list(bases), n=3, cutoff=0.7)]
-    return list(dict.fromkeys(near))[:3]
-
-
-def _cached_or_downloaded(request: HubRequest) -> Path:
-    cached = cached_snapshot(request.hub_id, revision=request.revision, cache_dir=request.cache_dir)
-    if cached is not None and (request.offline or not request.refresh):
-        return cached
-    if request.offline:
-        raise _explained(OSError("offline mode"), request)
-    try:
-        commit, main = _within_timeout(partial(_find, request))
-    except WeightsError:
-        raise
-    except Exception as error:  # any client error stops the run with one message
-        if cached is not None and _facts(error, None) & {"5xx", "no-network"}:
-            log.warning(
-                "%s cannot be checked for newer files (%s); using the cached commit %s.",
-                request.endpoint,
-                type(error).__name__,
-                cached.name,
-            )
-            return cached
-        raise _explained(error, request) from error
-    if cached is not None and cached.name == commit:
-        return cached
-    return _download(request, commit, main)
+    ids: dict[str, list[str]] = {}
+    for known in KNOWN_IDS:
+        ids.setdefault(known.split("/")[-1].lower(), []).append(known)
+    near = difflib.get_close_matches(hub_id.split("/")[-1].lower(), ids, n=3, cutoff=0.7)
+    return [known for name in near for known in ids[name] if known != hub_id][:3]
 
 
 def _find(request: HubRequest) -> tuple[str, str]:
@@ -221,7 +206,7 @@ def _find(request: HubRequest) -> tuple[str, str]:
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=request.endpoint, token=request.token)
-    info = api.model_info(request.hub_id, revision=request.revision, timeout=_probe_timeout_s())
+    info = api.model_info(request.hub_id, revision=request.revision, timeout=PROBE_TIMEOUT_S)
     names = [sibling.rfilename for sibling in info.siblings or []]
     if not info.sha:
         raise ValueError("the answer names no commit")
@@ -241,12 +226,11 @@ def _download(request: HubRequest, commit: str, main: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     wanted = [main, "config.json"]  # a snapshot with a config always has its weights too
-    name = main
     log.info("Downloading %s from %s; press Ctrl-C once to stop.", request.hub_id, request.endpoint)
-    try:
-        with interrupt_on_signals():
-            while wanted:
-                name = wanted.pop(0)
+    while wanted:
+        name = wanted.pop(0)
+        try:
+            with interrupt_on_signals(), _explaining(request, file=name):
                 _within_timeout(partial(_ask_first_byte, request, commit, name))
                 path = Path(
                     hf_hub_download(
@@ -257,27 +241,23 @@ def _download(request: HubRequest, commit: str, main: str) -> Path:
                         endpoint=request.endpoint,
                         cache_dir=request.cache_dir,
                         token=request.token,
-                        etag_timeout=_probe_timeout_s(),
+                        etag_timeout=PROBE_TIMEOUT_S,
                     )
                 )
                 _check_content(path.parent, [name])
                 if name.endswith(".index.json"):
                     wanted[:0] = shard_names(path.parent, name)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped while downloading {name} of {request.hub_id}; nothing was kept"
-        ) from None
-    except CorruptError as error:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise WeightsError(
-            f"{name} arrived corrupted and was removed ({error}) Run again; if it happens twice, a "
-            "proxy or mirror (HF_ENDPOINT) is altering the file."
-        ) from error
-    except WeightsError:
-        raise
-    except Exception as error:
-        raise _explained(error, request, file=name) from error
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped while downloading {name} of {request.hub_id}; nothing was kept"
+            ) from None
+        except CorruptError as error:
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise WeightsError(
+                f"{name} arrived corrupted and was removed ({error}) Run again; if it happens "
+                "twice, a proxy or mirror (HF_ENDPOINT) is altering the file."
+            ) from error
     if path.parent.name != commit:
         raise WeightsError(
             f"{request.hub_id} changed on the hub during the download ({request.revision} is "
@@ -293,7 +273,7 @@ def _ask_first_byte(request: HubRequest, commit: str, name: str) -> None:
 
     url = hf_hub_url(request.hub_id, name, revision=commit, endpoint=request.endpoint)
     headers = build_hf_headers(token=request.token) | {"Range": "bytes=0-0"}
-    with get_session().stream("GET", url, headers=headers, timeout=_probe_timeout_s()) as response:
+    with get_session().stream("GET", url, headers=headers, timeout=PROBE_TIMEOUT_S) as response:
         if response.status_code != 416:  # an empty file has no first byte
             hf_raise_for_status(response)
         next(response.iter_raw(), None)
@@ -316,28 +296,19 @@ def _check_content(folder: Path, names: Iterable[str]) -> None:
     Raises:
         CorruptError: if a file differs from the hub's.
     """
+    from huggingface_hub.utils.sha import git_hash
+
     blobs = folder.parents[1] / "blobs"
     known = {blob.name for blob in blobs.iterdir()} if blobs.is_dir() else set()
     for name in names:
         path = folder / name
-        expected = {path.resolve().name} if path.is_symlink() else known
-        expected = {n for n in expected if len(n) in (40, 64) and set(n) <= set("0123456789abcdef")}
+        named = {path.resolve().name} if path.is_symlink() else known
+        expected = {n for n in named if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", n)}
         if not expected or file_sha256(path) in expected:
             continue
-        # Git's hash, by which the hub names small files.
-        if path.stat().st_size < 100_000_000 and any(len(n) == 40 for n in expected):
-            content = path.read_bytes()
-            header = b"blob %d\0" % len(content)
-            if hashlib.sha1(header + content, usedforsecurity=False).hexdigest() in expected:
-                continue
-        raise CorruptError(f"{path} is corrupted: it does not have the hub's content hash.")
-
-
-def _probe_timeout_s() -> float:
-    from huggingface_hub import constants
-
-    chosen = "HF_HUB_ETAG_TIMEOUT" in os.environ
-    return constants.HF_HUB_ETAG_TIMEOUT if chosen else PROBE_TIMEOUT_S
+        is_small = path.stat().st_size < 100_000_000  # the hub names small files by git's hash
+        if not is_small or git_hash(path.read_bytes()) not in expected:
+            raise CorruptError(f"{path} is corrupted: it does not have the hub's content hash.")
 
 
 def _within_timeout(work: Callable[[], T]) -> T:
@@ -349,24 +320,27 @@ def _within_timeout(work: Callable[[], T]) -> T:
     Raises:
         TimeoutError: if it has not finished by then.
     """
-    seconds = _probe_timeout_s() + 0.5
-    results: list[T] = []
-    errors: list[BaseException] = []
+    answer: Future[T] = Future()
 
     def target() -> None:
         try:
-            results.append(work())
+            answer.set_result(work())
         except BaseException as error:
-            errors.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return results[0]
+    threading.Thread(target=target, daemon=True).start()
+    return answer.result(PROBE_TIMEOUT_S + 0.5)
+
+
+@contextmanager
+def _explaining(request: HubRequest, *, file: str | None = None) -> Iterator[None]:
+    """Turn any error of the client, the network or the disk into the one message."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:
+        raise _explained(error, request, file=file) from error
 
 
 def _explained(
@@ -406,7 +380,7 @@ def _proxy(endpoint: str) -> str:
     return f"{lower if os.environ.get(lower) else lower.upper()} ({host})"
 
 
-def _facts(error: BaseException, file: str | None) -> set[str]:
+def _facts(error: BaseException, file: str | None = None) -> set[str]:
     """Facts about an error: its and its causes' classes, HTTP status, key words."""
     chain = [error]
     while len(chain) < 10 and (cause := chain[-1].__cause__ or chain[-1].__context__):

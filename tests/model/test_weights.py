@@ -18,7 +18,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, write_checkpoint
 
-from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import (
     count,
@@ -157,13 +156,6 @@ def test_random_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.source == "random"
     assert report.embedding_rms == 1.0
     assert len(state) == report.tensors
-
-
-@pytest.mark.parametrize("both", [True, False])
-def test_exactly_one_source(both: bool, tiny_folder: Path) -> None:
-    kwargs: dict[str, Any] = {"hub_id": "t5-small", "path": tiny_folder} if both else {}
-    with pytest.raises(WeightsError, match=r"backbone\.path"):
-        load_checkpoint(**kwargs)
 
 
 def test_loading_draws_nothing_from_any_generator(tiny_folder: Path) -> None:

@@ -123,7 +123,7 @@ def refused(
 
 
 def test_full_size_checkpoint_and_its_fresh_encoder(t5_small: Path, cache: Path) -> None:
-    wanted = {"arch": T5_SMALL, "expected_full_params": (59_000_000, 62_000_000)}
+    wanted = {"arch": T5_SMALL}
     with serve() as hub:
         hub.add(NAME, t5_small)
         report = load(hub, cache, **wanted)
@@ -140,10 +140,8 @@ def test_full_size_checkpoint_and_its_fresh_encoder(t5_small: Path, cache: Path)
     fresh = random_state(T5_SMALL, generator=torch.Generator().manual_seed(0))
     encoder |= {f"encoder.{name}": tensor for name, tensor in fresh.items()}
     folder = write_checkpoint(cache.parent / "encoder", T5_SMALL, encoder)
-    with pytest.raises(WeightsError, match="35,330,816"):
-        load_checkpoint(path=folder, **wanted)
     with pytest.raises(WeightsError, match="freshly"):
-        load_checkpoint(path=folder, arch=T5_SMALL)
+        load_checkpoint(path=folder, **wanted)
 
 
 def test_wrong_ids_suggest_right_ones(hub: HubServer, cache: Path) -> None:
