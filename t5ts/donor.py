@@ -150,8 +150,7 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
     else:
         shapes = encoder_shapes(arch)
     has = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    wrong = sorted(n for n in shapes.keys() | has.keys() if shapes.get(n) != has.get(n))
-    if wrong:
+    if wrong := sorted(n for n in shapes.keys() | has.keys() if shapes.get(n) != has.get(n)):
         backbone = donor.config.get("backbone", {}).get("name")
         raise WeightsError(
             f"init.path={path}: that run's encoder (backbone {backbone}) has a different shape: "
@@ -162,9 +161,9 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
     state = {name: found[name].float() for name in shapes}
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"init.path={path}: {bad[0]} has values that are NaN or infinite.")
-    seen = check_trained(state, arch, Path(path).expanduser())
-    if is_trained := state_digest(found) != donor.provenance["initial_sha256"]["encoder"]:
-        # A small encoder may show no structure; that it is no control is known from its run.
+    is_trained = state_digest(found) != donor.provenance["initial_sha256"]["encoder"]
+    seen = check_trained(state, arch, donor.folder, is_trained=is_trained)
+    if is_trained:  # a small encoder may show no structure; that it is no control is known
         seen = replace(seen, has_structure=True)
     report = loaded_report(
         state,
@@ -181,7 +180,7 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
         ],
         init="run",
         source=str(path),
-        path=str(Path(path).expanduser()),
+        path=str(donor.folder),
         files={best_checkpoint(path).name: donor.sha256},
         format="safetensors",
         embedding_rms=donor.token_rms,

@@ -130,8 +130,13 @@ def read_embedding(files: CheckpointFiles) -> Tensor:
     return files.read([name])[name].to(torch.float32, copy=True).contiguous()
 
 
-def check_trained(state: Mapping[str, Tensor], arch: Architecture, folder: Path) -> Freshness:
-    """Refuse an encoder that looks freshly initialised, whole or in part."""
+def check_trained(
+    state: Mapping[str, Tensor], arch: Architecture, folder: Path, *, is_trained: bool = False
+) -> Freshness:
+    """Refuse an encoder that looks freshly initialised, whole or in part.
+
+    With `is_trained` it is known to have been trained, however briefly, and so is never refused.
+    """
     if isinstance(arch, HFArchitecture):
         law = hf_init_law(arch)
         norms = {name: t for name, t in state.items() if is_norm_weight(name)}
@@ -139,7 +144,7 @@ def check_trained(state: Mapping[str, Tensor], arch: Architecture, folder: Path)
         law = init_law(arch)
         norms = {name: t for name, t in state.items() if name not in law}
     seen = examine(state, law, norms)
-    if seen.verdict is not None:
+    if seen.verdict is not None and not is_trained:
         raise WeightsError(
             f"{folder} looks freshly initialised, not pretrained: {seen.verdict}. Use a trained "
             "checkpoint; if you want random weights, set init=random."
