@@ -4,17 +4,26 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t5ts.checks import check_overrides
 from t5ts.command import finish
-from t5ts.config import CONF, CheckpointBackbone, Config, from_hydra, register
+from t5ts.config import (
+    CONF,
+    FULL_PARAMS,
+    SCHEMAS,
+    CheckpointBackbone,
+    Config,
+    from_hydra,
+    register,
+)
 from t5ts.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -87,15 +96,14 @@ def _config(overrides: Sequence[str]) -> Config:
     return from_hydra(compose("config", overrides=list(overrides)))
 
 
-def _checkpoint_configs() -> list[Config]:
-    """A configuration for every backbone on the hub or packaged with t5ts."""
-    names = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
-    found = [compose("config", overrides=[f"backbone={name}"]) for name in names]
-    return [
-        from_hydra(config)
-        for config in found
-        if config.backbone.get("hub_id") or config.backbone.get("sha256")
-    ]
+def _presets() -> Iterator[CheckpointBackbone]:
+    """Every backbone on the hub or packaged with t5ts."""
+    for path in sorted((CONF / "backbone").glob("*.yaml")):
+        values: Any = OmegaConf.load(path)
+        schema = values.pop("defaults")[0].removeprefix("/schema/backbone/").partition("@")[0]
+        if values.get("hub_id") or values.get("sha256"):
+            preset: Any = OmegaConf.to_object(OmegaConf.merge(SCHEMAS["backbone"][schema], values))
+            yield preset
 
 
 def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
@@ -146,7 +154,7 @@ def _cached(backbone: CheckpointBackbone, cache_dir: str | None) -> Path | None:
 
 def _list(cache_dir: str | None) -> None:
     print(f"{'backbone':<21}{'id':<40}{'parameters':>10}  {'licence':<11} cached; card")
-    for backbone in map(_with_checkpoint, _checkpoint_configs()):
+    for backbone in _presets():
         where = "comes with t5ts"
         if not backbone.path:
             try:
@@ -158,7 +166,7 @@ def _list(cache_dir: str | None) -> None:
             except UserError as error:
                 where = str(error)
         card = getattr(backbone, "card", "")
-        parameters = f"{sum(backbone.full_params or [0]) / 2e6:.0f} M"
+        parameters = f"{sum(FULL_PARAMS.get(backbone.name, [0])) / 2e6:.0f} M"
         print(
             f"{backbone.name:<21}{backbone.path or backbone.hub_id:<40}{parameters:>10}"
             f"  {backbone.licence:<11} {where}{f'; {card}' if card else ''}"
@@ -167,15 +175,11 @@ def _list(cache_dir: str | None) -> None:
 
 def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
     """Verify the named backbone, or every one that is cached or comes with t5ts."""
-    configs = [_config(overrides)] if overrides else []
-    for config in [] if overrides else _checkpoint_configs():
-        backbone = _with_checkpoint(config)
-        if backbone.path or _cached(backbone, cache_dir):
-            configs.append(config)
-    if not overrides and not any(_with_checkpoint(config).hub_id for config in configs):
+    here = [b for b in _presets() if b.path or _cached(b, cache_dir)]
+    if not overrides and all(backbone.path for backbone in here):
         print("no checkpoint is cached; python -m t5ts.download --list shows what is available")
-    for config in configs:
-        _load(config, cache_dir=cache_dir, offline=True)
+    for chosen in [overrides] if overrides else [[f"backbone={b.name}"] for b in here]:
+        _load(_config(chosen), cache_dir=cache_dir, offline=True)
 
 
 def command() -> None:

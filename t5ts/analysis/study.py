@@ -34,6 +34,7 @@ _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MUL
 _NOT_SETTINGS = (
     *NOT_IDENTITY,
     "claims",  # what arm_requires was called until 2026-11-25
+    "backbone.full_params",  # a setting until 2026-11-26
     "seed",
     "debug.",
     "train.log_every",

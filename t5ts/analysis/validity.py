@@ -30,7 +30,6 @@ _OF_CHECKPOINT = (
     "init.",
     "backbone.sha256",
     "backbone.licence",
-    "backbone.full_params",
     "backbone.embedding_rms",
 )
 #: An encoder with this cosine between its tokens and its output is called an identity: what it
