@@ -74,7 +74,7 @@ def download(*arguments: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "number"),
-    [("download", signal.SIGTERM), ("download", signal.SIGKILL), ("run", signal.SIGINT)],
+    [("download", signal.SIGKILL), ("run", signal.SIGTERM)],
 )
 def test_a_signal_ends_a_download_and_the_same_command_completes_it(
     hub, tmp_path: Path, module: str, number: signal.Signals
