@@ -118,7 +118,6 @@ def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
             endpoint=options.endpoint or "",
             cache_dir=options.cache_dir,
             offline=options.offline or None,
-            refresh=not options.offline,
         )
         print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
     if "data" in asked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -43,26 +43,20 @@ def predict(
     """
     first = forecasters[0]
     for other in forecasters[1:]:
-        for name in ("channels", "step", "task_shape"):
-            ours, theirs = _facts(first)[name], _facts(other)[name]
-            if ours != theirs:
-                raise DataError(
-                    f"{first.folder} has {name} {ours}, {other.folder} {theirs}: predict with runs"
-                    " of one task and one data set at a time."
-                )
+        ours, theirs = (
+            (f.channels, f.step, f.config.task.name, f.config.seq_len, f.horizon)
+            for f in (first, other)
+        )
+        if ours != theirs:
+            raise DataError(
+                f"{first.folder} and {other.folder} differ in channels, step, task, seq_len or"
+                f" horizon ({ours} and {theirs}): predict with runs of one task and one data set at"
+                " a time."
+            )
     if isinstance(first.task, Reconstruct):
         return _filled(forecasters, series, start, end)
     starts, last = _forecast_starts(first, series, start, end, every)
     return _forecasts(forecasters, series, starts, last)
-
-
-def _facts(forecaster: TrainedForecaster) -> dict[str, Any]:
-    task = forecaster.task
-    return {
-        "channels": forecaster.channels,
-        "step": forecaster.step,
-        "task_shape": (forecaster.config.task.name, forecaster.config.seq_len, task.target_len),
-    }
 
 
 def row_of(series: Series, wanted: str | int, key: str) -> int:

@@ -112,7 +112,6 @@ class HubRequest:
     endpoint: str = ""  # "": `HF_ENDPOINT` or huggingface.co
     cache_dir: str | Path | None = None  # None: `HF_HUB_CACHE` or `HF_HOME`/hub
     offline: bool | None = None  # use the cache only; None: `HF_HUB_OFFLINE`
-    refresh: bool = False  # fetch the revision's newest commit even if one is cached
 
     def __post_init__(self) -> None:
         from huggingface_hub import constants
@@ -153,30 +152,19 @@ def fetch_snapshot(request: HubRequest) -> Path:
     """A checkpoint's folder in the cache, downloaded first if missing; content verified.
 
     A complete cached checkpoint is used without contacting the hub, so all trials of a sweep see
-    the same commit and need no network. The folder is named by the commit.
+    the same commit and need no network. The folder is named by the commit; for a newer one, delete
+    it or set another revision.
 
     Raises:
         WeightsError: if it is unavailable or corrupted, with the reason and what to do.
         Interrupted: after SIGINT or SIGTERM; nothing of an unfinished file is kept.
     """
-    cached = cached_snapshot(request.hub_id, revision=request.revision, cache_dir=request.cache_dir)
-    folder = cached if cached is not None and (request.offline or not request.refresh) else None
-    if folder is None and request.offline:
-        raise _explained(OSError("offline mode"), request)
-    if folder is None:
-        try:
-            with _explaining(request):
-                commit, main = _within_timeout(partial(_find, request))
-        except WeightsError as error:
-            if cached is None or not _facts(error) & {"5xx", "no-network"}:
-                raise
-            log.warning("Using the cached commit %s, unchecked for newer: %s", cached.name, error)
-            folder = cached
-        else:
-            is_newest = cached is not None and cached.name == commit
-            folder = cached if is_newest else _download(request, commit, main)
-    assert folder is not None
+    folder = cached_snapshot(request.hub_id, revision=request.revision, cache_dir=request.cache_dir)
     with _explaining(request):
+        if folder is None and request.offline:
+            raise OSError("offline mode")
+        if folder is None:
+            folder = _download(request, *_within_timeout(partial(_find, request)))
         try:
             _check_content(folder, _names(folder))
         except CorruptError as error:
@@ -337,7 +325,7 @@ def _explaining(request: HubRequest, *, file: str | None = None) -> Iterator[Non
     """Turn any error of the client, the network or the disk into the one message."""
     try:
         yield
-    except WeightsError:
+    except (WeightsError, Interrupted):
         raise
     except Exception as error:
         raise _explained(error, request, file=file) from error
@@ -380,7 +368,7 @@ def _proxy(endpoint: str) -> str:
     return f"{lower if os.environ.get(lower) else lower.upper()} ({host})"
 
 
-def _facts(error: BaseException, file: str | None = None) -> set[str]:
+def _facts(error: BaseException, file: str | None) -> set[str]:
     """Facts about an error: its and its causes' classes, HTTP status, key words."""
     chain = [error]
     while len(chain) < 10 and (cause := chain[-1].__cause__ or chain[-1].__context__):
