@@ -39,11 +39,10 @@ from t5ts.model.checkpoint_file import (
 )
 from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, component_of
 from t5ts.model.forecaster import Forecaster
-from t5ts.model.hf_encoder import HFEncoder, hf_architecture
+from t5ts.model.hf_encoder import hf_architecture
 from t5ts.model.normalize import build_normalize
 from t5ts.model.patching import PatchEmbedding, WholeContext, token_bank
-from t5ts.model.t5_encoder import T5Encoder
-from t5ts.model.tensors import state_digest
+from t5ts.model.tensors import empty_encoder, state_digest
 from t5ts.model.weights import (
     LoadReport,
     chronos_source,
@@ -461,11 +460,7 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         keep=init.keep,
         load=partial(load_encoder, config, arch),
     )
-    encoder: T5Encoder | HFEncoder
-    if isinstance(arch, HFArchitecture):
-        encoder = HFEncoder(arch, dropout=backbone.dropout)
-    else:
-        encoder = T5Encoder(arch, dropout=backbone.dropout)
+    encoder = empty_encoder(arch, dropout=backbone.dropout, device="cpu")
     encoder.load_state_dict(state)
     return encoder, report
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from t5ts.checkpoint import load_checkpoint
 from t5ts.errors import ResumeError, WeightsError
-from t5ts.model.architecture import Architecture, HFArchitecture
+from t5ts.model.architecture import Architecture
 from t5ts.model.checkpoint_file import file_sha256
-from t5ts.model.hf_encoder import HFEncoder
 from t5ts.model.patching import PatchEmbedding
 from t5ts.model.tensors import encoder_shapes, state_digest
 from t5ts.model.verify import check_trained
@@ -144,11 +143,7 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
     """
     donor = read_donor(path, key="init.path")
     found = donor.part("encoder.")
-    if isinstance(arch, HFArchitecture):
-        parts = HFEncoder(arch, dropout=0.0, device="meta").named_parameters()
-        shapes = {name: tuple(p.shape) for name, p in parts}
-    else:
-        shapes = encoder_shapes(arch)
+    shapes = encoder_shapes(arch)
     has = {name: tuple(tensor.shape) for name, tensor in found.items()}
     if wrong := sorted(n for n in shapes.keys() | has.keys() if shapes.get(n) != has.get(n)):
         backbone = donor.config.get("backbone", {}).get("name")

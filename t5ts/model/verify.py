@@ -20,7 +20,6 @@ from t5ts.model.hf_encoder import (
     HFEncoder,
     hf_architecture,
     hf_config,
-    hf_init_law,
     is_norm_weight,
 )
 from t5ts.model.tensors import count, encoder_shapes, init_law
@@ -137,13 +136,8 @@ def check_trained(
 
     With `is_trained` it is known to have been trained, however briefly, and so is never refused.
     """
-    if isinstance(arch, HFArchitecture):
-        law = hf_init_law(arch)
-        norms = {name: t for name, t in state.items() if is_norm_weight(name)}
-    else:
-        law = init_law(arch)
-        norms = {name: t for name, t in state.items() if name not in law}
-    seen = examine(state, law, norms)
+    norms = {name: tensor for name, tensor in state.items() if is_norm_weight(name)}
+    seen = examine(state, init_law(arch), norms)
     if seen.verdict is not None and not is_trained:
         raise WeightsError(
             f"{folder} looks freshly initialised, not pretrained: {seen.verdict}. Use a trained "
