@@ -465,10 +465,8 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
     return encoder, report
 
 
-def load_encoder(
-    config: Config, arch: Architecture, **options: Any
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Load and verify the checkpoint of an arm; `options` are fields of `HubRequest`.
+def load_encoder(config: Config, arch: Architecture) -> tuple[dict[str, Tensor], LoadReport]:
+    """Load and verify the checkpoint of an arm.
 
     Raises:
         WeightsError: as `load_donor`, `load_chronos` and `load_checkpoint`.
@@ -476,7 +474,7 @@ def load_encoder(
     if config.init.path:
         return load_donor(config.init.path, arch=arch)
     if isinstance(arch, T5Architecture) and is_chronos(config):
-        return load_chronos(config.init.checkpoint, arch=arch, **options)
+        return load_chronos(config.init.checkpoint, arch=arch)
     backbone = config.backbone
     assert isinstance(backbone, CheckpointBackbone)
     return load_checkpoint(
@@ -485,7 +483,6 @@ def load_encoder(
         arch=arch,
         revision=backbone.revision,
         expected_sha256=backbone.sha256,
-        **options,
     )
 
 
@@ -523,9 +520,7 @@ def _hf_architecture(backbone: HFBackbone) -> HFArchitecture:
             folder = checkpoint_folder(backbone.path)
         else:
             assert backbone.hub_id is not None
-            folder = hub.fetch_snapshot(
-                hub.HubRequest(hub_id=backbone.hub_id, revision=backbone.revision)
-            )
+            folder = hub.fetch_snapshot(backbone.hub_id, backbone.revision)
         values, where = read_config(folder, model_types=None), str(folder / "config.json")
     return hf_architecture(values, num_layers=backbone.num_layers, where=where)
 
@@ -635,7 +630,7 @@ def _present_weights(config: Config) -> dict[str, str] | None:
         cached: str | Path | None = folder
         if folder is None:
             assert hub_id is not None
-            cached = hub.cached_snapshot(hub_id, revision=revision)
+            cached = hub.cached_snapshot(hub_id, revision)
         if cached is None:
             return None
         files = list(open_checkpoint(cached, model_types=None).files)

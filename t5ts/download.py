@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_overrides(options.overrides)
         with initialize_config_dir(str(CONF), version_base="1.3"):
             if options.list:
-                _list(options.cache_dir)
+                _list()
             elif options.verify:
-                _verify(options.overrides, options.cache_dir)
+                _verify(options.overrides)
             else:
-                _fetch(options.overrides, options)
+                _fetch(options.overrides)
     except Interrupted as stop:
         print(f"t5ts: {stop}; run the same command again", file=sys.stderr)
         return 130
@@ -84,12 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _set_environment(options: argparse.Namespace) -> None:
     """Set the libraries' environment variables, before huggingface_hub is imported."""
-    if options.proxy:
-        os.environ |= dict.fromkeys(
-            ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), options.proxy
-        )
-    if options.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    chosen = {
+        "HF_TOKEN": options.token,
+        "HF_ENDPOINT": options.endpoint,
+        "HF_HUB_CACHE": options.cache_dir,
+        "HF_HUB_OFFLINE": "1" if options.offline or options.verify else None,
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), options.proxy),
+    }
+    os.environ |= {name: value for name, value in chosen.items() if value}
 
 
 def _config(overrides: Sequence[str]) -> Config:
@@ -106,19 +108,13 @@ def _presets() -> Iterator[CheckpointBackbone]:
             yield preset
 
 
-def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
+def _fetch(overrides: Sequence[str]) -> None:
     config = _config(overrides)
     asked = {override.split("=")[0].split(".")[0] for override in overrides}
     if not asked & {"backbone", "data"}:
         raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")
     if "backbone" in asked:
-        report = _load(
-            config,
-            token=options.token,
-            endpoint=options.endpoint or "",
-            cache_dir=options.cache_dir,
-            offline=options.offline or None,
-        )
+        report = _load(config)
         print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
     if "data" in asked:
         from t5ts.build import load_series
@@ -135,29 +131,29 @@ def _with_checkpoint(config: Config) -> CheckpointBackbone:
     return backbone
 
 
-def _load(config: Config, **options: Any) -> "LoadReport":
+def _load(config: Config) -> "LoadReport":
     """Load and verify a checkpoint and print what was found."""
     from t5ts.build import architecture, load_encoder
     from t5ts.model.weights import describe
 
-    _, report = load_encoder(config, architecture(_with_checkpoint(config)), **options)
+    _, report = load_encoder(config, architecture(_with_checkpoint(config)))
     print("\n".join(describe(report)))
     return report
 
 
-def _cached(backbone: CheckpointBackbone, cache_dir: str | None) -> Path | None:
+def _cached(backbone: CheckpointBackbone) -> Path | None:
     from t5ts.model.hub import cached_snapshot
 
-    return cached_snapshot(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)
+    return cached_snapshot(str(backbone.hub_id), backbone.revision)
 
 
-def _list(cache_dir: str | None) -> None:
+def _list() -> None:
     print(f"{'backbone':<21}{'id':<40}{'parameters':>10}  {'licence':<11} cached; card")
     for backbone in _presets():
         where = "comes with t5ts"
         if not backbone.path:
             try:
-                folder = _cached(backbone, cache_dir)
+                folder = _cached(backbone)
                 where = "no"
                 if folder is not None:
                     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -172,13 +168,13 @@ def _list(cache_dir: str | None) -> None:
         )
 
 
-def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
+def _verify(overrides: Sequence[str]) -> None:
     """Verify the named backbone, or every one that is cached or comes with t5ts."""
-    here = [b for b in _presets() if b.path or _cached(b, cache_dir)]
+    here = [b for b in _presets() if b.path or _cached(b)]
     if not overrides and all(backbone.path for backbone in here):
         print("no checkpoint is cached; python -m t5ts.download --list shows what is available")
     for chosen in [overrides] if overrides else [[f"backbone={b.name}"] for b in here]:
-        _load(_config(chosen), cache_dir=cache_dir, offline=True)
+        _load(_config(chosen))
 
 
 def command() -> None:

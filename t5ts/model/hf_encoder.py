@@ -173,33 +173,19 @@ class HFEncoder(nn.Module):
 
 
 def hf_random_state(
-    arch: HFArchitecture,
-    *,
-    generator: torch.Generator,
-    factor: float = 1.0,
-    scale_norms: bool = False,
+    arch: HFArchitecture, *, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], float]:
-    """Freshly initialised float32 tensors under the architecture's own law, and its tokens' RMS.
-
-    Args:
-        arch: Shape.
-        generator: CPU generator that no other component draws from.
-        factor: Multiplies every matrix.
-        scale_norms: It multiplies the norms' weights too.
-    """
+    """Tensors freshly drawn from `generator` under the architecture's law, and its tokens' RMS."""
     encoder = HFEncoder(arch, dropout=0.0)
     encoder.draw(generator)
     state = {name: p.detach() for name, p in encoder.named_parameters()}
-    for name, tensor in state.items():
-        if tensor.ndim >= 2 or (scale_norms and is_norm_weight(name)):
-            tensor *= factor
     one = HFEncoder(replace(arch, num_layers=1), dropout=0.0)
     rows = _LAW_DRAWS // arch.d_model + 1
     embedding = torch.nn.utils.skip_init(nn.Embedding, rows, arch.d_model)
     one._model.set_input_embeddings(embedding)
     one.draw(torch.Generator().manual_seed(0))  # the law's, so the same at every seed
     rms = embedding.weight.detach().double().square().mean().sqrt().item()
-    return state, factor * rms * encoder.token_embedding[2]
+    return state, rms * encoder.token_embedding[2]
 
 
 def hf_init_law(arch: HFArchitecture) -> dict[str, float]:

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -102,29 +101,7 @@ log = logging.getLogger("t5ts")
 T = TypeVar("T")
 
 
-@dataclass(kw_only=True)
-class HubRequest:
-    """A request to a hub."""
-
-    hub_id: str  # repository, for instance "t5-small"
-    revision: str = "main"  # branch, tag or commit
-    token: str | bool | None = None  # None: `HF_TOKEN` or the stored login; False: none
-    endpoint: str = ""  # "": `HF_ENDPOINT` or huggingface.co
-    cache_dir: str | Path | None = None  # None: `HF_HUB_CACHE` or `HF_HOME`/hub
-    offline: bool | None = None  # use the cache only; None: `HF_HUB_OFFLINE`
-
-    def __post_init__(self) -> None:
-        from huggingface_hub import constants
-
-        self.endpoint = (self.endpoint or constants.ENDPOINT).rstrip("/")
-        self.cache_dir = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
-        if self.offline is None:
-            self.offline = constants.HF_HUB_OFFLINE
-
-
-def cached_snapshot(
-    hub_id: str, *, revision: str = "main", cache_dir: str | Path | None = None
-) -> Path | None:
+def cached_snapshot(hub_id: str, revision: str = "main") -> Path | None:
     """The cached commit's folder, if config and all weight files are there; nothing is verified.
 
     Raises:
@@ -132,11 +109,8 @@ def cached_snapshot(
     """
     from huggingface_hub import try_to_load_from_cache
 
-    request = HubRequest(hub_id=hub_id, revision=revision, cache_dir=cache_dir)
-    with _explaining(request):
-        config = try_to_load_from_cache(
-            hub_id, "config.json", cache_dir=request.cache_dir, revision=revision
-        )
+    with _explaining(hub_id, revision):
+        config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
         if not isinstance(config, str):
             return None
         folder = Path(config).parent
@@ -148,23 +122,30 @@ def cached_snapshot(
             return None
 
 
-def fetch_snapshot(request: HubRequest) -> Path:
+def fetch_snapshot(hub_id: str, revision: str = "main") -> Path:
     """A checkpoint's folder in the cache, downloaded first if missing; content verified.
 
     A complete cached checkpoint is used without contacting the hub, so all trials of a sweep see
     the same commit and need no network. The folder is named by the commit; for a newer one, delete
     it or set another revision.
 
+    Args:
+        hub_id: Repository, for instance "t5-small".
+        revision: Branch, tag or commit.
+
     Raises:
         WeightsError: if it is unavailable or corrupted, with the reason and what to do.
         Interrupted: after SIGINT or SIGTERM; nothing of an unfinished file is kept.
     """
-    folder = cached_snapshot(request.hub_id, revision=request.revision, cache_dir=request.cache_dir)
-    with _explaining(request):
-        if folder is None and request.offline:
+    from huggingface_hub import constants
+
+    folder = cached_snapshot(hub_id, revision)
+    with _explaining(hub_id, revision):
+        if folder is None and constants.HF_HUB_OFFLINE:
             raise OSError("offline mode")
         if folder is None:
-            folder = _download(request, *_within_timeout(partial(_find, request)))
+            commit, main = _within_timeout(partial(_find, hub_id, revision))
+            folder = _download(hub_id, revision, commit, main)
         try:
             _check_content(folder, _names(folder))
         except CorruptError as error:
@@ -189,46 +170,42 @@ def suggestions(hub_id: str) -> list[str]:
     return [known for name in near for known in ids[name] if known != hub_id][:3]
 
 
-def _find(request: HubRequest) -> tuple[str, str]:
+def _find(hub_id: str, revision: str) -> tuple[str, str]:
     """The commit of the revision, and its weight file or index: one small request."""
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=request.endpoint, token=request.token)
-    info = api.model_info(request.hub_id, revision=request.revision, timeout=PROBE_TIMEOUT_S)
+    info = HfApi().model_info(hub_id, revision=revision, timeout=PROBE_TIMEOUT_S)
     names = [sibling.rfilename for sibling in info.siblings or []]
     if not info.sha:
         raise ValueError("the answer names no commit")
     if "config.json" not in names:
         raise WeightsError(
-            f"{request.hub_id} has no config.json, so it is not a transformers checkpoint. "
+            f"{hub_id} has no config.json, so it is not a transformers checkpoint. "
             "Choose another, such as t5-small, google/flan-t5-small or t5-base."
         )
-    return info.sha, choose_weight_file(names, where=f"The repository {request.hub_id}")
+    return info.sha, choose_weight_file(names, where=f"The repository {hub_id}")
 
 
-def _download(request: HubRequest, commit: str, main: str) -> Path:
+def _download(hub_id: str, revision: str, commit: str, main: str) -> Path:
     """Fetch weights and config, file by file, in this thread: a signal ends it immediately.
 
     (`snapshot_download` waits for its threads until they finish or time out.)
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     wanted = [main, "config.json"]  # a snapshot with a config always has its weights too
-    log.info("Downloading %s from %s; press Ctrl-C once to stop.", request.hub_id, request.endpoint)
+    log.info("Downloading %s from %s; press Ctrl-C once to stop.", hub_id, constants.ENDPOINT)
     while wanted:
         name = wanted.pop(0)
         try:
-            with interrupt_on_signals(), _explaining(request, file=name):
-                _within_timeout(partial(_ask_first_byte, request, commit, name))
+            with interrupt_on_signals(), _explaining(hub_id, revision, file=name):
+                _within_timeout(partial(_ask_first_byte, hub_id, commit, name))
                 path = Path(
                     hf_hub_download(
-                        request.hub_id,
+                        hub_id,
                         name,
                         # The branch points to the cached commit only when everything is there.
-                        revision=commit if wanted else request.revision,
-                        endpoint=request.endpoint,
-                        cache_dir=request.cache_dir,
-                        token=request.token,
+                        revision=commit if wanted else revision,
                         etag_timeout=PROBE_TIMEOUT_S,
                     )
                 )
@@ -237,7 +214,7 @@ def _download(request: HubRequest, commit: str, main: str) -> Path:
                     wanted[:0] = shard_names(path.parent, name)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped while downloading {name} of {request.hub_id}; nothing was kept"
+                f"stopped while downloading {name} of {hub_id}; nothing was kept"
             ) from None
         except CorruptError as error:
             path.resolve().unlink(missing_ok=True)
@@ -248,19 +225,19 @@ def _download(request: HubRequest, commit: str, main: str) -> Path:
             ) from error
     if path.parent.name != commit:
         raise WeightsError(
-            f"{request.hub_id} changed on the hub during the download ({request.revision} is "
-            "a different commit now): run the same command again."
+            f"{hub_id} changed on the hub during the download ({revision} is a different commit "
+            "now): run the same command again."
         )
     return path.parent
 
 
-def _ask_first_byte(request: HubRequest, commit: str, name: str) -> None:
+def _ask_first_byte(hub_id: str, commit: str, name: str) -> None:
     """Request a file's first byte, following redirects to the file server."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    url = hf_hub_url(request.hub_id, name, revision=commit, endpoint=request.endpoint)
-    headers = build_hf_headers(token=request.token) | {"Range": "bytes=0-0"}
+    url = hf_hub_url(hub_id, name, revision=commit)
+    headers = build_hf_headers() | {"Range": "bytes=0-0"}
     with get_session().stream("GET", url, headers=headers, timeout=PROBE_TIMEOUT_S) as response:
         if response.status_code != 416:  # an empty file has no first byte
             hf_raise_for_status(response)
@@ -321,39 +298,40 @@ def _within_timeout(work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _explaining(request: HubRequest, *, file: str | None = None) -> Iterator[None]:
-    """Turn any error of the client, the network or the disk into the one message."""
+def _explaining(hub_id: str, revision: str, *, file: str | None = None) -> Iterator[None]:
+    """Turn any error of the client, the network or the disk into one message.
+
+    `file` is what is being downloaded.
+    """
+    from huggingface_hub import constants
+
     try:
         yield
     except (WeightsError, Interrupted):
         raise
     except Exception as error:
-        raise _explained(error, request, file=file) from error
-
-
-def _explained(
-    error: BaseException, request: HubRequest, *, file: str | None = None
-) -> WeightsError:
-    """The hub client's error as one message; `file` is what was being downloaded."""
-    facts = _facts(error, file)
-    # Without a valid token the hub answers 401 both for missing ids and for private ones.
-    if "401" in facts and request.hub_id in KNOWN_IDS:
-        facts.discard("RepositoryNotFoundError")
-    message = next(message for row, message in _TABLE.items() if facts.intersection(row.split()))
-    why = (str(error).strip().splitlines() or [""])[0][:200]
-    near = [] if request.hub_id in KNOWN_IDS else suggestions(request.hub_id)
-    return WeightsError(
-        message.format(
-            **vars(request),
-            host=urlsplit(request.endpoint).hostname,
-            remedy=_REMEDY.format(name=request.hub_id.split("/")[-1].replace("-", "_")),
-            meant=f" Did you mean {' or '.join(near)}?" if near else "",
-            proxy=_proxy(request.endpoint),
-            status=next((fact for fact in facts if fact.isdigit()), ""),
-            why=f"{type(error).__name__}: {why}",
-            file=file,
-        )
-    )
+        facts = _facts(error, file)
+        # Without a valid token the hub answers 401 both for missing ids and for private ones.
+        if "401" in facts and hub_id in KNOWN_IDS:
+            facts.discard("RepositoryNotFoundError")
+        message = next(text for row, text in _TABLE.items() if facts.intersection(row.split()))
+        why = (str(error).strip().splitlines() or [""])[0][:200]
+        near = [] if hub_id in KNOWN_IDS else suggestions(hub_id)
+        raise WeightsError(
+            message.format(
+                hub_id=hub_id,
+                revision=revision,
+                file=file,
+                endpoint=constants.ENDPOINT,
+                cache_dir=constants.HF_HUB_CACHE,
+                host=urlsplit(constants.ENDPOINT).hostname,
+                remedy=_REMEDY.format(name=hub_id.split("/")[-1].replace("-", "_")),
+                meant=f" Did you mean {' or '.join(near)}?" if near else "",
+                proxy=_proxy(constants.ENDPOINT),
+                status=next((fact for fact in facts if fact.isdigit()), ""),
+                why=f"{type(error).__name__}: {why}",
+            )
+        ) from error
 
 
 def _proxy(endpoint: str) -> str:

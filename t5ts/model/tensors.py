@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from t5ts.model.architecture import Architecture, HFArchitecture, T5Architecture
-from t5ts.model.hf_encoder import HFEncoder, hf_init_law
+from t5ts.model.architecture import Architecture, HFArchitecture
+from t5ts.model.hf_encoder import HFEncoder, hf_init_law, hf_random_state, is_norm_weight
 from t5ts.model.t5_encoder import T5Encoder
 
 
@@ -54,29 +54,34 @@ def init_law(arch: Architecture) -> dict[str, float]:
 
 
 def random_state(
-    arch: T5Architecture,
+    arch: Architecture,
     *,
     generator: torch.Generator,
     factor: float = 1.0,
     scale_norms: bool = False,
-) -> dict[str, Tensor]:
-    """Freshly initialised float32 encoder tensors under T5's own law.
+) -> tuple[dict[str, Tensor], float]:
+    """Freshly initialised float32 tensors under the architecture's own law, and its tokens' RMS.
 
     Args:
         arch: The encoder's shape.
         generator: CPU generator that no other component draws from.
-        factor: Multiplies every matrix's standard deviation (HF's default 1.0, Chronos's 0.05).
-        scale_norms: Set LayerNorm weights to `factor` like HF's initialiser, instead of 1.
-
-    Source: transformers' T5PreTrainedModel._init_weights.
+        factor: Multiplies every matrix (HF's default 1.0, Chronos's 0.05).
+        scale_norms: Multiply norms' weights too, as HF's initialiser does.
     """
+    if isinstance(arch, HFArchitecture):
+        state, rms = hf_random_state(arch, generator=generator)
+        for name, tensor in state.items():
+            if tensor.ndim >= 2 or (scale_norms and is_norm_weight(name)):
+                tensor *= factor
+        return state, factor * rms
     law = init_law(arch)
-    return {
+    state = {
         name: torch.empty(shape).normal_(0.0, factor * law[name], generator=generator)
         if name in law
         else torch.full(shape, float(factor) if scale_norms else 1.0)
         for name, shape in encoder_shapes(arch).items()
     }
+    return state, float(factor)  # T5 draws its embeddings with std = factor
 
 
 def matched_state(state: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:

@@ -26,8 +26,7 @@ from t5ts.model.checkpoint_file import (
     open_checkpoint,
 )
 from t5ts.model.freshness import LAW_LIMIT, Freshness
-from t5ts.model.hf_encoder import hf_random_state
-from t5ts.model.hub import HubRequest, fetch_snapshot, in_cache
+from t5ts.model.hub import fetch_snapshot, in_cache
 from t5ts.model.tensors import (
     matched_state,
     random_state,
@@ -116,15 +115,7 @@ def encoder_state(
         if not is_made:
             return checkpoint, replace(loaded, init=init)
     if init == "random":
-        scale: dict[str, Any] = {
-            "generator": generator,
-            "factor": factor,
-            "scale_norms": scale_norms,
-        }
-        if isinstance(arch, HFArchitecture):
-            state, rms = hf_random_state(arch, **scale)
-        else:  # T5 draws its embeddings with std = factor
-            state, rms = random_state(arch, **scale), float(factor)
+        state, rms = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
         report = LoadReport(
             init=init,
             source="random",
@@ -180,21 +171,21 @@ def _facts(state: dict[str, Tensor], arch: Architecture) -> dict[str, Any]:
 def load_checkpoint(
     *,
     hub_id: str | None = None,
+    revision: str = "main",
     path: str | Path | None = None,
     arch: Architecture | None = None,
     expected_sha256: str | None = None,
     must_be_chronos: bool = False,
-    **hub_options: Any,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a checkpoint's encoder from the hub (or its cache) or from a folder.
 
     Args:
-        hub_id: Repository on the hub, for instance "t5-small"; or
+        hub_id: Repository on the hub, for instance "t5-small", and
+        revision: its branch, tag or commit; or
         path: A folder with config.json and weights, or "packaged:NAME". Exactly one of the two.
         arch: The shape the config must have; None takes the config's, which must be a T5's.
         expected_sha256: SHA-256 that the weight file must have.
         must_be_chronos: Refuse models other than Chronos, and allow a different vocabulary.
-        hub_options: More fields of `HubRequest`.
 
     Returns:
         float32 tensors by the encoder's names, and what was verified.
@@ -204,7 +195,7 @@ def load_checkpoint(
     """
     assert (hub_id is None) != (path is None)
     if hub_id is not None:
-        folder = fetch_snapshot(HubRequest(hub_id=hub_id, **hub_options))
+        folder = fetch_snapshot(hub_id, revision)
     else:
         folder = checkpoint_folder(str(path))
     try:
@@ -278,22 +269,19 @@ def chronos_source(checkpoint: str | None, arch: T5Architecture) -> tuple[str | 
 
 
 def load_chronos(
-    checkpoint: str | None, *, arch: T5Architecture, **hub_options: Any
+    checkpoint: str | None, *, arch: T5Architecture
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a Chronos-T5's encoder: the same shape, pretrained on time series.
 
     Args:
         checkpoint: As for `chronos_source`.
         arch: The shape it must have, except for its vocabulary.
-        hub_options: More fields of `HubRequest`.
 
     Raises:
         WeightsError: as `chronos_source` and `load_checkpoint`.
     """
     hub_id, path = chronos_source(checkpoint, arch)
-    state, report = load_checkpoint(
-        hub_id=hub_id, path=path, arch=arch, must_be_chronos=True, **hub_options
-    )
+    state, report = load_checkpoint(hub_id=hub_id, path=path, arch=arch, must_be_chronos=True)
     return state, replace(report, init="chronos")
 
 

@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import SMALL, TINY_T5
-from hub_server import HubServer, full_model, serve, write_checkpoint
+from hub_server import HubServer, at, full_model, serve, write_checkpoint
 
 from t5ts.build import build_model, token_scale
 from t5ts.config import Config
 from t5ts.download import main
 from t5ts.errors import ConfigError, InputsChanged, WeightsError
 from t5ts.experiment import run
-from t5ts.model import weights
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import random_state
 from t5ts.model.weights import load_chronos
@@ -43,11 +42,9 @@ def chronos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(chronos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with serve() as server:
+def hub(chronos: Path, tmp_path: Path) -> Iterator[HubServer]:
+    with serve() as server, at(server.endpoint, tmp_path / "cache"):
         server.add(ID, chronos)
-        places = {"endpoint": server.endpoint, "cache_dir": tmp_path / "cache"}
-        monkeypatch.setattr(weights, "HubRequest", partial(weights.HubRequest, **places))
         yield server
 
 
@@ -79,19 +76,18 @@ def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
 
 
 def test_download_fetches_the_one_of_the_backbones_shape(
-    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache = ["--cache-dir", str(tmp_path / "other")]
     chosen = ["backbone=t5_efficient_tiny", "init=chronos"]
-    assert main([*chosen, "--endpoint", hub.endpoint, *cache]) == 0
+    assert main(chosen) == 0
     assert ID in capsys.readouterr().out
     asked = len(hub.requests)
-    assert main(["--verify", *chosen, *cache]) == 0
+    assert main(["--verify", *chosen]) == 0
     assert len(hub.requests) == asked
 
 
 def fresh(folder: Path) -> None:
-    draw = random_state(ARCH, generator=torch.Generator().manual_seed(0), factor=0.05)
+    draw = random_state(ARCH, generator=torch.Generator().manual_seed(0), factor=0.05)[0]
     path = folder / "model.safetensors"
     save_file(load_file(path) | {f"encoder.{n}": t.bfloat16() for n, t in draw.items()}, path)
 

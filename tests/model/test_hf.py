@@ -23,7 +23,8 @@ from t5ts.donor import read_donor
 from t5ts.errors import ConfigError, WeightsError
 from t5ts.export import export
 from t5ts.model.forecaster import scale_audit
-from t5ts.model.hf_encoder import HFEncoder, hf_architecture, hf_config, hf_random_state
+from t5ts.model.hf_encoder import HFEncoder, hf_architecture, hf_config
+from t5ts.model.tensors import random_state
 from t5ts.model.weights import load_checkpoint
 
 SIZES = {
@@ -156,9 +157,9 @@ def test_bypassed_blocks_pass_on_what_comes_before_them(kind: str) -> None:
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_random_is_the_architectures_law_and_draws_from_its_generator_alone(kind: str) -> None:
     arch, before = arch_of(kind), torch.get_rng_state()
-    state, rms = hf_random_state(arch, generator=generator())
-    again, _ = hf_random_state(arch, generator=generator())
-    other, its_rms = hf_random_state(arch, generator=generator(1), factor=0.5)
+    state, rms = random_state(arch, generator=generator())
+    again, _ = random_state(arch, generator=generator())
+    other, its_rms = random_state(arch, generator=generator(1), factor=0.5)
     assert torch.equal(before, torch.get_rng_state())
     model = oracle(kind, looks_trained=False)
     theirs = dict(model.named_parameters())

@@ -55,7 +55,7 @@ def test_shapes_have_the_published_counts() -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 0.05])
 def test_random_state_follows_the_law(factor: float) -> None:
-    state = random_state(T5_SMALL, generator=generator(), factor=factor)
+    state = random_state(T5_SMALL, generator=generator(), factor=factor)[0]
     assert {name: tuple(t.shape) for name, t in state.items()} == encoder_shapes(T5_SMALL)
     for name, sigma in init_law(T5_SMALL).items():
         tolerance = 5 / math.sqrt(2 * state[name].numel())
@@ -66,7 +66,7 @@ def test_random_state_follows_the_law(factor: float) -> None:
 
 @pytest.mark.parametrize(("scale_norms", "value"), [(False, 1.0), (True, 0.05)])
 def test_norms_are_scaled_only_on_request(scale_norms: bool, value: float) -> None:
-    state = random_state(TINY, generator=generator(), factor=0.05, scale_norms=scale_norms)
+    state = random_state(TINY, generator=generator(), factor=0.05, scale_norms=scale_norms)[0]
     norms = [t for name, t in state.items() if name.endswith("layer_norm.weight")]
     assert len(norms) == 5
     assert all(bool((t == torch.tensor(value)).all()) for t in norms)

@@ -29,7 +29,7 @@ def look(state: dict[str, Tensor], arch: T5Architecture = TINY) -> Freshness:
 
 
 def draw(seed: int = 0, arch: T5Architecture = TINY, factor: float = 1.0) -> dict[str, Tensor]:
-    return random_state(arch, generator=torch.Generator().manual_seed(seed), factor=factor)
+    return random_state(arch, generator=torch.Generator().manual_seed(seed), factor=factor)[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -47,7 +47,7 @@ def test_a_fresh_draw_is_never_taken_for_trained(
     """At any common factor, with norms at 1, at the factor, or as another model's were."""
     arch = replace(TINY, feed_forward_proj="gated-gelu" if gated else "relu")
     generator = torch.Generator().manual_seed(seed)
-    state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
+    state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)[0]
     if others:
         for name in state.keys() - init_law(arch).keys():
             state[name] = torch.rand(state[name].shape, generator=generator)
@@ -115,7 +115,7 @@ def initialised(init: str, arch: T5Architecture) -> dict[str, Tensor]:
     """A fresh encoder by some library's initialiser."""
     generator = torch.Generator().manual_seed(5)
     factor = 0.05 if init == "chronos" else 1.0
-    state = random_state(arch, generator=generator, factor=factor, scale_norms=True)
+    state = random_state(arch, generator=generator, factor=factor, scale_norms=True)[0]
     for name in init_law(arch):
         if init == "bert":
             state[name].normal_(0.0, 0.02, generator=generator)

@@ -20,7 +20,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from hub_server import COMMIT, TINY, Fault, HubServer, full_model, serve, write_checkpoint
+from hub_server import COMMIT, TINY, Fault, HubServer, at, full_model, serve, write_checkpoint
 from runs import Command
 
 from t5ts.errors import WeightsError
@@ -77,9 +77,23 @@ def _no_proxy_or_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     close_session()
 
 
-def load(hub: HubServer | str, cache: Path, hub_id: str = NAME, **kwargs: Any) -> LoadReport:
+def load(
+    hub: HubServer | str,
+    cache: Path,
+    hub_id: str = NAME,
+    *,
+    offline: bool = False,
+    token: str | None = None,
+    **kwargs: Any,
+) -> LoadReport:
     endpoint = hub if isinstance(hub, str) else hub.endpoint
-    return load_checkpoint(hub_id=hub_id, endpoint=endpoint, cache_dir=cache, **kwargs)[1]
+    with at(endpoint, cache, offline=offline, token=token):
+        return load_checkpoint(hub_id=hub_id, **kwargs)[1]
+
+
+def cached(cache: Path) -> Path | None:
+    with at("", cache):
+        return cached_snapshot(NAME)
 
 
 def refused(
@@ -109,7 +123,7 @@ def refused(
                 verb,
                 path,
             )
-    assert cached_snapshot(NAME, cache_dir=cache) is None
+    assert cached(cache) is None
     return message
 
 
@@ -120,7 +134,7 @@ def test_a_checkpoint_is_downloaded_once(hub: HubServer, cache: Path) -> None:
     assert len(hub.requests) == asked
     assert report.files[WEIGHTS] == hub.etag(NAME, WEIGHTS)
     assert report.revision == COMMIT
-    assert str(cached_snapshot(NAME, cache_dir=cache)) == report.path
+    assert str(cached(cache)) == report.path
 
 
 def test_wrong_ids_suggest_right_ones(hub: HubServer, cache: Path) -> None:
@@ -141,7 +155,7 @@ def test_wrong_ids_suggest_right_ones(hub: HubServer, cache: Path) -> None:
 
 def test_token_is_used_and_stays_on_the_hub(hub: HubServer, cache: Path) -> None:
     hub.token = "hf_right"
-    refused(hub, cache, "401", "HF_TOKEN", token=False)
+    refused(hub, cache, "401", "HF_TOKEN")
     refused(hub, cache, "401", "HF_TOKEN", token="hf_wrong")
     load(hub, cache, token="hf_right")
     assert all("authorization" in headers for headers in hub.asked("GET", "/resolve/"))
@@ -367,11 +381,16 @@ def test_local_disk(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 def test_two_runs_at_once_download_once(hub: HubServer, cache: Path) -> None:
     hub.faults = [Fault(where="/cdn/", hang_s=0.3, times=1)]
     reports: list[LoadReport] = []
-    threads = [threading.Thread(target=lambda: reports.append(load(hub, cache))) for _ in "ab"]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+
+    def load_one() -> None:
+        reports.append(load_checkpoint(hub_id=NAME)[1])
+
+    threads = [threading.Thread(target=load_one) for _ in "ab"]
+    with at(hub.endpoint, cache):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert len(reports) == 2
     assert reports[0] == reports[1]
     bodies = [h for h in hub.asked("GET", "/cdn/") if h.get("range") != "bytes=0-0"]
