@@ -77,13 +77,6 @@ class TrainedForecaster:
     result: dict[str, Any]
     provenance: dict[str, Any]
 
-    def __repr__(self) -> str:
-        """What it forecasts, in one line."""
-        return (
-            f"{type(self).__name__}({str(self.folder)!r}: {self.config.arm}, channels"
-            f" {', '.join(self.channels)}, step {self.step}, horizon {self.horizon})"
-        )
-
     @property
     def horizon(self) -> int:
         """Rows that one forecast covers."""

@@ -223,11 +223,6 @@ def _download(hub_id: str, revision: str, commit: str, main: str) -> Path:
                 f"{name} arrived corrupted and was removed ({error}) Run again; if it happens "
                 "twice, a proxy or mirror (HF_ENDPOINT) is altering the file."
             ) from error
-    if path.parent.name != commit:
-        raise WeightsError(
-            f"{hub_id} changed on the hub during the download ({revision} is a different commit "
-            "now): run the same command again."
-        )
     return path.parent
 
 
