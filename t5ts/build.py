@@ -48,7 +48,6 @@ from t5ts.model.weights import (
     chronos_source,
     encoder_state,
     load_checkpoint,
-    load_chronos,
 )
 from t5ts.optim import PlannedOptimizer
 from t5ts.schedule import forecaster_plan, start_step, within_run
@@ -469,26 +468,26 @@ def load_encoder(config: Config, arch: Architecture) -> tuple[dict[str, Tensor],
     """Load and verify the checkpoint of an arm.
 
     Raises:
-        WeightsError: as `load_donor`, `load_chronos` and `load_checkpoint`.
+        WeightsError: as `load_donor`, `chronos_source` and `load_checkpoint`.
     """
     if config.init.path:
         return load_donor(config.init.path, arch=arch)
-    if isinstance(arch, T5Architecture) and is_chronos(config):
-        return load_chronos(config.init.checkpoint, arch=arch)
-    backbone = config.backbone
+    return load_checkpoint(arch=arch, **_checkpoint(config))
+
+
+def _checkpoint(config: Config) -> dict[str, Any]:
+    """What `load_checkpoint` loads for an arm, or for its control."""
+    backbone, init = config.backbone, config.init
     assert isinstance(backbone, CheckpointBackbone)
-    return load_checkpoint(
-        hub_id=None if backbone.path else backbone.hub_id,
-        path=backbone.path,
-        arch=arch,
-        revision=backbone.revision,
-        expected_sha256=backbone.sha256,
-    )
-
-
-def is_chronos(config: Config) -> bool:
-    """Whether the encoder's checkpoint (or the one its control is made from) is a Chronos-T5."""
-    return config.init.name == "chronos" or config.init.checkpoint is not None
+    if init.name == "chronos" or init.checkpoint is not None:
+        hub_id, path = chronos_source(init.checkpoint, architecture(backbone).d_model)
+        return {"hub_id": hub_id, "path": path, "must_be_chronos": True}
+    return {
+        "hub_id": None if backbone.path else backbone.hub_id,
+        "path": backbone.path,
+        "revision": backbone.revision,
+        "expected_sha256": backbone.sha256,
+    }
 
 
 def architecture(backbone: CheckpointBackbone) -> Architecture:
@@ -621,16 +620,10 @@ def _present_weights(config: Config) -> dict[str, str] | None:
     if donor is not None:
         files = [best_checkpoint(donor)]
     elif isinstance(backbone, CheckpointBackbone) and reads_checkpoint:
-        hub_id, folder, revision = backbone.hub_id, backbone.path, backbone.revision
-        if is_chronos(config):
-            revision = "main"
-            arch = architecture(backbone)
-            assert isinstance(arch, T5Architecture)
-            hub_id, folder = chronos_source(init.checkpoint, arch)
-        cached: str | Path | None = folder
-        if folder is None:
-            assert hub_id is not None
-            cached = hub.cached_snapshot(hub_id, revision)
+        source = _checkpoint(config)
+        cached = source["path"] or hub.cached_snapshot(
+            source["hub_id"], source.get("revision", "main")
+        )
         if cached is None:
             return None
         files = list(open_checkpoint(cached, model_types=None).files)

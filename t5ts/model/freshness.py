@@ -74,24 +74,19 @@ class Freshness:
         """Why the encoder cannot be a pretrained one, or None when it looks trained."""
         if self.broken:
             return _listed(self.broken) + ", which training never produces"
-        if not self.has_structure and not self.drifted:
-            if self.law_distance < LAW_LIMIT and not 0 < self.norm_spread < NORMS_MOVED:
-                norms = (
-                    f"while its LayerNorm weights vary by {self.norm_spread:.0%}: were the "
-                    "matrices left out when it was saved or converted?"
-                    if self.norm_spread
-                    else "and all LayerNorm weights are constant"
-                )
-                return (
-                    f"the spread of its {self.num_matrices} matrices is the initialisation law "
-                    f"times {self.factor:.3g} (distance {self.law_distance:.2g}, trained is above "
-                    f"{LAW_LIMIT:g}), {norms}"
-                )
-            if not self.norm_spread:
-                return (
-                    "all LayerNorm weights are constant, and in each of its "
-                    f"{self.num_matrices} matrices rows and columns scatter as independent draws do"
-                )
+        is_fresh = not self.has_structure and not self.drifted
+        if is_fresh and self.law_distance < LAW_LIMIT and not 0 < self.norm_spread < NORMS_MOVED:
+            return (
+                f"the spread of its {self.num_matrices} matrices is the initialisation law times "
+                f"{self.factor:.3g} (distance {self.law_distance:.2g}, trained is above "
+                f"{LAW_LIMIT:g}), and its LayerNorm weights vary by {self.norm_spread:.0%} (0 % is "
+                "constant; otherwise, were the matrices left out when it was saved or converted?)"
+            )
+        if is_fresh and not self.norm_spread:
+            return (
+                f"all LayerNorm weights are constant, and in each of its {self.num_matrices} "
+                "matrices rows and columns scatter as independent draws do"
+            )
         if self.fresh:
             return (
                 f"{len(self.fresh)} of its tensors look untrained among trained ones "
@@ -102,15 +97,16 @@ class Freshness:
     @property
     def notes(self) -> list[str]:
         """What a user should know about an accepted encoder."""
-        notes = {
-            "barely trained": ["note: barely trained, almost no different from its initialisation"],
-            "control": [
+        notes = []
+        if self.origin == "barely trained":
+            notes.append("note: barely trained, almost no different from its initialisation")
+        if self.origin == "control":
+            notes.append(
                 "note: rows and columns scatter like independent draws in every matrix, as in a "
                 "shuffled or synthetic checkpoint"
-            ],
-        }.get(self.origin, [])
+            )
         if not self.norm_spread:
-            notes = [*notes, "note: all LayerNorm weights are constant, as before any training"]
+            notes.append("note: all LayerNorm weights are constant, as before any training")
         return notes
 
 

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model.architecture import Architecture, HFArchitecture, T5Architecture
+from t5ts.model.architecture import Architecture, HFArchitecture
 from t5ts.model.checkpoint_file import (
     T5_TYPES,
-    CheckpointFiles,
     CorruptError,
     checkpoint_folder,
     file_sha256,
@@ -203,7 +202,10 @@ def load_checkpoint(
         files = open_checkpoint(folder, model_types=types)
         found = check_config(files, arch, must_be_chronos=must_be_chronos)
         hashes = {file.name: file_sha256(file) for file in files.files}
-        weights_sha256 = _weights_sha256(files, hashes)
+        weights_sha256 = hashes[files.weights[0].name]
+        if len(files.files) > 2:  # an index, and shards
+            lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in files.weights)
+            weights_sha256 = hashlib.sha256(lines.encode()).hexdigest()
         if expected_sha256 not in (None, weights_sha256):
             raise WeightsError(
                 f"{files.weights[0]} is not the file this backbone expects: its SHA-256 is "
@@ -244,45 +246,28 @@ def load_checkpoint(
     )
 
 
-def chronos_source(checkpoint: str | None, arch: T5Architecture) -> tuple[str | None, str | None]:
+def chronos_source(checkpoint: str | None, d_model: int) -> tuple[str | None, str | None]:
     """The hub id and the folder, one of them None, of a Chronos-T5.
 
     Args:
         checkpoint: Hub id, or a folder (it exists, or begins with "/", "." or "~"); None chooses
-            the published model by `arch`.
-        arch: The encoder's shape.
+            the published model of this width.
+        d_model: The encoder's width.
 
     Raises:
-        WeightsError: if no model of this shape was published.
+        WeightsError: if no model of this width was published.
     """
     if checkpoint is None:
-        if arch.d_model not in CHRONOS:
+        if d_model not in CHRONOS:
             raise WeightsError(
-                f"No Chronos-T5 has d_model {arch.d_model}; allowed are "
+                f"No Chronos-T5 has d_model {d_model}; allowed are "
                 f"{', '.join(map(str, CHRONOS))} (backbone=t5_efficient_tiny, t5_efficient_mini, "
                 "t5_small, t5_base, t5_large). Or set init.checkpoint=ID_OR_DIR."
             )
-        return f"amazon/chronos-t5-{CHRONOS[arch.d_model]}", None
+        return f"amazon/chronos-t5-{CHRONOS[d_model]}", None
     if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir():
         return None, checkpoint
     return checkpoint, None
-
-
-def load_chronos(
-    checkpoint: str | None, *, arch: T5Architecture
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Load and verify a Chronos-T5's encoder: the same shape, pretrained on time series.
-
-    Args:
-        checkpoint: As for `chronos_source`.
-        arch: The shape it must have, except for its vocabulary.
-
-    Raises:
-        WeightsError: as `chronos_source` and `load_checkpoint`.
-    """
-    hub_id, path = chronos_source(checkpoint, arch)
-    state, report = load_checkpoint(hub_id=hub_id, path=path, arch=arch, must_be_chronos=True)
-    return state, replace(report, init="chronos")
 
 
 def loaded_report(
@@ -311,20 +296,11 @@ def loaded_report(
     )
 
 
-def _weights_sha256(files: CheckpointFiles, hashes: dict[str, str]) -> str:
-    if len(files.files) == 2:  # config.json and one file
-        return hashes[files.weights[0].name]
-    lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in files.weights)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
 def describe(report: LoadReport) -> list[str]:
     """A load report as five lines for the terminal, from the source to the verdict."""
     arch = report.architecture
     revision = f" at {report.revision[:12]}" if report.revision else ""
     num_full = report.num_params_full
-    full = "nothing was read" if num_full is None else f"{num_full:,} parameters"
-    notes = [check for check in report.checks if check.startswith("note:")]
     kind = kind_of(arch)
     verdict = {
         "random": "random initialisation, nothing pretrained",
@@ -333,16 +309,17 @@ def describe(report: LoadReport) -> list[str]:
         "barely trained": f"{kind} that was barely trained",
         "control": f"{kind} without structure, like a shuffled or redrawn one",
     }[report.origin]
-    if report.init in ("matched", "shuffled"):
+    if report.init in _CONTROLS:
         verdict = f"control '{report.init}' made from a verified {kind}"
-    shape = f", d_ff {arch['d_ff']}, {arch['feed_forward_proj']}" if kind == "T5" else f", {kind}"
-    return [
-        f"weights    {report.source}{revision} ({report.format or 'drawn'}), "
-        f"in {report.path or 'memory'}",
-        f"d_model    {arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads"
+    shape = f"d_ff {arch['d_ff']}, {arch['feed_forward_proj']}" if kind == "T5" else kind
+    lines = {
+        "weights": f"{report.source}{revision} ({report.format or 'drawn'}), in "
+        f"{report.path or 'memory'}",
+        "d_model": f"{arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads, "
         f"{shape})",
-        f"full       {full}",
-        f"encoder    {report.num_params_encoder:,} parameters with its token embedding "
+        "full": "nothing was read" if num_full is None else f"{num_full:,} parameters",
+        "encoder": f"{report.num_params_encoder:,} parameters with its token embedding "
         f"(RMS {report.embedding_rms:.3g}), {report.num_params_trained:,} without",
-        f"verdict    {verdict}" + "".join(f"; {note}" for note in notes),
-    ]
+        "verdict": "; ".join([verdict, *(c for c in report.checks if c.startswith("note:"))]),
+    }
+    return [f"{name:<10} {text}" for name, text in lines.items()]

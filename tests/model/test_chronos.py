@@ -22,7 +22,7 @@ from t5ts.errors import ConfigError, InputsChanged, WeightsError
 from t5ts.experiment import run
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import random_state
-from t5ts.model.weights import load_chronos
+from t5ts.model.weights import chronos_source, load_checkpoint
 
 ID = "amazon/chronos-t5-tiny"
 ARCH = T5Architecture(d_model=256, d_ff=1024, d_kv=64, num_layers=4, num_heads=4, vocab_size=4096)
@@ -107,18 +107,17 @@ def edit_config(folder: Path, **changes: Any) -> None:
     ],
 )
 def test_what_is_no_chronos_of_that_shape_is_refused(
-    hub: HubServer, spoil: Callable[[Path], None], named: str, tmp_path: Path
+    spoil: Callable[[Path], None], named: str, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "spoilt", ARCH)
     spoil(folder)
-    hub.add(ID, folder)
     with pytest.raises(WeightsError, match=named):
-        load_chronos(None, arch=ARCH)
+        load_checkpoint(path=folder, arch=ARCH, must_be_chronos=True)
 
 
 def test_sizes_that_were_not_published_are_named() -> None:
     with pytest.raises(WeightsError, match="256, 384, 512, 768, 1024"):
-        load_chronos(None, arch=SMALLEST)
+        chronos_source(None, SMALLEST.d_model)
 
 
 @pytest.mark.parametrize(
