@@ -81,11 +81,7 @@ class CheckpointFiles:
     header: dict[str, TensorInfo]
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
-        """Read these tensors, in their stored dtype.
-
-        Raises:
-            WeightsError: if a file cannot be read.
-        """
+        """Read these tensors, in their stored dtype; WeightsError if a file cannot be read."""
         tensors: dict[str, Tensor] = {}
         for path in self.weights:
             here = [name for name in names if self.header[name].file == path]
@@ -98,11 +94,6 @@ class CheckpointFiles:
         return tensors
 
 
-def packaged_names() -> list[str]:
-    """Names of the checkpoints that come with t5ts: folders next to this module."""
-    return sorted(config.parent.name for config in Path(__file__).parent.glob("*/config.json"))
-
-
 def checkpoint_folder(path: str | Path) -> Path:
     """The folder that a path refers to: `packaged:NAME`, or any other with its ~ expanded.
 
@@ -112,24 +103,20 @@ def checkpoint_folder(path: str | Path) -> Path:
     text = str(path)
     if not text.startswith(PACKAGED):
         return Path(text).expanduser()
-    name = text.removeprefix(PACKAGED)
-    if name not in packaged_names():
+    own = Path(__file__).resolve().parent
+    names = sorted(config.parent.name for config in own.glob("*/config.json"))
+    if (name := text.removeprefix(PACKAGED)) not in names:
         raise WeightsError(
-            f"No checkpoint named {name!r} comes with t5ts; allowed are: "
-            f"{', '.join(packaged_names())}. For a folder of your own use backbone=local "
-            "backbone.path=DIR."
+            f"No checkpoint named {name!r} comes with t5ts; allowed are: {', '.join(names)}. For a "
+            "folder of your own use backbone=local backbone.path=DIR."
         )
-    return Path(__file__).resolve().parent / name
+    return own / name
 
 
 def open_checkpoint(
     path: str | Path, *, model_types: Collection[str] | None = T5_TYPES
 ) -> CheckpointFiles:
     """Open a checkpoint folder: config, format and every tensor's shape, no tensor read.
-
-    Args:
-        path: The checkpoint folder.
-        model_types: As for `read_config`.
 
     Raises:
         WeightsError: if anything is missing, truncated, corrupted or untrusted.
@@ -190,7 +177,10 @@ def shard_names(folder: Path, main: str) -> list[str]:
     index = _read_json(folder / main)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     files = list(shards.values()) if isinstance(shards, dict) else []
-    if not files or not all(_is_plain_name(file) for file in files):
+    # In this folder, under a plain name.
+    if not files or not all(
+        isinstance(file, str) and Path(file).name == file and "\0" not in file for file in files
+    ):
         raise CorruptError(
             f"{folder / main} is not a shard index: it needs a weight_map from tensors to files "
             "in the same folder. Download the checkpoint again."
@@ -206,15 +196,13 @@ def read_config(folder: Path, *, model_types: Collection[str] | None = T5_TYPES)
         model_types: The allowed ones, in transformers' words; None for any.
 
     Raises:
-        WeightsError: if the folder or the file is missing or unreadable, the model is of another
-            type, or it is quantised.
+        WeightsError: if it is missing or unreadable, of another type, or quantised.
     """
-    names = _names_in(folder)
-    if "config.json" not in names:
+    path, names = folder / "config.json", _names_in(folder)
+    if path.name not in names:
         raise WeightsError(
             f"{folder} has no config.json (it contains {_shown(names)}). {_GIVE_FOLDER}"
         )
-    path = folder / "config.json"
     config = _read_json(path)
     if not isinstance(config, dict):
         raise CorruptError(
@@ -236,14 +224,7 @@ def read_config(folder: Path, *, model_types: Collection[str] | None = T5_TYPES)
 
 
 def read_architecture(path: str | Path) -> T5Architecture:
-    """The encoder's shape from a checkpoint folder's `config.json`.
-
-    Args:
-        path: The checkpoint folder.
-
-    Raises:
-        WeightsError: as `read_config` and `architecture_of`.
-    """
+    """A T5's shape from a folder; WeightsError as `read_config` and `architecture_of`."""
     folder = checkpoint_folder(path)
     return architecture_of(read_config(folder), where=str(folder / "config.json"))
 
@@ -290,11 +271,7 @@ def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes; computed once per process while the file is unchanged.
-
-    Raises:
-        WeightsError: if the file cannot be read.
-    """
+    """Hex SHA-256 of a file's bytes; computed once per process while the file is unchanged."""
     with _reading(path):
         stat = path.stat()
         return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -376,10 +353,6 @@ def _read_json(path: Path) -> Any:
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "") or "nothing"
-
-
-def _is_plain_name(file: object) -> bool:
-    return isinstance(file, str) and Path(file).name == file and "\0" not in file
 
 
 @contextmanager

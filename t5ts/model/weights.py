@@ -93,12 +93,9 @@ def encoder_state(
             made from the same checkpoint: "matched", "shuffled".
         arch: The encoder's shape.
         generator: CPU generator of this arm alone; checkpoints draw nothing.
-        factor: Scale of the "random" arm; see `random_state`.
-        scale_norms: See `random_state`.
-        keep: Regular expressions: tensors that "random" and the controls take from the checkpoint
-            as they are, so that only the others are asked about.
-        load: Loads the checkpoint (`load_checkpoint`, `load_donor`); not called for "random" that
-            keeps nothing.
+        factor, scale_norms: Of the "random" arm; see `random_state`.
+        keep: Regular expressions: tensors that "random" and the controls take from the checkpoint.
+        load: Loads the checkpoint; not called for "random" that keeps nothing.
 
     Returns:
         float32 tensors by the encoder's names, and the report that proves the arm.
