@@ -75,13 +75,13 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
         if not is_export and not (folder / name).is_file():
             raise WeightsError(f"{key}={path} {problem}; {allowed}")
     try:
-        config, told, tensors = (_read_export if is_export else _read_run)(folder)
+        told, tensors = (_read_export if is_export else _read_run)(folder)
         provenance = told["provenance"]
         first_rms, identity = float(provenance["scale_audit"]["input"]), provenance["identity"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ResumeError) as error:
         raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
     return Donor(
-        config=config,
+        config=told["config"],
         identity=str(identity),
         tensors=tensors,
         token_rms=first_rms * norm_rms(tensors, "patch."),  # the norm starts at 1
@@ -92,19 +92,18 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
     )
 
 
-def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Configuration, records and the model's tensors of a run directory."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(config, dict)
-    told = {
+def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and records, and the model's tensors, of a run directory."""
+    told: dict[str, Any] = {
         name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("provenance", "result")
     }
+    told["config"] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     stored, _ = load_checkpoint(best_checkpoint(folder))
-    return {str(key): value for key, value in config.items()}, told, _under("model/", stored)
+    return told, _under("model/", stored)
 
 
-def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The same for an export, whose files must match its recorded checksums."""
     told = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
     tensors: dict[str, Tensor] = {}
@@ -116,7 +115,7 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str
     for name in (PLACEHOLDER, ours.pop("", None)):
         tensors.pop(str(name), None)
     tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
-    return told["config"], told, tensors
+    return told, tensors
 
 
 def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:

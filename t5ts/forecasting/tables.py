@@ -59,33 +59,27 @@ def predict(
     return _forecasts(forecasters, series, starts, last)
 
 
-def row_of(series: Series, wanted: str | int, key: str) -> int:
-    """The first row at or after a time, or the row of that number; it may be after the data's end.
+def row_of(series: Series, wanted: str | int, key: str, *, is_last: bool = False) -> int:
+    """The row of a time or number; it may be after the data's end.
+
+    Of a time between two rows the later one; with `is_last` the earlier one, and of a date without
+    a time the last row of that day.
 
     Raises:
         DataError: if it is not a time, or the data have none.
     """
     if isinstance(wanted, int) or wanted.lstrip("-").isdigit():
         return int(wanted)
-    return _row_at_or_after(series, wanted, key, later=timedelta(0))
-
-
-def last_row_of(series: Series, wanted: str | int, key: str) -> int:
-    """The last row at or before a time; of a date without a time, the last row of that day."""
-    if isinstance(wanted, int) or wanted.lstrip("-").isdigit():
-        return int(wanted)
-    is_date = len(wanted.strip()) == len("2024-01-31")
-    later = timedelta(days=1) if is_date else timedelta(microseconds=1)
-    return _row_at_or_after(series, wanted, key, later=later) - 1
-
-
-def _row_at_or_after(series: Series, text: str, key: str, *, later: timedelta) -> int:
     if not series.start:
-        raise DataError(f"{key} {text}: {series.name} has no times; give a row number.")
+        raise DataError(f"{key} {wanted}: {series.name} has no times; give a row number.")
+    later = timedelta(0)
+    if is_last:
+        is_date = len(wanted.strip()) == len("2024-01-31")
+        later = timedelta(days=1) if is_date else timedelta(microseconds=1)
     try:
-        return series.step.row(moment(series.start), moment(text) + later)
+        return series.step.row(moment(series.start), moment(wanted) + later) - int(is_last)
     except ValueError:
-        raise DataError(f"{key} {text} is not an ISO time such as {series.time_of(0)}.") from None
+        raise DataError(f"{key} {wanted} is not an ISO time such as {series.time_of(0)}.") from None
 
 
 def _forecast_starts(
@@ -112,7 +106,7 @@ def _forecast_starts(
     most = starts[-1] + horizon - 1
     last = most if start is None else max(first, rows - 1)
     if end is not None:
-        last = last_row_of(series, end, "--to")
+        last = row_of(series, end, "--to", is_last=True)
         if not first <= last <= most:
             raise DataError(
                 f"--to {end} must lie between {label(series, first)} and {label(series, most)}: the"
@@ -186,7 +180,7 @@ def _filled(
     first, rows = forecasters[0], len(series.values_TC)
     seq_len = first.config.seq_len
     begin = 0 if start is None else row_of(series, start, "--from")
-    stop = rows - 1 if end is None else last_row_of(series, end, "--to")
+    stop = rows - 1 if end is None else row_of(series, end, "--to", is_last=True)
     if not 0 <= begin <= stop < rows:
         raise DataError(
             f"--from {start} --to {end}: give a span between {label(series, 0)} and"
