@@ -41,13 +41,6 @@ _FEED_FORWARDS: dict[str, dict[str, object]] = {
     "relu": {"dense_act_fn": "relu", "is_gated_act": False},
     "gated-gelu": {"dense_act_fn": "gelu_new", "is_gated_act": True},
 }
-# Other models' names of T5's sizes, which transformers accepts for them.
-_ALIASES = {
-    "d_model": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "num_layers": "num_hidden_layers",
-    "d_kv": "head_dim",
-}
 _WEIGHTS = (".safetensors", ".bin", ".onnx", ".gguf", ".h5", ".msgpack")  # most worth showing
 _LFS_POINTER = b"version https://git-lfs"
 _GIVE_FOLDER = (
@@ -246,21 +239,18 @@ def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:
         key: _size(config, key, defaults.get(key), where)
         for key in ("d_model", "d_ff", "num_layers", "num_heads", "vocab_size", *defaults)
     }
-    if config.get("num_decoder_layers") is not None:
-        _size(config, "num_decoder_layers", None, where)
     feed_forward = config.get("feed_forward_proj", "relu")
     if not isinstance(feed_forward, str) or feed_forward not in _FEED_FORWARDS:
         raise WeightsError(
             f"{where}: feed_forward_proj is {feed_forward!r}; allowed are "
             f"{' (T5 v1.0), '.join(_FEED_FORWARDS)} (v1.1, Flan-T5). Choose such a checkpoint."
         )
-    implied = {alias: sizes[key] for key, alias in _ALIASES.items()} | _FEED_FORWARDS[feed_forward]
-    for name, value in implied.items():
+    for name, value in _FEED_FORWARDS[feed_forward].items():
         if config.get(name) not in (None, value):
             raise WeightsError(
-                f"{where} contradicts itself: {name} is {config[name]!r}, its other values imply "
-                f"{value!r}. Programs that read one or the other build different models: fix the "
-                f"file, or remove {name}."
+                f"{where} contradicts itself: {name} is {config[name]!r}, feed_forward_proj is "
+                f"{feed_forward!r}. Programs that read one or the other build different models: "
+                f"fix the file, or remove {name}."
             )
     epsilon = config.get("layer_norm_epsilon", 1e-6)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:

@@ -1,7 +1,8 @@
 """Any pretrained Transformer that transformers builds, as an encoder of patches."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -302,15 +303,10 @@ def _max_tokens(model: Any) -> int | None:
     return most
 
 
-class _seeded:
+@contextmanager
+def _seeded(generator: torch.Generator) -> Iterator[None]:
     """torch's global generator set from another inside, and put back after."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self._seed = int(torch.randint(2**62, (), generator=generator))
-
-    def __enter__(self) -> None:
-        self._before = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(self._seed)
-
-    def __exit__(self, *_: object) -> None:
-        torch.default_generator.set_state(self._before)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -6,7 +6,6 @@ alone retries a dead network for 23 s), and a check of the content against the h
 names it by. `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the proxy variables apply.
 """
 
-import difflib
 import logging
 import os
 import re
@@ -26,19 +25,6 @@ from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sh
 
 PROBE_TIMEOUT_S = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "3"))  # for one small request
 
-# Published checkpoints whose encoder can be used here; for "did you mean".
-KNOWN_IDS = (
-    *(f"t5-{size}" for size in ("small", "base", "large", "3b", "11b")),
-    *(f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")),
-    *(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")),
-    *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
-    *(f"google/t5-efficient-{size}" for size in ("tiny", "mini", "small", "base", "large")),
-    *(f"amazon/chronos-t5-{size}" for size in ("tiny", "mini", "small", "base", "large")),
-    *("google/mt5-small", "google-bert/bert-base-uncased", "distilbert/distilbert-base-uncased"),
-    *("FacebookAI/roberta-base", "answerdotai/ModernBERT-base", "openai-community/gpt2"),
-    *("sentence-transformers/all-MiniLM-L6-v2", "facebook/opt-125m", "Qwen/Qwen2.5-0.5B"),
-    *("HuggingFaceTB/SmolLM2-135M", "meta-llama/Llama-3.2-1B"),
-)
 _REMEDY = (
     "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME to a "
     "copy of its cache, use a checkpoint folder with backbone=local (or hf) backbone.path=DIR, or "
@@ -52,24 +38,26 @@ _PROXY = (
 #: client's classes are matched by name, since the HTTP library under huggingface_hub changed twice.
 _TABLE = {
     "offline": "{hub_id} (revision {revision}) is incomplete in the cache {cache_dir}, and "
-    "offline mode forbids contacting the hub.{meant} Unset HF_HUB_OFFLINE, or {remedy}",
+    "offline mode forbids contacting the hub. Unset HF_HUB_OFFLINE, or {remedy}",
     "local-file": "The cache {cache_dir} cannot be used ({why}). Free disk space or fix its "
     "permissions, or set HF_HOME to another folder.",
     "GatedRepoError": "{hub_id} is gated: accept its licence at {endpoint}/{hub_id}, then set "
     "HF_TOKEN to a token of that account, or run `hf auth login`.",
     "RevisionNotFoundError": "{hub_id} has no revision {revision!r}. Use main, or a branch, tag or "
     "full commit listed at {endpoint}/{hub_id}/commits/main.",
-    "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}.{meant} Use the "
-    "id of a checkpoint such as t5-small or openai-community/gpt2; if the model is private, "
-    "set HF_TOKEN or run `hf auth login`.",
+    # Without a valid token the hub answers 401 both for missing ids and for private ones.
+    "401 403": "The hub answered {status} for {hub_id!r}: there is no such model, or it needs a "
+    "valid token. Use the id of a checkpoint such as t5-small or openai-community/gpt2; if the "
+    "model is private, set HF_TOKEN to a token with read access or run `hf auth login`; if it "
+    "needs none, unset HF_TOKEN.",
+    "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}. Use the id of a "
+    "checkpoint such as t5-small or openai-community/gpt2; if the model is private, set HF_TOKEN "
+    "or run `hf auth login`.",
     "RemoteEntryNotFoundError": "{hub_id} has no file {file} on the hub ({why}). Choose "
     "another checkpoint, such as t5-small, google/flan-t5-small or t5-base.",
     "FileMetadataError": "{endpoint} is not a complete mirror of the hub ({why}). Set HF_ENDPOINT "
     "to a complete one, or unset it.",
     "ProxyError 407": _PROXY,
-    "401 403": "Access to {hub_id} needs a valid token: {endpoint} answered {status}.{meant} Set "
-    "HF_TOKEN to a token with read access, or run `hf auth login`; if the model needs none, unset "
-    "HF_TOKEN.",
     "429 5xx": "{endpoint} answered {status} for {hub_id}: too many requests (429), or a server "
     "error (see status.huggingface.co). Try again in a few minutes, or {remedy}",
     "has-status": "{endpoint} answered {status} for {hub_id} ({why}). Check HF_ENDPOINT and the "
@@ -83,7 +71,7 @@ _TABLE = {
     " Nothing was kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer on a "
     "slow connection).",
     "no-network": "No network: {endpoint} cannot be reached ({why}; proxy: {proxy}), and {hub_id} "
-    "is not in the cache {cache_dir}.{meant} Check the network, HF_ENDPOINT and the proxy "
+    "is not in the cache {cache_dir}. Check the network, HF_ENDPOINT and the proxy "
     "variables (HF_HUB_ETAG_TIMEOUT=30 waits longer), or {remedy}",
     "proxy": _PROXY,
     "Exception": "{endpoint} did not respond like a hub to a request for {hub_id} ({why}). Check "
@@ -159,15 +147,6 @@ def in_cache(error: CorruptError, folder: Path) -> CorruptError:
         f"{error} It is in the hub's cache: delete that copy (rm -r '{folder.parents[1]}') and run "
         "the same command again to download it."
     )
-
-
-def suggestions(hub_id: str) -> list[str]:
-    """Known ids the user may have meant, best first, at most three."""
-    ids: dict[str, list[str]] = {}
-    for known in KNOWN_IDS:
-        ids.setdefault(known.split("/")[-1].lower(), []).append(known)
-    near = difflib.get_close_matches(hub_id.split("/")[-1].lower(), ids, n=3, cutoff=0.7)
-    return [known for name in near for known in ids[name] if known != hub_id][:3]
 
 
 def _find(hub_id: str, revision: str) -> tuple[str, str]:
@@ -306,12 +285,8 @@ def _explaining(hub_id: str, revision: str, *, file: str | None = None) -> Itera
         raise
     except Exception as error:
         facts = _facts(error, file)
-        # Without a valid token the hub answers 401 both for missing ids and for private ones.
-        if "401" in facts and hub_id in KNOWN_IDS:
-            facts.discard("RepositoryNotFoundError")
         message = next(text for row, text in _TABLE.items() if facts.intersection(row.split()))
         why = (str(error).strip().splitlines() or [""])[0][:200]
-        near = [] if hub_id in KNOWN_IDS else suggestions(hub_id)
         raise WeightsError(
             message.format(
                 hub_id=hub_id,
@@ -321,7 +296,6 @@ def _explaining(hub_id: str, revision: str, *, file: str | None = None) -> Itera
                 cache_dir=constants.HF_HUB_CACHE,
                 host=urlsplit(constants.ENDPOINT).hostname,
                 remedy=_REMEDY.format(name=hub_id.split("/")[-1].replace("-", "_")),
-                meant=f" Did you mean {' or '.join(near)}?" if near else "",
                 proxy=_proxy(constants.ENDPOINT),
                 status=next((fact for fact in facts if fact.isdigit()), ""),
                 why=f"{type(error).__name__}: {why}",

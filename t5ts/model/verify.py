@@ -228,11 +228,11 @@ def _count(files: CheckpointFiles, arch: Architecture, layout: _Layout) -> tuple
     notes = [f"{total:,} parameters by the file's header"]
     if isinstance(arch, HFArchitecture):
         return total, [*notes, f"the first {arch.num_layers} of {_depth(arch)} blocks are used"]
-    depth = files.config.get("num_decoder_layers") or arch.num_layers
-    crossed = 4 * arch.num_heads * arch.d_kv * arch.d_model + arch.d_model
-    expected = count(encoder_shapes(replace(arch, num_layers=depth))) + depth * crossed
     decoder = {name for name in sizes if name.startswith("decoder.")} - tied
     found = sum(sizes[name] for name in decoder)
+    depth = len({name.split(".")[2] for name in decoder if name.startswith("decoder.block.")})
+    crossed = 4 * arch.num_heads * arch.d_kv * arch.d_model + arch.d_model
+    expected = count(encoder_shapes(replace(arch, num_layers=depth))) + depth * crossed
     if found not in (0, expected):
         raise WeightsError(
             f"{files.folder}: its decoder has {found:,} parameters, this T5's has {expected:,}: a "
