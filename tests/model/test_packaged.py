@@ -96,7 +96,6 @@ def test_it_is_small_and_says_what_it_is() -> None:
     ("overrides", "scale"),
     [
         (["init=t5"], YAML.embedding_rms),
-        (["init=matched"], YAML.embedding_rms),
         (["init=shuffled"], YAML.embedding_rms),
         (["init=t5", "backbone.embedding_rms=9"], YAML.embedding_rms),  # the file's, not a claim
         (["init=random"], 1.0),
