@@ -5,8 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -15,19 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t5ts.checks import check_overrides
 from t5ts.command import finish
-from t5ts.config import (
-    CONF,
-    FULL_PARAMS,
-    SCHEMAS,
-    CheckpointBackbone,
-    Config,
-    from_hydra,
-    register,
-)
+from t5ts.config import CONF, FULL_PARAMS, SCHEMAS, CheckpointBackbone, from_hydra, register
 from t5ts.errors import Interrupted, UserError
-
-if TYPE_CHECKING:
-    from t5ts.model.weights import LoadReport
 
 EPILOG = """examples:
   python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict
@@ -69,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             if options.list:
                 _list()
-            elif options.verify:
-                _verify(options.overrides)
+            elif options.verify and not options.overrides:
+                _verify_all()
             else:
                 _fetch(options.overrides)
     except Interrupted as stop:
@@ -94,10 +82,6 @@ def _set_environment(options: argparse.Namespace) -> None:
     os.environ |= {name: value for name, value in chosen.items() if value}
 
 
-def _config(overrides: Sequence[str]) -> Config:
-    return from_hydra(compose("config", overrides=list(overrides)))
-
-
 def _presets() -> Iterator[CheckpointBackbone]:
     """Every backbone on the hub or packaged with t5ts."""
     for path in sorted((CONF / "backbone").glob("*.yaml")):
@@ -109,51 +93,35 @@ def _presets() -> Iterator[CheckpointBackbone]:
 
 
 def _fetch(overrides: Sequence[str]) -> None:
-    config = _config(overrides)
+    """Fetch what is not cached, verify it, and print what was found."""
+    config = from_hydra(compose("config", overrides=list(overrides)))
     asked = {override.split("=")[0].split(".")[0] for override in overrides}
     if not asked & {"backbone", "data"}:
         raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")
+    from t5ts.build import architecture, load_encoder, load_series
+    from t5ts.model.weights import describe
+
     if "backbone" in asked:
-        report = _load(config)
+        backbone = config.backbone
+        if not isinstance(backbone, CheckpointBackbone) or not (backbone.hub_id or backbone.path):
+            raise UserError(f"backbone={backbone.name} has no checkpoint.")
+        _, report = load_encoder(config, architecture(backbone))
+        print("\n".join(describe(report)))
         print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
     if "data" in asked:
-        from t5ts.build import load_series
-
-        series = load_series(config.data)
-        for key, value in series.fingerprint().items():
+        for key, value in load_series(config.data).fingerprint().items():
             print(f"{key:<12} {value}")
 
 
-def _with_checkpoint(config: Config) -> CheckpointBackbone:
-    backbone = config.backbone
-    if not isinstance(backbone, CheckpointBackbone) or not (backbone.hub_id or backbone.path):
-        raise UserError(f"backbone={backbone.name} has no checkpoint.")
-    return backbone
-
-
-def _load(config: Config) -> "LoadReport":
-    """Load and verify a checkpoint and print what was found."""
-    from t5ts.build import architecture, load_encoder
-    from t5ts.model.weights import describe
-
-    _, report = load_encoder(config, architecture(_with_checkpoint(config)))
-    print("\n".join(describe(report)))
-    return report
-
-
-def _cached(backbone: CheckpointBackbone) -> Path | None:
+def _list() -> None:
     from t5ts.model.hub import cached_snapshot
 
-    return cached_snapshot(str(backbone.hub_id), backbone.revision)
-
-
-def _list() -> None:
     print(f"{'backbone':<21}{'id':<40}{'parameters':>10}  {'licence':<11} cached; card")
     for backbone in _presets():
         where = "comes with t5ts"
         if not backbone.path:
             try:
-                folder = _cached(backbone)
+                folder = cached_snapshot(str(backbone.hub_id), backbone.revision)
                 where = "no"
                 if folder is not None:
                     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -168,13 +136,15 @@ def _list() -> None:
         )
 
 
-def _verify(overrides: Sequence[str]) -> None:
-    """Verify the named backbone, or every one that is cached or comes with t5ts."""
-    here = [b for b in _presets() if b.path or _cached(b)]
-    if not overrides and all(backbone.path for backbone in here):
+def _verify_all() -> None:
+    """Verify every checkpoint that is cached or comes with t5ts."""
+    from t5ts.model.hub import cached_snapshot
+
+    here = [b for b in _presets() if b.path or cached_snapshot(str(b.hub_id), b.revision)]
+    if all(backbone.path for backbone in here):
         print("no checkpoint is cached; python -m t5ts.download --list shows what is available")
-    for chosen in [overrides] if overrides else [[f"backbone={b.name}"] for b in here]:
-        _load(_config(chosen))
+    for backbone in here:
+        _fetch([f"backbone={backbone.name}"])
 
 
 def command() -> None:
