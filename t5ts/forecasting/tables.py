@@ -31,8 +31,7 @@ def predict(
 
     Args:
         forecasters: Of one task, horizon and set of channels: the seeds of an arm.
-        series: As `TrainedForecaster.read` returns it.
-        start, end, every: See `TrainedForecaster.predict`.
+        series: As `TrainedForecaster.read` returns it; the rest as for `TrainedForecaster.predict`.
 
     Returns:
         As `TrainedForecaster.predict`; of several models `forecast` is the mean and `spread` the

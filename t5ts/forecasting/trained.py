@@ -52,13 +52,10 @@ class TrainedForecaster:
     `t5ts.load(DIR)` makes one.
 
     Attributes:
-        folder: The run directory or the export.
-        config: The run's configuration.
-        task: Forecast or Reconstruct.
+        folder, config, task: The run directory or the export, and what was run.
         model: From (B, C, L) to (B, C, H), train-standardised; in evaluation mode, on the CPU.
-        channels, units: (C,) of the data that it was trained on.
-        step: Between two rows, in words ("1 h").
-        season: Rows in one season of that data.
+        channels, units, step, season: Of the data that it was trained on: (C,) names and units, the
+            time between two rows in words ("1 h"), rows in one season.
         mean_C, std_C: (C,) float64, data units: the train rows' scaler.
         result: The run's result.json: metrics, best epoch, arm.
         provenance: What the run recorded of its weights, data and code.
@@ -109,10 +106,6 @@ class TrainedForecaster:
 
         Raises:
             DataError: if the data have other channels or another step, or too few rows.
-
-        Example:
-            >>> forecaster = t5ts.load("outputs/my_run")  # doctest: +SKIP
-            >>> forecaster.predict("latest.csv")  # doctest: +SKIP
         """
         return predict([self], self.read(data), start=start, end=end, every=every)
 
@@ -219,15 +212,7 @@ class TrainedForecaster:
 
     @torch.no_grad()
     def predict_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:
-        """Predict from the windows that start at some rows.
-
-        Args:
-            series: As `read` returns it.
-            first_rows: (K,) of the contexts (of the windows to reconstruct).
-
-        Returns:
-            (K, C, H) float64 in data units.
-        """
+        """(K, C, H) float64 in data units, from the windows whose context starts at K rows."""
         contexts = self._contexts(series, first_rows)
         return np.concatenate([self.in_data_units(self.model(x_BCL)) for x_BCL in contexts])
 

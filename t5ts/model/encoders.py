@@ -94,10 +94,7 @@ class SharedEncoder(nn.Module):
     that with batch norm, whose statistics would depend on batch size and processes.)
 
     Args:
-        d_model: Width.
-        num_layers: Transformer layers.
-        num_heads: Attention heads; must divide the width.
-        d_ff: Inner width of the feed-forward.
+        d_model, num_layers, num_heads, d_ff: Sizes; the heads must divide the width.
         dropout: Probability, after stem and positions, on the attention weights, inside the
             feed-forward and after each sublayer.
         stem: Whether there is a convolution stem.

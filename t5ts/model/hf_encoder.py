@@ -152,10 +152,7 @@ class HFEncoder(nn.Module):
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all parameters from the architecture's own law, at the whole model's depth.
-
-        Args:
-            generator: The only source of randomness.
+        """Draw all parameters from `generator` alone, by the law of the whole model's depth.
 
         Source: transformers' `_init_weights` of the model.
         """

@@ -111,13 +111,8 @@ def attend(
 class SelfAttention(nn.Module):
     """Multi-head self-attention with its projections.
 
-    Args:
-        width: D in and out.
-        inner: heads · d_kv.
-        num_heads: Must divide `inner`.
-        scale: Of the scores before the softmax.
-        dropout: On the attention weights.
-        bias: Whether the projections have biases.
+    `width` is D in and out, `inner` heads · d_kv, `scale` multiplies the scores before the softmax,
+    `dropout` acts on the attention weights, and `bias` is about the projections.
     """
 
     def __init__(

@@ -43,10 +43,7 @@ class PatchEmbedding(nn.Module):
     is added to the scores.
 
     Args:
-        seq_len: Context length L in steps.
-        num_channels: Channels C.
-        d_model: Token width D.
-        patch_len: Patch length P in steps.
+        seq_len, num_channels, d_model, patch_len: L, C, D and P; lengths in steps.
         stride: Steps from one patch to the next; None for `patch_len`. At most `patch_len`.
         channels: "independent" or "mixing".
         norm: LayerNorm after the projection.
@@ -192,13 +189,8 @@ def token_bank(
 class WholeContext(nn.Module):
     """The context as one token without projection, for a forecaster without encoder.
 
-    M, N, D are B·C, 1, L, or B, 1, C·L when channels mix. There are no parameters.
-
-    Args:
-        seq_len: Context length L in steps.
-        num_channels: Channels C.
-        channels: "independent" or "mixing".
-        hidden: "none" or "value" (0 for a hidden step); see `PatchEmbedding`.
+    M, N, D are B·C, 1, L, or B, 1, C·L when channels mix. There are no parameters. A hidden step
+    ("value") is 0; see `PatchEmbedding` for the arguments.
     """
 
     def __init__(

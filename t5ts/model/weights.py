@@ -34,7 +34,6 @@ from t5ts.model.tensors import (
 )
 from t5ts.model.verify import check_config, check_trained, kind_of, read_encoder
 
-INITS = ("random", "t5", "pretrained", "run", "chronos", "matched", "shuffled")
 # The published Chronos-T5 of each d_model. Source: Ansari et al. 2024.
 CHRONOS = {256: "tiny", 384: "mini", 512: "small", 768: "base", 1024: "large"}
 _CONTROLS = {
@@ -47,7 +46,7 @@ _CONTROLS = {
 class LoadReport:
     """Where an encoder's weights came from and what was checked; goes to `provenance.json`."""
 
-    init: str  # the arm: one of `INITS`
+    init: str  # the arm, as in `init.name`
     source: str  # hub id or directory; "random" when nothing was read
     path: str | None = None  # folder that was read (the cache's, for a hub id)
     revision: str | None = None  # commit on the hub
@@ -104,11 +103,9 @@ def encoder_state(
         WeightsError: if the weights are not available or not to be trusted, or `keep` matches
             no tensor or all. There is no fallback.
     """
-    assert init in INITS
-    is_made = init == "random" or init in _CONTROLS
     if init != "random" or keep:
         checkpoint, loaded = load()
-        if not is_made:
+        if init not in ("random", *_CONTROLS):
             return checkpoint, replace(loaded, init=init)
     if init == "random":
         state, rms = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
