@@ -113,8 +113,9 @@ def read_encoder(
                 "The checkpoint is broken (fp16 overflow in its training?); choose another."
             )
     table = files.read([layout.embedding])[layout.embedding]
-    # Part by part, since it may be large.
-    squares = sum(part.double().square().sum().item() for part in table.split(4096))
+    # Part by part, since it may be large; a T5's in one, so that its last digit stays what it was.
+    rows = 4096 if isinstance(arch, HFArchitecture) else len(table)
+    squares = sum(part.double().square().sum().item() for part in table.split(rows))
     if not 0.0 < squares < math.inf:
         raise WeightsError(
             f"{files.folder}: {layout.embedding} is all zeros or has values that are NaN or "
