@@ -12,27 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` that leaves its parameters to a later load or init, and draws nothing."""
-
-    def reset_parameters(self) -> None:
-        mark_unset(self)
-
-
-class Embedding(nn.Embedding):
-    """`nn.Embedding`, likewise."""
-
-    def reset_parameters(self) -> None:
-        mark_unset(self)
-
-
-class Conv1d(nn.Conv1d):
-    """`nn.Conv1d`, likewise."""
-
-    def reset_parameters(self) -> None:
-        mark_unset(self)
-
-
 @torch.no_grad()
 def mark_unset(module: nn.Module) -> None:
     """Fill a module's own parameters with NaN.
@@ -41,6 +20,24 @@ def mark_unset(module: nn.Module) -> None:
     """
     for parameter in module.parameters(recurse=False):
         parameter.fill_(math.nan)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that leaves its parameters to a later load or init, and draws nothing."""
+
+    reset_parameters = mark_unset
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`, likewise."""
+
+    reset_parameters = mark_unset
+
+
+class Conv1d(nn.Conv1d):
+    """`nn.Conv1d`, likewise."""
+
+    reset_parameters = mark_unset
 
 
 def drop_out(x: Tensor, p: float) -> Tensor:

@@ -163,27 +163,22 @@ def token_bank(
         WeightsError: if the vocabulary has fewer tokens, or the checkpoint's files have changed
             since the encoder was read.
     """
-    if report.init == "random":
-        table_VD = None
-        vocabulary, d_model = (report.architecture[key] for key in ("vocab_size", "d_model"))
-    else:
-        assert report.path is not None
-        files = open_checkpoint(report.path)
-        if {file.name: file_sha256(file) for file in files.files} != report.files:
-            raise WeightsError(f"{report.path} has changed since its encoder was read: try again.")
-        state = {"embedding": read_embedding(files)}
-        if make := {"matched": matched_state, "shuffled": shuffled_state}.get(report.init):
-            state = make(state, generator=own)
-        table_VD = state["embedding"]
-        vocabulary = len(table_VD)
+    vocabulary, d_model = (report.architecture[key] for key in ("vocab_size", "d_model"))
     if num_rows > vocabulary:
         raise WeightsError(
             f"patch.bank_size={num_rows}, but {report.source} has {vocabulary:,} token embeddings"
             f" (init={report.init}): use patch.bank_size={vocabulary} or less, or patch=norm."
         )
-    if table_VD is None:
+    if report.init == "random":
         return torch.empty(num_rows, d_model).normal_(0.0, report.embedding_rms, generator=own)
-    return table_VD[torch.randperm(vocabulary, generator=sample)[:num_rows]]
+    assert report.path is not None
+    files = open_checkpoint(report.path)
+    if {file.name: file_sha256(file) for file in files.files} != report.files:
+        raise WeightsError(f"{report.path} has changed since its encoder was read: try again.")
+    state = {"embedding": read_embedding(files)}
+    if make := {"matched": matched_state, "shuffled": shuffled_state}.get(report.init):
+        state = make(state, generator=own)
+    return state["embedding"][torch.randperm(vocabulary, generator=sample)[:num_rows]]
 
 
 class WholeContext(nn.Module):
