@@ -173,36 +173,10 @@ def card(donor: "Donor", *, files: Mapping[str, str], verdict: tuple[str, list[s
     """The model card: what it is, what it was trained on, how well it does, whose it is."""
     from jinja2 import Environment, StrictUndefined
 
-    result, baselines = donor.result, donor.result["baselines"]["test"]
-    of_test = {
-        name.removeprefix("test_"): value
-        for name, value in result["metrics"].items()
-        if name.startswith("test_") and not name.endswith(COUNTS)
-    }
-    columns = [of_test, *baselines.values()]
-    metrics = [
-        [f"test_{name}", *("" if of.get(name) is None else f"{of[name]:.6g}" for of in columns)]
-        for name in of_test
-    ]
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
         CARD.read_text(encoding="utf-8")
     )
-    return template.render(
-        config=donor.config,
-        provenance=donor.provenance,
-        result=result,
-        data=donor.provenance["data"],
-        weights=donor.provenance["weights"],
-        licence=donor.config["backbone"].get("licence"),
-        has_encoder="model.safetensors" in files,
-        model_type=((donor.provenance["weights"] or {}).get("architecture") or {}).get(
-            "model_type", "t5"
-        ),
-        baselines=list(baselines),
-        metrics=metrics,
-        files=files,
-        verdict=verdict,
-    )
+    return template.render(donor=donor, counts=COUNTS, files=files, verdict=verdict)
 
 
 def _write_json(path: Path, value: Any) -> None:
