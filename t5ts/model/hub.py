@@ -62,9 +62,6 @@ _TABLE = {
     "error (see status.huggingface.co). Try again in a few minutes, or {remedy}",
     "has-status": "{endpoint} answered {status} for {hub_id} ({why}). Check HF_ENDPOINT and the "
     "id, or {remedy}",
-    "UnsupportedProtocol InvalidURL LocalProtocolError": "{endpoint!r} is not a hub address "
-    "({why}). Set HF_ENDPOINT to one such as https://huggingface.co, or unset it; also check the "
-    "proxy variables.",
     "certificate": "The certificate of {endpoint} is not trusted ({why}). If your network replaces "
     "certificates, set SSL_CERT_FILE to its authority's file; otherwise {remedy}",
     "consistency interrupted": "The download of {file} of {hub_id} from {endpoint} failed ({why})."
