@@ -89,21 +89,8 @@ def reinitialised(folder: Path, target: Path, pattern: str, factor: float) -> Pa
 
 def other_faults(state: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Faults that no loader makes, but editing and merging do."""
-    blocks = sorted({name.split(".")[2] for name in state if name.startswith("encoder.block.")})
-    for target in (blocks[1:], blocks[-1:]):
-        copied = dict(state)
-        for name in state:
-            if name.startswith("encoder.block.0."):
-                for number in target:
-                    copied[name.replace("block.0.", f"block.{number}.", 1)] = state[name].clone()
-        yield f"block 0 copied to {len(target)} blocks", {n: copied[n] for n in state}
     for name in ("encoder.final_layer_norm.weight", "encoder.block.0.layer.1.layer_norm.weight"):
         yield "zero norm", state | {name: torch.zeros_like(state[name])}
-    rows = {name: tensor.clone() for name, tensor in state.items()}
-    for name, tensor in rows.items():
-        if name.startswith("encoder.") and tensor.dim() == 2:
-            tensor[: int(0.9 * len(tensor))] = 0
-    yield "90 % zero rows", rows
 
 
 def is_refused(load: Callable[[], object]) -> bool:

@@ -39,17 +39,15 @@ from t5ts.model.checkpoint_file import (
 )
 from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, component_of
 from t5ts.model.forecaster import Forecaster
-from t5ts.model.hf_encoder import HFEncoder, hf_architecture
+from t5ts.model.hf_encoder import hf_architecture
 from t5ts.model.normalize import build_normalize
 from t5ts.model.patching import PatchEmbedding, WholeContext, token_bank
-from t5ts.model.t5_encoder import T5Encoder
-from t5ts.model.tensors import state_digest
+from t5ts.model.tensors import empty_encoder, state_digest
 from t5ts.model.weights import (
     LoadReport,
     chronos_source,
     encoder_state,
     load_checkpoint,
-    load_chronos,
 )
 from t5ts.optim import PlannedOptimizer
 from t5ts.schedule import forecaster_plan, start_step, within_run
@@ -461,54 +459,35 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
         keep=init.keep,
         load=partial(load_encoder, config, arch),
     )
-    encoder: T5Encoder | HFEncoder
-    if isinstance(arch, HFArchitecture):
-        encoder = HFEncoder(arch, dropout=backbone.dropout)
-    else:
-        encoder = T5Encoder(arch, dropout=backbone.dropout)
+    encoder = empty_encoder(arch, dropout=backbone.dropout, device="cpu")
     encoder.load_state_dict(state)
     return encoder, report
 
 
-def load_encoder(
-    config: Config, arch: Architecture, **options: Any
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Load and verify the checkpoint of an arm; `options` are fields of `HubRequest`.
+def load_encoder(config: Config, arch: Architecture) -> tuple[dict[str, Tensor], LoadReport]:
+    """Load and verify the checkpoint of an arm.
 
     Raises:
-        WeightsError: as `load_donor`, `load_chronos` and `load_checkpoint`.
+        WeightsError: as `load_donor`, `chronos_source` and `load_checkpoint`.
     """
     if config.init.path:
         return load_donor(config.init.path, arch=arch)
-    if isinstance(arch, T5Architecture) and is_chronos(config):
-        return load_chronos(config.init.checkpoint, arch=arch, **options)
-    assert isinstance(config.backbone, CheckpointBackbone)
-    return load_backbone(config.backbone, arch=arch, **options)
+    return load_checkpoint(arch=arch, **_checkpoint(config))
 
 
-def is_chronos(config: Config) -> bool:
-    """Whether the encoder's checkpoint (or the one its control is made from) is a Chronos-T5."""
-    return config.init.name == "chronos" or config.init.checkpoint is not None
-
-
-def load_backbone(
-    backbone: CheckpointBackbone, *, arch: Architecture, **options: Any
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Load and verify a backbone's checkpoint; `options` go to `load_checkpoint`.
-
-    Raises:
-        WeightsError: as `load_checkpoint`.
-    """
-    full = backbone.full_params
-    return load_checkpoint(
-        hub_id=None if backbone.path else backbone.hub_id,
-        path=backbone.path,
-        arch=arch,
-        revision=backbone.revision,
-        expected_full_params=None if full is None else (full[0], full[1]),
-        expected_sha256=backbone.sha256,
-        **options,
-    )
+def _checkpoint(config: Config) -> dict[str, Any]:
+    """What `load_checkpoint` loads for an arm, or for its control."""
+    backbone, init = config.backbone, config.init
+    assert isinstance(backbone, CheckpointBackbone)
+    if init.name == "chronos" or init.checkpoint is not None:
+        hub_id, path = chronos_source(init.checkpoint, architecture(backbone).d_model)
+        return {"hub_id": hub_id, "path": path, "must_be_chronos": True}
+    return {
+        "hub_id": None if backbone.path else backbone.hub_id,
+        "path": backbone.path,
+        "revision": backbone.revision,
+        "expected_sha256": backbone.sha256,
+    }
 
 
 def architecture(backbone: CheckpointBackbone) -> Architecture:
@@ -540,9 +519,7 @@ def _hf_architecture(backbone: HFBackbone) -> HFArchitecture:
             folder = checkpoint_folder(backbone.path)
         else:
             assert backbone.hub_id is not None
-            folder = hub.fetch_snapshot(
-                hub.HubRequest(hub_id=backbone.hub_id, revision=backbone.revision)
-            )
+            folder = hub.fetch_snapshot(backbone.hub_id, backbone.revision)
         values, where = read_config(folder, model_types=None), str(folder / "config.json")
     return hf_architecture(values, num_layers=backbone.num_layers, where=where)
 
@@ -643,16 +620,10 @@ def _present_weights(config: Config) -> dict[str, str] | None:
     if donor is not None:
         files = [best_checkpoint(donor)]
     elif isinstance(backbone, CheckpointBackbone) and reads_checkpoint:
-        hub_id, folder, revision = backbone.hub_id, backbone.path, backbone.revision
-        if is_chronos(config):
-            revision = "main"
-            arch = architecture(backbone)
-            assert isinstance(arch, T5Architecture)
-            hub_id, folder = chronos_source(init.checkpoint, arch)
-        cached: str | Path | None = folder
-        if folder is None:
-            assert hub_id is not None
-            cached = hub.cached_snapshot(hub_id, revision=revision)
+        source = _checkpoint(config)
+        cached = source["path"] or hub.cached_snapshot(
+            source["hub_id"], source.get("revision", "main")
+        )
         if cached is None:
             return None
         files = list(open_checkpoint(cached, model_types=None).files)

@@ -291,9 +291,6 @@ def _encoder_problems(config: Config) -> Iterator[str]:
             yield f"{chosen}, which is no T5: init=pretrained is the word for {backbone.title}."
         if init.name == "chronos" or init.checkpoint is not None:
             yield f"{chosen}: Chronos-T5's weights fit a T5, such as backbone=t5_small."
-    full = backbone.full_params
-    if full is not None and (len(full) != 2 or full[0] > full[1]):
-        yield f"backbone.full_params={full} must be [LEAST, MOST], in that order."
     is_backbones = init.name not in ("random", "run", "chronos") or bool(init.keep)
     needs_checkpoint = is_backbones and init.path is None and init.checkpoint is None
     if needs_checkpoint and not (backbone.hub_id or backbone.path):

@@ -72,6 +72,31 @@ MEASURED_BESIDES: dict[str, Any] = {
     for key in ("separator", "decimal", "time_format", "nulls", "encoding")
 }
 
+#: Parameters of the whole checkpoints of presets, [least, most]: a setting until 2026-11-26, which
+#: identities keep.
+FULL_PARAMS = {
+    "bert_base": [108_891_648, 108_891_648],
+    "distilbert": [66_362_880, 66_362_880],
+    "flan_t5_small": [76_000_000, 78_000_000],
+    "gpt2": [124_439_808, 124_439_808],
+    "llama3_2_1b": [1_235_814_400, 1_235_814_400],
+    "minilm_l6": [22_565_376, 22_565_376],
+    "modernbert_base": [149_014_272, 149_014_272],
+    "mt5_small": [299_000_000, 301_000_000],
+    "opt_125m": [125_239_296, 125_239_296],
+    "qwen2_5_0_5b": [494_032_768, 494_032_768],
+    "roberta_base": [124_055_040, 124_055_040],
+    "smollm2_135m": [134_515_008, 134_515_008],
+    "t5_base": [222_000_000, 224_000_000],
+    "t5_efficient_mini": [30_000_000, 32_500_000],
+    "t5_efficient_small": [59_000_000, 62_000_000],
+    "t5_efficient_tiny": [15_000_000, 16_500_000],
+    "t5_large": [737_000_000, 739_000_000],
+    "t5_small": [59_000_000, 62_000_000],
+    "t5_tiny_en": [5_245_312, 5_245_312],
+    "t5_v1_1_small": [76_000_000, 78_000_000],
+}
+
 
 @dataclass(frozen=True)
 class Allowed:
@@ -146,7 +171,6 @@ class CheckpointBackbone(BackboneConfig):
     path: str | None = text(None)  # a folder, or packaged:NAME
     sha256: str | None = text(None)  # of the weight file, where it is fixed
     licence: str = ""
-    full_params: list[int] | None = number(None, "[1, 1e12]")  # [least, most], all parts
     embedding_rms: float | None = number(None, "(0, 1e6]")  # of its token embeddings
 
 
@@ -486,6 +510,8 @@ def stored_config(values: Mapping[str, Any]) -> Config:
         ConfigError: if it has a key or a value that this t5ts does not know.
     """
     values = {key: value for key, value in values.items() if key != "claims"}  # an older name
+    if backbone := values.get("backbone"):
+        values["backbone"] = {k: v for k, v in backbone.items() if k != "full_params"}
     try:
         config = OmegaConf.structured(Config)
         for group, schemas in [*SCHEMAS.items(), ("ood", SCHEMAS["data"])]:
@@ -587,6 +613,9 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
     else:
         root = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         values = OmegaConf.to_container(root, resolve=True)
+    backbone = values.get("backbone", {})
+    if "hub_id" in backbone:
+        backbone["full_params"] = FULL_PARAMS.get(backbone["name"])
     for data in (values.get("data"), values.get("ood")):
         # Tables were once all called so: a run keeps its identity.
         if isinstance(data, dict) and "path" in data and data.get("name") == csv_name(data["path"]):

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from t5ts.checkpoint import load_checkpoint
 from t5ts.errors import ResumeError, WeightsError
-from t5ts.model.architecture import Architecture, HFArchitecture
+from t5ts.model.architecture import Architecture
 from t5ts.model.checkpoint_file import file_sha256
-from t5ts.model.hf_encoder import HFEncoder
 from t5ts.model.patching import PatchEmbedding
 from t5ts.model.tensors import encoder_shapes, state_digest
 from t5ts.model.verify import check_trained
@@ -76,13 +75,13 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
         if not is_export and not (folder / name).is_file():
             raise WeightsError(f"{key}={path} {problem}; {allowed}")
     try:
-        config, told, tensors = (_read_export if is_export else _read_run)(folder)
+        told, tensors = (_read_export if is_export else _read_run)(folder)
         provenance = told["provenance"]
         first_rms, identity = float(provenance["scale_audit"]["input"]), provenance["identity"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, ResumeError) as error:
         raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
     return Donor(
-        config=config,
+        config=told["config"],
         identity=str(identity),
         tensors=tensors,
         token_rms=first_rms * norm_rms(tensors, "patch."),  # the norm starts at 1
@@ -93,19 +92,18 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
     )
 
 
-def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Configuration, records and the model's tensors of a run directory."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(config, dict)
-    told = {
+def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and records, and the model's tensors, of a run directory."""
+    told: dict[str, Any] = {
         name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("provenance", "result")
     }
+    told["config"] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     stored, _ = load_checkpoint(best_checkpoint(folder))
-    return {str(key): value for key, value in config.items()}, told, _under("model/", stored)
+    return told, _under("model/", stored)
 
 
-def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The same for an export, whose files must match its recorded checksums."""
     told = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
     tensors: dict[str, Tensor] = {}
@@ -117,7 +115,7 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str
     for name in (PLACEHOLDER, ours.pop("", None)):
         tensors.pop(str(name), None)
     tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
-    return told["config"], told, tensors
+    return told, tensors
 
 
 def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:
@@ -144,14 +142,9 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
     """
     donor = read_donor(path, key="init.path")
     found = donor.part("encoder.")
-    if isinstance(arch, HFArchitecture):
-        parts = HFEncoder(arch, dropout=0.0, device="meta").named_parameters()
-        shapes = {name: tuple(p.shape) for name, p in parts}
-    else:
-        shapes = encoder_shapes(arch)
+    shapes = encoder_shapes(arch)
     has = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    wrong = sorted(n for n in shapes.keys() | has.keys() if shapes.get(n) != has.get(n))
-    if wrong:
+    if wrong := sorted(n for n in shapes.keys() | has.keys() if shapes.get(n) != has.get(n)):
         backbone = donor.config.get("backbone", {}).get("name")
         raise WeightsError(
             f"init.path={path}: that run's encoder (backbone {backbone}) has a different shape: "
@@ -162,9 +155,9 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
     state = {name: found[name].float() for name in shapes}
     if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"init.path={path}: {bad[0]} has values that are NaN or infinite.")
-    seen = check_trained(state, arch, Path(path).expanduser())
-    if is_trained := state_digest(found) != donor.provenance["initial_sha256"]["encoder"]:
-        # A small encoder may show no structure; that it is no control is known from its run.
+    is_trained = state_digest(found) != donor.provenance["initial_sha256"]["encoder"]
+    seen = check_trained(state, arch, donor.folder, is_trained=is_trained)
+    if is_trained:  # a small encoder may show no structure; that it is no control is known
         seen = replace(seen, has_structure=True)
     report = loaded_report(
         state,
@@ -181,7 +174,7 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
         ],
         init="run",
         source=str(path),
-        path=str(Path(path).expanduser()),
+        path=str(donor.folder),
         files={best_checkpoint(path).name: donor.sha256},
         format="safetensors",
         embedding_rms=donor.token_rms,

@@ -4,21 +4,18 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t5ts.checks import check_overrides
 from t5ts.command import finish
-from t5ts.config import CONF, CheckpointBackbone, Config, from_hydra, register
+from t5ts.config import CONF, FULL_PARAMS, SCHEMAS, CheckpointBackbone, from_hydra, register
 from t5ts.errors import Interrupted, UserError
-
-if TYPE_CHECKING:
-    from t5ts.model.weights import LoadReport
 
 EPILOG = """examples:
   python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict
@@ -59,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_overrides(options.overrides)
         with initialize_config_dir(str(CONF), version_base="1.3"):
             if options.list:
-                _list(options.cache_dir)
-            elif options.verify:
-                _verify(options.overrides, options.cache_dir)
+                _list()
+            elif options.verify and not options.overrides:
+                _verify_all()
             else:
-                _fetch(options.overrides, options)
+                _fetch(options.overrides)
     except Interrupted as stop:
         print(f"t5ts: {stop}; run the same command again", file=sys.stderr)
         return 130
@@ -75,82 +72,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _set_environment(options: argparse.Namespace) -> None:
     """Set the libraries' environment variables, before huggingface_hub is imported."""
-    if options.proxy:
-        os.environ |= dict.fromkeys(
-            ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), options.proxy
-        )
-    if options.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    chosen = {
+        "HF_TOKEN": options.token,
+        "HF_ENDPOINT": options.endpoint,
+        "HF_HUB_CACHE": options.cache_dir,
+        "HF_HUB_OFFLINE": "1" if options.offline or options.verify else None,
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), options.proxy),
+    }
+    os.environ |= {name: value for name, value in chosen.items() if value}
 
 
-def _config(overrides: Sequence[str]) -> Config:
-    return from_hydra(compose("config", overrides=list(overrides)))
+def _presets() -> Iterator[CheckpointBackbone]:
+    """Every backbone on the hub or packaged with t5ts."""
+    for path in sorted((CONF / "backbone").glob("*.yaml")):
+        values: Any = OmegaConf.load(path)
+        schema = values.pop("defaults")[0].removeprefix("/schema/backbone/").partition("@")[0]
+        if values.get("hub_id") or values.get("sha256"):
+            preset: Any = OmegaConf.to_object(OmegaConf.merge(SCHEMAS["backbone"][schema], values))
+            yield preset
 
 
-def _checkpoint_configs() -> list[Config]:
-    """A configuration for every backbone on the hub or packaged with t5ts."""
-    names = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
-    found = [compose("config", overrides=[f"backbone={name}"]) for name in names]
-    return [
-        from_hydra(config)
-        for config in found
-        if config.backbone.get("hub_id") or config.backbone.get("sha256")
-    ]
-
-
-def _fetch(overrides: Sequence[str], options: argparse.Namespace) -> None:
-    config = _config(overrides)
+def _fetch(overrides: Sequence[str]) -> None:
+    """Fetch what is not cached, verify it, and print what was found."""
+    config = from_hydra(compose("config", overrides=list(overrides)))
     asked = {override.split("=")[0].split(".")[0] for override in overrides}
     if not asked & {"backbone", "data"}:
         raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")
+    from t5ts.build import architecture, load_encoder, load_series
+    from t5ts.model.weights import describe
+
     if "backbone" in asked:
-        report = _load(
-            config,
-            token=options.token,
-            endpoint=options.endpoint or "",
-            cache_dir=options.cache_dir,
-            offline=options.offline or None,
-            refresh=not options.offline,
-        )
+        backbone = config.backbone
+        if not isinstance(backbone, CheckpointBackbone) or not (backbone.hub_id or backbone.path):
+            raise UserError(f"backbone={backbone.name} has no checkpoint.")
+        _, report = load_encoder(config, architecture(backbone))
+        print("\n".join(describe(report)))
         print(f"RMS        token embeddings {report.embedding_rms:.6g} (backbone.embedding_rms)")
     if "data" in asked:
-        from t5ts.build import load_series
-
-        series = load_series(config.data)
-        for key, value in series.fingerprint().items():
+        for key, value in load_series(config.data).fingerprint().items():
             print(f"{key:<12} {value}")
 
 
-def _with_checkpoint(config: Config) -> CheckpointBackbone:
-    backbone = config.backbone
-    if not isinstance(backbone, CheckpointBackbone) or not (backbone.hub_id or backbone.path):
-        raise UserError(f"backbone={backbone.name} has no checkpoint.")
-    return backbone
-
-
-def _load(config: Config, **options: Any) -> "LoadReport":
-    """Load and verify a checkpoint and print what was found."""
-    from t5ts.build import architecture, load_encoder
-    from t5ts.model.weights import describe
-
-    _, report = load_encoder(config, architecture(_with_checkpoint(config)), **options)
-    print("\n".join(describe(report)))
-    return report
-
-
-def _cached(backbone: CheckpointBackbone, cache_dir: str | None) -> Path | None:
+def _list() -> None:
     from t5ts.model.hub import cached_snapshot
 
-    return cached_snapshot(str(backbone.hub_id), revision=backbone.revision, cache_dir=cache_dir)
-
-
-def _list(cache_dir: str | None) -> None:
     print(f"{'backbone':<21}{'id':<40}{'parameters':>10}  {'licence':<11} cached; card")
-    for backbone in map(_with_checkpoint, _checkpoint_configs()):
+    for backbone in _presets():
         where = "comes with t5ts"
         if not backbone.path:
             try:
-                folder = _cached(backbone, cache_dir)
+                folder = cached_snapshot(str(backbone.hub_id), backbone.revision)
                 where = "no"
                 if folder is not None:
                     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -158,24 +129,22 @@ def _list(cache_dir: str | None) -> None:
             except UserError as error:
                 where = str(error)
         card = getattr(backbone, "card", "")
-        parameters = f"{sum(backbone.full_params or [0]) / 2e6:.0f} M"
+        parameters = f"{sum(FULL_PARAMS.get(backbone.name, [0])) / 2e6:.0f} M"
         print(
             f"{backbone.name:<21}{backbone.path or backbone.hub_id:<40}{parameters:>10}"
             f"  {backbone.licence:<11} {where}{f'; {card}' if card else ''}"
         )
 
 
-def _verify(overrides: Sequence[str], cache_dir: str | None) -> None:
-    """Verify the named backbone, or every one that is cached or comes with t5ts."""
-    configs = [_config(overrides)] if overrides else []
-    for config in [] if overrides else _checkpoint_configs():
-        backbone = _with_checkpoint(config)
-        if backbone.path or _cached(backbone, cache_dir):
-            configs.append(config)
-    if not overrides and not any(_with_checkpoint(config).hub_id for config in configs):
+def _verify_all() -> None:
+    """Verify every checkpoint that is cached or comes with t5ts."""
+    from t5ts.model.hub import cached_snapshot
+
+    here = [b for b in _presets() if b.path or cached_snapshot(str(b.hub_id), b.revision)]
+    if all(backbone.path for backbone in here):
         print("no checkpoint is cached; python -m t5ts.download --list shows what is available")
-    for config in configs:
-        _load(config, cache_dir=cache_dir, offline=True)
+    for backbone in here:
+        _fetch([f"backbone={backbone.name}"])
 
 
 def command() -> None:

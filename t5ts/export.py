@@ -14,6 +14,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from t5ts.errors import OutputError, UserError
 
 if TYPE_CHECKING:
     from t5ts.donor import Donor
+    from t5ts.model.architecture import Architecture
 
 #: Metrics that count what was left out, and are no measure of the model.
 COUNTS = ("constant_channels", "windows_without_target")
@@ -79,8 +81,8 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
     """
     from safetensors.torch import save_file
 
-    from t5ts.donor import EXPORT, PLACEHOLDER, read_donor
-    from t5ts.model.architecture import HFArchitecture
+    from t5ts.donor import EXPORT, read_donor
+    from t5ts.model.architecture import architecture_from
     from t5ts.model.checkpoint_file import file_sha256
 
     donor, out = read_donor(run, key="RUN"), Path(out).expanduser()
@@ -91,26 +93,17 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
             raise OutputError(f"{out} exists and is not empty: give a new directory with --out.")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        encoder = {n: t.contiguous() for n, t in donor.tensors.items() if n.startswith("encoder.")}
-        rest = {n: t.contiguous() for n, t in donor.tensors.items() if n not in encoder}
-        config = hf_config(donor.provenance)
+        rest = {name: tensor.contiguous() for name, tensor in donor.tensors.items()}
         names: dict[str, str] = {}  # transformers', where they are not ours
-        if config is None:  # transformers has no class for it
-            rest, encoder = rest | encoder, {}
-        else:
-            placeholder, width = PLACEHOLDER, int(config.get("d_model", 0))
-            if config["model_type"] != "t5":
-                from t5ts.model.hf_encoder import HFEncoder
-
-                built = HFArchitecture(**donor.provenance["weights"]["architecture"])
-                shell = HFEncoder(built, dropout=0.0, device="meta")
-                names = {f"encoder.{ours}": theirs for ours, theirs in shell.hf_names.items()}
-                placeholder, width = shell.token_embedding[0], built.d_model
-            encoder = {names.get(name, name): tensor for name, tensor in encoder.items()}
+        if (weights := donor.provenance["weights"]) is not None:
+            arch = architecture_from(weights["architecture"])
+            config, names, placeholder = _for_transformers(arch)
+            ours = [name for name in rest if name.startswith("encoder.")]
+            encoder = {names.get(name, name): rest.pop(name) for name in ours}
             # transformers wants a token embedding, which a forecaster has not. One row, at the RMS
             # of the tokens that the encoder was trained on: backbone=local reads its scale there.
             encoder[placeholder] = next(iter(encoder.values())).new_full(
-                (config["vocab_size"], width), donor.token_rms
+                (config["vocab_size"], arch.d_model), donor.token_rms
             )
             names[placeholder] = ""
             save_file(encoder, temporary / "model.safetensors", metadata={"format": "pt"})
@@ -129,8 +122,7 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
             },
         )
         (temporary / "README.md").write_text(
-            card(donor, files=files, verdict=verdict),
-            encoding="utf-8",
+            card(donor, files=files, verdict=verdict), encoding="utf-8"
         )
         if out.exists():
             out.rmdir()
@@ -142,24 +134,24 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
     return out
 
 
-def hf_config(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
-    """transformers' config.json of a run's encoder; None if transformers has none like it."""
-    weights = provenance["weights"]
-    if weights is None:
-        return None
-    sizes = weights["architecture"]
-    if "model_type" in sizes:
-        from t5ts.model.architecture import HFArchitecture
-        from t5ts.model.hf_encoder import export_config
+def _for_transformers(arch: "Architecture") -> tuple[dict[str, Any], dict[str, str], str]:
+    """An encoder's config.json, and transformers' names of its tensors and of the embedding."""
+    from t5ts.donor import PLACEHOLDER
+    from t5ts.model.architecture import HFArchitecture
+    from t5ts.model.hf_encoder import HFEncoder, export_config
 
-        return export_config(HFArchitecture(**sizes))
-    return {
-        **sizes,
+    if isinstance(arch, HFArchitecture):
+        shell = HFEncoder(arch, dropout=0.0, device="meta")
+        names = {f"encoder.{ours}": theirs for ours, theirs in shell.hf_names.items()}
+        return export_config(arch), names, shell.token_embedding[0]
+    is_gated = arch.feed_forward_proj != "relu"
+    config = {
+        **asdict(arch),
         "model_type": "t5",
         "architectures": ["T5EncoderModel"],
         "vocab_size": 1,
-        "dense_act_fn": "relu" if sizes["feed_forward_proj"] == "relu" else "gelu_new",
-        "is_gated_act": sizes["feed_forward_proj"] != "relu",
+        "dense_act_fn": "gelu_new" if is_gated else "relu",
+        "is_gated_act": is_gated,
         "is_encoder_decoder": False,
         "use_cache": False,
         "dropout_rate": 0.1,
@@ -167,6 +159,7 @@ def hf_config(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
         "eos_token_id": 0,
         "torch_dtype": "float32",
     }
+    return config, {}, PLACEHOLDER
 
 
 def _verdict(study: Sequence[str | Path]) -> tuple[str, list[str]]:
@@ -180,40 +173,10 @@ def card(donor: "Donor", *, files: Mapping[str, str], verdict: tuple[str, list[s
     """The model card: what it is, what it was trained on, how well it does, whose it is."""
     from jinja2 import Environment, StrictUndefined
 
-    result, baselines = donor.result, donor.result["baselines"]["test"]
-    of_test = {
-        name: value
-        for name, value in result["metrics"].items()
-        if name.startswith("test_") and not name.endswith(COUNTS)
-    }
-    metrics = [
-        [name, *(_number(of.get(name.removeprefix("test_"))) for of in columns)]
-        for name in of_test
-        for columns in [({k[5:]: v for k, v in of_test.items()}, *baselines.values())]
-    ]
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
         CARD.read_text(encoding="utf-8")
     )
-    return template.render(
-        config=donor.config,
-        provenance=donor.provenance,
-        result=result,
-        data=donor.provenance["data"],
-        weights=donor.provenance["weights"],
-        licence=donor.config["backbone"].get("licence"),
-        has_encoder="model.safetensors" in files,
-        model_type=((donor.provenance["weights"] or {}).get("architecture") or {}).get(
-            "model_type", "t5"
-        ),
-        baselines=list(baselines),
-        metrics=metrics,
-        files=files,
-        verdict=verdict,
-    )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+    return template.render(donor=donor, counts=COUNTS, files=files, verdict=verdict)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from t5ts.command import finish
 from t5ts.errors import OutputError, UserError
+from t5ts.provenance import replacing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -90,18 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(frame: "pl.DataFrame", path: Path) -> None:
-    """Write a frame, under another name first."""
-    temporary = path.with_name(f".{path.name}.unfinished")
     try:
-        if path.suffix == ".csv":
-            frame.write_csv(temporary, datetime_format="%Y-%m-%dT%H:%M:%S%.f")
-        else:
-            frame.write_parquet(temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            if path.suffix == ".csv":
+                frame.write_csv(temporary, datetime_format="%Y-%m-%dT%H:%M:%S%.f")
+            else:
+                frame.write_parquet(temporary)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error}): give another --out.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _print_errors(found: "pl.DataFrame") -> None:

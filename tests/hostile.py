@@ -138,11 +138,10 @@ TOGETHER = [
     "task=reconstruct task.ratio=nan task.min_len=0 task.max_len=999999999 task.mask=all",
     "backbone=shared backbone.num_layers=0 backbone.num_heads=0 backbone.d_model=1",
     # pairs
-    "optim.warmup_epochs=11 freeze.rewarmup_epochs=1000 arm_requires=[nope]"
-    " backbone.full_params=[1]",
+    "optim.warmup_epochs=11 freeze.rewarmup_epochs=1000 arm_requires=[nope]",
     "backbone=shared backbone.d_model=130",
     "backbone=shared backbone.d_model=15 backbone.num_heads=3",
-    "freeze=staged freeze.unfreeze_epoch=10 backbone.full_params=[9,1]",
+    "freeze=staged freeze.unfreeze_epoch=10",
     "backbone=local backbone.path=",
 ]
 

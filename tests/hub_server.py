@@ -7,6 +7,7 @@ the init law, uneven rows and columns, norms that vary), and no text was read to
 
 import hashlib
 import json
+import os
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 import torch
@@ -318,6 +320,26 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+
+
+@contextmanager
+def at(
+    endpoint: str, cache: Path, *, offline: bool = False, token: str | None = None
+) -> Iterator[None]:
+    """The client's settings inside, as its environment variables would set them at import."""
+    from huggingface_hub import constants
+
+    settings = {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": offline,
+    }
+    with (
+        mock.patch.multiple(constants, **settings),
+        mock.patch.dict(os.environ, {"HF_TOKEN": token} if token else {}),
+    ):
+        yield
 
 
 @contextmanager

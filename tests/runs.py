@@ -40,7 +40,6 @@ HUB_BACKBONE = [
     f"backbone.num_layers={TINY.num_layers}",
     f"backbone.num_heads={TINY.num_heads}",
     f"backbone.vocab_size={TINY.vocab_size}",
-    "backbone.full_params=null",
 ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from data.ett_files import write_ett
-from hub_server import Fault, HubServer, serve
+from hub_server import Fault, HubServer, at, serve
 from omegaconf import DictConfig
 from runs import HUB_BACKBONE as BACKBONE
 from runs import HUB_ID, Command, command_line, flip, local_t5
@@ -23,17 +23,20 @@ from t5ts.model.checkpoint_file import file_sha256
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with serve() as server:
+    with serve() as server, at(server.endpoint, tmp_path / "cache"):
         server.add(HUB_ID, local_t5(tmp_path / "served"))
         yield server
 
 
-def places(hub: HubServer, tmp_path: Path) -> list[str]:
-    return ["--endpoint", hub.endpoint, "--cache-dir", str(tmp_path / "cache")]
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What options set is put back after."""
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, "")
 
 
-def test_fetch_verifies_and_prints_the_verdict(hub, tmp_path: Path, capsys) -> None:
-    assert main([*BACKBONE, *places(hub, tmp_path), "--token", "secret"]) == 0
+def test_fetch_verifies_and_prints_the_verdict(hub, capsys) -> None:
+    assert main([*BACKBONE, "--token", "secret"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "weights", "d_model", "full", "encoder", "verdict", "RMS",
@@ -43,8 +46,9 @@ def test_fetch_verifies_and_prints_the_verdict(hub, tmp_path: Path, capsys) -> N
     assert any(request.get("authorization") == "Bearer secret" for request in hub.asked("GET", ""))
 
 
-def test_list_shows_what_is_cached(hub, tmp_path: Path, capsys, monkeypatch) -> None:
-    assert main([*BACKBONE, *places(hub, tmp_path)]) == 0
+@pytest.mark.usefixtures("hub")
+def test_list_shows_what_is_cached(capsys, monkeypatch) -> None:
+    assert main(BACKBONE) == 0
     capsys.readouterr()
 
     def checked(node: DictConfig) -> Config:
@@ -53,7 +57,7 @@ def test_list_shows_what_is_cached(hub, tmp_path: Path, capsys, monkeypatch) -> 
         return config
 
     monkeypatch.setattr(download, "from_hydra", checked)
-    assert main(["--list", "--cache-dir", str(tmp_path / "cache")]) == 0
+    assert main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     licences = ("apache-2.0", "mit", "opt-175b", "llama3.2")
     assert sum(any(f" {name} " in line for name in licences) for line in lines) == len(lines) == 20
@@ -64,14 +68,13 @@ def test_list_shows_what_is_cached(hub, tmp_path: Path, capsys, monkeypatch) -> 
 
 
 def test_verify_needs_no_network_and_finds_damage(hub, tmp_path: Path, capsys) -> None:
-    main([*BACKBONE, *places(hub, tmp_path)])
-    cache = ["--cache-dir", str(tmp_path / "cache")]
+    main(BACKBONE)
     asked = len(hub.asked("GET", ""))
-    assert main(["--verify", *BACKBONE, *cache]) == 0
+    assert main(["--verify", *BACKBONE]) == 0
     assert len(hub.asked("GET", "")) == asked
     (blob,) = [p for p in (tmp_path / "cache").rglob("blobs/*") if p.stat().st_size > 10_000]
     flip(blob, -100)
-    assert main(["--verify", *BACKBONE, *cache]) == 2
+    assert main(["--verify", *BACKBONE]) == 2
     assert "t5ts: " in capsys.readouterr().err
 
 
@@ -91,11 +94,14 @@ def test_a_signal_ends_a_download_and_the_same_command_completes_it(
     """At once, with one line; the unfinished file is never taken for a checkpoint."""
     hub.faults = [Fault("cdn/", stall_after=1000)]
     home = tmp_path / "home"
+    places = {"HF_HUB_CACHE": str(home), "HF_ENDPOINT": hub.endpoint}
+    options = ["--endpoint", hub.endpoint, "--cache-dir", str(home)]
+    run = ["init=t5", "data=synthetic", "hydra.run.dir=run"]
     process = Command(
-        *BACKBONE, *(["init=t5", "data=synthetic", "hydra.run.dir=run"] if module == "run" else []),
+        *BACKBONE, *(run if module == "run" else options),
         cwd=tmp_path, program=command_line if module == "run" else download_command,
-        HF_HOME=str(home), HF_ENDPOINT=hub.endpoint,
         HF_HUB_DOWNLOAD_TIMEOUT="120",  # the server stalls
+        **(places if module == "run" else {}),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not any(h.get("range") != "bytes=0-0" for h in hub.asked("GET", "cdn/")):
@@ -112,11 +118,11 @@ def test_a_signal_ends_a_download_and_the_same_command_completes_it(
         assert "model.safetensors" in line
         assert "Traceback" not in errors
         assert not list(home.rglob("*.incomplete"))
-    assert hub_module.cached_snapshot(HUB_ID, cache_dir=home / "hub") is None
-    hub.faults = []
-    options = ["--endpoint", hub.endpoint, "--cache-dir", str(home / "hub")]
-    assert main([*BACKBONE, *options]) == 0
-    assert main(["--verify", *BACKBONE, *options[2:]]) == 0
+    with at(hub.endpoint, home):
+        assert hub_module.cached_snapshot(HUB_ID) is None
+        hub.faults = []
+        assert main(BACKBONE) == 0
+        assert main(["--verify", *BACKBONE]) == 0
 
 
 def test_data_is_fetched_or_read_by_name(tmp_path: Path, capsys) -> None:
@@ -142,9 +148,8 @@ def test_bad_input_is_one_message(arguments, status, word, capsys) -> None:
     assert word in capsys.readouterr().err
 
 
-def test_offline_without_a_cache_names_the_remedy(hub, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # restored after --offline has set it
-    assert main([*BACKBONE, *places(hub, tmp_path), "--offline"]) == 2
+def test_offline_without_a_cache_names_the_remedy(hub, tmp_path: Path, capsys) -> None:
+    with at(hub.endpoint, tmp_path / "empty", offline=True):
+        assert main(BACKBONE) == 2
     assert HUB_ID in capsys.readouterr().err
     assert not hub.asked("GET", "")

@@ -30,11 +30,12 @@ Array = npt.NDArray[np.float64]
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
 _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MULTILINE)
 #: Settings that cannot change what a run is compared on, besides those that change no number.
-#: `claims` is what arm_requires was called until 2026-11-25. `ood` is null where no other series is
-#: tested on; else its keys are in the condition.
+#: `claims` is what arm_requires was called until 2026-11-25; `backbone.full_params` was a setting
+#: until 2026-11-26. `ood` is null where no other series is tested on; else its keys are in the
+#: condition.
 _NOT_SETTINGS = {*NOT_IDENTITY, "claims", "seed", "debug.", "train.threads", "train.device", "ood"}
 _NOT_SETTINGS |= {"train.log_every", "train.probe_every", "train.eval_batch_size"}
-_NOT_SETTINGS |= {"train.shuffled_test"}
+_NOT_SETTINGS |= {"train.shuffled_test", "backbone.full_params"}
 #: Settings that every t5ts config.yaml has.
 _NEEDED = {"seed", "seq_len", "horizon", "objective", "data.name", "data.fraction", "train.epochs"}
 _NEEDED |= {"backbone.name", "init.name", "freeze.name"}

@@ -26,7 +26,7 @@ TRAINED_SHARE = 0.5
 NOT_PRETRAINED = re.compile("control, not pretrained|origin: (control|random)")
 #: Settings that name or describe a checkpoint: they may differ between two checkpoints.
 _OF_CHECKPOINT = {*CHECKPOINT, "init.", "backbone.sha256", "backbone.licence"}
-_OF_CHECKPOINT |= {"backbone.full_params", "backbone.embedding_rms"}
+_OF_CHECKPOINT |= {"backbone.embedding_rms"}
 #: An encoder with this cosine between its tokens and its output is called an identity: what it
 #: adds is under 2 % of the output's energy (1 − cosine²).
 IDENTITY = 0.99

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -31,8 +31,7 @@ def predict(
 
     Args:
         forecasters: Of one task, horizon and set of channels: the seeds of an arm.
-        series: As `TrainedForecaster.read` returns it.
-        start, end, every: See `TrainedForecaster.predict`.
+        series: As `TrainedForecaster.read` returns it; the rest as for `TrainedForecaster.predict`.
 
     Returns:
         As `TrainedForecaster.predict`; of several models `forecast` is the mean and `spread` the
@@ -43,55 +42,43 @@ def predict(
     """
     first = forecasters[0]
     for other in forecasters[1:]:
-        for name in ("channels", "step", "task_shape"):
-            ours, theirs = _facts(first)[name], _facts(other)[name]
-            if ours != theirs:
-                raise DataError(
-                    f"{first.folder} has {name} {ours}, {other.folder} {theirs}: predict with runs"
-                    " of one task and one data set at a time."
-                )
+        ours, theirs = (
+            (f.channels, f.step, f.config.task.name, f.config.seq_len, f.horizon)
+            for f in (first, other)
+        )
+        if ours != theirs:
+            raise DataError(
+                f"{first.folder} and {other.folder} differ in channels, step, task, seq_len or"
+                f" horizon ({ours} and {theirs}): predict with runs of one task and one data set at"
+                " a time."
+            )
     if isinstance(first.task, Reconstruct):
         return _filled(forecasters, series, start, end)
     starts, last = _forecast_starts(first, series, start, end, every)
     return _forecasts(forecasters, series, starts, last)
 
 
-def _facts(forecaster: TrainedForecaster) -> dict[str, Any]:
-    task = forecaster.task
-    return {
-        "channels": forecaster.channels,
-        "step": forecaster.step,
-        "task_shape": (forecaster.config.task.name, forecaster.config.seq_len, task.target_len),
-    }
+def row_of(series: Series, wanted: str | int, key: str, *, is_last: bool = False) -> int:
+    """The row of a time or number; it may be after the data's end.
 
-
-def row_of(series: Series, wanted: str | int, key: str) -> int:
-    """The first row at or after a time, or the row of that number; it may be after the data's end.
+    Of a time between two rows the later one; with `is_last` the earlier one, and of a date without
+    a time the last row of that day.
 
     Raises:
         DataError: if it is not a time, or the data have none.
     """
     if isinstance(wanted, int) or wanted.lstrip("-").isdigit():
         return int(wanted)
-    return _row_at_or_after(series, wanted, key, later=timedelta(0))
-
-
-def last_row_of(series: Series, wanted: str | int, key: str) -> int:
-    """The last row at or before a time; of a date without a time, the last row of that day."""
-    if isinstance(wanted, int) or wanted.lstrip("-").isdigit():
-        return int(wanted)
-    is_date = len(wanted.strip()) == len("2024-01-31")
-    later = timedelta(days=1) if is_date else timedelta(microseconds=1)
-    return _row_at_or_after(series, wanted, key, later=later) - 1
-
-
-def _row_at_or_after(series: Series, text: str, key: str, *, later: timedelta) -> int:
     if not series.start:
-        raise DataError(f"{key} {text}: {series.name} has no times; give a row number.")
+        raise DataError(f"{key} {wanted}: {series.name} has no times; give a row number.")
+    later = timedelta(0)
+    if is_last:
+        is_date = len(wanted.strip()) == len("2024-01-31")
+        later = timedelta(days=1) if is_date else timedelta(microseconds=1)
     try:
-        return series.step.row(moment(series.start), moment(text) + later)
+        return series.step.row(moment(series.start), moment(wanted) + later) - int(is_last)
     except ValueError:
-        raise DataError(f"{key} {text} is not an ISO time such as {series.time_of(0)}.") from None
+        raise DataError(f"{key} {wanted} is not an ISO time such as {series.time_of(0)}.") from None
 
 
 def _forecast_starts(
@@ -118,7 +105,7 @@ def _forecast_starts(
     most = starts[-1] + horizon - 1
     last = most if start is None else max(first, rows - 1)
     if end is not None:
-        last = last_row_of(series, end, "--to")
+        last = row_of(series, end, "--to", is_last=True)
         if not first <= last <= most:
             raise DataError(
                 f"--to {end} must lie between {label(series, first)} and {label(series, most)}: the"
@@ -192,7 +179,7 @@ def _filled(
     first, rows = forecasters[0], len(series.values_TC)
     seq_len = first.config.seq_len
     begin = 0 if start is None else row_of(series, start, "--from")
-    stop = rows - 1 if end is None else last_row_of(series, end, "--to")
+    stop = rows - 1 if end is None else row_of(series, end, "--to", is_last=True)
     if not 0 <= begin <= stop < rows:
         raise DataError(
             f"--from {start} --to {end}: give a span between {label(series, 0)} and"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from t5ts.config import (
 )
 from t5ts.data.series import Series
 from t5ts.data.tables import FAR
-from t5ts.data.windows import Windows, carried, standardise
+from t5ts.data.windows import Windows, carried
 from t5ts.donor import read_donor
 from t5ts.errors import DataError
 from t5ts.forecasting.tables import predict
@@ -53,13 +52,10 @@ class TrainedForecaster:
     `t5ts.load(DIR)` makes one.
 
     Attributes:
-        folder: The run directory or the export.
-        config: The run's configuration.
-        task: Forecast or Reconstruct.
+        folder, config, task: The run directory or the export, and what was run.
         model: From (B, C, L) to (B, C, H), train-standardised; in evaluation mode, on the CPU.
-        channels, units: (C,) of the data that it was trained on.
-        step: Between two rows, in words ("1 h").
-        season: Rows in one season of that data.
+        channels, units, step, season: Of the data that it was trained on: (C,) names and units, the
+            time between two rows in words ("1 h"), rows in one season.
         mean_C, std_C: (C,) float64, data units: the train rows' scaler.
         result: The run's result.json: metrics, best epoch, arm.
         provenance: What the run recorded of its weights, data and code.
@@ -77,13 +73,6 @@ class TrainedForecaster:
     std_C: np.ndarray
     result: dict[str, Any]
     provenance: dict[str, Any]
-
-    def __repr__(self) -> str:
-        """What it forecasts, in one line."""
-        return (
-            f"{type(self).__name__}({str(self.folder)!r}: {self.config.arm}, channels"
-            f" {', '.join(self.channels)}, step {self.step}, horizon {self.horizon})"
-        )
 
     @property
     def horizon(self) -> int:
@@ -117,10 +106,6 @@ class TrainedForecaster:
 
         Raises:
             DataError: if the data have other channels or another step, or too few rows.
-
-        Example:
-            >>> forecaster = t5ts.load("outputs/my_run")  # doctest: +SKIP
-            >>> forecaster.predict("latest.csv")  # doctest: +SKIP
         """
         return predict([self], self.read(data), start=start, end=end, every=every)
 
@@ -227,17 +212,9 @@ class TrainedForecaster:
 
     @torch.no_grad()
     def predict_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:
-        """Predict from the windows that start at some rows.
-
-        Args:
-            series: As `read` returns it.
-            first_rows: (K,) of the contexts (of the windows to reconstruct).
-
-        Returns:
-            (K, C, H) float64 in data units.
-        """
-        batches = with_progress(self._contexts(series, first_rows), len(first_rows))
-        return np.concatenate([self.in_data_units(self.model(x_BCL)) for x_BCL in batches])
+        """(K, C, H) float64 in data units, from the windows whose context starts at K rows."""
+        contexts = self._contexts(series, first_rows)
+        return np.concatenate([self.in_data_units(self.model(x_BCL)) for x_BCL in contexts])
 
     def naive_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:
         """The same of the task's naive baseline."""
@@ -279,14 +256,18 @@ def load(path: str | Path) -> TrainedForecaster:
 
     Raises:
         WeightsError: if it is neither, is not finished, or is corrupt.
-        DataError: if it is a run of an older t5ts that lacks what is needed.
+        DataError: if it is a run of an older t5ts that did not record what is needed.
     """
     donor = read_donor(path, key="RUN")
+    if "token_scale" not in donor.provenance or "scaler" not in donor.provenance["data"]:
+        raise DataError(
+            f"{donor.folder} is a run of an older t5ts that did not record its scaler: it cannot"
+            " predict. Train it again."
+        )
     config = stored_config(donor.config)
     facts = donor.provenance["data"]
     model = _empty_model(config, donor.provenance, num_channels=len(facts["channels"]))
     model.load_state_dict(donor.tensors)
-    mean_C, std_C = _scaler(config, facts)
     return TrainedForecaster(
         folder=donor.folder,
         config=config,
@@ -296,8 +277,8 @@ def load(path: str | Path) -> TrainedForecaster:
         units=list(facts["units"]),
         step=facts["step"] if facts["span"][0] else "",
         season=facts["season"],
-        mean_C=mean_C,
-        std_C=std_C,
+        mean_C=np.array(facts["scaler"]["mean"]),
+        std_C=np.array(facts["scaler"]["std"]),
         result=donor.result,
         provenance=donor.provenance,
     )
@@ -305,58 +286,24 @@ def load(path: str | Path) -> TrainedForecaster:
 
 def _empty_model(config: Config, provenance: dict[str, Any], *, num_channels: int) -> Forecaster:
     """A model of the run's shape; its weights come from the checkpoint, all of them."""
-    backbone = config.backbone
+    backbone, token_scale = config.backbone, provenance["token_scale"]
     if isinstance(backbone, HFBackbone):
         built = provenance["weights"]["architecture"]
         backbone = replace(backbone, sizes={**built["config"], "model_type": built["model_type"]})
     if isinstance(backbone, T5Backbone) and backbone.d_model is None:
-        sizes = provenance["weights"]["architecture"]
-        backbone = replace(
-            backbone,
-            **{
-                key: sizes[key]
-                for key in (
-                    "d_model", "d_ff", "d_kv", "num_layers", "num_heads", "vocab_size",
-                    "feed_forward_proj",
-                )
-            },
-        )  # fmt: skip
-    token_scale = provenance.get("token_scale")  # absent from the oldest runs
-    if token_scale is None and config.patch.scale == "match_embedding":
-        raise DataError(
-            "This run of an older t5ts did not record what patch.scale=match_embedding came to: it"
-            " cannot predict. Train it again."
-        )
+        built = provenance["weights"]["architecture"]
+        sizes = {key: value for key, value in built.items() if hasattr(backbone, key)}
+        backbone = replace(backbone, **sizes)
     shape = replace(
         config,
         backbone=backbone,
         init=InitConfig(name="random"),
-        patch=replace(
-            config.patch,
-            init="fresh",
-            path=None,
-            scale=config.patch.scale if token_scale is None else "none",
-        ),
+        patch=replace(config.patch, init="fresh", path=None, scale="none"),
     )
     model, _ = build_model(shape, num_channels=num_channels)
-    if isinstance(model.patch, PatchEmbedding) and token_scale is not None:
+    if isinstance(model.patch, PatchEmbedding):
         model.patch.scale = token_scale
     return model
-
-
-def _scaler(config: Config, facts: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the train rows, (C,) float64 each, data units."""
-    if "scaler" in facts:
-        return tuple(np.array(facts["scaler"][name]) for name in ("mean", "std"))  # type: ignore[return-value]
-    series = load_series(config.data)
-    if series.sha256 != facts["sha256"]:
-        raise DataError(
-            f"This run of an older t5ts did not record its scaler, and its data, {series.source},"
-            " have changed since: it cannot predict. Train it again."
-        )
-    standardise(series)
-    assert series.scaler is not None
-    return series.scaler[0], series.scaler[1]
 
 
 def with_overrides(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
@@ -387,16 +334,3 @@ def with_overrides(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
         raise DataError(f"{', '.join(overrides)}: {str(error).splitlines()[0]}") from error
     assert isinstance(changed, DataConfig)
     return changed
-
-
-def with_progress(batches: Iterator[Tensor], windows: int) -> Iterator[Tensor]:
-    """The batches; with a progress bar where they are many and someone looks."""
-    total = -(-windows // BATCH_SIZE)
-    if total < 4 or not sys.stderr.isatty():
-        yield from batches
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(batches, "predicting", total=total, console=console, transient=True)

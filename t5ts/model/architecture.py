@@ -1,5 +1,6 @@
 """What shape an encoder has: the one description shared by encoders and weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,3 +42,8 @@ class HFArchitecture:
 
 
 Architecture = T5Architecture | HFArchitecture
+
+
+def architecture_from(values: Mapping[str, Any]) -> Architecture:
+    """The architecture that a load report holds as plain values."""
+    return (HFArchitecture if "model_type" in values else T5Architecture)(**values)

@@ -7,6 +7,7 @@ formats that cannot run code are opened.
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,13 +41,7 @@ _FEED_FORWARDS: dict[str, dict[str, object]] = {
     "relu": {"dense_act_fn": "relu", "is_gated_act": False},
     "gated-gelu": {"dense_act_fn": "gelu_new", "is_gated_act": True},
 }
-# Other models' names of T5's sizes, which transformers accepts for them.
-_ALIASES = {
-    "d_model": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "num_layers": "num_hidden_layers",
-    "d_kv": "head_dim",
-}
+_WEIGHTS = (".safetensors", ".bin", ".onnx", ".gguf", ".h5", ".msgpack")  # most worth showing
 _LFS_POINTER = b"version https://git-lfs"
 _GIVE_FOLDER = (
     "Use a folder with config.json and model.safetensors, as written by save_pretrained: "
@@ -79,11 +74,7 @@ class CheckpointFiles:
     header: dict[str, TensorInfo]
 
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
-        """Read these tensors, in their stored dtype.
-
-        Raises:
-            WeightsError: if a file cannot be read.
-        """
+        """Read these tensors, in their stored dtype; WeightsError if a file cannot be read."""
         tensors: dict[str, Tensor] = {}
         for path in self.weights:
             here = [name for name in names if self.header[name].file == path]
@@ -96,11 +87,6 @@ class CheckpointFiles:
         return tensors
 
 
-def packaged_names() -> list[str]:
-    """Names of the checkpoints that come with t5ts: folders next to this module."""
-    return sorted(config.parent.name for config in Path(__file__).parent.glob("*/config.json"))
-
-
 def checkpoint_folder(path: str | Path) -> Path:
     """The folder that a path refers to: `packaged:NAME`, or any other with its ~ expanded.
 
@@ -110,24 +96,20 @@ def checkpoint_folder(path: str | Path) -> Path:
     text = str(path)
     if not text.startswith(PACKAGED):
         return Path(text).expanduser()
-    name = text.removeprefix(PACKAGED)
-    if name not in packaged_names():
+    own = Path(__file__).resolve().parent
+    names = sorted(config.parent.name for config in own.glob("*/config.json"))
+    if (name := text.removeprefix(PACKAGED)) not in names:
         raise WeightsError(
-            f"No checkpoint named {name!r} comes with t5ts; allowed are: "
-            f"{', '.join(packaged_names())}. For a folder of your own use backbone=local "
-            "backbone.path=DIR."
+            f"No checkpoint named {name!r} comes with t5ts; allowed are: {', '.join(names)}. For a "
+            "folder of your own use backbone=local backbone.path=DIR."
         )
-    return Path(__file__).resolve().parent / name
+    return own / name
 
 
 def open_checkpoint(
     path: str | Path, *, model_types: Collection[str] | None = T5_TYPES
 ) -> CheckpointFiles:
     """Open a checkpoint folder: config, format and every tensor's shape, no tensor read.
-
-    Args:
-        path: The checkpoint folder.
-        model_types: As for `read_config`.
 
     Raises:
         WeightsError: if anything is missing, truncated, corrupted or untrusted.
@@ -137,10 +119,9 @@ def open_checkpoint(
     main = choose_weight_file(_names_in(folder), where=str(folder))
     shards = shard_names(folder, main)
     weights = tuple(folder / name for name in shards)
-    read_header = _pickle_header if ".bin" in main else _safetensors_header
     header: dict[str, TensorInfo] = {}
     for file in weights:
-        part = read_header(file)
+        part = _read_header(file)
         if twice := sorted(header.keys() & part.keys()):
             raise CorruptError(
                 f"{twice[0]} is in two files, {header[twice[0]].file.name} and {file.name} in "
@@ -168,7 +149,7 @@ def choose_weight_file(names: Iterable[str], *, where: str) -> str:
     for candidate in WEIGHT_FILES:
         if candidate in present:
             return candidate
-    others = sorted(present - {"config.json"}, key=lambda name: (not _is_weights(name), name))
+    others = sorted(present - {"config.json"}, key=lambda n: (not n.endswith(_WEIGHTS), n))
     raise WeightsError(
         f"{where} has none of {', '.join(WEIGHT_FILES)}; it contains {_shown(others)}. ONNX, GGUF, "
         "TensorFlow and Flax files, adapters and quantised weights cannot be trained: use the "
@@ -189,7 +170,10 @@ def shard_names(folder: Path, main: str) -> list[str]:
     index = _read_json(folder / main)
     shards = index.get("weight_map") if isinstance(index, dict) else None
     files = list(shards.values()) if isinstance(shards, dict) else []
-    if not files or not all(_is_plain_name(file) for file in files):
+    # In this folder, under a plain name.
+    if not files or not all(
+        isinstance(file, str) and Path(file).name == file and "\0" not in file for file in files
+    ):
         raise CorruptError(
             f"{folder / main} is not a shard index: it needs a weight_map from tensors to files "
             "in the same folder. Download the checkpoint again."
@@ -205,15 +189,13 @@ def read_config(folder: Path, *, model_types: Collection[str] | None = T5_TYPES)
         model_types: The allowed ones, in transformers' words; None for any.
 
     Raises:
-        WeightsError: if the folder or the file is missing or unreadable, the model is of another
-            type, or it is quantised.
+        WeightsError: if it is missing or unreadable, of another type, or quantised.
     """
-    names = _names_in(folder)
-    if "config.json" not in names:
+    path, names = folder / "config.json", _names_in(folder)
+    if path.name not in names:
         raise WeightsError(
             f"{folder} has no config.json (it contains {_shown(names)}). {_GIVE_FOLDER}"
         )
-    path = folder / "config.json"
     config = _read_json(path)
     if not isinstance(config, dict):
         raise CorruptError(
@@ -235,14 +217,7 @@ def read_config(folder: Path, *, model_types: Collection[str] | None = T5_TYPES)
 
 
 def read_architecture(path: str | Path) -> T5Architecture:
-    """The encoder's shape from a checkpoint folder's `config.json`.
-
-    Args:
-        path: The checkpoint folder.
-
-    Raises:
-        WeightsError: as `read_config` and `architecture_of`.
-    """
+    """A T5's shape from a folder; WeightsError as `read_config` and `architecture_of`."""
     folder = checkpoint_folder(path)
     return architecture_of(read_config(folder), where=str(folder / "config.json"))
 
@@ -264,25 +239,18 @@ def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:
         key: _size(config, key, defaults.get(key), where)
         for key in ("d_model", "d_ff", "num_layers", "num_heads", "vocab_size", *defaults)
     }
-    if config.get("num_decoder_layers") is not None:
-        _size(config, "num_decoder_layers", None, where)
     feed_forward = config.get("feed_forward_proj", "relu")
     if not isinstance(feed_forward, str) or feed_forward not in _FEED_FORWARDS:
         raise WeightsError(
             f"{where}: feed_forward_proj is {feed_forward!r}; allowed are "
             f"{' (T5 v1.0), '.join(_FEED_FORWARDS)} (v1.1, Flan-T5). Choose such a checkpoint."
         )
-    derived: list[tuple[str, object, str, object]] = [
-        (key, sizes[key], alias, sizes[key]) for key, alias in _ALIASES.items()
-    ]
-    for name, expected in _FEED_FORWARDS[feed_forward].items():
-        derived.append(("feed_forward_proj", feed_forward, name, expected))
-    for key, value, other, expected in derived:
-        if config.get(other) not in (None, expected):
+    for name, value in _FEED_FORWARDS[feed_forward].items():
+        if config.get(name) not in (None, value):
             raise WeightsError(
-                f"{where} contradicts itself: {key} is {value!r}, {other} is {config[other]!r}. "
-                "Programs that read one or the other build different models: fix the file, or "
-                f"remove {other}."
+                f"{where} contradicts itself: {name} is {config[name]!r}, feed_forward_proj is "
+                f"{feed_forward!r}. Programs that read one or the other build different models: "
+                f"fix the file, or remove {name}."
             )
     epsilon = config.get("layer_norm_epsilon", 1e-6)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
@@ -293,16 +261,10 @@ def architecture_of(config: Mapping[str, Any], *, where: str) -> T5Architecture:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes; computed once per process while the file is unchanged.
-
-    Raises:
-        WeightsError: if the file cannot be read.
-    """
-    try:
+    """Hex SHA-256 of a file's bytes; computed once per process while the file is unchanged."""
+    with _reading(path):
         stat = path.stat()
         return _sha256(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    except OSError as error:
-        raise _unreadable(path, error) from error
 
 
 @lru_cache(maxsize=64)
@@ -323,85 +285,81 @@ def _size(config: Mapping[str, Any], key: str, default: int | None, where: str) 
 
 
 def _names_in(folder: Path) -> list[str]:
-    try:
+    with _reading(folder):
         if folder.is_dir():
             return sorted(path.name for path in folder.iterdir())
         problem = "is not a directory" if folder.exists() else "does not exist"
-    except OSError as error:
-        raise _unreadable(folder, error) from error
     raise WeightsError(f"{folder} {problem}. {_GIVE_FOLDER}")
 
 
-def _open(path: Path) -> BufferedReader:
-    """Open a file of a checkpoint; a FIFO, which would block, and a Git LFS pointer are refused."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with a file or folder into one message."""
     try:
+        yield
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read ({error.strerror or error}). Fix its permissions, or use "
+            "another folder: backbone=local backbone.path=DIR."
+        ) from error
+    except Exception as error:  # a corrupt file can raise almost anything
+        if isinstance(error, pickle.UnpicklingError) and re.search(
+            "weights_only|Unsupported", str(error)
+        ):
+            raise WeightsError(
+                f"{path} contains more than tensors, and unpickling it could run code, so it is "
+                "refused (torch.load with weights_only=True), or it is corrupted. Use a checkpoint "
+                "with model.safetensors."
+            ) from error
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise CorruptError(
+            f"{path} is truncated or corrupted ({why}). Download the checkpoint again."
+        ) from error
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BufferedReader]:
+    """A file of a checkpoint; a FIFO, which would block, and a Git LFS pointer are refused."""
+    with _reading(path):
         if not path.is_file():
             is_there = path.exists() or path.is_symlink()
             problem = "is not a regular file" if is_there else "is missing"
             raise CorruptError(f"{path} {problem}. Download the checkpoint again.")
-        file = path.open("rb")
-        start = file.read(len(_LFS_POINTER))
-        file.seek(0)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if start == _LFS_POINTER:
-        file.close()
-        raise WeightsError(
-            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there."
-        )
-    return file
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise WeightsError(
+                    f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there."
+                )
+            file.seek(0)
+            yield file
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        with _open(path) as file:
-            return json.loads(file.read().decode("utf-8"))
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except WeightsError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> WeightsError:
-    return WeightsError(
-        f"{path} cannot be read ({error.strerror or error}). Fix its permissions, or use another "
-        "folder: backbone=local backbone.path=DIR."
-    )
-
-
-def _corrupt(path: Path, error: BaseException) -> CorruptError:
-    why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return CorruptError(f"{path} is truncated or corrupted ({why}). Download the checkpoint again.")
+    with _open(path) as file:
+        return json.loads(file.read().decode("utf-8"))
 
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "") or "nothing"
 
 
-def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".onnx", ".gguf", ".h5", ".msgpack"))
-
-
-def _is_plain_name(file: object) -> bool:
-    return isinstance(file, str) and Path(file).name == file and "\0" not in file
-
-
 @contextmanager
 def _safetensors(path: Path) -> Iterator[Any]:
     """An opened safetensors file; the library checks its header against the file's size."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    _open(path).close()
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _corrupt(path, error) from error
+    with _open(path), safe_open(path, framework="pt") as file:
+        yield file
 
 
-def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
+def _read_header(path: Path) -> dict[str, TensorInfo]:
+    if path.suffix == ".bin":
+        return {
+            str(name): TensorInfo(tuple(tensor.shape), str(tensor.dtype), path)
+            for name, tensor in _load_pickle(path).items()
+        }
     with _safetensors(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {
@@ -410,30 +368,12 @@ def _safetensors_header(path: Path) -> dict[str, TensorInfo]:
         }
 
 
-def _pickle_header(path: Path) -> dict[str, TensorInfo]:
-    return {
-        str(name): TensorInfo(tuple(tensor.shape), str(tensor.dtype), path)
-        for name, tensor in _load_pickle(path).items()
-    }
-
-
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     """A legacy `pytorch_model.bin` through torch's weights-only loader, memory-mapped if it can."""
     with _open(path) as file:
         # Files from before torch 1.6 are not zip archives, and only archives can be mapped.
         mmap = file.read(2) == b"PK"
-    try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a corrupt pickle can raise almost anything
-        if isinstance(error, pickle.UnpicklingError) and any(
-            word in str(error) for word in ("weights_only", "Unsupported")
-        ):
-            raise WeightsError(
-                f"{path} contains more than tensors, and unpickling it could run code, so it is "
-                "refused (torch.load with weights_only=True), or it is corrupted. Use a checkpoint "
-                "with model.safetensors."
-            ) from error
-        raise _corrupt(path, error) from error
     if not isinstance(stored, dict) or not all(isinstance(t, Tensor) for t in stored.values()):
         raise WeightsError(
             f"{path} is not a plain state dict of tensors by name; save it again with "

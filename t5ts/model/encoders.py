@@ -94,10 +94,7 @@ class SharedEncoder(nn.Module):
     that with batch norm, whose statistics would depend on batch size and processes.)
 
     Args:
-        d_model: Width.
-        num_layers: Transformer layers.
-        num_heads: Attention heads; must divide the width.
-        d_ff: Inner width of the feed-forward.
+        d_model, num_layers, num_heads, d_ff: Sizes; the heads must divide the width.
         dropout: Probability, after stem and positions, on the attention weights, inside the
             feed-forward and after each sublayer.
         stem: Whether there is a convolution stem.
@@ -205,21 +202,13 @@ def component_of(parameter_name: str) -> str:
     Raises:
         ValueError: if it is not a forecaster's parameter.
     """
-    match = re.match(r"encoder\.block\.(\d+)\.", parameter_name)
-    if match:
-        return f"block_{match[1]}"
-    for prefix, component in _COMPONENT_OF_PREFIX.items():
-        if parameter_name.startswith(prefix):
-            return component
-    raise ValueError(
-        f"{parameter_name!r} is not a parameter of a forecaster: names begin with "
-        f"encoder.block.<i>. or one of {', '.join(_COMPONENT_OF_PREFIX)}"
+    match = re.match(
+        r"(patch|head)\.|encoder\.(stem|final_layer_norm|block\.\d+)\.", parameter_name
     )
-
-
-_COMPONENT_OF_PREFIX = {
-    "patch.": "patch",
-    "encoder.stem.": "stem",
-    "encoder.final_layer_norm.": "final_norm",
-    "head.": "head",
-}
+    if match is None:
+        raise ValueError(
+            f"{parameter_name!r} is not a parameter of a forecaster: names begin with patch.,"
+            " head., encoder.stem., encoder.block.<i>. or encoder.final_layer_norm."
+        )
+    part = match[1] or match[2]
+    return part.replace("block.", "block_").replace("final_layer_norm", "final_norm")

@@ -24,10 +24,8 @@ class Forecaster(nn.Module):
 
     Args:
         normalize: Applied to the context and undone on the forecast.
-        patch: From (B, C, L) to tokens (M, N, D).
-        encoder: From tokens to hidden states of the same shape.
-        num_channels: Channels C.
-        output_len: Steps H that come out per channel.
+        patch, encoder: From (B, C, L) to tokens (M, N, D), and to hidden states of that shape.
+        num_channels, output_len: C, and the steps H that come out per channel.
         per_patch: Each token is mapped back to its own patch, by one shared map, from D to P
             (channels independent) or C·P (mixing); patches do not overlap and H is L. Otherwise
             one map from all tokens to the output, N·D to H (or C·H).

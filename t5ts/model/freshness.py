@@ -35,7 +35,6 @@ STRUCTURE_EXPECTED = 40.0
 # Median relative spread of the norms that moved above which a constant one was not trained with
 # them; below it, rounding to bf16 or int8 may have made it constant.
 NORMS_TRAINED = 0.03
-ZERO_ROWS = 0.25  # share of zero rows or columns that neither training nor rounding produces
 # Log ratio of two kinds' spreads that separates other initialisers from T5's, whose queries alone
 # are smaller by 1/√d_kv: those are off by more, brief training by less.
 OTHER_LAW = 0.35
@@ -53,17 +52,15 @@ class Freshness:
     # RMS deviation of all LayerNorm weights from their median, relative to it; 0 when each tensor
     # is constant.
     norm_spread: float
-    # Whether the spread of all queries, or keys, … together is off T5's law, but so little that it
-    # started there: a sign of training where single matrices show none.
+    # Whether the spreads are off T5's law, but so little that they started there: a sign of
+    # training where single matrices show none.
     drifted: bool
     num_matrices: int
     has_structure: bool  # whether some matrices clearly scatter unlike independent draws
     # Matrices that scatter as independent draws do: fresh, shuffled, or trained too briefly.
     structureless: tuple[str, ...]
     fresh: tuple[str, ...]  # look freshly initialised or redrawn while the others were trained
-    broken: tuple[
-        str, ...
-    ]  # what training never produces: constant matrices, zero norms, copied blocks
+    broken: tuple[str, ...]  # what training never produces: constant matrices, zero norms
 
     @property
     def origin(self) -> str:
@@ -77,24 +74,19 @@ class Freshness:
         """Why the encoder cannot be a pretrained one, or None when it looks trained."""
         if self.broken:
             return _listed(self.broken) + ", which training never produces"
-        if not self.has_structure and not self.drifted:
-            if self.law_distance < LAW_LIMIT and not 0 < self.norm_spread < NORMS_MOVED:
-                norms = (
-                    f"while its LayerNorm weights vary by {self.norm_spread:.0%}: were the "
-                    "matrices left out when it was saved or converted?"
-                    if self.norm_spread
-                    else "and all LayerNorm weights are constant"
-                )
-                return (
-                    f"the spread of its {self.num_matrices} matrices is the initialisation law "
-                    f"times {self.factor:.3g} (distance {self.law_distance:.2g}, trained is above "
-                    f"{LAW_LIMIT:g}), {norms}"
-                )
-            if not self.norm_spread:
-                return (
-                    "all LayerNorm weights are constant, and in each of its "
-                    f"{self.num_matrices} matrices rows and columns scatter as independent draws do"
-                )
+        is_fresh = not self.has_structure and not self.drifted
+        if is_fresh and self.law_distance < LAW_LIMIT and not 0 < self.norm_spread < NORMS_MOVED:
+            return (
+                f"the spread of its {self.num_matrices} matrices is the initialisation law times "
+                f"{self.factor:.3g} (distance {self.law_distance:.2g}, trained is above "
+                f"{LAW_LIMIT:g}), and its LayerNorm weights vary by {self.norm_spread:.0%} (0 % is "
+                "constant; otherwise, were the matrices left out when it was saved or converted?)"
+            )
+        if is_fresh and not self.norm_spread:
+            return (
+                f"all LayerNorm weights are constant, and in each of its {self.num_matrices} "
+                "matrices rows and columns scatter as independent draws do"
+            )
         if self.fresh:
             return (
                 f"{len(self.fresh)} of its tensors look untrained among trained ones "
@@ -105,15 +97,16 @@ class Freshness:
     @property
     def notes(self) -> list[str]:
         """What a user should know about an accepted encoder."""
-        notes = {
-            "barely trained": ["note: barely trained, almost no different from its initialisation"],
-            "control": [
+        notes = []
+        if self.origin == "barely trained":
+            notes.append("note: barely trained, almost no different from its initialisation")
+        if self.origin == "control":
+            notes.append(
                 "note: rows and columns scatter like independent draws in every matrix, as in a "
                 "shuffled or synthetic checkpoint"
-            ],
-        }.get(self.origin, [])
+            )
         if not self.norm_spread:
-            notes = [*notes, "note: all LayerNorm weights are constant, as before any training"]
+            notes.append("note: all LayerNorm weights are constant, as before any training")
         return notes
 
 
@@ -146,9 +139,6 @@ def examine(
         if not variance > 1e-12:
             broken.append(f"{name} is constant")
             continue
-        zeros = max((matrix == 0).all(dim=axis).float().mean().item() for axis in (0, 1))
-        if zeros > ZERO_ROWS:
-            broken.append(f"{zeros:.0%} of the rows or columns of {name} are zero")
         kurtosis = squares.square().mean(dtype=torch.float64).item() / variance**2
         logs[name] = math.log(math.sqrt(variance) * largest.item() / sigma)
         sampling = math.sqrt(max(kurtosis - 1, 0.5) / (4 * matrix.numel()))
@@ -157,16 +147,16 @@ def examine(
     factor_log = torch.tensor(list(logs.values())).double().median().item() if logs else 0.0
     off = {name: x - factor_log for name, x in logs.items()}
     distances = [(x / scales[name]) ** 2 for name, x in off.items()]
+    distance = statistics.fmean(distances) if distances else 0.0
     broken += [f"{name} is zero" for name, weight in norms.items() if not weight.any()]
-    broken += _copies(state, law)
     spread = _norm_spread(norms)
     # The norms hardly moved: too early to tell, since some matrices start to move later.
     left_out = [] if 0 < spread < NORMS_MOVED else _left_out(structure, state, law)
     return Freshness(
-        law_distance=sum(distances) / len(distances) if distances else 0.0,
+        law_distance=distance,
         factor=math.exp(factor_log),
         norm_spread=spread,
-        drifted=_has_drifted(off, scales),
+        drifted=_has_drifted(off, scales, distance),
         num_matrices=len(law),
         # One matrix of many may seem structured by chance.
         has_structure=sum(value >= STRUCTURE_LIMIT for value in structure.values()) > 1
@@ -177,7 +167,8 @@ def examine(
     )
 
 
-def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float]) -> bool:
+def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float], distance: float) -> bool:
+    """Whether all queries, or keys, … together, or all matrices, left T5's law for its vicinity."""
     kinds: dict[str, list[str]] = {}
     for name in off:
         kinds.setdefault(name.split(".")[-2], []).append(name)
@@ -188,7 +179,7 @@ def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float]) -> bool:
         for names in kinds.values()
     ]
     is_t5s_law = all(abs(mean) < OTHER_LAW for mean in means)
-    return is_t5s_law and max(pooled, default=0.0) >= STRUCTURE_LIMIT
+    return is_t5s_law and (distance >= LAW_LIMIT or max(pooled, default=0.0) >= STRUCTURE_LIMIT)
 
 
 def _untouched(norms: Mapping[str, Tensor]) -> list[str]:
@@ -222,22 +213,6 @@ def _left_out(
         if expected > STRUCTURE_EXPECTED:
             fresh.append(name)
     return sorted(fresh)
-
-
-def _copies(state: Mapping[str, Tensor], law: Mapping[str, float]) -> list[str]:
-    """Blocks whose matrices are all equal, bit for bit, to another block's."""
-    blocks: dict[str, dict[str, Tensor]] = {}
-    for name in law:
-        _, number, part = name.split(".", 2)
-        if name.startswith("block.") and "relative_attention_bias" not in part:
-            blocks.setdefault(number, {})[part] = state[name]
-    copies = []
-    for i, (number, block) in enumerate(blocks.items()):
-        for earlier, other in list(blocks.items())[:i]:
-            if any(torch.equal(block[part], other[part]) for part in block.keys() & other.keys()):
-                copies.append(f"block.{number} is a copy of block.{earlier}")
-                break
-    return copies
 
 
 def _norm_spread(norms: Mapping[str, Tensor]) -> float:

@@ -1,7 +1,8 @@
 """Any pretrained Transformer that transformers builds, as an encoder of patches."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -151,10 +152,7 @@ class HFEncoder(nn.Module):
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Draw all parameters from the architecture's own law, at the whole model's depth.
-
-        Args:
-            generator: The only source of randomness.
+        """Draw all parameters from `generator` alone, by the law of the whole model's depth.
 
         Source: transformers' `_init_weights` of the model.
         """
@@ -173,33 +171,19 @@ class HFEncoder(nn.Module):
 
 
 def hf_random_state(
-    arch: HFArchitecture,
-    *,
-    generator: torch.Generator,
-    factor: float = 1.0,
-    scale_norms: bool = False,
+    arch: HFArchitecture, *, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], float]:
-    """Freshly initialised float32 tensors under the architecture's own law, and its tokens' RMS.
-
-    Args:
-        arch: Shape.
-        generator: CPU generator that no other component draws from.
-        factor: Multiplies every matrix.
-        scale_norms: It multiplies the norms' weights too.
-    """
+    """Tensors freshly drawn from `generator` under the architecture's law, and its tokens' RMS."""
     encoder = HFEncoder(arch, dropout=0.0)
     encoder.draw(generator)
     state = {name: p.detach() for name, p in encoder.named_parameters()}
-    for name, tensor in state.items():
-        if tensor.ndim >= 2 or (scale_norms and is_norm_weight(name)):
-            tensor *= factor
     one = HFEncoder(replace(arch, num_layers=1), dropout=0.0)
     rows = _LAW_DRAWS // arch.d_model + 1
     embedding = torch.nn.utils.skip_init(nn.Embedding, rows, arch.d_model)
     one._model.set_input_embeddings(embedding)
     one.draw(torch.Generator().manual_seed(0))  # the law's, so the same at every seed
     rms = embedding.weight.detach().double().square().mean().sqrt().item()
-    return state, factor * rms * encoder.token_embedding[2]
+    return state, rms * encoder.token_embedding[2]
 
 
 def hf_init_law(arch: HFArchitecture) -> dict[str, float]:
@@ -316,15 +300,10 @@ def _max_tokens(model: Any) -> int | None:
     return most
 
 
-class _seeded:
+@contextmanager
+def _seeded(generator: torch.Generator) -> Iterator[None]:
     """torch's global generator set from another inside, and put back after."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self._seed = int(torch.randint(2**62, (), generator=generator))
-
-    def __enter__(self) -> None:
-        self._before = torch.default_generator.get_state()
-        torch.default_generator.manual_seed(self._seed)
-
-    def __exit__(self, *_: object) -> None:
-        torch.default_generator.set_state(self._before)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -6,13 +6,13 @@ alone retries a dead network for 23 s), and a check of the content against the h
 names it by. `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the proxy variables apply.
 """
 
-import difflib
-import hashlib
 import logging
 import os
+import re
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,21 +23,8 @@ from t5ts.errors import Interrupted, WeightsError
 from t5ts.interruption import interrupt_on_signals
 from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sha256, shard_names
 
-PROBE_TIMEOUT_S = 3.0  # for one small request, unless HF_HUB_ETAG_TIMEOUT is set
+PROBE_TIMEOUT_S = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "3"))  # for one small request
 
-# Published checkpoints whose encoder can be used here; for "did you mean".
-KNOWN_IDS = (
-    *(f"t5-{size}" for size in ("small", "base", "large", "3b", "11b")),
-    *(f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")),
-    *(f"google/t5-v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")),
-    *(f"google/flan-t5-{size}" for size in ("small", "base", "large", "xl", "xxl")),
-    *(f"google/t5-efficient-{size}" for size in ("tiny", "mini", "small", "base", "large")),
-    *(f"amazon/chronos-t5-{size}" for size in ("tiny", "mini", "small", "base", "large")),
-    *("google/mt5-small", "google-bert/bert-base-uncased", "distilbert/distilbert-base-uncased"),
-    *("FacebookAI/roberta-base", "answerdotai/ModernBERT-base", "openai-community/gpt2"),
-    *("sentence-transformers/all-MiniLM-L6-v2", "facebook/opt-125m", "Qwen/Qwen2.5-0.5B"),
-    *("HuggingFaceTB/SmolLM2-135M", "meta-llama/Llama-3.2-1B"),
-)
 _REMEDY = (
     "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME to a "
     "copy of its cache, use a checkpoint folder with backbone=local (or hf) backbone.path=DIR, or "
@@ -51,38 +38,37 @@ _PROXY = (
 #: client's classes are matched by name, since the HTTP library under huggingface_hub changed twice.
 _TABLE = {
     "offline": "{hub_id} (revision {revision}) is incomplete in the cache {cache_dir}, and "
-    "offline mode forbids contacting the hub.{meant} Unset HF_HUB_OFFLINE, or {remedy}",
+    "offline mode forbids contacting the hub. Unset HF_HUB_OFFLINE, or {remedy}",
     "local-file": "The cache {cache_dir} cannot be used ({why}). Free disk space or fix its "
     "permissions, or set HF_HOME to another folder.",
     "GatedRepoError": "{hub_id} is gated: accept its licence at {endpoint}/{hub_id}, then set "
     "HF_TOKEN to a token of that account, or run `hf auth login`.",
     "RevisionNotFoundError": "{hub_id} has no revision {revision!r}. Use main, or a branch, tag or "
     "full commit listed at {endpoint}/{hub_id}/commits/main.",
-    "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}.{meant} Use the "
-    "id of a checkpoint such as t5-small or openai-community/gpt2; if the model is private, "
-    "set HF_TOKEN or run `hf auth login`.",
+    # Without a valid token the hub answers 401 both for missing ids and for private ones.
+    "401 403": "The hub answered {status} for {hub_id!r}: there is no such model, or it needs a "
+    "valid token. Use the id of a checkpoint such as t5-small or openai-community/gpt2; if the "
+    "model is private, set HF_TOKEN to a token with read access or run `hf auth login`; if it "
+    "needs none, unset HF_TOKEN.",
+    "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}. Use the id of a "
+    "checkpoint such as t5-small or openai-community/gpt2; if the model is private, set HF_TOKEN "
+    "or run `hf auth login`.",
     "RemoteEntryNotFoundError": "{hub_id} has no file {file} on the hub ({why}). Choose "
     "another checkpoint, such as t5-small, google/flan-t5-small or t5-base.",
     "FileMetadataError": "{endpoint} is not a complete mirror of the hub ({why}). Set HF_ENDPOINT "
     "to a complete one, or unset it.",
     "ProxyError 407": _PROXY,
-    "401 403": "Access to {hub_id} needs a valid token: {endpoint} answered {status}.{meant} Set "
-    "HF_TOKEN to a token with read access, or run `hf auth login`; if the model needs none, unset "
-    "HF_TOKEN.",
     "429 5xx": "{endpoint} answered {status} for {hub_id}: too many requests (429), or a server "
     "error (see status.huggingface.co). Try again in a few minutes, or {remedy}",
     "has-status": "{endpoint} answered {status} for {hub_id} ({why}). Check HF_ENDPOINT and the "
     "id, or {remedy}",
-    "UnsupportedProtocol InvalidURL LocalProtocolError": "{endpoint!r} is not a hub address "
-    "({why}). Set HF_ENDPOINT to one such as https://huggingface.co, or unset it; also check the "
-    "proxy variables.",
     "certificate": "The certificate of {endpoint} is not trusted ({why}). If your network replaces "
     "certificates, set SSL_CERT_FILE to its authority's file; otherwise {remedy}",
     "consistency interrupted": "The download of {file} of {hub_id} from {endpoint} failed ({why})."
     " Nothing was kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer on a "
     "slow connection).",
     "no-network": "No network: {endpoint} cannot be reached ({why}; proxy: {proxy}), and {hub_id} "
-    "is not in the cache {cache_dir}.{meant} Check the network, HF_ENDPOINT and the proxy "
+    "is not in the cache {cache_dir}. Check the network, HF_ENDPOINT and the proxy "
     "variables (HF_HUB_ETAG_TIMEOUT=30 waits longer), or {remedy}",
     "proxy": _PROXY,
     "Exception": "{endpoint} did not respond like a hub to a request for {hub_id} ({why}). Check "
@@ -100,30 +86,7 @@ log = logging.getLogger("t5ts")
 T = TypeVar("T")
 
 
-@dataclass(kw_only=True)
-class HubRequest:
-    """A request to a hub."""
-
-    hub_id: str  # repository, for instance "t5-small"
-    revision: str = "main"  # branch, tag or commit
-    token: str | bool | None = None  # None: `HF_TOKEN` or the stored login; False: none
-    endpoint: str = ""  # "": `HF_ENDPOINT` or huggingface.co
-    cache_dir: str | Path | None = None  # None: `HF_HUB_CACHE` or `HF_HOME`/hub
-    offline: bool | None = None  # use the cache only; None: `HF_HUB_OFFLINE`
-    refresh: bool = False  # fetch the revision's newest commit even if one is cached
-
-    def __post_init__(self) -> None:
-        from huggingface_hub import constants
-
-        self.endpoint = (self.endpoint or constants.ENDPOINT).rstrip("/")
-        self.cache_dir = Path(self.cache_dir or constants.HF_HUB_CACHE).expanduser()
-        if self.offline is None:
-            self.offline = constants.HF_HUB_OFFLINE
-
-
-def cached_snapshot(
-    hub_id: str, *, revision: str = "main", cache_dir: str | Path | None = None
-) -> Path | None:
+def cached_snapshot(hub_id: str, revision: str = "main") -> Path | None:
     """The cached commit's folder, if config and all weight files are there; nothing is verified.
 
     Raises:
@@ -131,43 +94,47 @@ def cached_snapshot(
     """
     from huggingface_hub import try_to_load_from_cache
 
-    request = HubRequest(hub_id=hub_id, revision=revision, cache_dir=cache_dir)
-    try:
-        config = try_to_load_from_cache(
-            hub_id, "config.json", cache_dir=request.cache_dir, revision=revision
-        )
-    except Exception as error:
-        raise _explained(error, request) from error
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    try:
-        return folder if all((folder / name).exists() for name in _names(folder)) else None
-    except CorruptError as error:
-        raise in_cache(error, folder) from error
-    except WeightsError:
-        return None
-    except OSError as error:
-        raise _explained(error, request) from error
+    with _explaining(hub_id, revision):
+        config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        if not isinstance(config, str):
+            return None
+        folder = Path(config).parent
+        try:
+            return folder if all((folder / name).exists() for name in _names(folder)) else None
+        except CorruptError as error:
+            raise in_cache(error, folder) from error
+        except WeightsError:
+            return None
 
 
-def fetch_snapshot(request: HubRequest) -> Path:
+def fetch_snapshot(hub_id: str, revision: str = "main") -> Path:
     """A checkpoint's folder in the cache, downloaded first if missing; content verified.
 
     A complete cached checkpoint is used without contacting the hub, so all trials of a sweep see
-    the same commit and need no network. The folder is named by the commit.
+    the same commit and need no network. The folder is named by the commit; for a newer one, delete
+    it or set another revision.
+
+    Args:
+        hub_id: Repository, for instance "t5-small".
+        revision: Branch, tag or commit.
 
     Raises:
         WeightsError: if it is unavailable or corrupted, with the reason and what to do.
         Interrupted: after SIGINT or SIGTERM; nothing of an unfinished file is kept.
     """
-    folder = _cached_or_downloaded(request)
-    try:
-        _check_content(folder, _names(folder))
-    except CorruptError as error:
-        raise in_cache(error, folder) from error
-    except OSError as error:
-        raise _explained(error, request) from error
+    from huggingface_hub import constants
+
+    folder = cached_snapshot(hub_id, revision)
+    with _explaining(hub_id, revision):
+        if folder is None and constants.HF_HUB_OFFLINE:
+            raise OSError("offline mode")
+        if folder is None:
+            commit, main = _within_timeout(partial(_find, hub_id, revision))
+            folder = _download(hub_id, revision, commit, main)
+        try:
+            _check_content(folder, _names(folder))
+        except CorruptError as error:
+            raise in_cache(error, folder) from error
     return folder
 
 
@@ -179,121 +146,70 @@ def in_cache(error: CorruptError, folder: Path) -> CorruptError:
     )
 
 
-def suggestions(hub_id: str) -> list[str]:
-    """Known ids the user may have meant, best first, at most three."""
-    base = hub_id.split("/")[-1].lower()
-    same = [known for known in KNOWN_IDS if known.split("/")[-1] == base]
-    if same:
-        return [known for known in same if known != hub_id]
-    near = difflib.get_close_matches(hub_id.lower(), KNOWN_IDS, n=3, cutoff=0.6)
-    bases = {known.split("/")[-1]: known for known in reversed(KNOWN_IDS)}
-    near += [bases[b] for b in difflib.get_close_matches(base, list(bases), n=3, cutoff=0.7)]
-    return list(dict.fromkeys(near))[:3]
-
-
-def _cached_or_downloaded(request: HubRequest) -> Path:
-    cached = cached_snapshot(request.hub_id, revision=request.revision, cache_dir=request.cache_dir)
-    if cached is not None and (request.offline or not request.refresh):
-        return cached
-    if request.offline:
-        raise _explained(OSError("offline mode"), request)
-    try:
-        commit, main = _within_timeout(partial(_find, request))
-    except WeightsError:
-        raise
-    except Exception as error:  # any client error stops the run with one message
-        if cached is not None and _facts(error, None) & {"5xx", "no-network"}:
-            log.warning(
-                "%s cannot be checked for newer files (%s); using the cached commit %s.",
-                request.endpoint,
-                type(error).__name__,
-                cached.name,
-            )
-            return cached
-        raise _explained(error, request) from error
-    if cached is not None and cached.name == commit:
-        return cached
-    return _download(request, commit, main)
-
-
-def _find(request: HubRequest) -> tuple[str, str]:
+def _find(hub_id: str, revision: str) -> tuple[str, str]:
     """The commit of the revision, and its weight file or index: one small request."""
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=request.endpoint, token=request.token)
-    info = api.model_info(request.hub_id, revision=request.revision, timeout=_probe_timeout_s())
+    info = HfApi().model_info(hub_id, revision=revision, timeout=PROBE_TIMEOUT_S)
     names = [sibling.rfilename for sibling in info.siblings or []]
     if not info.sha:
         raise ValueError("the answer names no commit")
     if "config.json" not in names:
         raise WeightsError(
-            f"{request.hub_id} has no config.json, so it is not a transformers checkpoint. "
+            f"{hub_id} has no config.json, so it is not a transformers checkpoint. "
             "Choose another, such as t5-small, google/flan-t5-small or t5-base."
         )
-    return info.sha, choose_weight_file(names, where=f"The repository {request.hub_id}")
+    return info.sha, choose_weight_file(names, where=f"The repository {hub_id}")
 
 
-def _download(request: HubRequest, commit: str, main: str) -> Path:
+def _download(hub_id: str, revision: str, commit: str, main: str) -> Path:
     """Fetch weights and config, file by file, in this thread: a signal ends it immediately.
 
     (`snapshot_download` waits for its threads until they finish or time out.)
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     wanted = [main, "config.json"]  # a snapshot with a config always has its weights too
-    name = main
-    log.info("Downloading %s from %s; press Ctrl-C once to stop.", request.hub_id, request.endpoint)
-    try:
-        with interrupt_on_signals():
-            while wanted:
-                name = wanted.pop(0)
-                _within_timeout(partial(_ask_first_byte, request, commit, name))
+    log.info("Downloading %s from %s; press Ctrl-C once to stop.", hub_id, constants.ENDPOINT)
+    while wanted:
+        name = wanted.pop(0)
+        try:
+            with interrupt_on_signals(), _explaining(hub_id, revision, file=name):
+                _within_timeout(partial(_ask_first_byte, hub_id, commit, name))
                 path = Path(
                     hf_hub_download(
-                        request.hub_id,
+                        hub_id,
                         name,
                         # The branch points to the cached commit only when everything is there.
-                        revision=commit if wanted else request.revision,
-                        endpoint=request.endpoint,
-                        cache_dir=request.cache_dir,
-                        token=request.token,
-                        etag_timeout=_probe_timeout_s(),
+                        revision=commit if wanted else revision,
+                        etag_timeout=PROBE_TIMEOUT_S,
                     )
                 )
                 _check_content(path.parent, [name])
                 if name.endswith(".index.json"):
                     wanted[:0] = shard_names(path.parent, name)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped while downloading {name} of {request.hub_id}; nothing was kept"
-        ) from None
-    except CorruptError as error:
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        raise WeightsError(
-            f"{name} arrived corrupted and was removed ({error}) Run again; if it happens twice, a "
-            "proxy or mirror (HF_ENDPOINT) is altering the file."
-        ) from error
-    except WeightsError:
-        raise
-    except Exception as error:
-        raise _explained(error, request, file=name) from error
-    if path.parent.name != commit:
-        raise WeightsError(
-            f"{request.hub_id} changed on the hub during the download ({request.revision} is "
-            "a different commit now): run the same command again."
-        )
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped while downloading {name} of {hub_id}; nothing was kept"
+            ) from None
+        except CorruptError as error:
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+            raise WeightsError(
+                f"{name} arrived corrupted and was removed ({error}) Run again; if it happens "
+                "twice, a proxy or mirror (HF_ENDPOINT) is altering the file."
+            ) from error
     return path.parent
 
 
-def _ask_first_byte(request: HubRequest, commit: str, name: str) -> None:
+def _ask_first_byte(hub_id: str, commit: str, name: str) -> None:
     """Request a file's first byte, following redirects to the file server."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    url = hf_hub_url(request.hub_id, name, revision=commit, endpoint=request.endpoint)
-    headers = build_hf_headers(token=request.token) | {"Range": "bytes=0-0"}
-    with get_session().stream("GET", url, headers=headers, timeout=_probe_timeout_s()) as response:
+    url = hf_hub_url(hub_id, name, revision=commit)
+    headers = build_hf_headers() | {"Range": "bytes=0-0"}
+    with get_session().stream("GET", url, headers=headers, timeout=PROBE_TIMEOUT_S) as response:
         if response.status_code != 416:  # an empty file has no first byte
             hf_raise_for_status(response)
         next(response.iter_raw(), None)
@@ -316,28 +232,19 @@ def _check_content(folder: Path, names: Iterable[str]) -> None:
     Raises:
         CorruptError: if a file differs from the hub's.
     """
+    from huggingface_hub.utils.sha import git_hash
+
     blobs = folder.parents[1] / "blobs"
     known = {blob.name for blob in blobs.iterdir()} if blobs.is_dir() else set()
     for name in names:
         path = folder / name
-        expected = {path.resolve().name} if path.is_symlink() else known
-        expected = {n for n in expected if len(n) in (40, 64) and set(n) <= set("0123456789abcdef")}
+        named = {path.resolve().name} if path.is_symlink() else known
+        expected = {n for n in named if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", n)}
         if not expected or file_sha256(path) in expected:
             continue
-        # Git's hash, by which the hub names small files.
-        if path.stat().st_size < 100_000_000 and any(len(n) == 40 for n in expected):
-            content = path.read_bytes()
-            header = b"blob %d\0" % len(content)
-            if hashlib.sha1(header + content, usedforsecurity=False).hexdigest() in expected:
-                continue
-        raise CorruptError(f"{path} is corrupted: it does not have the hub's content hash.")
-
-
-def _probe_timeout_s() -> float:
-    from huggingface_hub import constants
-
-    chosen = "HF_HUB_ETAG_TIMEOUT" in os.environ
-    return constants.HF_HUB_ETAG_TIMEOUT if chosen else PROBE_TIMEOUT_S
+        is_small = path.stat().st_size < 100_000_000  # the hub names small files by git's hash
+        if not is_small or git_hash(path.read_bytes()) not in expected:
+            raise CorruptError(f"{path} is corrupted: it does not have the hub's content hash.")
 
 
 def _within_timeout(work: Callable[[], T]) -> T:
@@ -349,49 +256,48 @@ def _within_timeout(work: Callable[[], T]) -> T:
     Raises:
         TimeoutError: if it has not finished by then.
     """
-    seconds = _probe_timeout_s() + 0.5
-    results: list[T] = []
-    errors: list[BaseException] = []
+    answer: Future[T] = Future()
 
     def target() -> None:
         try:
-            results.append(work())
+            answer.set_result(work())
         except BaseException as error:
-            errors.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return results[0]
+    threading.Thread(target=target, daemon=True).start()
+    return answer.result(PROBE_TIMEOUT_S + 0.5)
 
 
-def _explained(
-    error: BaseException, request: HubRequest, *, file: str | None = None
-) -> WeightsError:
-    """The hub client's error as one message; `file` is what was being downloaded."""
-    facts = _facts(error, file)
-    # Without a valid token the hub answers 401 both for missing ids and for private ones.
-    if "401" in facts and request.hub_id in KNOWN_IDS:
-        facts.discard("RepositoryNotFoundError")
-    message = next(message for row, message in _TABLE.items() if facts.intersection(row.split()))
-    why = (str(error).strip().splitlines() or [""])[0][:200]
-    near = [] if request.hub_id in KNOWN_IDS else suggestions(request.hub_id)
-    return WeightsError(
-        message.format(
-            **vars(request),
-            host=urlsplit(request.endpoint).hostname,
-            remedy=_REMEDY.format(name=request.hub_id.split("/")[-1].replace("-", "_")),
-            meant=f" Did you mean {' or '.join(near)}?" if near else "",
-            proxy=_proxy(request.endpoint),
-            status=next((fact for fact in facts if fact.isdigit()), ""),
-            why=f"{type(error).__name__}: {why}",
-            file=file,
-        )
-    )
+@contextmanager
+def _explaining(hub_id: str, revision: str, *, file: str | None = None) -> Iterator[None]:
+    """Turn any error of the client, the network or the disk into one message.
+
+    `file` is what is being downloaded.
+    """
+    from huggingface_hub import constants
+
+    try:
+        yield
+    except (WeightsError, Interrupted):
+        raise
+    except Exception as error:
+        facts = _facts(error, file)
+        message = next(text for row, text in _TABLE.items() if facts.intersection(row.split()))
+        why = (str(error).strip().splitlines() or [""])[0][:200]
+        raise WeightsError(
+            message.format(
+                hub_id=hub_id,
+                revision=revision,
+                file=file,
+                endpoint=constants.ENDPOINT,
+                cache_dir=constants.HF_HUB_CACHE,
+                host=urlsplit(constants.ENDPOINT).hostname,
+                remedy=_REMEDY.format(name=hub_id.split("/")[-1].replace("-", "_")),
+                proxy=_proxy(constants.ENDPOINT),
+                status=next((fact for fact in facts if fact.isdigit()), ""),
+                why=f"{type(error).__name__}: {why}",
+            )
+        ) from error
 
 
 def _proxy(endpoint: str) -> str:

@@ -12,27 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` that leaves its parameters to a later load or init, and draws nothing."""
-
-    def reset_parameters(self) -> None:
-        mark_unset(self)
-
-
-class Embedding(nn.Embedding):
-    """`nn.Embedding`, likewise."""
-
-    def reset_parameters(self) -> None:
-        mark_unset(self)
-
-
-class Conv1d(nn.Conv1d):
-    """`nn.Conv1d`, likewise."""
-
-    def reset_parameters(self) -> None:
-        mark_unset(self)
-
-
 @torch.no_grad()
 def mark_unset(module: nn.Module) -> None:
     """Fill a module's own parameters with NaN.
@@ -41,6 +20,24 @@ def mark_unset(module: nn.Module) -> None:
     """
     for parameter in module.parameters(recurse=False):
         parameter.fill_(math.nan)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that leaves its parameters to a later load or init, and draws nothing."""
+
+    reset_parameters = mark_unset
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`, likewise."""
+
+    reset_parameters = mark_unset
+
+
+class Conv1d(nn.Conv1d):
+    """`nn.Conv1d`, likewise."""
+
+    reset_parameters = mark_unset
 
 
 def drop_out(x: Tensor, p: float) -> Tensor:
@@ -111,13 +108,8 @@ def attend(
 class SelfAttention(nn.Module):
     """Multi-head self-attention with its projections.
 
-    Args:
-        width: D in and out.
-        inner: heads · d_kv.
-        num_heads: Must divide `inner`.
-        scale: Of the scores before the softmax.
-        dropout: On the attention weights.
-        bias: Whether the projections have biases.
+    `width` is D in and out, `inner` heads · d_kv, `scale` multiplies the scores before the softmax,
+    `dropout` acts on the attention weights, and `bias` is about the projections.
     """
 
     def __init__(

@@ -56,11 +56,7 @@ class VisibleInstanceNorm(InstanceNorm):
     """
 
     def forward(self, x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise a context; see `InstanceNorm.forward`.
-
-        Args:
-            x_BCL: Context in train-standardised units; NaN where it is hidden.
-        """
+        """Normalise a context, NaN where it is hidden; see `InstanceNorm.forward`."""
         x_BCL = x_BCL.to(torch.promote_types(x_BCL.dtype, torch.float32))
         is_seen_BCL = ~x_BCL.isnan()
         num_BC1 = is_seen_BCL.sum(-1, keepdim=True)
@@ -90,12 +86,7 @@ class NoNorm(nn.Module):
 
 
 def build_normalize(name: str, *, has_hidden: bool = False) -> InstanceNorm | NoNorm:
-    """The normalisation with this name.
-
-    Args:
-        name: "instance" or "none".
-        has_hidden: Whether NaN marks hidden steps; otherwise it propagates.
-    """
+    """The normalisation "instance" or "none"; with `has_hidden` NaN marks hidden steps."""
     assert name in ("instance", "none")
     if name == "none":
         return NoNorm()

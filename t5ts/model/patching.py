@@ -43,10 +43,7 @@ class PatchEmbedding(nn.Module):
     is added to the scores.
 
     Args:
-        seq_len: Context length L in steps.
-        num_channels: Channels C.
-        d_model: Token width D.
-        patch_len: Patch length P in steps.
+        seq_len, num_channels, d_model, patch_len: L, C, D and P; lengths in steps.
         stride: Steps from one patch to the next; None for `patch_len`. At most `patch_len`.
         channels: "independent" or "mixing".
         norm: LayerNorm after the projection.
@@ -166,39 +163,29 @@ def token_bank(
         WeightsError: if the vocabulary has fewer tokens, or the checkpoint's files have changed
             since the encoder was read.
     """
-    if report.init == "random":
-        table_VD = None
-        vocabulary, d_model = (report.architecture[key] for key in ("vocab_size", "d_model"))
-    else:
-        assert report.path is not None
-        files = open_checkpoint(report.path)
-        if {file.name: file_sha256(file) for file in files.files} != report.files:
-            raise WeightsError(f"{report.path} has changed since its encoder was read: try again.")
-        state = {"embedding": read_embedding(files)}
-        if make := {"matched": matched_state, "shuffled": shuffled_state}.get(report.init):
-            state = make(state, generator=own)
-        table_VD = state["embedding"]
-        vocabulary = len(table_VD)
+    vocabulary, d_model = (report.architecture[key] for key in ("vocab_size", "d_model"))
     if num_rows > vocabulary:
         raise WeightsError(
             f"patch.bank_size={num_rows}, but {report.source} has {vocabulary:,} token embeddings"
             f" (init={report.init}): use patch.bank_size={vocabulary} or less, or patch=norm."
         )
-    if table_VD is None:
+    if report.init == "random":
         return torch.empty(num_rows, d_model).normal_(0.0, report.embedding_rms, generator=own)
-    return table_VD[torch.randperm(vocabulary, generator=sample)[:num_rows]]
+    assert report.path is not None
+    files = open_checkpoint(report.path)
+    if {file.name: file_sha256(file) for file in files.files} != report.files:
+        raise WeightsError(f"{report.path} has changed since its encoder was read: try again.")
+    state = {"embedding": read_embedding(files)}
+    if make := {"matched": matched_state, "shuffled": shuffled_state}.get(report.init):
+        state = make(state, generator=own)
+    return state["embedding"][torch.randperm(vocabulary, generator=sample)[:num_rows]]
 
 
 class WholeContext(nn.Module):
     """The context as one token without projection, for a forecaster without encoder.
 
-    M, N, D are B·C, 1, L, or B, 1, C·L when channels mix. There are no parameters.
-
-    Args:
-        seq_len: Context length L in steps.
-        num_channels: Channels C.
-        channels: "independent" or "mixing".
-        hidden: "none" or "value" (0 for a hidden step); see `PatchEmbedding`.
+    M, N, D are B·C, 1, L, or B, 1, C·L when channels mix. There are no parameters. A hidden step
+    ("value") is 0; see `PatchEmbedding` for the arguments.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""An encoder's tensors: their names and shapes, T5's initialisation law, the control arms.
-
-Names are transformers' without the leading "encoder.".
-"""
+"""An encoder's tensors: their names and shapes, the initialisation law, the control arms."""
 
 import hashlib
 import math
@@ -10,40 +7,34 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from t5ts.model.architecture import T5Architecture
-
-POSITION_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
-
-
-def encoder_shapes(arch: T5Architecture) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an encoder's tensors, block by block, as transformers names them."""
-    d_model, d_ff, inner = arch.d_model, arch.d_ff, arch.num_heads * arch.d_kv
-    gated = arch.feed_forward_proj.startswith("gated-")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for i in range(arch.num_layers):
-        attention = f"block.{i}.layer.0.SelfAttention"
-        shapes |= {f"{attention}.{part}.weight": (inner, d_model) for part in "qkv"}
-        shapes[f"{attention}.o.weight"] = (d_model, inner)
-        if i == 0:  # all blocks share block 0's position bias
-            shapes[f"block.0.{POSITION_BIAS}"] = (
-                arch.relative_attention_num_buckets,
-                arch.num_heads,
-            )
-        shapes[f"block.{i}.layer.0.layer_norm.weight"] = (d_model,)
-        feed_forward = f"block.{i}.layer.1.DenseReluDense"
-        for part in ("wi_0", "wi_1") if gated else ("wi",):
-            shapes[f"{feed_forward}.{part}.weight"] = (d_ff, d_model)
-        shapes[f"{feed_forward}.wo.weight"] = (d_model, d_ff)
-        shapes[f"block.{i}.layer.1.layer_norm.weight"] = (d_model,)
-    shapes["final_layer_norm.weight"] = (d_model,)
-    return shapes
+from t5ts.model.architecture import Architecture, HFArchitecture
+from t5ts.model.hf_encoder import HFEncoder, hf_init_law, hf_random_state, is_norm_weight
+from t5ts.model.t5_encoder import T5Encoder
 
 
-def init_law(arch: T5Architecture) -> dict[str, float]:
-    """Standard deviation of each matrix under T5's initialisation at factor 1; norms are left out.
+def empty_encoder(
+    arch: Architecture, *, dropout: float = 0.0, device: str = "meta"
+) -> T5Encoder | HFEncoder:
+    """An encoder whose parameters are NaN until a state dict is loaded."""
+    if isinstance(arch, HFArchitecture):
+        return HFEncoder(arch, dropout=dropout, device=device)
+    with torch.device(device):
+        return T5Encoder(arch, dropout=dropout)
 
-    Source: transformers' T5PreTrainedModel._init_weights, after mesh-tensorflow's initialisers.
+
+def encoder_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an encoder's tensors, block by block."""
+    return {name: tuple(p.shape) for name, p in empty_encoder(arch).named_parameters()}
+
+
+def init_law(arch: Architecture) -> dict[str, float]:
+    """Standard deviation of each matrix under the initialisation at factor 1; norms are left out.
+
+    Source: transformers' T5PreTrainedModel._init_weights, after mesh-tensorflow's initialisers; of
+    other architectures see `hf_init_law`.
     """
+    if isinstance(arch, HFArchitecture):
+        return hf_init_law(arch)
     fan_in = {
         ".q.weight": arch.d_model * arch.d_kv,  # T5 has no 1/√d_kv in its attention: it is here
         ".k.weight": arch.d_model,
@@ -63,29 +54,34 @@ def init_law(arch: T5Architecture) -> dict[str, float]:
 
 
 def random_state(
-    arch: T5Architecture,
+    arch: Architecture,
     *,
     generator: torch.Generator,
     factor: float = 1.0,
     scale_norms: bool = False,
-) -> dict[str, Tensor]:
-    """Freshly initialised float32 encoder tensors under T5's own law.
+) -> tuple[dict[str, Tensor], float]:
+    """Freshly initialised float32 tensors under the architecture's own law, and its tokens' RMS.
 
     Args:
         arch: The encoder's shape.
         generator: CPU generator that no other component draws from.
-        factor: Multiplies every matrix's standard deviation (HF's default 1.0, Chronos's 0.05).
-        scale_norms: Set LayerNorm weights to `factor` like HF's initialiser, instead of 1.
-
-    Source: transformers' T5PreTrainedModel._init_weights.
+        factor: Multiplies every matrix (HF's default 1.0, Chronos's 0.05).
+        scale_norms: Multiply norms' weights too, as HF's initialiser does.
     """
+    if isinstance(arch, HFArchitecture):
+        state, rms = hf_random_state(arch, generator=generator)
+        for name, tensor in state.items():
+            if tensor.ndim >= 2 or (scale_norms and is_norm_weight(name)):
+                tensor *= factor
+        return state, factor * rms
     law = init_law(arch)
-    return {
+    state = {
         name: torch.empty(shape).normal_(0.0, factor * law[name], generator=generator)
         if name in law
         else torch.full(shape, float(factor) if scale_norms else 1.0)
         for name, shape in encoder_shapes(arch).items()
     }
+    return state, float(factor)  # T5 draws its embeddings with std = factor
 
 
 def matched_state(state: Mapping[str, Tensor], *, generator: torch.Generator) -> dict[str, Tensor]:

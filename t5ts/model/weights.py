@@ -16,42 +16,26 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model.architecture import Architecture, HFArchitecture, T5Architecture
+from t5ts.model.architecture import Architecture, HFArchitecture
 from t5ts.model.checkpoint_file import (
     T5_TYPES,
-    CheckpointFiles,
     CorruptError,
     checkpoint_folder,
     file_sha256,
     open_checkpoint,
 )
 from t5ts.model.freshness import LAW_LIMIT, Freshness
-from t5ts.model.hf_encoder import hf_random_state
-from t5ts.model.hub import HubRequest, fetch_snapshot, in_cache
+from t5ts.model.hub import fetch_snapshot, in_cache
 from t5ts.model.tensors import (
     matched_state,
     random_state,
     shuffled_state,
     state_digest,
 )
-from t5ts.model.verify import (
-    check_config,
-    check_header,
-    check_trained,
-    read_encoder,
-    read_hf_encoder,
-)
+from t5ts.model.verify import check_config, check_trained, kind_of, read_encoder
 
-INITS = ("random", "t5", "pretrained", "run", "chronos", "matched", "shuffled")
-# Chronos-T5 by d_model: its size, and its parameters with 4096 tokens and a tied head, from
-# T5-efficient's shapes. Source: Ansari et al. 2024 (8M, 20M, 46M, 200M, 710M parameters).
-CHRONOS = {
-    256: ("tiny", 8_394_496),
-    384: ("mini", 20_456_192),
-    512: ("small", 46_154_240),
-    768: ("base", 201_374_976),
-    1024: ("large", 708_963_328),
-}
+# The published Chronos-T5 of each d_model. Source: Ansari et al. 2024.
+CHRONOS = {256: "tiny", 384: "mini", 512: "small", 768: "base", 1024: "large"}
 _CONTROLS = {
     "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
     "shuffled": (shuffled_state, "entries permuted inside each tensor"),
@@ -62,7 +46,7 @@ _CONTROLS = {
 class LoadReport:
     """Where an encoder's weights came from and what was checked; goes to `provenance.json`."""
 
-    init: str  # the arm: one of `INITS`
+    init: str  # the arm, as in `init.name`
     source: str  # hub id or directory; "random" when nothing was read
     path: str | None = None  # folder that was read (the cache's, for a hub id)
     revision: str | None = None  # commit on the hub
@@ -108,12 +92,9 @@ def encoder_state(
             made from the same checkpoint: "matched", "shuffled".
         arch: The encoder's shape.
         generator: CPU generator of this arm alone; checkpoints draw nothing.
-        factor: Scale of the "random" arm; see `random_state`.
-        scale_norms: See `random_state`.
-        keep: Regular expressions: tensors that "random" and the controls take from the checkpoint
-            as they are, so that only the others are asked about.
-        load: Loads the checkpoint (`load_checkpoint`, `load_donor`); not called for "random" that
-            keeps nothing.
+        factor, scale_norms: Of the "random" arm; see `random_state`.
+        keep: Regular expressions: tensors that "random" and the controls take from the checkpoint.
+        load: Loads the checkpoint; not called for "random" that keeps nothing.
 
     Returns:
         float32 tensors by the encoder's names, and the report that proves the arm.
@@ -122,29 +103,19 @@ def encoder_state(
         WeightsError: if the weights are not available or not to be trusted, or `keep` matches
             no tensor or all. There is no fallback.
     """
-    assert init in INITS
-    is_made = init == "random" or init in _CONTROLS
     if init != "random" or keep:
         checkpoint, loaded = load()
-        if not is_made:
+        if init not in ("random", *_CONTROLS):
             return checkpoint, replace(loaded, init=init)
     if init == "random":
-        scale: dict[str, Any] = {
-            "generator": generator,
-            "factor": factor,
-            "scale_norms": scale_norms,
-        }
-        if isinstance(arch, HFArchitecture):
-            state, rms = hf_random_state(arch, **scale)
-        else:  # T5 draws its embeddings with std = factor
-            state, rms = random_state(arch, **scale), float(factor)
+        state, rms = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
         report = LoadReport(
             init=init,
             source="random",
             origin="random",
             embedding_rms=rms,  # the law's
             checks=[
-                f"drawn from {_kind(asdict(arch))}'s initialisation law at factor {factor:g}, "
+                f"drawn from {kind_of(asdict(arch))}'s initialisation law at factor {factor:g}, "
                 f"LayerNorm weights {factor if scale_norms else 1:g}"
             ],
             **_facts(state, arch),
@@ -193,23 +164,21 @@ def _facts(state: dict[str, Tensor], arch: Architecture) -> dict[str, Any]:
 def load_checkpoint(
     *,
     hub_id: str | None = None,
+    revision: str = "main",
     path: str | Path | None = None,
     arch: Architecture | None = None,
-    expected_full_params: tuple[int, int] | None = None,
     expected_sha256: str | None = None,
     must_be_chronos: bool = False,
-    **hub_options: Any,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a checkpoint's encoder from the hub (or its cache) or from a folder.
 
     Args:
-        hub_id: Repository on the hub, for instance "t5-small"; or
+        hub_id: Repository on the hub, for instance "t5-small", and
+        revision: its branch, tag or commit; or
         path: A folder with config.json and weights, or "packaged:NAME". Exactly one of the two.
         arch: The shape the config must have; None takes the config's, which must be a T5's.
-        expected_full_params: Fewest and most parameters the whole checkpoint may have.
         expected_sha256: SHA-256 that the weight file must have.
         must_be_chronos: Refuse models other than Chronos, and allow a different vocabulary.
-        hub_options: More fields of `HubRequest`.
 
     Returns:
         float32 tensors by the encoder's names, and what was verified.
@@ -217,26 +186,20 @@ def load_checkpoint(
     Raises:
         WeightsError: if they are unavailable or fail verification, with the fix. No fallback.
     """
-    if (hub_id is None) == (path is None):
-        raise WeightsError(
-            f"Weights come from a hub id or from a folder, got hub_id={hub_id!r} and path={path}. "
-            "Set backbone=t5_small for the hub, or backbone=local backbone.path=DIR."
-        )
+    assert (hub_id is None) != (path is None)
     if hub_id is not None:
-        folder = fetch_snapshot(HubRequest(hub_id=hub_id, **hub_options))
+        folder = fetch_snapshot(hub_id, revision)
     else:
         folder = checkpoint_folder(str(path))
     try:
         types = (arch.model_type,) if isinstance(arch, HFArchitecture) else T5_TYPES
         files = open_checkpoint(folder, model_types=types)
-        found: Architecture
-        if isinstance(arch, HFArchitecture):
-            found = arch
-        else:
-            found = check_config(files, arch, must_be_chronos=must_be_chronos)
-            num_full, notes = check_header(files, found, expected_full_params)
+        found = check_config(files, arch, must_be_chronos=must_be_chronos)
         hashes = {file.name: file_sha256(file) for file in files.files}
-        weights_sha256 = _weights_sha256(files, hashes)
+        weights_sha256 = hashes[files.weights[0].name]
+        if len(files.files) > 2:  # an index, and shards
+            lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in files.weights)
+            weights_sha256 = hashlib.sha256(lines.encode()).hexdigest()
         if expected_sha256 not in (None, weights_sha256):
             raise WeightsError(
                 f"{files.weights[0]} is not the file this backbone expects: its SHA-256 is "
@@ -245,15 +208,12 @@ def load_checkpoint(
                 "backbone=local for your own checkpoint. (For several shards it is the SHA-256 of "
                 "the output of `sha256sum`: sha256sum model-*.safetensors | sha256sum.)"
             )
-        if isinstance(found, HFArchitecture):
-            state, embedding_rms, num_full, notes = read_hf_encoder(files, found)
-        else:
-            state, embedding_rms = read_encoder(files, found)
+        state, embedding_rms, num_full, notes = read_encoder(files, found)
     except CorruptError as error:
         raise (error if hub_id is None else in_cache(error, folder)) from error
     seen = check_trained(state, found, folder)
     checks = [
-        f"config.json is a {_kind(asdict(found))}'s"
+        f"config.json is a {kind_of(asdict(found))}'s"
         + ("" if arch is None else " and equals the backbone's values"),
         f"{files.format}, read without running code from it, not quantised",
         *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
@@ -280,57 +240,28 @@ def load_checkpoint(
     )
 
 
-def chronos_source(checkpoint: str | None, arch: T5Architecture) -> tuple[str | None, str | None]:
+def chronos_source(checkpoint: str | None, d_model: int) -> tuple[str | None, str | None]:
     """The hub id and the folder, one of them None, of a Chronos-T5.
 
     Args:
         checkpoint: Hub id, or a folder (it exists, or begins with "/", "." or "~"); None chooses
-            the published model by `arch`.
-        arch: The encoder's shape.
+            the published model of this width.
+        d_model: The encoder's width.
 
     Raises:
-        WeightsError: if no model of this shape was published.
+        WeightsError: if no model of this width was published.
     """
     if checkpoint is None:
-        if arch.d_model not in CHRONOS:
+        if d_model not in CHRONOS:
             raise WeightsError(
-                f"No Chronos-T5 has d_model {arch.d_model}; allowed are "
+                f"No Chronos-T5 has d_model {d_model}; allowed are "
                 f"{', '.join(map(str, CHRONOS))} (backbone=t5_efficient_tiny, t5_efficient_mini, "
                 "t5_small, t5_base, t5_large). Or set init.checkpoint=ID_OR_DIR."
             )
-        return f"amazon/chronos-t5-{CHRONOS[arch.d_model][0]}", None
+        return f"amazon/chronos-t5-{CHRONOS[d_model]}", None
     if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir():
         return None, checkpoint
     return checkpoint, None
-
-
-def load_chronos(
-    checkpoint: str | None, *, arch: T5Architecture, **hub_options: Any
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Load and verify a Chronos-T5's encoder: the same shape, pretrained on time series.
-
-    Args:
-        checkpoint: As for `chronos_source`.
-        arch: The shape it must have, except for its vocabulary.
-        hub_options: More fields of `HubRequest`.
-
-    Raises:
-        WeightsError: as `chronos_source` and `load_checkpoint`.
-    """
-    hub_id, path = chronos_source(checkpoint, arch)
-    expected = None
-    if checkpoint is None:
-        least = CHRONOS[arch.d_model][1]
-        expected = (least, least + 4096 * arch.d_model)  # at most, if the head is not tied
-    state, report = load_checkpoint(
-        hub_id=hub_id,
-        path=path,
-        arch=arch,
-        expected_full_params=expected,
-        must_be_chronos=True,
-        **hub_options,
-    )
-    return state, replace(report, init="chronos")
 
 
 def loaded_report(
@@ -359,26 +290,12 @@ def loaded_report(
     )
 
 
-def _weights_sha256(files: CheckpointFiles, hashes: dict[str, str]) -> str:
-    if len(files.files) == 2:  # config.json and one file
-        return hashes[files.weights[0].name]
-    lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in files.weights)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _kind(architecture: dict[str, Any]) -> str:
-    """What a model of this architecture is called."""
-    return str(architecture.get("model_type", "T5"))
-
-
 def describe(report: LoadReport) -> list[str]:
     """A load report as five lines for the terminal, from the source to the verdict."""
     arch = report.architecture
     revision = f" at {report.revision[:12]}" if report.revision else ""
     num_full = report.num_params_full
-    full = "nothing was read" if num_full is None else f"{num_full:,} parameters"
-    notes = [check for check in report.checks if check.startswith("note:")]
-    kind = _kind(arch)
+    kind = kind_of(arch)
     verdict = {
         "random": "random initialisation, nothing pretrained",
         "pretrained": f"pretrained {kind}, verified",
@@ -386,16 +303,17 @@ def describe(report: LoadReport) -> list[str]:
         "barely trained": f"{kind} that was barely trained",
         "control": f"{kind} without structure, like a shuffled or redrawn one",
     }[report.origin]
-    if report.init in ("matched", "shuffled"):
+    if report.init in _CONTROLS:
         verdict = f"control '{report.init}' made from a verified {kind}"
-    shape = f", d_ff {arch['d_ff']}, {arch['feed_forward_proj']}" if kind == "T5" else f", {kind}"
-    return [
-        f"weights    {report.source}{revision} ({report.format or 'drawn'}), "
-        f"in {report.path or 'memory'}",
-        f"d_model    {arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads"
+    shape = f"d_ff {arch['d_ff']}, {arch['feed_forward_proj']}" if kind == "T5" else kind
+    lines = {
+        "weights": f"{report.source}{revision} ({report.format or 'drawn'}), in "
+        f"{report.path or 'memory'}",
+        "d_model": f"{arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads, "
         f"{shape})",
-        f"full       {full}",
-        f"encoder    {report.num_params_encoder:,} parameters with its token embedding "
+        "full": "nothing was read" if num_full is None else f"{num_full:,} parameters",
+        "encoder": f"{report.num_params_encoder:,} parameters with its token embedding "
         f"(RMS {report.embedding_rms:.3g}), {report.num_params_trained:,} without",
-        f"verdict    {verdict}" + "".join(f"; {note}" for note in notes),
-    ]
+        "verdict": "; ".join([verdict, *(c for c in report.checks if c.startswith("note:"))]),
+    }
+    return [f"{name:<10} {text}" for name, text in lines.items()]

@@ -13,17 +13,16 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import SMALL, TINY_T5
-from hub_server import HubServer, full_model, serve, write_checkpoint
+from hub_server import HubServer, at, full_model, serve, write_checkpoint
 
 from t5ts.build import build_model, token_scale
 from t5ts.config import Config
 from t5ts.download import main
 from t5ts.errors import ConfigError, InputsChanged, WeightsError
 from t5ts.experiment import run
-from t5ts.model import weights
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import random_state
-from t5ts.model.weights import CHRONOS, load_chronos
+from t5ts.model.weights import chronos_source, load_checkpoint
 
 ID = "amazon/chronos-t5-tiny"
 ARCH = T5Architecture(d_model=256, d_ff=1024, d_kv=64, num_layers=4, num_heads=4, vocab_size=4096)
@@ -43,11 +42,9 @@ def chronos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(chronos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with serve() as server:
+def hub(chronos: Path, tmp_path: Path) -> Iterator[HubServer]:
+    with serve() as server, at(server.endpoint, tmp_path / "cache"):
         server.add(ID, chronos)
-        places = {"endpoint": server.endpoint, "cache_dir": tmp_path / "cache"}
-        monkeypatch.setattr(weights, "HubRequest", partial(weights.HubRequest, **places))
         yield server
 
 
@@ -61,7 +58,7 @@ def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
     state = model.encoder.state_dict()
     assert all(torch.equal(state[name], stored[f"encoder.{name}"].float()) for name in state)
     assert (report.init, report.origin, report.source) == ("chronos", "time series", ID)
-    assert report.num_params_full == CHRONOS[256][1]
+    assert report.num_params_full == 8_394_496
     assert any(check.startswith("note:") for check in report.checks)
     rms = stored["shared.weight"].double().square().mean().sqrt().item()
     assert token_scale(model) == pytest.approx(rms, rel=1e-3)
@@ -79,26 +76,20 @@ def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
 
 
 def test_download_fetches_the_one_of_the_backbones_shape(
-    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cache = ["--cache-dir", str(tmp_path / "other")]
     chosen = ["backbone=t5_efficient_tiny", "init=chronos"]
-    assert main([*chosen, "--endpoint", hub.endpoint, *cache]) == 0
+    assert main(chosen) == 0
     assert ID in capsys.readouterr().out
     asked = len(hub.requests)
-    assert main(["--verify", *chosen, *cache]) == 0
+    assert main(["--verify", *chosen]) == 0
     assert len(hub.requests) == asked
 
 
 def fresh(folder: Path) -> None:
-    draw = random_state(ARCH, generator=torch.Generator().manual_seed(0), factor=0.05)
+    draw = random_state(ARCH, generator=torch.Generator().manual_seed(0), factor=0.05)[0]
     path = folder / "model.safetensors"
     save_file(load_file(path) | {f"encoder.{n}": t.bfloat16() for n, t in draw.items()}, path)
-
-
-def encoder_only(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    save_file({n: t for n, t in load_file(path).items() if "decoder." not in n}, path)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -111,24 +102,22 @@ def edit_config(folder: Path, **changes: Any) -> None:
     ("spoil", "named"),
     [
         (fresh, "freshly"),
-        (encoder_only, "8,394,496"),
         (partial(edit_config, chronos_config=None), "chronos_config"),
         (partial(edit_config, d_ff=512), "d_ff"),
     ],
 )
 def test_what_is_no_chronos_of_that_shape_is_refused(
-    hub: HubServer, spoil: Callable[[Path], None], named: str, tmp_path: Path
+    spoil: Callable[[Path], None], named: str, tmp_path: Path
 ) -> None:
     folder = write(tmp_path / "spoilt", ARCH)
     spoil(folder)
-    hub.add(ID, folder)
     with pytest.raises(WeightsError, match=named):
-        load_chronos(None, arch=ARCH)
+        load_checkpoint(path=folder, arch=ARCH, must_be_chronos=True)
 
 
 def test_sizes_that_were_not_published_are_named() -> None:
     with pytest.raises(WeightsError, match="256, 384, 512, 768, 1024"):
-        load_chronos(None, arch=SMALLEST)
+        chronos_source(None, SMALLEST.d_model)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from t5ts.build import build_model, token_scale
 from t5ts.config import Config
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.checkpoint_file import checkpoint_folder, packaged_names
+from t5ts.model.checkpoint_file import checkpoint_folder
 from t5ts.model.tensors import count, encoder_shapes
 from t5ts.model.weights import load_checkpoint
 from t5ts.run import CONF
@@ -31,7 +31,6 @@ def test_packaged_checkpoint_is_verified_like_any_other() -> None:
     state, report = load_checkpoint(
         path=YAML.path,
         arch=ARCH,
-        expected_full_params=tuple(YAML.full_params),
         expected_sha256=YAML.sha256,
     )
     assert report.source == "packaged:t5_tiny_en"
@@ -81,7 +80,6 @@ def test_no_two_arms_share_their_noise(composed: Callable[..., Config]) -> None:
 
 
 def test_unknown_packaged_name_is_an_error_that_lists_them() -> None:
-    assert NAME in packaged_names()
     with pytest.raises(WeightsError, match=NAME):
         checkpoint_folder("packaged:t5_tiny_fr")
 
@@ -98,7 +96,6 @@ def test_it_is_small_and_says_what_it_is() -> None:
     ("overrides", "scale"),
     [
         (["init=t5"], YAML.embedding_rms),
-        (["init=matched"], YAML.embedding_rms),
         (["init=shuffled"], YAML.embedding_rms),
         (["init=t5", "backbone.embedding_rms=9"], YAML.embedding_rms),  # the file's, not a claim
         (["init=random"], 1.0),

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from runs import local_t5, resumes_as_whole
 from safetensors.torch import load_file
 
 import t5ts
+from t5ts import experiment
 from t5ts.build import build, build_model, setup_summary
 from t5ts.config import Config
 from t5ts.errors import WeightsError
-from t5ts.experiment import run
 from t5ts.export import export
 from t5ts.model.patching import PatchEmbedding, WholeContext
+
+run = partial(experiment.run, pictures=False)
 
 
 def build_patch(seed: int = 0, **changes: Any) -> PatchEmbedding:

@@ -29,7 +29,7 @@ def look(state: dict[str, Tensor], arch: T5Architecture = TINY) -> Freshness:
 
 
 def draw(seed: int = 0, arch: T5Architecture = TINY, factor: float = 1.0) -> dict[str, Tensor]:
-    return random_state(arch, generator=torch.Generator().manual_seed(seed), factor=factor)
+    return random_state(arch, generator=torch.Generator().manual_seed(seed), factor=factor)[0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -47,7 +47,7 @@ def test_a_fresh_draw_is_never_taken_for_trained(
     """At any common factor, with norms at 1, at the factor, or as another model's were."""
     arch = replace(TINY, feed_forward_proj="gated-gelu" if gated else "relu")
     generator = torch.Generator().manual_seed(seed)
-    state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
+    state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)[0]
     if others:
         for name in state.keys() - init_law(arch).keys():
             state[name] = torch.rand(state[name].shape, generator=generator)
@@ -115,7 +115,7 @@ def initialised(init: str, arch: T5Architecture) -> dict[str, Tensor]:
     """A fresh encoder by some library's initialiser."""
     generator = torch.Generator().manual_seed(5)
     factor = 0.05 if init == "chronos" else 1.0
-    state = random_state(arch, generator=generator, factor=factor, scale_norms=True)
+    state = random_state(arch, generator=generator, factor=factor, scale_norms=True)[0]
     for name in init_law(arch):
         if init == "bert":
             state[name].normal_(0.0, 0.02, generator=generator)
@@ -172,36 +172,11 @@ def test_partly_fresh_is_refused_and_named(
     assert set(seen.fresh) >= {name for name in gone if "bias" not in name}
 
 
-def zero_rows(tensor: Tensor) -> Tensor:
-    tensor = tensor.clone()
-    tensor[: int(0.9 * len(tensor))] = 0
-    return tensor
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"final_layer_norm.weight": torch.zeros_like}, "final_layer_norm.weight"),
-        ({WI: zero_rows}, WI),
-        ({WI: lambda tensor: zero_rows(tensor.T).T}, WI),
-    ],
-)
-def test_what_no_training_leaves_is_refused(
-    tiny_en: dict[str, Tensor], change: dict[str, Callable[[Tensor], Tensor]], named: str
-) -> None:
-    state = tiny_en | {name: make(tiny_en[name]) for name, make in change.items()}
-    seen = look(state, read_architecture(PACKAGED))
+def test_a_zero_norm_is_refused(tiny_en: dict[str, Tensor]) -> None:
+    name = "final_layer_norm.weight"
+    seen = look(tiny_en | {name: torch.zeros_like(tiny_en[name])}, read_architecture(PACKAGED))
     assert len(seen.broken) == 1
-    assert named in str(seen.verdict)
-
-
-@pytest.mark.parametrize("copies", [["3"], ["1", "2", "3"]])
-def test_copied_blocks_are_refused(tiny_en: dict[str, Tensor], copies: list[str]) -> None:
-    state = dict(tiny_en)
-    for name in tiny_en:
-        if name.startswith("block.0.") and "bias" not in name:
-            state |= {name.replace("block.0", f"block.{i}"): tiny_en[name] for i in copies}
-    assert len(look(state, read_architecture(PACKAGED)).broken) == len(copies)
+    assert name in str(seen.verdict)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8", "norms frozen"])
