@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import polars as pl
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from t5ts.build import build_model, build_task, load_series
@@ -213,7 +216,15 @@ class TrainedForecaster:
     @torch.no_grad()
     def predict_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:
         """(K, C, H) float64 in data units, from the windows whose context starts at K rows."""
-        contexts = self._contexts(series, first_rows)
+        batches = -(-len(first_rows) // BATCH_SIZE)
+        contexts = track(
+            self._contexts(series, first_rows),
+            "predicting",
+            total=batches,
+            console=Console(stderr=True),
+            transient=True,
+            disable=batches < 4 or not sys.stderr.isatty(),
+        )
         return np.concatenate([self.in_data_units(self.model(x_BCL)) for x_BCL in contexts])
 
     def naive_from(self, series: Series, first_rows: Sequence[int]) -> np.ndarray:

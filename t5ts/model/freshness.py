@@ -38,6 +38,7 @@ NORMS_TRAINED = 0.03
 # Log ratio of two kinds' spreads that separates other initialisers from T5's, whose queries alone
 # are smaller by 1/√d_kv: those are off by more, brief training by less.
 OTHER_LAW = 0.35
+ZERO_ROWS = 0.25  # share of zero rows or columns that neither training nor rounding produces
 _SPECTRUM_SIZE = 256  # largest corner of a matrix whose spectrum is computed, for speed
 
 
@@ -60,7 +61,7 @@ class Freshness:
     # Matrices that scatter as independent draws do: fresh, shuffled, or trained too briefly.
     structureless: tuple[str, ...]
     fresh: tuple[str, ...]  # look freshly initialised or redrawn while the others were trained
-    broken: tuple[str, ...]  # what training never produces: constant matrices, zero norms
+    broken: tuple[str, ...]  # what training never produces: constant, zero or copied
 
     @property
     def origin(self) -> str:
@@ -139,6 +140,9 @@ def examine(
         if not variance > 1e-12:
             broken.append(f"{name} is constant")
             continue
+        zeros = max((matrix == 0).all(dim=axis).float().mean().item() for axis in (0, 1))
+        if zeros > ZERO_ROWS:
+            broken.append(f"{zeros:.0%} of the rows or columns of {name} are zero")
         kurtosis = squares.square().mean(dtype=torch.float64).item() / variance**2
         logs[name] = math.log(math.sqrt(variance) * largest.item() / sigma)
         sampling = math.sqrt(max(kurtosis - 1, 0.5) / (4 * matrix.numel()))
@@ -149,6 +153,7 @@ def examine(
     distances = [(x / scales[name]) ** 2 for name, x in off.items()]
     distance = statistics.fmean(distances) if distances else 0.0
     broken += [f"{name} is zero" for name, weight in norms.items() if not weight.any()]
+    broken += _copies(state, law)
     spread = _norm_spread(norms)
     # The norms hardly moved: too early to tell, since some matrices start to move later.
     left_out = [] if 0 < spread < NORMS_MOVED else _left_out(structure, state, law)
@@ -165,6 +170,18 @@ def examine(
         fresh=(*_untouched(norms), *left_out),
         broken=tuple(broken),
     )
+
+
+def _copies(state: Mapping[str, Tensor], law: Mapping[str, float]) -> list[str]:
+    """Matrices that equal the same matrix of an earlier block, bit for bit."""
+    blocks = [name.split(".", 2)[1:] for name in law if name.startswith("block.")]
+    first: dict[str, str] = {}
+    return [
+        f"block.{number} is a copy of block.{first[part]} in {part}"
+        for number, part in blocks
+        if first.setdefault(part, number) != number
+        and torch.equal(state[f"block.{number}.{part}"], state[f"block.{first[part]}.{part}"])
+    ]
 
 
 def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float], distance: float) -> bool:

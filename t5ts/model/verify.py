@@ -219,7 +219,7 @@ def _check_header(files: CheckpointFiles, arch: Architecture, layout: _Layout) -
 
 
 def _count(files: CheckpointFiles, arch: Architecture, layout: _Layout) -> tuple[int, list[str]]:
-    """Parameters of the whole file, and notes on it; a T5's decoder is whole or absent."""
+    """Parameters of the whole file, and notes on it; a T5 has its whole decoder, or none by config."""
     sizes = {name: math.prod(info.shape) for name, info in files.header.items()}
     # Tied tensors are the same parameters as the embedding, even if the file repeats them.
     tied = {_STALE_KEY, *_EMBEDDINGS} - {layout.embedding}
@@ -238,6 +238,12 @@ def _count(files: CheckpointFiles, arch: Architecture, layout: _Layout) -> tuple
         raise WeightsError(
             f"{files.folder}: its decoder has {found:,} parameters, this T5's has {expected:,}: a "
             "partial checkpoint, or an adapter. Download it again."
+        )
+    if not found and files.config.get("architectures", ["T5EncoderModel"]) != ["T5EncoderModel"]:
+        raise WeightsError(
+            f"{files.folder}: config.json describes {files.config['architectures']}, and the file "
+            "has no decoder: a partial checkpoint. Download it again, or save the encoder with "
+            "transformers' T5EncoderModel."
         )
     notes[0] += ", encoder and decoder" if found else ", encoder only"
     if others := sorted(sizes.keys() - layout.shapes.keys() - decoder - tied - {"lm_head.weight"}):

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from forecasters import build_model as build_forecaster
-from runs import read, rows
+from runs import read, resumes_as_whole, rows
 from safetensors.torch import load_file, save_file
-from test_experiment import resumes_as_whole
 
 import t5ts
 from t5ts import experiment

@@ -179,6 +179,39 @@ def test_a_zero_norm_is_refused(tiny_en: dict[str, Tensor]) -> None:
     assert name in str(seen.verdict)
 
 
+def zero_rows(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    tensor[: int(0.9 * len(tensor))] = 0
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"final_layer_norm.weight": torch.zeros_like}, "final_layer_norm.weight"),
+        ({WI: zero_rows}, WI),
+        ({WI: lambda tensor: zero_rows(tensor.T).T}, WI),
+    ],
+)
+def test_what_no_training_leaves_is_refused(
+    tiny_en: dict[str, Tensor], change: dict[str, Callable[[Tensor], Tensor]], named: str
+) -> None:
+    state = tiny_en | {name: make(tiny_en[name]) for name, make in change.items()}
+    seen = look(state, read_architecture(PACKAGED))
+    assert len(seen.broken) == 1
+    assert named in str(seen.verdict)
+
+
+@pytest.mark.parametrize("copies", [["3"], ["1", "2", "3"]])
+def test_copied_blocks_are_refused(tiny_en: dict[str, Tensor], copies: list[str]) -> None:
+    state = dict(tiny_en)
+    for name in tiny_en:
+        if name.startswith("block.0.") and "bias" not in name:
+            state |= {name.replace("block.0", f"block.{i}"): tiny_en[name] for i in copies}
+    broken = look(state, read_architecture(PACKAGED)).broken
+    assert {words.split()[0] for words in broken} == {f"block.{number}" for number in copies}
+
+
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8", "norms frozen"])
 def test_a_pretrained_encoder_passes_in_every_precision(
     tiny_en: dict[str, Tensor], kind: str
