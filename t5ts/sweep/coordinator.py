@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
@@ -20,16 +21,25 @@ from optuna.trial import TrialState
 from t5ts.analysis.plots import History, draw_sweep
 from t5ts.analysis.results import read_result
 from t5ts.checks import check
-from t5ts.config import from_hydra
+from t5ts.config import NOT_IDENTITY, from_hydra, values_without
 from t5ts.errors import ConfigError, DataError, Interrupted, ResumeError, UserError
 from t5ts.interruption import interrupt_on_signals
+from t5ts.provenance import without_password
 from t5ts.sweep.display import Display, best_trials, budget_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import Base, Space, Value, arm_name, parse_space
-from t5ts.sweep.storage import how_to_rebuild, open_storage, without_password
-from t5ts.sweep.studies import made_for, open_studies
+from t5ts.sweep.space import (
+    Base,
+    Space,
+    Value,
+    arm_name,
+    as_text,
+    choices_of,
+    parse_space,
+)
+from t5ts.sweep.storage import how_to_rebuild, open_storage
+from t5ts.sweep.studies import differences, made_for, open_studies
 from t5ts.sweep.trial import read_trials, values_of
 from t5ts.sweep.worker import POLL_S, Work, open_arms, repeated
 
@@ -64,24 +74,42 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         objective=config.objective,
         experiment=None if experiment in ("None", "null") else experiment,
     )
+    best: list[dict[str, Any]] = []
     if settings.best_of is not None:
         # The best trial's command line includes its experiment.
         arguments = [line for line in arguments if not line.startswith("experiment=")]
+        best, arguments = _best_arms(Path(settings.best_of) / RESULTS, arguments)
     space = parse_space(
         settings.params,
         arguments,
         arms=settings.arms,
         conditions=settings.conditions,
         choices=choices,
-        may_be_empty=settings.custom_search_space is not None,
+        may_be_empty=bool(best) or settings.custom_search_space is not None,
     )
     if settings.seeds > 1 and "seed" in {*space.distributions, *space.arms[0]}:
         raise ConfigError(
             f"hydra.sweeper.seeds={settings.seeds} trains each point on seeds of its own: give one"
             " seed (seed=N, the first of them), or leave hydra.sweeper.seeds at 1."
         )
-    if settings.best_of is not None:
-        space = _from_best(space, Path(settings.best_of) / RESULTS)
+    if best and space.arms[0]:
+        raise ConfigError(
+            f"{', '.join(space.arms[0])}: hydra.sweeper.best_of={settings.best_of} compares no arms"
+            " of it; give one value, or none."
+        )
+    if best:
+        space = replace(
+            space,
+            arms=tuple(arm["arm"] for arm in best),
+            bases={
+                arm_name(arm["arm"]): Base(
+                    overrides=tuple(arm["overrides"]),
+                    searched=tuple(arm["best_params"]),
+                    budget={key: arm[key] for key in BUDGET if key in arm},
+                )
+                for arm in best
+            },
+        )
     sweep_dir = Path(config.hydra.sweep.dir)
     work = Work(
         config=_without_password(config),
@@ -99,6 +127,8 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     _check_records(settings, ledgers, sweep_dir)
     display = Display(ledgers, space, settings)
     display.announce(epochs)
+    for change in _departures(work) if best else ():
+        display.say(f"  changed  {change}: the search was done without it")
     if all(ledger.is_finished() for ledger in ledgers):
         display.say("All trials are done; add more with a larger hydra.sweeper.n_trials=N.")
     else:
@@ -106,11 +136,14 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     _finish(work, display, ledgers)
 
 
-def _from_best(space: Space, path: Path) -> Space:
-    """The space with trials that start from the best point of each arm of another sweep.
+def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The arms of a finished sweep that the command line asks for, and its other overrides.
+
+    A choice of what is compared there (`init=t5`) selects among its arms.
 
     Raises:
-        ConfigError: if that sweep has no such points.
+        ConfigError: if that sweep has no best point for each arm, or no such arm, or the command
+            line gives what was searched there.
     """
     try:
         found: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -119,26 +152,46 @@ def _from_best(space: Space, path: Path) -> Space:
             f"hydra.sweeper.best_of: {path} does not exist; allowed: the directory of a finished"
             " sweep (it contains that file)."
         ) from error
-    arms = found.get("arms", {"all": found})
-    if not all({"overrides", "trials"} <= arm.keys() for arm in arms.values()):
+    best = list(found.get("arms", {"all": found}).values())
+    if not all({"overrides", "trials"} <= arm.keys() for arm in best):
         raise ConfigError(
             f"hydra.sweeper.best_of: {path} does not have one best point for each arm (a study"
             " with several objectives or without a finished trial has none), or was written by"
             " an older t5ts: run that sweep's command again with"
             " hydra.sweeper.on_change=record to rewrite it."
         )
-    return replace(
-        space,
-        arms=tuple(arm["arm"] for arm in arms.values()),
-        bases={
-            arm_name(arm["arm"]): Base(
-                overrides=tuple(arm["overrides"]),
-                searched=tuple(arm["best_params"]),
-                budget={key: arm[key] for key in BUDGET if key in arm},
+    # Its own seeds are the search's: here they are new.
+    searched = {key for arm in best for key in arm["best_params"]} - {"seed"}
+    others = []
+    for line, override in zip(
+        arguments, OverridesParser.create().parse_overrides(list(arguments)), strict=True
+    ):
+        key = override.get_key_element().lstrip("+~")
+        if key in searched:
+            raise ConfigError(
+                f"{line}: {path} searched {key}, and its arms are trained at the best point found:"
+                " leave it out, or search again with other values."
             )
-            for arm in arms.values()
-        },
-    )
+        if key not in best[0]["arm"]:
+            others.append(line)
+            continue
+        choices = set(map(as_text, choices_of(override)))
+        if absent := choices - {as_text(arm["arm"][key]) for arm in best}:
+            raise ConfigError(
+                f"{line}: {path} has no arm {key}={', '.join(sorted(absent))}; it has:"
+                f" {'; '.join(arm_name(arm['arm']) for arm in best)}."
+            )
+        best = [arm for arm in best if as_text(arm["arm"][key]) in choices]
+    return best, others
+
+
+def _departures(work: Work) -> list[str]:
+    """What the command line changes in the points that another sweep found."""
+    space, ignored = work.space, (*NOT_IDENTITY, "seed")
+    arm = space.arms[0]
+    found = replace(work, space=replace(space, fixed=())).compose({}, arm)
+    now = work.compose(next(space.corners(arm)), arm)
+    return differences(values_without(found, ignored), values_without(now, ignored))
 
 
 def _check_space(work: Work) -> int:

@@ -222,7 +222,7 @@ def _distribution(override: Override, key: str) -> BaseDistribution:
     value = override.value()
     try:
         if isinstance(value, ChoiceSweep):
-            return CategoricalDistribution(_choices(override))
+            return CategoricalDistribution(choices_of(override))
         if isinstance(value, RangeSweep):
             return _range(override, value)
         if isinstance(value, IntervalSweep):
@@ -235,7 +235,10 @@ def _distribution(override: Override, key: str) -> BaseDistribution:
         raise ConfigError(f"{override.input_line}: {error}") from error
 
 
-def _choices(override: Override) -> list[Value]:
+def choices_of(override: Override) -> list[Value]:
+    """The values of a choice or a range, or the one value that is given."""
+    if not override.is_sweep_override():
+        return [override.value()]  # type: ignore[list-item]
     choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
     if len(set(choices)) < len(choices):
         raise ValueError("a value appears twice.")
@@ -252,7 +255,7 @@ def _range(override: Override, value: RangeSweep) -> BaseDistribution:
         raise ValueError("empty; the stop is not part of a range.")
     # Hydra 1.4 applies casts to the values, 1.3 has already applied them to the ends.
     if value.shuffle or getattr(value, "transformers", None):
-        return CategoricalDistribution(_choices(override))
+        return CategoricalDistribution(choices_of(override))
     low, high = sorted((start, start + (count - 1) * step))
     if all(isinstance(end, int) for end in (value.start, value.stop, value.step)):
         return IntDistribution(int(low), int(high), step=abs(int(step)))

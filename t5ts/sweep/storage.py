@@ -18,6 +18,7 @@ from optuna.storages.journal import BaseJournalBackend
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from t5ts.errors import ConfigError, ResumeError
+from t5ts.provenance import without_password
 
 JOURNAL = "study.journal"
 #: A record with its checksum.
@@ -181,13 +182,6 @@ def _database(url: str) -> RDBStorage:
                 raise
             time.sleep(random.uniform(0.1, 0.5))
     raise AssertionError
-
-
-def without_password(text: str) -> str:
-    """A URL, or an override with one, without the password."""
-    text = re.sub(r"([?&]password=)[^&]*", r"\1***", text)
-    head, slashes, tail = text.rpartition("://")
-    return head + slashes + re.sub(r"^([^:@/]*):.*@", r"\1:***@", tail)
 
 
 def _first_line(error: Exception) -> str:

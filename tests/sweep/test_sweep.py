@@ -261,6 +261,33 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(
         assert before["epochs"] == {"asked": 6, "trained": 6, "reused": 0, "pruned": 0}
 
 
+@pytest.mark.parametrize(
+    ("override", "arms", "said"),
+    [
+        ("init=matched", ["matched"], ""),
+        ("init=matched,random", ["matched", "random"], ""),
+        ("init=t5", [], "it has: init=random; init=matched"),
+        ("optim.weight_decay=0.2", [], "searched optim.weight_decay"),
+        ("backbone=linear,shared", [], "backbone"),  # not compared there
+        ("train.progress=false", ["matched", "random"], ""),  # moves no number
+        ("train.epochs=2", ["matched", "random"], "changed  train.epochs: 3 → 2"),
+    ],
+)
+@pytest.mark.usefixtures("training")
+def test_what_the_command_line_of_final_may_say(
+    sweep: Sweep, tmp_path: Path, override: str, arms: list[str], said: str
+) -> None:
+    search = ["init=random,matched", *GRID, "optim.weight_decay=0.1,0.3"]
+    assert sweep("search", *search)[0] == 0
+    final = ["experiment=final", f"hydra.sweeper.best_of={tmp_path / 'search'}", "seed=7"]
+    status, *output = sweep("final", *final, override)
+    assert status == (0 if arms else 2)
+    assert said in "".join(output)
+    assert ("changed" in "".join(output)) == ("changed" in said)
+    trained = [read(path)["arm"] for path in (tmp_path / "final").rglob("trial.json")]
+    assert sorted(trained) == [f"init={arm}" for arm in arms]
+
+
 @pytest.mark.usefixtures("training")
 def test_several_objectives_give_a_front(sweep: Sweep, tmp_path: Path) -> None:
     objectives = "hydra.sweeper.objective=[val_loss,seconds]"
