@@ -16,7 +16,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from t5ts.analysis.plots import History, draw_sweep
 from t5ts.analysis.results import read_result
@@ -240,15 +241,14 @@ def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None
     """Start the workers and show their progress until every slot has a result."""
     is_local = work.config.hydra.launcher._target_.endswith("BasicLauncher")
     try:
-        with interrupt_on_signals(), display.live():
+        with interrupt_on_signals():
             if is_local:
                 _with_pool(work, display)
             else:
                 _with_launcher(work, display, ledgers)
         done = "the workers ended before the sweep did"
     except KeyboardInterrupt:
-        count = sum(ledger.progress().finished for ledger in ledgers)
-        done = f"sweep stopped with {count} trials done"
+        done = f"sweep stopped with {sum(ledger.finished() for ledger in ledgers)} trials done"
     finally:
         display.update()
     if not all(ledger.is_finished() for ledger in ledgers):
@@ -296,64 +296,57 @@ def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> N
         except Exception as error:  # any error a launcher raises when one of its processes dies
             words = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
             display.say(f"a worker ended: {words}")
-            _wait_for_others(ledgers)
-            if all(ledger.is_finished() for ledger in ledgers):
-                return
-            raise UserError(
-                f"the workers of {work.config.hydra.launcher._target_} ended before the sweep did:"
-                f" {words}\nFinished trials are kept: {_how_to_resume(work)}."
-            ) from error
+            # The others may be running trials, or about to take the next.
+            idle_since = time.monotonic()
+            while not all(ledger.is_finished() for ledger in ledgers):
+                for ledger in ledgers:
+                    ledger.reclaim()
+                if any(ledger.states()[TrialState.RUNNING] for ledger in ledgers):
+                    idle_since = time.monotonic()
+                elif time.monotonic() - idle_since > IDLE_S:
+                    raise UserError(
+                        f"the workers of {work.config.hydra.launcher._target_} ended before the"
+                        f" sweep did: {words}\nFinished trials are kept: {_how_to_resume(work)}."
+                    ) from error
+                time.sleep(POLL_S)
+            return
     if not all(ledger.is_finished() for ledger in ledgers):
         for job in jobs:
             _ = job.return_value  # raises the worker's exception
-
-
-def _wait_for_others(ledgers: Sequence[Ledger]) -> None:
-    """Whether workers are running trials, or one may be about to take the next."""
-    idle_since = time.monotonic()
-    while not all(ledger.is_finished() for ledger in ledgers):
-        for ledger in ledgers:
-            ledger.reclaim()
-        if any(ledger.progress().running for ledger in ledgers):
-            idle_since = time.monotonic()
-        elif time.monotonic() - idle_since > IDLE_S:
-            return
-        time.sleep(POLL_S)
 
 
 def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
     """Write the table, `optimization_results.yaml` and the plots, of runs the best trials'."""
     from t5ts.analysis.plots import draw_run  # matplotlib: half a second
 
-    space, settings, sweep_dir = work.space, work.settings, work.sweep_dir
-    found = _check_records(settings, ledgers, sweep_dir)
+    settings, sweep_dir = work.settings, work.sweep_dir
+    folders = _check_records(settings, ledgers, sweep_dir)
     display.summarize()
-    results = {
-        arm_name(arm): _results(space, arm, settings, ledger)
-        for arm, ledger in zip(space.arms, ledgers, strict=True)
-    }
-    path = sweep_dir / RESULTS
+    results = {}
+    histories = []
+    for arm, ledger in zip(work.space.arms, ledgers, strict=True):
+        results[arm_name(arm)] = _results(work.space, arm, settings, ledger)
+        trials = [t for t in ledger.results() if t.state == TrialState.COMPLETE]
+        if trials:
+            histories.append(
+                History(
+                    arm=arm_name(arm),
+                    maximize=settings.direction[0] == "maximize",
+                    slots=[trial.user_attrs["slot"] for trial in trials],
+                    values=[trial.values[0] for trial in trials],
+                    params=[dict(trial.params) for trial in trials],
+                    importances=_importances(ledger.study, trials),
+                )
+            )
     # One study looks like hydra-optuna-sweeper's file; several are nested under their arms.
     single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
-    OmegaConf.save(OmegaConf.create(single), path)
-    display.say(f"results    {path}")
-    histories = [
-        History(
-            arm=arm_name(arm),
-            maximize=settings.direction[0] == "maximize",
-            slots=[trial.user_attrs["slot"] for trial in trials],
-            values=[trial.values[0] for trial in trials],
-            params=[dict(trial.params) for trial in trials],
-            importances=_importances(ledger, settings),
-        )
-        for arm, ledger in zip(space.arms, ledgers, strict=True)
-        if (trials := [t for t in ledger.trials() if t.state == TrialState.COMPLETE])
-    ]
+    OmegaConf.save(OmegaConf.create(single), sweep_dir / RESULTS)
+    display.say(f"results    {sweep_dir / RESULTS}")
     for picture in draw_sweep(histories, settings.objective[0], sweep_dir):
         display.say(f"picture    {picture}")
     for ledger in ledgers:
         for trial in best_trials(ledger, settings)[:1]:
-            for folder in found.get((ledger.study.study_name, trial.user_attrs["slot"]), ())[:1]:
+            for folder in folders.get((ledger.study.study_name, trial.user_attrs["slot"]), ())[:1]:
                 try:
                     draw_run(folder)
                 except DataError as error:  # written by an older t5ts
@@ -405,16 +398,14 @@ def _check_records(
     return found
 
 
-def _importances(ledger: Ledger, settings: SweepSettings) -> dict[str, float]:
+def _importances(study: Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
     """Share of each parameter in distinguishing the best trials (PED-ANOVA, Watanabe et al. 2023).
 
     Only for parameters that every trial has; empty if the trials are too few or too similar.
     """
-    if len(settings.objective) > 1:
+    if len(study.directions) > 1 or len(complete) < LEAST_FOR_IMPORTANCES:
         return {}
-    study = ledger.study
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < LEAST_FOR_IMPORTANCES or len({t.value for t in complete}) < 2:
+    if len({trial.value for trial in complete}) < 2:
         return {}
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
@@ -435,7 +426,7 @@ def _results(
         "best_params": dict(best[0].params),
         "best_value": best[0].values[0],
         "trial": best[0].user_attrs["slot"],
-        **budget_of(ledger),
+        **budget_of(ledger.results()),
         **({"seeds": settings.seeds} if settings.seeds > 1 else {}),
         "arm": dict(arm),
         "overrides": space.overrides(best[0].params, arm),

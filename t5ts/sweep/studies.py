@@ -112,8 +112,7 @@ def open_studies(
                 )
             )
         if lost:
-            for slot in range(max(lost) + 1):
-                folders, record = lost.get(slot, ([], {}))
+            for slot, (folders, record) in sorted(lost.items()):
                 study.add_trial(_rebuilt(slot, folders, record, space, settings))
             log.warning("study %s was rebuilt from %s trials", study.study_name, len(lost))
         if changes:

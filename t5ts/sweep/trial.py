@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +20,6 @@ from t5ts.analysis.results import Result, read_json, read_metrics, read_result
 from t5ts.checks import check
 from t5ts.config import OBJECTIVES, Config, from_hydra
 from t5ts.errors import (
-    ConfigError,
     DataError,
     DirectoryInUse,
     InputsChanged,
@@ -97,17 +97,11 @@ class TrialTask:
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         config = from_hydra(cfg)
         check(config)
-        whose = owner_of(run_dir)
-        if whose is not None and whose != (self.arm.ledger.study.study_name, self.claim.slot):
-            raise ConfigError(
-                f"{run_dir} is the directory of trial {whose[1]} of {whose[0]}: give each trial its"
-                " own by using ${hydra.job.num} in hydra.sweep.subdir."
-            )
+        assert owner_of(run_dir) in (None, (self.arm.ledger.study.study_name, self.claim.slot))
         with stop_on_signals() as stop:
             if self.runs and stop.is_set():
                 raise Interrupted("stopped between two seeds")
             self.runs[run_dir] = config
-            self._show(epoch=0, value=None)
             self.write("running", None, None)
             _put_corrupt_result_aside(run_dir)
             wait_until = time.monotonic() + self.settings.lost_after_s
@@ -154,12 +148,11 @@ class TrialTask:
             Lost: if the trial was given to another worker.
         """
         trial, objective, epoch = self.claim.trial, self.settings.objective[0], row["epoch"]
-        self._show(epoch=epoch, value=row.get(objective))
+        trial.set_user_attr("live", {"seed": self._now.seed, "epoch": epoch})
         if not self.arm.ledger.is_mine(trial):
             raise Lost("presumed dead and given to another worker; this attempt stops")
-        if objective not in row or not self._is_judged or len(self.runs) > 1:
+        if objective not in row or len(self.runs) > 1 or not self._report():
             return
-        self._report()
         # "never" counts as "from the start"
         unfreeze_epoch = self._now.freeze.unfreeze_epoch or 0.0
         is_in_grace = epoch < unfreeze_epoch + self.settings.grace_epochs
@@ -167,56 +160,43 @@ class TrialTask:
         if not is_last and not is_in_grace and trial.should_prune():
             raise Pruned(f"at epoch {epoch} with {objective} {row[objective]:.4g}")
 
-    @property
-    def _is_judged(self) -> bool:
-        """Whether the pruner is told of it: of its first seed, the same for all trials."""
-        return self.settings.prunes and self.settings.objective[0] in OBJECTIVES
+    def _report(self) -> bool:
+        """Report every epoch of the first seed's run so far to the pruner, if there is one.
 
-    def _report(self) -> None:
-        """Report every epoch of the first seed's run so far to the pruner.
-
-        Epochs of an earlier attempt, or of a reused frozen phase, are also reported.
+        Epochs of an earlier attempt, or of a reused frozen phase, are also reported. Other seeds'
+        are not: the first is the same for all trials.
         """
         objective = self.settings.objective[0]
+        if not self.settings.prunes or objective not in OBJECTIVES:
+            return False
         for row in read_metrics(next(iter(self.runs)), "eval"):
             if row["epoch"] > self._reported and row.get(objective) is not None:
                 self.claim.trial.report(row[objective], step=row["epoch"])
                 self._reported = row["epoch"]
-
-    def _show(self, *, epoch: int, value: float | None) -> None:
-        """Update the values for the coordinator's display."""
-        live = {"epoch": epoch, "value": value}
-        if self.settings.seeds > 1:
-            live["seed"] = self._now.seed
-        self.claim.trial.set_user_attr("live", live)
+        return True
 
     def end(self, state: str, reason: str | None = None) -> None:
         """Record how the trial ended, unless another worker was given it meanwhile."""
+        trial, values = self.claim.trial, None
+        if reason is not None and self.settings.seeds > 1 and self.runs:
+            reason = f"seed {self._now.seed}: {reason}"
         try:
-            self._end(state, reason)
-        except (Lost, UpdateFinishedTrialError):
-            log.warning("slot %s: given to another worker before it ended here", self.claim.slot)
-
-    def _end(self, state: str, reason: str | None) -> None:
-        """Record the end in the study and in the directories."""
-        trial, study, values = self.claim.trial, self.arm.ledger.study, None
-        if state == "complete":
-            if self._is_judged:
-                try:
+            if state == "complete":
+                values = values_of(self.results, self.settings)
+                with suppress(DataError):  # the result matters; the pruner's curve is optional
                     self._report()
-                except DataError as error:  # the result matters; the pruner's curve is optional
-                    log.warning("not reported to the pruner: %s", error)
-            values = values_of(self.results, self.settings)
-        if reason is not None:
-            if self.settings.seeds > 1 and self.runs:
-                reason = f"seed {self._now.seed}: {reason}"
-            trial.set_user_attr("reason", reason)
-        trial.set_user_attr("epochs", self._epochs(_epochs(*run) for run in self.runs.items()))
-        self.write(state, reason, values)
-        ended_as = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}.get(state)
-        if is_void(study.tell(trial, values, state=ended_as, skip_if_finished=True)):
-            raise Lost
-        if state in ("complete", "pruned") and not self.settings.keep_last:
+            if reason is not None:
+                trial.set_user_attr("reason", reason)
+            trial.set_user_attr("epochs", self._epochs(_epochs(*run) for run in self.runs.items()))
+            self.write(state, reason, values)
+            ended_as = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}.get(state)
+            told = trial.study.tell(trial, values, state=ended_as, skip_if_finished=True)
+            is_ours = not is_void(told)
+        except UpdateFinishedTrialError:
+            is_ours = False
+        if not is_ours:
+            log.warning("slot %s: given to another worker before it ended here", self.claim.slot)
+        elif state in ("complete", "pruned") and not self.settings.keep_last:
             # Nothing resumes from here, and the optimizer's state is twice the size of the weights.
             for run_dir in self.runs:
                 (run_dir / "checkpoint" / "last.safetensors").unlink(missing_ok=True)

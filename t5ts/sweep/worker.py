@@ -41,7 +41,7 @@ from t5ts.errors import (
     WeightsError,
 )
 from t5ts.interruption import stop_on_signals
-from t5ts.sweep.ledger import DIED, REFUSED, STOPPED, Claim, Ledger, Owner
+from t5ts.sweep.ledger import BUSY, DIED, REFUSED, STOPPED, Claim, Ledger, owner_name
 from t5ts.sweep.settings import SweepSettings, find_function
 from t5ts.sweep.space import Space, Value, arm_name
 from t5ts.sweep.storage import open_storage
@@ -66,13 +66,7 @@ DEVICE_FAULT = re.compile(r"CUDA|CUBLAS|cuDNN|NCCL")
 
 
 class BrokenDevice(UserError):
-    """The GPU failed: a new process may be able to use it again, this one cannot.
-
-    Attributes:
-        trials_done: Trials that the worker had finished.
-    """
-
-    trials_done = 0
+    """The GPU failed: a new process may be able to use it again, this one cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +88,9 @@ class Work:
         """State to pickle, without what another process can compose just as fast."""
         return {**self.__dict__, "_composed": {}}
 
-    def __call__(self, _job: DictConfig) -> int:
-        """The task function of a Hydra launcher's job; returns the number of trials done."""
-        return work(self)
+    def __call__(self, _job: DictConfig) -> None:
+        """The task function of a Hydra launcher's job."""
+        work(self)
 
     def compose(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> DictConfig:
         """Hydra's composition of one point, its `hydra` node included.
@@ -145,11 +139,8 @@ def open_arms(work: Work) -> list[Arm]:
     return arms
 
 
-def work(job: Work) -> int:
+def work(job: Work) -> None:
     """Run trials until every slot of every arm has a result.
-
-    Returns:
-        Trials done by this worker.
 
     Raises:
         Interrupted: after SIGINT or SIGTERM; the trial was released with its checkpoint.
@@ -158,63 +149,47 @@ def work(job: Work) -> int:
     """
     register()
     setup_globals()
-    owner = Owner()
-    arms = open_arms(job)
-    done = 0
-    refused: dict[tuple[str, int], str] = {}
+    owner, arms = owner_name(), open_arms(job)
+    is_first = True
     with stop_on_signals() as stop:
         while True:
             if stop.is_set():
                 raise Interrupted("stopped between two trials")
-            _check_failures(arms, job.settings, refused)
+            _check_failures(arms, job.settings, owner)
             if claimed := _claim(job, arms, owner):
-                arm, claim = claimed
-                try:
-                    reason = _do(job, arms, arm, claim)
-                except BrokenDevice as broken:
-                    broken.trials_done = done
-                    raise
-                refused.pop((arm_name(arm.values), claim.slot), None)
-                if reason is not None:
-                    refused[arm_name(arm.values), claim.slot] = reason
-                done += reason is None
-                if done == 1:
+                _run_trial(job, arms, *claimed)
+                if is_first:
                     gc.freeze()  # imported objects stay alive: a run's collection skips them
-                continue
-            if all(arm.ledger.is_finished() for arm in arms):
-                return done
-            for arm in arms:
-                for line in arm.ledger.reclaim():
-                    log.warning("%s: %s; it will be run again", arm_name(arm.values), line)
-            time.sleep(POLL_S)
+                is_first = False
+            elif all(arm.ledger.is_finished() for arm in arms):
+                return
+            else:
+                lost = {arm_name(arm.values): arm.ledger.reclaim() for arm in arms}
+                for name, lines in lost.items():
+                    for line in lines:
+                        log.warning("%s: %s; it will be run again", name, line)
+                if not any(lost.values()):
+                    time.sleep(POLL_S)
 
 
-def _claim(job: Work, arms: list[Arm], owner: Owner) -> tuple[Arm, Claim] | None:
+def _claim(job: Work, arms: list[Arm], owner: str) -> tuple[Arm, Claim] | None:
     """A trial of the arm that has started the fewest, so that arms advance together."""
-    for arm in sorted(arms, key=lambda arm: arm.ledger.started()):
+    for arm in sorted(arms, key=lambda arm: arm.ledger.states().total()):
         claim = arm.ledger.claim(owner, sampler_of=job.settings.make_sampler, point_of=arm.point_of)
         if claim is not None:
             return arm, claim
     return None
 
 
-def _check_failures(
-    arms: list[Arm], settings: SweepSettings, refused: Mapping[tuple[str, int], str]
-) -> None:
-    """Stop if too many trials failed, or this worker can run none of its trials.
-
-    Args:
-        arms: The sweep's.
-        settings: The sweeper's.
-        refused: Why this worker set trials aside, by arm and slot.
-    """
-    failed = sum(arm.ledger.progress().failed for arm in arms)
+def _check_failures(arms: list[Arm], settings: SweepSettings, owner: str) -> None:
+    """Stop if too many trials failed, or this worker can run none of its trials."""
+    failed = sum(arm.ledger.states()[TrialState.FAIL] for arm in arms)
+    refused = [reason for arm in arms for reason in arm.ledger.refused_by(owner)]
     budget = sum(arm.ledger.n_trials for arm in arms)
     too_many = failed + len(refused) > settings.max_failure_rate * budget
     if refused and (too_many or (len(refused) >= MAX_REFUSALS and not _any_has_run(arms))):
-        *_, reason = refused.values()
         raise DataError(
-            f"{reason}\n{plural(len(refused), 'trial')} could not run for lack of data or"
+            f"{refused[-1]}\n{plural(len(refused), 'trial')} could not run for lack of data or"
             " weights and will be retried: fix that and run the same command; finished trials"
             " are kept."
         )
@@ -230,31 +205,25 @@ def _check_failures(
 def _any_has_run(arms: list[Arm]) -> bool:
     """Whether some trial of the sweep has a measurement: its data and weights are available."""
     return any(
-        t.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        or t.user_attrs.get("live", {}).get("value") is not None
+        t.state in (TrialState.COMPLETE, TrialState.PRUNED) or "live" in t.user_attrs
         for arm in arms
         for t in arm.ledger.trials()
     )
 
 
-def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim) -> str | None:
-    """Run one trial, from its parameters to its records in the study and its directory.
-
-    Returns:
-        Why it was set aside, if it was.
-    """
+def _run_trial(job: Work, arms: list[Arm], arm: Arm, claim: Claim) -> None:
+    """Run one trial, from its parameters to its records in the study and its directory."""
     task = TrialTask(settings=job.settings, group=job.sweep_dir.name, arm=arm, claim=claim)
-    if claim.before[DIED] >= MAX_DEATHS:
-        died = claim.before[DIED]
+    if (died := claim.before[DIED]) >= MAX_DEATHS:
         task.end("failed", f"{died} workers died in it (out of memory?): {claim.last_reason}")
-        return None
+        return
     try:
         with _heartbeat(arm.ledger, claim.trial, job.settings.heartbeat_s):
             try:
                 point = _point(job, arm, claim)
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
                 task.end("failed", f"the point cannot be composed: {error}")
-                return None
+                return
             for config in _of_each_seed(point, job.settings.seeds):
                 returned = run_job(
                     task_function=task,
@@ -264,17 +233,13 @@ def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim) -> str | None:
                     hydra_context=job.hydra_context,
                 )
                 if returned.status != JobStatus.COMPLETED:
-                    outcome = returned._return_value
-                    break
-            else:
-                task.end("complete")
-                return None
+                    raise returned._return_value  # (Its public name also prints to the terminal.)
+            task.end("complete")
     except KeyboardInterrupt:
         _give_back(task, STOPPED, "stopped immediately")
         raise Interrupted("stopped immediately") from None
-    except Exception as error:  # from the storage, or from Hydra before the run
-        outcome = error
-    return _record_failure(task, outcome, arms)
+    except Exception as error:  # of the run, from the storage, or from Hydra before the run
+        _record_failure(task, error, arms)
 
 
 def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
@@ -325,12 +290,8 @@ def _of_each_seed(point: DictConfig, seeds: int) -> Iterator[DictConfig]:
         yield config
 
 
-def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str | None:
-    """Record why a trial has no result, and raise errors that should end the worker.
-
-    Returns:
-        Why it was set aside, if it was.
-    """
+def _record_failure(task: TrialTask, error: Exception, arms: list[Arm]) -> None:
+    """Record why a trial has no result, and raise errors that should end the worker."""
     slot = task.claim.slot
     if words := disk_fault(error):
         _give_back(task, STOPPED, words)
@@ -352,19 +313,17 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
             raise error
         case DirectoryInUse():
             log.warning("slot %s will be retried later: %s", slot, error)
-            task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
+            task.arm.ledger.release(task.claim.trial._trial_id, BUSY, str(error))
         case DataError() | WeightsError() | OutputError() | OSError():
             # The point's fault, or the machine's? Others are tried before it is retried.
             was_refused = task.claim.before[REFUSED] > 0
             if was_refused and _any_has_run(arms):
                 task.end("failed", str(error))
-                return None
+                return
             log.warning("slot %s will be retried later: %s", slot, error)
-            task.write("interrupted", str(error), None)
-            task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
+            _give_back(task, REFUSED, str(error))
             if was_refused:
                 raise error if isinstance(error, UserError) else DataError(str(error))
-            return str(error)
         case UserError():
             task.end("failed", str(error))
         case _ if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
@@ -376,14 +335,13 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
         case _:
             log.error("slot %s failed", slot, exc_info=error)
             task.end("failed", f"{type(error).__name__}: {error}")
-    return None
 
 
 def _give_back(task: TrialTask, how: str, reason: str) -> None:
-    """Release a trial for another worker's attempt."""
+    """Release a trial for another attempt."""
     for record in (
         lambda: task.write("interrupted", reason, None),
-        lambda: task.arm.ledger.hand_back(task.claim.trial._trial_id, how, reason),
+        lambda: task.arm.ledger.release(task.claim.trial._trial_id, how, reason),
     ):
         try:
             record()

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 from sweep.conftest import compose_sweep
 
-from t5ts.sweep.display import Display, best_trials, epochs_of, short_names
+from t5ts.sweep.display import Display, best_trials, budget_of, short_names
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.settings import read_settings
 from t5ts.sweep.space import parse_space
@@ -82,4 +82,5 @@ def test_epochs_are_summed_over_trials_that_have_them() -> None:
             trial.set_user_attr("epochs", epochs)
         study.tell(trial, 1.0 if state == TrialState.COMPLETE else None, state=state)
     # What a failed trial did not train was not saved.
-    assert epochs_of(study.get_trials()) == {"asked": 30, "trained": 12, "reused": 5, "pruned": 7}
+    summed = {"asked": 30, "trained": 12, "reused": 5, "pruned": 7}
+    assert budget_of(study.get_trials())["epochs"] == summed
