@@ -177,10 +177,6 @@ class Ledger:
         """Record that this trial's worker is alive."""
         trial.set_user_attr("heartbeat", time.time())
 
-    def is_mine(self, trial: Trial) -> bool:
-        """Whether the trial is still running, i.e. was not declared lost."""
-        return self._storage.get_trial(trial._trial_id).state == TrialState.RUNNING
-
     def release(self, trial_id: int, how: str, reason: str) -> None:
         """End an attempt (by Optuna's id, not its number) without a result, unless it has ended."""
         try:

@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import pkgutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -68,7 +68,7 @@ class SweepSettings:
     @property
     def is_grid(self) -> bool:
         """Whether every point is tried exactly once."""
-        return str(self.sampler["_target_"]).endswith("GridSampler")
+        return str(self.sampler.get("_target_")).endswith("GridSampler")
 
     @property
     def prunes(self) -> bool:
@@ -77,7 +77,7 @@ class SweepSettings:
         Never in a grid, which would then have holes, nor with several objectives, for which Optuna
         has no rule.
         """
-        is_off = str(self.pruner["_target_"]).endswith("NopPruner")
+        is_off = str(self.pruner.get("_target_")).endswith("NopPruner")
         return not (self.is_grid or is_off or len(self.objective) > 1)
 
     @property
@@ -90,7 +90,7 @@ class SweepSettings:
         """The sampler of a slot: a function of the seed and the slot, not of who asks when."""
         if self.is_grid:
             return RandomSampler()  # a grid's points are fixed, nothing is drawn
-        target = str(self.sampler["_target_"]).rpartition(".")[2]
+        target = str(self.sampler.get("_target_")).rpartition(".")[2]
         seed = self.sampler_seed
         if target not in ONE_SEED:
             digest = hashlib.sha256(f"{seed}/{slot}".encode()).digest()
@@ -122,9 +122,8 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
         values.pop(key, None)
     names = _as_list(values["objective"] or objective)
     best = ["maximize" if OBJECTIVES.get(name) == "max" else "minimize" for name in names]
-    directions = _as_list(values["direction"] or best)
-    values |= {"objective": names, "direction": directions}
-    values |= {key: values[key] or {} for key in ("params", "conditions")}
+    values |= {"objective": names, "direction": _as_list(values["direction"] or best)}
+    values |= {"params": values["params"] or {}, "conditions": values["conditions"] or {}}
     values |= {"arms": values["arms"] or []}
     values["study_name"] = values["study_name"] or experiment or "sweep"
     known = [f.name for f in fields(SweepSettings)]
@@ -137,47 +136,29 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
     except OmegaConfBaseException as error:
         words = str(error).splitlines()[0]
         raise ConfigError(f"hydra.sweeper.{error.full_key}: {words}.") from error
-    problems = _problems(settings, best)
+    assert isinstance(settings, SweepSettings)
+    problems = list(field_problems(settings))
+    if not problems and settings.direction != best:
+        problems.append(
+            f"direction={settings.direction} for objective={names}: must be {best} (a smaller loss"
+            " and a larger correlation are better)."
+        )
+    if not problems and 2 * settings.heartbeat_s > settings.lost_after_s:
+        problems.append(
+            f"lost_after_s={settings.lost_after_s} must be at least twice"
+            f" heartbeat_s={settings.heartbeat_s}."
+        )
+    if settings.best_of == NOT_GIVEN:
+        problems.append(
+            "best_of must be set: the directory of a finished sweep (hydra.sweeper.best_of=DIR)."
+        )
     if problems:
         raise ConfigError("\n".join(f"hydra.sweeper.{problem}" for problem in problems))
     # Anything that cannot be created or found is an error now, before any trial.
     settings.make_sampler(0), settings.make_pruner()
     if settings.custom_search_space is not None:
         find_function(settings.custom_search_space)
-    assert isinstance(settings, SweepSettings)
     return settings
-
-
-def _problems(settings: SweepSettings, best: Sequence[str]) -> list[str]:
-    """Settings out of range, and contradictory pairs."""
-    problems = list(field_problems(settings))
-    if problems:
-        return problems
-    rules = [
-        (
-            settings.direction == best,
-            f"direction={settings.direction} for objective={settings.objective}: must be {best} (a"
-            " smaller loss and a larger correlation are better).",
-        ),
-        (
-            2 * settings.heartbeat_s <= settings.lost_after_s,
-            f"lost_after_s={settings.lost_after_s} must be at least twice"
-            f" heartbeat_s={settings.heartbeat_s}.",
-        ),
-        (
-            settings.best_of != NOT_GIVEN,
-            "best_of must be set: the directory of a finished sweep (hydra.sweeper.best_of=DIR).",
-        ),
-        *(
-            (
-                isinstance(getattr(settings, key).get("_target_"), str),
-                f"{key} must be an option of hydra/sweeper/{key}, or any Optuna class by"
-                f" {key}._target_.",
-            )
-            for key in ("sampler", "pruner")
-        ),
-    ]
-    return [message for holds, message in rules if not holds]
 
 
 def find_function(path: str) -> Callable[[DictConfig, Trial], object]:
@@ -204,7 +185,7 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
     Raises:
         ConfigError: if there is no such class, or it does not take these arguments.
     """
-    needed = NEEDS.get(str(node["_target_"]).rpartition(".")[2])
+    needed = NEEDS.get(str(node.get("_target_")).rpartition(".")[2])
     if needed is not None and importlib.util.find_spec(needed) is None:
         raise ConfigError(
             f"hydra.sweeper.{key}: {node['_target_']} needs {needed}: pip install {needed} (or"
@@ -219,9 +200,10 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
             raise TypeError(f"a {type(made).__name__} is not a {key}")
     except Exception as error:  # any error of the class is about this node
         raise ConfigError(
-            f"hydra.sweeper.{key}: cannot create {node['_target_']}: {error.__cause__ or error}."
-            f" Choose one with hydra/sweeper/{key}=NAME, whose arguments are those of"
-            f" conf/hydra/sweeper/{key}/NAME.yaml (they stay when only _target_ is changed)."
+            f"hydra.sweeper.{key}: cannot create {node.get('_target_')}:"
+            f" {error.__cause__ or error}. Choose one with hydra/sweeper/{key}=NAME, whose"
+            f" arguments are those of conf/hydra/sweeper/{key}/NAME.yaml (they stay when only"
+            " _target_ is changed)."
         ) from error
     return made
 

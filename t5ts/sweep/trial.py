@@ -43,10 +43,6 @@ class Pruned(Exception):
     """The study's pruner stopped this trial."""
 
 
-class Lost(Exception):
-    """Another worker has this trial: this one was presumed dead."""
-
-
 @dataclass(kw_only=True)
 class Arm:
     """An arm and its study, as one worker sees them.
@@ -145,12 +141,10 @@ class TrialTask:
 
         Raises:
             Pruned: but not during the grace period after unfreezing.
-            Lost: if the trial was given to another worker.
+            UpdateFinishedTrialError: if this worker was presumed dead and the trial given away.
         """
         trial, objective, epoch = self.claim.trial, self.settings.objective[0], row["epoch"]
         trial.set_user_attr("live", {"seed": self._now.seed, "epoch": epoch})
-        if not self.arm.ledger.is_mine(trial):
-            raise Lost("presumed dead and given to another worker; this attempt stops")
         if objective not in row or len(self.runs) > 1 or not self._report():
             return
         # "never" counts as "from the start"

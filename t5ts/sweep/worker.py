@@ -46,7 +46,7 @@ from t5ts.sweep.settings import SweepSettings, find_function
 from t5ts.sweep.space import Space, Value, arm_name
 from t5ts.sweep.storage import open_storage
 from t5ts.sweep.studies import study_name
-from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask, owner_of, seed_folder
+from t5ts.sweep.trial import Arm, Pruned, TrialTask, owner_of, seed_folder
 
 log = logging.getLogger("t5ts.sweep")
 
@@ -306,8 +306,8 @@ def _record_failure(task: TrialTask, error: Exception, arms: list[Arm]) -> None:
     match error:
         case Pruned():
             task.end("pruned", str(error))
-        case Lost() | UpdateFinishedTrialError():
-            log.warning("slot %s: %s", slot, error)
+        case UpdateFinishedTrialError():
+            log.warning("slot %s: presumed dead and given away; this attempt stops", slot)
         case Interrupted() | InputsChanged():
             _give_back(task, STOPPED, str(error))
             raise error
@@ -372,8 +372,9 @@ def _heartbeat(ledger: Ledger, trial: optuna.Trial, every_s: float) -> Iterator[
 
     def beat() -> None:
         try:
-            if ledger.is_mine(trial):
-                ledger.beat(trial)
+            ledger.beat(trial)
+        except UpdateFinishedTrialError:
+            pass  # given away: the run will notice at its next epoch
         except Exception as error:  # any storage error: the next heartbeat may get through
             log.warning("no heartbeat: %s", error)
 
