@@ -113,11 +113,13 @@ class Reuse:
         groups = setup.optimizer.inner.param_groups
         starting = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         common = _common_material(config, setup)
-        self._materials = [
-            json.dumps(common | {"plan": plan}, sort_keys=True, default=repr)
+        self._keys = [
+            hashlib.sha256(
+                json.dumps(common | {"plan": plan}, sort_keys=True, default=repr).encode()
+            ).hexdigest()[:32]
             for plan in ([], starting)
         ]
-        key = self._key(self._frozen_epochs)
+        key = self._keys[self._frozen_epochs > 0]
         self.about = {"key": key, "frozen_epochs": self._frozen_epochs, "epochs": 0}
         self.about["trained_by"] = None
         if resume_from is None:
@@ -172,7 +174,7 @@ class Reuse:
         """
         if self._store is None or epoch > self._frozen_epochs:
             return
-        key, why = self._key(epoch), ""
+        key, why = self._keys[epoch > 0], ""
         try:
             if self._store.has(key, epoch):
                 return
@@ -186,9 +188,6 @@ class Reuse:
             self._store = None
             log.warning("reuse: this run stops sharing epochs: %s", why)
 
-    def _key(self, epoch: int) -> str:
-        return hashlib.sha256(self._materials[epoch > 0].encode()).hexdigest()[:32]
-
     def _find_longest(self) -> None:
         assert self._store is not None
         assert self.about is not None
@@ -197,12 +196,11 @@ class Reuse:
             log.warning("reuse: this run reuses and shares no epochs: %s", EDITED)
             return
         for epoch in range(self._frozen_epochs, -1, -1):
-            content = self._store.read(self._key(epoch), epoch)
+            content = self._store.read(self._keys[epoch > 0], epoch)
             if content is None:
                 continue
             tensors = load(content)
             state = json.loads(zlib.decompress(tensors.pop("state").numpy().tobytes()))
-            assert state["material"] == self._materials[epoch > 0]
             self._prefix = tensors, state
             self.about |= {"epochs": epoch, "trained_by": state["trained_by"]}
             break
@@ -220,12 +218,15 @@ class Reuse:
         if best_state["epoch"] != epoch:  # otherwise they are in last
             tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
         with (self._run_dir / "metrics.jsonl").open("rb") as file:
-            rows = file.read(last_state["fit"]["metrics_bytes"]).decode()
+            lines = file.read(last_state["fit"]["metrics_bytes"]).splitlines()
+        rows = (
+            {k: v for k, v in json.loads(line).items() if not k.startswith("perf/")}
+            for line in lines
+        )
         state = {
-            "material": self._materials[epoch > 0],
             "last": last_state,
             "best": best_state,
-            "rows": "".join(f"{_without_clock(line)}\n" for line in rows.splitlines()),
+            "rows": "".join(json.dumps(row) + "\n" for row in rows),
             "trained_by": {"run_dir": str(self._run_dir.resolve()), **self._own_identity},
         }
         text = zlib.compress(json.dumps(state).encode())  # the rows shrink to a fifth
@@ -288,11 +289,6 @@ def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
             name: value for name, value in os.environ.items() if name.startswith(_KERNEL_VARIABLES)
         },
     }
-
-
-def _without_clock(line: str) -> str:
-    row = json.loads(line)
-    return json.dumps({k: v for k, v in row.items() if not k.startswith("perf/")})
 
 
 def _recorded(run_dir: Path) -> dict[str, Any] | None:

@@ -15,9 +15,6 @@ import traceback
 from t5ts.errors import Interrupted, UserError
 from t5ts.sweep.worker import BrokenDevice, Work, disk_fault, work
 
-#: Exit status of a worker whose GPU failed; a new process may work again.
-BROKEN_DEVICE = 3
-
 
 def main() -> int:
     """Read the work, run trials, and return the exit status.
@@ -48,7 +45,9 @@ def main() -> int:
     except Interrupted:
         return 130
     except Exception as error:
-        message, status = str(error), BROKEN_DEVICE if isinstance(error, BrokenDevice) else 2
+        message = str(error)
+        # The GPU may work again in another process.
+        status = 1 if isinstance(error, BrokenDevice) else 2
         if not isinstance(error, UserError):
             with contextlib.suppress(OSError):  # the log's disk may be full
                 traceback.print_exc()

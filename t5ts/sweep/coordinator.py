@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,28 +27,17 @@ from t5ts.errors import ConfigError, DataError, Interrupted, ResumeError, UserEr
 from t5ts.interruption import interrupt_on_signals
 from t5ts.provenance import without_password
 from t5ts.sweep.display import Display, best_trials, budget_of
-from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import (
-    Base,
-    Space,
-    Value,
-    arm_name,
-    as_text,
-    choices_of,
-    parse_space,
-)
+from t5ts.sweep.space import Space, arm_name, as_text, choices_of, parse_space
 from t5ts.sweep.storage import how_to_rebuild, open_storage
 from t5ts.sweep.studies import differences, made_for, open_studies
-from t5ts.sweep.trial import read_trials, values_of
+from t5ts.sweep.trial import Arm, read_trials, value_of
 from t5ts.sweep.worker import POLL_S, Work, open_arms, repeated
 
 RESULTS = "optimization_results.yaml"
 #: The command that resumes the sweep; a database's password is left out.
 COMMAND = "command.txt"
-#: Key of an arm's results: the cost of its search.
-BUDGET = ("trials", "seeds", "settings", "complete", "pruned", "failed", "epochs")
 #: Workers are considered gone if they take no trial for this long although some are left.
 IDLE_S = 5.0
 #: Fewer trials than this, and a parameter's importance is noise.
@@ -99,18 +88,8 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
             " of it; give one value, or none."
         )
     if best:
-        space = replace(
-            space,
-            arms=tuple(arm["arm"] for arm in best),
-            bases={
-                arm_name(arm["arm"]): Base(
-                    overrides=tuple(arm["overrides"]),
-                    searched=tuple(arm["best_params"]),
-                    budget={key: arm[key] for key in BUDGET if key in arm},
-                )
-                for arm in best
-            },
-        )
+        bases = {arm_name(arm["arm"]): arm for arm in best}
+        space = replace(space, arms=tuple(arm["arm"] for arm in best), bases=bases)
     sweep_dir = Path(config.hydra.sweep.dir)
     work = Work(
         config=_without_password(config),
@@ -124,17 +103,17 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     open_studies(storage, space, settings, made_for(space, settings, config), sweep_dir)
     command = shlex.join(["python", "-m", "t5ts.run", *map(without_password, sys.argv[1:])])
     (sweep_dir / COMMAND).write_text(command + "\n")
-    ledgers = [arm.ledger for arm in open_arms(work)]
-    _check_records(settings, ledgers, sweep_dir)
-    display = Display(ledgers, space, settings)
+    arms = open_arms(work)
+    _check_records(work, arms)
+    display = Display(arms, space, settings)
     display.announce(epochs)
     for change in _departures(work) if best else ():
         display.say(f"  changed  {change}: the search was done without it")
-    if all(ledger.is_finished() for ledger in ledgers):
+    if _are_done(arms):
         display.say("All trials are done; add more with a larger hydra.sweeper.n_trials=N.")
     else:
-        _until_done(work, display, ledgers)
-    _finish(work, display, ledgers)
+        _until_done(work, display, arms)
+    _finish(work, display, arms)
 
 
 def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -157,9 +136,8 @@ def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any
     if not all({"overrides", "trials"} <= arm.keys() for arm in best):
         raise ConfigError(
             f"hydra.sweeper.best_of: {path} does not have one best point for each arm (a study"
-            " with several objectives or without a finished trial has none), or was written by"
-            " an older t5ts: run that sweep's command again with"
-            " hydra.sweeper.on_change=record to rewrite it."
+            " without a finished trial has none), or was written by an older t5ts: run that sweep's"
+            " command again with hydra.sweeper.on_change=record to rewrite it."
         )
     # Its own seeds are the search's: here they are new.
     searched = {key for arm in best for key in arm["best_params"]} - {"seed"}
@@ -237,26 +215,27 @@ def _without_password(config: DictConfig) -> DictConfig:
     return written
 
 
-def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
+def _are_done(arms: Sequence[Arm]) -> bool:
+    return all(arm.ledger.is_finished() for arm in arms)
+
+
+def _until_done(work: Work, display: Display, arms: Sequence[Arm]) -> None:
     """Start the workers and show their progress until every slot has a result."""
     is_local = work.config.hydra.launcher._target_.endswith("BasicLauncher")
+    how_to_resume = f"the same command resumes it (or hydra.sweep.dir={work.sweep_dir})"
     try:
         with interrupt_on_signals():
             if is_local:
                 _with_pool(work, display)
             else:
-                _with_launcher(work, display, ledgers)
+                _with_launcher(work, display, arms, how_to_resume)
         done = "the workers ended before the sweep did"
     except KeyboardInterrupt:
-        done = f"sweep stopped with {sum(ledger.finished() for ledger in ledgers)} trials done"
+        done = f"sweep stopped with {sum(arm.ledger.finished() for arm in arms)} trials done"
     finally:
         display.update()
-    if not all(ledger.is_finished() for ledger in ledgers):
-        raise Interrupted(f"{done}; {_how_to_resume(work)}")
-
-
-def _how_to_resume(work: Work) -> str:
-    return f"the same command resumes it (or hydra.sweep.dir={work.sweep_dir})"
+    if not _are_done(arms):
+        raise Interrupted(f"{done}; {how_to_resume}")
 
 
 def _with_pool(work: Work, display: Display) -> None:
@@ -274,7 +253,7 @@ def _with_pool(work: Work, display: Display) -> None:
         pool.stop()
 
 
-def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
+def _with_launcher(work: Work, display: Display, arms: Sequence[Arm], how_to_resume: str) -> None:
     """One job of Hydra's launcher for each worker; it returns when all have ended.
 
     Raises:
@@ -298,55 +277,57 @@ def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> N
             display.say(f"a worker ended: {words}")
             # The others may be running trials, or about to take the next.
             idle_since = time.monotonic()
-            while not all(ledger.is_finished() for ledger in ledgers):
-                for ledger in ledgers:
-                    ledger.reclaim()
-                if any(ledger.states()[TrialState.RUNNING] for ledger in ledgers):
+            while not _are_done(arms):
+                for each in arms:
+                    each.ledger.reclaim()
+                if any(each.ledger.states()[TrialState.RUNNING] for each in arms):
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > IDLE_S:
                     raise UserError(
                         f"the workers of {work.config.hydra.launcher._target_} ended before the"
-                        f" sweep did: {words}\nFinished trials are kept: {_how_to_resume(work)}."
+                        f" sweep did: {words}\nFinished trials are kept: {how_to_resume}."
                     ) from error
                 time.sleep(POLL_S)
             return
-    if not all(ledger.is_finished() for ledger in ledgers):
+    if not _are_done(arms):
         for job in jobs:
             _ = job.return_value  # raises the worker's exception
 
 
-def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
+def _finish(work: Work, display: Display, arms: Sequence[Arm]) -> None:
     """Write the table, `optimization_results.yaml` and the plots, of runs the best trials'."""
     from t5ts.analysis.plots import draw_run  # matplotlib: half a second
 
     settings, sweep_dir = work.settings, work.sweep_dir
-    folders = _check_records(settings, ledgers, sweep_dir)
+    folders = _check_records(work, arms)
     display.summarize()
-    results = {}
-    histories = []
-    for arm, ledger in zip(work.space.arms, ledgers, strict=True):
-        results[arm_name(arm)] = _results(work.space, arm, settings, ledger)
-        trials = [t for t in ledger.results() if t.state == TrialState.COMPLETE]
-        if trials:
-            histories.append(
-                History(
-                    arm=arm_name(arm),
-                    maximize=settings.direction[0] == "maximize",
-                    slots=[trial.user_attrs["slot"] for trial in trials],
-                    values=[trial.values[0] for trial in trials],
-                    params=[dict(trial.params) for trial in trials],
-                    importances=_importances(ledger.study, trials),
-                )
-            )
+    results = {arm.name: _results(work.space, arm, settings) for arm in arms}
     # One study looks like hydra-optuna-sweeper's file; several are nested under their arms.
     single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
     OmegaConf.save(OmegaConf.create(single), sweep_dir / RESULTS)
     display.say(f"results    {sweep_dir / RESULTS}")
-    for picture in draw_sweep(histories, settings.objective[0], sweep_dir):
+    complete = {
+        arm.name: [t for t in arm.ledger.results() if t.state == TrialState.COMPLETE]
+        for arm in arms
+    }
+    histories = [
+        History(
+            arm=arm.name,
+            maximize=settings.direction == "maximize",
+            slots=[trial.user_attrs["slot"] for trial in trials],
+            values=[trial.values[0] for trial in trials],
+            params=[dict(trial.params) for trial in trials],
+            importances=_importances(arm.ledger.study, trials),
+        )
+        for arm in arms
+        if (trials := complete[arm.name])
+    ]
+    for picture in draw_sweep(histories, settings.objective, sweep_dir):
         display.say(f"picture    {picture}")
-    for ledger in ledgers:
-        for trial in best_trials(ledger, settings)[:1]:
-            for folder in folders.get((ledger.study.study_name, trial.user_attrs["slot"]), ())[:1]:
+    for arm in arms:
+        for trial in best_trials(arm.ledger, settings)[:1]:
+            slot = arm.ledger.study.study_name, trial.user_attrs["slot"]
+            for folder in folders.get(slot, ())[:1]:
                 try:
                     draw_run(folder)
                 except DataError as error:  # written by an older t5ts
@@ -355,9 +336,7 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
                     display.say(f"best trial {folder / 'plots'}")
 
 
-def _check_records(
-    settings: SweepSettings, ledgers: Sequence[Ledger], sweep_dir: Path
-) -> dict[tuple[str, int], list[Path]]:
+def _check_records(work: Work, arms: Sequence[Arm]) -> dict[tuple[str, int], list[Path]]:
     """Compare the studies with the trials' result.json files, which are authoritative.
 
     Returns:
@@ -369,32 +348,28 @@ def _check_records(
     """
     found = {
         whose: folders
-        for whose, (folders, record) in read_trials(sweep_dir).items()
+        for whose, (folders, record) in read_trials(work.sweep_dir).items()
         if record.get("state") == "complete"
     }
     problems = []
-    for ledger in ledgers:
-        name = ledger.study.study_name
-        for trial in ledger.trials():
-            paths = [
-                folder / "result.json"
-                for folder in found.get((name, trial.user_attrs.get("slot", -1)), ())
-            ]
-            if trial.state != TrialState.COMPLETE or not paths:
+    names = [arm.ledger.study.study_name for arm in arms]
+    for name, arm in zip(names, arms, strict=True):
+        for trial in arm.ledger.trials():
+            folders = found.get((name, trial.user_attrs.get("slot", -1)), [])
+            if trial.state != TrialState.COMPLETE or not folders:
                 continue
-            named = ", ".join(map(str, paths))
+            named = ", ".join(str(folder / "result.json") for folder in folders)
             try:
-                values = values_of(map(read_result, paths), settings)
+                each = (read_result(folder / "result.json") for folder in folders)
+                value = value_of(each, work.settings)
             except (DataError, LookupError, TypeError, AttributeError) as error:
                 problems.append(f"{named} is corrupt: {error}")
                 continue
-            pairs = zip(trial.values, values, strict=True)
-            if not all(math.isclose(told, own, rel_tol=1e-9) for told, own in pairs):
-                problems.append(f"study {name} has {trial.values}, {named} has {values}")
+            if not math.isclose(trial.values[0], value, rel_tol=1e-9):
+                problems.append(f"study {name} has {trial.value}, {named} has {value}")
     if problems:
-        names = [ledger.study.study_name for ledger in ledgers]
-        problems.append(how_to_rebuild(settings.storage, sweep_dir, names))
-        raise ResumeError("\n".join(problems))
+        how = how_to_rebuild(work.settings.storage, work.sweep_dir, names)
+        raise ResumeError("\n".join([*problems, how]))
     return found
 
 
@@ -403,31 +378,22 @@ def _importances(study: Study, complete: Sequence[FrozenTrial]) -> dict[str, flo
 
     Only for parameters that every trial has; empty if the trials are too few or too similar.
     """
-    if len(study.directions) > 1 or len(complete) < LEAST_FOR_IMPORTANCES:
-        return {}
-    if len({trial.value for trial in complete}) < 2:
+    if len(complete) < LEAST_FOR_IMPORTANCES or len({trial.value for trial in complete}) < 2:
         return {}
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 
-def _results(
-    space: Space, arm: Mapping[str, Value], settings: SweepSettings, ledger: Ledger
-) -> dict[str, Any]:
-    best = best_trials(ledger, settings)
-    if len(settings.objective) > 1:
-        return {
-            "name": "t5ts",
-            "solutions": [{"params": dict(t.params), "values": list(t.values)} for t in best],
-        }
+def _results(space: Space, arm: Arm, settings: SweepSettings) -> dict[str, Any]:
+    best = best_trials(arm.ledger, settings)
     if not best:
         return {"name": "t5ts", "best_params": {}, "best_value": math.nan}
     return {
         "name": "t5ts",
         "best_params": dict(best[0].params),
-        "best_value": best[0].values[0],
+        "best_value": best[0].value,
         "trial": best[0].user_attrs["slot"],
-        **budget_of(ledger.results()),
+        **budget_of(arm.ledger.results()),
         **({"seeds": settings.seeds} if settings.seeds > 1 else {}),
-        "arm": dict(arm),
-        "overrides": space.overrides(best[0].params, arm),
+        "arm": dict(arm.values),
+        "overrides": space.overrides(best[0].params, arm.values),
     }

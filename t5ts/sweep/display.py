@@ -13,7 +13,8 @@ from rich.table import Table
 from t5ts.analysis.words import plural
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.settings import SweepSettings
-from t5ts.sweep.space import Space, arm_name, describe
+from t5ts.sweep.space import Space, describe
+from t5ts.sweep.trial import Arm
 
 #: Rows of the table of the best trials.
 BEST = 10
@@ -41,25 +42,23 @@ def budget_of(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
 
 
 def best_trials(ledger: Ledger, settings: SweepSettings) -> list[FrozenTrial]:
-    """Complete trials, the best first; the Pareto front for several objectives."""
+    """Complete trials, the best first."""
     complete = [t for t in ledger.trials() if t.state == TrialState.COMPLETE]
-    if len(settings.objective) > 1:
-        return list(ledger.study.best_trials) if complete else []
-    sign = -1 if settings.direction[0] == "maximize" else 1
-    return sorted(complete, key=lambda trial: sign * trial.values[0])
+    sign = -1 if settings.direction == "maximize" else 1
+    return sorted(complete, key=lambda trial: sign * (trial.value or 0.0))
 
 
 class Display:
     """A line for each finished trial, between what is announced and a summary.
 
     Args:
-        ledgers: One for each arm.
+        arms: The sweep's.
         space: The sweep's.
         settings: The sweeper's.
     """
 
-    def __init__(self, ledgers: Sequence[Ledger], space: Space, settings: SweepSettings) -> None:
-        self._arms = list(zip(map(arm_name, space.arms), ledgers, strict=True))
+    def __init__(self, arms: Sequence[Arm], space: Space, settings: SweepSettings) -> None:
+        self._arms = [(arm.name, arm.ledger) for arm in arms]
         self._space, self._settings = space, settings
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._shown = {name: {t.number for t in ledger.results()} for name, ledger in self._arms}
@@ -79,8 +78,7 @@ class Display:
                 line = f"{name} {len(shown)}/{ledger.n_trials}"
                 line += f"  #{trial.user_attrs['slot']} {STATES[trial.state]}"
                 if trial.state == TrialState.COMPLETE:
-                    told = zip(self._settings.objective, trial.values, strict=True)
-                    line += "".join(f"  {key} {value:.4f}" for key, value in told)
+                    line += f"  {self._settings.objective} {trial.value:.4f}"
                 elif "reason" in trial.user_attrs:
                     line += f" {str(trial.user_attrs['reason']).splitlines()[0]}"
                 names = short_names(list(trial.params))
@@ -109,20 +107,6 @@ class Display:
             f"budget     {plural(sum(trials), 'trial')}{each}, {to_do} to do: at most"
             f" {plural(to_do * epochs, 'epoch')}; {plural(settings.n_jobs, 'worker')}"
         )
-        sampler = str(settings.sampler["_target_"]).rpartition(".")[2]
-        pruner = str(settings.pruner["_target_"]).rpartition(".")[2]
-        from_epoch = f"{pruner}, from epoch {settings.grace_epochs:g} after unfreezing"
-        from_epoch += ", by the first seed" if settings.seeds > 1 else ""
-        self.say(
-            f"           sampler {sampler}; pruner {from_epoch if settings.prunes else 'none'};"
-            f" frozen phases are {'reused' if settings.reuse else 'trained by each trial'}"
-        )
-        for name, ledger in self._arms:
-            if self._shown[name]:
-                budget = budget_of(ledger.results())
-                ends = ", ".join(f"{budget[state]} {state}" for state in STATES.values())
-                done = f"{budget['trials']} of {ledger.n_trials} done"
-                self.say(f"study      {name}: {done} ({ends})")
 
     def summarize(self) -> None:
         """Print, after the sweep, the best trials of each arm and how the budget was spent."""
@@ -131,11 +115,11 @@ class Display:
         sampled = (key for trials in best.values() for trial in trials for key in trial.params)
         keys = list(dict.fromkeys([*self._space.distributions, *sampled]))
         table = Table(title="best trials", title_justify="left")
-        for heading in ("arm", "trial", *self._settings.objective, *short_names(keys).values()):
+        for heading in ("arm", "trial", self._settings.objective, *short_names(keys).values()):
             table.add_column(heading, justify="left" if heading == "arm" else "right")
         for name, trials in best.items():
             for trial in trials:
-                cells = [*trial.values, *(trial.params.get(key) for key in keys)]
+                cells = [trial.value, *(trial.params.get(key) for key in keys)]
                 table.add_row(name, str(trial.user_attrs["slot"]), *map(_number, cells))
             table.add_section()
         self._console.print(table)

@@ -11,7 +11,9 @@ records, so that no worker needs to agree with another:
   process's clock, has not changed for some time.
 """
 
+import itertools
 import os
+import random
 import socket
 import time
 import uuid
@@ -141,14 +143,15 @@ class Ledger:
             sampler_of: The sampler of a slot.
             point_of: A slot's parameters where they are fixed (a grid), else None.
         """
-        while True:
+        for losses in itertools.count():
             trials = self.trials()
             free = {*range(self.n_trials)} - _holders(trials).keys()
             if not free:
                 return None
             aside = (t for t in trials if t.user_attrs.get("void") in (REFUSED, BUSY))
             times = Counter(map(_slot, aside))
-            slot = min(free, key=lambda slot: (times[slot], slot))
+            order = sorted(free, key=lambda slot: (times[slot], slot))
+            slot = random.choice(order[: 1 + losses])  # or workers would lose to each other again
             earlier = [t for t in trials if _slot(t) == slot and is_void(t)]
             point = point_of(slot)
             if point is None:
@@ -172,6 +175,7 @@ class Ledger:
                 before=Counter(str(attempt["void"]) for attempt in attempts),
                 last_reason=attempts[-1].get("reason") if attempts else None,
             )
+        raise AssertionError
 
     def beat(self, trial: Trial) -> None:
         """Record that this trial's worker is alive."""

@@ -1,7 +1,7 @@
 """The sweeper's settings: a schema like the configuration's."""
 
 import hashlib
-import importlib.util
+import importlib
 import pkgutil
 import warnings
 from collections.abc import Callable
@@ -25,8 +25,6 @@ from t5ts.errors import ConfigError
 COSTS = ("seconds", "peak_memory_bytes")
 #: Value of a preset's mandatory setting. (With Hydra's ??? the default would win.)
 NOT_GIVEN = "(not given)"
-#: Packages that a sampler imports only when it first draws.
-NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy"}
 #: Samplers whose draws belong together over the study, so that one seed must serve all slots.
 ONE_SEED = ("QMCSampler", "BruteForceSampler")
 
@@ -36,13 +34,11 @@ class SweepSettings:
     """`hydra.sweeper`; each key is explained in `conf/hydra/sweeper/t5ts.yaml`.
 
     Attributes:
-        objective: Names; pruning uses the first.
-        direction: One per objective.
         sampler, pruner: `_target_` and arguments.
     """
 
-    objective: list[str] = choice(MISSING, *OBJECTIVES, *COSTS)  # noqa: RUF009 - a field
-    direction: list[str] = choice(MISSING, "minimize", "maximize")  # noqa: RUF009 - a field
+    objective: str = choice(MISSING, *OBJECTIVES, *COSTS)
+    direction: str = choice(MISSING, "minimize", "maximize")
     params: dict[str, Any] = MISSING
     n_trials: int = number(MISSING, "[1, 1e9]")
     seeds: int = number(MISSING, "[1, 1e4]")
@@ -72,13 +68,9 @@ class SweepSettings:
 
     @property
     def prunes(self) -> bool:
-        """Whether trials may be stopped early.
-
-        Never in a grid, which would then have holes, nor with several objectives, for which Optuna
-        has no rule.
-        """
+        """Whether trials may be stopped early: never in a grid, which would then have holes."""
         is_off = str(self.pruner.get("_target_")).endswith("NopPruner")
-        return not (self.is_grid or is_off or len(self.objective) > 1)
+        return not (self.is_grid or is_off or self.objective in COSTS)
 
     @property
     def sampler_seed(self) -> int:
@@ -120,12 +112,11 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
     values: dict[str, Any] = OmegaConf.to_container(sweeper, resolve=True)  # type: ignore[assignment]
     for key in ("_target_", "_recursive_", "_convert_"):
         values.pop(key, None)
-    names = _as_list(values["objective"] or objective)
-    best = ["maximize" if OBJECTIVES.get(name) == "max" else "minimize" for name in names]
-    values |= {"objective": names, "direction": _as_list(values["direction"] or best)}
-    values |= {"params": values["params"] or {}, "conditions": values["conditions"] or {}}
-    values |= {"arms": values["arms"] or []}
-    values["study_name"] = values["study_name"] or experiment or "sweep"
+    name = values["objective"] or objective
+    best = "maximize" if OBJECTIVES.get(str(name)) == "max" else "minimize"
+    defaults = {"objective": name, "direction": best, "study_name": experiment or "sweep"}
+    defaults |= {"params": {}, "conditions": {}, "arms": []}
+    values |= {key: values[key] or default for key, default in defaults.items()}
     known = [f.name for f in fields(SweepSettings)]
     for key in values.keys() - set(known):
         near = get_close_matches(key, known, n=1)
@@ -140,7 +131,7 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
     problems = list(field_problems(settings))
     if not problems and settings.direction != best:
         problems.append(
-            f"direction={settings.direction} for objective={names}: must be {best} (a smaller loss"
+            f"direction={settings.direction} for objective={name}: must be {best} (a smaller loss"
             " and a larger correlation are better)."
         )
     if not problems and 2 * settings.heartbeat_s > settings.lost_after_s:
@@ -185,13 +176,9 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
     Raises:
         ConfigError: if there is no such class, or it does not take these arguments.
     """
-    needed = NEEDS.get(str(node.get("_target_")).rpartition(".")[2])
-    if needed is not None and importlib.util.find_spec(needed) is None:
-        raise ConfigError(
-            f"hydra.sweeper.{key}: {node['_target_']} needs {needed}: pip install {needed} (or"
-            " 't5ts[sweep]'), or choose hydra/sweeper/sampler=tpe."
-        )
     try:
+        if str(node.get("_target_")).endswith("CmaEsSampler"):
+            importlib.import_module("cmaes")  # which Optuna does only when it first draws
         with warnings.catch_warnings():
             # The user chose an experimental class; no warning at every trial.
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -203,10 +190,6 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
             f"hydra.sweeper.{key}: cannot create {node.get('_target_')}:"
             f" {error.__cause__ or error}. Choose one with hydra/sweeper/{key}=NAME, whose"
             f" arguments are those of conf/hydra/sweeper/{key}/NAME.yaml (they stay when only"
-            " _target_ is changed)."
+            " _target_ is changed); for cmaes: pip install 't5ts[sweep]'."
         ) from error
     return made
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from t5ts.analysis.results import Result, read_json, read_metrics, read_result
 from t5ts.checks import check
-from t5ts.config import OBJECTIVES, Config, from_hydra
+from t5ts.config import Config, from_hydra
 from t5ts.errors import (
     DataError,
     DirectoryInUse,
@@ -31,10 +31,12 @@ from t5ts.interruption import stop_on_signals
 from t5ts.provenance import write_json
 from t5ts.sweep.ledger import Claim, Ledger, is_void
 from t5ts.sweep.settings import COSTS, SweepSettings
-from t5ts.sweep.space import Base, Value, arm_name
+from t5ts.sweep.space import Value, arm_name
 
 log = logging.getLogger("t5ts.sweep")
 
+#: What a search cost, in an arm's results.
+BUDGET = ("trials", "seeds", "settings", "complete", "pruned", "failed", "epochs")
 #: Seconds between checks of a directory in which another process is still running.
 WAIT_S = 0.5
 
@@ -45,22 +47,31 @@ class Pruned(Exception):
 
 @dataclass(kw_only=True)
 class Arm:
-    """An arm and its study, as one worker sees them.
+    """An arm and its study, as one process sees them.
 
     Attributes:
         values: The settings that define the arm.
         grid: The grid's points by slot, if it is one.
-        base: The point of another sweep that its trials start from, if any.
+        base: The best point of another sweep that its trials start from, if any.
     """
 
     values: dict[str, Value]
     ledger: Ledger
     grid: list[dict[str, Any]] | None
-    base: Base | None
+    base: Mapping[str, Any] | None
 
-    def point_of(self, slot: int) -> dict[str, Any] | None:
-        """A slot's parameters in a grid."""
-        return None if self.grid is None else self.grid[slot]
+    @property
+    def name(self) -> str:
+        """What it is called, in directories too."""
+        return arm_name(self.values)
+
+    def claim(self, owner: str, settings: SweepSettings) -> Claim | None:
+        """Take a trial for a process; None if none is free."""
+        return self.ledger.claim(
+            owner,
+            sampler_of=settings.make_sampler,
+            point_of=lambda slot: None if self.grid is None else self.grid[slot],
+        )
 
 
 @dataclass(kw_only=True)
@@ -125,9 +136,8 @@ class TrialTask:
                         raise
                     log.warning("%s It is moved aside and the trial is trained again.", error)
                     config = replace(config, train=replace(config.train, resume="never"))
-        values = values_of([result], self.settings)
-        if not all(math.isfinite(value) for value in values):
-            raise TrainingError(f"an objective is not finite: {', '.join(map(str, values))}")
+        if not math.isfinite(value := value_of([result], self.settings)):
+            raise TrainingError(f"the objective is not finite: {value}")
         self.results.append(result)
         return result
 
@@ -143,7 +153,7 @@ class TrialTask:
             Pruned: but not during the grace period after unfreezing.
             UpdateFinishedTrialError: if this worker was presumed dead and the trial given away.
         """
-        trial, objective, epoch = self.claim.trial, self.settings.objective[0], row["epoch"]
+        trial, objective, epoch = self.claim.trial, self.settings.objective, row["epoch"]
         trial.set_user_attr("live", {"seed": self._now.seed, "epoch": epoch})
         if objective not in row or len(self.runs) > 1 or not self._report():
             return
@@ -160,8 +170,8 @@ class TrialTask:
         Epochs of an earlier attempt, or of a reused frozen phase, are also reported. Other seeds'
         are not: the first is the same for all trials.
         """
-        objective = self.settings.objective[0]
-        if not self.settings.prunes or objective not in OBJECTIVES:
+        objective = self.settings.objective
+        if not self.settings.prunes:
             return False
         for row in read_metrics(next(iter(self.runs)), "eval"):
             if row["epoch"] > self._reported and row.get(objective) is not None:
@@ -171,20 +181,20 @@ class TrialTask:
 
     def end(self, state: str, reason: str | None = None) -> None:
         """Record how the trial ended, unless another worker was given it meanwhile."""
-        trial, values = self.claim.trial, None
+        trial, value = self.claim.trial, None
         if reason is not None and self.settings.seeds > 1 and self.runs:
             reason = f"seed {self._now.seed}: {reason}"
         try:
             if state == "complete":
-                values = values_of(self.results, self.settings)
+                value = value_of(self.results, self.settings)
                 with suppress(DataError):  # the result matters; the pruner's curve is optional
                     self._report()
             if reason is not None:
                 trial.set_user_attr("reason", reason)
             trial.set_user_attr("epochs", self._epochs(_epochs(*run) for run in self.runs.items()))
-            self.write(state, reason, values)
+            self.write(state, reason, value)
             ended_as = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}.get(state)
-            told = trial.study.tell(trial, values, state=ended_as, skip_if_finished=True)
+            told = trial.study.tell(trial, value, state=ended_as, skip_if_finished=True)
             is_ours = not is_void(told)
         except UpdateFinishedTrialError:
             is_ours = False
@@ -201,7 +211,7 @@ class TrialTask:
         asked = self.settings.seeds * each[0]["asked"] if each else 0
         return {"asked": asked} | {k: sum(one[k] for one in each) for k in ("trained", "reused")}
 
-    def write(self, state: str, reason: str | None, values: list[float] | None) -> None:
+    def write(self, state: str, reason: str | None, value: float | None) -> None:
         """`trial.json`: what the study knows of the trial, for readers of run directories only.
 
         Every seed's directory has a copy; the first seed's is written first, and decides.
@@ -212,15 +222,16 @@ class TrialTask:
         for run_dir, epochs in zip(self.runs, each, strict=True):
             record = {
                 "study": self.arm.ledger.study.study_name,
-                "arm": arm_name(self.arm.values),
+                "arm": self.arm.name,
                 "number": self.claim.slot,
                 "state": state,
                 "reason": reason,
                 "params": trial.params,
                 "distributions": distributions,
-                "searched_before": base and {"keys": base.searched, **base.budget},
-                "objectives": self.settings.objective,
-                "values": values,
+                "searched_before": base
+                and {"keys": [*base["best_params"]], **{k: base[k] for k in BUDGET if k in base}},
+                "objectives": [self.settings.objective],
+                "values": None if value is None else [value],
                 "n_trials": self.arm.ledger.n_trials,
                 "epochs": self._epochs(each),
                 "reused_epochs": epochs["reused"],
@@ -242,17 +253,15 @@ def _epochs(run_dir: Path, config: Config) -> dict[str, int]:
     return {"asked": config.train.epochs, "trained": max(0, reached - reused), "reused": reused}
 
 
-def values_of(results: Iterable[Result], settings: SweepSettings) -> list[float]:
-    """The objectives' values: means over the results of a trial's seeds."""
-    each = [
-        {
-            **result.metrics,
-            **{name: float(getattr(result, name)) for name in COSTS},
-            result.objective_name: result.objective,
-        }
+def value_of(results: Iterable[Result], settings: SweepSettings) -> float:
+    """The objective's value: the mean over the results of a trial's seeds."""
+    name = settings.objective
+    return fmean(
+        result.objective
+        if name == result.objective_name
+        else float(getattr(result, name) if name in COSTS else result.metrics[name])
         for result in results
-    ]
-    return [fmean(figures[name] for figures in each) for name in settings.objective]
+    )
 
 
 def owner_of(run_dir: Path) -> tuple[str, int] | None:

@@ -124,17 +124,16 @@ def open_arms(work: Work) -> list[Arm]:
     Raises:
         ConfigError: if the storage cannot be reached.
     """
-    settings = work.settings
+    settings, space = work.settings, work.space
     storage, pruner = open_storage(settings.storage, work.sweep_dir), settings.make_pruner()
     arms = []
-    for values in work.space.arms:
-        study = optuna.load_study(
-            study_name=study_name(settings.study_name, values), storage=storage, pruner=pruner
-        )
-        grid = work.space.grid(values) if settings.is_grid else None
-        n_trials = min(settings.n_trials, settings.n_trials if grid is None else len(grid))
+    for values in space.arms:
+        name = study_name(settings.study_name, values)
+        study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+        grid = space.grid(values) if settings.is_grid else None
+        n_trials = settings.n_trials if grid is None else min(settings.n_trials, len(grid))
         ledger = Ledger(study, n_trials=n_trials, lost_after_s=settings.lost_after_s)
-        base = work.space.bases.get(arm_name(values))
+        base = space.bases.get(arm_name(values))
         arms.append(Arm(values=values, ledger=ledger, grid=grid, base=base))
     return arms
 
@@ -156,7 +155,10 @@ def work(job: Work) -> None:
             if stop.is_set():
                 raise Interrupted("stopped between two trials")
             _check_failures(arms, job.settings, owner)
-            if claimed := _claim(job, arms, owner):
+            # Of the arm that has started the fewest, so that arms advance together.
+            waiting = sorted(arms, key=lambda arm: arm.ledger.states().total())
+            claims = ((arm, arm.claim(owner, job.settings)) for arm in waiting)
+            if claimed := next(((arm, claim) for arm, claim in claims if claim is not None), None):
                 _run_trial(job, arms, *claimed)
                 if is_first:
                     gc.freeze()  # imported objects stay alive: a run's collection skips them
@@ -164,21 +166,12 @@ def work(job: Work) -> None:
             elif all(arm.ledger.is_finished() for arm in arms):
                 return
             else:
-                lost = {arm_name(arm.values): arm.ledger.reclaim() for arm in arms}
+                lost = {arm.name: arm.ledger.reclaim() for arm in arms}
                 for name, lines in lost.items():
                     for line in lines:
                         log.warning("%s: %s; it will be run again", name, line)
                 if not any(lost.values()):
                     time.sleep(POLL_S)
-
-
-def _claim(job: Work, arms: list[Arm], owner: str) -> tuple[Arm, Claim] | None:
-    """A trial of the arm that has started the fewest, so that arms advance together."""
-    for arm in sorted(arms, key=lambda arm: arm.ledger.states().total()):
-        claim = arm.ledger.claim(owner, sampler_of=job.settings.make_sampler, point_of=arm.point_of)
-        if claim is not None:
-            return arm, claim
-    return None
 
 
 def _check_failures(arms: list[Arm], settings: SweepSettings, owner: str) -> None:
@@ -257,14 +250,14 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
         # The directory comes from the sweep's command, not from the point's.
         config.hydra.sweep.dir = str(job.sweep_dir)
         config.hydra.job.num = claim.slot
-        config.hydra.job.id = f"{arm_name(arm.values)}-{claim.slot}"
+        config.hydra.job.id = f"{arm.name}-{claim.slot}"
         config.hydra.job.env_set[SEARCHED] = " ".join(trial.params)
         if job.settings.reuse and config.train.reuse_dir is None:
             config.train.reuse_dir = str(job.sweep_dir / ".frozen")
             config.train.reuse_max_gb = job.settings.reuse_max_gb
         subdir = config.hydra.sweep.subdir
         if arm.values:
-            subdir = f"{arm_name(arm.values)}/{subdir}"
+            subdir = f"{arm.name}/{subdir}"
         first = seed_folder(config.seed) if job.settings.seeds > 1 else "."
         if owner_of(job.sweep_dir / subdir / first) not in (
             None,
@@ -299,8 +292,11 @@ def _record_failure(task: TrialTask, error: Exception, arms: list[Arm]) -> None:
             f"{words}: free some space or repair the disk, and run the same command again; trial"
             f" {slot} resumes from its last checkpoint, finished trials are kept."
         ) from error
-    if _is_device_fault(error):
-        words = f"{type(error).__name__}: {error}".splitlines()[0]
+    kind = type(error).__name__
+    is_of_cuda = isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error))
+    if kind == "AcceleratorError" or (is_of_cuda and kind != "OutOfMemoryError"):
+        # The GPU's state may be lost: then nothing works in this process any more.
+        words = f"{kind}: {error}".splitlines()[0]
         _give_back(task, DIED, words)
         raise BrokenDevice(f"trial {slot}: {words}") from error
     match error:
@@ -326,7 +322,7 @@ def _record_failure(task: TrialTask, error: Exception, arms: list[Arm]) -> None:
                 raise error if isinstance(error, UserError) else DataError(str(error))
         case UserError():
             task.end("failed", str(error))
-        case _ if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        case _ if kind in ("OutOfMemoryError", "MemoryError"):
             import torch  # loaded already: the trial ran
 
             traceback.clear_frames(error.__traceback__)  # they keep the trial's tensors alive
@@ -334,7 +330,7 @@ def _record_failure(task: TrialTask, error: Exception, arms: list[Arm]) -> None:
             task.end("failed", f"out of memory: {error}".splitlines()[0])
         case _:
             log.error("slot %s failed", slot, exc_info=error)
-            task.end("failed", f"{type(error).__name__}: {error}")
+            task.end("failed", f"{kind}: {error}")
 
 
 def _give_back(task: TrialTask, how: str, reason: str) -> None:
@@ -357,13 +353,6 @@ def disk_fault(error: BaseException) -> str | None:
             return str(cause).splitlines()[0]
         cause = cause.__cause__ or cause.__context__
     return None
-
-
-def _is_device_fault(error: BaseException) -> bool:
-    """Whether the GPU's state may be lost: then nothing works in this process any more."""
-    name = type(error).__name__
-    is_cuda = isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error)) is not None
-    return name == "AcceleratorError" or (is_cuda and name != "OutOfMemoryError")
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def test_a_failed_seed_fails_its_setting_with_its_reason(
     assert states(tmp_path / "s") == ["fail", "complete"]
     folders = seed_dirs(tmp_path / "s")
     assert sorted(folders) == [(0, 4), (0, 5), (1, 4), (1, 5), (1, 6)]
-    reason = "seed 5: an objective is not finite: nan"
+    reason = "seed 5: the objective is not finite: nan"
     assert read(folders[0, 4] / "trial.json")["reason"] == reason
     assert attempts(tmp_path / "s", study="sweep")[0].user_attrs["reason"] == reason
 
