@@ -126,7 +126,7 @@ class Ledger:
         trials = self.trials()
         held = _holders(trials)
         last = {_slot(t): t.user_attrs for t in trials if t.user_attrs.get("void") == REFUSED}
-        mine = (a for slot, a in last.items() if slot not in held and a["owner"] == owner)
+        mine = (a for slot, a in last.items() if slot not in held and a.get("owner") == owner)
         return [attributes["reason"] for attributes in mine]
 
     def claim(
@@ -164,7 +164,8 @@ class Ledger:
                     system_attrs={"fixed_params": point},
                 ),
             )
-            if _holders(self.trials())[slot]._trial_id != trial_id:
+            holder = _holders(self.trials()).get(slot)
+            if holder is None or holder._trial_id != trial_id:
                 self.release(trial_id, SURPLUS, "another attempt has this slot")
                 continue
             study = Study(self.study.study_name, self._storage, sampler_of(slot), self.study.pruner)
