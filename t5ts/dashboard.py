@@ -25,12 +25,9 @@ RESULTS = ("objective", "test_loss", "test_corr")
 
 
 def workspace(entity: str, project: str, saved: str | None = None) -> Any:
-    """The view as a wandb-workspaces object.
+    """The view of a W&B project as a wandb-workspaces object.
 
-    Args:
-        entity: Owner of the W&B project.
-        project: Its name.
-        saved: Address of a previously saved view to replace.
+    `saved` is the address of a previously saved view to replace.
 
     Raises:
         UserError: if wandb-workspaces is not installed.

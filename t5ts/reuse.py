@@ -51,9 +51,8 @@ class Reuse:
     """A run's use of the store: the prefix it reuses, and the epochs it shares.
 
     Args:
-        config: The run's.
+        config, run_dir: The run's.
         setup: Its objects, as new.
-        run_dir: Its directory.
         resume_from: The checkpoint that it resumes, which takes precedence over any prefix.
         record: The run's inputs and code, as its checkpoints hold them.
 
@@ -236,14 +235,9 @@ class Reuse:
 def frozen_epochs(optimizer: PlannedOptimizer, *, steps_per_epoch: int, epochs: int) -> int:
     """Whole epochs before the first waiting parameter starts to train.
 
-    Args:
-        optimizer: Its rules define what starts when.
-        steps_per_epoch: Converts epochs into steps, as the optimizer does.
-        epochs: Of the run.
-
     Returns:
-        0 if nothing waits (everything trains from step 0); `epochs` if
-        the frozen part stays frozen.
+        0 if nothing waits (everything trains from step 0); `epochs`, the run's, if the frozen part
+        stays frozen.
     """
     starts = {start_step(rule.start_epoch, steps_per_epoch) for rule in optimizer.plan.values()}
     if starts == {0}:

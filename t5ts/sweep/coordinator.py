@@ -45,12 +45,9 @@ LEAST_FOR_IMPORTANCES = 10
 
 
 def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraContext) -> None:
-    """Run the sweep, or resume it.
+    """Run the sweep of the command line's task overrides, or resume it.
 
-    Args:
-        config: Hydra's composition for the multirun, including its `hydra` node.
-        arguments: The command line's task overrides, including sweeps.
-        hydra_context: Hydra's.
+    `config` is Hydra's composition for the multirun, including its `hydra` node.
 
     Raises:
         UserError: before any trial if the space, settings, storage or study is invalid;

@@ -49,13 +49,7 @@ def best_trials(ledger: Ledger, settings: SweepSettings) -> list[FrozenTrial]:
 
 
 class Display:
-    """A line for each finished trial, between what is announced and a summary.
-
-    Args:
-        arms: The sweep's.
-        space: The sweep's.
-        settings: The sweeper's.
-    """
+    """A line for each finished trial, between what is announced and a summary."""
 
     def __init__(self, arms: Sequence[Arm], space: Space, settings: SweepSettings) -> None:
         self._arms = [(arm.name, arm.ledger) for arm in arms]
@@ -86,11 +80,7 @@ class Display:
                 self.say(f"{line} {''.join(values)}")
 
     def announce(self, epochs: int) -> None:
-        """Print, before training, the space, the budget, and the trials already done.
-
-        Args:
-            epochs: The most a trial may train.
-        """
+        """Print the space and the budget before training; `epochs` are a trial's at most."""
         space, settings = self._space, self._settings
         self.say(f"sweep      {settings.study_name}")
         for key, distribution in space.distributions.items():

@@ -53,9 +53,7 @@ class Worker:
 class Pool:
     """`n_jobs` workers, each a long-lived process: imports cost seconds, once.
 
-    Args:
-        work: The work of each of them.
-        folder: Their logs go here.
+    Their logs go to `folder`.
     """
 
     def __init__(self, work: Work, folder: Path) -> None:

@@ -99,12 +99,7 @@ class SweepSettings:
 
 
 def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None) -> SweepSettings:
-    """Check `hydra.sweeper`.
-
-    Args:
-        sweeper: The composed node.
-        objective: The run's.
-        experiment: Option of the experiment group, names the study by default.
+    """Check `hydra.sweeper`; the run's objective and experiment's name are its defaults.
 
     Raises:
         ConfigError: naming the settings that are unknown or not allowed.

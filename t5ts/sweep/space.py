@@ -151,8 +151,7 @@ def parse_space(
         params: The preset's parameters.
         arguments: The command line's task overrides.
         arms: Keys whose choices are compared, one study for each.
-        conditions: See `Space`.
-        choices: See `Space`.
+        conditions, choices: See `Space`.
         may_be_empty: Whether parameters are also sampled elsewhere (`custom_search_space`).
 
     Raises:

@@ -33,10 +33,7 @@ log = logging.getLogger("t5ts.sweep")
 def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[str, Any]:
     """What must stay the same for a study's trials to be comparable, JSON-able.
 
-    Args:
-        space: What is searched.
-        settings: The sweeper's.
-        config: Hydra's composition before anything is sampled.
+    `config` is Hydra's composition before anything is sampled.
     """
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     free = (*NOT_IDENTITY, *space.distributions, *(key for arm in space.arms for key in arm))

@@ -81,10 +81,7 @@ class TrialTask:
     It is called for each of the trial's seeds in turn (`hydra.sweeper.seeds`).
 
     Attributes:
-        settings: The sweeper's.
         group: Name of the sweep.
-        arm: The trial's arm.
-        claim: The trial.
         runs: Directory and configuration of each seed's run, as far as they were started.
         results: Of those that finished.
     """
