@@ -260,9 +260,12 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(
         assert before["epochs"] == {"asked": 6, "trained": 6, "reused": 0, "pruned": 0}
 
 
-@pytest.mark.parametrize(
-    ("override", "arms", "said"),
-    [
+@pytest.mark.usefixtures("training")
+def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) -> None:
+    search = ["init=random,matched", *GRID, "optim.weight_decay=0.1,0.3"]
+    assert sweep("search", *search)[0] == 0
+    final = ["experiment=final", f"hydra.sweeper.best_of={tmp_path / 'search'}", "seed=7"]
+    for override, arms, said in (
         ("init=matched", ["matched"], ""),
         ("init=matched,random", ["matched", "random"], ""),
         ("init=t5", [], "it has: init=random; init=matched"),
@@ -270,21 +273,14 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(
         ("backbone=linear,shared", [], "backbone"),  # not compared there
         ("train.progress=false", ["matched", "random"], ""),  # moves no number
         ("train.epochs=2", ["matched", "random"], "changed  train.epochs: 3 → 2"),
-    ],
-)
-@pytest.mark.usefixtures("training")
-def test_what_the_command_line_of_final_may_say(
-    sweep: Sweep, tmp_path: Path, override: str, arms: list[str], said: str
-) -> None:
-    search = ["init=random,matched", *GRID, "optim.weight_decay=0.1,0.3"]
-    assert sweep("search", *search)[0] == 0
-    final = ["experiment=final", f"hydra.sweeper.best_of={tmp_path / 'search'}", "seed=7"]
-    status, *output = sweep("final", *final, override)
-    assert status == (0 if arms else 2)
-    assert said in "".join(output)
-    assert ("changed" in "".join(output)) == ("changed" in said)
-    trained = [read(path)["arm"] for path in (tmp_path / "final").rglob("trial.json")]
-    assert sorted(trained) == [f"init={arm}" for arm in arms]
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        status, *output = sweep(folder.name, *final, override)
+        assert status == (0 if arms else 2), override
+        assert said in "".join(output)
+        assert ("changed" in "".join(output)) == ("changed" in said)
+        trained = [read(path)["arm"] for path in folder.rglob("trial.json")]
+        assert sorted(trained) == [f"init={arm}" for arm in arms]
 
 
 def test_a_space_that_the_grammar_cannot_say(
