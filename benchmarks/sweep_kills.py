@@ -31,7 +31,7 @@ from pathlib import Path
 import optuna
 from optuna.samplers import RandomSampler
 
-from t5ts.sweep.ledger import Ledger, Owner, is_void
+from t5ts.sweep.ledger import Ledger, is_void, owner_name
 from t5ts.sweep.storage import open_storage
 
 #: An objective lasts so long at most; a claim takes about as long.
@@ -49,7 +49,7 @@ def open_ledger(url: str | None, folder: Path, n_trials: int) -> Ledger:
 
 def serve(url: str | None, folder: Path, n_trials: int, work_s: float) -> None:
     """A worker: trials until every slot has its result."""
-    ledger, owner = open_ledger(url, folder, n_trials), Owner()
+    ledger, owner = open_ledger(url, folder, n_trials), owner_name()
     draws = random.Random(os.getpid())
     with (folder / f"done-{os.getpid()}-{time.time_ns()}").open("a") as done:
         while not ledger.is_finished():
@@ -131,7 +131,7 @@ def run(
     sweep = Sweep(url, folder, n_trials, workers, work_s)
     moved, before = time.monotonic(), -1
     try:
-        while (finished := ledger.progress().finished) < n_trials:
+        while (finished := ledger.finished()) < n_trials:
             if finished != before:
                 moved, before = time.monotonic(), finished
             if time.monotonic() - moved > STALLED_S:

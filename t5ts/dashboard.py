@@ -1,7 +1,6 @@
 """`python -m t5ts.dashboard PROJECT`: the comparison of arms as a saved W&B view."""
 
 import argparse
-import re
 import sys
 from typing import Any
 
@@ -26,12 +25,9 @@ RESULTS = ("objective", "test_loss", "test_corr")
 
 
 def workspace(entity: str, project: str, saved: str | None = None) -> Any:
-    """The view as a wandb-workspaces object.
+    """The view of a W&B project as a wandb-workspaces object.
 
-    Args:
-        entity: Owner of the W&B project.
-        project: Its name.
-        saved: Address of a previously saved view to replace.
+    `saved` is the address of a previously saved view to replace.
 
     Raises:
         UserError: if wandb-workspaces is not installed.
@@ -56,19 +52,14 @@ def workspace(entity: str, project: str, saved: str | None = None) -> Any:
         for name, panels in _panels().items()
     ]
     view.settings = ws.WorkspaceSettings(smoothing_type="none", max_runs=50)
-    settings = [setting.split(".", 1) for setting in SETTINGS]
+    columns = ["run:displayName", "run:jobType", "run:group", "config:seed.value"]
+    for group, key in (setting.split(".", 1) for setting in SETTINGS):
+        columns.append(f"config:{group}.value.{key}")
+    columns += [f"summary:{name}" for name in ("best_epoch", *RESULTS)]
     view.runset_settings = ws.RunsetSettings(
         groupby=[expr.Metric("JobType")],
         order=[expr.Ordering(expr.Summary("objective"), ascending=True)],
-        pinned_columns=[
-            "run:displayName",
-            "run:jobType",
-            "run:group",
-            "config:seed.value",
-            *(f"config:{group}.value.{key}" for group, key in settings),
-            "summary:best_epoch",
-            *(f"summary:{name}" for name in RESULTS),
-        ],
+        pinned_columns=columns,
     )
     return view
 
@@ -101,12 +92,13 @@ def _panels() -> dict[str, list[Any]]:
             by_arm(f"{title}: blocks from 6", "", GLOBAL_STEP, log=log, **deeper),
         ]
 
-    def axis(metric: Any, *, log: bool = False) -> Any:
-        name = metric.name
-        return wr.ParallelCoordinatesPlotColumn(metric=metric, display_name=name, log=log or None)
-
-    axes = [axis(wr.Config(name), log=name == "optim.lr") for name in SETTINGS]
-    axes += [axis(wr.SummaryMetric(name)) for name in RESULTS]
+    metrics: list[Any] = [*map(wr.Config, SETTINGS), *map(wr.SummaryMetric, RESULTS)]
+    axes = [
+        wr.ParallelCoordinatesPlotColumn(
+            metric=metric, display_name=metric.name, log=True if metric.name == "optim.lr" else None
+        )
+        for metric in metrics
+    ]
     by = "mean and standard deviation of each arm's runs"
     return {
         f"Forecasts, {by}": [
@@ -130,9 +122,10 @@ def _panels() -> dict[str, list[Any]]:
         "Sweep": [wr.ParallelCoordinatesPlot(title="Settings and results", columns=axes)],
         "Runs": [
             wr.RunComparer(diff_only="split"),
-            wr.MediaBrowser(title="Forecast vs. truth", media_keys=["plots/forecast"]),
-            wr.MediaBrowser(title="Learning curve", media_keys=["plots/learning_curve"]),
-            wr.MediaBrowser(title="Gradient norms", media_keys=["plots/gradient_norms"]),
+            *(
+                wr.MediaBrowser(title=name, media_keys=[f"plots/{name}"])
+                for name in ("forecast", "learning_curve", "gradient_norms")
+            ),
         ],
         "Report (python -m t5ts.report … --wandb)": [
             wr.MediaBrowser(title="Verdict", media_keys=["report/verdict"]),
@@ -143,33 +136,6 @@ def _panels() -> dict[str, list[Any]]:
             ),
         ],
     }
-
-
-def save(project: str, *, entity: str | None, saved: str | None = None) -> str:
-    """Save the view in its project; returns its address.
-
-    Args:
-        project: Name of the W&B project.
-        entity: Its owner; None is the account itself.
-        saved: As for `workspace`.
-
-    Raises:
-        UserError: if W&B refuses.
-    """
-    import wandb
-
-    try:
-        view = workspace(entity or str(wandb.Api().default_entity), project, saved)
-        view.save()
-        return str(view.url)
-    except UserError:
-        raise
-    except Exception as error:  # the client raises any error of its transport
-        raise UserError(
-            f"W&B rejected the dashboard of {entity + '/' if entity else ''}{project}:"
-            f" {first_line(error)}. Check the project's name (ENTITY/PROJECT), the login (wandb"
-            " login) and the --renew address."
-        ) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -191,22 +157,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Save the view; the exit status is 2 for what the user can fix."""
     options = parser().parse_args(arguments)
     try:
-        named = re.fullmatch(r"(?:([^/]+)/)?([^/\\#?%:]{1,128})", options.project)
-        if named is None:
-            raise UserError(
-                f"{options.project!r} is not a W&B project: use PROJECT or ENTITY/PROJECT, where"
-                " PROJECT contains none of / \\ # ? % : and at most 128 characters."
-            )
         mode, why = choose_mode("auto")
         if mode != "online":
             raise UserError(f"the dashboard is saved in W&B, which is {mode} ({why}): wandb login.")
-        entity, project = named.groups()
-        address = save(project, entity=entity, saved=options.renew)
+        address = _save(options.project, options.renew)
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
     print(f"saved: {address}\n(to overwrite this one later: --renew '{address}')")
     return 0
+
+
+def _save(named: str, saved: str | None) -> str:
+    """Save the view in a project, [ENTITY/]PROJECT; returns its address."""
+    import wandb
+
+    entity, _, project = named.rpartition("/")
+    try:
+        view = workspace(entity or str(wandb.Api().default_entity), project, saved)
+        view.save()
+    except UserError:
+        raise
+    except Exception as error:  # the client raises any error of its transport
+        raise UserError(
+            f"W&B rejected the dashboard of {named}: {first_line(error)}. Check the project's name"
+            " (ENTITY/PROJECT), the login (wandb login) and the --renew address."
+        ) from error
+    return str(view.url)
 
 
 def command() -> None:

@@ -51,7 +51,6 @@ from t5ts.run_directory import (
 )
 from t5ts.tracking import (
     MetricsFile,
-    NoMetricsFile,
     Tracker,
     WandbTracker,
     run_name,
@@ -196,7 +195,7 @@ def _run(
             tracker.log({key: value for key, value in row.items() if value is not None})
             if row["kind"] == "eval":
                 after_epoch(row)
-        metrics = MetricsFile(run_dir / "metrics.jsonl") if is_main else NoMetricsFile()
+        metrics = MetricsFile(run_dir / "metrics.jsonl" if is_main else None)
         total_steps = setup.epochs * setup.steps_per_epoch
         bar = ProgressBar(total_steps=total_steps, enabled=config.train.progress and is_main)
         with closing(metrics), bar as progress:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import zlib
@@ -42,8 +43,15 @@ def code_and_machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": processor(),
         "cpu_count": os.cpu_count(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
     }
+
+
+def without_password(text: str) -> str:
+    """A URL, or an override with one, without the password."""
+    text = re.sub(r"([?&]password=)[^&]*", r"\1***", text)
+    head, slashes, tail = text.rpartition("://")
+    return head + slashes + re.sub(r"^([^:@/]*):.*@", r"\1:***@", tail)
 
 
 @cache

@@ -27,10 +27,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from t5ts import distributed
+from t5ts.analysis.results import read_json
 from t5ts.build import Setup
 from t5ts.checkpoint import load_part, save_checkpoint
 from t5ts.config import NOT_IDENTITY, Config, identity, values_without
-from t5ts.errors import ConfigError
+from t5ts.errors import ConfigError, DataError
 from t5ts.model.tensors import state_digest
 from t5ts.optim import PlannedOptimizer
 from t5ts.provenance import LOADED_CODE, code_digest, package_versions, processor, replacing
@@ -40,6 +41,8 @@ log = logging.getLogger("t5ts")
 
 SUFFIX = ".prefix"
 _UNFINISHED = ".unfinished"
+#: Then neither this run's key nor its entries would be what ran.
+EDITED = "t5ts's source files have changed since this process started"
 #: Environment variables that select kernels.
 _KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_")
 
@@ -48,9 +51,8 @@ class Reuse:
     """A run's use of the store: the prefix it reuses, and the epochs it shares.
 
     Args:
-        config: The run's.
+        config, run_dir: The run's.
         setup: Its objects, as new.
-        run_dir: Its directory.
         resume_from: The checkpoint that it resumes, which takes precedence over any prefix.
         record: The run's inputs and code, as its checkpoints hold them.
 
@@ -79,7 +81,7 @@ class Reuse:
         self._prefix: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.resume_from = resume_from
         # A resumed run keeps what provenance.json recorded about its start.
-        earlier = None if resume_from is None else _earlier(resume_from.parent.parent)
+        earlier = None if resume_from is None else _recorded(resume_from.parent.parent)
         self.about: dict[str, Any] | None = earlier and earlier | {"key": None}
         if config.train.reuse_dir is None:
             return
@@ -87,7 +89,16 @@ class Reuse:
             # Each process would have to find the same entry; such a run trains every epoch.
             log.debug("reuse      off: this run has several processes")
             return
-        self._store = _open_store(config)
+        try:
+            self._store = PrefixStore(
+                Path(config.train.reuse_dir).expanduser(),
+                max_bytes=int(config.train.reuse_max_gb * 2**30),
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"train.reuse_dir={config.train.reuse_dir} cannot be written ({error}): use a"
+                " writable folder, or null to train every epoch."
+            ) from error
         epochs = setup.epochs
         if (patience := config.train.early_stopping_epochs) is not None:
             # A run that never unfreezes may end there: it must not start beyond its own end.
@@ -96,20 +107,27 @@ class Reuse:
         self._frozen_epochs = frozen_epochs(
             setup.optimizer, steps_per_epoch=setup.steps_per_epoch, epochs=epochs
         )
+        # What trains at step 0, how fast, how decayed. (Before the first step the freezing
+        # schedule has no effect: all schedules share epoch 0.)
+        groups = setup.optimizer.inner.param_groups
+        starting = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         common = _common_material(config, setup)
-        # Before the first step the freezing schedule has no effect: all schedules share epoch 0.
-        self._materials = [_canonical(common | {"plan": p}) for p in ([], _starting_plan(setup))]
-        key = self._key(self._frozen_epochs)
+        self._keys = [
+            hashlib.sha256(
+                json.dumps(common | {"plan": plan}, sort_keys=True, default=repr).encode()
+            ).hexdigest()[:32]
+            for plan in ([], starting)
+        ]
+        key = self._keys[self._frozen_epochs > 0]
         self.about = {"key": key, "frozen_epochs": self._frozen_epochs, "epochs": 0}
         self.about["trained_by"] = None
         if resume_from is None:
             self._find_longest()
-            return
-        if earlier is not None:
-            self.about |= {name: earlier[name] for name in ("epochs", "trained_by")}
-        if earlier is None or earlier["key"] != key:
+        elif earlier is None or earlier["key"] != key:
             # A run started by other code or on another machine does not match this key.
             self._store, self.about["key"] = None, None
+        if earlier is not None:
+            self.about |= {name: earlier[name] for name in ("epochs", "trained_by")}
 
     @property
     def reused_epochs(self) -> int:
@@ -150,53 +168,43 @@ class Reuse:
     def publish(self, epoch: int) -> None:
         """Share the end of an epoch, if others may start from it and it is not shared yet.
 
-        Called once last.safetensors of that epoch is written. If the store fails, the run logs
-        one warning.
+        Called once last.safetensors of that epoch is written. If the store fails, or t5ts's source
+        files no longer match the running code, the run logs one warning and shares no more.
         """
         if self._store is None or epoch > self._frozen_epochs:
             return
-        key = self._key(epoch)
+        key, why = self._keys[epoch > 0], ""
         try:
-            if self._store.has(key, epoch) or self._is_code_edited():
+            if self._store.has(key, epoch):
                 return
-            if not self._store.publish(key, epoch, self._entry(epoch)):
-                self._stop_publishing("an entry exceeds train.reuse_max_gb")
+            if code_digest() != LOADED_CODE:
+                why = EDITED
+            elif not self._store.publish(key, epoch, self._entry(epoch)):
+                why = "an entry exceeds train.reuse_max_gb"
         except OSError as error:
-            self._stop_publishing(str(error))
-
-    def _stop_publishing(self, why: str) -> None:
-        self._store = None
-        log.warning("reuse: this run stops sharing epochs: %s", why)
-
-    def _is_code_edited(self) -> bool:
-        """Whether the source files no longer match the running code; then reuse ends."""
-        if code_digest() == LOADED_CODE:
-            return False
-        self._stop_publishing("t5ts's source files have changed since this process started")
-        return True
-
-    def _key(self, epoch: int) -> str:
-        return hashlib.sha256(self._materials[epoch > 0].encode()).hexdigest()[:32]
+            why = str(error)
+        if why:
+            self._store = None
+            log.warning("reuse: this run stops sharing epochs: %s", why)
 
     def _find_longest(self) -> None:
         assert self._store is not None
         assert self.about is not None
-        if self._is_code_edited():
+        if code_digest() != LOADED_CODE:
+            self._store = None
+            log.warning("reuse: this run reuses and shares no epochs: %s", EDITED)
             return
         for epoch in range(self._frozen_epochs, -1, -1):
-            content = self._store.read(self._key(epoch), epoch)
+            content = self._store.read(self._keys[epoch > 0], epoch)
             if content is None:
                 continue
             tensors = load(content)
             state = json.loads(zlib.decompress(tensors.pop("state").numpy().tobytes()))
-            assert state["material"] == self._materials[epoch > 0]
             self._prefix = tensors, state
-            by = state["trained_by"]
-            self.about |= {"epochs": epoch, "trained_by": by}
-            of = f"{epoch} of {self._frozen_epochs} frozen epochs"
-            log.debug("reuse      %s reused from %s", of, by["run_dir"])
-            return
-        log.debug("reuse      no frozen epoch of this run is in %s", self._store.folder)
+            self.about |= {"epochs": epoch, "trained_by": state["trained_by"]}
+            break
+        of = f"{self.about['epochs']} of {self._frozen_epochs} frozen epochs"
+        log.debug("reuse      %s taken from %s", of, self.about["trained_by"] or self._store.folder)
 
     def _entry(self, epoch: int) -> bytes:
         optimizer = self._setup.optimizer
@@ -209,40 +217,27 @@ class Reuse:
         if best_state["epoch"] != epoch:  # otherwise they are in last
             tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
         with (self._run_dir / "metrics.jsonl").open("rb") as file:
-            rows = file.read(last_state["fit"]["metrics_bytes"]).decode()
+            lines = file.read(last_state["fit"]["metrics_bytes"]).splitlines()
+        rows = (
+            {k: v for k, v in json.loads(line).items() if not k.startswith("perf/")}
+            for line in lines
+        )
         state = {
-            "material": self._materials[epoch > 0],
             "last": last_state,
             "best": best_state,
-            "rows": "".join(f"{_without_clock(line)}\n" for line in rows.splitlines()),
+            "rows": "".join(json.dumps(row) + "\n" for row in rows),
             "trained_by": {"run_dir": str(self._run_dir.resolve()), **self._own_identity},
         }
         text = zlib.compress(json.dumps(state).encode())  # the rows shrink to a fifth
         return save({**tensors, "state": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 
-def _open_store(config: Config) -> "PrefixStore":
-    folder = Path(str(config.train.reuse_dir)).expanduser()
-    try:
-        return PrefixStore(folder, max_bytes=int(config.train.reuse_max_gb * 2**30))
-    except OSError as error:
-        raise ConfigError(
-            f"train.reuse_dir={config.train.reuse_dir} cannot be written ({error}): use a"
-            " writable folder, or null to train every epoch."
-        ) from error
-
-
 def frozen_epochs(optimizer: PlannedOptimizer, *, steps_per_epoch: int, epochs: int) -> int:
     """Whole epochs before the first waiting parameter starts to train.
 
-    Args:
-        optimizer: Its rules define what starts when.
-        steps_per_epoch: Converts epochs into steps, as the optimizer does.
-        epochs: Of the run.
-
     Returns:
-        0 if nothing waits (everything trains from step 0); `epochs` if
-        the frozen part stays frozen.
+        0 if nothing waits (everything trains from step 0); `epochs`, the run's, if the frozen part
+        stays frozen.
     """
     starts = {start_step(rule.start_epoch, steps_per_epoch) for rule in optimizer.plan.values()}
     if starts == {0}:
@@ -290,27 +285,11 @@ def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
     }
 
 
-def _starting_plan(setup: Setup) -> list[dict[str, Any]]:
-    """The optimizer's groups at step 0 with their values: what trains, how fast, how decayed."""
-    groups = setup.optimizer.inner.param_groups
-    return [{k: v for k, v in group.items() if k != "params"} for group in groups]
-
-
-def _canonical(material: Mapping[str, Any]) -> str:
-    return json.dumps(material, sort_keys=True, default=repr)
-
-
-def _without_clock(line: str) -> str:
-    row = json.loads(line)
-    return json.dumps({k: v for k, v in row.items() if not k.startswith("perf/")})
-
-
-def _earlier(run_dir: Path) -> dict[str, Any] | None:
-    """What a run's provenance.json records about reuse; None if nothing."""
+def _recorded(run_dir: Path) -> dict[str, Any] | None:
+    """What a run's provenance.json says about reuse; None if nothing."""
     try:
-        text = (run_dir / "provenance.json").read_text(encoding="utf-8")
-        about = json.loads(text)["reuse"]
-    except (OSError, ValueError, KeyError):
+        about = read_json(run_dir / "provenance.json").get("reuse")
+    except DataError:
         return None
     return about if isinstance(about, dict) else None
 
@@ -355,16 +334,14 @@ class PrefixStore:
         for path in self._files(key, epoch):
             try:
                 content = path.read_bytes()
-            except FileNotFoundError:
-                continue  # evicted since it was listed
-            except OSError as error:
-                log.warning("reuse: %s cannot be read (%s) and is skipped", path, error)
-                continue
+            except OSError:
+                continue  # evicted since it was listed, or not ours to read
             if path.name == _file_name(key, epoch, content):
-                self._mark_used(path)
+                with suppress(OSError):  # just evicted, or the folder is read-only now
+                    os.utime(path)
                 return content
-            log.warning("reuse: %s is corrupt (its checksum differs) and was deleted", path)
-            self._remove(path)
+            log.warning("reuse: %s is corrupt (its checksum differs) and is deleted", path)
+            path.unlink(missing_ok=True)
         return None
 
     def publish(self, key: str, epoch: int, content: bytes) -> bool:
@@ -381,42 +358,26 @@ class PrefixStore:
         with self._locked():
             # Only the lock's holder writes: any unfinished file here was left by a dead one.
             for path in self.folder.glob(f"*{_UNFINISHED}"):
-                self._remove(path)
+                path.unlink(missing_ok=True)
             if self.has(key, epoch):
                 return True
             place = self.folder / _file_name(key, epoch, content)
             with replacing(place, _UNFINISHED) as unfinished:
                 unfinished.write_bytes(content)
-            self._evict(keep=place)
+            used = {}
+            for path in self.folder.glob(f"*{SUFFIX}"):
+                with suppress(FileNotFoundError):  # a reader found it corrupt and removed it
+                    used[path] = path.stat()
+            total = 0
+            # The new one first, then the last used.
+            for path in sorted(used, key=lambda path: (path != place, -used[path].st_mtime_ns)):
+                total += used[path].st_size
+                if total > self.max_bytes:
+                    path.unlink(missing_ok=True)
         return True
-
-    def _evict(self, *, keep: Path) -> None:
-        entries = []
-        for path in self.folder.glob(f"*{SUFFIX}"):
-            try:
-                about = path.stat()
-            except FileNotFoundError:
-                continue  # a reader found it corrupt and removed it
-            entries.append((path != keep, -about.st_mtime_ns, about.st_size, path))
-        total = 0
-        for _, _, size, path in sorted(entries):  # the new one first, then the last used
-            total += size
-            if total > self.max_bytes:
-                self._remove(path)
 
     def _files(self, key: str, epoch: int) -> Iterator[Path]:
         return self.folder.glob(f"{key}.{epoch:05d}.*{SUFFIX}")
-
-    def _mark_used(self, path: Path) -> None:
-        # Just evicted, or the folder is read-only now: the entry was read anyway.
-        with suppress(OSError):
-            os.utime(path)
-
-    def _remove(self, path: Path) -> None:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("reuse: %s cannot be removed (%s)", path, error)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

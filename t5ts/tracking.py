@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from t5ts.config import TrackerConfig, searched
 from t5ts.errors import UserError
@@ -27,8 +28,6 @@ REACH_TIMEOUT_S = 2.0
 INIT_TIMEOUT_S = 20.0
 #: Length of a W&B run's name.
 MOST_CHARACTERS = 128
-
-
 #: Why W&B is offline where nobody asked for it.
 NOT_LOGGED_IN = "not logged in"
 #: In a run directory: the id of its W&B run.
@@ -50,68 +49,54 @@ STEP_METRICS = {
 def run_name(
     arm: str, seed: int, overrides: Sequence[str], keys: Collection[str] | None = None
 ) -> str:
-    """What a run of a sweep is called: arm and seed, and what was searched.
+    """What a run of a sweep is called: arm, seed, and what was searched of its overrides.
 
-    Args:
-        arm: Name of the arm.
-        seed: The run's.
-        overrides: As Hydra has them for this run, `key=value`.
-        keys: Those that were searched; None if that is unknown.
+    `keys` are those that were searched; None if that is unknown.
     """
     return " ".join([f"{arm}-s{seed}", *searched(overrides, keys)])[:MOST_CHARACTERS]
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a row per evaluation and per logged step; NaN and inf are null."""
+    """`metrics.jsonl`: a row per evaluation and per logged step; NaN and inf are null.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("a", encoding="utf-8")
+    Args:
+        path: The file. None in the other processes of a run: process 0 writes the rows of all.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file = None if path is None else path.open("a", encoding="utf-8")
         self._crc32 = 0
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row and hand it to the operating system."""
-        line = json.dumps(json_ready(dict(row))) + "\n"
-        self._file.write(line)
-        self._file.flush()
-        self._crc32 = zlib.crc32(line.encode(), self._crc32)
+        if self._file is not None:
+            line = json.dumps(json_ready(dict(row))) + "\n"
+            self._file.write(line)
+            self._file.flush()
+            self._crc32 = zlib.crc32(line.encode(), self._crc32)
 
     def sync(self) -> tuple[int, int]:
         """Force the rows to the disk; returns the file's length and CRC-32, for the checkpoint."""
+        assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
-        return self.path.stat().st_size, self._crc32
+        return os.fstat(self._file.fileno()).st_size, self._crc32
 
     def cut(self, length: int) -> int:
         """Drop the rows after `length` bytes, which a resumed run repeats; returns how many."""
-        with self.path.open("rb") as file:
-            file.seek(length)
-            dropped = sum(1 for line in file if line.endswith(b"\n"))
+        if self._path is None or self._file is None:
+            return 0
+        rows = self._path.read_bytes()
         self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)
-        self._crc32 = zlib.crc32(self.path.read_bytes())
-        return dropped
+        self._crc32 = zlib.crc32(rows[:length])
+        return rows[length:].count(b"\n")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
-
-
-class NoMetricsFile(MetricsFile):
-    """In the other processes of a run: process 0 writes the rows of all."""
-
-    def __init__(self) -> None:
-        """Open nothing."""
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def cut(self, length: int) -> int:  # noqa: ARG002
-        """Do nothing: there are no rows."""
-        return 0
-
-    def close(self) -> None:
-        """Do nothing."""
+        if self._file is not None:
+            self._file.close()
 
 
 class Tracker:
@@ -136,16 +121,9 @@ class Tracker:
 class WandbTracker(Tracker):
     """The real W&B client, online or offline; after a failure it logs one warning and is silent.
 
-    A run directory is one W&B run, whose id is kept in it: a resumed run finds it there, and the
-    same command in another directory gets another.
-
-    Args:
-        run_dir: The run's directory; W&B's own files go there too.
-        config: Nested values.
-        settings: `tracker` of the configuration.
-        group: Name of the sweep or of the data.
-        job_type: The arm.
-        name: What the run is called.
+    A run directory is one W&B run, whose id is kept in it with W&B's own files: a resumed run finds
+    it there, and the same command in another directory gets another. Its group is the sweep or the
+    data, its job type the arm.
     """
 
     def __init__(
@@ -166,8 +144,8 @@ class WandbTracker(Tracker):
             return
         id_file = run_dir / RUN_ID_FILE
         try:
-            known = id_file.read_text().strip() if id_file.is_file() else ""
-            run_id = known or uuid.uuid4().hex[:10]
+            self.resumed = id_file.is_file()
+            run_id = id_file.read_text().strip() if self.resumed else uuid.uuid4().hex[:10]
             arguments = {
                 "project": settings.project,
                 "entity": settings.entity,
@@ -190,7 +168,6 @@ class WandbTracker(Tracker):
                 mode, why = "offline", f"online failed: {first_line(error)}"
                 wandb.teardown()  # else the id counts as in use by the start that failed
                 self._run = _start(run_dir, mode, arguments)
-            self.resumed = bool(known)
             id_file.write_text(run_id + "\n")
             for pattern, step in STEP_METRICS.items():
                 self._run.define_metric(pattern, step_metric=step)
@@ -203,13 +180,8 @@ class WandbTracker(Tracker):
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Send one row, less what says nothing there."""
-        sent = {
-            key: value
-            for key, value in row.items()
-            if key not in ("kind", "step") and (value or not key.endswith(CONSTANT_CHANNELS))
-        }
-        if "step" in row:
-            sent[GLOBAL_STEP] = row["step"]
+        names = {"step": GLOBAL_STEP}
+        sent = {names.get(k, k): v for k, v in _without_clutter(row).items() if k != "kind"}
         self._attempt(lambda run: run.log(sent))
 
     def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
@@ -219,9 +191,7 @@ class WandbTracker(Tracker):
             import wandb
 
             run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in images})
-            run.summary.update(
-                {k: v for k, v in summary.items() if v or not k.endswith(CONSTANT_CHANNELS)}
-            )
+            run.summary.update(_without_clutter(summary))
             if self._artifacts:
                 artifact = wandb.Artifact(f"model-{run.id}", type="model")
                 for name in ("checkpoint/best.safetensors", "config.yaml"):
@@ -250,6 +220,10 @@ class WandbTracker(Tracker):
             type(error).__name__,
             first_line(error),
         )
+
+
+def _without_clutter(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if v or not k.endswith(CONSTANT_CHANNELS)}
 
 
 def _start(folder: Path, mode: str, arguments: Mapping[str, Any]) -> Any:
@@ -283,7 +257,6 @@ def log_report(
     tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
     images: Sequence[Path],
     page: Path | None = None,
-    mode: str = "auto",
 ) -> str:
     """Log a study's report as one W&B run of job type `report`; returns where it is.
 
@@ -291,23 +264,22 @@ def log_report(
 
     Args:
         folder: Where W&B's files go.
-        project: Name of the W&B project; the runs' own shows both together.
+        project: The runs' own shows both together.
         entity: Its owner; None is the account's own.
         group: Name of the study; the same one renews its run, where it is online.
         summary: Figures by name.
         text: The verdict in Markdown.
-        tables: By name the columns and the rows.
-        images: Picture files, logged under their stems.
-        page: The report's page, to be an artifact; None sends none.
-        mode: As for `choose_mode`.
+        tables: Columns and rows by name.
+        images: Logged under their stems.
+        page: The report's page, to be an artifact.
 
     Raises:
         UserError: if W&B does not take it.
     """
     import wandb
 
-    chosen, why = choose_mode(mode)
-    if chosen == "disabled":
+    mode, why = choose_mode("auto")
+    if mode == "disabled":
         raise UserError(f"W&B is switched off ({why}): unset WANDB_MODE, or leave out --wandb.")
     arguments = {
         "project": project,
@@ -318,19 +290,20 @@ def log_report(
         "id": "report-" + hashlib.sha256(group.encode()).hexdigest()[:10],
     }
     try:
-        run = _start(folder, chosen, arguments)
+        run = _start(folder, mode, arguments)
         for name, (columns, lines) in tables.items():
             table = wandb.Table(list(columns), [list(row) for row in lines], allow_mixed_types=True)
             run.log({f"report/{name}": table})
         run.log({f"report/{path.stem}": wandb.Image(str(path)) for path in images})
-        run.log({"report/verdict": wandb.Html(_as_page(text))})
+        as_page = f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(text)}</pre>'
+        run.log({"report/verdict": wandb.Html(as_page)})
         run.summary.update(dict(summary))
         run.notes = text
         if page is not None:
             artifact = wandb.Artifact(f"report-{run.id}", type="report")
             artifact.add_file(str(page))
             run.log_artifact(artifact)
-        where = _where(run, chosen, why)
+        where = _where(run, mode, why)
         run.finish()
     except Exception as error:  # the client raises whatever its parts do
         raise UserError(
@@ -338,10 +311,6 @@ def log_report(
             " project's name and the login (wandb login), or set WANDB_MODE=offline."
         ) from error
     return where
-
-
-def _as_page(text: str) -> str:
-    return f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(text)}</pre>'
 
 
 def first_line(error: Exception) -> str:
@@ -366,9 +335,7 @@ def choose_mode(asked: str) -> tuple[str, str]:
     if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
         return "offline", NOT_LOGGED_IN
     port = server.port or (443 if server.scheme == "https" else 80)
-    variable = f"{server.scheme}_proxy"
-    proxy = os.environ.get(variable) or os.environ.get(variable.upper())
-    if proxy:
+    if proxy := getproxies().get(server.scheme):
         gate = urlsplit(proxy if "//" in proxy else f"//{proxy}")
         host, port = gate.hostname or host, gate.port or 80
     if not _takes_connection(host, port):

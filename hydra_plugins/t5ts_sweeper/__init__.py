@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -17,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 #: Most jobs in the plain grid, which lists them all before the first one starts.
 MAX_JOBS = 100_000
@@ -25,29 +26,6 @@ MAX_JOBS = 100_000
 
 class PlainSweeper(BasicSweeper):
     """Hydra's grid search (plain `--multirun`): runs every job, reports failed ones at the end."""
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Keep the launcher's failed jobs for the report."""
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self.failed: dict[int, JobReturn] = {}
-        assert self.launcher is not None
-        launch = self.launcher.launch
-
-        def launch_all(
-            job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-        ) -> list[JobReturn]:
-            jobs = launch(job_overrides, initial_job_idx=initial_job_idx)
-            failed = {n: job for n, job in enumerate(jobs) if job.status == JobStatus.FAILED}
-            self.failed |= {initial_job_idx + n: job for n, job in failed.items()}
-            # Hydra would raise the first failure's exception when it reads its result.
-            return [job for n, job in enumerate(jobs) if n not in failed]
-
-        self.launcher.launch = launch_all  # type: ignore[method-assign]
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Do nothing: `sweep` has checked all jobs, and a bad one must not stop the others."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the grid of these task overrides; exit status 2 or 1 if a job failed.
@@ -59,58 +37,60 @@ class PlainSweeper(BasicSweeper):
         from t5ts.errors import UserError
         from t5ts.interruption import stop_on_signals
 
-        jobs = self._jobs(arguments)
-        self._refuse_if_none_can_run(jobs)
         assert self.config is not None
-        keys = [line.lstrip("+").partition("=")[0] for line in jobs[0]]
-        differ = [key for key, values in zip(keys, zip(*jobs, strict=True), strict=True)
+        assert self.launcher is not None
+        batches = self._batches(arguments)
+        jobs = [job for batch in batches for job in batch]
+        self._refuse_if_none_can_run(jobs)
+        differ = [key for key, values in zip(_keys(jobs[0]), zip(*jobs, strict=True), strict=True)
                   if len(set(values)) > 1]  # fmt: skip
         with open_dict(self.config):
             self.config.hydra.overrides.hydra.append(
                 f"+hydra.job.env_set.{SEARCHED}='{' '.join(differ)}'"
             )
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, sweep_dir / "multirun.yaml")  # as Hydra; the report reads it
+        returns: list[JobReturn] = []
         with stop_on_signals():
-            returns = super().sweep(arguments)
-        if not self.failed:
+            for batch in batches:
+                returns += self.launcher.launch(batch, initial_job_idx=len(returns))
+        failed = {n: job for n, job in enumerate(returns) if job.status == JobStatus.FAILED}
+        if not failed:
             return returns
-        assert self.config is not None
-        same = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
         errors = {}
-        for number, job in self.failed.items():
-            lines = (line for line in jobs[number] if line not in same)
-            errors[" ".join([f"#{number}", *lines])] = job._return_value
+        for number, job in failed.items():
+            own = zip(_keys(jobs[number]), jobs[number], strict=True)
+            errors[" ".join([f"#{number}", *(line for key, line in own if key in differ)])] = (
+                job._return_value
+            )
         bugs = [error for error in errors.values() if not isinstance(error, UserError)]
         for bug in bugs:
             traceback.print_exception(bug)
         print(
             f"t5ts: {len(errors)} of {len(jobs)} jobs failed; the results of the others are in"
-            f" {self.config.hydra.sweep.dir}:\n"
-            + _grouped({job: str(e) or type(e).__name__ for job, e in errors.items()}),
+            f" {sweep_dir}:\n{_grouped(errors)}",
             file=sys.stderr,
         )
         sys.exit(1 if bugs else 2)
 
-    def _jobs(self, arguments: list[str]) -> list[Sequence[str]]:
-        """The overrides of each job."""
+    def _batches(self, arguments: list[str]) -> list[list[Sequence[str]]]:
+        """The overrides of each job, in batches that are launched together."""
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = parser.parse_overrides(arguments)
-        sizes = {
-            line: sum(1 for _ in islice(override.sweep_iterator(), MAX_JOBS + 1))
-            for line, override in zip(arguments, parsed, strict=True)
-            if override.is_sweep_override()
-        }
-        if not 0 < math.prod(sizes.values()) <= MAX_JOBS:
+        sweeps = [override for override in parsed if override.is_sweep_override()]
+        sizes = (sum(1 for _ in islice(o.sweep_iterator(), MAX_JOBS + 1)) for o in sweeps)
+        if not 0 < math.prod(sizes) <= MAX_JOBS:
             _refuse(
-                f"{' '.join(sizes)}: no jobs, or more than a grid's {MAX_JOBS}; list the"
-                " values, or search with hydra/sweeper=t5ts."
+                f"{' '.join(str(o.input_line) for o in sweeps)}: no jobs, or more than a grid's"
+                f" {MAX_JOBS}; list the values, or search with hydra/sweeper=t5ts."
             )
-        batches = self.split_arguments(parsed, self.max_batch_size)
-        jobs: list[Sequence[str]] = [tuple(job) for batch in batches for job in batch]
-        twice = [" ".join(job) for job, count in Counter(jobs).items() if count > 1]
-        if twice:
+        batches: Any = self.split_arguments(parsed, self.max_batch_size)
+        counts = Counter(" ".join(job) for batch in batches for job in batch)
+        if twice := [job for job, count in counts.items() if count > 1]:
             _refuse(f"the grid has a job twice: {'; '.join(twice)}. List each value once.")
-        return jobs
+        return [[*batch] for batch in batches]
 
     def _refuse_if_none_can_run(self, jobs: Sequence[Sequence[str]]) -> None:
         from t5ts.checks import check
@@ -119,7 +99,7 @@ class PlainSweeper(BasicSweeper):
 
         assert self.config is not None
         assert self.hydra_context is not None
-        problems = {}
+        problems: dict[str, Exception] = {}
         for number, overrides in enumerate(jobs):
             loader = self.hydra_context.config_loader
             config = loader.load_sweep_config(self.config, list(overrides))
@@ -129,15 +109,19 @@ class PlainSweeper(BasicSweeper):
                 check(from_hydra(config))
                 return
             except UserError as error:
-                problems[f"#{number}"] = str(error)
+                problems[f"#{number}"] = error
         _refuse(f"no job can run:\n{_grouped(problems)}")
 
 
-def _grouped(problems: Mapping[str, str]) -> str:
+def _keys(job: Sequence[str]) -> list[str]:
+    return [line.lstrip("+").partition("=")[0] for line in job]
+
+
+def _grouped(problems: Mapping[str, Exception]) -> str:
     """A paragraph per message, with the jobs it applies to."""
     jobs: dict[str, list[str]] = {}
-    for job, message in problems.items():
-        jobs.setdefault(message, []).append(job)
+    for job, error in problems.items():
+        jobs.setdefault(str(error) or type(error).__name__, []).append(job)
     return "\n".join(f"  {', '.join(of)}: {message}" for message, of in jobs.items())
 
 

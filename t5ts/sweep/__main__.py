@@ -5,7 +5,6 @@ leaves no workers behind.
 """
 
 import contextlib
-import json
 import os
 import pickle
 import signal
@@ -15,9 +14,6 @@ import traceback
 
 from t5ts.errors import Interrupted, UserError
 from t5ts.sweep.worker import BrokenDevice, Work, disk_fault, work
-
-#: Exit status of a worker whose GPU failed; a new process may work again.
-BROKEN_DEVICE = 3
 
 
 def main() -> int:
@@ -48,21 +44,21 @@ def main() -> int:
         return 0
     except Interrupted:
         return 130
-    except UserError as error:
-        message, status = str(error), BROKEN_DEVICE if isinstance(error, BrokenDevice) else 2
-        trials_done = getattr(error, "trials_done", 0)
     except Exception as error:
-        with contextlib.suppress(OSError):  # the log's disk may be full
-            traceback.print_exc()
-        words = disk_fault(error)
-        status, trials_done = 2 if words else 1, 0
-        message = (
-            f"{words}: free some space and run the same command again."
-            if words
-            else f"{type(error).__name__}: {error}"
-        )
-    report = {"message": message[:10_000], "trials_done": trials_done}
-    os.write(to_coordinator, json.dumps(report).encode())
+        message = str(error)
+        # The GPU may work again in another process.
+        status = 1 if isinstance(error, BrokenDevice) else 2
+        if not isinstance(error, UserError):
+            with contextlib.suppress(OSError):  # the log's disk may be full
+                traceback.print_exc()
+            words = disk_fault(error)
+            status = 2 if words else 1
+            message = (
+                f"{words}: free some space and run the same command again."
+                if words
+                else f"{type(error).__name__}: {error}"
+            )
+    os.write(to_coordinator, message[:10_000].encode())
     with contextlib.suppress(OSError):
         print(f"t5ts: {message}", file=sys.stderr)
     return status

@@ -4,40 +4,40 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.trial import TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from t5ts.analysis.plots import History, draw_sweep
 from t5ts.analysis.results import read_result
 from t5ts.checks import check
-from t5ts.config import from_hydra
+from t5ts.config import NOT_IDENTITY, from_hydra, values_without
 from t5ts.errors import ConfigError, DataError, Interrupted, ResumeError, UserError
 from t5ts.interruption import interrupt_on_signals
+from t5ts.provenance import without_password
 from t5ts.sweep.display import Display, best_trials, budget_of
-from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import Base, Space, Value, arm_name, parse_space
-from t5ts.sweep.storage import how_to_rebuild, open_storage, without_password
-from t5ts.sweep.studies import made_for, open_studies
-from t5ts.sweep.trial import read_trials, values_of
+from t5ts.sweep.space import Space, arm_name, as_text, choices_of, parse_space
+from t5ts.sweep.storage import how_to_rebuild, open_storage
+from t5ts.sweep.studies import differences, made_for, open_studies
+from t5ts.sweep.trial import Arm, read_trials, value_of
 from t5ts.sweep.worker import POLL_S, Work, open_arms, repeated
 
 RESULTS = "optimization_results.yaml"
 #: The command that resumes the sweep; a database's password is left out.
 COMMAND = "command.txt"
-#: Key of an arm's results: the cost of its search.
-BUDGET = ("trials", "seeds", "settings", "complete", "pruned", "failed", "epochs")
 #: Workers are considered gone if they take no trial for this long although some are left.
 IDLE_S = 5.0
 #: Fewer trials than this, and a parameter's importance is noise.
@@ -45,12 +45,9 @@ LEAST_FOR_IMPORTANCES = 10
 
 
 def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraContext) -> None:
-    """Run the sweep, or resume it.
+    """Run the sweep of the command line's task overrides, or resume it.
 
-    Args:
-        config: Hydra's composition for the multirun, including its `hydra` node.
-        arguments: The command line's task overrides, including sweeps.
-        hydra_context: Hydra's.
+    `config` is Hydra's composition for the multirun, including its `hydra` node.
 
     Raises:
         UserError: before any trial if the space, settings, storage or study is invalid;
@@ -64,24 +61,32 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         objective=config.objective,
         experiment=None if experiment in ("None", "null") else experiment,
     )
+    best: list[dict[str, Any]] = []
     if settings.best_of is not None:
         # The best trial's command line includes its experiment.
         arguments = [line for line in arguments if not line.startswith("experiment=")]
+        best, arguments = _best_arms(Path(settings.best_of) / RESULTS, arguments)
     space = parse_space(
         settings.params,
         arguments,
         arms=settings.arms,
         conditions=settings.conditions,
         choices=choices,
-        may_be_empty=settings.custom_search_space is not None,
+        may_be_empty=bool(best) or settings.custom_search_space is not None,
     )
     if settings.seeds > 1 and "seed" in {*space.distributions, *space.arms[0]}:
         raise ConfigError(
             f"hydra.sweeper.seeds={settings.seeds} trains each point on seeds of its own: give one"
             " seed (seed=N, the first of them), or leave hydra.sweeper.seeds at 1."
         )
-    if settings.best_of is not None:
-        space = _from_best(space, Path(settings.best_of) / RESULTS)
+    if best and space.arms[0]:
+        raise ConfigError(
+            f"{', '.join(space.arms[0])}: hydra.sweeper.best_of={settings.best_of} compares no arms"
+            " of it; give one value, or none."
+        )
+    if best:
+        bases = {arm_name(arm["arm"]): arm for arm in best}
+        space = replace(space, arms=tuple(arm["arm"] for arm in best), bases=bases)
     sweep_dir = Path(config.hydra.sweep.dir)
     work = Work(
         config=_without_password(config),
@@ -95,22 +100,27 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     open_studies(storage, space, settings, made_for(space, settings, config), sweep_dir)
     command = shlex.join(["python", "-m", "t5ts.run", *map(without_password, sys.argv[1:])])
     (sweep_dir / COMMAND).write_text(command + "\n")
-    ledgers = [arm.ledger for arm in open_arms(work)]
-    _check_records(settings, ledgers, sweep_dir)
-    display = Display(ledgers, space, settings)
+    arms = open_arms(work)
+    _check_records(work, arms)
+    display = Display(arms, space, settings)
     display.announce(epochs)
-    if all(ledger.is_finished() for ledger in ledgers):
+    for change in _departures(work) if best else ():
+        display.say(f"  changed  {change}: the search was done without it")
+    if _are_done(arms):
         display.say("All trials are done; add more with a larger hydra.sweeper.n_trials=N.")
     else:
-        _until_done(work, display, ledgers)
-    _finish(work, display, ledgers)
+        _until_done(work, display, arms)
+    _finish(work, display, arms)
 
 
-def _from_best(space: Space, path: Path) -> Space:
-    """The space with trials that start from the best point of each arm of another sweep.
+def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The arms of a finished sweep that the command line asks for, and its other overrides.
+
+    A choice of what is compared there (`init=t5`) selects among its arms.
 
     Raises:
-        ConfigError: if that sweep has no such points.
+        ConfigError: if that sweep has no best point for each arm, or no such arm, or the command
+            line gives what was searched there.
     """
     try:
         found: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -119,26 +129,45 @@ def _from_best(space: Space, path: Path) -> Space:
             f"hydra.sweeper.best_of: {path} does not exist; allowed: the directory of a finished"
             " sweep (it contains that file)."
         ) from error
-    arms = found.get("arms", {"all": found})
-    if not all({"overrides", "trials"} <= arm.keys() for arm in arms.values()):
+    best = list(found.get("arms", {"all": found}).values())
+    if not all({"overrides", "trials"} <= arm.keys() for arm in best):
         raise ConfigError(
             f"hydra.sweeper.best_of: {path} does not have one best point for each arm (a study"
-            " with several objectives or without a finished trial has none), or was written by"
-            " an older t5ts: run that sweep's command again with"
-            " hydra.sweeper.on_change=record to rewrite it."
+            " without a finished trial has none), or was written by an older t5ts: run that sweep's"
+            " command again with hydra.sweeper.on_change=record to rewrite it."
         )
-    return replace(
-        space,
-        arms=tuple(arm["arm"] for arm in arms.values()),
-        bases={
-            arm_name(arm["arm"]): Base(
-                overrides=tuple(arm["overrides"]),
-                searched=tuple(arm["best_params"]),
-                budget={key: arm[key] for key in BUDGET if key in arm},
+    # Its own seeds are the search's: here they are new.
+    searched = {key for arm in best for key in arm["best_params"]} - {"seed"}
+    others = []
+    for line, override in zip(
+        arguments, OverridesParser.create().parse_overrides(list(arguments)), strict=True
+    ):
+        key = override.get_key_element().lstrip("+~")
+        if key in searched:
+            raise ConfigError(
+                f"{line}: {path} searched {key}, and its arms are trained at the best point found:"
+                " leave it out, or search again with other values."
             )
-            for arm in arms.values()
-        },
-    )
+        if key not in best[0]["arm"]:
+            others.append(line)
+            continue
+        choices = set(map(as_text, choices_of(override)))
+        if absent := choices - {as_text(arm["arm"][key]) for arm in best}:
+            raise ConfigError(
+                f"{line}: {path} has no arm {key}={', '.join(sorted(absent))}; it has:"
+                f" {'; '.join(arm_name(arm['arm']) for arm in best)}."
+            )
+        best = [arm for arm in best if as_text(arm["arm"][key]) in choices]
+    return best, others
+
+
+def _departures(work: Work) -> list[str]:
+    """What the command line changes in the points that another sweep found."""
+    space, ignored = work.space, (*NOT_IDENTITY, "seed")
+    arm = space.arms[0]
+    found = replace(work, space=replace(space, fixed=())).compose({}, arm)
+    now = work.compose(next(space.corners(arm)), arm)
+    return differences(values_without(found, ignored), values_without(now, ignored))
 
 
 def _check_space(work: Work) -> int:
@@ -183,27 +212,27 @@ def _without_password(config: DictConfig) -> DictConfig:
     return written
 
 
-def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
+def _are_done(arms: Sequence[Arm]) -> bool:
+    return all(arm.ledger.is_finished() for arm in arms)
+
+
+def _until_done(work: Work, display: Display, arms: Sequence[Arm]) -> None:
     """Start the workers and show their progress until every slot has a result."""
     is_local = work.config.hydra.launcher._target_.endswith("BasicLauncher")
+    how_to_resume = f"the same command resumes it (or hydra.sweep.dir={work.sweep_dir})"
     try:
-        with interrupt_on_signals(), display.live():
+        with interrupt_on_signals():
             if is_local:
                 _with_pool(work, display)
             else:
-                _with_launcher(work, display, ledgers)
+                _with_launcher(work, display, arms, how_to_resume)
         done = "the workers ended before the sweep did"
     except KeyboardInterrupt:
-        count = sum(ledger.progress().finished for ledger in ledgers)
-        done = f"sweep stopped with {count} trials done"
+        done = f"sweep stopped with {sum(arm.ledger.finished() for arm in arms)} trials done"
     finally:
         display.update()
-    if not all(ledger.is_finished() for ledger in ledgers):
-        raise Interrupted(f"{done}; {_how_to_resume(work)}")
-
-
-def _how_to_resume(work: Work) -> str:
-    return f"the same command resumes it (or hydra.sweep.dir={work.sweep_dir})"
+    if not _are_done(arms):
+        raise Interrupted(f"{done}; {how_to_resume}")
 
 
 def _with_pool(work: Work, display: Display) -> None:
@@ -221,7 +250,7 @@ def _with_pool(work: Work, display: Display) -> None:
         pool.stop()
 
 
-def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
+def _with_launcher(work: Work, display: Display, arms: Sequence[Arm], how_to_resume: str) -> None:
     """One job of Hydra's launcher for each worker; it returns when all have ended.
 
     Raises:
@@ -243,64 +272,59 @@ def _with_launcher(work: Work, display: Display, ledgers: Sequence[Ledger]) -> N
         except Exception as error:  # any error a launcher raises when one of its processes dies
             words = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
             display.say(f"a worker ended: {words}")
-            _wait_for_others(ledgers)
-            if all(ledger.is_finished() for ledger in ledgers):
-                return
-            raise UserError(
-                f"the workers of {work.config.hydra.launcher._target_} ended before the sweep did:"
-                f" {words}\nFinished trials are kept: {_how_to_resume(work)}."
-            ) from error
-    if not all(ledger.is_finished() for ledger in ledgers):
+            # The others may be running trials, or about to take the next.
+            idle_since = time.monotonic()
+            while not _are_done(arms):
+                for each in arms:
+                    each.ledger.reclaim()
+                if any(each.ledger.states()[TrialState.RUNNING] for each in arms):
+                    idle_since = time.monotonic()
+                elif time.monotonic() - idle_since > IDLE_S:
+                    raise UserError(
+                        f"the workers of {work.config.hydra.launcher._target_} ended before the"
+                        f" sweep did: {words}\nFinished trials are kept: {how_to_resume}."
+                    ) from error
+                time.sleep(POLL_S)
+            return
+    if not _are_done(arms):
         for job in jobs:
             _ = job.return_value  # raises the worker's exception
 
 
-def _wait_for_others(ledgers: Sequence[Ledger]) -> None:
-    """Whether workers are running trials, or one may be about to take the next."""
-    idle_since = time.monotonic()
-    while not all(ledger.is_finished() for ledger in ledgers):
-        for ledger in ledgers:
-            ledger.reclaim()
-        if any(ledger.progress().running for ledger in ledgers):
-            idle_since = time.monotonic()
-        elif time.monotonic() - idle_since > IDLE_S:
-            return
-        time.sleep(POLL_S)
-
-
-def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
+def _finish(work: Work, display: Display, arms: Sequence[Arm]) -> None:
     """Write the table, `optimization_results.yaml` and the plots, of runs the best trials'."""
     from t5ts.analysis.plots import draw_run  # matplotlib: half a second
 
-    space, settings, sweep_dir = work.space, work.settings, work.sweep_dir
-    found = _check_records(settings, ledgers, sweep_dir)
+    settings, sweep_dir = work.settings, work.sweep_dir
+    folders = _check_records(work, arms)
     display.summarize()
-    results = {
-        arm_name(arm): _results(space, arm, settings, ledger)
-        for arm, ledger in zip(space.arms, ledgers, strict=True)
-    }
-    path = sweep_dir / RESULTS
+    results = {arm.name: _results(work.space, arm, settings) for arm in arms}
     # One study looks like hydra-optuna-sweeper's file; several are nested under their arms.
     single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
-    OmegaConf.save(OmegaConf.create(single), path)
-    display.say(f"results    {path}")
+    OmegaConf.save(OmegaConf.create(single), sweep_dir / RESULTS)
+    display.say(f"results    {sweep_dir / RESULTS}")
+    complete = {
+        arm.name: [t for t in arm.ledger.results() if t.state == TrialState.COMPLETE]
+        for arm in arms
+    }
     histories = [
         History(
-            arm=arm_name(arm),
-            maximize=settings.direction[0] == "maximize",
+            arm=arm.name,
+            maximize=settings.direction == "maximize",
             slots=[trial.user_attrs["slot"] for trial in trials],
             values=[trial.values[0] for trial in trials],
             params=[dict(trial.params) for trial in trials],
-            importances=_importances(ledger, settings),
+            importances=_importances(arm.ledger.study, trials),
         )
-        for arm, ledger in zip(space.arms, ledgers, strict=True)
-        if (trials := [t for t in ledger.trials() if t.state == TrialState.COMPLETE])
+        for arm in arms
+        if (trials := complete[arm.name])
     ]
-    for picture in draw_sweep(histories, settings.objective[0], sweep_dir):
+    for picture in draw_sweep(histories, settings.objective, sweep_dir):
         display.say(f"picture    {picture}")
-    for ledger in ledgers:
-        for trial in best_trials(ledger, settings)[:1]:
-            for folder in found.get((ledger.study.study_name, trial.user_attrs["slot"]), ())[:1]:
+    for arm in arms:
+        for trial in best_trials(arm.ledger, settings)[:1]:
+            slot = arm.ledger.study.study_name, trial.user_attrs["slot"]
+            for folder in folders.get(slot, ())[:1]:
                 try:
                     draw_run(folder)
                 except DataError as error:  # written by an older t5ts
@@ -309,9 +333,7 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
                     display.say(f"best trial {folder / 'plots'}")
 
 
-def _check_records(
-    settings: SweepSettings, ledgers: Sequence[Ledger], sweep_dir: Path
-) -> dict[tuple[str, int], list[Path]]:
+def _check_records(work: Work, arms: Sequence[Arm]) -> dict[tuple[str, int], list[Path]]:
     """Compare the studies with the trials' result.json files, which are authoritative.
 
     Returns:
@@ -323,67 +345,52 @@ def _check_records(
     """
     found = {
         whose: folders
-        for whose, (folders, record) in read_trials(sweep_dir).items()
+        for whose, (folders, record) in read_trials(work.sweep_dir).items()
         if record.get("state") == "complete"
     }
     problems = []
-    for ledger in ledgers:
-        name = ledger.study.study_name
-        for trial in ledger.trials():
-            paths = [
-                folder / "result.json"
-                for folder in found.get((name, trial.user_attrs.get("slot", -1)), ())
-            ]
-            if trial.state != TrialState.COMPLETE or not paths:
+    names = [arm.ledger.study.study_name for arm in arms]
+    for name, arm in zip(names, arms, strict=True):
+        for trial in arm.ledger.trials():
+            folders = found.get((name, trial.user_attrs.get("slot", -1)), [])
+            if trial.state != TrialState.COMPLETE or not folders:
                 continue
-            named = ", ".join(map(str, paths))
+            named = ", ".join(str(folder / "result.json") for folder in folders)
             try:
-                values = values_of(map(read_result, paths), settings)
+                each = (read_result(folder / "result.json") for folder in folders)
+                value = value_of(each, work.settings)
             except (DataError, LookupError, TypeError, AttributeError) as error:
                 problems.append(f"{named} is corrupt: {error}")
                 continue
-            pairs = zip(trial.values, values, strict=True)
-            if not all(math.isclose(told, own, rel_tol=1e-9) for told, own in pairs):
-                problems.append(f"study {name} has {trial.values}, {named} has {values}")
+            if not math.isclose(trial.values[0], value, rel_tol=1e-9):
+                problems.append(f"study {name} has {trial.value}, {named} has {value}")
     if problems:
-        names = [ledger.study.study_name for ledger in ledgers]
-        problems.append(how_to_rebuild(settings.storage, sweep_dir, names))
-        raise ResumeError("\n".join(problems))
+        how = how_to_rebuild(work.settings.storage, work.sweep_dir, names)
+        raise ResumeError("\n".join([*problems, how]))
     return found
 
 
-def _importances(ledger: Ledger, settings: SweepSettings) -> dict[str, float]:
+def _importances(study: Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
     """Share of each parameter in distinguishing the best trials (PED-ANOVA, Watanabe et al. 2023).
 
     Only for parameters that every trial has; empty if the trials are too few or too similar.
     """
-    if len(settings.objective) > 1:
-        return {}
-    study = ledger.study
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < LEAST_FOR_IMPORTANCES or len({t.value for t in complete}) < 2:
+    if len(complete) < LEAST_FOR_IMPORTANCES or len({trial.value for trial in complete}) < 2:
         return {}
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
 
 
-def _results(
-    space: Space, arm: Mapping[str, Value], settings: SweepSettings, ledger: Ledger
-) -> dict[str, Any]:
-    best = best_trials(ledger, settings)
-    if len(settings.objective) > 1:
-        return {
-            "name": "t5ts",
-            "solutions": [{"params": dict(t.params), "values": list(t.values)} for t in best],
-        }
+def _results(space: Space, arm: Arm, settings: SweepSettings) -> dict[str, Any]:
+    best = best_trials(arm.ledger, settings)
     if not best:
         return {"name": "t5ts", "best_params": {}, "best_value": math.nan}
     return {
         "name": "t5ts",
         "best_params": dict(best[0].params),
-        "best_value": best[0].values[0],
+        "best_value": best[0].value,
         "trial": best[0].user_attrs["slot"],
-        **budget_of(ledger),
+        **budget_of(arm.ledger.results()),
         **({"seeds": settings.seeds} if settings.seeds > 1 else {}),
-        "arm": dict(arm),
-        "overrides": space.overrides(best[0].params, arm),
+        "arm": dict(arm.values),
+        "overrides": space.overrides(best[0].params, arm.values),
     }

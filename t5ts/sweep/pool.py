@@ -1,17 +1,15 @@
 """Worker processes on this machine: started, watched, replaced when they die, stopped together."""
 
-import json
 import logging
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from t5ts.errors import UserError
 from t5ts.sweep.worker import Work
@@ -33,7 +31,7 @@ class Worker:
     Attributes:
         log: Its output, after `log_start` bytes written by earlier workers.
         begun: Start time by the monotonic clock.
-        starts: Starts in a row that ended before a trial did, including this one.
+        starts: Starts in a row that ended immediately, including this one.
     """
 
     number: int
@@ -43,14 +41,11 @@ class Worker:
     begun: float
     starts: int = 1
 
-    def report(self) -> dict[str, Any]:
-        """The final message an ended worker wrote to its pipe; empty if it was killed."""
+    def last_words(self) -> str:
+        """The final message that it wrote to its pipe, else the end of its log: it was killed."""
         assert self.process.stdout is not None
-        written = self.process.stdout.read()
-        return dict(json.loads(written)) if written.endswith(b"}") else {}
-
-    def last_lines(self) -> str:
-        """The end of its log."""
+        if message := self.process.stdout.read().decode(errors="replace"):
+            return message
         lines = self.log.read_bytes()[self.log_start :].decode(errors="replace").splitlines()
         return "\n".join(lines[-15:]) or f"(nothing; is the disk of {self.log} full?)"
 
@@ -58,9 +53,7 @@ class Worker:
 class Pool:
     """`n_jobs` workers, each a long-lived process: imports cost seconds, once.
 
-    Args:
-        work: The work of each of them.
-        folder: Their logs go here.
+    Their logs go to `folder`.
     """
 
     def __init__(self, work: Work, folder: Path) -> None:
@@ -91,11 +84,9 @@ class Pool:
     def _send_work(self, worker: Worker) -> None:
         """Blocks while a worker imports, if a pipe is too small for the work."""
         assert worker.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it died immediately, which `watch` will see
             worker.process.stdin.write(self._pickled)
             worker.process.stdin.flush()
-        except BrokenPipeError:
-            log.warning("worker %s died immediately: see %s", worker.number, worker.log)
 
     def watch(self) -> bool:
         """Replace workers that died; True while any is working.
@@ -107,22 +98,20 @@ class Pool:
             status = worker.process.poll()
             if status is None or status == 0:
                 continue
-            report = worker.report()
-            words = report["message"] if report else worker.last_lines()
+            words = worker.last_words()
             if status == 2:
                 raise UserError(words)
-            lived_s = time.monotonic() - worker.begun
-            has_worked = report["trials_done"] > 0 if report else lived_s > WORKED_S
+            has_worked = time.monotonic() - worker.begun > WORKED_S
             if worker.starts >= MAX_STARTS and not has_worked:
                 raise UserError(
                     f"worker {worker.number} died {worker.starts} times in a row at start (status"
                     f" {status}; log {worker.log}):\n{words}"
                 )
             log.warning(
-                "worker %s died (status %s): starting another (%s)",
+                "worker %s died (status %s; log %s): starting another",
                 worker.number,
                 status,
-                report.get("message", f"log {worker.log}"),
+                worker.log,
             )
             self._workers[index] = self._start(worker.number)
             self._workers[index].starts = 1 if has_worked else worker.starts + 1
@@ -164,12 +153,8 @@ def visible_gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,  # a driver that does not respond: no GPU for torch either
-    )
-    return listed.stdout.split() if listed.returncode == 0 else []
+    try:
+        asked = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return []  # a driver that does not respond: no GPU for torch either

@@ -1,10 +1,10 @@
 """The sweeper's settings: a schema like the configuration's."""
 
 import hashlib
-import importlib.util
+import importlib
 import pkgutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -25,8 +25,6 @@ from t5ts.errors import ConfigError
 COSTS = ("seconds", "peak_memory_bytes")
 #: Value of a preset's mandatory setting. (With Hydra's ??? the default would win.)
 NOT_GIVEN = "(not given)"
-#: Packages that a sampler imports only when it first draws.
-NEEDS = {"CmaEsSampler": "cmaes", "GPSampler": "scipy"}
 #: Samplers whose draws belong together over the study, so that one seed must serve all slots.
 ONE_SEED = ("QMCSampler", "BruteForceSampler")
 
@@ -36,13 +34,11 @@ class SweepSettings:
     """`hydra.sweeper`; each key is explained in `conf/hydra/sweeper/t5ts.yaml`.
 
     Attributes:
-        objective: Names; pruning uses the first.
-        direction: One per objective.
         sampler, pruner: `_target_` and arguments.
     """
 
-    objective: list[str] = choice(MISSING, *OBJECTIVES, *COSTS)  # noqa: RUF009 - a field
-    direction: list[str] = choice(MISSING, "minimize", "maximize")  # noqa: RUF009 - a field
+    objective: str = choice(MISSING, *OBJECTIVES, *COSTS)
+    direction: str = choice(MISSING, "minimize", "maximize")
     params: dict[str, Any] = MISSING
     n_trials: int = number(MISSING, "[1, 1e9]")
     seeds: int = number(MISSING, "[1, 1e4]")
@@ -68,17 +64,13 @@ class SweepSettings:
     @property
     def is_grid(self) -> bool:
         """Whether every point is tried exactly once."""
-        return str(self.sampler["_target_"]).endswith("GridSampler")
+        return str(self.sampler.get("_target_")).endswith("GridSampler")
 
     @property
     def prunes(self) -> bool:
-        """Whether trials may be stopped early.
-
-        Never in a grid, which would then have holes, nor with several objectives, for which Optuna
-        has no rule.
-        """
-        is_off = str(self.pruner["_target_"]).endswith("NopPruner")
-        return not (self.is_grid or is_off or len(self.objective) > 1)
+        """Whether trials may be stopped early: never in a grid, which would then have holes."""
+        is_off = str(self.pruner.get("_target_")).endswith("NopPruner")
+        return not (self.is_grid or is_off or self.objective in COSTS)
 
     @property
     def sampler_seed(self) -> int:
@@ -90,7 +82,7 @@ class SweepSettings:
         """The sampler of a slot: a function of the seed and the slot, not of who asks when."""
         if self.is_grid:
             return RandomSampler()  # a grid's points are fixed, nothing is drawn
-        target = str(self.sampler["_target_"]).rpartition(".")[2]
+        target = str(self.sampler.get("_target_")).rpartition(".")[2]
         seed = self.sampler_seed
         if target not in ONE_SEED:
             digest = hashlib.sha256(f"{seed}/{slot}".encode()).digest()
@@ -107,12 +99,7 @@ class SweepSettings:
 
 
 def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None) -> SweepSettings:
-    """Check `hydra.sweeper`.
-
-    Args:
-        sweeper: The composed node.
-        objective: The run's.
-        experiment: Option of the experiment group, names the study by default.
+    """Check `hydra.sweeper`; the run's objective and experiment's name are its defaults.
 
     Raises:
         ConfigError: naming the settings that are unknown or not allowed.
@@ -120,13 +107,11 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
     values: dict[str, Any] = OmegaConf.to_container(sweeper, resolve=True)  # type: ignore[assignment]
     for key in ("_target_", "_recursive_", "_convert_"):
         values.pop(key, None)
-    names = _as_list(values["objective"] or objective)
-    best = ["maximize" if OBJECTIVES.get(name) == "max" else "minimize" for name in names]
-    directions = _as_list(values["direction"] or best)
-    values |= {"objective": names, "direction": directions}
-    values |= {key: values[key] or {} for key in ("params", "conditions")}
-    values |= {"arms": values["arms"] or []}
-    values["study_name"] = values["study_name"] or experiment or "sweep"
+    name = values["objective"] or objective
+    best = "maximize" if OBJECTIVES.get(str(name)) == "max" else "minimize"
+    defaults = {"objective": name, "direction": best, "study_name": experiment or "sweep"}
+    defaults |= {"params": {}, "conditions": {}, "arms": []}
+    values |= {key: values[key] or default for key, default in defaults.items()}
     known = [f.name for f in fields(SweepSettings)]
     for key in values.keys() - set(known):
         near = get_close_matches(key, known, n=1)
@@ -137,47 +122,29 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
     except OmegaConfBaseException as error:
         words = str(error).splitlines()[0]
         raise ConfigError(f"hydra.sweeper.{error.full_key}: {words}.") from error
-    problems = _problems(settings, best)
+    assert isinstance(settings, SweepSettings)
+    problems = list(field_problems(settings))
+    if not problems and settings.direction != best:
+        problems.append(
+            f"direction={settings.direction} for objective={name}: must be {best} (a smaller loss"
+            " and a larger correlation are better)."
+        )
+    if not problems and 2 * settings.heartbeat_s > settings.lost_after_s:
+        problems.append(
+            f"lost_after_s={settings.lost_after_s} must be at least twice"
+            f" heartbeat_s={settings.heartbeat_s}."
+        )
+    if settings.best_of == NOT_GIVEN:
+        problems.append(
+            "best_of must be set: the directory of a finished sweep (hydra.sweeper.best_of=DIR)."
+        )
     if problems:
         raise ConfigError("\n".join(f"hydra.sweeper.{problem}" for problem in problems))
     # Anything that cannot be created or found is an error now, before any trial.
     settings.make_sampler(0), settings.make_pruner()
     if settings.custom_search_space is not None:
         find_function(settings.custom_search_space)
-    assert isinstance(settings, SweepSettings)
     return settings
-
-
-def _problems(settings: SweepSettings, best: Sequence[str]) -> list[str]:
-    """Settings out of range, and contradictory pairs."""
-    problems = list(field_problems(settings))
-    if problems:
-        return problems
-    rules = [
-        (
-            settings.direction == best,
-            f"direction={settings.direction} for objective={settings.objective}: must be {best} (a"
-            " smaller loss and a larger correlation are better).",
-        ),
-        (
-            2 * settings.heartbeat_s <= settings.lost_after_s,
-            f"lost_after_s={settings.lost_after_s} must be at least twice"
-            f" heartbeat_s={settings.heartbeat_s}.",
-        ),
-        (
-            settings.best_of != NOT_GIVEN,
-            "best_of must be set: the directory of a finished sweep (hydra.sweeper.best_of=DIR).",
-        ),
-        *(
-            (
-                isinstance(getattr(settings, key).get("_target_"), str),
-                f"{key} must be an option of hydra/sweeper/{key}, or any Optuna class by"
-                f" {key}._target_.",
-            )
-            for key in ("sampler", "pruner")
-        ),
-    ]
-    return [message for holds, message in rules if not holds]
 
 
 def find_function(path: str) -> Callable[[DictConfig, Trial], object]:
@@ -204,13 +171,9 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
     Raises:
         ConfigError: if there is no such class, or it does not take these arguments.
     """
-    needed = NEEDS.get(str(node["_target_"]).rpartition(".")[2])
-    if needed is not None and importlib.util.find_spec(needed) is None:
-        raise ConfigError(
-            f"hydra.sweeper.{key}: {node['_target_']} needs {needed}: pip install {needed} (or"
-            " 't5ts[sweep]'), or choose hydra/sweeper/sampler=tpe."
-        )
     try:
+        if str(node.get("_target_")).endswith("CmaEsSampler"):
+            importlib.import_module("cmaes")  # which Optuna does only when it first draws
         with warnings.catch_warnings():
             # The user chose an experimental class; no warning at every trial.
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -219,12 +182,9 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
             raise TypeError(f"a {type(made).__name__} is not a {key}")
     except Exception as error:  # any error of the class is about this node
         raise ConfigError(
-            f"hydra.sweeper.{key}: cannot create {node['_target_']}: {error.__cause__ or error}."
-            f" Choose one with hydra/sweeper/{key}=NAME, whose arguments are those of"
-            f" conf/hydra/sweeper/{key}/NAME.yaml (they stay when only _target_ is changed)."
+            f"hydra.sweeper.{key}: cannot create {node.get('_target_')}:"
+            f" {error.__cause__ or error}. Choose one with hydra/sweeper/{key}=NAME, whose"
+            f" arguments are those of conf/hydra/sweeper/{key}/NAME.yaml (they stay when only"
+            " _target_ is changed); for cmaes: pip install 't5ts[sweep]'."
         ) from error
     return made
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]

@@ -6,7 +6,6 @@ requested.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,21 +40,6 @@ Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Base:
-    """The best point of another sweep's study, from which an arm's trials start.
-
-    Attributes:
-        overrides: Its command line.
-        searched: Keys that were searched there.
-        budget: What the search cost: its trials, distinct settings, and epochs.
-    """
-
-    overrides: tuple[str, ...]
-    searched: tuple[str, ...]
-    budget: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Space:
     """The parameters that are sampled, fixed, and compared.
 
@@ -65,7 +49,8 @@ class Space:
         arms: Every combination of the compared keys' values; one study each. `({},)` for one study.
         conditions: Key → group → options of that group for which the key is meaningful.
         choices: Option of each config group, before anything is sampled.
-        bases: Name of an arm → the point its trials start from.
+        bases: Name of an arm → the best point of another sweep that its trials start from, as
+            that sweep's results have it.
     """
 
     distributions: dict[str, BaseDistribution]
@@ -73,7 +58,7 @@ class Space:
     arms: tuple[dict[str, Value], ...]
     conditions: Mapping[str, Mapping[str, Sequence[str]]]
     choices: Mapping[str, str]
-    bases: dict[str, Base] = field(default_factory=dict)
+    bases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def suggest(self, trial: Trial, arm: Mapping[str, Value]) -> None:
         """Sample every meaningful key at this point, setting the trial's parameters."""
@@ -91,9 +76,9 @@ class Space:
 
     def overrides(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> list[str]:
         """The command line of a point: fixed overrides, then the arm's, then the sampled ones."""
-        base = self.bases.get(arm_name(arm))
+        base = self.bases.get(arm_name(arm), {"overrides": ()})
         chosen = (f"{key}={as_text(value)}" for key, value in {**arm, **params}.items())
-        return [*(base.overrides if base else ()), *self.fixed, *chosen]
+        return [*base["overrides"], *self.fixed, *chosen]
 
     def grid(self, arm: Mapping[str, Value]) -> list[dict[str, Any]]:
         """Every point once, without meaningless keys.
@@ -112,18 +97,14 @@ class Space:
                 f"the grid has {size:,} points, above {MAX_GRID:,}: use fewer values, or search"
                 " with hydra/sweeper/sampler=tpe."
             )
-        points: dict[tuple[Any, ...], dict[str, Any]] = {}
+        phases: dict[str, dict[str, dict[str, Any]]] = {}
         for combination in itertools.product(*values.values()):
-            point = dict(zip(values, combination, strict=True))
-            active = {k: v for k, v in point.items() if self._is_active(k, {**arm, **point})}
-            points.setdefault(tuple(active.items()), active)
-        phases: dict[str, list[dict[str, Any]]] = {}
-        for point in points.values():
-            shared = json.dumps({k: v for k, v in point.items() if k not in ACTS_LATER})
-            phases.setdefault(shared, []).append(point)
+            point = self._meaningful(dict(zip(values, combination, strict=True)), arm)
+            shared = str({k: v for k, v in point.items() if k not in ACTS_LATER})
+            phases.setdefault(shared, {})[str(point)] = point
         ordered = []
         for group in phases.values():
-            rising = sorted(group, key=lambda point: point.get("freeze.unfreeze_epoch") or 0)
+            rising = sorted(group.values(), key=lambda p: p.get("freeze.unfreeze_epoch") or 0)
             ordered += [rising[-1], *rising[:-1]]
         return ordered
 
@@ -141,7 +122,11 @@ class Space:
         last = {key: values[-1] for key, values in ends.items()}
         varied = ({**first, key: value} for key, values in ends.items() for value in values)
         for point in {str(point): point for point in (first, last, *varied)}.values():
-            yield {k: v for k, v in point.items() if self._is_active(k, {**arm, **point})}
+            yield self._meaningful(point, arm)
+
+    def _meaningful(self, point: Mapping[str, Any], arm: Mapping[str, Value]) -> dict[str, Any]:
+        """A point without the keys that mean nothing with its group options."""
+        return {k: v for k, v in point.items() if self._is_active(k, {**arm, **point})}
 
 
 def arm_name(arm: Mapping[str, Value]) -> str:
@@ -166,8 +151,7 @@ def parse_space(
         params: The preset's parameters.
         arguments: The command line's task overrides.
         arms: Keys whose choices are compared, one study for each.
-        conditions: See `Space`.
-        choices: See `Space`.
+        conditions, choices: See `Space`.
         may_be_empty: Whether parameters are also sampled elsewhere (`custom_search_space`).
 
     Raises:
@@ -222,7 +206,7 @@ def _distribution(override: Override, key: str) -> BaseDistribution:
     value = override.value()
     try:
         if isinstance(value, ChoiceSweep):
-            return CategoricalDistribution(_choices(override))
+            return CategoricalDistribution(choices_of(override))
         if isinstance(value, RangeSweep):
             return _range(override, value)
         if isinstance(value, IntervalSweep):
@@ -235,7 +219,10 @@ def _distribution(override: Override, key: str) -> BaseDistribution:
         raise ConfigError(f"{override.input_line}: {error}") from error
 
 
-def _choices(override: Override) -> list[Value]:
+def choices_of(override: Override) -> list[Value]:
+    """The values of a choice or a range, or the one value that is given."""
+    if not override.is_sweep_override():
+        return [override.value()]  # type: ignore[list-item]
     choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
     if len(set(choices)) < len(choices):
         raise ValueError("a value appears twice.")
@@ -252,7 +239,7 @@ def _range(override: Override, value: RangeSweep) -> BaseDistribution:
         raise ValueError("empty; the stop is not part of a range.")
     # Hydra 1.4 applies casts to the values, 1.3 has already applied them to the ends.
     if value.shuffle or getattr(value, "transformers", None):
-        return CategoricalDistribution(_choices(override))
+        return CategoricalDistribution(choices_of(override))
     low, high = sorted((start, start + (count - 1) * step))
     if all(isinstance(end, int) for end in (value.start, value.stop, value.step)):
         return IntDistribution(int(low), int(high), step=abs(int(step)))

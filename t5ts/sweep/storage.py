@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -18,6 +18,7 @@ from optuna.storages.journal import BaseJournalBackend
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from t5ts.errors import ConfigError, ResumeError
+from t5ts.provenance import without_password
 
 JOURNAL = "study.journal"
 #: A record with its checksum.
@@ -27,7 +28,7 @@ OPEN_ATTEMPTS = 10
 
 
 class Journal(BaseJournalBackend):
-    """The study's records: a line of JSON each, with a checksum, written under a lock.
+    """The study's records: a line of JSON each, with a checksum, under a lock.
 
     Optuna's own file backend has no checksums, cannot read a study in which a truncated record
     is followed by another, and its locks are files, which a killed process leaves behind
@@ -48,64 +49,60 @@ class Journal(BaseJournalBackend):
         Raises:
             ResumeError: naming the line and the fix, if a record is corrupt.
         """
-        number = min(log_number_from, len(self._starts) - 1)
-        with self._path.open("rb") as file:
-            file.seek(self._starts[number])
-            # A last line without a newline is being written, or is removed by the next writer.
-            while (line := file.readline()).endswith(b"\n"):
-                try:
-                    record = self._parsed(line)
-                except ValueError:
-                    with self._locked():  # now nobody is writing it
-                        file.seek(self._starts[number])
-                        line = file.readline()
-                    try:
-                        record = self._parsed(line)
-                    except ValueError as error:
-                        raise ResumeError(
-                            f"{self._path}, line {number + 1}: corrupt ({error})."
-                            f" {how_to_rebuild(None, self._path.parent)}"
-                        ) from error
-                if number + 1 == len(self._starts):
-                    self._starts.append(self._starts[number] + len(line))
-                if number >= log_number_from:
-                    yield record
-                number += 1
+        first = min(log_number_from, len(self._starts) - 1)
+        with self._locked() as file:
+            file.seek(self._starts[first])
+            lines = file.readlines()
+        for number, line in enumerate(lines, first):
+            try:
+                record = self._parsed(line)
+            except ValueError as error:
+                raise ResumeError(
+                    f"{self._path}, line {number + 1}: corrupt ({error})."
+                    f" {how_to_rebuild(None, self._path.parent)}"
+                ) from error
+            if number + 1 == len(self._starts):
+                self._starts.append(self._starts[number] + len(line))
+            if number >= log_number_from:
+                yield record
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write records to the disk."""
         lines = (json.dumps(record, separators=(",", ":"))[:-1].encode() for record in logs)
         sealed = b"".join(b'%b,"crc":"%08x"}\n' % (line, zlib.crc32(line)) for line in lines)
-        with self._locked(), self._path.open("ab") as file:
+        with self._locked() as file:
+            file.seek(0, os.SEEK_END)
             file.write(sealed)
             file.flush()
             os.fsync(file.fileno())
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         sealed = _SEALED.fullmatch(line)
-        if sealed is None and self._has_checksums:
-            raise ValueError("no checksum")
         if sealed is not None:
             if zlib.crc32(sealed[1]) != int(sealed[2], 16):
                 raise ValueError("the checksum differs")
             self._has_checksums = True
+        elif self._has_checksums:
+            raise ValueError("no checksum")
         record = json.loads(line)
         if not isinstance(record, dict):
             raise ValueError("not a record")
         return record
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock; first remove a last record without its newline."""
+    def _locked(self) -> Iterator[BinaryIO]:
+        """Hold the file; first remove a last record without its newline: its writer was killed."""
         # Not ".lock", which Optuna uses, and which its readers would take for a dead holder's.
-        with self._path.with_name(self._path.name + ".flock").open("ab") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            with self._path.open("r+b") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-                if file.read() not in (b"", b"\n"):
-                    file.seek(0)
-                    file.truncate(file.read().rfind(b"\n") + 1)
-            yield
+        with (
+            self._path.with_name(self._path.name + ".flock").open("ab") as lock,
+            self._path.open("r+b") as file,
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+            yield file
 
 
 def how_to_rebuild(url: str | None, sweep_dir: Path, studies: Sequence[str] = ("NAME",)) -> str:
@@ -158,38 +155,26 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
                 f"{journal} is corrupt ({type(error).__name__}: {error})."
                 f" {how_to_rebuild(None, sweep_dir)}"
             ) from error
-    try:
-        return _database(url)
-    except Exception as error:  # any driver error is about this URL
-        raise ConfigError(
-            f"hydra.sweeper.storage={without_password(url)} cannot be opened:"
-            f" {_first_line(error)}. Is the database running and the URL right? Allowed: null (a"
-            " journal file), postgresql+psycopg://USER:PASSWORD@HOST/NAME, mysql+pymysql://…,"
-            " sqlite:///FILE; the driver must be installed (pip install 't5ts[sweep]')."
-        ) from error
-
-
-def _database(url: str) -> RDBStorage:
-    for attempt in range(OPEN_ATTEMPTS):
+    for attempts_left in reversed(range(OPEN_ATTEMPTS)):
         try:
             # A connection that the server has closed meanwhile is replaced.
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        except DBAPIError as error:
+        except Exception as error:  # any driver error is about this URL
             # The first process creates the tables; others at the same moment fail.
-            is_being_made = isinstance(error, IntegrityError) or "already exists" in str(error)
-            if not is_being_made or attempt == OPEN_ATTEMPTS - 1:
-                raise
-            time.sleep(random.uniform(0.1, 0.5))
+            if attempts_left and isinstance(error, DBAPIError) and _is_being_made(error):
+                time.sleep(random.uniform(0.1, 0.5))
+                continue
+            cause = getattr(error, "orig", None) or error.__cause__ or error
+            first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            raise ConfigError(
+                f"hydra.sweeper.storage={without_password(url)} cannot be opened:"
+                f" {first_line.rstrip('.')}. Is the database running and the URL right? Allowed:"
+                " null (a journal file), postgresql+psycopg://USER:PASSWORD@HOST/NAME,"
+                " mysql+pymysql://…, sqlite:///FILE; the driver must be installed (pip install"
+                " 't5ts[sweep]')."
+            ) from error
     raise AssertionError
 
 
-def without_password(text: str) -> str:
-    """A URL, or an override with one, without the password."""
-    text = re.sub(r"([?&]password=)[^&]*", r"\1***", text)
-    head, slashes, tail = text.rpartition("://")
-    return head + slashes + re.sub(r"^([^:@/]*):.*@", r"\1:***@", tail)
-
-
-def _first_line(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error.__cause__ or error
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+def _is_being_made(error: DBAPIError) -> bool:
+    return isinstance(error, IntegrityError) or "already exists" in str(error)

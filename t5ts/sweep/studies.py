@@ -10,7 +10,6 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.storages import BaseStorage
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 import t5ts
@@ -21,7 +20,7 @@ from t5ts.provenance import LOADED_CODE, write_json
 from t5ts.sweep.ledger import STOPPED
 from t5ts.sweep.settings import SweepSettings
 from t5ts.sweep.space import Space, Value, arm_name, describe
-from t5ts.sweep.trial import read_trials, values_of
+from t5ts.sweep.trial import read_trials, value_of
 
 #: Study attributes: what a study was created for, and its recorded changes.
 MADE_FOR, CHANGES = "t5ts:made_for", "t5ts:changes"
@@ -34,10 +33,7 @@ log = logging.getLogger("t5ts.sweep")
 def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[str, Any]:
     """What must stay the same for a study's trials to be comparable, JSON-able.
 
-    Args:
-        space: What is searched.
-        settings: The sweeper's.
-        config: Hydra's composition before anything is sampled.
+    `config` is Hydra's composition before anything is sampled.
     """
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     free = (*NOT_IDENTITY, *space.distributions, *(key for arm in space.arms for key in arm))
@@ -51,8 +47,8 @@ def made_for(space: Space, settings: SweepSettings, config: DictConfig) -> dict[
         "space": {k: distribution_to_json(d) for k, d in space.distributions.items()},
         "conditions": {k: c for k, c in settings.conditions.items() if k in space.distributions},
         "custom_search_space": settings.custom_search_space,
-        "bases": {name: list(base.overrides) for name, base in space.bases.items()},
-        "objectives": dict(zip(settings.objective, settings.direction, strict=True)),
+        "bases": {name: base["overrides"] for name, base in space.bases.items()},
+        "objectives": {settings.objective: settings.direction},
         "settings": {
             key: value
             for key, value in _leaves(OmegaConf.to_container(own, resolve=False)).items()
@@ -84,7 +80,7 @@ def open_studies(
         optuna.create_study(
             study_name=study_name(settings.study_name, arm),
             storage=storage,
-            directions=[StudyDirection[name.upper()] for name in settings.direction],
+            direction=settings.direction,  # type: ignore[arg-type]
             load_if_exists=True,
         )
         for arm in space.arms
@@ -100,21 +96,20 @@ def open_studies(
         fixed += ["settings.seed:"] if settings.seeds > 1 else []
         is_another = any(change.startswith(tuple(fixed)) for change in changes)
         if changes and (settings.on_change == "refuse" or is_another):
+            way_out = (
+                "; a grid's points, and the seeds of trials with several, never change."
+                if is_another
+                else ", or resume it and record the change with hydra.sweeper.on_change=record."
+            )
             raise ConfigError(
                 f"study {study.study_name} was created for something else:\n"
                 + "".join(f"  {change}\n" for change in changes)
                 + "Trials from before and after would not be comparable. Give the sweep another"
-                " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME)"
-                + (
-                    "; a grid's points, and the seeds of trials with several, never change."
-                    if is_another
-                    else ", or resume it and record the change with hydra.sweeper.on_change=record."
-                )
+                " directory (hydra.sweep.dir=DIR) or name (hydra.sweeper.study_name=NAME)" + way_out
             )
+        for slot, (folders, record) in sorted(lost.items()):
+            study.add_trial(_rebuilt(slot, folders, record, space, settings))
         if lost:
-            for slot in range(max(lost) + 1):
-                folders, record = lost.get(slot, ([], {}))
-                study.add_trial(_rebuilt(slot, folders, record, space, settings))
             log.warning("study %s was rebuilt from %s trials", study.study_name, len(lost))
         if changes:
             log.warning("study %s resumed, changed:\n  %s", study.study_name, "\n  ".join(changes))
@@ -136,34 +131,27 @@ def _rebuilt(
     settings: SweepSettings,
 ) -> optuna.trial.FrozenTrial:
     """A trial from its seeds' directories and trial.json; an unfinished one has to be run again."""
-    state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(
-        record.get("state", ""), TrialState.FAIL
-    )
-    attributes = {"slot": slot, "epochs": record.get("epochs"), "reason": record.get("reason")}
-    values, curve, objective = None, {}, settings.objective[0]
+    attributes = {key: record.get(key) for key in ("epochs", "reason")} | {"slot": slot}
+    ends = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    value, curve, objective = None, {}, settings.objective
     try:
-        if record.get("state") not in ("complete", "pruned", "failed"):
-            raise DataError("it had not ended")
+        state = ends[record["state"]]
         if state == TrialState.COMPLETE:
-            values = values_of((read_result(f / "result.json") for f in folders), settings)
+            value = value_of((read_result(f / "result.json") for f in folders), settings)
         if state != TrialState.FAIL:
             rows = read_metrics(folders[0], "eval")
             curve = {r["epoch"]: r[objective] for r in rows if r.get(objective) is not None}
     except (DataError, LookupError, TypeError, AttributeError) as error:
-        log.warning("trial %s is run again: %s", slot, error)
-        state, values = TrialState.FAIL, None
+        log.warning("trial %s had not ended, or is corrupt, and is run again: %s", slot, error)
+        state, value = TrialState.FAIL, None
         attributes |= {"void": STOPPED, "reason": str(error)}
-    sampled_from = record.get("distributions", {})
+    given = {key: json_to_distribution(d) for key, d in record.get("distributions", {}).items()}
+    params = record.get("params", {})
     return optuna.trial.create_trial(
         state=state,
-        values=values,
-        params=dict(record.get("params", {})),
-        distributions={
-            key: json_to_distribution(sampled_from[key])
-            if key in sampled_from
-            else space.distributions[key]
-            for key in record.get("params", {})
-        },
+        value=value,
+        params=dict(params),
+        distributions={key: given.get(key) or space.distributions[key] for key in params},
         user_attrs={key: value for key, value in attributes.items() if value is not None},
         intermediate_values=curve,
     )

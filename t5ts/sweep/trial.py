@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,9 +18,8 @@ from optuna.trial import TrialState
 
 from t5ts.analysis.results import Result, read_json, read_metrics, read_result
 from t5ts.checks import check
-from t5ts.config import OBJECTIVES, Config, from_hydra
+from t5ts.config import Config, from_hydra
 from t5ts.errors import (
-    ConfigError,
     DataError,
     DirectoryInUse,
     InputsChanged,
@@ -31,10 +31,12 @@ from t5ts.interruption import stop_on_signals
 from t5ts.provenance import write_json
 from t5ts.sweep.ledger import Claim, Ledger, is_void
 from t5ts.sweep.settings import COSTS, SweepSettings
-from t5ts.sweep.space import Base, Value, arm_name
+from t5ts.sweep.space import Value, arm_name
 
 log = logging.getLogger("t5ts.sweep")
 
+#: What a search cost, in an arm's results.
+BUDGET = ("trials", "seeds", "settings", "complete", "pruned", "failed", "epochs")
 #: Seconds between checks of a directory in which another process is still running.
 WAIT_S = 0.5
 
@@ -43,28 +45,33 @@ class Pruned(Exception):
     """The study's pruner stopped this trial."""
 
 
-class Lost(Exception):
-    """Another worker has this trial: this one was presumed dead."""
-
-
 @dataclass(kw_only=True)
 class Arm:
-    """An arm and its study, as one worker sees them.
+    """An arm and its study, as one process sees them.
 
     Attributes:
         values: The settings that define the arm.
         grid: The grid's points by slot, if it is one.
-        base: The point of another sweep that its trials start from, if any.
+        base: The best point of another sweep that its trials start from, if any.
     """
 
     values: dict[str, Value]
     ledger: Ledger
     grid: list[dict[str, Any]] | None
-    base: Base | None
+    base: Mapping[str, Any] | None
 
-    def point_of(self, slot: int) -> dict[str, Any] | None:
-        """A slot's parameters in a grid."""
-        return None if self.grid is None else self.grid[slot]
+    @property
+    def name(self) -> str:
+        """What it is called, in directories too."""
+        return arm_name(self.values)
+
+    def claim(self, owner: str, settings: SweepSettings) -> Claim | None:
+        """Take a trial for a process; None if none is free."""
+        return self.ledger.claim(
+            owner,
+            sampler_of=settings.make_sampler,
+            point_of=lambda slot: None if self.grid is None else self.grid[slot],
+        )
 
 
 @dataclass(kw_only=True)
@@ -74,10 +81,7 @@ class TrialTask:
     It is called for each of the trial's seeds in turn (`hydra.sweeper.seeds`).
 
     Attributes:
-        settings: The sweeper's.
         group: Name of the sweep.
-        arm: The trial's arm.
-        claim: The trial.
         runs: Directory and configuration of each seed's run, as far as they were started.
         results: Of those that finished.
     """
@@ -97,17 +101,11 @@ class TrialTask:
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         config = from_hydra(cfg)
         check(config)
-        whose = owner_of(run_dir)
-        if whose is not None and whose != (self.arm.ledger.study.study_name, self.claim.slot):
-            raise ConfigError(
-                f"{run_dir} is the directory of trial {whose[1]} of {whose[0]}: give each trial its"
-                " own by using ${hydra.job.num} in hydra.sweep.subdir."
-            )
+        assert owner_of(run_dir) in (None, (self.arm.ledger.study.study_name, self.claim.slot))
         with stop_on_signals() as stop:
             if self.runs and stop.is_set():
                 raise Interrupted("stopped between two seeds")
             self.runs[run_dir] = config
-            self._show(epoch=0, value=None)
             self.write("running", None, None)
             _put_corrupt_result_aside(run_dir)
             wait_until = time.monotonic() + self.settings.lost_after_s
@@ -135,9 +133,8 @@ class TrialTask:
                         raise
                     log.warning("%s It is moved aside and the trial is trained again.", error)
                     config = replace(config, train=replace(config.train, resume="never"))
-        values = values_of([result], self.settings)
-        if not all(math.isfinite(value) for value in values):
-            raise TrainingError(f"an objective is not finite: {', '.join(map(str, values))}")
+        if not math.isfinite(value := value_of([result], self.settings)):
+            raise TrainingError(f"the objective is not finite: {value}")
         self.results.append(result)
         return result
 
@@ -151,15 +148,12 @@ class TrialTask:
 
         Raises:
             Pruned: but not during the grace period after unfreezing.
-            Lost: if the trial was given to another worker.
+            UpdateFinishedTrialError: if this worker was presumed dead and the trial given away.
         """
-        trial, objective, epoch = self.claim.trial, self.settings.objective[0], row["epoch"]
-        self._show(epoch=epoch, value=row.get(objective))
-        if not self.arm.ledger.is_mine(trial):
-            raise Lost("presumed dead and given to another worker; this attempt stops")
-        if objective not in row or not self._is_judged or len(self.runs) > 1:
+        trial, objective, epoch = self.claim.trial, self.settings.objective, row["epoch"]
+        trial.set_user_attr("live", {"seed": self._now.seed, "epoch": epoch})
+        if objective not in row or len(self.runs) > 1 or not self._report():
             return
-        self._report()
         # "never" counts as "from the start"
         unfreeze_epoch = self._now.freeze.unfreeze_epoch or 0.0
         is_in_grace = epoch < unfreeze_epoch + self.settings.grace_epochs
@@ -167,56 +161,43 @@ class TrialTask:
         if not is_last and not is_in_grace and trial.should_prune():
             raise Pruned(f"at epoch {epoch} with {objective} {row[objective]:.4g}")
 
-    @property
-    def _is_judged(self) -> bool:
-        """Whether the pruner is told of it: of its first seed, the same for all trials."""
-        return self.settings.prunes and self.settings.objective[0] in OBJECTIVES
+    def _report(self) -> bool:
+        """Report every epoch of the first seed's run so far to the pruner, if there is one.
 
-    def _report(self) -> None:
-        """Report every epoch of the first seed's run so far to the pruner.
-
-        Epochs of an earlier attempt, or of a reused frozen phase, are also reported.
+        Epochs of an earlier attempt, or of a reused frozen phase, are also reported. Other seeds'
+        are not: the first is the same for all trials.
         """
-        objective = self.settings.objective[0]
+        objective = self.settings.objective
+        if not self.settings.prunes:
+            return False
         for row in read_metrics(next(iter(self.runs)), "eval"):
             if row["epoch"] > self._reported and row.get(objective) is not None:
                 self.claim.trial.report(row[objective], step=row["epoch"])
                 self._reported = row["epoch"]
-
-    def _show(self, *, epoch: int, value: float | None) -> None:
-        """Update the values for the coordinator's display."""
-        live = {"epoch": epoch, "value": value}
-        if self.settings.seeds > 1:
-            live["seed"] = self._now.seed
-        self.claim.trial.set_user_attr("live", live)
+        return True
 
     def end(self, state: str, reason: str | None = None) -> None:
         """Record how the trial ended, unless another worker was given it meanwhile."""
+        trial, value = self.claim.trial, None
+        if reason is not None and self.settings.seeds > 1 and self.runs:
+            reason = f"seed {self._now.seed}: {reason}"
         try:
-            self._end(state, reason)
-        except (Lost, UpdateFinishedTrialError):
-            log.warning("slot %s: given to another worker before it ended here", self.claim.slot)
-
-    def _end(self, state: str, reason: str | None) -> None:
-        """Record the end in the study and in the directories."""
-        trial, study, values = self.claim.trial, self.arm.ledger.study, None
-        if state == "complete":
-            if self._is_judged:
-                try:
+            if state == "complete":
+                value = value_of(self.results, self.settings)
+                with suppress(DataError):  # the result matters; the pruner's curve is optional
                     self._report()
-                except DataError as error:  # the result matters; the pruner's curve is optional
-                    log.warning("not reported to the pruner: %s", error)
-            values = values_of(self.results, self.settings)
-        if reason is not None:
-            if self.settings.seeds > 1 and self.runs:
-                reason = f"seed {self._now.seed}: {reason}"
-            trial.set_user_attr("reason", reason)
-        trial.set_user_attr("epochs", self._epochs(_epochs(*run) for run in self.runs.items()))
-        self.write(state, reason, values)
-        ended_as = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}.get(state)
-        if is_void(study.tell(trial, values, state=ended_as, skip_if_finished=True)):
-            raise Lost
-        if state in ("complete", "pruned") and not self.settings.keep_last:
+            if reason is not None:
+                trial.set_user_attr("reason", reason)
+            trial.set_user_attr("epochs", self._epochs(_epochs(*run) for run in self.runs.items()))
+            self.write(state, reason, value)
+            ended_as = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}.get(state)
+            told = trial.study.tell(trial, value, state=ended_as, skip_if_finished=True)
+            is_ours = not is_void(told)
+        except UpdateFinishedTrialError:
+            is_ours = False
+        if not is_ours:
+            log.warning("slot %s: given to another worker before it ended here", self.claim.slot)
+        elif state in ("complete", "pruned") and not self.settings.keep_last:
             # Nothing resumes from here, and the optimizer's state is twice the size of the weights.
             for run_dir in self.runs:
                 (run_dir / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
@@ -227,7 +208,7 @@ class TrialTask:
         asked = self.settings.seeds * each[0]["asked"] if each else 0
         return {"asked": asked} | {k: sum(one[k] for one in each) for k in ("trained", "reused")}
 
-    def write(self, state: str, reason: str | None, values: list[float] | None) -> None:
+    def write(self, state: str, reason: str | None, value: float | None) -> None:
         """`trial.json`: what the study knows of the trial, for readers of run directories only.
 
         Every seed's directory has a copy; the first seed's is written first, and decides.
@@ -238,15 +219,16 @@ class TrialTask:
         for run_dir, epochs in zip(self.runs, each, strict=True):
             record = {
                 "study": self.arm.ledger.study.study_name,
-                "arm": arm_name(self.arm.values),
+                "arm": self.arm.name,
                 "number": self.claim.slot,
                 "state": state,
                 "reason": reason,
                 "params": trial.params,
                 "distributions": distributions,
-                "searched_before": base and {"keys": base.searched, **base.budget},
-                "objectives": self.settings.objective,
-                "values": values,
+                "searched_before": base
+                and {"keys": [*base["best_params"]], **{k: base[k] for k in BUDGET if k in base}},
+                "objectives": [self.settings.objective],
+                "values": None if value is None else [value],
                 "n_trials": self.arm.ledger.n_trials,
                 "epochs": self._epochs(each),
                 "reused_epochs": epochs["reused"],
@@ -268,17 +250,15 @@ def _epochs(run_dir: Path, config: Config) -> dict[str, int]:
     return {"asked": config.train.epochs, "trained": max(0, reached - reused), "reused": reused}
 
 
-def values_of(results: Iterable[Result], settings: SweepSettings) -> list[float]:
-    """The objectives' values: means over the results of a trial's seeds."""
-    each = [
-        {
-            **result.metrics,
-            **{name: float(getattr(result, name)) for name in COSTS},
-            result.objective_name: result.objective,
-        }
+def value_of(results: Iterable[Result], settings: SweepSettings) -> float:
+    """The objective's value: the mean over the results of a trial's seeds."""
+    name = settings.objective
+    return fmean(
+        result.objective
+        if name == result.objective_name
+        else float(getattr(result, name) if name in COSTS else result.metrics[name])
         for result in results
-    ]
-    return [fmean(figures[name] for figures in each) for name in settings.objective]
+    )
 
 
 def owner_of(run_dir: Path) -> tuple[str, int] | None:

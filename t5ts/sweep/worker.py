@@ -41,12 +41,12 @@ from t5ts.errors import (
     WeightsError,
 )
 from t5ts.interruption import stop_on_signals
-from t5ts.sweep.ledger import DIED, REFUSED, STOPPED, Claim, Ledger, Owner
+from t5ts.sweep.ledger import BUSY, DIED, REFUSED, STOPPED, Claim, Ledger, owner_name
 from t5ts.sweep.settings import SweepSettings, find_function
 from t5ts.sweep.space import Space, Value, arm_name
 from t5ts.sweep.storage import open_storage
 from t5ts.sweep.studies import study_name
-from t5ts.sweep.trial import Arm, Lost, Pruned, TrialTask, owner_of, seed_folder
+from t5ts.sweep.trial import Arm, Pruned, TrialTask, owner_of, seed_folder
 
 log = logging.getLogger("t5ts.sweep")
 
@@ -66,13 +66,7 @@ DEVICE_FAULT = re.compile(r"CUDA|CUBLAS|cuDNN|NCCL")
 
 
 class BrokenDevice(UserError):
-    """The GPU failed: a new process may be able to use it again, this one cannot.
-
-    Attributes:
-        trials_done: Trials that the worker had finished.
-    """
-
-    trials_done = 0
+    """The GPU failed: a new process may be able to use it again, this one cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +88,9 @@ class Work:
         """State to pickle, without what another process can compose just as fast."""
         return {**self.__dict__, "_composed": {}}
 
-    def __call__(self, _job: DictConfig) -> int:
-        """The task function of a Hydra launcher's job; returns the number of trials done."""
-        return work(self)
+    def __call__(self, _job: DictConfig) -> None:
+        """The task function of a Hydra launcher's job."""
+        work(self)
 
     def compose(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> DictConfig:
         """Hydra's composition of one point, its `hydra` node included.
@@ -130,26 +124,22 @@ def open_arms(work: Work) -> list[Arm]:
     Raises:
         ConfigError: if the storage cannot be reached.
     """
-    settings = work.settings
+    settings, space = work.settings, work.space
     storage, pruner = open_storage(settings.storage, work.sweep_dir), settings.make_pruner()
     arms = []
-    for values in work.space.arms:
-        study = optuna.load_study(
-            study_name=study_name(settings.study_name, values), storage=storage, pruner=pruner
-        )
-        grid = work.space.grid(values) if settings.is_grid else None
-        n_trials = min(settings.n_trials, settings.n_trials if grid is None else len(grid))
+    for values in space.arms:
+        name = study_name(settings.study_name, values)
+        study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+        grid = space.grid(values) if settings.is_grid else None
+        n_trials = settings.n_trials if grid is None else min(settings.n_trials, len(grid))
         ledger = Ledger(study, n_trials=n_trials, lost_after_s=settings.lost_after_s)
-        base = work.space.bases.get(arm_name(values))
+        base = space.bases.get(arm_name(values))
         arms.append(Arm(values=values, ledger=ledger, grid=grid, base=base))
     return arms
 
 
-def work(job: Work) -> int:
+def work(job: Work) -> None:
     """Run trials until every slot of every arm has a result.
-
-    Returns:
-        Trials done by this worker.
 
     Raises:
         Interrupted: after SIGINT or SIGTERM; the trial was released with its checkpoint.
@@ -158,63 +148,41 @@ def work(job: Work) -> int:
     """
     register()
     setup_globals()
-    owner = Owner()
-    arms = open_arms(job)
-    done = 0
-    refused: dict[tuple[str, int], str] = {}
+    owner, arms = owner_name(), open_arms(job)
+    is_first = True
     with stop_on_signals() as stop:
         while True:
             if stop.is_set():
                 raise Interrupted("stopped between two trials")
-            _check_failures(arms, job.settings, refused)
-            if claimed := _claim(job, arms, owner):
-                arm, claim = claimed
-                try:
-                    reason = _do(job, arms, arm, claim)
-                except BrokenDevice as broken:
-                    broken.trials_done = done
-                    raise
-                refused.pop((arm_name(arm.values), claim.slot), None)
-                if reason is not None:
-                    refused[arm_name(arm.values), claim.slot] = reason
-                done += reason is None
-                if done == 1:
+            _check_failures(arms, job.settings, owner)
+            # Of the arm that has started the fewest, so that arms advance together.
+            waiting = sorted(arms, key=lambda arm: arm.ledger.states().total())
+            claims = ((arm, arm.claim(owner, job.settings)) for arm in waiting)
+            if claimed := next(((arm, claim) for arm, claim in claims if claim is not None), None):
+                _run_trial(job, arms, *claimed)
+                if is_first:
                     gc.freeze()  # imported objects stay alive: a run's collection skips them
-                continue
-            if all(arm.ledger.is_finished() for arm in arms):
-                return done
-            for arm in arms:
-                for line in arm.ledger.reclaim():
-                    log.warning("%s: %s; it will be run again", arm_name(arm.values), line)
-            time.sleep(POLL_S)
+                is_first = False
+            elif all(arm.ledger.is_finished() for arm in arms):
+                return
+            else:
+                lost = {arm.name: arm.ledger.reclaim() for arm in arms}
+                for name, lines in lost.items():
+                    for line in lines:
+                        log.warning("%s: %s; it will be run again", name, line)
+                if not any(lost.values()):
+                    time.sleep(POLL_S)
 
 
-def _claim(job: Work, arms: list[Arm], owner: Owner) -> tuple[Arm, Claim] | None:
-    """A trial of the arm that has started the fewest, so that arms advance together."""
-    for arm in sorted(arms, key=lambda arm: arm.ledger.started()):
-        claim = arm.ledger.claim(owner, sampler_of=job.settings.make_sampler, point_of=arm.point_of)
-        if claim is not None:
-            return arm, claim
-    return None
-
-
-def _check_failures(
-    arms: list[Arm], settings: SweepSettings, refused: Mapping[tuple[str, int], str]
-) -> None:
-    """Stop if too many trials failed, or this worker can run none of its trials.
-
-    Args:
-        arms: The sweep's.
-        settings: The sweeper's.
-        refused: Why this worker set trials aside, by arm and slot.
-    """
-    failed = sum(arm.ledger.progress().failed for arm in arms)
+def _check_failures(arms: list[Arm], settings: SweepSettings, owner: str) -> None:
+    """Stop if too many trials failed, or this worker can run none of its trials."""
+    failed = sum(arm.ledger.states()[TrialState.FAIL] for arm in arms)
+    refused = [reason for arm in arms for reason in arm.ledger.refused_by(owner)]
     budget = sum(arm.ledger.n_trials for arm in arms)
     too_many = failed + len(refused) > settings.max_failure_rate * budget
     if refused and (too_many or (len(refused) >= MAX_REFUSALS and not _any_has_run(arms))):
-        *_, reason = refused.values()
         raise DataError(
-            f"{reason}\n{plural(len(refused), 'trial')} could not run for lack of data or"
+            f"{refused[-1]}\n{plural(len(refused), 'trial')} could not run for lack of data or"
             " weights and will be retried: fix that and run the same command; finished trials"
             " are kept."
         )
@@ -230,31 +198,25 @@ def _check_failures(
 def _any_has_run(arms: list[Arm]) -> bool:
     """Whether some trial of the sweep has a measurement: its data and weights are available."""
     return any(
-        t.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        or t.user_attrs.get("live", {}).get("value") is not None
+        t.state in (TrialState.COMPLETE, TrialState.PRUNED) or "live" in t.user_attrs
         for arm in arms
         for t in arm.ledger.trials()
     )
 
 
-def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim) -> str | None:
-    """Run one trial, from its parameters to its records in the study and its directory.
-
-    Returns:
-        Why it was set aside, if it was.
-    """
+def _run_trial(job: Work, arms: list[Arm], arm: Arm, claim: Claim) -> None:
+    """Run one trial, from its parameters to its records in the study and its directory."""
     task = TrialTask(settings=job.settings, group=job.sweep_dir.name, arm=arm, claim=claim)
-    if claim.before[DIED] >= MAX_DEATHS:
-        died = claim.before[DIED]
+    if (died := claim.before[DIED]) >= MAX_DEATHS:
         task.end("failed", f"{died} workers died in it (out of memory?): {claim.last_reason}")
-        return None
+        return
     try:
         with _heartbeat(arm.ledger, claim.trial, job.settings.heartbeat_s):
             try:
                 point = _point(job, arm, claim)
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
                 task.end("failed", f"the point cannot be composed: {error}")
-                return None
+                return
             for config in _of_each_seed(point, job.settings.seeds):
                 returned = run_job(
                     task_function=task,
@@ -264,17 +226,13 @@ def _do(job: Work, arms: list[Arm], arm: Arm, claim: Claim) -> str | None:
                     hydra_context=job.hydra_context,
                 )
                 if returned.status != JobStatus.COMPLETED:
-                    outcome = returned._return_value
-                    break
-            else:
-                task.end("complete")
-                return None
+                    raise returned._return_value  # (Its public name also prints to the terminal.)
+            task.end("complete")
     except KeyboardInterrupt:
         _give_back(task, STOPPED, "stopped immediately")
         raise Interrupted("stopped immediately") from None
-    except Exception as error:  # from the storage, or from Hydra before the run
-        outcome = error
-    return _record_failure(task, outcome, arms)
+    except Exception as error:  # of the run, from the storage, or from Hydra before the run
+        _record_failure(task, error, arms)
 
 
 def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
@@ -292,14 +250,14 @@ def _point(job: Work, arm: Arm, claim: Claim) -> DictConfig:
         # The directory comes from the sweep's command, not from the point's.
         config.hydra.sweep.dir = str(job.sweep_dir)
         config.hydra.job.num = claim.slot
-        config.hydra.job.id = f"{arm_name(arm.values)}-{claim.slot}"
+        config.hydra.job.id = f"{arm.name}-{claim.slot}"
         config.hydra.job.env_set[SEARCHED] = " ".join(trial.params)
         if job.settings.reuse and config.train.reuse_dir is None:
             config.train.reuse_dir = str(job.sweep_dir / ".frozen")
             config.train.reuse_max_gb = job.settings.reuse_max_gb
         subdir = config.hydra.sweep.subdir
         if arm.values:
-            subdir = f"{arm_name(arm.values)}/{subdir}"
+            subdir = f"{arm.name}/{subdir}"
         first = seed_folder(config.seed) if job.settings.seeds > 1 else "."
         if owner_of(job.sweep_dir / subdir / first) not in (
             None,
@@ -325,12 +283,8 @@ def _of_each_seed(point: DictConfig, seeds: int) -> Iterator[DictConfig]:
         yield config
 
 
-def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> str | None:
-    """Record why a trial has no result, and raise errors that should end the worker.
-
-    Returns:
-        Why it was set aside, if it was.
-    """
+def _record_failure(task: TrialTask, error: Exception, arms: list[Arm]) -> None:
+    """Record why a trial has no result, and raise errors that should end the worker."""
     slot = task.claim.slot
     if words := disk_fault(error):
         _give_back(task, STOPPED, words)
@@ -338,36 +292,37 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
             f"{words}: free some space or repair the disk, and run the same command again; trial"
             f" {slot} resumes from its last checkpoint, finished trials are kept."
         ) from error
-    if _is_device_fault(error):
-        words = f"{type(error).__name__}: {error}".splitlines()[0]
+    kind = type(error).__name__
+    is_of_cuda = isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error))
+    if kind == "AcceleratorError" or (is_of_cuda and kind != "OutOfMemoryError"):
+        # The GPU's state may be lost: then nothing works in this process any more.
+        words = f"{kind}: {error}".splitlines()[0]
         _give_back(task, DIED, words)
         raise BrokenDevice(f"trial {slot}: {words}") from error
     match error:
         case Pruned():
             task.end("pruned", str(error))
-        case Lost() | UpdateFinishedTrialError():
-            log.warning("slot %s: %s", slot, error)
+        case UpdateFinishedTrialError():
+            log.warning("slot %s: presumed dead and given away; this attempt stops", slot)
         case Interrupted() | InputsChanged():
             _give_back(task, STOPPED, str(error))
             raise error
         case DirectoryInUse():
             log.warning("slot %s will be retried later: %s", slot, error)
-            task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
+            task.arm.ledger.release(task.claim.trial._trial_id, BUSY, str(error))
         case DataError() | WeightsError() | OutputError() | OSError():
             # The point's fault, or the machine's? Others are tried before it is retried.
             was_refused = task.claim.before[REFUSED] > 0
             if was_refused and _any_has_run(arms):
                 task.end("failed", str(error))
-                return None
+                return
             log.warning("slot %s will be retried later: %s", slot, error)
-            task.write("interrupted", str(error), None)
-            task.arm.ledger.set_aside(task.claim.trial._trial_id, str(error))
+            _give_back(task, REFUSED, str(error))
             if was_refused:
                 raise error if isinstance(error, UserError) else DataError(str(error))
-            return str(error)
         case UserError():
             task.end("failed", str(error))
-        case _ if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        case _ if kind in ("OutOfMemoryError", "MemoryError"):
             import torch  # loaded already: the trial ran
 
             traceback.clear_frames(error.__traceback__)  # they keep the trial's tensors alive
@@ -375,15 +330,14 @@ def _record_failure(task: TrialTask, error: BaseException, arms: list[Arm]) -> s
             task.end("failed", f"out of memory: {error}".splitlines()[0])
         case _:
             log.error("slot %s failed", slot, exc_info=error)
-            task.end("failed", f"{type(error).__name__}: {error}")
-    return None
+            task.end("failed", f"{kind}: {error}")
 
 
 def _give_back(task: TrialTask, how: str, reason: str) -> None:
-    """Release a trial for another worker's attempt."""
+    """Release a trial for another attempt."""
     for record in (
         lambda: task.write("interrupted", reason, None),
-        lambda: task.arm.ledger.hand_back(task.claim.trial._trial_id, how, reason),
+        lambda: task.arm.ledger.release(task.claim.trial._trial_id, how, reason),
     ):
         try:
             record()
@@ -401,21 +355,15 @@ def disk_fault(error: BaseException) -> str | None:
     return None
 
 
-def _is_device_fault(error: BaseException) -> bool:
-    """Whether the GPU's state may be lost: then nothing works in this process any more."""
-    name = type(error).__name__
-    is_cuda = isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error)) is not None
-    return name == "AcceleratorError" or (is_cuda and name != "OutOfMemoryError")
-
-
 @contextmanager
 def _heartbeat(ledger: Ledger, trial: optuna.Trial, every_s: float) -> Iterator[None]:
     """Send heartbeats from a thread until the trial ends."""
 
     def beat() -> None:
         try:
-            if ledger.is_mine(trial):
-                ledger.beat(trial)
+            ledger.beat(trial)
+        except UpdateFinishedTrialError:
+            pass  # given away: the run will notice at its next epoch
         except Exception as error:  # any storage error: the next heartbeat may get through
             log.warning("no heartbeat: %s", error)
 

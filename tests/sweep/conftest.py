@@ -3,14 +3,19 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from sweep.sweeps import COMMON
 
@@ -22,6 +27,40 @@ from t5ts.sweep import coordinator, trial
 from t5ts.sweep.worker import work
 
 Sweep = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once() -> Iterator[None]:
+    """Hydra composes each choice of options once, which takes longer than most of these sweeps.
+
+    Values are set in copies, by Hydra itself.
+    """
+    lists: dict[Any, DefaultsList] = {}
+    composed: dict[int, DictConfig] = {}
+    list_defaults = config_loader_impl.create_defaults_list
+    compose = ConfigLoaderImpl._compose_config_from_defaults_list
+
+    def find_list(repo: Any, overrides_list: list[Override], **rest: Any) -> DefaultsList:
+        if any(override.is_delete() for override in overrides_list):
+            return list_defaults(repo=repo, overrides_list=overrides_list, **rest)
+        choices = [o for o in overrides_list if repo.group_exists(o.key_or_group)]
+        key = *(o.input_line for o in choices), *rest.values()
+        if key not in lists:
+            lists[key] = list_defaults(repo=repo, overrides_list=choices, **rest)
+        values = [o for o in overrides_list if not (o in choices or o.is_sweep_override())]
+        return replace(lists[key], config_overrides=values)
+
+    def copy_composed(self: Any, defaults: list[Any], repo: Any) -> DictConfig:
+        if not any(found.defaults is defaults for found in lists.values()):
+            return compose(self, defaults, repo)
+        if id(defaults) not in composed:
+            composed[id(defaults)] = compose(self, defaults, repo)
+        return deepcopy(composed[id(defaults)])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(config_loader_impl, "create_defaults_list", find_list)
+        patched.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", copy_composed)
+        yield
 
 
 def compose_sweep(*overrides: str) -> DictConfig:

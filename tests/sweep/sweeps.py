@@ -2,17 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from conftest import SMALL, TINY_T5
 from optuna import load_study
 from optuna.trial import FrozenTrial
-from runs import read
+from runs import Command, command_line, read
 
 from t5ts.config import CONF
 from t5ts.sweep.ledger import is_void
@@ -37,36 +35,31 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | changes
 
 
-def start(
-    *overrides: str, cwd: Path, below: Sequence[str] = (), **changes: str
-) -> subprocess.Popen[str]:
-    """A sweep in its own process; an override wins over SPACE's of the same key.
-
-    Args:
-        below: What Python runs instead, with the rest as its arguments (torchrun).
-
-    SIGINT is ignored at its start, as in a shell's background job: what stops it is its own doing.
-    """
-    return subprocess.Popen(
-        [sys.executable, *below, "-m", "t5ts.run", "--multirun", *COMMON, *SPACE, *overrides],
-        cwd=cwd, env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    )  # fmt: skip
+def _background(*arguments: str) -> None:
+    """What a shell's `python -m t5ts.run … &` does: SIGINT is ignored at its start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    command_line("--multirun", *COMMON, *SPACE, *arguments)
 
 
-def finish(process: subprocess.Popen[str], *, status: int = 0) -> tuple[str, str]:
+def start(*overrides: str, cwd: Path) -> Command:
+    """A sweep in its own process; an override wins over SPACE's of the same key."""
+    threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return Command(*overrides, cwd=cwd, program=_background, **threads)
+
+
+def finish(process: Command, *, status: int = 0) -> tuple[str, str]:
     """Wait for its end; what it printed on standard output and standard error."""
-    stdout, stderr = process.communicate(timeout=180)
+    stdout, stderr = process.wait()
     assert process.returncode == status, stdout + stderr
     assert "Traceback" not in stderr
     return stdout, stderr
 
 
-def wait_for(process: subprocess.Popen[str], holds: Callable[[], Any]) -> Any:
+def wait_for(process: Command, holds: Callable[[], Any]) -> Any:
     """Poll until something holds, while the process runs; returns it."""
     deadline = time.monotonic() + 120
     while not (found := holds()):
-        assert process.poll() is None, process.communicate()
+        assert process.returncode is None, process.wait()
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.1)
     return found

@@ -177,9 +177,8 @@ def test_a_result_whose_worker_died_before_it_said_so_counts_with_its_epochs(
     random.append("hydra.sweeper.n_trials=6")
     assert sweep("s", *random)[0] == 130
     assert sweep("s", *random)[0] == 0
-    (again,) = (
-        t for t in attempts(tmp_path / "s", study="sweep") if "attempt_after" in t.user_attrs
-    )
+    (lost,) = (t for t in attempts(tmp_path / "s", study="sweep") if "void" in t.user_attrs)
+    _lost, again = attempts_at(tmp_path / "s", lost.user_attrs["slot"])
     assert again.user_attrs["epochs"] == {"asked": 3, "trained": 3, "reused": 0}
     assert sorted(again.intermediate_values) == [0, 1, 2, 3]  # the pruner knows them too
 

@@ -10,7 +10,7 @@ from runs import read, rows
 from sweep.conftest import Sweep
 from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait_for
 
-from t5ts.sweep.ledger import DIED, STOPPED, Owner, is_void
+from t5ts.sweep.ledger import DIED, STOPPED, is_dead, is_void
 
 #: Long enough to be killed in the middle.
 EPOCHS = 20
@@ -39,6 +39,15 @@ def worker_of(trial: FrozenTrial) -> int:
     return int(trial.user_attrs["owner"].rsplit("/", 3)[1])
 
 
+def slot_of(trial: FrozenTrial) -> int:
+    return trial.user_attrs["slot"]
+
+
+def is_retry(trial: FrozenTrial, lost: FrozenTrial) -> bool:
+    """Whether it is another attempt at a lost trial."""
+    return slot_of(trial) == slot_of(lost) and trial.number > lost.number
+
+
 def check_epochs(sweep_dir: Path, slots: int) -> None:
     """Every epoch of every run once."""
     folders = run_dirs(sweep_dir)
@@ -50,65 +59,51 @@ def check_epochs(sweep_dir: Path, slots: int) -> None:
             assert epochs == list(range(EPOCHS + 1))
 
 
-def test_a_killed_workers_trial_is_done_again_from_its_checkpoint(tmp_path: Path) -> None:
-    sweep_dir = tmp_path / "sweep"
-    process = start(*LONG, "hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=2", cwd=tmp_path)
-    lost = wait_for(process, lambda: begun(sweep_dir, epoch=5, seed=1))[0]
-    os.kill(worker_of(lost), signal.SIGKILL)
-    finish(process)
-    trials = attempts(sweep_dir)
-    assert results(trials) == [0, 1]
-    # The lost one, and nothing else, was done twice.
-    first, *others = [t for t in trials if is_void(t)]
-    assert others == []
-    assert first.number == lost.number
-    assert first.user_attrs["void"] == DIED
-    (again,) = [t for t in trials if t.user_attrs.get("attempt_after") == lost.number]
-    assert again.params == lost.params
-    assert again.user_attrs["slot"] == lost.user_attrs["slot"]
-    assert len(trials) == 3
-    # The second attempt resumed where the first had stopped.
-    resumed = {
-        path.parent
-        for path in sweep_dir.glob("*/*/provenance.json")
-        if read(path)["resumed_from"] is not None
-    }
-    assert resumed == {run_dirs(sweep_dir)[lost.user_attrs["slot"]] / "seed-1"}
-    check_epochs(sweep_dir, 2)
-
-
-def test_a_sweep_goes_on_after_its_coordinator_was_killed_and_stopped(
+def test_a_sweep_goes_on_after_kills_of_a_worker_and_of_its_coordinator(
     sweep: Sweep, tmp_path: Path
 ) -> None:
     sweep_dir = tmp_path / "sweep"
-    arguments = [*LONG, "hydra.sweeper.n_trials=1"]
+    arguments = [*LONG, "hydra.sweeper.n_trials=2"]
+
+    process = start(*arguments, "hydra.sweeper.n_jobs=2", cwd=tmp_path)
+    lost = wait_for(process, lambda: begun(sweep_dir, epoch=5, seed=1))[0]
+    os.kill(worker_of(lost), signal.SIGKILL)
+    (again,) = wait_for(process, lambda: [t for t in begun(sweep_dir, epoch=0)
+                                          if is_retry(t, lost)])  # fmt: skip
+    assert again.params == lost.params
+    assert attempts(sweep_dir)[lost.number].user_attrs["void"] == DIED
+    # The second attempt resumed where the first had stopped.
+    (folder,) = (path for slot, path in run_dirs(sweep_dir).items() if slot == slot_of(lost))
+    assert read(folder / "seed-0" / "provenance.json")["resumed_from"] is None
+    assert read(folder / "seed-1" / "provenance.json")["resumed_from"] is not None
+    process.send_signal(signal.SIGINT)
+    finish(process, status=130)
 
     process = start(*arguments, cwd=tmp_path)
-    running = wait_for(process, lambda: begun(sweep_dir, epoch=5))
-    process.kill()
-    process.communicate()
+    before = len(attempts(sweep_dir))
+    running = wait_for(process, lambda: [t for t in begun(sweep_dir, epoch=0)
+                                         if t.number >= before])  # fmt: skip
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     # The workers end by themselves, in order: trials given back, checkpoints written.
     deadline = time.monotonic() + 30
-    while any(Owner.is_dead(trial.user_attrs["owner"]) is False for trial in running):
+    while any(is_dead(trial.user_attrs["owner"]) is False for trial in running):
         assert time.monotonic() < deadline, "a worker outlives its coordinator"
         time.sleep(0.05)
-    ended = [attempts(sweep_dir)[trial.number] for trial in running]
-    assert [trial.user_attrs["void"] for trial in ended] == [STOPPED]
-    interrupted = sorted(sweep_dir.glob("*/*/trial.json"))
-    assert {read(path)["state"] for path in interrupted} == {"interrupted"}
-    assert (interrupted[-1].parent / "checkpoint" / "last.safetensors").exists()
+    for trial in running:
+        assert attempts(sweep_dir)[trial.number].user_attrs["void"] == STOPPED
+        seeds = sorted(run_dirs(sweep_dir)[slot_of(trial)].glob("seed-*/trial.json"))
+        assert {read(path)["state"] for path in seeds} == {"interrupted"}
+        assert (seeds[-1].parent / "checkpoint" / "last.safetensors").exists()
 
     # Power failed while someone wrote to the journal, say.
     with (sweep_dir / "study.journal").open("a") as journal:
         journal.write('{"op_code": 8, "worker_id": "half a rec')
 
-    process = start(*arguments, cwd=tmp_path)
-    wait_for(process, lambda: begun(sweep_dir, epoch=12))
-    process.send_signal(signal.SIGINT)
-    finish(process, status=130)
-
     assert sweep("sweep", *SPACE, *arguments)[0] == 0
     trials = attempts(sweep_dir)
-    assert results(trials) == [0]
+    assert results(trials) == [0, 1]
     assert {t.state for t in trials if not is_void(t)} == {TrialState.COMPLETE}
-    check_epochs(sweep_dir, 1)
+    # Of the lost ones, and of nothing else, there was another attempt.
+    assert len(trials) - 2 == sum(map(is_void, trials))
+    check_epochs(sweep_dir, 2)

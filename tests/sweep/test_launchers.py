@@ -10,10 +10,12 @@ from sweep.conftest import Sweep
 from sweep.sweeps import SPACE, attempts, results, run_dirs
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_two_workers_share_three_trials(sweep: Sweep, launcher: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("launcher", "workers"), [("joblib", 2), ("submitit_local", 1)])
+def test_workers_share_three_trials(
+    sweep: Sweep, launcher: str, workers: int, tmp_path: Path
+) -> None:
     status, stdout, _ = sweep(
-        "s", *SPACE, f"hydra/launcher={launcher}", "hydra.sweeper.n_jobs=2",
+        "s", *SPACE, f"hydra/launcher={launcher}", f"hydra.sweeper.n_jobs={workers}",
         "hydra.sweeper.n_trials=3", "hydra/sweeper/pruner=none",
     )  # fmt: skip
     if launcher == "joblib":
@@ -23,7 +25,7 @@ def test_two_workers_share_three_trials(sweep: Sweep, launcher: str, tmp_path: P
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     assert results(trials) == [0, 1, 2]
     owners = {trial.user_attrs["owner"] for trial in trials}
-    assert len(owners) <= 2  # each worker is one process that serves many trials
+    assert len(owners) <= workers  # each worker is one process that serves many trials
     assert len({trial.params["optim.lr"] for trial in trials}) == 3
     values = {trial.user_attrs["slot"]: trial.value for trial in trials}
     for slot, folder in run_dirs(tmp_path / "s").items():

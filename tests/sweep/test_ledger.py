@@ -1,6 +1,7 @@
 """Slots: each has one result in the end, whatever dies when, and nobody's live trial is touched."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,7 +23,7 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
 from benchmarks.sweep_kills import run
-from t5ts.sweep.ledger import DIED, STOPPED, Claim, Ledger, Owner, is_void
+from t5ts.sweep.ledger import DIED, REFUSED, STOPPED, Claim, Ledger, is_dead, is_void, owner_name
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -32,7 +33,7 @@ def open_ledger(storage: BaseStorage, n_trials: int, lost_after_s: float = 0.0) 
     return Ledger(study, n_trials=n_trials, lost_after_s=lost_after_s)
 
 
-def take(ledger: Ledger, owner: Owner, grid: list[dict[str, Any]] | None = None) -> Claim | None:
+def take(ledger: Ledger, owner: str, grid: list[dict[str, Any]] | None = None) -> Claim | None:
     claim = ledger.claim(
         owner,
         sampler_of=lambda slot: RandomSampler(seed=slot),
@@ -41,13 +42,6 @@ def take(ledger: Ledger, owner: Owner, grid: list[dict[str, Any]] | None = None)
     if claim is not None:
         claim.trial.suggest_float("x", 0, 1)
     return claim
-
-
-class NamedOwner(Owner):
-    """An owner whose death the test decides."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
 
 class Workers(RuleBasedStateMachine):
@@ -61,9 +55,9 @@ class Workers(RuleBasedStateMachine):
         self.n_trials = n_trials
         self.names = 0
         self.dead: set[str] = set()
-        self.running: list[tuple[Claim, Owner]] = []
+        self.running: list[tuple[Claim, str]] = []
         self.drawn: dict[int, float] = {}
-        self.patch = mock.patch.object(Owner, "is_dead", lambda name: name in self.dead)
+        self.patch = mock.patch("t5ts.sweep.ledger.is_dead", lambda name: name in self.dead)
         self.patch.start()
 
     def teardown(self) -> None:
@@ -74,9 +68,9 @@ class Workers(RuleBasedStateMachine):
         finally:
             self.patch.stop()
 
-    def owner(self) -> Owner:
+    def owner(self) -> str:
         self.names += 1
-        return NamedOwner(f"worker-{self.names}")
+        return f"worker-{self.names}"
 
     def claim(self, which: int) -> bool:
         owner = self.owner()
@@ -93,28 +87,45 @@ class Workers(RuleBasedStateMachine):
     def ask(self, which: int) -> None:
         self.claim(which)
 
-    @rule(which=st.integers(0, 1))
-    def two_ask_at_the_same_moment(self, which: int) -> None:
-        """Another worker claims after this one has asked, before it knows its slot."""
-        study = self.ledgers[which].study
-        ask = study.ask
+    @rule(which=st.integers(0, 1), when=st.sampled_from(["before", "after"]))
+    def two_ask_at_the_same_moment(self, which: int, when: str) -> None:
+        """Another worker claims before or after this one's trial is created, of which it is blind.
 
-        def ask_and_be_overtaken() -> optuna.Trial:
-            study.ask = ask  # type: ignore[method-assign]
-            trial = ask()
-            self.claim(1 - which)
-            return trial
+        It may also find that trial before this one knows whether the slot is its own.
+        """
+        storage = self.ledgers[which]._storage
+        create = storage.create_new_trial
 
-        with mock.patch.object(study, "ask", ask_and_be_overtaken):
+        def create_and_be_overtaken(*arguments: Any) -> int:
+            storage.create_new_trial = create
+            if when == "before":
+                self.claim(1 - which)
+            number = create(*arguments)
+            if when == "after":
+                self.claim(1 - which)
+            return number
+
+        with mock.patch.object(storage, "create_new_trial", create_and_be_overtaken):
             self.claim(which)
 
-    @rule(which=st.integers(0, 1), says_who=st.booleans())
-    def die_while_asking(self, which: int, says_who: bool) -> None:
-        trial = self.ledgers[which].study.ask()
-        if says_who:
-            owner = self.owner()
-            self.dead.add(owner.name)
-            trial.set_user_attr("owner", owner.name)
+    @rule(which=st.integers(0, 1), is_late=st.booleans())
+    def die_while_asking(self, which: int, is_late: bool) -> None:
+        """Just after the trial was created, for a free slot or for one that was taken meanwhile."""
+        owner, ledger = self.owner(), self.ledgers[which]
+        self.dead.add(owner)
+        storage = ledger._storage
+        create = storage.create_new_trial
+
+        def create_and_die(*arguments: Any) -> int:
+            storage.create_new_trial = create
+            if is_late:
+                self.claim(1 - which)
+            create(*arguments)
+            raise InterruptedError
+
+        patch = mock.patch.object(storage, "create_new_trial", create_and_die)
+        with patch, suppress(InterruptedError):
+            take(ledger, owner)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), state=st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]))
@@ -127,18 +138,15 @@ class Workers(RuleBasedStateMachine):
     @rule(data=st.data())
     def die(self, data: st.DataObject) -> None:
         _, owner = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        self.dead.add(owner.name)
+        self.dead.add(owner)
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), which=st.integers(0, 1), times=st.integers(0, 2))
-    def stop(self, data: st.DataObject, which: int, times: int) -> None:
-        """Handed back, by none or several at once: it is ended before it is enqueued again."""
+    @rule(data=st.data(), how=st.sampled_from([STOPPED, REFUSED]))
+    def stop(self, data: st.DataObject, how: str) -> None:
+        """Handed back, perhaps by several at once."""
         claim, _ = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        ledger = self.ledgers[which]
-        frozen = ledger.trials()[claim.trial.number]
-        assert ledger._end(frozen, STOPPED, "stopped")
-        for _ in range(times):
-            ledger._enqueue_again(frozen)
+        for ledger in self.ledgers:
+            ledger.release(claim.trial._trial_id, how, "why")
 
     @rule(which=st.integers(0, 1))
     def reclaim(self, which: int) -> None:
@@ -182,9 +190,7 @@ class Workers(RuleBasedStateMachine):
             if t.state.is_finished() and not is_void(t)
         )
         assert results == list(range(self.n_trials))
-        progress = ledger.progress()
-        assert (progress.finished, progress.running, progress.waiting) == (self.n_trials, 0, 0)
-        assert ledger.started() == self.n_trials
+        assert ledger.finished() == ledger.states().total() == self.n_trials
 
 
 def test_whatever_dies_every_slot_has_one_result() -> None:
@@ -193,49 +199,52 @@ def test_whatever_dies_every_slot_has_one_result() -> None:
     )
 
 
-@pytest.mark.parametrize("how", [DIED, STOPPED])
-def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(how: str) -> None:
+@pytest.mark.parametrize(("how", "next_slot"), [(DIED, 0), (STOPPED, 0), (REFUSED, 1)])
+def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(how: str, next_slot: int) -> None:
     ledger = open_ledger(InMemoryStorage(), 2)
-    first = take(ledger, Owner())
+    first = take(ledger, "one")
     assert first is not None
-    ledger.hand_back(first.trial._trial_id, how, "why")
-    progress = ledger.progress()
-    assert (progress.failed, progress.waiting) == (0, 1)
-    again = take(ledger, Owner())
-    assert again is not None
-    assert (again.slot, again.trial.params) == (first.slot, first.trial.params)
+    ledger.release(first.trial._trial_id, how, "why")
+    assert ledger.refused_by("one") == (["why"] if how == REFUSED else [])
+    assert ledger.states().total() == 0
+    claims = [take(ledger, "two"), take(ledger, "two")]  # what was refused is tried last
+    again = next(claim for claim in claims if claim is not None and claim.slot == 0)
+    assert claims[0] is not None
+    assert claims[0].slot == next_slot
+    assert again.trial.params == first.trial.params
     assert again.before == {how: 1}
     assert again.trial.number != first.trial.number
+    assert ledger.refused_by("one") == []
 
 
-def test_a_trial_that_ended_is_not_handed_back() -> None:
+def test_a_trial_that_ended_is_not_released() -> None:
     ledger = open_ledger(InMemoryStorage(), 1)
-    claim = take(ledger, Owner())
+    claim = take(ledger, "one")
     assert claim is not None
     ledger.study.tell(claim.trial, 1.0)
-    ledger.hand_back(claim.trial._trial_id, DIED, "too late")
-    assert (ledger.progress().complete, len(ledger.trials())) == (1, 1)
+    ledger.release(claim.trial._trial_id, DIED, "too late")
+    assert (ledger.states()[TrialState.COMPLETE], len(ledger.trials())) == (1, 1)
 
 
 def test_a_grid_gives_each_slot_its_point() -> None:
     ledger = open_ledger(InMemoryStorage(), 3)
     grid = [{"x": 0.75}, {"x": 0.5}, {"x": 0.25}]
-    claims = [take(ledger, Owner(), grid) for _ in grid]
+    claims = [take(ledger, "one", grid) for _ in grid]
     assert [c.trial.params for c in claims if c is not None] == grid
-    assert take(ledger, Owner(), grid) is None
+    assert take(ledger, "one", grid) is None
 
 
 def test_this_process_lives_and_one_that_ended_is_dead() -> None:
-    mine = Owner().name
-    assert Owner.is_dead(mine) is False
+    mine = owner_name()
+    assert is_dead(mine) is False
     place, pid, birth, token = mine.rsplit("/", 3)
-    assert Owner.is_dead(f"{place}/{pid}/{birth}0/{token}") is True  # its number was reused
-    assert Owner.is_dead(f"elsewhere/{pid}/{birth}/{token}") is None
+    assert is_dead(f"{place}/{pid}/{birth}0/{token}") is True  # its number was reused
+    assert is_dead(f"elsewhere/{pid}/{birth}/{token}") is None
     child = os.fork()
     if child == 0:
         os._exit(0)
     os.waitpid(child, 0)
-    assert Owner.is_dead(f"{place}/{child}/{birth}/{token}") is True
+    assert is_dead(f"{place}/{child}/{birth}/{token}") is True
 
 
 class Clock:
@@ -252,14 +261,14 @@ class Clock:
 @pytest.mark.parametrize(
     ("owner", "beats", "is_lost"),
     [
-        (NamedOwner("another machine/1/2/3"), True, False),
-        (NamedOwner("another machine/1/2/3"), False, True),
+        ("another machine/1/2/3", True, False),
+        ("another machine/1/2/3", False, True),
         # Its process lives on this machine: whatever it is busy with, nobody takes its trial.
-        (Owner(), False, False),
+        (owner_name(), False, False),
     ],
 )
 def test_another_machines_worker_is_known_by_its_heartbeat(
-    owner: Owner, beats: bool, is_lost: bool
+    owner: str, beats: bool, is_lost: bool
 ) -> None:
     clock = Clock()
     ledger = open_ledger(InMemoryStorage(), 1, lost_after_s=10)
@@ -272,7 +281,7 @@ def test_another_machines_worker_is_known_by_its_heartbeat(
                 ledger.beat(claim.trial)
             lost += ledger.reclaim()
             clock.now += 6
-    assert ledger.is_mine(claim.trial) != is_lost
+    assert ledger.states()[TrialState.RUNNING] != is_lost
     assert len(lost) == is_lost
 
 

@@ -13,7 +13,7 @@ from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait
 from sweep.test_ledger import open_ledger, take
 
 from t5ts.errors import ConfigError
-from t5ts.sweep.ledger import STOPPED, Owner
+from t5ts.sweep.ledger import STOPPED, owner_name
 from t5ts.sweep.storage import open_storage
 
 
@@ -41,13 +41,13 @@ def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Pat
         ledger.study.set_user_attr("t5ts:made_for", {f"key.{i}": "ä" * 100 for i in range(1000)})
         done = []
         while not ledger.is_finished():
-            claim = take(ledger, Owner())
+            claim = take(ledger, owner_name())
             if claim is None:
                 ledger.reclaim()
                 continue
             # A stopped attempt is done by the next worker that asks, at the same point.
             if (claim.trial.number + worker) % 3 == 0:
-                ledger.hand_back(claim.trial._trial_id, STOPPED, "stopped")
+                ledger.release(claim.trial._trial_id, STOPPED, "stopped")
                 continue
             ledger.study.tell(claim.trial, float(claim.slot))
             done.append(claim.slot)

@@ -43,9 +43,9 @@ def seed_dirs(folder: Path) -> dict[tuple[int, int], Path]:
     return found
 
 
-def values(folder: Path) -> dict[int, float]:
+def values(folder: Path, url: str | None = None) -> dict[int, float]:
     """The study's value of each slot; of attempts at one slot only one may count."""
-    trials = [t for t in attempts(folder, study="sweep") if not is_void(t)]
+    trials = [t for t in attempts(folder, url=url, study="sweep") if not is_void(t)]
     assert results(trials) == sorted({t.user_attrs["slot"] for t in trials})
     return {trial.user_attrs["slot"]: trial.value for trial in trials}
 
@@ -99,7 +99,7 @@ def test_a_failed_seed_fails_its_setting_with_its_reason(
     assert states(tmp_path / "s") == ["fail", "complete"]
     folders = seed_dirs(tmp_path / "s")
     assert sorted(folders) == [(0, 4), (0, 5), (1, 4), (1, 5), (1, 6)]
-    reason = "seed 5: an objective is not finite: nan"
+    reason = "seed 5: the objective is not finite: nan"
     assert read(folders[0, 4] / "trial.json")["reason"] == reason
     assert attempts(tmp_path / "s", study="sweep")[0].user_attrs["reason"] == reason
 
@@ -132,19 +132,20 @@ def test_the_first_seed_decides_on_pruning_for_all(sweep: Sweep, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("seed", "when", "stop"),
+    ("seed", "when", "stop", "database"),
     [
-        (4, "after", "asked"),  # the first is done, no other begins
-        (5, "fault", "at once"),
-        (5, "after", "at once"),
-        (6, "after", "at once"),  # all are done, but the study was not told
-        (6, "after", "asked"),
+        (4, "after", "asked", None),  # the first is done, no other begins
+        (5, "fault", "at once", None),
+        (5, "after", "at once", "sqlite:///study.db"),
+        (6, "after", "at once", None),  # all are done, but the study was not told
+        (6, "after", "asked", "sqlite:///study.db"),
     ],
 )
 def test_a_stop_at_any_seed_loses_and_doubles_nothing(
     sweep: Sweep, training: Training, done: Runs, tmp_path: Path,
-    seed: int, when: str, stop: str,
+    seed: int, when: str, stop: str, database: str | None,
 ) -> None:  # fmt: skip
+    command = [*GRID, f"hydra.sweeper.storage={database or 'null'}"]
     stops = [seed]
 
     def once(config: Config) -> None:
@@ -156,11 +157,11 @@ def test_a_stop_at_any_seed_loses_and_doubles_nothing(
                 os.kill(os.getpid(), signal.SIGTERM)
 
     setattr(training, when, once)
-    assert sweep("s", *GRID)[0] == 130
+    assert sweep("s", *command)[0] == 130
     # A stop that was asked for does not start another seed.
     assert len(done) <= 1 + list(NOISE).index(seed)
-    assert sweep("s", *GRID)[0] == 0
-    assert values(tmp_path / "s") == pytest.approx({0: 0.301, 1: 0.302})
+    assert sweep("s", *command)[0] == 0
+    assert values(tmp_path / "s", database) == pytest.approx({0: 0.301, 1: 0.302})
     assert done == EVERY
     assert len(seed_dirs(tmp_path / "s")) == 6
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5ts.errors import ConfigError, ResumeError
-from t5ts.sweep.storage import JOURNAL, open_storage, without_password
+from t5ts.provenance import without_password
+from t5ts.sweep.storage import JOURNAL, open_storage
 
 
 def ask(folder: Path, count: int) -> None:

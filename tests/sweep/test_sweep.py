@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from runs import read, rows
@@ -145,7 +144,7 @@ def test_how_a_trial_failed_is_recorded_and_the_sweep_goes_on(
         "out of memory: CUDA out of memory.",
         "out of memory: ",
         "RuntimeError: a bug",
-        "an objective is not finite: nan",
+        "the objective is not finite: nan",
     ]
     assert states(tmp_path / "s") == ["fail"] * 4
     trials = attempts(tmp_path / "s", study="sweep")
@@ -262,12 +261,26 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(
 
 
 @pytest.mark.usefixtures("training")
-def test_several_objectives_give_a_front(sweep: Sweep, tmp_path: Path) -> None:
-    objectives = "hydra.sweeper.objective=[val_loss,seconds]"
-    assert sweep("s", "init=random", LR, objectives, "hydra.sweeper.n_trials=2")[0] == 0
-    found = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
-    assert all(len(solution["values"]) == 2 for solution in found["solutions"])
-    assert found["solutions"]
+def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) -> None:
+    search = ["init=random,matched", *GRID, "optim.weight_decay=0.1,0.3"]
+    assert sweep("search", *search)[0] == 0
+    final = ["experiment=final", f"hydra.sweeper.best_of={tmp_path / 'search'}", "seed=7"]
+    for override, arms, said in (
+        ("init=matched", ["matched"], ""),
+        ("init=matched,random", ["matched", "random"], ""),
+        ("init=t5", [], "it has: init=random; init=matched"),
+        ("optim.weight_decay=0.2", [], "searched optim.weight_decay"),
+        ("backbone=linear,shared", [], "backbone"),  # not compared there
+        ("train.progress=false", ["matched", "random"], ""),  # moves no number
+        ("train.epochs=2", ["matched", "random"], "changed  train.epochs: 3 → 2"),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        status, *output = sweep(folder.name, *final, override)
+        assert status == (0 if arms else 2), override
+        assert said in "".join(output)
+        assert ("changed" in "".join(output)) == ("changed" in said)
+        trained = [read(path)["arm"] for path in folder.rglob("trial.json")]
+        assert sorted(trained) == [f"init={arm}" for arm in arms]
 
 
 def test_a_space_that_the_grammar_cannot_say(
