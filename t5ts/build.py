@@ -464,9 +464,11 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
     encoder: T5Encoder | HFEncoder
     if isinstance(arch, HFArchitecture):
         encoder = HFEncoder(arch, dropout=backbone.dropout)
+        encoder.load_state_dict(state)
+        encoder.try_out(arch.model_type)
     else:
         encoder = T5Encoder(arch, dropout=backbone.dropout)
-    encoder.load_state_dict(state)
+        encoder.load_state_dict(state)
     return encoder, report
 
 

@@ -432,7 +432,9 @@ def test_columns_that_are_no_values(tmp_path, column, named):
     table = pl.DataFrame({"time": every(), "a": VALUES} | column)
     table.write_parquet(tmp_path / "x.parquet")
     refused(tmp_path / "x.parquet", *named)
-    refused(as_csv(tmp_path / "x.csv", table), *(w for w in named if w not in ("String", "Boolean")))
+    refused(
+        as_csv(tmp_path / "x.csv", table), *(w for w in named if w not in ("String", "Boolean"))
+    )
 
 
 def test_large_integers_that_float64_holds_are_read(tmp_path):
