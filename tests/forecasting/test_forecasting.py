@@ -233,9 +233,10 @@ def test_command_writes_csv_parquet_and_picture(
     clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "other.csv"
-    table().write_csv(data, separator=";")
+    table().write_csv(data, separator="^")
     out = tmp_path / "forecast.csv"
-    assert main([str(clean), "--data", str(data), "--out", str(out), "--plot"]) == 0
+    options = ["--data", str(data), "--out", str(out), "--plot", "data.separator=^"]
+    assert main([str(clean), *options]) == 0
     assert out.with_suffix(".png").stat().st_size > 10_000
     read = pl.read_csv(out, try_parse_dates=True)
     assert read.equals(t5ts.load(clean).predict())
@@ -330,8 +331,9 @@ def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_p
     frame = t5ts.results([tmp_path])
     assert frame["test_loss"].to_list() == [result.metrics["test_loss"]]
     assert t5ts.verdict([tmp_path, clean]).headline
-    with pytest.raises(UserError):
-        t5ts.run(["int=t5"])
+    for nonsense in ("int=t5", "~seed", "data.path=ü.csv"):
+        with pytest.raises(UserError):
+            t5ts.run([*overrides, nonsense], run_dir=tmp_path / "nonsense")
 
 
 def test_stored_configuration_is_the_runs(composed: Compose, clean: Path, folder: Path) -> None:
