@@ -1,6 +1,7 @@
 """Forecasts of a finished run: they are the run's own, in data units, for any data of its kind."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -292,13 +293,29 @@ def test_exported_encoder_is_transformers(clean: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(ours(tokens_MND), expected)
 
 
-def test_damaged_export_is_refused(clean: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("model/forecaster.json", b'"season"', b'"seasoo"'),
+        ("model/forecaster.json", rb'"std": \[\s*', b'"std": [1'),
+        ("model/forecaster.safetensors", b"head.bias", b"head.bia5"),
+        ("run/config.yaml", b"instance", b"none"),
+        ("run/provenance.json", rb'"std": \[\s*', b'"std": [1'),
+        ("run/result.json", b'"seconds": ', b'"seconds": 1'),
+    ],
+)
+def test_damaged_files_are_refused(
+    clean: Path, tmp_path: Path, file: str, old: bytes, new: bytes
+) -> None:
+    run_dir = shutil.copytree(clean, tmp_path / "run")
     out = export(clean, tmp_path / "model")
-    content = bytearray((out / "forecaster.safetensors").read_bytes())
-    content[-1] ^= 1
-    (out / "forecaster.safetensors").write_bytes(content)
-    with pytest.raises(WeightsError):
-        t5ts.load(out)
+    damaged = tmp_path / file
+    content = damaged.read_bytes()
+    damaged.write_bytes(re.sub(old, new, content))
+    assert damaged.read_bytes() != content
+    with pytest.raises(WeightsError, match=damaged.name):
+        t5ts.load(damaged.parent)
+    assert t5ts.load(out if damaged.parent == run_dir else run_dir)
 
 
 def test_run_without_an_encoder_is_exported_and_loaded(
@@ -315,7 +332,7 @@ def test_a_run_of_an_older_t5ts_predicts_the_same_while_its_data_stand(
 ) -> None:
     copy = Path(shutil.copytree(clean, tmp_path / "old"))
     provenance = json.loads((copy / "provenance.json").read_text())
-    del provenance["token_scale"], provenance["data"]["scaler"]
+    del provenance["token_scale"], provenance["data"]["scaler"], provenance["crc32"]
     (copy / "provenance.json").write_text(json.dumps(provenance))
     assert t5ts.load(copy).predict().equals(t5ts.load(clean).predict())
     provenance["data"]["sha256"] = "0" * 64
