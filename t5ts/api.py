@@ -48,11 +48,12 @@ def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> 
     from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from t5ts.checks import check
+    from t5ts.checks import check, check_overrides
     from t5ts.config import CONF, from_hydra, register
     from t5ts.errors import ConfigError
 
     register()
+    check_overrides(overrides)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -39,7 +39,7 @@ from t5ts.model.checkpoint_file import (
 )
 from t5ts.model.encoders import Encoder, NoEncoder, SharedEncoder, component_of
 from t5ts.model.forecaster import Forecaster
-from t5ts.model.hf_encoder import hf_architecture
+from t5ts.model.hf_encoder import HFEncoder, hf_architecture
 from t5ts.model.normalize import build_normalize
 from t5ts.model.patching import PatchEmbedding, WholeContext, token_bank
 from t5ts.model.tensors import empty_encoder, state_digest
@@ -461,6 +461,8 @@ def _build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
     )
     encoder = empty_encoder(arch, dropout=backbone.dropout, device="cpu")
     encoder.load_state_dict(state)
+    if isinstance(arch, HFArchitecture) and isinstance(encoder, HFEncoder):
+        encoder.try_out(arch.model_type)
     return encoder, report
 
 

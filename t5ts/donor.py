@@ -1,6 +1,5 @@
 """A finished run as a donor: its encoder as a checkpoint, and its patch embedding."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from t5ts.analysis.results import read_json
 from t5ts.checkpoint import load_checkpoint
-from t5ts.errors import ResumeError, WeightsError
+from t5ts.errors import UserError, WeightsError
 from t5ts.model.architecture import Architecture
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.patching import PatchEmbedding
 from t5ts.model.tensors import encoder_shapes, state_digest
 from t5ts.model.verify import check_trained
 from t5ts.model.weights import LoadReport, loaded_report
+from t5ts.provenance import file_crc32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
         told, tensors = (_read_export if is_export else _read_run)(folder)
         provenance = told["provenance"]
         first_rms, identity = float(provenance["scale_audit"]["input"]), provenance["identity"]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ResumeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
         raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
     return Donor(
         config=told["config"],
@@ -94,18 +95,19 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and records, and the model's tensors, of a run directory."""
-    told: dict[str, Any] = {
-        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("provenance", "result")
-    }
+    names = ("provenance", "result")
+    told: dict[str, Any] = {name: read_json(folder / f"{name}.json") for name in names}
     told["config"] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    files = told["result"].get("files", {})  # absent from the oldest runs
+    if files.get("config.yaml") not in (None, file_crc32(folder / "config.yaml")):
+        raise ValueError("config.yaml is not the file that the run wrote: its checksum differs")
     stored, _ = load_checkpoint(best_checkpoint(folder))
     return told, _under("model/", stored)
 
 
 def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The same for an export, whose files must match its recorded checksums."""
-    told = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+    told = read_json(folder / EXPORT)
     tensors: dict[str, Tensor] = {}
     for name, sha256 in told["files"].items():
         if file_sha256(folder / name) != sha256:

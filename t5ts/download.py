@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--proxy", help="proxy for http and https, http://HOST:PORT")
     parser.add_argument("--cache-dir", help="hub cache directory")
     parser.add_argument("--offline", action="store_true", help="use only the cache")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if not (options.overrides or options.list or options.verify):
         parser.print_help()
         return 2

@@ -84,6 +84,7 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
     from t5ts.donor import EXPORT, read_donor
     from t5ts.model.architecture import architecture_from
     from t5ts.model.checkpoint_file import file_sha256
+    from t5ts.provenance import write_json
 
     donor, out = read_donor(run, key="RUN"), Path(out).expanduser()
     verdict = _verdict(study) if study else None
@@ -110,7 +111,7 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
             _write_json(temporary / "config.json", config)
         save_file(rest, temporary / "forecaster.safetensors", metadata={"format": "pt"})
         files = {path.name: file_sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
-        _write_json(
+        write_json(
             temporary / EXPORT,
             {
                 "format": "t5ts-export-1",

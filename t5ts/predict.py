@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict and write; the exit status is 2 for what the user can fix."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     # A directory's name may have an equals sign too.
     overrides = [text for text in options.runs if "=" in text and not Path(text).exists()]
     runs = [text for text in options.runs if text not in overrides]

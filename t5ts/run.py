@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -85,11 +86,12 @@ def main(cfg: DictConfig) -> float:
 def cli() -> None:
     """Run the command; errors that Hydra would show as a traceback become one message."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    processes = ExitStack()  # left last: one message takes all of them
     try:
-        with distributed.setup():
-            check_overrides(sys.argv[1:])
-            with env_override({"HYDRA_FULL_ERROR": "1"}):  # errors come here, unprinted
-                main()
+        processes.enter_context(distributed.setup())
+        check_overrides(sys.argv[1:])
+        with env_override({"HYDRA_FULL_ERROR": "1"}):  # errors come here, unprinted
+            main()
     except UserError as error:
         _report(error)
         sys.exit(2)
@@ -102,6 +104,8 @@ def cli() -> None:
                 _remove_if_unused(Path(frame.f_locals["output_dir"]))
         _report(_one_message(error))
         sys.exit(2)
+    finally:
+        processes.close()
 
 
 def _report(error: UserError | str) -> None:

@@ -167,13 +167,19 @@ def test_torchruns_own_command_line_trains_one_run(tmp_path: Path) -> None:
         assert "gloo" not in (tmp_path / f"threads-{rank}").read_text()
 
 
-def test_a_multirun_is_refused_with_one_message(tmp_path: Path) -> None:
-    arguments = ["--multirun", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    process = Command(*arguments, cwd=tmp_path, processes=2)
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--multirun", "seed=0,1"], "--multirun"), (["seed=x"], "seed=x"), (["seeds=1"], "seeds")],
+)
+def test_nonsense_is_refused_with_one_message(
+    tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    places = [f"hydra.{mode}.dir={tmp_path / 'here'}" for mode in ("run", "sweep")]
+    process = Command(*arguments, *places, cwd=tmp_path, processes=2)
     _, err = process.wait()
     assert process.returncode
     (message,) = messages(err)
-    assert "--multirun" in message
+    assert named in message
     assert not list(tmp_path.iterdir())
 
 

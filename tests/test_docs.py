@@ -10,6 +10,7 @@ from contextlib import chdir
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -93,13 +94,16 @@ def test_other_commands_parse(command: tuple[str, ...], monkeypatch: pytest.Monk
     class ParsedError(Exception):
         pass
 
-    parse = argparse.ArgumentParser.parse_args
+    def then_stop(parse: Any) -> Any:
+        def parse_only(*arguments: object) -> None:
+            parse(*arguments)
+            raise ParsedError
 
-    def parse_only(self: argparse.ArgumentParser, *arguments: object) -> None:
-        parse(self, *arguments)  # type: ignore[call-overload]
-        raise ParsedError
+        return parse_only
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+        monkeypatch.setattr(argparse.ArgumentParser, name, then_stop(parse))
     with pytest.raises(ParsedError):
         importlib.import_module(module).main(words)
 

@@ -119,11 +119,12 @@ def count_gaps(
         missing_T = np.isnan(values_T)
         count = int(np.count_nonzero(missing_T))
         if count and (count == num_rows or missing == "error"):
+            policy = "choose data.missing=interpolate or mask, which never score gaps, or "
             raise DataError(
                 f"Channel {channel!r} of {name} has {count} missing values in {num_rows} rows, the "
-                f"first in row {int(np.argmax(missing_T)) + 1}. Fill the gaps, choose data.missing="
-                "interpolate or mask, which leave gaps out of the loss, or leave the channel out: "
-                "list the others in data.channels."
+                f"first in row {int(np.argmax(missing_T)) + 1}. Fill the gaps, "
+                f"{'or ' if count == num_rows else policy}leave the channel out: list the others "
+                "in data.channels."
             )
         if count:
             counts[channel] = count

@@ -268,6 +268,8 @@ class TableFile:
         with self._stream() as stream:
             header = _header(stream)
             sample = header + stream.read(2**16)
+        if not header.strip():
+            raise DataError(f"{self.path} (data.path) is blank: it has no line of column names.")
         lines = sample.decode("utf-8", "replace").splitlines()
         lines = lines[:1000] if len(sample) < 2**16 else lines[:1000][:-1] or lines
         start = sample[:4096].decode("utf-8", "replace")
@@ -510,10 +512,9 @@ class TableFile:
         values = numbers.to_numpy()
         if dtype != pl.Float32 and np.nanmax(np.abs(values), initial=0) > 2**53:
             is_wrong = numbers.is_finite() & (numbers.abs() > FLOAT32_MAX)
-            if dtype.is_integer():  # float64 would round it
-                is_wrong = numbers.is_not_null() & numbers.cast(dtype, strict=False).ne_missing(
-                    column
-                )
+            whole = column.cast(pl.Int128, strict=False)  # of text: null unless digits alone
+            held = numbers.cast(pl.Int128, strict=False)
+            is_wrong |= numbers.is_not_null() & whole.is_not_null() & held.ne_missing(whole)
             refuse(
                 is_wrong,
                 f"more than float32 ({FLOAT32_MAX:.1e}; whole numbers: float64, 2⁵³) can hold. "

@@ -60,8 +60,10 @@ PLAIN = {
 ALLOWED = (
     "Times may be ISO 8601 (2016-07-01 00:00:00), other dates with four digits for the year, "
     "months (2016-07, 2016Q3), whole numbers (20160701, 2016070100, Excel's days, epochs in s, ms, "
-    "us or ns from 1971 to 2100); hours run from 00 to 23, and all rows or none have a UTC offset. "
-    "For anything else set data.time_format, as in data.time_format='%m/%d/%y %H:%M'."
+    "us or ns from 1971 to 2100); hours run from 00 to 23, and all rows or none have a UTC offset; "
+    "with a place instead (Europe/Paris) no hour may be one that the clocks skip or repeat. "
+    "For anything else set data.time_format, as in data.time_format='%m/%d/%y %H:%M', or =s for a "
+    "counter of rows or seconds."
 )
 
 
@@ -162,10 +164,11 @@ def parse_times(
             continue
         other_us = np.concatenate([part[0] for part in other.parts])
         if (other.is_rival or "%" in other.label) and not np.array_equal(times_us, other_us):
+            row = int(np.argmax(times_us != other_us))
             raise DataError(
-                f"{where}: every row is ambiguous: {first!r} is {iso(times_us[0])} by "
-                f"{chosen.label!r} and {iso(other_us[0])} by {other.label!r}. Set "
-                "data.time_format=FORMAT."
+                f"{where}: every row is ambiguous, the first being {first!r}: row {row + 1} is "
+                f"{iso(times_us[row])} by {chosen.label!r} and {iso(other_us[row])} by "
+                f"{other.label!r}. Set data.time_format=FORMAT."
             )
     notes = [f"times read as {chosen.label}"] if chosen.label else []
     if chosen.label == EXCEL:  # days with few decimals: to the second, else to the millisecond

@@ -1,8 +1,9 @@
 """The whole model: normalise, patch, encode, forecast; and what its encoder does to the tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class Forecaster(nn.Module):
         blocks = self._blocks()
         try:
             for block in blocks:
-                vars(block)["forward"] = lambda hidden_MND, *_, **__: hidden_MND
+                vars(block)["forward"] = _bypassed(block)
             yield
         finally:
             for block in blocks:
@@ -118,6 +119,19 @@ class Forecaster(nn.Module):
 
     def _blocks(self) -> list[nn.Module]:
         return [] if isinstance(self.encoder, NoEncoder) else list(self.encoder.block)
+
+
+def _bypassed(block: nn.Module) -> Callable[..., Any]:
+    """A block's forward that returns its input, in a tuple if the block returns one (BLOOM's)."""
+    others: list[tuple[None, ...] | None] = []
+
+    def forward(hidden_MND: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not others:
+            real = type(block).forward(block, hidden_MND, *args, **kwargs)
+            others.append((None,) * (len(real) - 1) if isinstance(real, tuple) else None)
+        return hidden_MND if others[0] is None else (hidden_MND, *others[0])
+
+    return forward
 
 
 @torch.no_grad()
@@ -146,7 +160,8 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
     ratio: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}  # the latest block's replaces the one before
 
-    def record(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output
         rms[name] = _rms(output)
         seen[name.partition("_")[0]] = output
         if name.startswith("block"):

@@ -110,7 +110,8 @@ class HFEncoder(nn.Module):
         self.num_blocks = arch.num_layers
         self.prefix = f"{model.base_model_prefix}."
         self.blocks_name = f"{path}."
-        embedding = model.get_input_embeddings()
+        with _refusing(arch.model_type):
+            embedding = model.get_input_embeddings()
         name = next(n for n, p in model.named_parameters() if p is embedding.weight)
         shape = tuple(embedding.weight.shape)
         self.token_embedding = name, shape, float(getattr(embedding, "scalar_embed_scale", 1.0))
@@ -169,6 +170,24 @@ class HFEncoder(nn.Module):
             tokens_MND = tokens_MND.float()
         return self._model(inputs_embeds=tokens_MND).last_hidden_state
 
+    @torch.no_grad()
+    def try_out(self, kind: str) -> None:
+        """Raise WeightsError if the model does not encode embeddings alone (some want a layout)."""
+        with _refusing(kind):
+            self(torch.zeros(1, 2, self.d_model))
+
+
+@contextmanager
+def _refusing(kind: str) -> Iterator[None]:
+    """Whatever fails in transformers' own code makes an architecture one that cannot be used."""
+    try:
+        yield
+    except Exception as error:
+        raise WeightsError(
+            f"transformers' {kind} cannot encode patches: {type(error).__name__}"
+            f" ({(str(error).strip().splitlines() or [''])[0][:200]}). Use another backbone."
+        ) from error
+
 
 def hf_random_state(
     arch: HFArchitecture, *, generator: torch.Generator
@@ -221,7 +240,7 @@ def export_config(arch: HFArchitecture) -> dict[str, Any]:
         config.layer_types = config.layer_types[: arch.num_layers]
     for name in list(vars(config)):
         if name.endswith("_token_id") and name != "pad_token_id":
-            setattr(config, name, None)
+            setattr(config, name, 0)  # None is not allowed by all
     if config.pad_token_id is not None and config.pad_token_id > 1:
         config.pad_token_id = None  # a row of the embedding; positions count from 0 or 1
     config.vocab_size = (config.pad_token_id or 0) + 1
@@ -238,7 +257,7 @@ def _skeleton(arch: HFArchitecture, dropout: float) -> tuple[Any, str]:
         is_dropout = "dropout" in key or key.endswith("pdrop")
         if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(config, key, dropout)
-    with torch.device("meta"):
+    with torch.device("meta"), _refusing(arch.model_type):
         model = AutoModel.from_config(config, dtype=torch.float32)
     lists = {
         name: sum(p.numel() for p in module.parameters())

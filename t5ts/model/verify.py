@@ -219,7 +219,7 @@ def _check_header(files: CheckpointFiles, arch: Architecture, layout: _Layout) -
 
 
 def _count(files: CheckpointFiles, arch: Architecture, layout: _Layout) -> tuple[int, list[str]]:
-    """Parameters of the whole file, and notes on it; a T5 has its whole decoder, or none by config."""
+    """Parameters of the whole file, and notes; a T5's decoder is whole, or absent by config."""
     sizes = {name: math.prod(info.shape) for name, info in files.header.items()}
     # Tied tensors are the same parameters as the embedding, even if the file repeats them.
     tied = {_STALE_KEY, *_EMBEDDINGS} - {layout.embedding}

@@ -158,7 +158,7 @@ CHANGED = [
 ]
 Z, NO_Z, KEY = form("%Y-%m-%d %H:%M:%SZ"), form("%Y-%m-%d %H:%M:%S"), "data.time_format"
 REFUSED_TIMES = {
-    "ambiguous days": (form("%m/%d/%Y", EARLY), ["'01/01/2013'", "%m/%d/%Y", "%d/%m/%Y", KEY]),
+    "ambiguous days": (form("%m/%d/%Y", EARLY), ["'01/01/2013'", "2013-01-02", "2013-02-01", "%m/%d/%Y", "%d/%m/%Y", KEY]),
     "ambiguous hours": (form("%m/%d/%Y %H:%M"), [KEY]),
     **{p: (form(p, every(DAY)), ["row 1 ", KEY]) for p in ("%m/%d/%y", "%d.%m.%y", "%y%m%d", "%d%m%Y")},
     "row numbers": (list(range(N)), [KEY]),
@@ -351,7 +351,8 @@ REFUSED = [
     (rows_text(hours(20), [*range(12), '"1', *range(7)]), ["quotes", '12:00:00,"1'], {}),
     (rows_text(hours(20)) + '2020-01-01 20:00:00",1\n', ["quotes", '20:00:00",1'], {}),
     (rows_text(hours(20), [""] * 20), ["'a'"], {}),
-    (rows_text(hours(20), [""] * 20), ["'a'"], {"missing": "mask"}),
+    (rows_text(hours(20), [""] * 20), ["'a'", "leave the channel out"], {"missing": "mask"}),
+    *((blank, ["data.path", "blank"], {}) for blank in ("\n\n", "\ufeff", " \n")),
     (rows_text(["soon", *hours(9)]), ["row 1 ", "'soon'"], {}),
     (rows_text([*hours(9), ""]), ["row 10"], {}),
     (rows_text([*hours(9, "%Y-%m-%d %H:%MZ"), "2020-13-01 09:00Z"]), ["row 10", "13-01"], {}),
@@ -427,17 +428,22 @@ def test_files_that_are_no_files(tmp_path):
         ({"a": [*range(N - 1), -(2**60) - 1]}, [f"row {N} ", "'a'"]),
     ],
 )
-def test_parquet_columns_that_are_no_values(tmp_path, column, named):
-    pl.DataFrame({"time": every(), "a": VALUES} | column).write_parquet(tmp_path / "x.parquet")
+def test_columns_that_are_no_values(tmp_path, column, named):
+    table = pl.DataFrame({"time": every(), "a": VALUES} | column)
+    table.write_parquet(tmp_path / "x.parquet")
     refused(tmp_path / "x.parquet", *named)
+    refused(
+        as_csv(tmp_path / "x.csv", table), *(w for w in named if w not in ("String", "Boolean"))
+    )
 
 
 def test_large_integers_that_float64_holds_are_read(tmp_path):
     table = pl.DataFrame({"time": every(), "a": [2**54 + 4 * i for i in range(N)]})
     table.write_parquet(tmp_path / "x.parquet")
-    series = load_csv(path=str(tmp_path / "x.parquet"))
-    np.testing.assert_array_equal(series.values_TC[:, 0], 4 * np.arange(N))
-    assert series.offset_C == [2**54]
+    for path in (str(tmp_path / "x.parquet"), as_csv(tmp_path / "x.csv", table)):
+        series = load_csv(path=path)
+        np.testing.assert_array_equal(series.values_TC[:, 0], 4 * np.arange(N))
+        assert series.offset_C == [2**54]
 
 
 def wide(num_rows=60, step=HOUR, seed=0) -> pl.DataFrame:

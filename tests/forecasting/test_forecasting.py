@@ -1,6 +1,7 @@
 """Forecasts of a finished run: they are the run's own, in data units, for any data of its kind."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Compose, flip
+from runs import Compose
 
 import t5ts
 from t5ts.config import stored_config
@@ -232,9 +233,10 @@ def test_command_writes_csv_parquet_and_picture(
     clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "other.csv"
-    table().write_csv(data, separator=";")
+    table().write_csv(data, separator="^")
     out = tmp_path / "forecast.csv"
-    assert main([str(clean), "--data", str(data), "--out", str(out), "--plot"]) == 0
+    options = ["--data", str(data), "--out", str(out), "--plot", "data.separator=^"]
+    assert main([str(clean), *options]) == 0
     assert out.with_suffix(".png").stat().st_size > 10_000
     read = pl.read_csv(out, try_parse_dates=True)
     assert read.equals(t5ts.load(clean).predict())
@@ -290,11 +292,29 @@ def test_exported_encoder_is_transformers(clean: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(ours(tokens_MND), expected)
 
 
-def test_damaged_export_is_refused(clean: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("model/forecaster.json", b'"season"', b'"seasoo"'),
+        ("model/forecaster.json", rb'"std": \[\s*', b'"std": [1'),
+        ("model/forecaster.safetensors", b"head.bias", b"head.bia5"),
+        ("run/config.yaml", b"instance", b"none"),
+        ("run/provenance.json", rb'"std": \[\s*', b'"std": [1'),
+        ("run/result.json", b'"seconds": ', b'"seconds": 1'),
+    ],
+)
+def test_damaged_files_are_refused(
+    clean: Path, tmp_path: Path, file: str, old: bytes, new: bytes
+) -> None:
+    run_dir = shutil.copytree(clean, tmp_path / "run")
     out = export(clean, tmp_path / "model")
-    flip(out / "forecaster.safetensors", -1)
-    with pytest.raises(WeightsError):
-        t5ts.load(out)
+    damaged = tmp_path / file
+    content = damaged.read_bytes()
+    damaged.write_bytes(re.sub(old, new, content))
+    assert damaged.read_bytes() != content
+    with pytest.raises(WeightsError, match=damaged.name):
+        t5ts.load(damaged.parent)
+    assert t5ts.load(out if damaged.parent == run_dir else run_dir)
 
 
 def test_run_without_an_encoder_is_exported_and_loaded(
@@ -311,6 +331,7 @@ def test_a_run_of_an_older_t5ts_is_refused(clean: Path, tmp_path: Path, absent: 
     copy = Path(shutil.copytree(clean, tmp_path / "old"))
     provenance = json.loads((copy / "provenance.json").read_text())
     (provenance if absent == "token_scale" else provenance["data"]).pop(absent)
+    del provenance["crc32"]
     (copy / "provenance.json").write_text(json.dumps(provenance))
     with pytest.raises(DataError):
         t5ts.load(copy)
@@ -323,8 +344,9 @@ def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_p
     frame = t5ts.results([tmp_path])
     assert frame["test_loss"].to_list() == [result.metrics["test_loss"]]
     assert t5ts.verdict([tmp_path, clean]).headline
-    with pytest.raises(UserError):
-        t5ts.run(["int=t5"])
+    for nonsense in ("int=t5", "~seed", "data.path=ü.csv"):
+        with pytest.raises(UserError):
+            t5ts.run([*overrides, nonsense], run_dir=tmp_path / "nonsense")
 
 
 def test_stored_configuration_is_the_runs(composed: Compose, clean: Path, folder: Path) -> None:

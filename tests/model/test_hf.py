@@ -51,9 +51,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "word_embed_proj_dim": 32,
         "vocab_size": 40,
     },
+    "xglm": {
+        "d_model": 32,
+        "num_layers": 2,
+        "attention_heads": 2,
+        "ffn_dim": 64,
+        "vocab_size": 40,
+    },
+    # its blocks return tuples
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": 40},
 }
 run = partial(experiment.run, pictures=False)
-CAUSAL = ("gpt2", "llama", "qwen2", "opt")
+CAUSAL = ("gpt2", "llama", "qwen2", "opt", "bloom", "xglm")
 
 
 def arch_of(kind: str, num_layers: int | None = None) -> Any:
@@ -92,7 +101,7 @@ def save(kind: str, folder: Path, *, looks_trained: bool = True) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints as transformers saves them."""
     root = tmp_path_factory.mktemp("hf")
-    return {kind: save(kind, root / kind) for kind in ("bert", "gpt2", "llama")}
+    return {kind: save(kind, root / kind) for kind in ("bert", "gpt2", "llama", "xglm")}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -104,7 +113,7 @@ def test_forward_and_gradients_are_transformers(kind: str, tmp_path: Path) -> No
     ours = HFEncoder(arch, dropout=0.1)
     ours.load_state_dict(state)
     ours.eval()
-    assert not any("embed_tokens" in n or "word" in n or "wte" in n for n in state)
+    assert not any("embed_tokens" in n or "word_embeddings." in n or "wte" in n for n in state)
     x = torch.randn(3, 5, 32, generator=generator())
     y, expected = ours(x), theirs(inputs_embeds=x).last_hidden_state
     assert torch.equal(y, expected)
@@ -132,8 +141,8 @@ def test_every_parameter_has_its_place(kind: str) -> None:
     places = {name.split(".")[0] for name, _ in encoder.named_parameters()}
     assert places <= {"block", "stem", "final_layer_norm"}
     assert ("final_layer_norm" in places) == (kind in ("modernbert", *CAUSAL))
-    # Rotary positions have no parameters.
-    assert ("stem" in places) == (kind not in ("llama", "qwen2"))
+    # Rotary and sinusoidal positions have no parameters.
+    assert ("stem" in places) == (kind not in ("llama", "qwen2", "xglm"))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -273,6 +282,16 @@ def test_another_architecture_is_refused_with_both_names(
     assert "512" in building(*hf(folders["bert"]), "seq_len=520", "patch.patch_len=1")
 
 
+@pytest.mark.parametrize("kind", ["layoutlm", "canine", "xlm", "squeezebert", "xmod"])
+def test_what_cannot_encode_embeddings_alone_is_refused(
+    small: Callable[..., Config], tmp_path: Path, kind: str
+) -> None:
+    sizes = SIZES | {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "n_words": 40}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes}))
+    with pytest.raises(WeightsError, match=kind):
+        build_model(small(*hf(tmp_path)[:2], "init=random"), num_channels=2)
+
+
 def test_arms_are_paired_and_native_scale_is_the_checkpoints(
     small: Callable[..., Config], folders: dict[str, Path]
 ) -> None:
@@ -328,7 +347,7 @@ def test_frozen_is_frozen_and_keeps_nothing(
     )
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "xglm"])
 def test_staged_runs_are_exported_and_read_again(
     small: Callable[..., Config], folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
