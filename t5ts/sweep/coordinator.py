@@ -87,6 +87,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     if best:
         bases = {arm_name(arm["arm"]): arm for arm in best}
         space = replace(space, arms=tuple(arm["arm"] for arm in best), bases=bases)
+        _check_new_seeds(space, settings.best_of)
     sweep_dir = Path(config.hydra.sweep.dir)
     work = Work(
         config=_without_password(config),
@@ -159,6 +160,25 @@ def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any
             )
         best = [arm for arm in best if as_text(arm["arm"][key]) in choices]
     return best, others
+
+
+def _check_new_seeds(space: Space, best_of: str | None) -> None:
+    """Raise ConfigError if a seed is trained again on which the settings were chosen."""
+
+    def seed(lines: Sequence[str]) -> int:
+        return int(next((x[5:] for x in reversed(lines) if x.startswith("seed=")), "0"))
+
+    used: set[int] = set()
+    for base in space.bases.values():
+        first = seed(base["overrides"])
+        used |= set(range(first, first + base.get("seeds", 1)))
+    choices = getattr(space.distributions.get("seed"), "choices", (seed(space.fixed),))
+    if again := sorted(used & set(choices)):
+        raise ConfigError(
+            f"seed={','.join(map(str, again))}: hydra.sweeper.best_of={best_of} chose its settings"
+            " on that seed, which would favour whatever suits it: give others, such as"
+            f" seed={','.join(str(max(used) + 1 + i) for i in range(5))}."
+        )
 
 
 def _departures(work: Work) -> list[str]:

@@ -266,6 +266,7 @@ class Clock:
         # Its process lives on this machine: whatever it is busy with, nobody takes its trial.
         (owner_name(), False, False),
     ],
+    ids=("heard", "silent", "this machine"),  # a worker's own name differs in every process
 )
 def test_another_machines_worker_is_known_by_its_heartbeat(
     owner: str, beats: bool, is_lost: bool

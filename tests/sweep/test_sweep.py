@@ -271,6 +271,7 @@ def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) ->
         ("init=t5", [], "it has: init=random; init=matched"),
         ("optim.weight_decay=0.2", [], "searched optim.weight_decay"),
         ("backbone=linear,shared", [], "backbone"),  # not compared there
+        ("seed=3,0", [], "seed=0"),  # the search's own
         ("train.progress=false", ["matched", "random"], ""),  # moves no number
         ("train.epochs=2", ["matched", "random"], "changed  train.epochs: 3 → 2"),
     ):
