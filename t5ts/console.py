@@ -200,6 +200,7 @@ def one_line(result: Result, run_dir: Path) -> str:
     """A run of a multirun: what it was, what came out, and where it is."""
     return (
         f"{result.arm}  seed {result.seed}  {result.objective_name} {result.objective:.4f}"
+        f"{' (no better than a naive forecast)' if _lost_to(result) else ''}"
         f"  {result.seconds:.0f} s  {_shown(run_dir)}"
     )
 
@@ -276,18 +277,22 @@ def report(result: Result, run_dir: Path) -> None:
     )
 
 
-def _warn_of_baselines(result: Result) -> None:
-    """Log one warning naming the naive forecasts that the model does not beat on validation."""
-    val_loss = result.metrics["val_loss"]
+def _lost_to(result: Result) -> dict[str, float]:
+    """The naive forecasts that the model does not beat on validation, and their losses."""
     losses = {name: metrics["loss"] for name, metrics in result.baselines["val"].items()}
-    if not (better := {name: loss for name, loss in losses.items() if val_loss >= loss}):
+    return {name: loss for name, loss in losses.items() if result.metrics["val_loss"] >= loss}
+
+
+def _warn_of_baselines(result: Result) -> None:
+    """Name the naive forecasts that beat the model; a multirun's terminal has it in its line."""
+    if not (better := _lost_to(result)):
         return
     hint = "train longer, or try other learning rates"
     if "mean" in better:
         hint = "look for an error of scale in the data or a learning rate that is too high"
-    log.warning(
-        "val_loss %.4g is no better than %s: %s.",
-        val_loss,
+    log.info(
+        "WARNING    val_loss %.4g is no better than %s: %s.",
+        result.metrics["val_loss"],
         ", ".join(f"{name.replace('_', ' ')} ({loss:.4g})" for name, loss in better.items()),
         hint,
     )

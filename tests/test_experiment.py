@@ -96,7 +96,7 @@ def test_a_loss_no_better_than_a_naive_forecast_is_warned_of(whole, caplog) -> N
     losses = {name: metrics["loss"] for name, metrics in result.baselines["val"].items()}
     for loss in (*losses.values(), 0.99 * min(losses.values())):
         caplog.clear()
-        with caplog.at_level("WARNING", logger="t5ts"):
+        with caplog.at_level("INFO", logger="t5ts"):
             report(replace(result, metrics=result.metrics | {"val_loss": loss}), run_dir)
         named = {name for name in losses if f"{name.replace('_', ' ')} (" in caplog.text}
         assert named == {name for name in losses if losses[name] <= loss}
