@@ -79,9 +79,11 @@ class MetricsFile:
     def sync(self) -> tuple[int, int]:
         """Force the rows to the disk; returns the file's length and CRC-32, for the checkpoint."""
         assert self._file is not None
+        assert self._path is not None
         self._file.flush()
         os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size, self._crc32
+        # By its path: the directory may have been removed, which the open file does not notice.
+        return self._path.stat().st_size, self._crc32
 
     def cut(self, length: int) -> int:
         """Drop the rows after `length` bytes, which a resumed run repeats; returns how many."""

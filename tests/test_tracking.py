@@ -136,7 +136,7 @@ def test_a_study_and_its_report_are_one_group_with_artifacts(
     def page_alone(_findings: object, out: Path) -> Written:
         out.mkdir()
         (out / "report.html").touch()
-        return Written(page=out / "report.html", markdown=out / "report.md", tables=[], figures=[])
+        return Written(page=out / "report.html", pictures=[])
 
     monkeypatch.setattr("t5ts.analysis.write_report", page_alone)
     assert report.main([str(study), "--wandb", "t5ts-test"]) == 0

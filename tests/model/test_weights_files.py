@@ -297,8 +297,11 @@ def test_old_configs_take_t5s_defaults(folder: Path) -> None:
     assert read_architecture(folder) == read_architecture(str(folder)) == TINY
 
 
-def test_encoder_only_checkpoint_is_allowed(tmp_path: Path) -> None:
+def test_encoder_only_checkpoint_is_allowed_if_its_config_says_so(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY, decoder=False))
+    with pytest.raises(WeightsError, match="no decoder"):
+        load(folder)
+    config(architectures=["T5EncoderModel"])(folder)
     assert load(folder)[1].num_params_full == TRAINED + 6400
 
 

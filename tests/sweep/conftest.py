@@ -146,9 +146,9 @@ class Training:
                     after_epoch(row | {"ends_run": epoch == last})
         result = Result(
             identity="", arm="", data="", seed=0, objective_name="val_loss", objective=loss,
-            best_epoch=1, metrics={"val_loss": loss}, initial={}, baselines={}, baseline_season=1,
-            best_achievable_loss=None, scale_audit={}, seconds=1.0, peak_memory_bytes=1,
-            skipped_steps=0, debug="none",
+            best_epoch=1, metrics={"val_loss": loss}, initial={}, baselines={"val": {}},
+            baseline_season=1, best_achievable_loss=None, scale_audit={}, seconds=1.0,
+            peak_memory_bytes=1, skipped_steps=0, debug="none",
         )  # fmt: skip
         write_json(path, asdict(result))
         self.after(config)
