@@ -29,7 +29,7 @@ from t5ts.sweep.worker import work
 Sweep = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _composed_once() -> Iterator[None]:
     """Hydra composes each choice of options once, which takes longer than most of these sweeps.
 
