@@ -231,7 +231,12 @@ def _count(files: CheckpointFiles, arch: Architecture, layout: _Layout) -> tuple
         return total, [*notes, f"the first {arch.num_layers} of {_depth(arch)} blocks are used"]
     decoder = {name for name in sizes if name.startswith("decoder.")} - tied
     found = sum(sizes[name] for name in decoder)
-    depth = len({name.split(".")[2] for name in decoder if name.startswith("decoder.block.")})
+    depth = files.config.get("num_decoder_layers") or arch.num_layers
+    if type(depth) is not int:
+        raise WeightsError(
+            f"{files.folder}: config.json's num_decoder_layers is {depth!r}, which must be a whole "
+            "number. Correct it, or download the checkpoint again."
+        )
     crossed = 4 * arch.num_heads * arch.d_kv * arch.d_model + arch.d_model
     expected = count(encoder_shapes(replace(arch, num_layers=depth))) + depth * crossed
     if found not in (0, expected):

@@ -206,6 +206,11 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "wrong shape": (stored(QUERY, lambda t: t[:32]), "(32, 64)"),
     "no embedding": (without("shared.weight"), "shared.weight"),
     "decoder in part": (without(LAST_WO), "decoder"),
+    "decoder short of a block": (
+        tensors(lambda held: [held.pop(n) for n in list(held) if n.startswith("decoder.block.1.")]),
+        "decoder",
+    ),
+    "decoder's depth text": (config(num_decoder_layers="2"), "num_decoder_layers"),
     "nan": (stored(QUERY, lambda t: t.index_fill(0, torch.tensor(3), torch.nan)), QUERY),
     "inf": (stored("shared.weight", lambda t: t.fill_(torch.inf)), "shared.weight"),
     "overflows float32": (stored(QUERY, lambda t: t.double().fill_(1e300)), QUERY),
