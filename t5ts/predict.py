@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
     # A directory's name may have an equals sign too.
     overrides = [text for text in options.runs if "=" in text and not Path(text).exists()]
-    runs = [text for text in options.runs if text not in overrides]
+    named = {Path(text).resolve(): text for text in options.runs if text not in overrides}
+    runs = list(named.values())  # a run that is named twice counts once
     try:
         if not runs:
             raise UserError("give the directory of a finished run: python -m t5ts.predict RUN …")
