@@ -114,7 +114,7 @@ def refused(
     for part in named:
         assert part in message
     if isinstance(hub, str):
-        assert connected.call_count <= 1
+        assert connected.call_count <= 2  # once more on a client's first use
     else:
         asked = Counter((verb, path) for verb, path, _ in hub.requests[before:])
         for (verb, path), times in asked.items():
@@ -221,9 +221,13 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failing_proxy_is_one_message_without_its_password(
     hub: HubServer, cache: Path, monkeypatch: Any, scheme: str, proxy: str, named: str
 ) -> None:
+    from huggingface_hub.utils import close_session
+
     hub.faults = [Fault(status=407)]
     monkeypatch.setenv(f"{scheme.upper()}_PROXY", proxy.format(hub=hub.endpoint))
     assert "word@" not in refused(f"{scheme}://hub.example.org", cache, "HTTP_PROXY", named)
+    close_session()  # it has read the variables
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     hub.faults = []
     assert load(hub, cache).revision == COMMIT
