@@ -123,10 +123,9 @@ def choose_weight_file(names: Iterable[str], *, where: str) -> str:
             return candidate
     others = sorted(present - {"config.json"}, key=lambda n: (not n.endswith(_WEIGHTS), n))
     raise WeightsError(
-        f"{where} has none of {', '.join(WEIGHT_FILES)}; it contains {_shown(others)}. ONNX, GGUF,"
-        " TensorFlow and Flax files, adapters and quantised weights cannot be trained: use the"
-        " original checkpoint. A variant such as model.fp16.safetensors in a folder can be renamed"
-        " to model.safetensors."
+        f"{where} has none of {', '.join(WEIGHT_FILES)}; it contains {_shown(others)}. Use the"
+        " original checkpoint (other formats, adapters and quantised weights cannot be trained), or"
+        " rename a variant such as model.fp16.safetensors to model.safetensors."
     )
 
 
@@ -167,8 +166,7 @@ def read_config(folder: Path, *, model_types: Collection[str] | None = T5_TYPES)
         raise WeightsError(
             f"{path}: model_type is {config.get('model_type')!r}; this backbone's is"
             f" {' or '.join(map(repr, model_types))}. Choose a checkpoint of that architecture, or"
-            " the backbone of this one: backbone=local backbone.path=DIR for a T5 (v1.0, v1.1,"
-            " Flan-T5, Chronos-T5), backbone=hf backbone.path=DIR for any other."
+            " backbone.path=DIR with backbone=local for a T5, backbone=hf for any other."
         )
     if quantised := config.get("quantization_config"):
         raise WeightsError(
@@ -258,8 +256,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if not isinstance(stored, dict) or not all(isinstance(t, Tensor) for t in stored.values()):
         raise WeightsError(
-            f"{path} is not a plain state dict of tensors by name; save it again with"
-            " save_pretrained from transformers."
+            f"{path} is not a plain state dict of tensors: save it again with save_pretrained."
         )
     return {str(name): tensor for name, tensor in stored.items()}
 

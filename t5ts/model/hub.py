@@ -25,8 +25,8 @@ PROBE_TIMEOUT_S = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "3"))  # for one s
 
 _REMEDY = (
     "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME to a"
-    " copy of its cache, use a checkpoint folder with backbone=local (or hf) backbone.path=DIR, or"
-    " use backbone=t5_tiny_en, a small T5 pretrained on English that comes with t5ts."
+    " copy of its cache, or use a folder (backbone=local or hf, backbone.path=DIR) or"
+    " backbone=t5_tiny_en, a small T5 that comes with t5ts."
 )
 #: Facts of an error (see `_facts`) and the message; the first matching row is used. The
 #: client's classes are matched by name, since the HTTP library under huggingface_hub changed twice.
@@ -47,8 +47,8 @@ _TABLE = {
     "ProxyError 407 bad-proxy": "The proxy cannot be used for {endpoint} ({why}). Check"
     " HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and their credentials, bypass it with NO_PROXY, or"
     " {remedy}",
-    "certificate": "The certificate of {endpoint} is not trusted ({why}). If your network replaces"
-    " certificates, set SSL_CERT_FILE to its authority's file; otherwise {remedy}",
+    "certificate": "The certificate of {endpoint} is not trusted ({why}). Set SSL_CERT_FILE to your"
+    " network's authority, or {remedy}",
     "consistency interrupted": "The download of {what} from {endpoint} failed ({why}). Nothing was"
     " kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer on a slow"
     " connection).",

@@ -46,8 +46,7 @@ def check_config(
     where = str(checkpoint.folder / "config.json")
     if must_be_chronos and "chronos_config" not in checkpoint.config:
         raise WeightsError(
-            f"{where} has no chronos_config, so it is not a Chronos model. Use init=t5 for a T5"
-            " pretrained on text."
+            f"{where} has no chronos_config: it is no Chronos model. Use init=t5 for a text T5."
         )
     found: Architecture
     if isinstance(arch, HFArchitecture):
@@ -66,9 +65,8 @@ def check_config(
     ]
     if differing:
         raise WeightsError(
-            f"{where} does not describe this backbone: {'; '.join(differing)}. Choose the backbone"
-            " that matches the checkpoint, or backbone=local (or hf), which takes the checkpoint's"
-            " own values."
+            f"{where} does not describe this backbone: {'; '.join(differing)}. Choose the matching"
+            " backbone, or backbone=local (or hf), which takes the checkpoint's own values."
         )
     return found
 
@@ -100,8 +98,7 @@ def read_encoder(
     squares = sum(part.double().square().sum().item() for part in table.split(rows))
     if not 0.0 < squares < math.inf:
         raise WeightsError(
-            f"{where}: {layout.embedding} is all zeros or has values that are NaN or"
-            " infinite. Choose another checkpoint."
+            f"{where}: {layout.embedding} is all zeros or not finite: choose another checkpoint."
         )
     return state, layout.embedding_scale * (squares / table.numel()) ** 0.5, num_full, notes
 
@@ -226,9 +223,8 @@ def _count(checkpoint: Checkpoint, arch: Architecture, layout: _Layout) -> tuple
     is_encoder = config.get("architectures", ["T5EncoderModel"]) == ["T5EncoderModel"]
     if found != expected and not (found == 0 and is_encoder):
         raise WeightsError(
-            f"{checkpoint.folder}: its decoder has {found:,} parameters, this T5's has"
-            f" {expected:,}: a partial checkpoint, or an adapter. Download it again, or save the"
-            " encoder alone with transformers' T5EncoderModel."
+            f"{checkpoint.folder}: its decoder has {found:,} parameters, this T5's {expected:,}: a"
+            " partial checkpoint. Download it again, or save the encoder alone (T5EncoderModel)."
         )
     notes[0] += ", encoder and decoder" if found else ", encoder only"
     if others := sorted(sizes.keys() - layout.shapes.keys() - decoder - tied - {"lm_head.weight"}):

@@ -236,10 +236,9 @@ def _pin(checkpoint: Checkpoint, hashes: dict[str, str], expected: str | None) -
         sha256 = hashlib.sha256(lines.encode()).hexdigest()
     if expected not in (None, sha256):
         raise WeightsError(
-            f"{weights} is not the file this backbone expects: its SHA-256 is {sha256},"
-            f" backbone.sha256 is {expected} (of several shards: of what `sha256sum"
-            " model-*.safetensors` prints). It was modified or truncated: restore it (reinstall"
-            " t5ts or check it out again), or use backbone=local for your own checkpoint."
+            f"{weights} is not the file this backbone expects: its SHA-256 is {sha256} (of shards:"
+            f" of what `sha256sum model-*.safetensors` prints), backbone.sha256 is {expected}."
+            " Restore it, or use backbone=local for your own checkpoint."
         )
     return sha256
 
@@ -296,8 +295,7 @@ def chronos_source(checkpoint: str | None, d_model: int) -> tuple[str | None, st
     if checkpoint is None:
         if d_model not in CHRONOS:
             raise WeightsError(
-                f"No Chronos-T5 has d_model {d_model}; allowed: {', '.join(map(str, CHRONOS))}"
-                " (backbone=t5_efficient_tiny, t5_efficient_mini, t5_small, t5_base, t5_large). Or"
+                f"No Chronos-T5 has d_model {d_model}; allowed: {', '.join(map(str, CHRONOS))}, or"
                 " set init.checkpoint=ID_OR_DIR."
             )
         return f"amazon/chronos-t5-{CHRONOS[d_model]}", None
