@@ -17,8 +17,8 @@ from t5ts.model.architecture import Architecture
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.patching import PatchEmbedding
 from t5ts.model.tensors import encoder_shapes, state_digest
-from t5ts.model.verify import check_trained
-from t5ts.model.weights import LoadReport, loaded_report
+from t5ts.model.verify import check_tensors, finite_state
+from t5ts.model.weights import LoadReport, verified_report
 from t5ts.provenance import file_crc32
 
 
@@ -27,7 +27,6 @@ class Donor:
     """A finished run: the tensors of its best checkpoint, and its records."""
 
     config: Mapping[str, Any]  # its config.yaml
-    identity: str  # of that configuration
     tensors: Mapping[str, Tensor]  # the model's tensors by name
     token_rms: float  # RMS of the tokens it was trained on
     sha256: str  # of the checkpoint file, or of an export's forecaster.json
@@ -64,26 +63,23 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
         WeightsError: if it is neither, the run is not finished, or a file is corrupt.
     """
     folder = Path(path).expanduser()
-    allowed = (
-        "allowed: the directory of a finished run (with config.yaml and result.json), or an"
-        f" export of t5ts.export (with {EXPORT})."
-    )
     is_export = (folder / EXPORT).is_file()
-    for name, problem in (
-        ("config.yaml", "is not a run directory"),
-        ("result.json", "is not finished: re-run that run's command until it is"),
-    ):
+    allowed = (
+        "allowed: the directory of a finished run (with config.yaml and result.json; re-run its"
+        f" command until it is), or an export of t5ts.export (with {EXPORT})."
+    )
+    for name in ("config.yaml", "result.json"):
         if not is_export and not (folder / name).is_file():
-            raise WeightsError(f"{key}={path} {problem}; {allowed}")
+            raise WeightsError(f"{key}={path} is not a finished run, it has no {name}; {allowed}")
     try:
         told, tensors = (_read_export if is_export else _read_run)(folder)
         provenance = told["provenance"]
-        first_rms, identity = float(provenance["scale_audit"]["input"]), provenance["identity"]
+        first_rms = float(provenance["scale_audit"]["input"])
+        provenance["identity"]  # what messages name
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
         raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
     return Donor(
         config=told["config"],
-        identity=str(identity),
         tensors=tensors,
         token_rms=first_rms * norm_rms(tensors, "patch."),  # the norm starts at 1
         sha256=file_sha256(best_checkpoint(path)),
@@ -129,45 +125,28 @@ def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:
 
 
 def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tensor], LoadReport]:
-    """The encoder of a finished run as a checkpoint, verified as one.
-
-    Args:
-        path: The run directory (`init.path`).
-        arch: The shape of this run's encoder.
+    """The encoder of a finished run (`init.path`) as a checkpoint, verified as one.
 
     Returns:
         float32 tensors by the encoder's names, and what was verified.
 
     Raises:
-        WeightsError: as `read_donor`; if the encoder is not one of that shape, has values that are
-            not finite, or looks freshly initialised (it was never trained).
+        WeightsError: as `read_donor`; if the encoder is not of this shape, or looks freshly
+            initialised (it was never trained).
     """
     donor = read_donor(path, key="init.path")
-    found = donor.part("encoder.")
-    shapes = encoder_shapes(arch)
-    has = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    if wrong := sorted(n for n in shapes.keys() | has.keys() if shapes.get(n) != has.get(n)):
-        backbone = donor.config.get("backbone", {}).get("name")
-        raise WeightsError(
-            f"init.path={path}: that run's encoder (backbone {backbone}) has a different shape: "
-            f"{len(wrong)} tensors differ, for example {wrong[0]}: {has.get(wrong[0], 'absent')} "
-            f"there, {shapes.get(wrong[0], 'absent')} here. Use the backbone that it was trained "
-            "with."
-        )
-    state = {name: found[name].float() for name in shapes}
-    if bad := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise WeightsError(f"init.path={path}: {bad[0]} has values that are NaN or infinite.")
+    found, shapes, where = donor.part("encoder."), encoder_shapes(arch), f"init.path={path}"
+    kind = f"encoder (that run's backbone is {donor.config.get('backbone', {}).get('name')})"
+    check_tensors(found, shapes, inside="", kind=kind, where=where)
+    state = finite_state(found, {name: name for name in shapes}, where=where)
     is_trained = state_digest(found) != donor.provenance["initial_sha256"]["encoder"]
-    seen = check_trained(state, arch, donor.folder, is_trained=is_trained)
-    if is_trained:  # a small encoder may show no structure; that it is no control is known
-        seen = replace(seen, has_structure=True)
-    report = loaded_report(
+    report = verified_report(
         state,
         arch,
-        seen,
+        is_trained=is_trained,
         trained_on="time series",
         checks=[
-            f"best checkpoint of the finished run {donor.identity}, its CRC-32 right",
+            f"best checkpoint of the finished run {donor.provenance['identity']}, its CRC-32 right",
             "the RMS is that of the run's own tokens, trained on "
             f"data={donor.config.get('data', {}).get('name')}",
             "trained by that run: its digest differs from the run's initial one"
@@ -187,11 +166,7 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
 
 
 def load_patch(patch: PatchEmbedding, path: str | Path) -> None:
-    """Copy a finished run's patch-embedding weights into a patch embedding.
-
-    Args:
-        patch: Filled in place.
-        path: The run directory (`patch.path`).
+    """Fill a patch embedding with a finished run's (`patch.path`).
 
     Raises:
         WeightsError: as `read_donor`; if that patch embedding has different tensors or shapes.

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -18,12 +19,12 @@ from t5ts.config import CONF, FULL_PARAMS, SCHEMAS, CheckpointBackbone, from_hyd
 from t5ts.errors import Interrupted, UserError
 
 EPILOG = """examples:
-  python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict
-  python -m t5ts.download backbone=local backbone.path=DIR    verify a directory
-  python -m t5ts.download backbone=t5_small init=chronos      the Chronos-T5 of that shape
-  python -m t5ts.download data=etth1                 fetch a data set into the cache
-  python -m t5ts.download --list                     every backbone: id, size, licence, cached?
-  python -m t5ts.download --verify                   check every cached checkpoint, no network
+  python -m t5ts.download backbone=t5_small                  download from the hub and verify
+  python -m t5ts.download backbone=local backbone.path=DIR   verify a directory
+  python -m t5ts.download backbone=t5_small init=chronos     the Chronos-T5 of that shape
+  python -m t5ts.download data=etth1                         download a data set into the cache
+  python -m t5ts.download --list                             id, size, licence, cached or not
+  python -m t5ts.download --verify                           every cached checkpoint, no network
 
 HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, HTTP(S)_PROXY and T5TS_CACHE are honoured."""
 
@@ -32,46 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m t5ts.download",
-        description=__doc__,
+        description="Download and verify a checkpoint or a data set, or list the checkpoints.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", help="backbone=…, data=…, and their keys")
-    parser.add_argument("--list", action="store_true", help="list every backbone and exit")
-    parser.add_argument("--verify", action="store_true", help="verify the cache, without network")
-    parser.add_argument("--token", help="hub token (not stored)")
-    parser.add_argument("--endpoint", help="hub address, for example of a mirror")
-    parser.add_argument("--proxy", help="proxy for http and https, http://HOST:PORT")
-    parser.add_argument("--cache-dir", help="hub cache directory")
-    parser.add_argument("--offline", action="store_true", help="use only the cache")
+    add = parser.add_argument
+    add("overrides", nargs="*", help="backbone=NAME, data=NAME, and their keys")
+    add("--list", action="store_true", help="list every backbone and exit")
+    add("--verify", action="store_true", help="verify what is cached, without network")
+    add("--token", help="hub token (not stored)")
+    add("--endpoint", metavar="URL", help="address of the hub or of a mirror")
+    add("--proxy", metavar="URL", help="proxy for http and https, http://HOST:PORT")
+    add("--cache-dir", metavar="DIR", help="the hub's cache")
+    add("--offline", action="store_true", help="use the cache only")
     options = parser.parse_intermixed_args(arguments)
     if not (options.overrides or options.list or options.verify):
         parser.print_help()
         return 2
-    _set_environment(options)
-    logging.basicConfig(format="t5ts: %(message)s")
-    logging.getLogger("t5ts").setLevel(logging.INFO)
-    register()
-    try:
-        check_overrides(options.overrides)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            if options.list:
-                _list()
-            elif options.verify and not options.overrides:
-                _verify_all()
-            else:
-                _fetch(options.overrides)
-    except Interrupted as stop:
-        print(f"t5ts: {stop}; run the same command again", file=sys.stderr)
-        return 130
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"t5ts: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _set_environment(options: argparse.Namespace) -> None:
-    """Set the libraries' environment variables, before huggingface_hub is imported."""
+    # For the libraries, before huggingface_hub is imported.
     chosen = {
         "HF_TOKEN": options.token,
         "HF_ENDPOINT": options.endpoint,
@@ -80,6 +59,25 @@ def _set_environment(options: argparse.Namespace) -> None:
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), options.proxy),
     }
     os.environ |= {name: value for name, value in chosen.items() if value}
+    logging.basicConfig(format="t5ts: %(message)s")
+    logging.getLogger("t5ts").setLevel(logging.INFO)
+    register()
+    try:
+        check_overrides(options.overrides)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            if options.list:
+                _list()
+            elif options.overrides:
+                _fetch(options.overrides)
+            else:
+                _verify_all()
+    except Interrupted as stop:
+        print(f"t5ts: {stop}; run the same command again", file=sys.stderr)
+        return 130
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"t5ts: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _presets() -> Iterator[CheckpointBackbone]:
@@ -90,6 +88,12 @@ def _presets() -> Iterator[CheckpointBackbone]:
         if values.get("hub_id") or values.get("sha256"):
             preset: Any = OmegaConf.to_object(OmegaConf.merge(SCHEMAS["backbone"][schema], values))
             yield preset
+
+
+def _cached(backbone: CheckpointBackbone) -> Path | None:
+    from t5ts.model.hub import cached_snapshot
+
+    return cached_snapshot(str(backbone.hub_id), backbone.revision)
 
 
 def _fetch(overrides: Sequence[str]) -> None:
@@ -114,20 +118,15 @@ def _fetch(overrides: Sequence[str]) -> None:
 
 
 def _list() -> None:
-    from t5ts.model.hub import cached_snapshot
-
     print(f"{'backbone':<21}{'id':<40}{'parameters':>10}  {'licence':<11} cached; card")
     for backbone in _presets():
-        where = "comes with t5ts"
-        if not backbone.path:
-            try:
-                folder = cached_snapshot(str(backbone.hub_id), backbone.revision)
-                where = "no"
-                if folder is not None:
-                    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-                    where = f"{size / 1e6:.0f} MB in {folder}"
-            except UserError as error:
-                where = str(error)
+        where = "comes with t5ts" if backbone.path else "no"
+        try:
+            if not backbone.path and (folder := _cached(backbone)) is not None:
+                size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+                where = f"{size / 1e6:.0f} MB in {folder}"
+        except UserError as error:
+            where = str(error)
         card = getattr(backbone, "card", "")
         parameters = f"{sum(FULL_PARAMS.get(backbone.name, [0])) / 2e6:.0f} M"
         print(
@@ -138,12 +137,10 @@ def _list() -> None:
 
 def _verify_all() -> None:
     """Verify every checkpoint that is cached or comes with t5ts."""
-    from t5ts.model.hub import cached_snapshot
-
-    here = [b for b in _presets() if b.path or cached_snapshot(str(b.hub_id), b.revision)]
-    if all(backbone.path for backbone in here):
+    present = [backbone for backbone in _presets() if backbone.path or _cached(backbone)]
+    if all(backbone.path for backbone in present):
         print("no checkpoint is cached; python -m t5ts.download --list shows what is available")
-    for backbone in here:
+    for backbone in present:
         _fetch([f"backbone={backbone.name}"])
 
 

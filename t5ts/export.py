@@ -13,7 +13,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,30 +30,21 @@ COUNTS = ("constant_channels", "windows_without_target")
 CARD = Path(__file__).with_name("model_card.md.j2")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's options."""
-    made = argparse.ArgumentParser(
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; the exit status is 2 for what the user can fix."""
+    parser = argparse.ArgumentParser(
         prog="python -m t5ts.export",
         description="Export a finished run: its encoder for transformers, its forecaster for"
         " t5ts.predict, t5ts.load and init=run, and a model card.",
     )
-    made.add_argument("run", metavar="RUN", type=Path, help="directory of a finished run")
-    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new directory")
-    made.add_argument(
-        "--study",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="run directories to report on: their verdict goes into the model card",
-    )
-    return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Export; the exit status is 2 for what the user can fix."""
-    options = parser().parse_args(arguments)
+    add = parser.add_argument
+    add("run", metavar="RUN", type=Path, help="directory of a finished run")
+    add("--out", type=Path, required=True, metavar="DIR", help="a new directory")
+    study = "run directories to report on: their verdict goes into the model card"
+    add("--study", type=Path, nargs="+", default=(), metavar="DIR", help=study)
+    options = parser.parse_args(arguments)
     try:
-        out = export(options.run, options.out, study=options.study or ())
+        out = export(options.run, options.out, study=options.study)
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
@@ -79,52 +70,22 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
         WeightsError: as `t5ts.donor.read_donor`.
         OutputError: if `out` is not empty or cannot be written.
     """
-    from safetensors.torch import save_file
-
-    from t5ts.donor import EXPORT, read_donor
-    from t5ts.model.architecture import architecture_from
-    from t5ts.model.checkpoint_file import file_sha256
-    from t5ts.provenance import write_json
+    from t5ts.donor import read_donor
 
     donor, out = read_donor(run, key="RUN"), Path(out).expanduser()
-    verdict = _verdict(study) if study else None
+    verdict = None
+    if study:
+        from t5ts.analysis import collect
+        from t5ts.analysis import verdict as judge
+
+        verdict = judge(collect([Path(folder) for folder in study]))
     temporary = out.with_name(f".{out.name}.unfinished")
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputError(f"{out} exists and is not empty: give a new directory with --out.")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        rest = {name: tensor.contiguous() for name, tensor in donor.tensors.items()}
-        names: dict[str, str] = {}  # transformers', where they are not ours
-        if (weights := donor.provenance["weights"]) is not None:
-            arch = architecture_from(weights["architecture"])
-            config, names, placeholder = _for_transformers(arch)
-            ours = [name for name in rest if name.startswith("encoder.")]
-            encoder = {names.get(name, name): rest.pop(name) for name in ours}
-            # transformers wants a token embedding, which a forecaster has not. One row, at the RMS
-            # of the tokens that the encoder was trained on: backbone=local reads its scale there.
-            encoder[placeholder] = next(iter(encoder.values())).new_full(
-                (config["vocab_size"], arch.d_model), donor.token_rms
-            )
-            names[placeholder] = ""
-            save_file(encoder, temporary / "model.safetensors", metadata={"format": "pt"})
-            _write_json(temporary / "config.json", config)
-        save_file(rest, temporary / "forecaster.safetensors", metadata={"format": "pt"})
-        files = {path.name: file_sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
-        write_json(
-            temporary / EXPORT,
-            {
-                "format": "t5ts-export-1",
-                "files": files,
-                "names": names,
-                "config": donor.config,
-                "provenance": donor.provenance,
-                "result": donor.result,
-            },
-        )
-        (temporary / "README.md").write_text(
-            card(donor, files=files, verdict=verdict), encoding="utf-8"
-        )
+        _write(donor, temporary, verdict)
         if out.exists():
             out.rmdir()
         temporary.replace(out)
@@ -133,6 +94,43 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
+
+
+def _write(donor: "Donor", folder: Path, verdict: Any) -> None:
+    from jinja2 import Environment, StrictUndefined
+    from safetensors.torch import save_file
+
+    from t5ts.donor import EXPORT
+    from t5ts.model.architecture import architecture_from
+    from t5ts.model.checkpoint_file import file_sha256
+    from t5ts.provenance import write_json
+
+    rest = {name: tensor.contiguous() for name, tensor in donor.tensors.items()}
+    names: dict[str, str] = {}  # transformers', where they are not ours
+    if (weights := donor.provenance["weights"]) is not None:
+        arch = architecture_from(weights["architecture"])
+        config, names, placeholder = _for_transformers(arch)
+        ours = [name for name in rest if name.startswith("encoder.")]
+        encoder = {names.get(name, name): rest.pop(name) for name in ours}
+        # transformers wants a token embedding, which a forecaster has not. One row, at the RMS
+        # of the tokens that the encoder was trained on: backbone=local reads its scale there.
+        encoder[placeholder] = next(iter(encoder.values())).new_full(
+            (config["vocab_size"], arch.d_model), donor.token_rms
+        )
+        names[placeholder] = ""
+        save_file(encoder, folder / "model.safetensors", metadata={"format": "pt"})
+        text = json.dumps(config, indent=1) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+    save_file(rest, folder / "forecaster.safetensors", metadata={"format": "pt"})
+    files = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    records = {"config": donor.config, "provenance": donor.provenance, "result": donor.result}
+    facts = {"format": "t5ts-export-1", "files": files, "names": names, **records}
+    write_json(folder / EXPORT, facts)
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+        CARD.read_text(encoding="utf-8")
+    )
+    card = template.render(donor=donor, counts=COUNTS, files=files, verdict=verdict)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _for_transformers(arch: "Architecture") -> tuple[dict[str, Any], dict[str, str], str]:
@@ -145,14 +143,12 @@ def _for_transformers(arch: "Architecture") -> tuple[dict[str, Any], dict[str, s
         shell = HFEncoder(arch, dropout=0.0, device="meta")
         names = {f"encoder.{ours}": theirs for ours, theirs in shell.hf_names.items()}
         return export_config(arch), names, shell.token_embedding[0]
-    is_gated = arch.feed_forward_proj != "relu"
     config = {
         **asdict(arch),
         "model_type": "t5",
         "architectures": ["T5EncoderModel"],
         "vocab_size": 1,
-        "dense_act_fn": "gelu_new" if is_gated else "relu",
-        "is_gated_act": is_gated,
+        **arch.activation,
         "is_encoder_decoder": False,
         "use_cache": False,
         "dropout_rate": 0.1,
@@ -161,27 +157,6 @@ def _for_transformers(arch: "Architecture") -> tuple[dict[str, Any], dict[str, s
         "torch_dtype": "float32",
     }
     return config, {}, PLACEHOLDER
-
-
-def _verdict(study: Sequence[str | Path]) -> tuple[str, list[str]]:
-    from t5ts.analysis import collect, verdict
-
-    found = verdict(collect([Path(folder) for folder in study]))
-    return found.headline, list(found.reasons)
-
-
-def card(donor: "Donor", *, files: Mapping[str, str], verdict: tuple[str, list[str]] | None) -> str:
-    """The model card: what it is, what it was trained on, how well it does, whose it is."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
-        CARD.read_text(encoding="utf-8")
-    )
-    return template.render(donor=donor, counts=COUNTS, files=files, verdict=verdict)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def command() -> None:

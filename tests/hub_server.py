@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -37,24 +37,16 @@ def config_json(arch: T5Architecture, **changes: Any) -> dict[str, Any]:
     """A `config.json` as published T5 checkpoints have it; a change to None leaves the key out."""
     config = {
         "architectures": ["T5ForConditionalGeneration"],
-        "d_ff": arch.d_ff,
-        "d_kv": arch.d_kv,
-        "d_model": arch.d_model,
+        **asdict(arch),
         "decoder_start_token_id": 0,
         "dropout_rate": 0.1,
         "eos_token_id": 1,
-        "feed_forward_proj": arch.feed_forward_proj,
         "initializer_factor": 1.0,
         "is_encoder_decoder": True,
-        "layer_norm_epsilon": arch.layer_norm_epsilon,
         "model_type": "t5",
-        "num_heads": arch.num_heads,
-        "num_layers": arch.num_layers,
         "pad_token_id": 0,
-        "relative_attention_num_buckets": arch.relative_attention_num_buckets,
-        "relative_attention_max_distance": arch.relative_attention_max_distance,
-        "vocab_size": arch.vocab_size,
-    } | changes
+        **changes,
+    }
     return {key: value for key, value in config.items() if value is not None}
 
 
@@ -108,52 +100,38 @@ def write_checkpoint(
 
 @dataclass
 class Fault:
-    """How a request goes wrong.
+    """How a request goes wrong."""
 
-    Attributes:
-        where: Part of the path that the fault applies to.
-        status: Answer this instead of the file.
-        headers: Headers to add to the answer.
-        drop_after: Send the true headers, then close the connection after this many body bytes.
-        stall_after: Send the true headers and so many body bytes, then nothing until the client
-            has hung up.
-        short: Answer as if the file ended after this many bytes, its length included.
-        flip: Flip one bit of the body's byte at this offset.
-        hang_s: Wait before answering.
-        body: Answer this text with status 200.
-        times: How often it applies; None is always.
-    """
-
-    where: str = ""
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    drop_after: int | None = None
-    stall_after: int | None = None
-    short: int | None = None
-    flip: int | None = None
-    hang_s: float = 0.0
-    body: str | None = None
-    times: int | None = None
+    where: str = ""  # part of the path that the fault applies to
+    status: int | None = None  # answer this instead of the file
+    headers: dict[str, str] = field(default_factory=dict)  # to add to the answer
+    drop_after: int | None = None  # close the connection after this many body bytes
+    stall_after: int | None = None  # send so many, then nothing until the client has hung up
+    short: int | None = None  # answer as if the file ended after this many bytes
+    flip: int | None = None  # flip one bit of the body's byte at this offset
+    hang_s: float = 0.0  # wait before answering
+    body: str | None = None  # answer this text with status 200
+    times: int | None = None  # how often it applies; None is always
 
 
 class HubServer:
     """The server's contents and behaviour; see `serve`."""
 
     def __init__(self) -> None:
-        self.repos: dict[str, dict[str, bytes | Path]] = {}
+        self.repos: dict[str, dict[str, bytes]] = {}
         self.faults: list[Fault] = []
         self.token: str | None = None
         self.is_plain_mirror = False  # it then names no commits
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.endpoint = ""
-        self._etags: dict[tuple[str, str], str] = {}
 
     def add(self, hub_id: str, source: Path | Mapping[str, bytes | Path]) -> None:
         """Publish a folder's files, or named contents, as a repository."""
-        if isinstance(source, Path):
-            source = {p.name: p for p in source.iterdir()}
-        self.repos[hub_id] = dict(source)
-        self._etags = {key: tag for key, tag in self._etags.items() if key[0] != hub_id}
+        files = {p.name: p for p in source.iterdir()} if isinstance(source, Path) else source
+        self.repos[hub_id] = {
+            name: held.read_bytes() if isinstance(held, Path) else held
+            for name, held in files.items()
+        }
 
     def asked(self, method: str, part: str) -> list[dict[str, str]]:
         """Headers of the requests whose path contains `part`."""
@@ -161,19 +139,10 @@ class HubServer:
 
     def etag(self, hub_id: str, name: str) -> str:
         """The content hash that the hub names a file by."""
-        key = (hub_id, name)
-        if key not in self._etags:
-            data = self.read(hub_id, name)
-            if len(data) >= LARGE:
-                self._etags[key] = hashlib.sha256(data).hexdigest()
-            else:
-                self._etags[key] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        return self._etags[key]
-
-    def read(self, hub_id: str, name: str) -> bytes:
-        """A published file's bytes."""
-        held = self.repos[hub_id][name]
-        return held.read_bytes() if isinstance(held, Path) else held
+        data = self.repos[hub_id][name]
+        if len(data) >= LARGE:
+            return hashlib.sha256(data).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
     def fault_for(self, path: str, *, first_byte: bool) -> Fault:
         """The first fault that applies to a request, counted down; a harmless one otherwise.
@@ -181,10 +150,8 @@ class HubServer:
         A request for a file's first byte alone is spared faults of the body.
         """
         for fault in self.faults:
-            of_body = (fault.drop_after, fault.stall_after, fault.short, fault.flip)
-            if first_byte and any(of_body):
-                continue
-            if fault.where in path and fault.times != 0:
+            of_body = any((fault.drop_after, fault.stall_after, fault.short, fault.flip))
+            if fault.where in path and fault.times != 0 and not (first_byte and of_body):
                 if fault.times is not None:
                     fault.times -= 1
                 return fault
@@ -220,59 +187,45 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(method, fault.status, b'{"error": "injected"}', fault.headers)
         if path.startswith("/cdn/"):
             hub_id, _, name = path.removeprefix("/cdn/").partition("//")
-            return self._send_file(method, hub_id, name, fault, {})
+            return self._send_file(method, self.hub.repos[hub_id][name], fault, {})
         if self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
-            return self._send(
-                method, 401, b"", {"X-Error-Message": "Invalid username or password."}
-            )
-        if path.startswith("/api/models/"):
-            return self._send_info(method, path.removeprefix("/api/models/"), fault)
-        hub_id, _, rest = path.removeprefix("/").partition("/resolve/")
+            wrong = {"X-Error-Message": "Invalid username or password."}
+            return self._send(method, 401, b"", wrong)
+        is_info = path.startswith("/api/models/")
+        hub_id, _, rest = path.removeprefix("/api/models/" if is_info else "/").partition(
+            "/revision/" if is_info else "/resolve/"
+        )
         revision, _, name = rest.partition("/")
-        if hub_id not in self.hub.repos:
-            return self._send(method, 404, b"", {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("main", COMMIT):
-            return self._send(method, 404, b"", {"X-Error-Code": "RevisionNotFound"})
-        if name not in self.hub.repos[hub_id]:
-            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
-            return self._send(method, 404, b"", missing)
-        return self._send_entry(method, hub_id, name, fault)
-
-    def _send_info(self, method: str, rest: str, fault: Fault) -> None:
-        hub_id, _, revision = rest.partition("/revision/")
-        if hub_id not in self.hub.repos:
+        files = self.hub.repos.get(hub_id)
+        if files is None:
             return self._send(method, 404, b"", {"X-Error-Code": "RepoNotFound"})
         if revision not in ("", "main", COMMIT):
             return self._send(method, 404, b"", {"X-Error-Code": "RevisionNotFound"})
-        info = {
-            "id": hub_id,
-            "modelId": hub_id,
-            "sha": COMMIT,
-            "siblings": [{"rfilename": name} for name in sorted(self.hub.repos[hub_id])],
-        }
-        return self._send(method, 200, json.dumps(info).encode(), {}, fault.drop_after)
-
-    def _send_entry(self, method: str, hub_id: str, name: str, fault: Fault) -> None:
+        if is_info:
+            siblings = [{"rfilename": name} for name in sorted(files)]
+            info = {"id": hub_id, "modelId": hub_id, "sha": COMMIT, "siblings": siblings}
+            return self._send(method, 200, json.dumps(info).encode(), fault=fault)
+        if name not in files:
+            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            return self._send(method, 404, b"", missing)
         etag = self.hub.etag(hub_id, name)
         headers = {} if self.hub.is_plain_mirror else {"X-Repo-Commit": COMMIT}
         if len(etag) == 40:
-            return self._send_file(method, hub_id, name, fault, headers | {"ETag": f'"{etag}"'})
-        headers["X-Linked-Etag"] = f'"{etag}"'
-        headers["X-Linked-Size"] = str(len(self.hub.read(hub_id, name)))
+            return self._send_file(method, files[name], fault, headers | {"ETag": f'"{etag}"'})
         # Another host, as the hub's CDN is: the client must not send it the token.
         elsewhere = self.hub.endpoint.replace("127.0.0.1", "localhost")
-        headers["Location"] = f"{elsewhere}/cdn/{hub_id}//{name}"
+        headers |= {
+            "X-Linked-Etag": f'"{etag}"',
+            "X-Linked-Size": str(len(files[name])),
+            "Location": f"{elsewhere}/cdn/{hub_id}//{name}",
+        }
         return self._send(method, 302, b"", headers)
 
-    def _send_file(
-        self, method: str, hub_id: str, name: str, fault: Fault, headers: dict[str, str]
-    ) -> None:
-        data = self.hub.read(hub_id, name)
+    def _send_file(self, method: str, data: bytes, fault: Fault, headers: dict[str, str]) -> None:
         if fault.flip is not None:
             flipped = bytes([data[fault.flip] ^ 1])
             data = data[: fault.flip] + flipped + data[fault.flip + 1 :]
-        if fault.short is not None:
-            data = data[: fault.short]
+        data = data[: fault.short]
         start, status = 0, 200
         wanted = self.headers.get("Range", "")
         if wanted.startswith("bytes=") and method == "GET":
@@ -283,20 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = 206
             total, data = len(data), data[: int(last) + 1] if last else data
             headers = headers | {"Content-Range": f"bytes {start}-{len(data) - 1}/{total}"}
-        if fault.stall_after is not None and method == "GET":
-            return self._stall(status, data[start:], headers, fault.stall_after)
-        return self._send(method, status, data[start:], headers, fault.drop_after)
-
-    def _stall(self, status: int, body: bytes, headers: dict[str, str], after: int) -> None:
-        self.close_connection = True
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body[:after])
-        self.wfile.flush()
-        with suppress(ConnectionResetError):
-            self.connection.recv(1)  # returns when the client is gone
+        return self._send(method, status, data[start:], headers, fault)
 
     def _send(
         self,
@@ -304,20 +244,24 @@ class _Handler(BaseHTTPRequestHandler):
         status: int,
         body: bytes,
         headers: Mapping[str, str] | None = None,
-        drop_after: int | None = None,
+        fault: Fault | None = None,
     ) -> None:
+        drop, stall = (fault.drop_after, fault.stall_after) if fault else (None, None)
         try:
             self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            for key, value in (headers or {}).items():
+            for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
                 self.send_header(key, value)
             self.end_headers()
-            if method == "GET":
-                self.wfile.write(body if drop_after is None else body[:drop_after])
-            if drop_after is not None and method == "GET":
+            if method != "GET":
+                return
+            self.wfile.write(body[: stall if drop is None else drop])
+            if drop is not None or stall is not None:
                 self.wfile.flush()
-                self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
+                if stall is None:
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                else:
+                    self.connection.recv(1)  # returns when the client is gone
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 

@@ -146,10 +146,3 @@ def test_data_is_fetched_or_read_by_name(tmp_path: Path, capsys) -> None:
 def test_bad_input_is_one_message(arguments, status, word, capsys) -> None:
     assert main(arguments) == status
     assert word in capsys.readouterr().err
-
-
-def test_offline_without_a_cache_names_the_remedy(hub, tmp_path: Path, capsys) -> None:
-    with at(hub.endpoint, tmp_path / "empty", offline=True):
-        assert main(BACKBONE) == 2
-    assert HUB_ID in capsys.readouterr().err
-    assert not hub.asked("GET", "")

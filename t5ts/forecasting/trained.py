@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,7 +32,6 @@ from t5ts.config import (
     stored_config,
 )
 from t5ts.data.series import Series
-from t5ts.data.tables import FAR
 from t5ts.data.windows import Windows, carried
 from t5ts.donor import read_donor
 from t5ts.errors import DataError
@@ -57,8 +57,8 @@ class TrainedForecaster:
     Attributes:
         folder, config, task: The run directory or the export, and what was run.
         model: From (B, C, L) to (B, C, H), train-standardised; in evaluation mode, on the CPU.
-        channels, units, step, season: Of the data that it was trained on: (C,) names and units, the
-            time between two rows in words ("1 h"), rows in one season.
+        channels, step, season: Of the data that it was trained on: (C,) names, the time between two
+            rows in words ("1 h"), rows in one season.
         mean_C, std_C: (C,) float64, data units: the train rows' scaler.
         result: The run's result.json: metrics, best epoch, arm.
         provenance: What the run recorded of its weights, data and code.
@@ -69,7 +69,6 @@ class TrainedForecaster:
     task: Task
     model: Forecaster
     channels: list[str]
-    units: list[str]
     step: str
     season: int
     mean_C: np.ndarray
@@ -82,6 +81,11 @@ class TrainedForecaster:
         """Rows that one forecast covers."""
         return self.task.target_len
 
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether it reconstructs instead of forecasting."""
+        return isinstance(self.task, Reconstruct)
+
     def predict(
         self,
         data: Data = None,
@@ -93,13 +97,13 @@ class TrainedForecaster:
         """Forecast in data units; a run that reconstructs fills the gaps instead.
 
         Args:
-            data: A file; a polars or pandas frame with a column per channel and, if it has times,
-                a time column (or a DatetimeIndex); a (T, C) array; a data configuration; None for
-                the run's own data. It is scaled as the run's train rows were.
+            data: A file; a polars or pandas frame with a column per channel and a time column (or a
+                DatetimeIndex); a (T, C) array; a data configuration; None for the run's own data.
+                It is scaled as the run's train rows were.
             start, end: First and last time (ISO) or row number to predict; None for both: the
                 `horizon` rows after the end of the data.
-            every: Rows from one forecast of a span to the next; the horizon, so that each row is
-                predicted once, where None.
+            every: Rows from one forecast of a span to the next; None for the horizon, so that each
+                row is predicted once.
 
         Returns:
             A row per forecast row and channel: `origin` (the last time that was seen), `time`,
@@ -117,33 +121,29 @@ class TrainedForecaster:
 
         Args:
             data: As for `predict`.
-            overrides: `data.KEY=VALUE`, for a file that is written otherwise than the run's; with
+            overrides: `data.KEY=VALUE`, for a file in another format than the run's; with
                 `data=NAME` first, another data configuration.
 
         Raises:
             DataError: as `predict`.
         """
-        if isinstance(data, np.ndarray):
-            series = self._from_array(data)
-        elif data is None or isinstance(data, str | Path | DataConfig):
+        if data is None or isinstance(data, str | Path | DataConfig):
             series = load_series(self._data_config(data, overrides))
+        elif isinstance(data, np.ndarray):
+            series = self._from_array(data)
         else:
-            series = self._from_frame(data, overrides)
+            series = _from_frame(data, self._data_config("frame", overrides))
+        rows, step = len(series.values_TC), str(series.step)
+        problem = ""
         if series.channels != self.channels:
-            raise DataError(
-                f"{series.name} has the channels {', '.join(series.channels)}; {self.folder} was"
-                f" trained on {', '.join(self.channels)}, in this order. Give the same columns."
-            )
-        if series.start and self.step and str(series.step) != self.step:
-            raise DataError(
-                f"{series.name} has a row every {series.step}; {self.folder} was trained on rows"
-                f" every {self.step}. Resample the data."
-            )
-        if len(series.values_TC) < self.config.seq_len:
-            raise DataError(
-                f"{series.name} has {len(series.values_TC)} rows; {self.folder} needs"
-                f" {self.config.seq_len} to predict from (seq_len). Give more of its past."
-            )
+            theirs, ours = ", ".join(series.channels), ", ".join(self.channels)
+            problem = f"has the channels {theirs}; give {ours}, in this order"
+        elif series.start and self.step and step != self.step:
+            problem = f"has a row every {step}; give a row every {self.step}"
+        elif rows < self.config.seq_len:
+            problem = f"has {rows} rows; give at least {self.config.seq_len} (seq_len)"
+        if problem:
+            raise DataError(f"{series.name} {problem}, as {self.folder} was trained on.")
         return series
 
     def _data_config(self, data: str | Path | DataConfig | None, overrides: Sequence[str]) -> Any:
@@ -159,7 +159,7 @@ class TrainedForecaster:
                 season=self.season,
                 splits=[0.7, 0.1, 0.2],
             )
-        if isinstance(self.task, Reconstruct) and isinstance(own, CsvData):
+        if self.fills_gaps and isinstance(own, CsvData):
             own = replace(own, missing="mask")  # the gaps are what is asked for
         return with_overrides(own, overrides)
 
@@ -170,39 +170,15 @@ class TrainedForecaster:
                 f" {len(self.channels)}), a column for each of {', '.join(self.channels)}."
             )
         rows = len(values_TC)
-        if rows < 3:
+        if rows < max(self.config.seq_len, 3):
             raise DataError(f"The array has {rows} rows; give at least {self.config.seq_len}.")
-        missing = getattr(self.config.data, "missing", "interpolate")
-        if missing == "error" and np.isnan(values_TC).any():
-            raise DataError(f"The array has gaps, and {self.folder} was trained without any.")
-        # float32 would lose what is small beside a channel's level.
-        offset_C = np.where(np.abs(self.mean_C) > FAR * self.std_C, self.mean_C, 0.0)
-        return Series(
-            name="array",
-            values_TC=np.array(values_TC - offset_C, dtype=np.float32, order="C"),
-            channels=list(self.channels),
-            units=list(self.units),
-            start="",
-            step_s=1.0,
-            season=self.season,
-            season_note="",
-            borders=(1, 2, rows),
-            source="an array",
-            licence="the user's own",
-            fills_contexts=missing == "interpolate" and not isinstance(self.task, Reconstruct),
-            offset_C=offset_C,
-        )
-
-    def _from_frame(self, frame: Any, overrides: Sequence[str]) -> Series:
-        if not isinstance(frame, pl.DataFrame):
-            if getattr(frame.index, "name", None) or frame.index.dtype.kind == "M":
-                frame = frame.reset_index(names=frame.index.name or "time")
-            frame = pl.DataFrame({str(name): frame[name].to_numpy() for name in frame.columns})
-        # By way of a file, so that a frame meets the same checks as a file.
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "frame.parquet"
-            frame.write_parquet(path)
-            return self.read(path, overrides)
+        begin = datetime(2000, 1, 1)  # tables have times; these go again below
+        times = pl.datetime_range(begin, begin + timedelta(hours=rows - 1), "1h", eager=True)
+        clock = "time" if "time" not in self.channels else "date"
+        frame = pl.DataFrame({clock: times, **dict(zip(self.channels, values_TC.T, strict=True))})
+        own = self._data_config("array", ())
+        config = replace(own, time=clock, id=None, value=None, time_format=None)
+        return replace(_from_frame(frame, config), name="array", start="", step_s=1.0)
 
     def standardised(self, series: Series) -> Tensor:
         """(T, C) float32: a series as the model sees it, scaled as the run's train rows were."""
@@ -257,6 +233,18 @@ class TrainedForecaster:
         return values * self.std_C[:, None] + self.mean_C[:, None]
 
 
+def _from_frame(frame: Any, config: CsvData) -> Series:
+    """A polars or pandas frame by way of a file, so that it meets the same checks as a file."""
+    if not isinstance(frame, pl.DataFrame):
+        if getattr(frame.index, "name", None) or frame.index.dtype.kind == "M":
+            frame = frame.reset_index(names=frame.index.name or "time")
+        frame = pl.DataFrame({str(name): frame[name].to_numpy() for name in frame.columns})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{config.path}.parquet"
+        frame.write_parquet(path)
+        return load_series(replace(config, path=str(path)))
+
+
 def load(path: str | Path) -> TrainedForecaster:
     """Read what a finished run has trained, from its directory or from an export.
 
@@ -270,13 +258,13 @@ def load(path: str | Path) -> TrainedForecaster:
         DataError: if it is a run of an older t5ts that did not record what is needed.
     """
     donor = read_donor(path, key="RUN")
-    if "token_scale" not in donor.provenance or "scaler" not in donor.provenance["data"]:
+    facts = donor.provenance["data"]
+    if "token_scale" not in donor.provenance or "scaler" not in facts:
         raise DataError(
             f"{donor.folder} is a run of an older t5ts that did not record its scaler: it cannot"
             " predict. Train it again."
         )
     config = stored_config(donor.config)
-    facts = donor.provenance["data"]
     model = _empty_model(config, donor.provenance, num_channels=len(facts["channels"]))
     model.load_state_dict(donor.tensors)
     return TrainedForecaster(
@@ -285,7 +273,6 @@ def load(path: str | Path) -> TrainedForecaster:
         task=build_task(config),
         model=model.eval(),
         channels=list(facts["channels"]),
-        units=list(facts["units"]),
         step=facts["step"] if facts["span"][0] else "",
         season=facts["season"],
         mean_C=np.array(facts["scaler"]["mean"]),
@@ -297,28 +284,24 @@ def load(path: str | Path) -> TrainedForecaster:
 
 def _empty_model(config: Config, provenance: dict[str, Any], *, num_channels: int) -> Forecaster:
     """A model of the run's shape; its weights come from the checkpoint, all of them."""
-    backbone, token_scale = config.backbone, provenance["token_scale"]
+    backbone = config.backbone
     if isinstance(backbone, HFBackbone):
         built = provenance["weights"]["architecture"]
         backbone = replace(backbone, sizes={**built["config"], "model_type": built["model_type"]})
-    if isinstance(backbone, T5Backbone) and backbone.d_model is None:
+    elif isinstance(backbone, T5Backbone) and backbone.d_model is None:
         built = provenance["weights"]["architecture"]
         sizes = {key: value for key, value in built.items() if hasattr(backbone, key)}
         backbone = replace(backbone, **sizes)
-    shape = replace(
-        config,
-        backbone=backbone,
-        init=InitConfig(name="random"),
-        patch=replace(config.patch, init="fresh", path=None, scale="none"),
-    )
+    fresh = replace(config.patch, init="fresh", path=None, scale="none")
+    shape = replace(config, backbone=backbone, init=InitConfig(name="random"), patch=fresh)
     model, _ = build_model(shape, num_channels=num_channels)
     if isinstance(model.patch, PatchEmbedding):
-        model.patch.scale = token_scale
+        model.patch.scale = provenance["token_scale"]
     return model
 
 
 def with_overrides(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
-    """A data configuration with `data.KEY=VALUE` applied.
+    """A data configuration with `data.KEY=VALUE` applied, or after `data=NAME` another one.
 
     Raises:
         DataError: for an unknown key or a wrong value.
@@ -340,8 +323,7 @@ def with_overrides(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 return from_hydra(compose("config", overrides=list(overrides))).data
         given = OmegaConf.from_dotlist([text.removeprefix("data.") for text in overrides])
-        changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), given))
+        changed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), given))
     except (HydraException, OmegaConfBaseException) as error:
         raise DataError(f"{', '.join(overrides)}: {str(error).splitlines()[0]}") from error
-    assert isinstance(changed, DataConfig)
     return changed

@@ -3,6 +3,7 @@ baseline, and none."""
 
 import math
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,71 +28,48 @@ class _Stem(nn.Module):
         return F.gelu(self.layer_norm(self.pointwise(local_MND)))
 
 
-class _SharedAttentionLayer(nn.Module):
-    def __init__(self, width: int, *, num_heads: int, dropout: float, norm_first: bool) -> None:
-        super().__init__()
-        self.norm_first = norm_first
-        self.SelfAttention = SelfAttention(
-            width,
-            width,
-            num_heads=num_heads,
-            scale=(width / num_heads) ** -0.5,
-            dropout=dropout,
-            bias=True,
-        )
-        self.layer_norm = nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, hidden_MND: Tensor) -> Tensor:
-        if self.norm_first:
-            return hidden_MND + self.dropout(self.SelfAttention(self.layer_norm(hidden_MND)))
-        return self.layer_norm(hidden_MND + self.dropout(self.SelfAttention(hidden_MND)))
-
-
-class _SharedFeedForwardLayer(nn.Module):
-    def __init__(self, width: int, *, d_ff: int, dropout: float, norm_first: bool) -> None:
-        super().__init__()
-        self.norm_first = norm_first
-        self.wi = Linear(width, d_ff)
-        self.wo = Linear(d_ff, width)
-        self.layer_norm = nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, hidden_MND: Tensor) -> Tensor:
-        wi_input_MND = self.layer_norm(hidden_MND) if self.norm_first else hidden_MND
-        inner = self.dropout(F.gelu(self.wi(wi_input_MND)))
-        output_MND = hidden_MND + self.dropout(self.wo(inner))
-        return output_MND if self.norm_first else self.layer_norm(output_MND)
-
-
 class _SharedBlock(nn.Module):
     def __init__(
         self, width: int, *, num_heads: int, d_ff: int, dropout: float, norm_first: bool
     ) -> None:
         super().__init__()
-        attention = _SharedAttentionLayer(
-            width, num_heads=num_heads, dropout=dropout, norm_first=norm_first
+        scale = (width / num_heads) ** -0.5
+        attention = SelfAttention(
+            width, width, num_heads=num_heads, scale=scale, dropout=dropout, bias=True
         )
-        feed_forward = _SharedFeedForwardLayer(
-            width, d_ff=d_ff, dropout=dropout, norm_first=norm_first
+        feed_forward = {"wi": Linear(width, d_ff), "wo": Linear(d_ff, width)}
+        self.layer = nn.ModuleList(
+            nn.ModuleDict({**inner, "layer_norm": nn.LayerNorm(width)})
+            for inner in ({"SelfAttention": attention}, feed_forward)
         )
-        self.layer = nn.ModuleList([attention, feed_forward])
+        self.dropout = Dropout(dropout)
+        self.norm_first = norm_first
 
     def forward(self, hidden_MND: Tensor) -> Tensor:
-        return self.layer[1](self.layer[0](hidden_MND))
+        first: Any = self.layer[0]
+        second: Any = self.layer[1]
+        if self.norm_first:
+            hidden_MND = hidden_MND + self.dropout(
+                first.SelfAttention(first.layer_norm(hidden_MND))
+            )
+            return hidden_MND + self._feed_forward(second.layer_norm(hidden_MND))
+        hidden_MND = first.layer_norm(hidden_MND + self.dropout(first.SelfAttention(hidden_MND)))
+        return second.layer_norm(hidden_MND + self._feed_forward(hidden_MND))
+
+    def _feed_forward(self, hidden_MND: Tensor) -> Tensor:
+        second: Any = self.layer[1]
+        return self.dropout(second.wo(self.dropout(F.gelu(second.wi(hidden_MND)))))
 
 
 class SharedEncoder(nn.Module):
     """The light baseline: a convolution stem, then post-norm transformer layers.
 
     Parameters are named `stem.*` and `block.{i}.layer.{0,1}.*`, with `layer_norm` for every norm,
-    so that freezing patterns written for T5 also work here. There is no final norm: a post-norm
-    layer ends in one. Positions are sinusoidal, added after the stem: they fit any number of
-    tokens and add no parameters. At the default size 0.8 M parameters.
+    so that freezing patterns written for T5 also work here. Positions are sinusoidal, added after
+    the stem. A post-norm layer ends in a norm, so there is no final one.
 
     Without the stem and with `norm_first` it is close to PatchTST: there is no norm on the residual
-    path from patches to head, so that the head can see how large each patch is. (PatchTST does
-    that with batch norm, whose statistics would depend on batch size and processes.)
+    path from patches to head, so that the head can see how large each patch is.
 
     Args:
         d_model, num_layers, num_heads, d_ff: Sizes; the heads must divide the width.
@@ -130,10 +108,7 @@ class SharedEncoder(nn.Module):
 
     @torch.no_grad()
     def init_parameters(self, generator: torch.Generator) -> None:
-        """Draw all weights: normal with std 1/√fan_in; biases 0; norms 1 and 0.
-
-        Args:
-            generator: The only source of randomness; a CPU generator for a module on the CPU.
+        """Draw all weights from this CPU generator: std 1/√fan_in; biases 0; norms 1 and 0.
 
         Source: own; LeCun et al. 1998's scale, which keeps unit variance through each matrix.
         """
@@ -168,9 +143,7 @@ def _sinusoids(like_MND: Tensor) -> Tensor:
 
 
 class NoEncoder(nn.Module):
-    """Nothing between patching and head: with it, the forecaster is one linear map.
-
-    It has no width (`d_model` 0) and no blocks.
+    """Nothing between patching and head, without width or blocks: the forecaster is a linear map.
 
     Source: Zeng et al. 2023 (NLinear), "Are Transformers Effective for Time Series Forecasting?".
     """
@@ -193,22 +166,16 @@ def component_of(parameter_name: str) -> str:
 
     T5's relative position bias, which all blocks use, belongs to block 0.
 
-    Args:
-        parameter_name: As in `Forecaster.named_parameters()`.
-
     Returns:
-        "patch", "stem", "block_<i>", "final_norm" or "head".
-
-    Raises:
-        ValueError: if it is not a forecaster's parameter.
+        "patch", "stem", "block_<i>", "final_norm" or "head"; ValueError for a stranger's.
     """
     match = re.match(
         r"(patch|head)\.|encoder\.(stem|final_layer_norm|block\.\d+)\.", parameter_name
     )
     if match is None:
         raise ValueError(
-            f"{parameter_name!r} is not a parameter of a forecaster: names begin with patch.,"
-            " head., encoder.stem., encoder.block.<i>. or encoder.final_layer_norm."
+            f"{parameter_name!r} is no parameter of a forecaster: names begin with patch., head.,"
+            " encoder.stem., encoder.block.<i>. or encoder.final_layer_norm."
         )
     part = match[1] or match[2]
     return part.replace("block.", "block_").replace("final_layer_norm", "final_norm")

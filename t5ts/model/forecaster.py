@@ -68,7 +68,7 @@ class Forecaster(nn.Module):
 
         Args:
             x_BCL: Context in train-standardised units; NaN marks a hidden step if the model was
-                built for that, and otherwise propagates to the output.
+                built for that, and otherwise propagates.
 
         Returns:
             (B, C, H) in the same units and dtype.
@@ -91,10 +91,9 @@ class Forecaster(nn.Module):
     def compile_blocks(self) -> None:
         """Compile each block of the encoder by itself, in place.
 
-        They are the same code with other weights and are compiled together: once for each state
-        that a block can be in (frozen, training, evaluating), however many blocks and stages of
-        unfreezing there are. The model as a whole would be compiled again at each stage, until
-        torch gives up. The cache is reset first, because earlier models count towards that limit.
+        Once for each state that a block can be in (frozen, training, evaluating), whereas the whole
+        model would be compiled again at each stage of unfreezing, until torch gives up. The cache
+        is reset first, because earlier models count towards that limit.
         """
         torch.compiler.reset()
         for block in self._blocks():
@@ -102,11 +101,9 @@ class Forecaster(nn.Module):
 
     @contextmanager
     def bypassing_blocks(self) -> Iterator[None]:
-        """Inside, each block of the encoder returns its input.
+        """Inside, each block of the encoder returns its input; a stem and the final norm stay.
 
-        What an encoder has before its blocks (a stem, positions) and after them (the final norm)
-        stays, so that the head receives tokens at the scale that it knows. Not for compiled blocks,
-        which do not notice (see `torch.compiler.set_stance`).
+        Not for compiled blocks, which do not notice (see `torch.compiler.set_stance`).
         """
         blocks = self._blocks()
         try:
@@ -138,10 +135,10 @@ def _bypassed(block: nn.Module) -> Callable[..., Any]:
 def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
     """The signal's scale along the encoder, and how much each block changes it.
 
-    Evaluated without dropout and without gradients; the model's training modes are restored. A
-    ratio far above 1 in the first blocks means that they outweigh the tokens: the scale of the
-    tokens, not what the weights learned, then decides the result. A cosine near 1 means that the
-    blocks pass the tokens on: with such an encoder, no weights are compared.
+    Evaluated without dropout and gradients; the model's training modes are restored. A ratio far
+    above 1 in the first blocks means that they outweigh the tokens: the scale of the tokens then
+    decides the result. A cosine near 1 means that the blocks pass the tokens on: with such an
+    encoder, no weights are compared.
 
     Args:
         model: A forecaster, not compiled.
@@ -170,11 +167,13 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
     blocks = model._blocks()
     watched: dict[str, nn.Module] = {f"block_{i}": block for i, block in enumerate(blocks)}
     watched |= {"input": model.patch, "output": model.encoder}
+    was_training = {module: module.training for module in model.modules()}
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
         for name, module in watched.items():
             stack.callback(module.register_forward_hook(partial(record, name)).remove)
-        model(x_BCL)
+        for module, mode in was_training.items():  # each module's own: frozen blocks differ
+            stack.callback(setattr, module, "training", mode)
+        model.eval()(x_BCL)
     if blocks:
         ratio["cosine"] = _cosine(seen["input"], seen["block"])
     return {name: value.item() for name, value in (rms | ratio).items()}
@@ -193,15 +192,3 @@ def _rms(x: Tensor) -> Tensor:
 
 def _double(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()  # mps has no float64
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; then each module's own mode is restored (frozen blocks differ)."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was_training.items():
-            module.training = training

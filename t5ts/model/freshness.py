@@ -9,14 +9,14 @@ find: a checkpoint saved after that is partly trained, partly fresh.
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Relative deviation of a matrix's spread from the law that no draw explains, but rounding and other
-# libraries' constants might; for small matrices the sampling error of a spread dominates it.
+# Relative deviation of a matrix's spread from the law that rounding and other libraries' constants
+# may explain; for small matrices the sampling error of a spread dominates it.
 LAW_TOLERANCE = 0.005
 # Mean squared deviation in units of tolerance and sampling error: at most about 1 for a fresh
 # draw. 40 AdamW steps at lr 1e-2 from HF's initialisation gave 800 at d_model 64, 15 at 32.
@@ -25,10 +25,8 @@ LAW_LIMIT = 3.0
 # matrices too: norms like that over fresh matrices mean that the matrices were not loaded.
 NORMS_MOVED = 0.15
 # Structure of a matrix in standard errors: 3,700 independent draws (normal, uniform, rounded to
-# int8) gave 4.9 at most.
-STRUCTURE_LIMIT = 6.0
-# The same for a single matrix: of some 100,000 draws of small ones, a few gave more than 6.
-STRUCTURE_ALONE = 10.0
+# int8) gave 4.9 at most. Of some 100,000 draws of small matrices, a few gave more than 6.
+STRUCTURE_LIMIT, STRUCTURE_ALONE = 6.0, 10.0
 # Structure a matrix must be expected to have, judging by the others, before its absence
 # means that it was not trained with them. Checkpoints after 50 to 1,000 steps gave 24 at most.
 STRUCTURE_EXPECTED = 40.0
@@ -44,24 +42,31 @@ _SPECTRUM_SIZE = 256  # largest corner of a matrix whose spectrum is computed, f
 
 @dataclass(frozen=True)
 class Freshness:
-    """The test's statistics and findings."""
+    """The test's statistics and findings.
 
-    # Mean squared deviation of the matrices' log spread from the init law at the best common
-    # factor, in units of its error; about 1 or less for a fresh draw.
+    Attributes:
+        law_distance: Mean squared deviation of the matrices' log spread from the init law at the
+            best common factor, in units of its error; about 1 or less for a fresh draw.
+        factor: That factor (HF's `initializer_factor`).
+        norm_spread: RMS deviation of all LayerNorm weights from their median, relative to it; 0
+            when each tensor is constant.
+        drifted: The spreads are off T5's law, but so little that they started there: a sign of
+            training where single matrices show none.
+        has_structure: Some matrices clearly scatter unlike independent draws.
+        structureless: Matrices that scatter like them: fresh, shuffled, or trained too briefly.
+        fresh: Look freshly initialised or redrawn while the others were trained.
+        broken: What training never produces: constant, zero or copied.
+    """
+
     law_distance: float
-    factor: float  # that best common factor (HF's `initializer_factor`)
-    # RMS deviation of all LayerNorm weights from their median, relative to it; 0 when each tensor
-    # is constant.
+    factor: float
     norm_spread: float
-    # Whether the spreads are off T5's law, but so little that they started there: a sign of
-    # training where single matrices show none.
     drifted: bool
     num_matrices: int
-    has_structure: bool  # whether some matrices clearly scatter unlike independent draws
-    # Matrices that scatter as independent draws do: fresh, shuffled, or trained too briefly.
+    has_structure: bool
     structureless: tuple[str, ...]
-    fresh: tuple[str, ...]  # look freshly initialised or redrawn while the others were trained
-    broken: tuple[str, ...]  # what training never produces: constant, zero or copied
+    fresh: tuple[str, ...]
+    broken: tuple[str, ...]
 
     @property
     def origin(self) -> str:
@@ -98,17 +103,15 @@ class Freshness:
     @property
     def notes(self) -> list[str]:
         """What a user should know about an accepted encoder."""
-        notes = []
-        if self.origin == "barely trained":
-            notes.append("note: barely trained, almost no different from its initialisation")
-        if self.origin == "control":
-            notes.append(
+        found = {
+            "barely trained": ["note: barely trained, almost no different from its initialisation"],
+            "control": [
                 "note: rows and columns scatter like independent draws in every matrix, as in a "
                 "shuffled or synthetic checkpoint"
-            )
-        if not self.norm_spread:
-            notes.append("note: all LayerNorm weights are constant, as before any training")
-        return notes
+            ],
+        }.get(self.origin, [])
+        constant = "note: all LayerNorm weights are constant, as before any training"
+        return found if self.norm_spread else [*found, constant]
 
 
 def examine(
@@ -121,15 +124,12 @@ def examine(
         law: Standard deviation of each of them under the init law at factor 1.
         norms: LayerNorm weights by name.
 
-    Returns:
-        The statistics and, through `verdict`, the conclusion.
-
     Source: own. The log of a sample standard deviation has variance (kurtosis − 1) / 4n.
     """
     logs: dict[str, float] = {}
     scales: dict[str, float] = {}
-    broken: list[str] = []
     structure: dict[str, float] = {}
+    broken: list[str] = []
     for name, sigma in law.items():
         matrix = state[name].float()
         largest = matrix.abs().max()
@@ -150,13 +150,13 @@ def examine(
         structure[name] = _structure(centred, squares, variance, kurtosis)
     factor_log = torch.tensor(list(logs.values())).double().median().item() if logs else 0.0
     off = {name: x - factor_log for name, x in logs.items()}
-    distances = [(x / scales[name]) ** 2 for name, x in off.items()]
-    distance = statistics.fmean(distances) if distances else 0.0
+    distance = statistics.fmean((x / scales[n]) ** 2 for n, x in off.items()) if off else 0.0
     broken += [f"{name} is zero" for name, weight in norms.items() if not weight.any()]
-    broken += _copies(state, law)
     spread = _norm_spread(norms)
-    # The norms hardly moved: too early to tell, since some matrices start to move later.
-    left_out = [] if 0 < spread < NORMS_MOVED else _left_out(structure, state, law)
+    fresh = _untouched(norms)
+    # If the norms hardly moved it is too early to tell, since some matrices start to move later.
+    if not 0 < spread < NORMS_MOVED:
+        fresh += _left_out(structure, state, law)
     return Freshness(
         law_distance=distance,
         factor=math.exp(factor_log),
@@ -167,8 +167,8 @@ def examine(
         has_structure=sum(value >= STRUCTURE_LIMIT for value in structure.values()) > 1
         or max(structure.values(), default=0.0) > STRUCTURE_ALONE,
         structureless=tuple(n for n, value in structure.items() if value < STRUCTURE_LIMIT),
-        fresh=(*_untouched(norms), *left_out),
-        broken=tuple(broken),
+        fresh=tuple(fresh),
+        broken=(*broken, *_copies(state, law)),
     )
 
 
@@ -190,13 +190,13 @@ def _has_drifted(off: Mapping[str, float], scales: Mapping[str, float], distance
     for name in off:
         kinds.setdefault(name.split(".")[-2], []).append(name)
     kinds.pop("relative_attention_bias", None)  # too small to differ from the law
-    means = [statistics.fmean(off[name] for name in names) for names in kinds.values()]
+    if any(abs(statistics.fmean(off[n] for n in names)) >= OTHER_LAW for names in kinds.values()):
+        return False
     pooled = [
         abs(sum(off[name] / scales[name] for name in names)) / math.sqrt(len(names))
         for names in kinds.values()
     ]
-    is_t5s_law = all(abs(mean) < OTHER_LAW for mean in means)
-    return is_t5s_law and (distance >= LAW_LIMIT or max(pooled, default=0.0) >= STRUCTURE_LIMIT)
+    return distance >= LAW_LIMIT or max(pooled, default=0.0) >= STRUCTURE_LIMIT
 
 
 def _untouched(norms: Mapping[str, Tensor]) -> list[str]:
@@ -217,19 +217,18 @@ def _left_out(
     their spread, under Adam by the same amount: the smaller of the two is expected.
     """
     moved = [name for name, value in structure.items() if value >= STRUCTURE_LIMIT]
-    if not moved:
-        return []
-    fresh = []
-    for name in structure.keys() - moved:
-        expected = statistics.median(
+
+    def expected(name: str) -> float:
+        size, spread = state[name].numel(), law[name]
+        return statistics.median(
             structure[other]
-            * math.sqrt(state[name].numel() / state[other].numel())
-            * min(1.0, (law[other] / law[name]) ** 2)
+            * math.sqrt(size / state[other].numel())
+            * min(1.0, (law[other] / spread) ** 2)
             for other in moved
         )
-        if expected > STRUCTURE_EXPECTED:
-            fresh.append(name)
-    return sorted(fresh)
+
+    others = structure.keys() - moved if moved else ()
+    return sorted(name for name in others if expected(name) > STRUCTURE_EXPECTED)
 
 
 def _norm_spread(norms: Mapping[str, Tensor]) -> float:
@@ -282,6 +281,6 @@ def _edge_excess(centred: Tensor, variance: float) -> float:
     return ((top - (a + b) ** 2) / ((a + b) * (1 / a + 1 / b) ** (1 / 3)) + 1.2065) / 1.268
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

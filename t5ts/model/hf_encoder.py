@@ -42,21 +42,11 @@ def hf_architecture(
     if kind in ("t5", "mt5"):
         raise WeightsError(f"{where} is a T5's: use backbone=local backbone.path=DIR.")
     without = ("model_type", "auto_map", "transformers_version", "_name_or_path", "torch_dtype")
-    try:
+    with _refusing(f"{where}: {kind}"):  # each model type has checks of its own
         config = AutoConfig.for_model(kind, **{k: v for k, v in values.items() if k not in without})
-        sizes = {
-            "d_model": config.hidden_size,
-            "num_heads": config.num_attention_heads,
-            "vocab_size": config.vocab_size,
-        }
-        depth = int(config.num_hidden_layers)
+        d_model, num_heads = config.hidden_size, config.num_attention_heads
+        vocab_size, depth = config.vocab_size, int(config.num_hidden_layers)
         stored = config.to_diff_dict()
-    except Exception as error:  # each model type has checks of its own
-        raise WeightsError(
-            f"{where}: transformers has no text model of model_type={kind!r} with these values"
-            f" ({str(error).strip().splitlines()[0][:200]}). Code that comes with a checkpoint is"
-            " never run; use another checkpoint, or a newer transformers."
-        ) from error
     if config.is_encoder_decoder:
         raise WeightsError(f"{where}: {kind} has a decoder too; of those only T5 can be used.")
     if num_layers is not None and num_layers > depth:
@@ -66,9 +56,11 @@ def hf_architecture(
         )
     return HFArchitecture(
         model_type=kind,
+        d_model=d_model,
         num_layers=num_layers or depth,
+        num_heads=num_heads,
+        vocab_size=vocab_size,
         config={k: v for k, v in stored.items() if k not in without and k != "dtype"},
-        **sizes,
     )
 
 
@@ -83,10 +75,9 @@ class HFEncoder(nn.Module):
     """The blocks of a transformers model on embeddings, with what it has before and after them.
 
     The forward pass is the model's own (`inputs_embeds`), bidirectional or causal as it was
-    pretrained, with torch's attention kernel where the model supports it. Its modules are
-    registered here under the names that freezing schedules know: `block.<i>`, `final_layer_norm`
-    (a norm after the last block) and `stem` (positions, token types, embedding norm: the lowest
-    block's company), each norm with `layer_norm` in its name. There is no token embedding.
+    pretrained. Its modules are registered here under the names that freezing schedules know:
+    `block.<i>`, `final_layer_norm` (a norm after the last block) and `stem` (positions, token
+    types, embedding norm), each norm with `layer_norm` in its name. There is no token embedding.
     Parameters are NaN until a state dict is loaded or `draw` is called.
 
     Args:
@@ -183,9 +174,11 @@ def _refusing(kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        why = (str(error).strip().splitlines() or [""])[0][:200]
         raise WeightsError(
-            f"transformers' {kind} cannot encode patches: {type(error).__name__}"
-            f" ({(str(error).strip().splitlines() or [''])[0][:200]}). Use another backbone."
+            f"{kind} cannot encode patches with this transformers ({type(error).__name__}: {why})."
+            " Use another checkpoint or a newer transformers; code that comes with a checkpoint is"
+            " never run."
         ) from error
 
 

@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from t5ts.errors import Interrupted, WeightsError
 from t5ts.interruption import interrupt_on_signals
@@ -26,59 +24,45 @@ from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sh
 PROBE_TIMEOUT_S = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "3"))  # for one small request
 
 _REMEDY = (
-    "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME to a "
-    "copy of its cache, use a checkpoint folder with backbone=local (or hf) backbone.path=DIR, or "
-    "use backbone=t5_tiny_en, a small T5 pretrained on English that comes with t5ts."
-)
-_PROXY = (
-    "The proxy {proxy} cannot be used for {endpoint} ({why}). Check HTTPS_PROXY/HTTP_PROXY/"
-    "ALL_PROXY and the credentials in them, add {host} to NO_PROXY to bypass it, or {remedy}"
+    "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME to a"
+    " copy of its cache, or use a folder (backbone=local or hf, backbone.path=DIR) or"
+    " backbone=t5_tiny_en, a small T5 that comes with t5ts."
 )
 #: Facts of an error (see `_facts`) and the message; the first matching row is used. The
 #: client's classes are matched by name, since the HTTP library under huggingface_hub changed twice.
 _TABLE = {
-    "offline": "{hub_id} (revision {revision}) is incomplete in the cache {cache_dir}, and "
-    "offline mode forbids contacting the hub. Unset HF_HUB_OFFLINE, or {remedy}",
-    "local-file": "The cache {cache_dir} cannot be used ({why}). Free disk space or fix its "
-    "permissions, or set HF_HOME to another folder.",
-    "GatedRepoError": "{hub_id} is gated: accept its licence at {endpoint}/{hub_id}, then set "
-    "HF_TOKEN to a token of that account, or run `hf auth login`.",
-    "RevisionNotFoundError": "{hub_id} has no revision {revision!r}. Use main, or a branch, tag or "
-    "full commit listed at {endpoint}/{hub_id}/commits/main.",
+    "offline": "{what} (revision {revision}) is incomplete in the cache {cache_dir}, and offline"
+    " mode forbids contacting the hub. Unset HF_HUB_OFFLINE, or {remedy}",
+    "local-file": "The cache {cache_dir} cannot be used ({why}). Free disk space or fix its"
+    " permissions, or set HF_HOME to another folder.",
+    "GatedRepoError": "{what} is gated: accept its licence at {endpoint}, then set HF_TOKEN to a"
+    " token of that account, or run `hf auth login`.",
+    "RevisionNotFoundError": "{what} has no revision {revision!r}. Use main, or a branch, tag or"
+    " full commit of it.",
     # Without a valid token the hub answers 401 both for missing ids and for private ones.
-    "401 403": "The hub answered {status} for {hub_id!r}: there is no such model, or it needs a "
-    "valid token. Use the id of a checkpoint such as t5-small or openai-community/gpt2; if the "
-    "model is private, set HF_TOKEN to a token with read access or run `hf auth login`; if it "
-    "needs none, unset HF_TOKEN.",
-    "HFValidationError RepositoryNotFoundError": "The hub has no model {hub_id!r}. Use the id of a "
-    "checkpoint such as t5-small or openai-community/gpt2; if the model is private, set HF_TOKEN "
-    "or run `hf auth login`.",
-    "RemoteEntryNotFoundError": "{hub_id} has no file {file} on the hub ({why}). Choose "
-    "another checkpoint, such as t5-small, google/flan-t5-small or t5-base.",
-    "FileMetadataError": "{endpoint} is not a complete mirror of the hub ({why}). Set HF_ENDPOINT "
-    "to a complete one, or unset it.",
-    "ProxyError 407": _PROXY,
-    "429 5xx": "{endpoint} answered {status} for {hub_id}: too many requests (429), or a server "
-    "error (see status.huggingface.co). Try again in a few minutes, or {remedy}",
-    "has-status": "{endpoint} answered {status} for {hub_id} ({why}). Check HF_ENDPOINT and the "
-    "id, or {remedy}",
-    "certificate": "The certificate of {endpoint} is not trusted ({why}). If your network replaces "
-    "certificates, set SSL_CERT_FILE to its authority's file; otherwise {remedy}",
-    "consistency interrupted": "The download of {file} of {hub_id} from {endpoint} failed ({why})."
-    " Nothing was kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer on a "
-    "slow connection).",
-    "no-network": "No network: {endpoint} cannot be reached ({why}; proxy: {proxy}), and {hub_id} "
-    "is not in the cache {cache_dir}. Check the network, HF_ENDPOINT and the proxy "
-    "variables (HF_HUB_ETAG_TIMEOUT=30 waits longer), or {remedy}",
-    "proxy": _PROXY,
-    "Exception": "{endpoint} did not respond like a hub to a request for {hub_id} ({why}). Check "
-    "HF_ENDPOINT, proxies and the network's login page, or {remedy}",
+    "401 403 HFValidationError RepositoryNotFoundError": "The hub has no {what!r} for you to read"
+    " ({why}). Use the id of a checkpoint such as t5-small or openai-community/gpt2; if it is"
+    " private, set HF_TOKEN to a token with read access or run `hf auth login`; if it needs none,"
+    " unset HF_TOKEN.",
+    "ProxyError 407 bad-proxy": "The proxy cannot be used for {endpoint} ({why}). Check"
+    " HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and their credentials, bypass it with NO_PROXY, or"
+    " {remedy}",
+    "certificate": "The certificate of {endpoint} is not trusted ({why}). Set SSL_CERT_FILE to your"
+    " network's authority, or {remedy}",
+    "consistency interrupted": "The download of {what} from {endpoint} failed ({why}). Nothing was"
+    " kept: run the same command again (HF_HUB_DOWNLOAD_TIMEOUT=60 waits longer on a slow"
+    " connection).",
+    "no-network": "No network: {endpoint} cannot be reached ({why}), and {what} is not in the cache"
+    " {cache_dir}. Check the network, HF_ENDPOINT and the proxy variables HTTPS_PROXY, HTTP_PROXY,"
+    " ALL_PROXY (HF_HUB_ETAG_TIMEOUT=30 waits longer), or {remedy}",
+    "Exception": "{endpoint} did not answer the request for {what} as the hub does ({why}). Check"
+    " HF_ENDPOINT, the id, proxies and the network's login page, try again in a few minutes, or"
+    " {remedy}",
 }
 _PHRASES = {
     "offline": "offline mode",
     "certificate": "certificate verify failed",
     "consistency": "consistency check failed",
-    "proxy": "proxy",
 }
 _NETWORK_ERRORS = {"TransportError", "TimeoutError", "ConnectionError"}
 
@@ -112,11 +96,7 @@ def fetch_snapshot(hub_id: str, revision: str = "main") -> Path:
 
     A complete cached checkpoint is used without contacting the hub, so all trials of a sweep see
     the same commit and need no network. The folder is named by the commit; for a newer one, delete
-    it or set another revision.
-
-    Args:
-        hub_id: Repository, for instance "t5-small".
-        revision: Branch, tag or commit.
+    it or set another revision (branch, tag or commit).
 
     Raises:
         WeightsError: if it is unavailable or corrupted, with the reason and what to do.
@@ -129,8 +109,7 @@ def fetch_snapshot(hub_id: str, revision: str = "main") -> Path:
         if folder is None and constants.HF_HUB_OFFLINE:
             raise OSError("offline mode")
         if folder is None:
-            commit, main = _within_timeout(partial(_find, hub_id, revision))
-            folder = _download(hub_id, revision, commit, main)
+            folder = _download(hub_id, revision, *_within_timeout(partial(_find, hub_id, revision)))
         try:
             _check_content(folder, _names(folder))
         except CorruptError as error:
@@ -141,8 +120,8 @@ def fetch_snapshot(hub_id: str, revision: str = "main") -> Path:
 def in_cache(error: CorruptError, folder: Path) -> CorruptError:
     """The error with the one fix for the hub's cache: a new download."""
     return CorruptError(
-        f"{error} It is in the hub's cache: delete that copy (rm -r '{folder.parents[1]}') and run "
-        "the same command again to download it."
+        f"{error} It is in the hub's cache: delete that copy (rm -r '{folder.parents[1]}') and run"
+        " the same command again to download it."
     )
 
 
@@ -155,10 +134,7 @@ def _find(hub_id: str, revision: str) -> tuple[str, str]:
     if not info.sha:
         raise ValueError("the answer names no commit")
     if "config.json" not in names:
-        raise WeightsError(
-            f"{hub_id} has no config.json, so it is not a transformers checkpoint. "
-            "Choose another, such as t5-small, google/flan-t5-small or t5-base."
-        )
+        raise WeightsError(f"{hub_id} has no config.json: choose a checkpoint such as t5-small.")
     return info.sha, choose_weight_file(names, where=f"The repository {hub_id}")
 
 
@@ -173,33 +149,28 @@ def _download(hub_id: str, revision: str, commit: str, main: str) -> Path:
     log.info("Downloading %s from %s; press Ctrl-C once to stop.", hub_id, constants.ENDPOINT)
     while wanted:
         name = wanted.pop(0)
+        # The branch points to the cached commit only when everything is there.
+        pinned = commit if wanted else revision
         try:
             with interrupt_on_signals(), _explaining(hub_id, revision, file=name):
                 _within_timeout(partial(_ask_first_byte, hub_id, commit, name))
-                path = Path(
-                    hf_hub_download(
-                        hub_id,
-                        name,
-                        # The branch points to the cached commit only when everything is there.
-                        revision=commit if wanted else revision,
-                        etag_timeout=PROBE_TIMEOUT_S,
-                    )
-                )
-                _check_content(path.parent, [name])
+                path = hf_hub_download(hub_id, name, revision=pinned, etag_timeout=PROBE_TIMEOUT_S)
+                folder = Path(path).parent
+                _check_content(folder, [name])
                 if name.endswith(".index.json"):
-                    wanted[:0] = shard_names(path.parent, name)
+                    wanted[:0] = shard_names(folder, name)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"stopped while downloading {name} of {hub_id}; nothing was kept"
             ) from None
         except CorruptError as error:
-            path.resolve().unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            for file in (Path(path).resolve(), Path(path)):
+                file.unlink(missing_ok=True)
             raise WeightsError(
-                f"{name} arrived corrupted and was removed ({error}) Run again; if it happens "
-                "twice, a proxy or mirror (HF_ENDPOINT) is altering the file."
+                f"{name} arrived corrupted and was removed ({error}) Run again; if it happens"
+                " twice, a proxy or mirror (HF_ENDPOINT) is altering the file."
             ) from error
-    return path.parent
+    return folder
 
 
 def _ask_first_byte(hub_id: str, commit: str, name: str) -> None:
@@ -248,13 +219,10 @@ def _check_content(folder: Path, names: Iterable[str]) -> None:
 
 
 def _within_timeout(work: Callable[[], T]) -> T:
-    """Run `work` in a daemon thread and stop waiting soon after its own timeout.
+    """Run `work` in a daemon thread; TimeoutError soon after its own timeout.
 
     A name lookup has no timeout that a client could set, and a host with several addresses is
     tried with the full timeout on each.
-
-    Raises:
-        TimeoutError: if it has not finished by then.
     """
     answer: Future[T] = Future()
 
@@ -286,45 +254,32 @@ def _explaining(hub_id: str, revision: str, *, file: str | None = None) -> Itera
         why = (str(error).strip().splitlines() or [""])[0][:200]
         raise WeightsError(
             message.format(
-                hub_id=hub_id,
+                what=hub_id if file is None else f"{file} of {hub_id}",
                 revision=revision,
-                file=file,
                 endpoint=constants.ENDPOINT,
                 cache_dir=constants.HF_HUB_CACHE,
-                host=urlsplit(constants.ENDPOINT).hostname,
                 remedy=_REMEDY.format(name=hub_id.split("/")[-1].replace("-", "_")),
-                proxy=_proxy(constants.ENDPOINT),
-                status=next((fact for fact in facts if fact.isdigit()), ""),
                 why=f"{type(error).__name__}: {why}",
             )
         ) from error
 
 
-def _proxy(endpoint: str) -> str:
-    """`VARIABLE (host)` of the proxy that a request uses, or "none"."""
-    parts, proxies = urlsplit(endpoint), getproxies()
-    scheme = next((s for s in (parts.scheme, "all") if proxies.get(s)), None)
-    if scheme is None or not parts.hostname or proxy_bypass(parts.hostname):
-        return "none"
-    lower = f"{scheme}_proxy"
-    # Without any credentials before the host.
-    host = proxies[scheme].split("//")[-1].split("@")[-1].rstrip("/")
-    return f"{lower if os.environ.get(lower) else lower.upper()} ({host})"
-
-
 def _facts(error: BaseException, file: str | None) -> set[str]:
-    """Facts about an error: its and its causes' classes, HTTP status, key words."""
+    """Facts about an error: its and its causes' classes, HTTP status, what it is about."""
     chain = [error]
     while len(chain) < 10 and (cause := chain[-1].__cause__ or chain[-1].__context__):
         chain.append(cause)
     facts = {cls.__name__ for link in chain for cls in type(link).__mro__}
+    text = " ".join(map(str, chain)).lower()
+    facts |= {fact for fact, phrase in _PHRASES.items() if phrase in text}
     # The client's errors are also OSErrors, and a connection blocked by a firewall carries EPERM.
     if isinstance(error, OSError) and error.errno and not facts & {"HTTPError", *_NETWORK_ERRORS}:
         facts.add("local-file")
     statuses = [getattr(getattr(link, "response", None), "status_code", None) for link in chain]
     if status := next(filter(None, statuses), None):
-        facts |= {"has-status", str(status), f"{status // 100}xx"}
+        facts.add(str(status))
     elif facts & _NETWORK_ERRORS:
         facts.add("no-network" if file is None else "interrupted")
-    text = " ".join(map(str, chain)).lower()
-    return facts | {fact for fact, phrase in _PHRASES.items() if phrase in text}
+    elif "proxy" in text and "FileMetadataError" not in facts:  # that one advises on proxies
+        facts.add("bad-proxy")
+    return facts

@@ -12,26 +12,16 @@ class InstanceNorm(nn.Module):
 
     Statistics are taken over the context alone, per window and channel, biased (divided by L),
     in float32 or wider. The divisor is max(std, `MIN_STD`), whereas RevIN adds eps to the variance:
-    a window at or above the floor is then normalised exactly, so that the forecast follows any
-    shift and positive scale of the context, and a constant window becomes zeros, whose forecast
-    is its own level up to `MIN_STD` times the network's output. Values are first taken relative
-    to the last one, which loses nothing and keeps a constant window's deviations at exactly 0.
-
-    A NaN spreads to the whole window of that channel, and from there into the loss, where the
-    training loop stops; nothing here replaces it (`VisibleInstanceNorm` treats it as a mark).
+    a window at or above the floor is normalised exactly, so that the forecast follows any shift and
+    positive scale of the context. Values are first taken relative to the last one, which loses
+    nothing and keeps a constant window's deviations at exactly 0. A NaN spreads to its window and
+    channel, and from there into the loss, where training stops.
 
     Source: Kim et al. 2022, "Reversible Instance Normalization", eqs. 1-2, without gamma and beta.
     """
 
     def forward(self, x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalise a context.
-
-        Args:
-            x_BCL: Context in train-standardised units.
-
-        Returns:
-            The context of mean 0 and std 1, (B, C, L); then mean and divisor, (B, C, 1).
-        """
+        """Normalise a context, (B, C, L): mean 0 and std 1; then mean and divisor, (B, C, 1)."""
         x_BCL = x_BCL.to(torch.promote_types(x_BCL.dtype, torch.float32))
         last_BC1 = x_BCL[..., -1:]
         from_last_BCL = x_BCL - last_BC1
@@ -47,12 +37,11 @@ class InstanceNorm(nn.Module):
 
 
 class VisibleInstanceNorm(InstanceNorm):
-    """Instance normalisation by the visible steps: those that are not NaN.
+    """Instance normalisation by the visible steps, those that are not NaN.
 
-    Mean, std and the last value are taken over them only, so that no hidden step reaches
-    the model or its output through the scale. NaN stays where it was, for the patches to fill.
-    If a channel of a window has no visible step, mean 0 and divisor 1 are used, those of the train
-    rows. Without a NaN this is `InstanceNorm`, up to rounding.
+    No hidden step reaches the model or its output through the scale. NaN stays where it was, for
+    the patches to fill. If a channel of a window has no visible step, mean 0 and divisor 1 are
+    used, those of the train rows. Without a NaN this is `InstanceNorm`, up to rounding.
     """
 
     def forward(self, x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:

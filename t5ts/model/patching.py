@@ -6,54 +6,44 @@ from torch import Tensor, nn
 
 from t5ts.errors import WeightsError
 from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
-from t5ts.model.tensors import matched_state, shuffled_state
 from t5ts.model.verify import read_embedding
-from t5ts.model.weights import LoadReport
+from t5ts.model.weights import CONTROLS, LoadReport
 
 
 class PatchEmbedding(nn.Module):
     """Cut a context into patches and project each to a token.
 
     A patch starts every `stride` steps. If L - P is not a multiple of the stride, the front is
-    padded by repeating the first value, so that the last patch ends at the last observation and
-    no observation is dropped.
+    padded by repeating the first value (and its mark), so that no observation is dropped.
 
-    Channels are `independent` (each channel of each window is a row of its own, all sharing one
-    projection: M = B·C, row b·C + c) or `mixing` (a token embeds the same patch of all channels:
-    M = B). Positions are added by the encoder.
+    Channels are `independent` (each channel of each window is a row, all sharing one projection:
+    M = B·C, row b·C + c) or `mixing` (a token embeds the same patch of all channels: M = B).
 
-    A token is scale · norm(W patch + b), the norm being an optional LayerNorm over D. Weights
-    are drawn in the constructor, from the generator alone: W normal with std 1/√fan_in, so that a
-    token's RMS is about its patch's; b uniform within ±1/√fan_in; norm 1 and 0.
-
-    b must not start at zero: a constant window is all zeros after instance normalisation, its
-    tokens would be exactly zero, and each of T5's norms multiplies the gradient of a zero vector
-    by 1/√ε = 1000. Through 4 blocks that made gradient norms of 3e12 on real data (LOG.md).
+    A token is scale · norm(W patch + b), the norm being an optional LayerNorm over D. W is normal
+    with std 1/√fan_in, so that a token's RMS is about its patch's; b uniform within ±1/√fan_in: it
+    must not start at zero, where a constant window's tokens would be zero and each of T5's norms
+    would multiply their gradient by 1/√ε = 1000 (3e12 through 4 blocks on real data, LOG.md).
 
     Hidden steps are NaN, and `hidden` is what replaces them. "none": nothing, and a NaN propagates.
     "value": 0, which after instance normalisation is the mean of what is visible. "token": also 0,
     and before the norm the token gets the sum of a learnable vector for each hidden place of its
-    patch. A wholly hidden patch is then always the same token; a partly hidden one keeps its
-    visible values and shows which places are missing. The padding repeats the first step's mark.
+    patch: a wholly hidden patch is always the same token.
 
     With a bank of S token embeddings (`token_bank`) a token is scale · norm(softmax(W patch + b)
     A bank): W gives a score for each of K prototypes, the rows of A bank, and A, (K, S), is trained
-    like W. The bank is a buffer: it is saved with the model, and never trains. A is drawn last,
-    normal with std 1/√S, so that a prototype's RMS is about a token's; what a hidden place adds
-    is added to the scores.
+    like W; hidden places add to the scores. The bank is a buffer: saved, and never trained. A is
+    normal with std 1/√S, so that a prototype's RMS is about a token's.
 
     Args:
         seq_len, num_channels, d_model, patch_len: L, C, D and P; lengths in steps.
-        stride: Steps from one patch to the next; None for `patch_len`. At most `patch_len`.
+        stride: Steps from one patch to the next, at most `patch_len`; None for `patch_len`.
         channels: "independent" or "mixing".
         norm: LayerNorm after the projection.
         scale: What tokens are multiplied by after the norm.
-        hidden: "none", "value" or "token". The mask token's entries are drawn after W and b, which
-            are the same in all three: normal with std 1/√fan_in, so that a wholly hidden patch's
-            token is as large as any other.
+        hidden: "none", "value" or "token".
         num_prototypes: K; None for a linear projection to D.
         bank_SD: The token embeddings that prototypes are mixed from; None without prototypes.
-        generator: Source of the initial weights, on the CPU.
+        generator: Draws W, b, the mask token and A, in this order, on the CPU.
 
     Source: Nie et al. 2023 (PatchTST), section 3.1; norm, scale, padding and hidden steps own.
     Prototypes: Jin et al. 2024 (Time-LLM), section 3.1, with one head, whose scores are a linear
@@ -146,18 +136,14 @@ class PatchEmbedding(nn.Module):
 def token_bank(
     report: LoadReport, *, num_rows: int, sample: torch.Generator, own: torch.Generator
 ) -> Tensor:
-    """Token embeddings that an arm's own weights go with, to mix prototypes from.
+    """Token embeddings that an arm's own weights go with, to mix prototypes from; (S, D) float32.
 
     Args:
         report: Of the arm's encoder. A checkpoint's embedding is read from the files it names;
-            "matched" and "shuffled" redraw or permute all of it as they do the encoder's tensors;
-            "random" has T5's law, normal with std `factor`.
+            the controls are made of all of it as of the encoder; "random" has T5's law.
         num_rows: S.
         sample: Chooses the tokens, so that arms of one vocabulary have the same ones.
         own: Draws what is the arm's own: random weights and controls.
-
-    Returns:
-        (S, D) float32.
 
     Raises:
         WeightsError: if the vocabulary has fewer tokens, or the checkpoint's files have changed
@@ -176,7 +162,8 @@ def token_bank(
     if {file.name: file_sha256(file) for file in files.files} != report.files:
         raise WeightsError(f"{report.path} has changed since its encoder was read: try again.")
     state = {"embedding": read_embedding(files)}
-    if make := {"matched": matched_state, "shuffled": shuffled_state}.get(report.init):
+    if report.init in CONTROLS:
+        make, _ = CONTROLS[report.init]
         state = make(state, generator=own)
     return state["embedding"][torch.randperm(vocabulary, generator=sample)[:num_rows]]
 

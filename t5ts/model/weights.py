@@ -16,27 +16,25 @@ import torch
 from torch import Tensor
 
 from t5ts.errors import WeightsError
-from t5ts.model.architecture import Architecture, HFArchitecture
+from t5ts.model.architecture import Architecture, HFArchitecture, kind_of
 from t5ts.model.checkpoint_file import (
     T5_TYPES,
+    Checkpoint,
     CorruptError,
     checkpoint_folder,
     file_sha256,
     open_checkpoint,
 )
-from t5ts.model.freshness import LAW_LIMIT, Freshness
+from t5ts.model.freshness import LAW_LIMIT, examine
+from t5ts.model.hf_encoder import is_norm_weight
 from t5ts.model.hub import fetch_snapshot, in_cache
-from t5ts.model.tensors import (
-    matched_state,
-    random_state,
-    shuffled_state,
-    state_digest,
-)
-from t5ts.model.verify import check_config, check_trained, kind_of, read_encoder
+from t5ts.model.tensors import init_law, matched_state, random_state, shuffled_state, state_digest
+from t5ts.model.verify import check_config, read_encoder
 
 # The published Chronos-T5 of each d_model. Source: Ansari et al. 2024.
 CHRONOS = {256: "tiny", 384: "mini", 512: "small", 768: "base", 1024: "large"}
-_CONTROLS = {
+#: How a control is made from a checkpoint's tensors, and in words.
+CONTROLS = {
     "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
     "shuffled": (shuffled_state, "entries permuted inside each tensor"),
 }
@@ -56,19 +54,16 @@ class LoadReport:
     num_params_full: int | None = None  # of the whole checkpoint, tied tensors once
     num_params_encoder: int  # encoder blocks, final norm and token embedding
     num_params_trained: int  # the same without the token embedding: what the arm trains
-    # RMS of the token embeddings: the init law's for "random", that of its own tokens for a run's
-    # encoder.
-    embedding_rms: float
+    embedding_rms: float  # of the token embeddings; of a run's encoder, of its own tokens
     tensors: int  # number of encoder tensors
     # SHA-256 of the weight file; of several shards, that of the lines that `sha256sum` prints for
     # them in the order of their names.
     weights_sha256: str | None = None
-    # What the tensors are: "pretrained" on text as far as the checks show, "time series" (a run's,
-    # or a Chronos checkpoint), "barely trained", "control" (no structure: shuffled or redrawn) or
-    # "random". The study's report calls only "pretrained" text pretraining.
+    # "pretrained" on text as far as the checks show (the study's report calls only this text
+    # pretraining), "time series" (a run's, or a Chronos checkpoint), "barely trained", "control"
+    # (no structure: shuffled or redrawn) or "random".
     origin: str
-    # Tensors that scatter like a fresh draw, in an accepted checkpoint.
-    fresh_tensors: list[str] = field(default_factory=list)
+    fresh_tensors: list[str] = field(default_factory=list)  # scatter like a fresh draw
     checks: list[str] = field(default_factory=list)  # in words; "note: …" is worth a look
     tensors_sha256: str  # `state_digest` of the returned tensors: the proof of the arm
     checkpoint_sha256: str | None = None  # digest of the tensors a control was made from
@@ -105,8 +100,6 @@ def encoder_state(
     """
     if init != "random" or keep:
         checkpoint, loaded = load()
-        if init not in ("random", *_CONTROLS):
-            return checkpoint, replace(loaded, init=init)
     if init == "random":
         state, rms = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)
         report = LoadReport(
@@ -115,13 +108,13 @@ def encoder_state(
             origin="random",
             embedding_rms=rms,  # the law's
             checks=[
-                f"drawn from {kind_of(asdict(arch))}'s initialisation law at factor {factor:g}, "
+                f"drawn from {kind_of(arch)}'s initialisation law at factor {factor:g}, "
                 f"LayerNorm weights {factor if scale_norms else 1:g}"
             ],
             **_facts(state, arch),
         )
-    else:
-        make, words = _CONTROLS[init]
+    elif init in CONTROLS:
+        make, words = CONTROLS[init]
         state = make(checkpoint, generator=generator)
         report = replace(
             loaded,
@@ -131,13 +124,25 @@ def encoder_state(
             tensors_sha256=state_digest(state),
             checkpoint_sha256=loaded.tensors_sha256,
         )
-    if not keep:
-        return state, report
+    else:
+        return checkpoint, replace(loaded, init=init)
+    return (state, report) if not keep else _keeping(state, report, keep, checkpoint, loaded)
+
+
+def _keeping(
+    state: dict[str, Tensor],
+    report: LoadReport,
+    keep: Sequence[str],
+    checkpoint: dict[str, Tensor],
+    loaded: LoadReport,
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """An arm with the tensors that match `keep` taken from the checkpoint."""
     kept = [name for name in state if any(re.search(text, name) for text in keep)]
     if not 0 < len(kept) < len(state):
         raise WeightsError(
             f"init.keep={list(keep)} matches {len(kept)} of {len(state)} tensors: it must leave"
-            f" some to init={init} and keep some; names are like {', '.join(list(state)[:3])}."
+            f" some to init={report.init} and keep some; names are like"
+            f" {', '.join(list(state)[:3])}."
         )
     state |= {name: checkpoint[name] for name in kept}
     return state, replace(
@@ -187,93 +192,84 @@ def load_checkpoint(
         WeightsError: if they are unavailable or fail verification, with the fix. No fallback.
     """
     assert (hub_id is None) != (path is None)
-    if hub_id is not None:
-        folder = fetch_snapshot(hub_id, revision)
-    else:
-        folder = checkpoint_folder(str(path))
+    folder = checkpoint_folder(str(path)) if hub_id is None else fetch_snapshot(hub_id, revision)
     try:
         types = (arch.model_type,) if isinstance(arch, HFArchitecture) else T5_TYPES
-        files = open_checkpoint(folder, model_types=types)
-        found = check_config(files, arch, must_be_chronos=must_be_chronos)
-        hashes = {file.name: file_sha256(file) for file in files.files}
-        weights_sha256 = hashes[files.weights[0].name]
-        if len(files.files) > 2:  # an index, and shards
-            lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in files.weights)
-            weights_sha256 = hashlib.sha256(lines.encode()).hexdigest()
-        if expected_sha256 not in (None, weights_sha256):
-            raise WeightsError(
-                f"{files.weights[0]} is not the file this backbone expects: its SHA-256 is "
-                f"{weights_sha256}, backbone.sha256 is {expected_sha256}. It was modified or "
-                "truncated; restore it (reinstall t5ts or check it out again), or use "
-                "backbone=local for your own checkpoint. (For several shards it is the SHA-256 of "
-                "the output of `sha256sum`: sha256sum model-*.safetensors | sha256sum.)"
-            )
-        state, embedding_rms, num_full, notes = read_encoder(files, found)
+        checkpoint = open_checkpoint(folder, model_types=types)
+        found = check_config(checkpoint, arch, must_be_chronos=must_be_chronos)
+        hashes = {file.name: file_sha256(file) for file in checkpoint.files}
+        weights_sha256 = _pin(checkpoint, hashes, expected_sha256)
+        state, embedding_rms, num_full, notes = read_encoder(checkpoint, found)
     except CorruptError as error:
         raise (error if hub_id is None else in_cache(error, folder)) from error
-    seen = check_trained(state, found, folder)
-    checks = [
-        f"config.json is a {kind_of(asdict(found))}'s"
-        + ("" if arch is None else " and equals the backbone's values"),
-        f"{files.format}, read without running code from it, not quantised",
-        *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
-        *notes,
-    ]
-    is_chronos = "chronos_config" in files.config
-    if is_chronos:
-        checks.append("note: a Chronos checkpoint, pretrained on time series, not text")
-    return state, loaded_report(
+    is_chronos = "chronos_config" in checkpoint.config
+    return state, verified_report(
         state,
         found,
-        seen,
         trained_on="time series" if is_chronos else "pretrained",
-        checks=checks,
+        checks=[
+            f"config.json is a {kind_of(found)}'s"
+            + ("" if arch is None else " and equals the backbone's values"),
+            f"{checkpoint.format}, read without running code from it, not quantised",
+            *(["the weight file has the recorded SHA-256"] if expected_sha256 else []),
+            *notes,
+            *(["note: a Chronos checkpoint, pretrained on time series, not text"] * is_chronos),
+        ],
         init="pretrained" if isinstance(found, HFArchitecture) else "t5",
         source=hub_id if hub_id is not None else str(path),
         path=str(folder),
         revision=None if hub_id is None else folder.name,
         files=hashes,
-        format=files.format,
+        format=checkpoint.format,
         num_params_full=num_full,
         embedding_rms=embedding_rms,
         weights_sha256=weights_sha256,
     )
 
 
-def chronos_source(checkpoint: str | None, d_model: int) -> tuple[str | None, str | None]:
-    """The hub id and the folder, one of them None, of a Chronos-T5.
-
-    Args:
-        checkpoint: Hub id, or a folder (it exists, or begins with "/", "." or "~"); None chooses
-            the published model of this width.
-        d_model: The encoder's width.
-
-    Raises:
-        WeightsError: if no model of this width was published.
-    """
-    if checkpoint is None:
-        if d_model not in CHRONOS:
-            raise WeightsError(
-                f"No Chronos-T5 has d_model {d_model}; allowed are "
-                f"{', '.join(map(str, CHRONOS))} (backbone=t5_efficient_tiny, t5_efficient_mini, "
-                "t5_small, t5_base, t5_large). Or set init.checkpoint=ID_OR_DIR."
-            )
-        return f"amazon/chronos-t5-{CHRONOS[d_model]}", None
-    if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir():
-        return None, checkpoint
-    return checkpoint, None
+def _pin(checkpoint: Checkpoint, hashes: dict[str, str], expected: str | None) -> str:
+    """The `weights_sha256` of a load report, which must be the expected one if there is one."""
+    weights = checkpoint.files[-1]
+    sha256 = hashes[weights.name]
+    if len(hashes) > 2:  # config.json, an index, and shards
+        lines = "".join(f"{hashes[file.name]}  {file.name}\n" for file in checkpoint.files[2:])
+        sha256 = hashlib.sha256(lines.encode()).hexdigest()
+    if expected not in (None, sha256):
+        raise WeightsError(
+            f"{weights} is not the file this backbone expects: its SHA-256 is {sha256} (of shards:"
+            f" of what `sha256sum model-*.safetensors` prints), backbone.sha256 is {expected}."
+            " Restore it, or use backbone=local for your own checkpoint."
+        )
+    return sha256
 
 
-def loaded_report(
+def verified_report(
     state: dict[str, Tensor],
     arch: Architecture,
-    seen: Freshness,
     *,
     trained_on: str,
     checks: list[str],
+    is_trained: bool = False,
     **facts: Any,
 ) -> LoadReport:
-    """The report of a verified encoder; `trained_on` is its origin unless `seen` objects."""
+    """The report of a complete encoder, which is refused if it looks freshly initialised.
+
+    Args:
+        state, arch: Its tensors and shape.
+        trained_on: Its origin, unless it shows no sign of training.
+        checks: What was verified before, in words.
+        is_trained: It is known to have been trained, however briefly, and so is never refused.
+        facts: The report's other fields.
+    """
+    norms = {name: tensor for name, tensor in state.items() if is_norm_weight(name)}
+    seen = examine(state, init_law(arch), norms)
+    if is_trained:  # a small encoder may show no structure; that it is no control is known
+        seen = replace(seen, has_structure=True)
+    elif seen.verdict is not None:
+        raise WeightsError(
+            f"{facts['path']} looks freshly initialised, not pretrained: {seen.verdict}. Use a"
+            " trained checkpoint; if you want random weights, set init=random."
+        )
     return LoadReport(
         origin=trained_on if seen.origin == "pretrained" else seen.origin,
         fresh_tensors=list(seen.structureless),
@@ -290,12 +286,27 @@ def loaded_report(
     )
 
 
+def chronos_source(checkpoint: str | None, d_model: int) -> tuple[str | None, str | None]:
+    """The hub id and the folder, one of them None, of a Chronos-T5.
+
+    `checkpoint` is a hub id, or a folder (it exists, or begins with "/", "." or "~"), or None for
+    the published model of this width; WeightsError if there is none.
+    """
+    if checkpoint is None:
+        if d_model not in CHRONOS:
+            raise WeightsError(
+                f"No Chronos-T5 has d_model {d_model}; allowed: {', '.join(map(str, CHRONOS))}, or"
+                " set init.checkpoint=ID_OR_DIR."
+            )
+        return f"amazon/chronos-t5-{CHRONOS[d_model]}", None
+    if checkpoint.startswith(("/", ".", "~")) or Path(checkpoint).is_dir():
+        return None, checkpoint
+    return checkpoint, None
+
+
 def describe(report: LoadReport) -> list[str]:
     """A load report as five lines for the terminal, from the source to the verdict."""
-    arch = report.architecture
-    revision = f" at {report.revision[:12]}" if report.revision else ""
-    num_full = report.num_params_full
-    kind = kind_of(arch)
+    arch, kind = report.architecture, kind_of(report.architecture)
     verdict = {
         "random": "random initialisation, nothing pretrained",
         "pretrained": f"pretrained {kind}, verified",
@@ -303,17 +314,18 @@ def describe(report: LoadReport) -> list[str]:
         "barely trained": f"{kind} that was barely trained",
         "control": f"{kind} without structure, like a shuffled or redrawn one",
     }[report.origin]
-    if report.init in _CONTROLS:
+    if report.init in CONTROLS:
         verdict = f"control '{report.init}' made from a verified {kind}"
+    revision = f" at {report.revision[:12]}" if report.revision else ""
     shape = f"d_ff {arch['d_ff']}, {arch['feed_forward_proj']}" if kind == "T5" else kind
-    lines = {
-        "weights": f"{report.source}{revision} ({report.format or 'drawn'}), in "
-        f"{report.path or 'memory'}",
-        "d_model": f"{arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads, "
-        f"{shape})",
-        "full": "nothing was read" if num_full is None else f"{num_full:,} parameters",
-        "encoder": f"{report.num_params_encoder:,} parameters with its token embedding "
-        f"(RMS {report.embedding_rms:.3g}), {report.num_params_trained:,} without",
-        "verdict": "; ".join([verdict, *(c for c in report.checks if c.startswith("note:"))]),
-    }
-    return [f"{name:<10} {text}" for name, text in lines.items()]
+    full = report.num_params_full
+    return [
+        f"weights    {report.source}{revision} ({report.format or 'drawn'}), in"
+        f" {report.path or 'memory'}",
+        f"d_model    {arch['d_model']} ({arch['num_layers']} layers, {arch['num_heads']} heads,"
+        f" {shape})",
+        f"full       {'nothing was read' if full is None else f'{full:,} parameters'}",
+        f"encoder    {report.num_params_encoder:,} parameters with its token embedding"
+        f" (RMS {report.embedding_rms:.3g}), {report.num_params_trained:,} without",
+        f"verdict    {'; '.join([verdict, *(c for c in report.checks if c.startswith('note:'))])}",
+    ]

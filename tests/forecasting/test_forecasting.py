@@ -17,7 +17,7 @@ from t5ts.config import stored_config
 from t5ts.errors import DataError, UserError, WeightsError
 from t5ts.experiment import run
 from t5ts.export import export
-from t5ts.forecasting.tables import errors, past, predict
+from t5ts.forecasting.tables import errors, predict
 from t5ts.forecasting.trained import TrainedForecaster
 from t5ts.predict import main
 
@@ -221,14 +221,6 @@ def test_the_last_row_of_a_span(clean: Path, end: str, last: str) -> None:
     assert f"{frame['time'].min():%Y-%m-%d %H:%M}" == "2024-01-21 00:00"
 
 
-def test_history_for_the_picture_ends_where_the_forecast_begins(clean: Path) -> None:
-    forecaster = t5ts.load(clean)
-    series = forecaster.read()
-    before = past(series, predict([forecaster], series), rows=3)
-    expected = table().tail(3)["load"].to_numpy()
-    np.testing.assert_allclose(before.filter(channel="load")["value"], expected, rtol=1e-6)
-
-
 def test_command_writes_csv_parquet_and_picture(
     clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -268,28 +260,31 @@ def test_command_refuses_with_one_message(
     assert not list(tmp_path.iterdir())
 
 
-def test_export_is_the_run(clean: Path, tmp_path: Path) -> None:
-    out = export(clean, tmp_path / "model")
-    assert {p.suffix for p in out.iterdir()} <= {".json", ".safetensors", ".md"}
-    ours, theirs = t5ts.load(clean), t5ts.load(out)
-    assert theirs.predict().equals(ours.predict())
-    again = export(out, tmp_path / "again")
-    assert t5ts.load(again).predict().equals(ours.predict())
-    with pytest.raises(UserError):
-        export(clean, out)
+@pytest.mark.parametrize("option", ["--last", "--every=8"])
+def test_a_reconstruction_refuses_options_of_forecasts(
+    filler: Path, option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([str(filler), option, "--out", str(tmp_path / "filled.csv")]) == 2
+    assert option.split("=")[0] in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
-def test_exported_encoder_is_transformers(clean: Path, tmp_path: Path) -> None:
+def test_export_is_the_run_and_its_encoder_is_transformers(clean: Path, tmp_path: Path) -> None:
     from transformers import T5EncoderModel
 
     out = export(clean, tmp_path / "model")
+    assert {p.suffix for p in out.iterdir()} <= {".json", ".safetensors", ".md"}
+    ours, again = t5ts.load(clean), export(out, tmp_path / "again")
+    for folder in (out, again):
+        assert t5ts.load(folder).predict().equals(ours.predict())
+    with pytest.raises(UserError):
+        export(clean, out)
     theirs, found = T5EncoderModel.from_pretrained(out, output_loading_info=True)
     assert not any(found.values())
     tokens_MND = torch.randn(2, 3, 16)
-    ours = t5ts.load(out).model.encoder
     with torch.no_grad():
         expected = theirs.eval()(inputs_embeds=tokens_MND).last_hidden_state
-        torch.testing.assert_close(ours(tokens_MND), expected)
+        torch.testing.assert_close(ours.model.encoder(tokens_MND), expected)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hub_server import HubServer, at, full_model, serve, write_checkpoint
 from t5ts.build import build_model, token_scale
 from t5ts.config import Config
 from t5ts.download import main
-from t5ts.errors import ConfigError, InputsChanged, WeightsError
+from t5ts.errors import InputsChanged, WeightsError
 from t5ts.experiment import run
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import random_state
@@ -118,19 +118,6 @@ def test_what_is_no_chronos_of_that_shape_is_refused(
 def test_sizes_that_were_not_published_are_named() -> None:
     with pytest.raises(WeightsError, match="256, 384, 512, 768, 1024"):
         chronos_source(None, SMALLEST.d_model)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["init=chronos", "init.path=x"],
-        ["init=t5", "init.checkpoint=x"],
-        ["init=chronos", "backbone=shared"],
-    ],
-)
-def test_impossible_pairs(overrides: list[str], composed: Compose) -> None:
-    with pytest.raises(ConfigError):
-        composed("backbone=t5_efficient_tiny", *overrides)
 
 
 def test_a_finished_run_is_shown_again_until_the_checkpoint_changes(

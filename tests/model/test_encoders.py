@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from t5ts.model import layers
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.encoders import NoEncoder, SharedEncoder, component_of
 from t5ts.model.layers import drop_out
-from t5ts.model.t5_encoder import T5Encoder, _relative_position_bucket
+from t5ts.model.t5_encoder import T5Encoder
 
 TINY = T5Architecture(d_model=24, d_ff=40, d_kv=6, num_layers=3, num_heads=2, vocab_size=11)
 
@@ -71,23 +70,6 @@ def test_forward_and_gradients_equal_transformers(
         torch.testing.assert_close(
             parameter.grad, expected[name], rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
         )
-
-
-@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (64, 100)])
-def test_buckets_equal_transformers_beyond_max_distance(
-    num_buckets: int, max_distance: int
-) -> None:
-    distance = torch.arange(-5 * max_distance, 5 * max_distance + 1)
-    ours = _relative_position_bucket(distance, num_buckets, max_distance)
-    theirs = T5Attention._relative_position_bucket(distance, True, num_buckets, max_distance)
-    assert torch.equal(ours, theirs)
-    # The table that forward uses ends at max_distance: all beyond share its bucket.
-    assert torch.equal(
-        ours,
-        _relative_position_bucket(
-            distance.clamp(-max_distance, max_distance), num_buckets, max_distance
-        ),
-    )
 
 
 def test_dropout_stands_where_transformers_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,18 +159,6 @@ def test_float16_autocast_survives_a_feed_forward_above_65504(feed_forward_proj:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
-def test_bfloat16_autocast_keeps_the_residual_stream_in_float32() -> None:
-    encoder, _ = build_pair(TINY, dropout=0.0)
-    encoder.float()
-    tokens = torch.randn(4, 6, TINY.d_model)
-    streams: list[Tensor] = []
-    for block in encoder.block:
-        block.register_forward_hook(lambda _, __, output: streams.append(output))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        encoder(tokens.bfloat16())
-    assert {stream.dtype for stream in streams} == {torch.float32}
-
-
 @pytest.mark.parametrize("build", [lambda: T5Encoder(TINY, dropout=0.1), SharedEncoder, NoEncoder])
 def test_building_draws_no_randomness_and_marks_weights_as_unset(build: type) -> None:
     torch.manual_seed(5)
@@ -202,20 +172,7 @@ def test_building_draws_no_randomness_and_marks_weights_as_unset(build: type) ->
     assert not set_from_start or isinstance(encoder, SharedEncoder)
 
 
-def test_shared_encoder_is_a_light_baseline() -> None:
-    encoder = SharedEncoder()
-    encoder.init_parameters(torch.Generator().manual_seed(0))
-    assert 0.75e6 < sum(p.numel() for p in encoder.parameters()) < 1.25e6
-    assert (encoder.d_model, encoder.num_blocks, len(encoder.block)) == (128, 4, 4)
-    for num_tokens in (1, 2, 4, 50):
-        hidden = encoder(torch.randn(3, num_tokens, 128))
-        assert hidden.shape == (3, num_tokens, 128)
-        assert hidden.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.15)
-    hidden.square().sum().backward()
-    assert all(p.grad is not None for p in encoder.parameters())
-
-
-def test_shared_encoder_weights_come_from_the_generator_alone() -> None:
+def test_shared_encoder_is_a_light_baseline_drawn_from_its_generator_alone() -> None:
     encoders = [SharedEncoder() for _ in range(3)]
     for global_seed, seed in enumerate((7, 7, 8)):
         torch.manual_seed(global_seed)
@@ -224,6 +181,13 @@ def test_shared_encoder_weights_come_from_the_generator_alone() -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["stem.depthwise.weight"], other["stem.depthwise.weight"])
     assert first["block.0.layer.1.wi.weight"].std().item() == pytest.approx(128**-0.5, rel=0.03)
+    assert 0.75e6 < sum(p.numel() for p in encoders[0].parameters()) < 1.25e6
+    for num_tokens in (1, 2, 4, 50):
+        hidden = encoders[0](torch.randn(3, num_tokens, 128))
+        assert hidden.shape == (3, num_tokens, 128)
+        assert hidden.square().mean().sqrt().item() == pytest.approx(1.0, abs=0.15)
+    hidden.square().sum().backward()
+    assert all(p.grad is not None for p in encoders[0].parameters())
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
@@ -276,18 +240,6 @@ def test_shared_encoder_sees_the_order_of_tokens() -> None:
     assert not torch.allclose(flipped, encoder(tokens), atol=1e-2)
 
 
-def test_eval_mode_turns_every_dropout_off() -> None:
-    shared = SharedEncoder(dropout=0.5)
-    shared.init_parameters(torch.Generator().manual_seed(0))
-    t5, _ = build_pair(TINY, dropout=0.5)
-    for encoder, tokens in (
-        (shared, torch.randn(2, 4, 128)),
-        (t5, torch.randn(2, 4, TINY.d_model, dtype=torch.float64)),
-    ):
-        assert not torch.equal(encoder.train()(tokens), encoder(tokens))
-        assert torch.equal(encoder.eval()(tokens), encoder(tokens))
-
-
 @pytest.mark.parametrize(
     ("name", "component"),
     [
@@ -301,14 +253,8 @@ def test_eval_mode_turns_every_dropout_off() -> None:
 )
 def test_component_of(name: str, component: str) -> None:
     assert component_of(name) == component
-
-
-@pytest.mark.parametrize(
-    "name", ["", "encoder.embed_tokens.weight", "encoder.block.x.y", "block.0.layer", "heads.w"]
-)
-def test_component_of_refuses_strangers(name: str) -> None:
-    with pytest.raises(ValueError, match=repr(name)):
-        component_of(name)
+    with pytest.raises(ValueError, match=repr(f"x{name}")):
+        component_of(f"x{name}")
 
 
 def test_t5_compiles_without_graph_breaks() -> None:

@@ -150,14 +150,6 @@ def test_a_constant_window_does_not_blow_up_the_gradients(patch: dict[str, Any])
     assert norms[1] < 10 * norms[0]
 
 
-def test_nan_in_a_context_reaches_the_forecast() -> None:
-    x = torch.randn(2, 3, 16)
-    x[1, 2, 0] = torch.nan
-    isnan = build_model(build_t5()).eval()(x).isnan()
-    assert isnan[1, 2].all()
-    assert isnan.sum() == 5
-
-
 # ------------------------------------------------------------------------------ scale audit
 
 

@@ -139,31 +139,19 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
     "config cut": (write("config.json", b"{"), "config.json"),
     "config a list": (write("config.json", b"[]"), "config.json"),
-    "config empty": (write("config.json", b""), "config.json"),
-    "config LFS": (write("config.json", LFS), "git lfs pull"),
-    "config a FIFO": (instead("config.json", os.mkfifo), "config.json"),
-    "config a folder": (instead("config.json", Path.mkdir), "config.json"),
     "bert": (config(model_type="bert"), "'bert'"),
-    "umt5": (config(model_type="umt5"), "'umt5'"),
     "no model_type": (config(model_type=None), "model_type"),
     "gptq": (config(quantization_config={"quant_method": "gptq"}), "gptq"),
     "d_model text": (config(d_model="512"), "d_model is '512'"),
     "no layers": (config(num_layers=0), "num_layers is 0"),
-    "heads a bool": (config(num_heads=True), "num_heads is True"),
     "unknown feed-forward": (config(feed_forward_proj="swish"), "'swish'"),
-    "feed-forward a list": (config(feed_forward_proj=["relu"]), "feed_forward_proj"),
-    "epsilon text": (config(layer_norm_epsilon="x"), "layer_norm_epsilon"),
     "a billion layers": (config(num_layers=10**9), "num_layers"),
     "act contradicts": (config(dense_act_fn="gelu_new"), "dense_act_fn"),
     "gate contradicts": (config(is_gated_act=True), "is_gated_act"),
-    "gated act": (config(feed_forward_proj="gated-gelu", dense_act_fn="relu"), "dense_act_fn"),
-    "gated not": (config(feed_forward_proj="gated-gelu", is_gated_act=False), "is_gated_act"),
     "another vocabulary": (config(vocab_size=200), "(200, 64)"),
     "layers too many": (config(num_layers=3), "num_layers is 3"),
     "layers too few": (config(num_layers=1), "num_layers is 1"),
     "onnx": (moved("model.onnx"), "model.onnx"),
-    "gguf": (moved("t5.gguf"), "t5.gguf"),
-    "tensorflow": (moved("tf_model.h5"), "tf_model.h5"),
     "variant": (moved("model.fp16.safetensors"), "model.fp16.safetensors"),
     "no weights": (moved("x.txt"), WEIGHTS),
     "LFS": (write(WEIGHTS, LFS), "git lfs pull"),
@@ -171,8 +159,6 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "weights a folder": (instead(WEIGHTS, Path.mkdir), WEIGHTS),
     "weights a loop": (instead(WEIGHTS, lambda path: path.symlink_to(path)), WEIGHTS),
     "weights a dead link": (instead(WEIGHTS, lambda path: path.symlink_to("gone")), WEIGHTS),
-    "pickle a folder": (instead(PICKLE, Path.mkdir), PICKLE),
-    "pickle a FIFO": (instead(PICKLE, os.mkfifo), PICKLE),
     "index a folder": (instead(INDEX, Path.mkdir), INDEX),
     **{f"cut to {n}": (cut(WEIGHTS, n), WEIGHTS) for n in (0, 4, 8, 100, 5000, -1)},
     **{f"pickle to {n}": (both(pickled, cut(PICKLE, n)), PICKLE) for n in (0, 5, 500, -1000)},
@@ -197,7 +183,6 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "two files",
     ),
     "index outside": (indexed({QUERY: "../secret.safetensors"}), INDEX),
-    "index of numbers": (indexed({QUERY: 1}), INDEX),
     "index with NUL": (indexed({QUERY: "a\0b"}), INDEX),
     "index empty": (both(sharded, write(INDEX, b"{}")), INDEX),
     "index no JSON": (both(sharded, write(INDEX, b"{")), INDEX),
@@ -217,10 +202,9 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "norm overflows": (stored(NORM, lambda t: t.double().fill_(1e300)), NORM),
     "embedding of zeros": (stored("shared.weight", torch.zeros_like), "shared.weight"),
     "int8": (stored(QUERY, lambda t: t.to(torch.int8)), QUERY),
-    "uint8": (stored(QUERY, lambda t: t.to(torch.uint8)), QUERY),
     "float8": (stored(QUERY, lambda t: t.to(torch.float8_e4m3fn)), QUERY),
     **{
-        f"prefix {prefix!r}": (prefixed(prefix), f"the file has {prefix}{name}")
+        f"prefix {prefix!r}": (prefixed(prefix), f"there is {prefix}{name}")
         for prefix, name in (("t5.encoder.", "shared.weight"), ("", "final_layer_norm.weight"))
     },
 }
@@ -250,22 +234,19 @@ def test_impossible_paths_are_one_message(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS, PICKLE, SHARD_1, "t5"])
-@pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(36, "name too long")])
 def test_unreadable_is_one_message(
-    folder: Path, name: str, error: OSError, monkeypatch: pytest.MonkeyPatch
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     {SHARD_1: sharded, PICKLE: pickled}.get(name, lambda _: None)(folder)
 
-    def denied(true: Callable[..., Any]) -> Callable[..., Any]:
-        def method(path: Path, *args: Any, **kwargs: Any) -> Any:
-            if path.name == name:
-                raise error
-            return true(path, *args, **kwargs)
-
-        return method
+    def denied(true: Callable[..., Any], path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(13, "denied")
+        return true(path, *args, **kwargs)
 
     for method in ("iterdir", "open"):
-        monkeypatch.setattr(Path, method, denied(getattr(Path, method)))
+        true = getattr(Path, method)
+        monkeypatch.setattr(Path, method, lambda *a, true=true, **k: denied(true, *a, **k))
     refused(folder, name, "backbone.path")
 
 
@@ -304,7 +285,7 @@ def test_old_configs_take_t5s_defaults(folder: Path) -> None:
 
 def test_encoder_only_checkpoint_is_allowed_if_its_config_says_so(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY, decoder=False))
-    with pytest.raises(WeightsError, match="no decoder"):
+    with pytest.raises(WeightsError, match="decoder has 0"):
         load(folder)
     config(architectures=["T5EncoderModel"])(folder)
     assert load(folder)[1].num_params_full == TRAINED + 6400
@@ -323,12 +304,6 @@ def test_tied_tensors_count_once_and_the_stale_key_never(folder: Path) -> None:
 def test_other_float_dtypes_become_float32(folder: Path, dtype: torch.dtype) -> None:
     tensors(lambda held: held.update({n: t.to(dtype) for n, t in held.items()}))(folder)
     assert {tensor.dtype for tensor in load(folder)[0].values()} == {torch.float32}
-
-
-def test_gated_v1_1_checkpoint(tmp_path: Path) -> None:
-    arch = replace(TINY, feed_forward_proj="gated-gelu")
-    folder = write_checkpoint(tmp_path / "t5", arch, full_model(arch))
-    assert set(load(folder, arch=arch)[0]) == set(encoder_shapes(arch))
 
 
 @pytest.mark.parametrize(
@@ -358,12 +333,6 @@ def test_strange_tensors_outside_the_encoder_are_noted(folder: Path) -> None:
     tensors(lambda held: held.update({"qa_outputs.weight": torch.zeros(2, 64)}))(folder)
     (note,) = [check for check in load(folder)[1].checks if check.startswith("note:")]
     assert "qa_outputs.weight" in note
-
-
-def test_a_changed_file_is_hashed_again(folder: Path) -> None:
-    before = load(folder)[1].weights_sha256
-    stored(NORM, lambda t: t * 1.01)(folder)
-    assert load(folder)[1].weights_sha256 != before
 
 
 @pytest.mark.parametrize("rewrite", [lambda _: None, sharded, pickled])

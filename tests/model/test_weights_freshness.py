@@ -75,14 +75,6 @@ def test_other_initialisers_are_refused(init: str) -> None:
     assert look(initialised(init, TINY)).verdict is not None
 
 
-@pytest.mark.parametrize("value", [0.0, 0.5])
-def test_constant_matrix_is_refused(value: float) -> None:
-    state = trained_looking_encoder(TINY)
-    name = "block.1.layer.1.DenseReluDense.wo.weight"
-    state[name].fill_(value)
-    assert f"{name} is constant" in str(look(state).verdict)
-
-
 def test_fresh_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> None:
     fresh = {f"encoder.{name}": t for name, t in draw(factor=0.3).items()}
     folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY) | fresh)
@@ -90,15 +82,6 @@ def test_fresh_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> None:
         load_checkpoint(path=folder)
     for part in (str(folder), "freshly initialised", "times 0.3", "constant", "init=random"):
         assert part in str(caught.value)
-
-
-def test_shuffled_checkpoint_is_noted(tmp_path: Path) -> None:
-    state = trained_looking_encoder(TINY)
-    control = shuffled_state(state, generator=torch.Generator().manual_seed(0))
-    tensors = full_model(TINY) | {f"encoder.{name}": t for name, t in control.items()}
-    report = load_checkpoint(path=write_checkpoint(tmp_path / "t5", TINY, tensors))[1]
-    assert report.origin == "control"
-    assert len(report.fresh_tensors) == len(init_law(TINY))
 
 
 PACKAGED = checkpoint_folder("packaged:t5_tiny_en")
@@ -142,17 +125,12 @@ def test_controls_are_told_from_trained_weights(
 @pytest.mark.parametrize(
     ("pattern", "init"),
     [
-        (r"block\.0\.", "hf"),
         (r"block\.3\.", "chronos"),
         (r"block\.[123]\.", "bert"),
-        ("DenseReluDense", "linear"),
         ("DenseReluDense", "hf"),
         (r"SelfAttention\.[qkvo]", "hf"),
-        (r"SelfAttention\.[qkvo]", "chronos"),
         (r"\.q\.weight", "hf"),
-        (r"\.v\.weight", "bert"),
         (r"block\.1\..*(SelfAttention|DenseReluDense)", "hf"),
-        (r"block\.1\..*(SelfAttention|DenseReluDense)", "linear"),
         ("final_layer_norm", "hf"),
         (re.escape(WI), "hf"),
         (r"block\.0\.layer\.0\.SelfAttention\.k", "hf"),
@@ -172,13 +150,6 @@ def test_partly_fresh_is_refused_and_named(
     assert set(seen.fresh) >= {name for name in gone if "bias" not in name}
 
 
-def test_a_zero_norm_is_refused(tiny_en: dict[str, Tensor]) -> None:
-    name = "final_layer_norm.weight"
-    seen = look(tiny_en | {name: torch.zeros_like(tiny_en[name])}, read_architecture(PACKAGED))
-    assert len(seen.broken) == 1
-    assert name in str(seen.verdict)
-
-
 def zero_rows(tensor: Tensor) -> Tensor:
     tensor = tensor.clone()
     tensor[: int(0.9 * len(tensor))] = 0
@@ -189,6 +160,7 @@ def zero_rows(tensor: Tensor) -> Tensor:
     ("change", "named"),
     [
         ({"final_layer_norm.weight": torch.zeros_like}, "final_layer_norm.weight"),
+        ({WI: lambda tensor: torch.full_like(tensor, 0.5)}, f"{WI} is constant"),
         ({WI: zero_rows}, WI),
         ({WI: lambda tensor: zero_rows(tensor.T).T}, WI),
     ],
