@@ -187,6 +187,7 @@ class Condition:
     Attributes:
         config: The settings that its runs share.
         series: Which data set: its checksum if known.
+        interface: How windows become tokens and forecasts, which all arms share or tuned.
     """
 
     def __init__(self, runs: list[Run]) -> None:
@@ -195,6 +196,21 @@ class Condition:
         self.runs = [run for arm in self.arms for run in arm.runs]
         prints = (json.loads(run.fingerprint)[0] for run in self.runs if run.fingerprint)
         self.series = str(next(prints, self.config["data.name"]))
+        self.interface = _interface(runs)
+
+
+def _interface(runs: Sequence[Run]) -> str:
+    """The patch embedding, its scale and the head, in words."""
+
+    def every(key: str, default: str) -> str:
+        return " or ".join(sorted({str(run.config.get(key) or default) for run in runs}))
+
+    donors = {str(run.config.get("patch.path")) for run in runs} - {"None"}
+    patches = " or ".join(f"of {short_path(donor, donors)}" for donor in sorted(donors))
+    count = every("patch.num_prototypes", "")
+    patches = f"{patches or 'fresh'}{f' from {count} prototypes' if count else ''}"
+    scale, head = every("patch.scale", "none"), every("head", "flatten")
+    return f"interface: patch embedding {patches}, scale {scale}, head {head}"
 
 
 class Pair:
@@ -208,6 +224,7 @@ class Pair:
             weights, another schedule), or other.
         treatment, control: The arms; a negative difference in loss favours the treatment.
         seeds: Seeds finished in both arms' best points, ascending.
+        unpaired: Those that only one arm finished, by arm.
         runs: The runs (treatment's, control's) at each seed.
         all_runs: The same in one list.
         rivals: The arms that treatment and control were chosen from, including themselves.
@@ -219,6 +236,8 @@ class Pair:
         self.arms = treatment, control
         self.name = f"{treatment.name} vs. {control.name}"
         self.seeds = sorted(treatment.finished.keys() & control.finished.keys())
+        lone = {arm: sorted(set(arm.finished) - set(self.seeds)) for arm in self.arms}
+        self.unpaired = {arm: seeds for arm, seeds in lone.items() if seeds}
         self.runs = [(treatment.finished[seed], control.finished[seed]) for seed in self.seeds]
         self.all_runs = [run for both in self.runs for run in both]
         self.rivals = [treatment], [control]
@@ -263,7 +282,8 @@ def conditions(study: Study) -> list[Condition]:
         named.append((f"{c.config['data.name']}, {c.config['seq_len']} {reach} steps", c.config))
     for c, (name, config), keys in zip(found, named, _differing(named), strict=True):
         share = f"{100 * config['data.fraction']:g} % of the training data"
-        parts = [share if k == "data.fraction" else f"{k}={config.get(k)}" for k in keys]
+        set_to = [(k, config[k]) for k in keys if config.get(k) is not None]
+        parts = [share if k == "data.fraction" else f"{k}={value}" for k, value in set_to]
         c.name = ", ".join([name, *parts])
     return found
 
@@ -289,7 +309,7 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
     arms = [Arm(members, encoders[_encoder(members[0])]) for members in groups.values()]
     named = [(arm.name, json.loads(own)) for arm, own in zip(arms, groups, strict=True)]
     for arm, (_, own), keys in zip(arms, named, _differing(named), strict=True):
-        extra = ", ".join(f"{k}={own[k]}" for k in keys if k in own)
+        extra = ", ".join(f"{k}={own[k]}" for k in keys if own.get(k) is not None)
         arm.name += f" ({extra})" if extra else ""
     order = [*PRETRAINED, RANDOM, "matched", "shuffled", "staged", "none", "norms", "all"]
     place = {name: number for number, name in enumerate(order)}

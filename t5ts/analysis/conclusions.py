@@ -44,7 +44,7 @@ from t5ts.analysis.judgement import (
 from t5ts.analysis.statistics import ALPHA, log_ratio, mean_interval
 from t5ts.analysis.study import Run, Study
 from t5ts.analysis.validity import check_pair, in_play, loader_notes
-from t5ts.analysis.words import sentence, sentences
+from t5ts.analysis.words import arm_label, sentence, sentences
 from t5ts.errors import DataError
 
 #: The verdict's kind for each outcome; `sentences.j2` has a headline for each.
@@ -192,6 +192,7 @@ def _outcome(study: Study, v: Verdict) -> str:
         needed = [f"init={RANDOM} freeze={arm.freeze}" for arm in pretrained]
         v.say("add_random", arm=pretrained[0], needed=needed, others=others)
         return "no_arm"
+    v.facts["unpaired"] = main.pair.unpaired
     v.say("best_plans" if main.pair.seeds else "no_shared_seed")
     if progress := _progress(study, v.asked):
         v.say("no_peeking", progress=progress, command=_command(v.asked))
@@ -220,9 +221,9 @@ def _is_not_asked(v: Verdict, main: Comparison) -> bool:
     An answer against the weights has to show that an encoder was in play. Where the losses cannot
     tell, only encoders shown to be out of play are a better reason than that.
     """
-    found = {arm.name: of for arm in main.pair.arms if (of := in_play(arm)) is not None}
+    found = {arm: of for arm in main.pair.arms if (of := in_play(arm)) is not None}
     answers = {of.answer(v.margin) for of in found.values()}
-    unmoved = {name: of for name, of in found.items() if of.never_moved}
+    unmoved = {arm: of for arm, of in found.items() if of.never_moved}
     v.facts |= {"unmoved": unmoved, "idle": found, "unsure": answers != {"no"}}
     is_out = len(found) == 2 and "yes" not in answers
     return bool(unmoved) or (is_out and (answers == {"no"} or main.kind != CANNOT_TELL))
@@ -287,7 +288,7 @@ def _content_or_scale(v: Verdict) -> str:
 
 def _failed(v: Verdict) -> list[str]:
     """The failed seeds of the arms behind the headline, one sentence per arm."""
-    asked = [(arm.name, arm.shown) for arm in v.asked if arm.shown.failed]
+    asked = [(arm_label(arm), arm.shown) for arm in v.asked if arm.shown.failed]
     return [f"{name} failed at {len(of.failed)} of {of.num_seeds} seeds." for name, of in asked]
 
 
@@ -335,7 +336,7 @@ def _progress(study: Study, arms: Sequence[Arm]) -> list[tuple[str, int, int]]:
     found = [(str(sweep[1] or sweep[0]), len(of), asked[sweep]) for sweep, of in ended.items()]
     for arm in arms:
         own = [run.is_open for run in arm.runs if _sweep_of(run) is None]
-        found.append((arm.name, own.count(False), len(own)))
+        found.append((arm_label(arm), own.count(False), len(own)))
     return [(name, done, total) for name, done, total in found if done < total]
 
 

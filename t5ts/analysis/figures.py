@@ -1,7 +1,9 @@
 """The report's figures: PNG for viewing, SVG for the page and for print."""
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -77,17 +79,19 @@ def _effects(findings: Findings) -> Any | None:
     shown = _shown_effects(findings)
     if not shown:
         return None
-    height = 0.55 if len(findings.verdicts) == 1 else 0.75  # of a row, which has 1 or 2 lines
+    labels = ["\n".join(chain(*(wrap(line, 64) for line in x.split("\n")))) for x, _ in shown]
+    height = 0.35 + 0.2 * (1 + max(label.count("\n") for label in labels))  # of a row
     figure, ((ax,),) = new_figure(1, 1, width=5.6, height=1.0 + height * len(shown))
     margin = 100 * findings.main.margin
-    for place, (label, c) in enumerate(shown):
+    half = 0.11 / height  # of the band
+    for place, (label, (_, c)) in enumerate(zip(labels, shown, strict=True)):
         value, low, high = (
             float(100 * np.expm1(x)) for x in (c.effect.value, c.effect.low, c.effect.high)
         )
         colour, marker, _ = OUTCOMES[c.kind]
         # The band is drawn behind the line only, so that no label overlaps it.
-        ax.barh(place, 2 * margin, left=-margin, height=0.4, color="0.9", zorder=0)
-        ax.plot([0, 0], [place - 0.2, place + 0.2], color="black", linewidth=0.8)
+        ax.barh(place, 2 * margin, left=-margin, height=2 * half, color="0.9", zorder=0)
+        ax.plot([0, 0], [place - half, place + half], color="black", linewidth=0.8)
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         ax.plot(value, place, marker=marker, color=colour, markersize=8)
         # Its value where the line ends, on the side away from 0.
@@ -96,7 +100,9 @@ def _effects(findings: Findings) -> Any | None:
                     (8 if value > 0 else -8, 0), textcoords="offset points", fontsize=9,
                     va="center", ha=side)  # fmt: skip
         # Above its line, not next to it: a phone has no space there.
-        ax.text(0, place - 0.25, label, transform=ax.get_yaxis_transform(), fontsize=9, va="bottom")
+        text = ax.text(0, place - 1.25 * half, label, transform=ax.get_yaxis_transform(),
+                       fontsize=9, va="bottom")  # fmt: skip
+        text.set_in_layout(False)  # a long one never narrows the axes
     ax.margins(x=0.15)  # space for the values
     ax.set_ylim(len(shown) - 0.6, -0.9)
     ax.set_xlabel("change in test loss, % (left: the first arm is better)")

@@ -85,6 +85,9 @@ def series_names(condition: Condition) -> tuple[str, str]:
     if names[0] != names[1]:
         return names
     differing = [k for k in sorted({*ours} - {*_NOT_WHICH}) if ours[k] != theirs.get(k)]
-    parts = [", ".join(f"{k}={of.get(k)}" for k in differing) for of in (ours, theirs)]
+    parts = [
+        ", ".join(f"{k}={of[k]}" for k in differing if of.get(k) is not None)
+        for of in (ours, theirs)
+    ]
     first, second = (f"{names[0]} ({part})" if part else names[0] for part in parts)
     return first, second

@@ -431,7 +431,6 @@ def _selection(pair: Pair) -> Evidence:
 def _seeds(pair: Pair) -> Evidence:
     """The seeds that are paired, unpaired, and run twice."""
     detail = f"{len(pair.seeds)} paired: {', '.join(map(str, pair.seeds)) or 'none'}"
-    lone = {arm.name: sorted(set(arm.finished) - set(pair.seeds)) for arm in pair.arms}
     twice = [
         f"seed {other.seed} of {arm.name}: {used.path} is used, {other.path} finished later"
         " and is not"
@@ -439,14 +438,13 @@ def _seeds(pair: Pair) -> Evidence:
         for other in (arm.best.runs if arm.best else ())
         if other.result is not None and (used := arm.finished[other.seed]) is not other
     ]
-    for name, seeds in lone.items():
-        if seeds:
-            detail += f"; left out because only {name} finished them: {', '.join(map(str, seeds))}"
+    for arm, seeds in pair.unpaired.items():
+        detail += f"; left out because only {arm.name} finished them: {', '.join(map(str, seeds))}"
     if is_few := len(pair.seeds) < FEW_SEEDS:
         detail += f"; fewer than {FEW_SEEDS}, so the interval is wide"
     if twice:
         detail += f"; run twice: {'; '.join(twice)}"
-    return NOTE if any(lone.values()) or twice or is_few else OK, detail
+    return NOTE if pair.unpaired or twice or is_few else OK, detail
 
 
 def _scale(pair: Pair) -> Evidence:

@@ -176,6 +176,7 @@ _FILTERS = {
     ),
     "with_interval": percent_interval,
     "size": size,
+    "label": arm_label,
     "lower_or_higher": lower_or_higher,
     "sure": sure,
     "probability": probability,

@@ -112,6 +112,18 @@ def test_curves_draw_what_the_runs_hold(study: Path) -> None:
         assert {arm_label(arm) for arm in findings.main.condition.arms} <= texts
 
 
+def test_long_names_leave_the_effects_their_width(small: Path) -> None:
+    findings = verdict(collect([small]))
+    widths = []
+    for name in ("short", " ".join(["data.columns=['temperature', 'pressure']"] * 12)):
+        findings.main.condition.name = name
+        findings.verdicts = [findings.main, findings.main]
+        figure = draw(findings, "effects")
+        figure.draw_without_rendering()
+        widths.append(figure.axes[0].get_position().width)
+    assert widths[1] == pytest.approx(widths[0], rel=0.01)
+
+
 def test_the_same_runs_give_the_same_pictures(
     study: Path, written: tuple[Path, str], tmp_path: Path
 ) -> None:

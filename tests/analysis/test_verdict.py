@@ -85,7 +85,7 @@ def test_the_headlines_pair_and_numbers(tmp_path: Path) -> None:
     assert main(study).effect.value == pytest.approx(0.04, abs=0.01)
     assert len(main(study).pair.runs) == 5
     # The comparison under one plan, which says the opposite, is in the headline and in a table.
-    assert "t5-staged vs. random-staged" in study.headline
+    assert "(t5-staged) vs. T5 (random), gradual unfreezing (random-staged)" in study.headline
     kinds = {(c.pair.kind, c.pair.name): c.kind for c in study.main.comparisons}
     assert kinds["weights", "t5-staged vs. random-staged"] == LOWER
     assert kinds["best", "t5-staged vs. random-none"] == HIGHER
@@ -199,6 +199,7 @@ def test_unpaired_seeds_are_left_out(
     assert main(study).pair.seeds == paired
     assert study.main.outcome == ("lower" if paired else "no_seed")
     assert status(study, "paired seeds") == "note"
+    assert any("6 of t5-none" in reason for reason in study.reasons) == bool(paired)
 
 
 def status(study: Findings, name: str) -> str:
@@ -381,7 +382,7 @@ def test_failed_seeds_come_first(tmp_path: Path, init: str, failed: int, kind: s
     fail(tmp_path, init, range(failed))
     study = found(tmp_path)
     assert study.kind == kind
-    assert re.match(rf"{init}-none .* {failed} of 5", study.headline)
+    assert re.match(rf"T5 \(.*\({init}-none\) .* {failed} of 5", study.headline)
 
 
 def test_a_loss_that_is_not_finite_is_a_failed_seed(tmp_path: Path) -> None:
@@ -390,7 +391,7 @@ def test_a_loss_that_is_not_finite_is_a_failed_seed(tmp_path: Path) -> None:
          lambda r: r["metrics"].update(test_loss=math.nan))  # fmt: skip
     study = found(tmp_path)
     assert study.kind == WITHHELD
-    assert re.match("t5-none .* 2 of 5", study.headline)
+    assert re.match(r"T5 \(text\), full fine-tuning \(t5-none\) .* 2 of 5", study.headline)
 
 
 @pytest.mark.parametrize("again_first", [False, True])
@@ -670,8 +671,7 @@ def test_a_running_sweep_is_reported_so_far(tmp_path: Path) -> None:
     study = found(tmp_path)
     assert main(study).pair.seeds == [0, 1, 2]
     assert study.kind == UNFINISHED
-    assert "3/4 (t5-none)" in study.headline
-    assert "4/5 (random-none)" in study.headline
+    assert re.search(r"3/4 .*\(t5-none\) .*4/5 .*\(random-none\)", study.headline)
     assert not study.main.broken
     assert len(sections(study)) == 8
 
@@ -684,7 +684,7 @@ def test_what_is_open_is_waited_for(tmp_path: Path, seeds: range) -> None:
     write_run(tmp_path / "open", Arm(init="matched", freeze="none"), 2, stop_after=3)
     study = found(tmp_path)
     assert study.kind == UNFINISHED
-    assert f"{len(seeds)}/{len(seeds) + 1} (matched-none)" in study.headline
+    assert re.search(rf"{len(seeds)}/{len(seeds) + 1} .*\(matched-none\)", study.headline)
     assert len(sections(study)) == 8
 
 
@@ -714,6 +714,18 @@ def test_borders_make_a_condition(tmp_path: Path) -> None:
         edit(tmp_path / name, "*", "provenance.json",
              lambda p, b=borders: p["data"].update(borders=b))  # fmt: skip
     assert len(found(tmp_path).verdicts) == 2
+
+
+def test_conditions_and_interfaces_are_named_without_defaults_that_are_null(tmp_path: Path) -> None:
+    write(tmp_path / "a", GAIN, seeds=range(2))
+    write(tmp_path / "b", GAIN, seeds=range(2), data__channels=["temp"], patch__path="runs/donor")
+    edit(tmp_path / "b", "*", "provenance.json", lambda p: p["data"].update(sha256="b"))
+    names = [v.condition.name for v in found(tmp_path).verdicts]
+    assert not any("None" in name for name in names)
+    assert len({*names}) == 2
+    fresh, donors = [v.condition.interface for v in found(tmp_path).verdicts]
+    assert "fresh, scale" in fresh
+    assert "of donor, scale" in donors
 
 
 def nothing(root: Path) -> None:
