@@ -16,9 +16,8 @@ from required import missing
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, draw, verdict
-from t5ts.analysis.document import Picture, Table, parse
 from t5ts.analysis.figures import PICTURES, save_figures
-from t5ts.analysis.sections import sections
+from t5ts.analysis.sections import Picture, Table, parse, sections
 from t5ts.analysis.statistics import mean_interval
 from t5ts.analysis.words import arm_label, interval, number, percent, probability
 from t5ts.report import main
