@@ -83,8 +83,7 @@ def _report(options: argparse.Namespace) -> None:
 
 def _log_to_wandb(findings: "Findings", written: "Written", project: str) -> str:
     """Log the study's summary run; returns where it is."""
-    from t5ts.analysis.document import Table
-    from t5ts.analysis.sections import sections
+    from t5ts.analysis.sections import Table, sections
     from t5ts.tracking import log_report
 
     study, main = findings.study, findings.main

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5ts.analysis.statistics import Array, Estimate, log_ratio
-from t5ts.analysis.study import Run, Study, measured_on, varying
+from t5ts.analysis.study import Run, Study, grouped, measured_on, varying
 from t5ts.config import OBJECTIVES
 
 
@@ -58,6 +57,8 @@ _ARM_GROUPS = ("backbone.", "init.", "freeze.name")
 CHECKPOINT = ("backbone.name", "backbone.path", "backbone.hub_id", "backbone.revision", "init.path")
 #: Sizes of an encoder in a run's config; its token embedding is not counted.
 _SIZES = ("d_model", "d_ff", "d_kv", "num_layers", "num_heads", "feed_forward_proj")
+#: The order of arms, by init and by schedule.
+_ORDER = (*PRETRAINED, RANDOM, "matched", "shuffled", "staged", "none", "norms", "all")
 
 
 class Point:
@@ -71,8 +72,8 @@ class Point:
         objective: Mean validation objective over the finished seeds; NaN without any.
     """
 
-    def __init__(self, settings: dict[str, Any], runs: list[Run]) -> None:
-        self.settings, self.runs = settings, runs
+    def __init__(self, runs: list[Run]) -> None:
+        self.settings, self.runs = runs[0].settings, runs
         done = sorted((run for run in runs if run.result is not None), key=lambda r: r.written)
         self.finished = dict(sorted({run.seed: run for run in reversed(done)}.items()))
         failed = {run.seed for run in runs if run.state == "failed"}
@@ -88,32 +89,23 @@ class Arm:
 
     Attributes:
         name: backbone-init-freeze, and what else tells it from other arms.
-        backbone: Which encoder: its option's name, and its folder's where several go by that name.
-        donor: The run or the Chronos-T5 that the weights, or those that they are the control of,
-            come from.
+        backbone, model: Its option's name (and folder, where several share it); T5 or GPT-2.
+        donor: The run or Chronos-T5 behind its weights, or behind those it is the control of.
         weights: Which weights: encoder, init and donor.
-        model: What its encoder is called: T5, GPT-2.
-        is_pretrained: Whether its weights are the pretrained ones of a comparison.
-        is_instruction_tuned: By its name: Flan-T5 (Chung et al. 2022).
-        runs: All runs, finished or not.
-        points: Every setting tried.
-        final: Settings that a sweep had chosen, run again on other seeds (`experiment=final`).
-        ranked: Points with a finished run, the best first.
-        best: The point with the best mean validation objective, of those with the most seeds. The
-            test windows play no part. If the chosen setting was re-run on other seeds, only those
-            runs count. None if nothing has finished.
+        points, final: Settings tried; those that a sweep had chosen, run again on other seeds.
+        ranked: Points with a finished run, the best first: by mean validation objective, of those
+            with the most seeds. The test windows play no part. If the chosen setting was re-run on
+            other seeds, only those runs count.
+        best: The first of them, or None.
         finished, done: Its finished runs by seed, ascending, and as a list.
-        searched_point: The search's own runs of the setting that `final` re-ran; None if not in
-            the study.
+        searched_point: The search's own runs of the setting that `final` re-ran, or None.
         shown: The point to draw: the best, or the one with most epochs if none has finished.
-        tuned: Settings that vary between the points.
-        searched: Settings that were tuned, by its own points or by the earlier sweep.
-        tried: Number of settings the best one was chosen from, here or in the earlier sweep.
-        trials: Trials run here, including repeated draws of one setting, or in the earlier sweep.
+        tuned, searched: Settings that vary between the points; or did so in the earlier sweep.
+        tried, trials: Settings that the best was chosen from, and trials that it took, with
+            repeated draws, here or in the earlier sweep.
         share_trained: Epochs that its trials came to, of those due: pruning and failures lower it.
         epochs_trained: Epochs over all runs, minus those reused from a shared frozen phase.
-        architecture: The encoder's shape, as built by its runs, else as configured; None if
-            unknown.
+        architecture: The encoder's shape, as built by its runs, else as configured, or None.
     """
 
     def __init__(self, runs: list[Run], backbone: str) -> None:
@@ -121,8 +113,8 @@ class Arm:
         self.backbone, self.runs = backbone, runs
         self.init, self.freeze = str(config["init.name"]), str(config["freeze.name"])
         self.name = f"{backbone}-{self.init}-{self.freeze}"
-        self.maximize = OBJECTIVES.get(str(config["objective"]), "min") == "max"
         self.model = str(config.get("backbone.title") or "T5")
+        self.maximize = OBJECTIVES.get(str(config["objective"]), "min") == "max"
         settings = runs[0].settings
         self.donor: str | None = settings.get("init.path") or settings.get("init.checkpoint")
         self.weights = backbone, self.init, self.donor
@@ -130,10 +122,8 @@ class Arm:
         self.is_instruction_tuned = "flan" in backbone.lower()
         # What the earlier sweep searched before it passed on its best point.
         before = [run.trial["searched_before"] for run in runs if run.trial.get("searched_before")]
-        self.points, self.final = (
-            _points([run for run in runs if bool(run.trial.get("searched_before")) == is_final])
-            for is_final in (False, True)
-        )
+        by_origin = grouped(runs, lambda run: bool(run.trial.get("searched_before")))
+        self.points, self.final = _points(by_origin[False]), _points(by_origin[True])
         self.ranked = [
             point
             for of in (self.final, self.points)
@@ -187,29 +177,42 @@ class Condition:
     Attributes:
         config: The settings that its runs share.
         series: Which data set: its checksum if known.
+        interface: How windows become tokens and forecasts, which all arms share or tuned.
     """
 
     def __init__(self, runs: list[Run]) -> None:
-        self.name, self.arms = "", _arms(runs)
+        self.arms = _arms(runs)
         self.config = {key: json.loads(value) for key, value in runs[0].condition}
         self.runs = [run for arm in self.arms for run in arm.runs]
         prints = (json.loads(run.fingerprint)[0] for run in self.runs if run.fingerprint)
         self.series = str(next(prints, self.config["data.name"]))
+        self.interface = _interface(runs)
+        reach = "masked" if self.config["horizon"] is None else f"→ {self.config['horizon']}"
+        self.name = f"{self.config['data.name']}, {self.config['seq_len']} {reach} steps"
+
+
+def _interface(runs: Sequence[Run]) -> str:
+    """The patch embedding, its scale and the head, in words."""
+
+    def every(key: str, default: str) -> str:
+        return " or ".join(sorted({str(run.config.get(key) or default) for run in runs}))
+
+    donors = {str(run.config.get("patch.path")) for run in runs} - {"None"}
+    patches = " or ".join(f"of {short_path(donor, donors)}" for donor in sorted(donors))
+    count = every("patch.num_prototypes", "")
+    patches = f"{patches or 'fresh'}{f' from {count} prototypes' if count else ''}"
+    scale, head = every("patch.scale", "none"), every("head", "flatten")
+    return f"interface: patch embedding {patches}, scale {scale}, head {head}"
 
 
 class Pair:
-    """Two arms at the same seeds.
+    """Two arms at the same seeds; a negative difference in loss favours the treatment.
 
     Attributes:
-        kind: best (pretrained vs. random weights, each under its own best schedule), control (the
-            same vs. matched or shuffled weights), weights and same_plan (the same two
-            questions under one schedule), frozen_random (vs. a frozen random encoder),
-            checkpoint (of another checkpoint of the same architecture), freezing (the same
-            weights, another schedule), or other.
-        treatment, control: The arms; a negative difference in loss favours the treatment.
+        kind: Of `KINDS`.
         seeds: Seeds finished in both arms' best points, ascending.
-        runs: The runs (treatment's, control's) at each seed.
-        all_runs: The same in one list.
+        unpaired: Those that only one arm finished, by arm.
+        runs, all_runs: The runs (treatment's, control's) at each seed; the same in one list.
         rivals: The arms that treatment and control were chosen from, including themselves.
         num_windows: Training windows in an epoch of the treatment; 0 if not recorded.
     """
@@ -219,6 +222,8 @@ class Pair:
         self.arms = treatment, control
         self.name = f"{treatment.name} vs. {control.name}"
         self.seeds = sorted(treatment.finished.keys() & control.finished.keys())
+        lone = {arm: sorted(set(arm.finished) - set(self.seeds)) for arm in self.arms}
+        self.unpaired = {arm: seeds for arm, seeds in lone.items() if seeds}
         self.runs = [(treatment.finished[seed], control.finished[seed]) for seed in self.seeds]
         self.all_runs = [run for both in self.runs for run in both]
         self.rivals = [treatment], [control]
@@ -256,21 +261,23 @@ def conditions(study: Study) -> list[Condition]:
         for arm in arms:
             arm.name = arm.name.removeprefix(f"{arm.backbone}-")  # shared by all
     found.sort(key=lambda c: (str(c.config.get("data.name")), -float(c.config["data.fraction"])))
-    # Data and lengths, and anything else that differs between conditions of that name.
-    named = []
-    for c in found:
-        reach = "masked" if c.config["horizon"] is None else f"→ {c.config['horizon']}"
-        named.append((f"{c.config['data.name']}, {c.config['seq_len']} {reach} steps", c.config))
-    for c, (name, config), keys in zip(found, named, _differing(named), strict=True):
-        share = f"{100 * config['data.fraction']:g} % of the training data"
-        parts = [share if k == "data.fraction" else f"{k}={config.get(k)}" for k in keys]
-        c.name = ", ".join([name, *parts])
+    for c, extra in zip(found, _extras([(c.name, c.config) for c in found]), strict=True):
+        c.name += f", {extra}" if extra else ""
     return found
 
 
-def _differing(named: Sequence[tuple[str, dict[str, Any]]]) -> list[list[str]]:
-    """For each name with its settings, the keys that differ between those of the same name."""
-    return [varying([own for other, own in named if other == name]) for name, _ in named]
+def _extras(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Which settings tell each from others of its name; what is null there goes without saying."""
+    found = []
+    for name, own in named:
+        keys = varying([settings for other, settings in named if other == name])
+        parts = [
+            f"{100 * own[k]:g} % of the training data" if k == "data.fraction" else f"{k}={own[k]}"
+            for k in keys
+            if own.get(k) is not None
+        ]
+        found.append(", ".join(parts))
+    return found
 
 
 def _arms(runs: Sequence[Run]) -> list[Arm]:
@@ -280,29 +287,26 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
         before = run.trial.get("searched_before") or {"keys": ()}
         sampled.update(run.trial.get("params") or (), before["keys"])
     sampled = {key for key in sampled if "." in key} - set(CHECKPOINT)
-    groups: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        mine = {key for key in run.settings if key.startswith(_ARM_GROUPS)} - sampled
-        own = {key: run.settings[key] for key in mine}
-        groups[json.dumps(own, sort_keys=True)].append(run)
+
+    def own(run: Run) -> dict[str, Any]:
+        keys = {key for key in run.settings if key.startswith(_ARM_GROUPS)} - sampled
+        return {key: run.settings[key] for key in keys}
+
     encoders = _encoders(runs)
-    arms = [Arm(members, encoders[_encoder(members[0])]) for members in groups.values()]
-    named = [(arm.name, json.loads(own)) for arm, own in zip(arms, groups, strict=True)]
-    for arm, (_, own), keys in zip(arms, named, _differing(named), strict=True):
-        extra = ", ".join(f"{k}={own[k]}" for k in keys if k in own)
+    groups = grouped(runs, lambda run: json.dumps(own(run), sort_keys=True)).values()
+    arms = [Arm(members, encoders[_encoder(members[0])]) for members in groups]
+    extras = _extras([(arm.name, own(arm.runs[0])) for arm in arms])
+    for arm, extra in zip(arms, extras, strict=True):
         arm.name += f" ({extra})" if extra else ""
-    order = [*PRETRAINED, RANDOM, "matched", "shuffled", "staged", "none", "norms", "all"]
-    place = {name: number for number, name in enumerate(order)}
-    arms.sort(key=lambda arm: (place[arm.init], arm.backbone, place[arm.freeze], arm.name))
+    order = _ORDER.index
+    arms.sort(key=lambda arm: (order(arm.init), arm.backbone, order(arm.freeze), arm.name))
     return arms
 
 
 def _points(runs: Sequence[Run]) -> list[Point]:
     """Runs by what they were set to."""
-    points: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        points[json.dumps(run.settings, sort_keys=True)].append(run)
-    return [Point(members[0].settings, members) for members in points.values()]
+    same = grouped(runs, lambda run: json.dumps(run.settings, sort_keys=True))
+    return [Point(members) for members in same.values()]
 
 
 def _encoder(run: Run) -> tuple[str, str]:
@@ -360,16 +364,11 @@ def pairs(condition: Condition) -> list[Pair]:
 
 def _candidates(arms: list[Arm]) -> Iterator[Pair]:
     pretrained = [arm for arm in arms if arm.is_pretrained]
-    for weights in dict.fromkeys(arm.weights for arm in pretrained):
-        treatments = [arm for arm in pretrained if arm.weights == weights]
-        plans = {arm.freeze for arm in treatments}
-        rivals: dict[str, list[Arm]] = defaultdict(list)
-        for arm in arms:
-            if arm.is_control_of(treatments[0]):
-                rivals[arm.init].append(arm)
-        for init, controls in rivals.items():
-            if plans & {arm.freeze for arm in controls}:
-                yield at_their_best("best" if init == RANDOM else "control", treatments, controls)
+    for treatments in grouped(pretrained, lambda arm: arm.weights).values():
+        controls = [arm for arm in arms if arm.is_control_of(treatments[0])]
+        for init, rivals in grouped(controls, lambda arm: arm.init).items():
+            if {arm.freeze for arm in treatments} & {arm.freeze for arm in rivals}:
+                yield at_their_best("best" if init == RANDOM else "control", treatments, rivals)
     for arm, other in itertools.product(pretrained, arms):
         if other.is_control_of(arm):
             if other.freeze == arm.freeze:
@@ -377,18 +376,17 @@ def _candidates(arms: list[Arm]) -> Iterator[Pair]:
             if other.init == RANDOM and other.freeze == "all" and arm.freeze != "all":
                 yield Pair("frozen_random", arm, other)
     for arm, other in itertools.product(arms, arms):
-        same = other.weights == arm.weights
-        if same and other.freeze == "none" and arm.freeze != "none":
+        if other.weights == arm.weights and other.freeze == "none" and arm.freeze != "none":
             yield Pair("freezing", arm, other)
     # Instruction-tuned checkpoints first: their effect is the question, so they are the treatment.
-    pretrained.sort(key=lambda arm: (not arm.is_instruction_tuned, arm.name))
-    for arm, other in itertools.combinations(pretrained, 2):
+    tuned_first = sorted(pretrained, key=lambda arm: (not arm.is_instruction_tuned, arm.name))
+    for arm, other in itertools.combinations(tuned_first, 2):
         # Different architectures are not paired: each is compared with its own random arm only.
         alike = arm.architecture is not None and arm.architecture == other.architecture
         if alike and arm.weights != other.weights and arm.freeze == other.freeze:
             yield Pair("checkpoint", arm, other)
     with_checkpoint = {arm.backbone for arm in pretrained}
-    for arm, other in itertools.product((a for a in arms if a.is_pretrained), arms):
+    for arm, other in itertools.product(pretrained, arms):
         same = other.backbone == arm.backbone and other.freeze == "none"
         if other.init == RANDOM and (same or other.backbone not in with_checkpoint):
             yield Pair("other", arm, other)

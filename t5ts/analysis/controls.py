@@ -1,4 +1,4 @@
-"""When the standing controls were last seen to come out, and on which code."""
+"""When the standing controls were last seen to pass, and on which code."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,17 +13,14 @@ RECORD = Path(__file__).with_name("controls.json")
 
 
 def last_seen(runs: Iterable[Run]) -> dict[str, Any] | None:
-    """The record of the standing controls, as a report of these runs may quote it.
+    """The record of the standing controls, as a report of these runs may quote it; None without.
 
-    Returns:
-        The record with `is_this_code`: whether the controls, all of the runs and this report were
-        computed by the same code, None if a run did not record its code. None without a record.
+    Its `is_this_code` is whether the controls, all of the runs and this report were computed by the
+    same code, None if a run did not record its code.
     """
     if not RECORD.is_file():
         return None
     codes = [run.provenance.get("code") for run in runs]
     record = read_json(RECORD)
-    if not all(codes):
-        return record | {"is_this_code": None}
     used = {code["t5ts"] for several in codes for code in several or ()} | {LOADED_CODE}
-    return record | {"is_this_code": used == {record["code"]}}
+    return record | {"is_this_code": used == {record["code"]} if all(codes) else None}

@@ -1,21 +1,18 @@
-"""The numbers behind each section: curves with bands, speed, gaps, surfaces, gradients, scale."""
+"""The numbers behind each section: curves with bands, speed, gaps, surfaces, gradients, shift."""
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5ts.analysis.arms import Arm, Condition, Pair, Point, shared_epochs
-from t5ts.analysis.statistics import (
-    Array,
-    Estimate,
-    crossing,
-    effective_data,
-    late_slope,
-    log_ratio,
-    mean_interval,
-)
+from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, Point, shared_epochs
+from t5ts.analysis.judgement import WITHHELD, Comparison, Findings, Verdict, judge_family
+from t5ts.analysis.statistics import Array, Estimate, log_ratio, mean_interval
+
+#: Settings of a series that do not identify it.
+_NOT_WHICH = ("name", "_target_", "fraction", "windows_per_epoch", "dir", "sha256")
 
 
 class Band(NamedTuple):
@@ -38,7 +35,7 @@ def band(x: Array, curves_SE: Array) -> Band:
 def learning_curve(arm: Arm, metric: str) -> Band | None:
     """The arm's best point over its seeds, at the epochs that all its finished runs evaluated.
 
-    While none is finished, the unfinished runs are shown up to the epoch that all have reached.
+    While none is finished, the unfinished runs, up to the epoch that all have reached.
     """
     curves = [curve for run in arm.shown.known if len((curve := run.curve(metric))[0])]
     epochs, values = shared_epochs(curves) if curves else (np.empty(0), np.empty(0))
@@ -71,11 +68,10 @@ def final(arm: Arm, metric: str) -> Estimate:
 def speed(pair: Pair) -> dict[str, Any] | None:
     """How fast two arms reach a loss that both reach at each seed; None without shared epochs.
 
-    Half an epoch is added to both, so that a target met at epoch 0 has a logarithm.
-
     Returns:
         target: Mean over seeds of the loss to reach: at each seed the worse of both arms' best.
-        epochs, steps: Geometric means of treatment and control to it.
+        epochs, steps: Geometric means of treatment and control to it; half an epoch is added to
+            both for the logarithm, so that a target met at epoch 0 has one.
         log_speedup: Mean log of control's over treatment's epochs; above 0 the treatment is faster.
         area: Paired difference of the mean val_loss over all epochs (area under the curve).
 
@@ -92,13 +88,12 @@ def speed(pair: Pair) -> dict[str, Any] | None:
     )
     steps = float(pair.treatment.runs[0].provenance.get("steps_per_epoch") or math.nan)
     means = [float(np.exp(np.log(to).mean()) - 0.5) for to in (to_a, to_b)]
-    area = np.trapezoid(a - b, epochs, axis=1) / (epochs[-1] - epochs[0])
     return {
         "target": float(targets.mean()),
         "epochs": means,
         "steps": [mean * steps for mean in means],
         "log_speedup": log_ratio(to_b, to_a),
-        "area": mean_interval(area),
+        "area": mean_interval(np.trapezoid(a - b, epochs, axis=1) / (epochs[-1] - epochs[0])),
     }
 
 
@@ -119,8 +114,7 @@ class Gap(NamedTuple):
 
     Attributes:
         end: The gap at the last epoch.
-        slope: Its change per epoch over the last half; below 0 the control catches up.
-        late_from: First epoch of that half.
+        slope: Its change per epoch from `late_from` on; below 0 the control catches up.
         catch_up: Epochs after the end until the gap would be 0 on that slope; inf if never.
     """
 
@@ -129,6 +123,17 @@ class Gap(NamedTuple):
     slope: Estimate
     late_from: float
     catch_up: float
+
+
+def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
+    """Change per epoch of a gap (S, E) over two or more last epochs (E,): below 0 it is closing.
+
+    A least-squares line per seed, then Student's t over the S seeds' slopes.
+
+    Source: summary-measures analysis (Matthews et al. 1990).
+    """
+    centred = epochs_E - np.mean(epochs_E)
+    return mean_interval(gap_SE @ centred / (centred @ centred))
 
 
 def gap(pair: Pair) -> Gap | None:
@@ -145,20 +150,16 @@ def gap(pair: Pair) -> Gap | None:
 
 
 def regret(best: Arm, point: Point) -> Estimate:
-    """Paired difference in val objective, point − the best: what choosing the point costs.
-
-    Signed so that above 0 is worse, whether the objective is minimised or maximised.
-    """
+    """Paired difference in val objective, point − the best; above 0 is worse for any objective."""
     a, b, sign = best.finished, point.finished, -1 if best.maximize else 1
     shared = sorted(a.keys() & b.keys())
     return mean_interval([sign * (b[seed].objective - a[seed].objective) for seed in shared])
 
 
 def gradient_map(arm: Arm) -> tuple[list[str], Array, Array] | None:
-    """Gradient norms of the arm's shown point, geometric mean over its runs; None if unknown.
+    """C components, (E,) epochs and (C, E) gradient norms, 0 where frozen; None if unknown.
 
-    Returns:
-        C components, (E,) epochs, and (C, E) norms, 0 where the component is frozen.
+    Of the arm's shown point, geometric mean over its runs.
     """
     evals = [run.evals for run in arm.shown.known if run.evals]
     if not evals or len(epochs := evals[0]["epoch"]) < 2:
@@ -185,7 +186,7 @@ def stability(arm: Arm) -> dict[str, Any]:
         values = [value for column in columns for value in column if not math.isnan(value)]
         return float(max(values, default=math.nan))
 
-    jumps = [(math.nan, "")]
+    jumps = []
     names, epochs, norms = gradient_map(arm) or ([], np.empty(0), np.empty((0, 0)))
     for start in unfreezing(arm.shown):
         first = math.floor(start) + 1  # the epoch whose steps come after the unfreezing
@@ -193,7 +194,7 @@ def stability(arm: Arm) -> dict[str, Any]:
         if before.size and after.size:
             both = zip(before[:, 0], after[:, 0], names, strict=True)
             jumps += [(float(y / x), name) for x, y, name in both if x > 0]
-    jump, component = max(jumps[1:], default=jumps[0])
+    jump, component = max(jumps, default=(math.nan, ""))
     probes = (column for run in arm.runs for column in run.probes.items())
     return {
         "largest_norm": largest(r.evals.get("grad_norm_max/total", np.empty(0)) for r in arm.runs),
@@ -203,29 +204,40 @@ def stability(arm: Arm) -> dict[str, Any]:
     }
 
 
-def scale_audit(arm: Arm) -> dict[str, float]:
-    """RMS at step 0 of the encoder's input, each block and the output, mean over the runs."""
-    audits = [r.provenance["scale_audit"] for r in arm.runs if "scale_audit" in r.provenance]
-    return {
-        key: float(np.mean([audit[key] for audit in audits]))
-        for key, value in (audits[0] if audits else {}).items()
-        if not key.startswith(("residual_ratio", "cosine")) and value is not None
-    }
+def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
+    """Training examples with which a run from scratch would reach a loss.
+
+    Piecewise linear in (log size, log loss), on the lower hull (more data never hurts), from (F,)
+    losses at ascending sizes; inf if `loss` is below everything measured, NaN if it is above.
+
+    Source: Hernandez et al. 2021, "Scaling Laws for Transfer", section 2.
+    """
+    log_loss = np.log(np.minimum.accumulate(scratch_F))
+    target = math.log(loss)
+    if not log_loss[-1] <= target <= log_loss[0]:
+        return math.inf if target < log_loss[-1] else math.nan
+    # Descending in size, so that the losses ascend, as np.interp requires.
+    return float(math.exp(np.interp(target, log_loss[::-1], np.log(sizes_F)[::-1])))
+
+
+def crossing(x: Array, y: Array, target: float) -> float:
+    """Where a falling curve y (n,) over x (n,) first reaches a target, linearly; inf if never."""
+    below = np.flatnonzero(np.asarray(y) <= target)
+    if len(below) == 0 or below[0] == 0:
+        return float(x[0]) if len(below) else math.inf
+    i = int(below[0])
+    share = (y[i - 1] - target) / (y[i - 1] - y[i])
+    return float(x[i - 1] + share * (x[i] - x[i - 1]))
 
 
 def effective_data_transferred(pairs: Sequence[Pair]) -> list[tuple[float, Estimate]]:
-    """Effective data from a sweep over `data.fraction`.
+    """Effective data from a sweep over `data.fraction`, of the fair pair at each size, ascending.
 
-    Per seed: the size at which the random arm's curve reaches the pretrained arm's test loss.
+    Per seed: the size at which the random arm's curve reaches the pretrained arm's test loss. At
+    each size: median of those windows (inf: more than measured), and the mean log of that over the
+    size; none without a seed that all have.
 
-    Args:
-        pairs: The fair pair at each size, ascending.
-
-    Returns:
-        At each size: windows with which the random arm would reach the pretrained arm's loss (inf:
-        more than measured), and the mean log of that over the size; none without a seed at all.
-
-    Source: Hernandez et al. 2021, see `statistics.effective_data`.
+    Source: Hernandez et al. 2021, see `effective_data`.
     """
     seeds = sorted(set.intersection(*(set(pair.seeds) for pair in pairs)))
     if not seeds:
@@ -249,3 +261,76 @@ def forecasts(condition: Condition) -> list[tuple[Arm, dict[str, Any]]]:
     """The forecast sample of each arm's best point at its lowest seed."""
     samples = ((arm, arm.done[0].forecast_sample()) for arm in condition.arms if arm.done)
     return [(arm, sample) for arm, sample in samples if sample and sample.get("windows")]
+
+
+class ShiftComparison(NamedTuple):
+    """Two arms on another series; `beyond` is how much more the treatment loses under the shift."""
+
+    verdict: Verdict
+    comparison: Comparison
+    beyond: Estimate
+
+
+def has(arm: Arm, metric: str) -> bool:
+    """Whether a finished run of the arm's best point has this metric."""
+    return any(not math.isnan(run.metric(metric)) for run in arm.done)
+
+
+def ratio_to_test(arm: Arm, metric: str) -> Estimate:
+    """Mean log of a loss over the test loss, paired over the seeds of the arm's best point."""
+    losses, test = ([run.metric(name) for run in arm.done] for name in (metric, "test_loss"))
+    return log_ratio(losses, test)
+
+
+def beyond(pair: Pair, metric: str) -> Estimate:
+    """Mean log of the treatment's ratio of this loss to its test loss over the control's.
+
+    Above 0 the treatment loses more than the control does.
+    """
+    (a, b), (test_a, test_b) = pair.values(metric), pair.values("test_loss")
+    return log_ratio(a / test_a, b / test_b)
+
+
+def under_shift(findings: Findings) -> list[ShiftComparison]:
+    """The other series' loss: t5 vs. random for each schedule, staged vs. none and all.
+
+    Each question is one family for Holm, over all conditions; the verdict uses neither. A pair
+    whose weights' comparison is withheld, or whose runs met different files, is withheld too.
+    """
+    found: dict[str, list[ShiftComparison]] = {"weights": [], "freezing": []}
+    for v in findings.verdicts:
+        for a, b in itertools.permutations(v.condition.arms, 2):
+            kind = "other"
+            if a.is_pretrained and b.init == RANDOM and a.freeze == b.freeze:
+                kind = "weights"
+            elif a.weights == b.weights and a.freeze == "staged" and b.freeze in ("none", "all"):
+                kind = "freezing"
+            pair = Pair(kind, a, b)
+            is_known = has(a, "ood_loss") and has(b, "ood_loss") and pair.seeds
+            if kind in found and a.backbone == b.backbone and is_known:
+                c, more = Comparison(pair, split="ood"), beyond(pair, "ood_loss")
+                found[kind].append(ShiftComparison(v, c, more))
+    for family in found.values():
+        judge_family([one.comparison for one in family], margin=findings.main.margin)
+    every = [*found["weights"], *found["freezing"]]
+    for v, c, _ in every:
+        series = {(run.provenance.get("ood") or {}).get("sha256") for run in c.pair.all_runs}
+        twins = (other for other in v.comparisons if other.pair.arms == c.pair.arms)
+        if len(series) > 1 or any(other.kind == WITHHELD for other in twins):
+            c.kind = WITHHELD
+    return every
+
+
+def series_names(condition: Condition) -> tuple[str, str]:
+    """Names of the training series and the other one, with what distinguishes them."""
+    ours, theirs = (
+        {k.removeprefix(of): v for k, v in condition.config.items() if k.startswith(of)}
+        for of in ("data.", "ood.")
+    )
+    is_same = ours["name"] == theirs.get("name")
+    keys = [k for k in sorted({*ours} - {*_NOT_WHICH}) if is_same and ours[k] != theirs.get(k)]
+    parts = (", ".join(f"{k}={of[k]}" for k in keys if of.get(k) is not None)
+             for of in (ours, theirs))  # fmt: skip
+    names = zip((ours["name"], theirs.get("name")), parts, strict=True)
+    first, second = (f"{name} ({part})" if part else str(name) for name, part in names)
+    return first, second

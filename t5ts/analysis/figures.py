@@ -1,12 +1,15 @@
 """The report's figures: PNG for viewing, SVG for the page and for print."""
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
 from t5ts.analysis import effects, judgement, plots
+from t5ts.analysis.encoder import scale_audit
 from t5ts.analysis.judgement import Comparison, Findings
 from t5ts.analysis.plots import BLUE, GREY, ORANGE, arm_style, new_figure, own_style, whole_ticks
 from t5ts.analysis.words import arm_label, percent
@@ -26,12 +29,7 @@ OUTCOMES = {
 
 
 def draw(findings: Findings, name: str) -> Any | None:
-    """One picture of a study as a matplotlib figure; None if there is nothing to draw.
-
-    Args:
-        findings: From `verdict`.
-        name: effects, curves, forecasts, gradients, surface, gap or scale.
-    """
+    """One picture of a study, by its name in `PICTURES`, as a matplotlib figure; None if empty."""
     with own_style():
         return PICTURES[name](findings)
 
@@ -77,17 +75,18 @@ def _effects(findings: Findings) -> Any | None:
     shown = _shown_effects(findings)
     if not shown:
         return None
-    height = 0.55 if len(findings.verdicts) == 1 else 0.75  # of a row, which has 1 or 2 lines
+    labels = ["\n".join(chain(*(wrap(line, 64) for line in x.split("\n")))) for x, _ in shown]
+    height = 0.35 + 0.2 * (1 + max(label.count("\n") for label in labels))  # of a row
     figure, ((ax,),) = new_figure(1, 1, width=5.6, height=1.0 + height * len(shown))
-    margin = 100 * findings.main.margin
-    for place, (label, c) in enumerate(shown):
+    margin, half = 100 * findings.main.margin, 0.11 / height
+    for place, (label, (_, c)) in enumerate(zip(labels, shown, strict=True)):
         value, low, high = (
             float(100 * np.expm1(x)) for x in (c.effect.value, c.effect.low, c.effect.high)
         )
         colour, marker, _ = OUTCOMES[c.kind]
         # The band is drawn behind the line only, so that no label overlaps it.
-        ax.barh(place, 2 * margin, left=-margin, height=0.4, color="0.9", zorder=0)
-        ax.plot([0, 0], [place - 0.2, place + 0.2], color="black", linewidth=0.8)
+        ax.barh(place, 2 * margin, left=-margin, height=2 * half, color="0.9", zorder=0)
+        ax.plot([0, 0], [place - half, place + half], color="black", linewidth=0.8)
         ax.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
         ax.plot(value, place, marker=marker, color=colour, markersize=8)
         # Its value where the line ends, on the side away from 0.
@@ -96,7 +95,9 @@ def _effects(findings: Findings) -> Any | None:
                     (8 if value > 0 else -8, 0), textcoords="offset points", fontsize=9,
                     va="center", ha=side)  # fmt: skip
         # Above its line, not next to it: a phone has no space there.
-        ax.text(0, place - 0.25, label, transform=ax.get_yaxis_transform(), fontsize=9, va="bottom")
+        text = ax.text(0, place - 1.25 * half, label, transform=ax.get_yaxis_transform(),
+                       fontsize=9, va="bottom")  # fmt: skip
+        text.set_in_layout(False)  # a long one never narrows the axes
     ax.margins(x=0.15)  # space for the values
     ax.set_ylim(len(shown) - 0.6, -0.9)
     ax.set_xlabel("change in test loss, % (left: the first arm is better)")
@@ -145,11 +146,9 @@ def _curves(findings: Findings) -> Any | None:
 def _draw_band(ax: Any, band: effects.Band, place: int, label: str) -> list[Any]:
     """A curve with its interval in the style of the arm in this place; returns the artists."""
     line, every = arm_style(place), max(1, len(band.x) // 10)
-    lines = ax.plot(band.x, band.mean, ms=4, markevery=every, label=label, **line)
-    area = ax.fill_between(
-        band.x, band.low, band.high, color=line["color"], alpha=0.15, linewidth=0
-    )
-    return [*lines, area]
+    curve = ax.plot(band.x, band.mean, ms=4, markevery=every, label=label, **line)
+    style = {"color": line["color"], "alpha": 0.15, "linewidth": 0}
+    return [*curve, ax.fill_between(band.x, band.low, band.high, **style)]
 
 
 def _gap(findings: Findings) -> Any | None:
@@ -182,13 +181,9 @@ def _gradients(findings: Findings) -> Any | None:
     positive = np.concatenate([norms[norms > 0] for *_, norms in maps])
     low, high = positive.min(), max(positive.max(), positive.min() * 1.01)
     for ax, (arm, components, epochs, norms) in zip(axes, maps, strict=True):
-        image = ax.pcolormesh(
-            np.append(epochs - 0.5, epochs[-1] + 0.5),
-            np.arange(len(components) + 1) - 0.5,
-            np.ma.masked_less_equal(norms, 0),
-            norm=LogNorm(low, high),
-            cmap="viridis",
-        )
+        borders = np.append(epochs - 0.5, epochs[-1] + 0.5), np.arange(len(components) + 1) - 0.5
+        shown: Any = np.ma.masked_less_equal(norms, 0)
+        image = ax.pcolormesh(*borders, shown, norm=LogNorm(low, high), cmap="viridis")
         ax.invert_yaxis()
         ax.set_yticks(range(len(components)), components, fontsize=8)
         whole_ticks(ax, "epoch")
@@ -202,23 +197,19 @@ def _gradients(findings: Findings) -> Any | None:
 
 
 def _surface(findings: Findings) -> Any | None:
-    condition = findings.main.condition
-    tried = [(arm, [p for p in arm.points if p.finished]) for arm in condition.arms if arm.tuned]
-    found = (
-        plots.surface_of(
-            arm.name, [p.settings for p in points], [p.objective for p in points], arm.tuned
-        )
-        for arm, points in tried
-    )
-    surfaces = [surface for surface in found if surface is not None][:MOST_PANELS]
+    condition, surfaces = findings.main.condition, []
+    for arm in condition.arms:
+        tried = [(p.settings, p.objective) for p in arm.points if p.finished]
+        surface = plots.surface_of(arm.name, tried, arm.tuned) if arm.tuned else None
+        surfaces += [] if surface is None else [surface]
     if not surfaces:
         return None
     label = f"{condition.config.get('objective', 'objective')} (best epoch, mean over seeds)"
-    return plots.draw_surfaces(surfaces, label, maximize=condition.arms[0].maximize)
+    return plots.draw_surfaces(surfaces[:MOST_PANELS], label, maximize=condition.arms[0].maximize)
 
 
 def _scale(findings: Findings) -> Any | None:
-    audits = [(arm, effects.scale_audit(arm)) for arm in findings.main.condition.arms]
+    audits = [(arm, scale_audit(arm)) for arm in findings.main.condition.arms]
     stages = max((list(audit) for _, audit in audits), key=len)
     if not stages:
         return None

@@ -1,23 +1,28 @@
 """What two arms show when they are compared, and what a study's comparisons make up."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, chosen_from
+from t5ts.analysis.encoder import checkpoint_of, is_doubted
 from t5ts.analysis.statistics import (
     Estimate,
     crossed_log_ratio,
     diebold_mariano,
     log_ratio,
+    mean_interval,
     permutation_p,
     simultaneous,
+    wilcoxon_p,
 )
-from t5ts.analysis.study import Study
+from t5ts.analysis.study import Study, grouped
 from t5ts.analysis.validity import BROKEN, Check
-from t5ts.analysis.words import sentences
+from t5ts.analysis.words import arm_label, sentence, sentences
 
 #: Relative differences of the loss below this do not matter; `--margin` changes it.
 MARGIN = 0.01
@@ -30,6 +35,23 @@ CANNOT_TELL, NOT_LEARNED, NOT_ASKED = "cannot tell", "nothing learned", "not ask
 UNFINISHED, WITHHELD, NOTHING = "unfinished", "withheld", "nothing to compare"
 #: The kinds among these that give no answer.
 NO_VERDICT = (NOT_LEARNED, NOT_ASKED, UNFINISHED, WITHHELD, NOTHING)
+#: The verdict's kind for each outcome; `sentences.j2` has a headline for each.
+OUTCOMES = {
+    outcome: kind
+    for kind, outcomes in {
+        NOTHING: ("no_pretrained", "no_arm", "no_seed"),
+        UNFINISHED: ("unfinished",),
+        WITHHELD: ("broken",),
+        NOT_LEARNED: ("not_learned",),
+        NOT_ASKED: ("not_asked",),
+        CANNOT_DISCRIMINATE: ("frozen",),
+        TRANSFERS: ("helps",),
+        LOWER_HERE: ("noted", "lower"),
+        DOES_NOT: ("scale", "alike", "higher"),
+        CANNOT_TELL: ("text_or_scale", "unfair_control", "one_seed", "wide"),
+    }.items()
+    for outcome in outcomes
+}
 
 
 class Comparison:
@@ -37,23 +59,19 @@ class Comparison:
 
     Attributes:
         effect: Mean log-ratio of the losses, treatment over control; below 0 is better. Once judged
-            its interval and p allow for the family of pairs of its kind.
-        family: Number of pairs in it.
-        p_t: p of the effect alone.
-        p_permutation: Sign-flip permutation test, unadjusted; NaN with fewer than 2 seeds.
+            its interval and p allow for the `family` of so many pairs of its kind.
+        p_t, p_permutation: p of the effect alone; sign-flip permutation test, NaN below 2 seeds.
         over_time: Diebold–Mariano on seed-averaged window losses, None where not recorded.
         new_windows: The same mean log-ratio with the interval for other stretches of the series
             as well as other seeds, not adjusted for the family; None where not recorded.
         kind: The result: lower, higher, no difference that matters, cannot tell, withheld.
         checks: Its validity, of the kinds that a verdict reads.
-        broken: The broken invariants among these, which withhold its result.
     """
 
     def __init__(self, pair: Pair, *, split: str = "test") -> None:
         """Compare them on the test windows, or for split=ood on those of the other series."""
         self.pair, self.family, self.kind = pair, 1, CANNOT_TELL
         self.checks: list[Check] = []
-        self.broken: list[Check] = []
         treatment, control = pair.values(f"{split}_loss")
         self.effect = log_ratio(treatment, control)
         self.p_t = self.effect.p
@@ -72,26 +90,26 @@ class Comparison:
             self.over_time = diebold_mariano(a_SW.mean(axis=0), b_SW.mean(axis=0), horizon=horizon)
             self.new_windows = crossed_log_ratio(a_SW, b_SW, horizon=horizon)
 
+    @property
+    def broken(self) -> list[Check]:
+        """The broken invariants, which withhold its result."""
+        return [check for check in self.checks if check.status == BROKEN]
+
 
 class Verdict:
     """What one condition shows.
 
     Attributes:
-        kind: One of the kinds of a study above.
-        outcome: The finding behind the kind; a key of `conclusions.OUTCOMES`.
+        kind, outcome: Of a study's kinds above; the finding behind it, of `OUTCOMES`.
         headline: A sentence or two for a reader who knows nothing of the study.
         reasons: How certain it is, and what would make it more certain.
         main: The comparison that the headline is about; None without any.
-        comparisons: All of them.
-        controls: The arms of `matched` and `shuffled` weights of the headline's checkpoint.
-        asked: Every arm behind the headline.
-        checks: Validity, the main pair's first.
-        facts: What its sentences are filled with.
-        tried: Number of schedules and settings that the arms were chosen from on the tested seeds.
-        is_provisional: Whether a setting was chosen and tested on the same seeds.
+        controls, asked: Arms of its checkpoint's controls; every arm behind the headline.
+        checks, facts: Validity, the main pair's first; what its sentences are filled with.
+        tried: Schedules and settings that the arms were chosen from on the tested seeds; if more
+            than one, it is provisional.
         seeds_needed: Paired seeds that would settle it, if it cannot tell.
-        by_checkpoint: If several checkpoints were run, what each shows vs. its own random
-            arm, by the backbone's name.
+        by_checkpoint: If several checkpoints were run, what each shows vs. its own random arm.
     """
 
     def __init__(self, condition: Condition, comparisons: list[Comparison], margin: float) -> None:
@@ -133,6 +151,12 @@ class Verdict:
         self.reasons += sentences(block, **self.facts)
 
     @property
+    def failed(self) -> list[str]:
+        """The failed seeds of the arms behind the headline, one sentence per arm."""
+        asked = [(arm_label(arm), arm.shown) for arm in self.asked if arm.shown.failed]
+        return [f"{name} failed at {len(p.failed)} of {p.num_seeds} seeds." for name, p in asked]
+
+    @property
     def broken(self) -> list[Check]:
         """The invariants that do not hold; an unfinished sweep has broken none yet."""
         checks = [] if self.kind == UNFINISHED else self.checks
@@ -141,11 +165,7 @@ class Verdict:
 
 @dataclass(kw_only=True, eq=False)
 class Findings:
-    """The verdicts of all conditions, and the answer that they give together.
-
-    Attributes:
-        kind, headline, reasons: Over all data sets if there are several, else `main`'s.
-    """
+    """The verdicts of all conditions, and the answer over all data sets, or else `main`'s."""
 
     study: Study
     verdicts: list[Verdict]
@@ -175,3 +195,85 @@ def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
             c.kind = ALIKE
         elif effect.excludes_zero():
             c.kind = LOWER if effect.value < 0 else HIGHER
+
+
+def answer(findings: Findings, margin: float) -> Findings:
+    """The study's answer: the main condition's, or what several data sets show together."""
+    main, verdicts = findings.main, findings.verdicts
+    findings.kind, findings.headline = main.kind, main.headline
+    findings.reasons = list(main.reasons)
+    if len(verdicts) == 1:
+        return findings
+    lines = [f"{v.condition.name}: {v.kind}. {v.headline}" for v in verdicts]
+    # The verdicts with an answer on each series: those on the most training data.
+    answers = [v for v in verdicts if v.kind not in NO_VERDICT]
+    reached = grouped(answers, lambda v: v.condition.series)
+    judged = [[v for v in of if _amount(v) == max(map(_amount, of))] for of in reached.values()]
+    count = len({v.condition.series for v in verdicts})
+    kinds = {v.kind for v in verdicts}
+    stopped = next((kind for kind in (WITHHELD, UNFINISHED) if kind in kinds), None)
+    if count > 1 and stopped:
+        names = "; ".join(v.condition.name for v in verdicts if v.kind == stopped)
+        findings.kind, findings.reasons = stopped, lines
+        findings.headline = f"No verdict over {count} data sets: {stopped} on {names}."
+    elif len(judged) > 1:
+        findings.kind, findings.headline = _over_data(judged, count, margin)
+        p = wilcoxon_p(_mean_effects(judged, "best"))
+        findings.reasons = [sentence("wilcoxon", p=p), *lines]
+    else:
+        others = [v for v in verdicts if v is not main]
+        counts = Counter(v.kind for v in others)
+        withheld = [v.condition.name for v in others if v.kind == WITHHELD]
+        values = {"name": main.condition.name, "others": counts, "withheld": withheld}
+        findings.headline += " " + sentence("other_conditions", **values)
+        findings.reasons += lines
+    return findings
+
+
+def _amount(v: Verdict) -> float:
+    return float(v.condition.config["data.fraction"])
+
+
+def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]:
+    """The log effect on each data set: mean over its tasks and lengths, worst of the rivals."""
+    effects = [[[c.effect.value for c in v.of_headline(kind)] for v in of] for of in judged]
+    worst = [[max(own) for own in group if own] for group in effects]
+    return [float(np.mean(group)) for group in worst if group]
+
+
+def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -> tuple[str, str]:
+    """Kind and headline over several data sets, each of which counts once."""
+    every = list(chain(*judged))
+    effects, controls = (_mean_effects(judged, kind) for kind in ("best", "control"))
+    overall, against = mean_interval(effects), mean_interval(controls)
+    treatments = {v.condition.name: v.main.pair.treatment for v in every if v.main}
+    doubted = [name for name, arm in treatments.items() if is_doubted(arm)]
+    if overall.within(margin):
+        outcome = "alike"
+    elif not overall.excludes_zero():
+        outcome = "wide"
+    elif overall.value > 0:
+        outcome = "higher"
+    elif any(c.kind == WITHHELD for v in every for c in v.of_headline("control")):
+        outcome = "unfair_control"
+    elif len(controls) < len(effects):
+        outcome = "lower"
+    elif not against.high < 0:
+        outcome = "text_or_scale"
+    else:
+        outcome = "noted" if doubted else "helps"
+    text = sentence(
+        "over_data",
+        effects=effects,
+        overall=overall,
+        checkpoints=list(dict.fromkeys(map(checkpoint_of, treatments.values()))),
+        missing=asked - len(judged),
+        outcome=outcome,
+        doubted=doubted,
+        promises=dict.fromkeys(arm.pretraining.promise for arm in treatments.values()),
+    )
+    failed = [f"{v.condition.name}: {line}" for v in every for line in v.failed]
+    text = " ".join([*failed, text])
+    if OUTCOMES[outcome] != CANNOT_TELL and any(v.is_provisional for v in every):
+        text = f"Provisional: {text} Settings were chosen and tested on the same seeds."
+    return OUTCOMES[outcome], text

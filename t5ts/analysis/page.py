@@ -6,11 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from t5ts.analysis.document import parse
 from t5ts.analysis.figures import save_figures
 from t5ts.analysis.judgement import WITHHELD, Findings
 from t5ts.analysis.plots import arm_style
-from t5ts.analysis.sections import header, markdown
+from t5ts.analysis.sections import header, markdown, parse
 from t5ts.analysis.validity import BROKEN
 from t5ts.analysis.words import arm_label, template
 from t5ts.provenance import replacing, write_text
@@ -45,12 +44,7 @@ class Written(NamedTuple):
 def write_report(findings: Findings, out: Path) -> Written:
     """Write report.html, report.md, results.csv, results.parquet and figures/ into a folder.
 
-    Each file is replaced as a whole, so that the report of a running sweep can be reloaded at any
-    time.
-
-    Args:
-        findings: From `verdict`.
-        out: The folder; created if missing.
+    Each file is replaced as a whole: the report of a running sweep can be reloaded at any time.
     """
     out.mkdir(parents=True, exist_ok=True)
     names = save_figures(findings, out / "figures")

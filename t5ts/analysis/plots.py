@@ -36,11 +36,7 @@ RATES = ("optim.encoder_lr_scale", "optim.lr")
 
 
 class History(NamedTuple):
-    """One arm's complete trials: their slots, first objective's values, and parameters.
-
-    Attributes:
-        importances: Share of each parameter, empty if unknown.
-    """
+    """One arm's complete trials; `importances` is each parameter's share, empty if unknown."""
 
     arm: str
     maximize: bool
@@ -102,11 +98,8 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
     """Draw every plot of a run into `plots/`; returns their paths.
 
     Args:
-        run_dir: Its directory.
+        run_dir: Its directory; a file that a plot needs and is missing is a DataError.
         result_file: Its result, if it is not called result.json yet.
-
-    Raises:
-        DataError: if a file that a plot needs is missing.
     """
     sample = read_json(run_dir / "forecast_sample.json")
     step_s = read_json(run_dir / "provenance.json")["data"].get("step_s")
@@ -123,14 +116,15 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
 
 
 def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> list[Path]:
-    """Draw the plots of a search as PNG files, if there is data for them; returns their paths.
+    """Draw a search into the folder's `plots/`, where there is data; returns the PNGs' paths.
 
     Args:
         histories: One for each arm that has a complete trial.
         objective: Its name, for the axes.
-        folder: The sweep's folder; plots go to `plots/`.
+        folder: The sweep's folder.
     """
-    found = (surface_of(h.arm, h.params, h.values) for h in histories)
+    tried = ((h.arm, [*zip(h.params, h.values, strict=True)]) for h in histories)
+    found = (surface_of(*of) for of in tried)
     surfaces = [surface for surface in found if surface is not None]
     known = [history for history in histories if history.importances]
     figures = {}
@@ -187,11 +181,9 @@ def draw_forecasts(
 ) -> Any:
     """Test windows of the first channel, with patch borders, in data units.
 
-    Predictions are after the context or in its gaps. A predicted step that is visible in the
-    context is not drawn, since it is neither trained on nor scored.
-
     Args:
-        predictions: Label, line style and forecast_sample.json of each model.
+        predictions: Label, line style and forecast_sample.json of each model. A predicted step that
+            is visible in the context is not drawn: it is neither trained on nor scored.
         step_s: Seconds between steps, for an axis in time; None where it is not known.
     """
     first = predictions[0][2]
@@ -205,23 +197,20 @@ def draw_forecasts(
         # Show two horizons of context, at least a patch: the forecast is what matters.
         since = 1 - max(2 * len(steps_H), 32) if target_start else 1
         axis = _axis(ax, window["start"], step_s)
-
-        def ahead(
-            values: Any, axis: Any = axis, steps: Any = steps_H, seen: Any = is_seen_H
-        ) -> Any:
-            return axis(steps), np.where(seen, math.nan, np.array(values, float))
-
-        for border in np.array(first["patch_starts"]) - target_start + 0.5:
-            if border > since:
-                ax.axvline(axis(border), color="0.85", linewidth=0.8)
+        borders = np.array(first["patch_starts"]) - target_start + 0.5
+        for border in borders[borders > since]:
+            ax.axvline(axis(border), color="0.85", linewidth=0.8)
         ax.axvline(axis(0.5), color="black", linewidth=0.8)
         is_shown_L = steps_L >= since
         ax.plot(axis(steps_L[is_shown_L]), context[is_shown_L], color=GREY, label="context")
-        ax.plot(*ahead(window["truth"]), color="black", linewidth=2, label="truth")
         # Dots without a line: the arms use all the dash styles.
-        ax.plot(*ahead(window[naive]), ".", color=GREY, ms=3, label=naive.replace("_", " "))
-        for label, line, sample in predictions:
-            ax.plot(*ahead(sample["windows"][place]["prediction"]), label=label, **line)
+        dots: Any = {"color": GREY, "ls": "", "marker": ".", "ms": 3}
+        lines = [("truth", {"color": "black", "lw": 2}, window["truth"])]
+        lines += [(naive.replace("_", " "), dots, window[naive])]
+        lines += [(*of, sample["windows"][place]["prediction"]) for *of, sample in predictions]
+        for label, line, values in lines:
+            shown = np.where(is_seen_H, math.nan, np.array(values, float))
+            ax.plot(axis(steps_H), shown, label=label, **line)
         start = window["start"].replace("T", " ").removesuffix(":00")
         ax.set_title(f"from {start}" if start else f"window {place + 1}")
     unit = f" ({first['unit']})" if first["unit"] else ""
@@ -317,23 +306,17 @@ def _colour_range(values: Any, maximize: bool) -> tuple[float, float]:
 
 
 def surface_of(
-    arm: str,
-    settings: Sequence[dict[str, Any]],
-    values: Sequence[float],
-    tuned: Collection[str] = RATES,
+    arm: str, tried: Sequence[tuple[dict[str, Any], float]], tuned: Collection[str] = RATES
 ) -> Surface | None:
-    """An arm's surface; None where neither axis was searched, or fewer than two settings have it.
+    """An arm's surface of (settings, objective) tried; None if neither axis was searched, or once.
 
-    Args:
-        arm: Its name.
-        settings: Those tried, with the objective's `values`.
-        tuned: Keys that were searched, if the settings have others too.
+    `tuned` are the keys that were searched, if the settings have others too.
     """
-    known = [rate for rate in RATES if any(rate in of for of in settings)]
+    known = [rate for rate in RATES if any(rate in of for of, _ in tried)]
     rate = next((rate for rate in known if rate in tuned), next(iter(known), None))
     points = [
         (of[UNFREEZE], of[rate], value)
-        for of, value in zip(settings, values, strict=True)
+        for of, value in tried
         if rate in of and of.get(UNFREEZE) is not None
     ]
     if len(points) < 2 or not {UNFREEZE, rate} & {*tuned}:

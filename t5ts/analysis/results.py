@@ -20,20 +20,17 @@ class Result:
     Attributes:
         objective: The configured objective at the best epoch, on the validation windows.
         metrics: Every val_ metric at the best epoch, every test_ metric of the same weights; if
-            requested, ood_ (another series' test windows) and shuffled_ (the test windows with
-            their contexts' steps in a random order) metrics of the same weights.
+            requested, ood_ (another series) and shuffled_ (contexts in random order) metrics.
         initial: Every val_ metric before the first step.
-        baselines: By split (val, test, ood) and forecast: the metrics of seasonal naive, last
-            value and mean.
-        baseline_season: The season that seasonal naive repeats.
+        baselines: By split (val, test, ood) and forecast (seasonal naive, last value, mean).
         best_achievable_loss: For synthetic data, else None.
         seconds: Training and evaluation, over all processes of a resumed run; reused epochs count
             as long as they took where they were trained.
-        peak_memory_bytes: During this run: of the GPU's allocator, or resident in the process on a
-            CPU. NaN where the system does not report it (CPU runs outside Linux).
+        peak_memory_bytes: Of the GPU's allocator, or resident in the process on a CPU, during this
+            run. NaN where the system does not report it (CPU runs outside Linux).
         reused_epochs: Epochs that this run took from another one instead of training them.
         stopped_epoch: At which early stopping ended the run; None if it trained all its epochs.
-        files: CRC-32 of the run's other files (those without a checksum of their own), by name.
+        files: CRC-32 by name of the run's other files, those without a checksum of their own.
     """
 
     identity: str
@@ -59,11 +56,7 @@ class Result:
 
 
 def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The rows of one kind from `metrics.jsonl`; rows of other kinds are skipped.
-
-    Args:
-        run_dir: A run directory.
-        kind: eval (a row per evaluation), step (per logged step) or probe (update ratios).
+    """The rows of one kind (eval, step or probe) from `metrics.jsonl`; others are skipped.
 
     Raises:
         DataError: if the file is missing, or a line other than an unfinished last one is not a row.
@@ -81,14 +74,12 @@ def read_metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break  # a run that is still writing, or was killed while writing
-            raise DataError(f"{path}, line {number}: not JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: not a JSON object.")
-        if row.get("kind") == kind:
-            rows.append(row)
+            if row.get("kind") == kind:
+                rows.append(row)
+        except (ValueError, AttributeError) as error:
+            # An unfinished last line: the run is still writing, or was killed while writing.
+            if number < len(lines) or isinstance(error, AttributeError):
+                raise DataError(f"{path}, line {number}: not a JSON object ({error}).") from error
     return rows
 
 
@@ -108,11 +99,7 @@ def read_result(path: Path) -> Result:
 
 
 def check_files(run_dir: Path, result: Result) -> None:
-    """Verify that a finished run's files are unchanged.
-
-    Raises:
-        DataError: naming the first file that is missing or altered.
-    """
+    """Verify that a finished run's files are unchanged; a DataError names the first that is not."""
     for name, crc32 in result.files.items():
         path = run_dir / name
         try:
@@ -133,8 +120,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """One of a run directory's JSON files.
 
     Raises:
-        DataError: if it cannot be read, is not a JSON object, or its checksum (if it has one: an
-            older t5ts wrote none) differs.
+        DataError: if it cannot be read, is not a JSON object, or its checksum differs (an older
+            t5ts wrote none).
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

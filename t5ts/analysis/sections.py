@@ -1,26 +1,60 @@
-"""The values that `report.md.j2` is filled with; the template has the sentences and tables."""
+"""The report's text: `report.md.j2` filled with values, and its parts, which the page shows too."""
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from t5ts.analysis import effects, judgement, shift, validity, words
+from t5ts.analysis import effects, encoder, judgement, validity, words
 from t5ts.analysis.arms import KINDS, Arm, Pair, Point
 from t5ts.analysis.controls import last_seen
-from t5ts.analysis.document import Section, parse
+from t5ts.analysis.effects import has
 from t5ts.analysis.figures import effect_key, unfreezes
 from t5ts.analysis.judgement import DOES_NOT, LOWER_HERE, TRANSFERS, WITHHELD, Findings, Verdict
-from t5ts.analysis.shift import has
 from t5ts.analysis.statistics import Estimate, log_ratio
-from t5ts.analysis.validity import in_play
+from t5ts.analysis.study import grouped
 from t5ts.analysis.words import NONE, interval, sentence
 
 #: A section that ends after its question.
 _EMPTY = re.compile(r"^(\*.*\?\*)\s+(?=## |\Z)", re.MULTILINE)
+_SECTION = re.compile(r"^## (\d+)\. (.*)$", re.MULTILINE)
+_PICTURE = re.compile(r"!\[(?P<alt>.*)\]\(figures/(?P<name>\w+)\.png\)")
+#: Separates two cells of a row; a bar within a cell is escaped.
+_BAR = re.compile(r"(?<!\\)\|")
 #: The look of the verdict's card (a class of the page's style sheet), if it is not open.
 LOOKS = {TRANSFERS: "good", LOWER_HERE: "good", DOES_NOT: "bad", WITHHELD: "broken"}
+
+
+class Text(NamedTuple):
+    """A paragraph."""
+
+    text: str
+
+
+class Table(NamedTuple):
+    """A table; the first column names the row."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Picture(NamedTuple):
+    """A picture, figures/NAME.png and .svg: what to see, and text for whoever cannot see it."""
+
+    name: str
+    caption: str
+    alt: str
+
+
+class Section(NamedTuple):
+    """A numbered section and the question that it answers."""
+
+    number: int
+    title: str
+    question: str
+    blocks: list[Text | Table | Picture]
 
 
 def sections(findings: Findings, pictures: Sequence[str] = ()) -> list[Section]:
@@ -28,10 +62,45 @@ def sections(findings: Findings, pictures: Sequence[str] = ()) -> list[Section]:
     return parse(markdown(findings, pictures))
 
 
+def parse(text: str) -> list[Section]:
+    """The sections of a report from its Markdown, as `report.md.j2` lays it out.
+
+    Paragraphs are separated by blank lines. A table follows its caption, which ends with a colon; a
+    picture is followed by its caption.
+    """
+    _, *parts = _SECTION.split(text)
+    found = []
+    for number, title, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        question, *paragraphs = [p.strip() for p in body.split("\n\n") if p.strip()]
+        blocks: list[Text | Table | Picture] = []
+        for paragraph in paragraphs:
+            last = blocks[-1] if blocks else None
+            plain = _plain(paragraph)
+            if paragraph.startswith("| "):
+                assert isinstance(last, Text)
+                columns, _, *rows = (
+                    tuple(_plain(cell.strip()) for cell in _BAR.split(row)[1:-1])
+                    for row in paragraph.splitlines()
+                )
+                blocks[-1] = Table(last.text.removesuffix(":"), columns, rows)
+            elif match := _PICTURE.fullmatch(plain):
+                blocks.append(Picture(**match.groupdict(), caption=""))
+            elif isinstance(last, Picture) and not last.caption:
+                blocks[-1] = last._replace(caption=plain)
+            else:
+                blocks.append(Text(plain))
+        found.append(Section(int(number), title, question.strip("*"), blocks))
+    return found
+
+
+def _plain(text: str) -> str:
+    return text.replace("\\|", "|")
+
+
 def markdown(findings: Findings, pictures: Sequence[str] = ()) -> str:
     """The report as Markdown, with links to the pictures that were drawn."""
     names: dict[str, Any] = {}
-    for module in (words, judgement, validity, shift, effects):
+    for module in (words, judgement, encoder, validity, effects):
         names |= vars(module)
     # Escaped by `_escape`, as Markdown needs it.
     options: Any = {"autoescape": True, "finalize": _escape, "lstrip_blocks": True}
@@ -58,9 +127,6 @@ def header(findings: Findings) -> dict[str, Any]:
         headline = headline.removeprefix(f"{badge}: ")
         headline = headline[:1].upper() + headline[1:]
     arms = [arm for v in findings.verdicts for arm in v.condition.arms]
-    values = {"findings": findings, "statuses": [c.status for c in findings.main.checks]}
-    values["backbones"] = list(dict.fromkeys(arm.backbone for arm in arms))
-    values["used"] = {arm.init for arm in arms} | {arm.freeze for arm in arms}
     models = dict.fromkeys(arm.model for arm in arms if arm.is_pretrained)
     return {
         "badge": badge,
@@ -68,9 +134,13 @@ def header(findings: Findings) -> dict[str, Any]:
         "headline": headline,
         "reasons": findings.reasons,
         "in_short": in_short(findings),
-        "arm_words": sentence("arm_words", **values),
+        "arm_words": sentence(
+            "arm_words",
+            backbones=list(dict.fromkeys(arm.backbone for arm in arms)),
+            used={arm.init for arm in arms} | {arm.freeze for arm in arms},
+        ),
         "model": " or ".join(models) or "T5",
-        "checks": sentence("checks", **values),
+        "checks": sentence("checks", statuses=[c.status for c in findings.main.checks]),
     }
 
 
@@ -111,10 +181,10 @@ def _context(findings: Findings) -> dict[str, Any]:
             (v, name, own) for v in verdicts for name, own in v.by_checkpoint.items() if own.main
         ],
         "controls": last_seen(findings.study.runs),
-        "in_play": [(v, arm, of) for v, arm in arms if (of := in_play(arm)) is not None],
+        "in_play": [(v, arm, of) for v, arm in arms if (of := encoder.in_play(arm))],
         "shifted": [v for v in verdicts if any(has(a, "ood_loss") for a in v.condition.arms)],
         "shuffled": [(v, arm) for v, arm in arms if has(arm, "shuffled_loss")],
-        "under_shift": [(one, one.verdict, one.comparison) for one in shift.under_shift(findings)],
+        "under_shift": [(o, o.verdict, o.comparison) for o in effects.under_shift(findings)],
         "epochs_asked": lambda arm: sum(int(r.config["train.epochs"]) for r in arm.runs),
         "searched": [
             (v, arm, place, point)
@@ -130,14 +200,6 @@ def _context(findings: Findings) -> dict[str, Any]:
 def p_value(p: float) -> str:
     """A p-value for a column; a dash where it is not known."""
     return words.probability(p).removeprefix("= ") if math.isfinite(p) else NONE
-
-
-def factor(log_factor: Estimate) -> str:
-    """A log-ratio as a factor with its interval."""
-    text = f"{math.exp(log_factor.value):.2f}×" if math.isfinite(log_factor.value) else NONE
-    if log_factor.is_known:
-        text += f" [{math.exp(log_factor.low):.2f}, {math.exp(log_factor.high):.2f}]"
-    return text
 
 
 def setting(value: object) -> str:
@@ -168,15 +230,12 @@ def against_baseline(arm: Arm, name: str) -> Estimate:
 def _regrets(v: Verdict) -> list[tuple[str, ...]]:
     """Of each weights: name, best schedule, and what the two simple schedules cost."""
     rows: list[tuple[str, ...]] = []
-    groups: dict[tuple[str, str], list[Arm]] = defaultdict(list)
-    for arm in v.condition.arms:
-        if arm.best and arm.freeze in ("none", "staged", "all"):
-            groups[arm.backbone, arm.init].append(arm)
-    for (backbone, init), arms in groups.items():
-        best = min(arms, key=lambda arm: arm.loss(arm.best))
-        plans = {arm.freeze: arm.best for arm in reversed(arms)}
+    arms = [arm for arm in v.condition.arms if arm.best and arm.freeze in ("none", "staged", "all")]
+    for (backbone, init), of in grouped(arms, lambda arm: (arm.backbone, arm.init)).items():
+        best = min(of, key=lambda arm: arm.loss(arm.best))
+        plans = {arm.freeze: arm.best for arm in reversed(of)}
         # A sweep over the unfreeze epoch has "at once" as one of its points.
-        staged = [p for arm in arms if arm.freeze == "staged" for p in arm.points if p.finished]
+        staged = [p for arm in of if arm.freeze == "staged" for p in arm.points if p.finished]
         zero = [p for p in staged if p.settings.get("freeze.unfreeze_epoch") == 0]
         simple = plans.get("all"), plans.get("none") or min(zero, key=best.loss, default=None)
         if best.best and any(simple):
@@ -194,27 +253,18 @@ def _regrets(v: Verdict) -> list[tuple[str, ...]]:
 
 
 def _transferred(findings: Findings) -> list[tuple[str, list[Pair], list[Any]]]:
-    """Effective data transferred, where one series was trained on several fractions of it.
+    """Series trained on several fractions: name, the best pair at each, effective data."""
+    best = [(v, c.pair) for v in findings.verdicts for c in v.comparisons if c.pair.kind == "best"]
 
-    Returns:
-        Name of series and encoder; the pair at each fraction, both weights at their own best
-        schedule, ascending; and what `effects.effective_data_transferred` finds of them.
-    """
-    by_series: dict[tuple[str, str], list[Pair]] = defaultdict(list)
-    for v in findings.verdicts:
-        rest = {k: x for k, x in v.condition.config.items() if k != "data.fraction"}
-        for pair in (c.pair for c in v.comparisons if c.pair.kind == "best"):
-            name = f"{pair.treatment.backbone} on {rest['data.name']}"
-            by_series[name, str(sorted(rest.items()))].append(pair)
-    sized = [(name, [p for p in of if p.num_windows]) for (name, _), of in by_series.items()]
-    sized = [(name, sorted(of, key=lambda pair: pair.num_windows)) for name, of in sized]
-    return [(name, of, effects.effective_data_transferred(of)) for name, of in sized if len(of) > 1]
+    def series(item: tuple[Verdict, Pair]) -> tuple[str, str]:
+        rest = {k: x for k, x in item[0].condition.config.items() if k != "data.fraction"}
+        name = f"{item[1].treatment.backbone} on {rest['data.name']}"
+        return name, str(sorted(rest.items()))
 
-
-def encoder_source(arm: Arm) -> tuple[str, str, str]:
-    """Where an arm's encoder comes from, its tensors' checksum, and the load report's checks."""
-    digests = {str(run.initial.get("encoder"))[:12] for run in arm.runs}
-    shown = f"{next(iter(digests))}…" if len(digests) == 1 else f"{len(digests)} (one per seed)"
-    loaded = (run.weights for run in arm.runs)
-    weights: dict[str, Any] = next(filter(None, loaded), {"source": "drawn from the seed"})
-    return str(weights.get("source")), shown, "; ".join(weights.get("checks") or ()) or NONE
+    found = []
+    for (name, _), of in grouped(best, series).items():
+        sized = [pair for _, pair in of if pair.num_windows]
+        sized.sort(key=lambda pair: pair.num_windows)
+        if len(sized) > 1:
+            found.append((name, sized, effects.effective_data_transferred(sized)))
+    return found

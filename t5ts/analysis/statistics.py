@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+Values = Sequence[float] | Array
 ALPHA = 1 - 0.95
 POWER = 0.8
 #: More seeds than this are reported as "more than": nobody would train them.
@@ -26,17 +27,15 @@ FAILURE_RATE, FAILURE_SPREADS = 0.1, 10.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval.
+    """A mean with its interval; all but value and count are NaN below two observations.
 
     Attributes:
-        value: The mean; NaN without observations.
-        low, high: Borders of the interval at `level`; NaN where there is only one observation.
+        low, high: Borders of the interval at 1 − 5 % / tests; see `simultaneous`.
         p: Two-sided p-value of the hypothesis that the true mean is 0, below 5 % if and only if
-            the interval excludes 0: adjusted where the interval is. NaN like the interval.
+            the interval excludes 0: adjusted where the interval is.
         sd: Standard deviation of the observations.
         count: Observations (paired seeds, mostly).
         degrees: Degrees of freedom of its Student's t.
-        tests: The interval is at 1 − 5 % / tests; see `simultaneous`.
     """
 
     value: float
@@ -62,23 +61,20 @@ class Estimate:
         return self.is_known and (self.low > 0 or self.high < 0)
 
 
-def mean_interval(values: Sequence[float] | Array) -> Estimate:
-    """Student's t interval and test of a mean, for instance of paired differences over seeds.
+def mean_interval(values: Values) -> Estimate:
+    """Student's t interval and test of the mean of (n,) observations; NaN are left out.
 
     mean ± t(0.975, n−1) · sd / √n. If the arms' losses at a seed are exchangeable, their difference
     is symmetric and the test keeps its 5 %; where arms of equal mean differ in spread or shape it
     rejects more, up to 12 % at 5 seeds (`benchmarks/coverage.py` has both).
-
-    Args:
-        values: (n,) observations; NaN are left out.
 
     Source: Student 1908; the paired form as in Demšar 2006, section 3.1.1; Fisher 1935.
     """
     x = np.asarray(values, dtype=np.float64)
     x = x[np.isfinite(x)]
     n = len(x)
-    nan = math.nan
     if n < 2:
+        nan = math.nan
         return Estimate(float(x[0]) if n else nan, nan, nan, nan, nan, n)
     mean, sd = float(x.mean()), float(x.std(ddof=1))
     return _t_estimate(mean, sd / math.sqrt(n), n - 1, sd, n)
@@ -94,7 +90,7 @@ def _t_estimate(mean: float, error: float, degrees: float, sd: float, count: int
     return Estimate(mean, mean - half, mean + half, p, sd, count, degrees)
 
 
-def log_ratio(numerator: Sequence[float] | Array, denominator: Sequence[float] | Array) -> Estimate:
+def log_ratio(numerator: Values, denominator: Values) -> Estimate:
     """Mean log(numerator / denominator) over n pairs of positive values: geometric-mean ratio.
 
     Source: Fleming & Wallace 1986 (only geometric means of ratios do not depend on the reference).
@@ -103,7 +99,7 @@ def log_ratio(numerator: Sequence[float] | Array, denominator: Sequence[float] |
         return mean_interval(np.log(np.asarray(numerator) / np.asarray(denominator)))
 
 
-def permutation_p(differences: Sequence[float] | Array) -> float:
+def permutation_p(differences: Values) -> float:
     """Sign-flip permutation test of paired differences: p of |mean| if the arms were exchangeable.
 
     Exact up to 13 pairs; at least 2/2ⁿ. Source: Fisher 1935; scipy.stats.permutation_test.
@@ -123,7 +119,7 @@ def permutation_p(differences: Sequence[float] | Array) -> float:
     return float(done.pvalue)
 
 
-def wilcoxon_p(differences: Sequence[float] | Array) -> float:
+def wilcoxon_p(differences: Values) -> float:
     """Wilcoxon's signed-rank test of paired differences, exact for small samples without ties.
 
     Source: Wilcoxon 1945; across data sets: Demšar 2006, section 3.1.3.
@@ -131,16 +127,11 @@ def wilcoxon_p(differences: Sequence[float] | Array) -> float:
     from scipy.stats import wilcoxon
 
     d = np.asarray(differences, dtype=np.float64)
-    if len(d) < 2 or not np.any(d):
-        return math.nan
-    return float(wilcoxon(d).pvalue)
+    return float(wilcoxon(d).pvalue) if len(d) > 1 and np.any(d) else math.nan
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values of one family; NaN stay NaN and do not count.
-
-    Source: Holm 1979.
-    """
+    """Holm's (1979) step-down adjusted p-values of a family; NaN stay NaN and do not count."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN come last
     adjusted = np.full(len(p), math.nan)
@@ -176,22 +167,14 @@ def simultaneous(family: Sequence[Estimate]) -> list[Estimate]:
 
 
 def robust_p(
-    differences: Sequence[float] | Array,
-    *,
-    rate: float = FAILURE_RATE,
-    spreads: float = FAILURE_SPREADS,
+    differences: Values, *, rate: float = FAILURE_RATE, spreads: float = FAILURE_SPREADS
 ) -> float:
-    """p of a mean against failures that these seeds happened not to show; NaN for fewer than 2.
+    """p of the mean of (n,) differences against failures that these seeds happened not to show.
 
-    If one seed in ten fails by ten standard deviations, a lead of one standard deviation at the
-    others is no gain on average, and 59 % of studies of five seeds show no such failure. The
-    hypothesis is that the mean of seeds that did not fail is at most rate · spreads standard
-    deviations from 0. Below 5 % the direction holds even so.
-
-    Args:
-        differences: (n,) paired differences; NaN are left out.
-        rate: Share of seeds that fail.
-        spreads: By how many standard deviations of the others' differences.
+    If one seed in ten (`rate`) fails by ten (`spreads`) standard deviations of the others, a lead
+    of one at those is no gain on average, and 59 % of studies of five seeds show no such failure.
+    The hypothesis is that the mean of seeds that did not fail is at most rate · spreads standard
+    deviations from 0. Below 5 % the direction holds even so. NaN for fewer than 2 seeds.
 
     Source: minimum-effect test with the noncentral t (Murphy & Myors 1999); the hypothesis from
         Huber's (1964) contaminated laws; own combination, measured in benchmarks/coverage.py.
@@ -202,7 +185,7 @@ def robust_p(
     if not found.is_known:
         return math.nan
     if found.sd == 0:
-        return 1.0 if found.value == 0 else 0.0
+        return float(found.value == 0)
     n = found.count
     score = abs(found.value) / found.sd * math.sqrt(n)
     shift = rate * spreads * math.sqrt(n)
@@ -210,7 +193,7 @@ def robust_p(
     return float(nct.sf(score, n - 1, shift) + nct.sf(score, n - 1, -shift))
 
 
-def outlying(values: Sequence[float] | Array) -> list[int]:
+def outlying(values: Values) -> list[int]:
     """Outliers among (n,) finite values, if the others are normal; the farthest first.
 
     Up to a quarter of them, one at least: the farthest is compared with Student's t to those that
@@ -237,7 +220,7 @@ def outlying(values: Sequence[float] | Array) -> list[int]:
     return taken[:last]
 
 
-def variance_over_time(series: Sequence[float] | Array, *, horizon: int) -> tuple[float, int]:
+def variance_over_time(series: Values, *, horizon: int) -> tuple[float, int]:
     """Variance of the mean of losses of windows that start at every step; its degrees of freedom.
 
     The long-run variance is the mean square of the first ν coefficients of the orthonormal cosine
@@ -263,14 +246,10 @@ def variance_over_time(series: Sequence[float] | Array, *, horizon: int) -> tupl
     return long_run / (n + 1 - 2 * h + h * (h - 1) / n), waves
 
 
-def diebold_mariano(
-    losses_a: Sequence[float] | Array, losses_b: Sequence[float] | Array, *, horizon: int
-) -> Estimate:
-    """Diebold–Mariano: do two forecasts differ over time, given that windows overlap?
+def diebold_mariano(losses_a: Values, losses_b: Values, *, horizon: int) -> Estimate:
+    """Do two forecasts differ over time, given that windows overlap?
 
-    Args:
-        losses_a, losses_b: (n,) per window, in time order (a window starts at each step).
-        horizon: Steps that a forecast reaches.
+    Of (n,) losses per window, in time order, with a horizon in steps.
 
     Source: Diebold & Mariano 1995; with this variance Coroneo & Iacone 2020.
     """
@@ -283,20 +262,17 @@ def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
     """Interval of a mean difference for new seeds AND new windows of the same series.
 
     Variance = s²(seed means)/S + `variance_over_time` of the seeds' mean difference, with
-    Satterthwaite's (1946) degrees of freedom.
-
-    Args:
-        differences_SW: (S, W) loss differences of S paired seeds on W windows in time order.
-        horizon: Steps that a forecast reaches.
+    Satterthwaite's (1946) degrees of freedom, of (S, W) loss differences of S paired seeds on W
+    windows in time order; the horizon is in steps.
 
     Source: own, from the crossed random-effects variance (Owen 2007, "The pigeonhole bootstrap");
         checked in benchmarks/coverage.py.
     """
     d = np.asarray(differences_SW, dtype=np.float64)
     num_seeds, num_windows = d.shape
-    if num_seeds < 2 or num_windows < 2:
-        return mean_interval(d.mean(axis=1))
     seed_means = d.mean(axis=1)
+    if num_seeds < 2 or num_windows < 2:
+        return mean_interval(seed_means)
     by_seed = float(seed_means.var(ddof=1)) / num_seeds
     by_window, waves = variance_over_time(d.mean(axis=0), horizon=horizon)
     total, degrees = by_seed + by_window, num_seeds - 1.0
@@ -307,14 +283,10 @@ def crossed_interval(differences_SW: Array, *, horizon: int) -> Estimate:
 
 
 def crossed_log_ratio(numerator_SW: Array, denominator_SW: Array, *, horizon: int) -> Estimate:
-    """Mean log-ratio of two arms' losses, with the interval for new seeds and new windows.
+    """Mean log-ratio of two arms' losses (S, W), with the interval for new seeds and new windows.
 
     The value is `log_ratio`'s of the losses by seed (means over windows); its error over windows is
     that of log-ratios linearised at each seed's means.
-
-    Args:
-        numerator_SW, denominator_SW: (S, W) losses at the same seeds and windows, in time order.
-        horizon: Steps that a forecast reaches.
 
     Source: `crossed_interval` of log(ā/b̄) + a/ā − b/b̄; ratios: Cochran 1977, section 6.4.
     """
@@ -331,27 +303,19 @@ def _spreads(pilot: int, count: int) -> tuple[Array, Array]:
     from scipy.stats import chi2
 
     cells = (np.arange(100) + 0.5) / 100
-    first, later = (
-        np.sqrt(chi2.ppf(cells, degrees) / degrees) for degrees in (pilot - 1, count - 1)
-    )
+    first, later = (np.sqrt(chi2.ppf(cells, n - 1) / (n - 1)) for n in (pilot, count))
     return first[:, None], later
 
 
-def resolvable_effect(
-    *, sd: float, count: int, pilot: int | None = None, tests: int = 1, power: float = POWER
-) -> float:
-    """The smallest true effect that this many paired seeds show, at Holm's most stringent level.
+def resolvable_effect(*, sd: float, count: int, pilot: int | None = None, tests: int = 1) -> float:
+    """The smallest true effect that `count` paired seeds show, at Holm's most stringent level.
 
-    "Show": the interval excludes 0 on the right side, in `power` of studies, averaged over what a
-    pilot of few seeds may have missed of the spread.
+    "Show": the interval excludes 0 on the right side, in 80 % of studies, averaged over what a
+    pilot of few seeds may have missed of the spread. In the units of sd; NaN if that is unknown.
 
     Args:
         sd: Standard deviation of paired differences, from `pilot` seeds (default: `count`).
-        count: Paired seeds of the study that should show it.
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
-
-    Returns:
-        In the units of sd; NaN if sd is unknown or there are fewer than 2 seeds.
 
     Source: "assurance" (O'Hagan, Stevens & Campbell 2005) with a pilot's spread as in Browne 1995.
     """
@@ -366,27 +330,22 @@ def resolvable_effect(
     half = float(t.ppf(1 - ALPHA / tests / 2, count - 1)) * later
 
     def lacks(log_effect: float) -> float:  # in pilot sd, as standard errors of the later study
-        return float(np.mean(ndtr(math.exp(log_effect) * first - half))) - power
+        return float(np.mean(ndtr(math.exp(log_effect) * first - half))) - POWER
 
     return sd * math.exp(brentq(lacks, -5.0, 20.0)) / math.sqrt(count)
 
 
-def seeds_needed(
-    *, sd: float, count: int, margin: float, tests: int = 1, power: float = POWER
-) -> int | None:
+def seeds_needed(*, sd: float, count: int, margin: float, tests: int = 1) -> int | None:
     """Paired seeds needed to settle whether there is a difference that matters.
 
-    A study settles it if its interval excludes 0 or is within ±margin, in `power` of studies. The
-    hardest truth to settle is half the margin. The observed effect is not used:
-    with few seeds a small observed effect is mostly noise.
+    A study settles it if its interval excludes 0 or is within ±margin, in 80 % of studies. The
+    hardest truth to settle is half the margin. The observed effect is not used: with few seeds a
+    small one is mostly noise. At least 2; None if more than 10,000, or the spread is unknown.
 
     Args:
         sd: Standard deviation of `count` paired differences.
         margin: Largest difference that does not matter, in the same units.
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
-
-    Returns:
-        At least 2; None if more than 10,000 would be needed, or `sd` is unknown.
 
     Source: own, from Schuirmann's (1987) equivalence and the t-test, with a pilot's spread as in
         `resolvable_effect`; checked in benchmarks/coverage.py.
@@ -408,64 +367,8 @@ def seeds_needed(
         below, above = (
             ndtr(border - length / 2) - ndtr(-border - length / 2) for border in (inner, half)
         )
-        return float(np.mean(1 - (above - below))) >= power
+        return float(np.mean(1 - (above - below))) >= POWER
 
     counts = range(2, MOST_SEEDS + 1)
     place = bisect_left(counts, True, key=reaches)
     return counts[place] if place < len(counts) else None
-
-
-def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
-    """Change per epoch of a gap over the last epochs: below 0 it is closing.
-
-    A least-squares line per seed, then Student's t over the seeds' slopes.
-
-    Args:
-        gap_SE: (S, E) gap of S paired seeds at E epochs.
-        epochs_E: (E,) the epochs; at least two.
-
-    Source: summary-measures analysis (Matthews et al. 1990).
-    """
-    centred = np.asarray(epochs_E, dtype=np.float64)
-    centred = centred - centred.mean()
-    slopes = np.asarray(gap_SE, dtype=np.float64) @ centred / (centred @ centred)
-    return mean_interval(slopes)
-
-
-def effective_data(sizes_F: Array, scratch_F: Array, loss: float) -> float:
-    """Training examples with which a run from scratch would reach a loss.
-
-    Piecewise linear in (log size, log loss), on the lower hull (more data never hurts).
-
-    Args:
-        sizes_F: (F,) training windows, ascending.
-        scratch_F: (F,) losses from scratch at these sizes.
-        loss: The loss to reach.
-
-    Returns:
-        Windows; inf if the loss is below everything measured, NaN if it is above.
-
-    Source: Hernandez et al. 2021, "Scaling Laws for Transfer", section 2.
-    """
-    log_size = np.log(np.asarray(sizes_F, dtype=np.float64))
-    log_loss = np.log(np.minimum.accumulate(np.asarray(scratch_F, dtype=np.float64)))
-    target = math.log(loss)
-    if target < log_loss[-1]:
-        return math.inf
-    if target > log_loss[0]:
-        return math.nan
-    # Descending in size, so that the losses ascend, as np.interp requires.
-    return float(math.exp(np.interp(target, log_loss[::-1], log_size[::-1])))
-
-
-def crossing(x: Array, y: Array, target: float) -> float:
-    """Where a falling curve y (n,) over ascending x (n,) first reaches a target.
-
-    Linear between the points; in the units of x, inf if never.
-    """
-    below = np.flatnonzero(np.asarray(y) <= target)
-    if len(below) == 0 or below[0] == 0:
-        return float(x[0]) if len(below) else math.inf
-    i = int(below[0])
-    share = (y[i - 1] - target) / (y[i - 1] - y[i])
-    return float(x[i - 1] + share * (x[i] - x[i - 1]))

@@ -5,11 +5,11 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY
 from t5ts.errors import DataError
 
 Array = npt.NDArray[np.float64]
+T = TypeVar("T")
+K = TypeVar("K")
 #: Files that mark a directory as a run directory.
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
 _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MULTILINE)
@@ -41,14 +43,7 @@ _NEEDED = {"seed", "seq_len", "horizon", "objective", "data.name", "data.fractio
 _NEEDED |= {"backbone.name", "init.name", "freeze.name"}
 #: What must be equal before two runs are compared at all.
 _CONDITION = (
-    "data.",
-    "ood.",
-    "task.",
-    "seq_len",
-    "horizon",
-    "objective",
-    "init.keep",
-    "patch.name",
+    *("data.", "ood.", "task.", "seq_len", "horizon", "objective", "init.keep", "patch.name"),
 )
 #: Settings of data that matter even if its checksum is known; the rest describe its origin.
 _OF_DATA = ("data.fraction", "data.windows_per_epoch", "data.missing", "ood.missing")
@@ -58,29 +53,21 @@ class Run:
     """One run directory; what is wrong with it becomes its `problem`.
 
     Attributes:
-        path: The directory.
         config: The resolved config with dotted keys.
-        provenance: provenance.json; empty if there is none.
-        evals: Columns over the evaluations (epoch, step, val_loss …); NaN where a row lacks one.
-        probes: Columns over the update-ratio probes.
+        provenance, result: Of its JSON files; empty or None if there is none.
+        evals, probes: Columns over evaluations and update-ratio probes; NaN where a row lacks one.
         nonfinite_steps: Steps whose gradients were not finite (fp16).
-        result: result.json of a finished run.
         trial: trial.json of a sweep's run; empty without a sweep.
         state: finished, unfinished, or the trial's pruned, failed, interrupted, running.
         written: When its result was written, in seconds of the epoch; inf without one.
         copies: Other trials of the same configuration, seed and data, left out for this one.
-        problem: Why the run is left out, in which case it may have no more than these; None if
-            it is not.
-        seed: The seed that drives everything drawn.
+        problem: Why the run is left out (then it may lack all that follows); None if it is not.
         arm: Backbone, init and freezing, by their options' names.
         objective: The validation objective at the best epoch; NaN without a result.
-        epochs: Epochs evaluated so far.
-        epochs_due: Epochs of the whole run: those asked for, or up to where early stopping ended
-            it.
+        epochs, epochs_due: Evaluated so far; asked for, or up to where early stopping ended it.
         is_open: Whether it may still finish.
         trial_id: Which trial it was; attempts of one trial share it.
-        weights: The load report of its encoder's weights; empty if nothing was recorded.
-        initial: Checksums of what its patch, encoder and head started from, where recorded.
+        weights, initial: The load report of its encoder; checksums of what its parts started from.
         fingerprint: Checksums and borders of the data and the other series; None if not recorded.
         condition: Data, the other series, task and lengths as configured; see `measured_on`.
         settings: Everything else that can change a number, except the seed. In both, a key that
@@ -107,20 +94,21 @@ class Run:
             self.problem = f"failed before it started: {reason}" if reason else str(error)
 
     def _read(self, path: Path) -> None:
-        if (path / "trial.json").is_file():
+        names = {file.name for file in path.iterdir()}
+        if "trial.json" in names:
             self.trial = read_json(path / "trial.json")
             self.state = str(self.trial.get("state", self.state))
-        elif (path / FAILURE).is_file():
+        elif FAILURE in names:
             self.trial, self.state = read_json(path / FAILURE), "failed"
         self.config = _read_config(path / "config.yaml")
-        if (path / "provenance.json").is_file():
+        if "provenance.json" in names:
             self.provenance = read_json(path / "provenance.json")
-        if (path / "metrics.jsonl").is_file():
+        if "metrics.jsonl" in names:
             self.evals, self.probes = (_columns(read_metrics(path, of)) for of in ("eval", "probe"))
             # Of the many step rows only a count is kept.
             steps = _NONFINITE.findall((path / "metrics.jsonl").read_bytes())
             self.nonfinite_steps = sum(map(int, steps))
-        if (path / "result.json").is_file():
+        if "result.json" in names:
             self.result = read_result(path / "result.json")
             check_files(path, self.result)
             self.state, self.written = "finished", (path / "result.json").stat().st_mtime
@@ -169,11 +157,7 @@ class Run:
         return self.evals["epoch"][known], self.evals[name][known]
 
     def window_losses(self, split: str = "test") -> Array | None:
-        """(W,) mean squared error of each window, in time order; None if not recorded.
-
-        Args:
-            split: test, or ood for the other series' test windows.
-        """
+        """(W,) mean squared error of each test (or ood) window, in time order; None if unknown."""
         try:
             losses = np.load(self.path / f"{split}_losses.npy", allow_pickle=False)
         except (OSError, ValueError):
@@ -188,6 +172,14 @@ class Run:
             return None
 
 
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> defaultdict[K, list[T]]:
+    """Items by what `key` finds of them, in order of first appearance."""
+    groups: defaultdict[K, list[T]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
+
+
 def measured_on(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[Run]]:
     """Group runs by what they were measured on: only runs of one group are compared.
 
@@ -195,29 +187,23 @@ def measured_on(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[R
     stay together even if its data changed meanwhile: the checks then report it.
     """
     runs = list(runs)
-    prints: dict[tuple[tuple[str, str], ...], Counter[str]] = defaultdict(Counter)
-    for run in runs:
-        if run.fingerprint is not None:
-            prints[run.condition][run.fingerprint] += 1
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = defaultdict(list)
-    for run in runs:
+    known = grouped((run for run in runs if run.fingerprint), lambda run: run.condition)
+    prints = {
+        condition: Counter(str(run.fingerprint) for run in of).most_common(1)[0]
+        for condition, of in known.items()
+    }
+
+    def key(run: Run) -> tuple[tuple[str, str], ...]:
         of_data = ("data.", "ood.") if run.condition in prints else ()
-        key = [(k, v) for k, v in run.condition if not k.startswith(of_data) or k in _OF_DATA]
-        if of_data:
-            key.append(("fingerprint", prints[run.condition].most_common(1)[0][0]))
-        groups[tuple(key)].append(run)
-    return groups
+        rest = ((k, v) for k, v in run.condition if not k.startswith(of_data) or k in _OF_DATA)
+        return *rest, *([("fingerprint", prints[run.condition][0])] if of_data else [])
+
+    return grouped(runs, key)
 
 
 @dataclass(kw_only=True, eq=False)
 class Study:
-    """All runs under some directories.
-
-    Attributes:
-        dirs: The directories that were passed.
-        runs: The runs that can be used, finished or not, in the order of their paths.
-        left_out: The runs that cannot, each with its `problem`.
-    """
+    """All runs under some directories: the usable ones, and `left_out` each with its `problem`."""
 
     dirs: list[Path]
     runs: list[Run]
@@ -232,7 +218,7 @@ class Study:
         """A polars DataFrame with a row per usable run: identity, settings and final metrics."""
         import polars as pl
 
-        keys = varying([run.config for run in self.runs])
+        keys = [key for key in varying([run.config for run in self.runs]) if key != "seed"]
         metrics = sorted({name for run in self.runs if run.result for name in run.result.metrics})
         rows = []
         for run in self.runs:
@@ -249,10 +235,9 @@ class Study:
                 "seconds": result and result.seconds,
                 "objective": result and result.objective,
             }
-            given = {k: run.config.get(k) for k in keys if k != "seed"}
+            given = {key: run.config.get(key) for key in keys}
             row |= {k: json.dumps(v) if isinstance(v, list) else v for k, v in given.items()}
-            row |= {name: result and run.metric(name) for name in metrics}
-            rows.append(row)
+            rows.append(row | {name: result and run.metric(name) for name in metrics})
         return pl.DataFrame(rows, infer_schema_length=None, strict=False)
 
 
@@ -290,20 +275,13 @@ def collect(dirs: Iterable[str | Path]) -> Study:
             f" {', '.join(sorted(MARKS))}. Give outputs/… or multirun/… of python -m t5ts.run."
         )
     runs = [Run(path) for path in sorted(paths.values())]
-    same: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
-    for run in runs:
-        if run.problem is None and "identity" in run.provenance:
-            same[run.provenance["identity"], run.fingerprint].append(run)
-    for members in same.values():
-        used, *others = sorted(members, key=lambda r: (r.written, -r.epochs))
-        used.copies = others
-        for run in others:
+    usable = [run for run in runs if run.problem is None and "identity" in run.provenance]
+    for same in grouped(usable, lambda r: (r.provenance["identity"], r.fingerprint)).values():
+        used, *used.copies = sorted(same, key=lambda run: (run.written, -run.epochs))
+        for run in used.copies:
             run.problem = f"the same configuration and seed as {used.path}, which is used"
-    return Study(
-        dirs=folders,
-        runs=[run for run in runs if run.problem is None],
-        left_out=[run for run in runs if run.problem is not None],
-    )
+    by_use = grouped(runs, lambda run: run.problem is None)
+    return Study(dirs=folders, runs=by_use[True], left_out=by_use[False])
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -317,9 +295,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError("no config.yaml: the run ended before it started") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"config.yaml is not YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(nested, dict):
-        raise DataError("config.yaml is empty or contains no settings")
-    flat = _flat(nested)
+    flat = _flat(nested) if isinstance(nested, dict) else {}
     if missing := _NEEDED - flat.keys():
         raise DataError(f"config.yaml is missing {', '.join(sorted(missing))}: not a t5ts run")
     return flat

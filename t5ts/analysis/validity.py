@@ -3,15 +3,15 @@
 import json
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5ts.analysis.arms import CHECKPOINT, PRETRAINED, RANDOM, Arm, Condition, Pair
-from t5ts.analysis.statistics import Estimate, log_ratio
-from t5ts.analysis.study import Run, varying
+from t5ts.analysis.arms import CHECKPOINT, RANDOM, Condition, Pair
+from t5ts.analysis.encoder import MOVES, NOT_PRETRAINED, loader_notes, scale_audit, schedule
+from t5ts.analysis.study import Run, grouped, varying
 from t5ts.analysis.words import plural
 
 #: With fewer paired seeds than this, a t interval is wide whatever the truth is.
@@ -22,87 +22,19 @@ SCALE_FACTOR = 10.0
 FAILED_SHARE = 0.2
 #: If one arm's trials trained less than this share of the other's, tuning was not equal.
 TRAINED_SHARE = 0.5
-#: Matches loader notes on weights that are not what a pretrained init promises.
-NOT_PRETRAINED = re.compile("control, not pretrained|origin: (control|random)")
 #: Settings that name or describe a checkpoint: they may differ between two checkpoints.
-_OF_CHECKPOINT = {*CHECKPOINT, "init.", "backbone.sha256", "backbone.licence"}
-_OF_CHECKPOINT |= {"backbone.embedding_rms"}
-#: An encoder with this cosine between its tokens and its output is called an identity: what it
-#: adds is under 2 % of the output's energy (1 − cosine²).
-IDENTITY = 0.99
-#: Blocks that moved less than this share of their norm did not move measurably: rounding normally
-#: distributed weights to bfloat16 moves them as far.
-MOVED = 0.00166
+_OF_CHECKPOINT = (*CHECKPOINT, "backbone.sha256", "backbone.licence", "backbone.embedding_rms")
 OK, NOTE, BROKEN = "holds", "note", "broken"
-#: Prefix of how far a component has moved, in the evaluations.
-MOVES = "distance_from_init/"
 #: Whether an invariant holds, and the evidence.
 Evidence = tuple[str, str]
 
 
 class Check(NamedTuple):
-    """One invariant: its name, whether it holds, and the evidence.
-
-    Attributes:
-        status: holds, note (worth knowing, the comparison is kept), or broken (no verdict).
-    """
+    """One invariant: whether it holds, is worth a note, or is broken (no verdict); and why."""
 
     name: str
     status: str
     detail: str
-
-
-class InPlay(NamedTuple):
-    """Whether an arm's encoder took part in its forecasts, over its finished seeds.
-
-    Attributes:
-        cosines: Of the encoder's tokens and its last block's output, before training and with the
-            selected weights, mean over the seeds.
-        is_identity: Whether it passes its tokens on, before training and after it.
-        bypassed: Log-ratio of the selected weights' validation loss without the encoder's blocks
-            to that with them.
-        moved: Largest distance from its start, relative to its norm, of any block at any epoch.
-        never_moved: Whether the schedule trains whole blocks, and they are where they were.
-    """
-
-    cosines: tuple[float, float]
-    is_identity: bool
-    bypassed: Estimate
-    moved: float
-    never_moved: bool
-
-    def answer(self, margin: float) -> str:
-        """Whether the forecasts differ without it: yes, no, or cannot tell.
-
-        No if the whole interval over seeds is inside the margin, yes if it excludes 0; the value of
-        a single run decides alone. Being near an identity is not enough for a no: a head can use
-        even the little that is added.
-        """
-        loss = self.bypassed
-        if loss.within(margin) or (not loss.is_known and abs(loss.value) < margin):
-            return "no"
-        return "yes" if loss.excludes_zero() or not loss.is_known else "cannot tell"
-
-
-def in_play(arm: Arm) -> InPlay | None:
-    """Whether an arm's encoder took part; None if that was not recorded, or it has no encoder."""
-    names = ("encoder_cosine_initial", "encoder_cosine", "bypassed_val_loss", "val_loss")
-    initial, selected, bypassed, val = ([run.metric(name) for run in arm.done] for name in names)
-    if not arm.done or not np.isfinite([*initial, *selected, *bypassed]).all():
-        return None
-    starts = [
-        line["start_epoch"] is not None and line["start_epoch"] < run.epochs_due
-        for run in arm.done
-        for line in run.provenance.get("plan") or ()
-        if line["component"].startswith("block_")
-    ]
-    names_of = ((run, [k for k in run.evals if k.startswith(f"{MOVES}block_")]) for run in arm.done)
-    moves = [run.curve(name)[1] for run, names in names_of for name in names]
-    cosines = float(np.mean(initial)), float(np.mean(selected))
-    moved = float(max((m.max() for m in moves if len(m)), default=math.nan))
-    never_moved = arm.freeze != "norms" and any(starts) and moved < MOVED
-    loss = log_ratio(bypassed, val)
-    return InPlay(cosines, min(cosines) >= IDENTITY, loss, moved, never_moved)
 
 
 def check_pair(pair: Pair) -> list[Check]:
@@ -128,9 +60,15 @@ def check_pair(pair: Pair) -> list[Check]:
     return [Check(name, *evidence) for name, evidence in found.items() if evidence is not None]
 
 
-def check_condition(condition: Condition) -> list[Check]:
+def check_condition(condition: Condition, pairs: Sequence[Pair]) -> list[Check]:
     """What is worth knowing about all runs on one data set, whichever arms are compared."""
     runs = condition.runs
+    # A note only, since a schedule may have settings that only it can search.
+    unequal = "; ".join(
+        ", ".join(f"{arm.name} {arm.tried}" for arm in pair.arms)
+        for pair in pairs
+        if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
+    )
     states = [run.state for run in runs if run.result is None]
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
     named = [(run, f"{run.arm} seed {run.seed}") for run in runs]
@@ -144,20 +82,25 @@ def check_condition(condition: Condition) -> list[Check]:
         for run, name in named
         if run.result and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
     ]
-    unfinished = f"{len(runs) - len(states)} of {len(runs)} runs; {counts}. Unfinished runs appear"
-    cure = "Check the scaling, and whether the learning rate is too high"
-    return [
-        Check(name, NOTE, note) if wrong else Check(name, OK, otherwise)
-        for name, wrong, note, otherwise in (
-            ("finished", states, f"{unfinished} in curves, not in verdicts",
-             f"all {len(runs)} runs are finished"),
-            ("no run failed", failed, f"{len(failed)} failed ({_first(failed)})",
-             "no recorded failure"),
-            ("better than predicting the mean", worse,
-             f"{len(worse)} runs are worse: {_first(worse)}. {cure}",
-             "every finished run, on validation"),
-        )
+    finished = f"{len(runs) - len(states)} of {len(runs)} runs; {counts}"
+    found = [
+        ("equal tuning of the schedules", bool(unequal),
+         f"settings tried: {unequal}. This favours the arm with more", ""),
+        ("finished", bool(states),
+         f"{finished}. Unfinished runs appear in curves, not in verdicts",
+         f"all {len(runs)} runs are finished"),
+        ("no run failed", bool(failed), f"{len(failed)} failed ({_first(failed)})",
+         "no recorded failure"),
+        ("better than predicting the mean", bool(worse),
+         f"{len(worse)} runs are worse: {_first(worse)}."
+         " Check the scaling, and whether the learning rate is too high",
+         "every finished run, on validation"),
     ]  # fmt: skip
+    checks = [
+        Check(name, NOTE, note) if noted else Check(name, OK, held)
+        for name, noted, note, held in found
+    ]
+    return [check for check in checks if check.detail]
 
 
 def check_reading(left_out: Sequence[Run]) -> list[Check]:
@@ -165,20 +108,6 @@ def check_reading(left_out: Sequence[Run]) -> list[Check]:
     shown = _first([f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in left_out])
     evidence = f"{len(left_out)} left out: {shown}"
     return [Check("every run could be read", NOTE, evidence)] if left_out else []
-
-
-def check_plans(pairs: Iterable[Pair]) -> list[Check]:
-    """Whether arms that are compared across freezing schedules were tuned equally.
-
-    A note if not, since a schedule may have settings that only it can search.
-    """
-    unequal = [
-        f"{pair.treatment.name} {pair.treatment.tried}, {pair.control.name} {pair.control.tried}"
-        for pair in pairs
-        if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
-    ]
-    detail = f"settings tried: {'; '.join(unequal)}. This favours the arm with more"
-    return [Check("equal tuning of the schedules", NOTE, detail)] if unequal else []
 
 
 def _first(items: Sequence[str], *, most: int = 5) -> str:
@@ -195,50 +124,29 @@ def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
     return {k: (a.get(k), b.get(k)) for k in sorted(a | b) if a.get(k) != b.get(k)}
 
 
-def loader_notes(arm: Arm) -> list[str]:
-    """The loader's notes on a pretrained arm's weights, each note once."""
-    promised = PRETRAINED[arm.init].origin if arm.is_pretrained else "pretrained"
-    notes: list[str] = []
-    for loaded in (run.weights for run in arm.runs):
-        notes += [
-            check.removeprefix("note:").strip()
-            for check in loaded.get("checks") or ()
-            if check.startswith("note:") or NOT_PRETRAINED.search(check)
-        ]
-        if loaded.get("origin", promised) != promised:
-            notes.append(f"origin: {loaded['origin']}")
-        # That a donor was trained is in its run's own records; what it barely moved is no doubt.
-        if arm.init != "run" and (fresh := loaded.get("fresh_tensors")):
-            shown = ", ".join(fresh[:3]) + (", …" if len(fresh) > 3 else "")
-            notes.append(f"{plural(len(fresh), 'tensor')} like a fresh draw ({shown})")
-    return list(dict.fromkeys(notes))
-
-
 def _differences(pair: Pair) -> Evidence:
     """The arms differ only in init.* or the checkpoint, and in settings that both tuned."""
     differing = settings_that_differ(pair)
-    weights = {"init."} | (_OF_CHECKPOINT if pair.kind == "checkpoint" else set())
+    weights = ("init.", *(_OF_CHECKPOINT if pair.kind == "checkpoint" else ()))
     if pair.treatment.freeze != pair.control.freeze:
-        weights |= {"freeze."}  # a separate check compares the schedules tried
+        weights += ("freeze.",)  # a separate check compares the schedules tried
     # Searched within the arms or, like the freezing schedule, between them.
+    points = [[p for arm in arms for p in (*arm.points, *arm.final)] for arms in pair.rivals]
     tuned = [
-        set(varying([point.settings for arm in arms for point in (*arm.points, *arm.final)])).union(
-            *(arm.searched for arm in arms)
-        )
-        for arms in pair.rivals
+        {*varying([point.settings for point in of])}.union(*(arm.searched for arm in arms))
+        for arms, of in zip(pair.rivals, points, strict=True)
     ]
 
     def shown(keys: Iterable[str]) -> str:
         values = {k: ["null" if v is None else str(v) for v in differing[k]] for k in keys}
         return "; ".join(f"{k}: {' vs. '.join(both)}" for k, both in values.items())
 
-    others = [k for k in differing if not k.startswith(tuple(weights))]
+    others = [k for k in differing if not k.startswith(weights)]
     if wrong := [k for k in others if k not in tuned[0] & tuned[1]]:
         return BROKEN, f"{pair.name} differ in more than the weights: {shown(wrong)}"
     detail = f"{pair.name}: {shown(differing) or 'no setting differs'}"
-    if others:
-        detail += f" ({', '.join(others)} tuned in both arms, each at its own best)"
-    return OK, detail
+    both = f" ({', '.join(others)} tuned in both arms, each at its own best)" if others else ""
+    return OK, detail + both
 
 
 def _both_plans(pair: Pair) -> Evidence | None:
@@ -249,10 +157,9 @@ def _both_plans(pair: Pair) -> Evidence | None:
     plans = [{arm.freeze for arm in arms} for arms in pair.rivals]
     if plans[0] == plans[1]:
         return None
-    a, b = pair.arms
     missing = [
         f"init={other.init} freeze={mine.freeze}"
-        for mine, other, tried in ((a, b, plans[1]), (b, a, plans[0]))
+        for mine, other, tried in zip(pair.arms, pair.arms[::-1], plans[::-1], strict=True)
         if mine.freeze not in tried and (mine.init, mine.freeze) != (RANDOM, "all")
     ]
     if missing:
@@ -268,15 +175,10 @@ def _budget(pair: Pair) -> Evidence:
     sides = [[arm for arm in arms if arm.freeze in shared] for arms in pair.rivals]
     if not all(sides):
         sides = [[arm] for arm in pair.arms]
-
-    def most(of: Callable[[Arm], int]) -> list[int]:  # the largest per schedule, summed
-        plans = [sorted({arm.freeze for arm in arms}) for arms in sides]
-        return [
-            sum(max(of(arm) for arm in arms if arm.freeze == plan) for plan in of_side)
-            for arms, of_side in zip(sides, plans, strict=True)
-        ]
-
-    settings, trials = most(lambda arm: arm.tried), most(lambda arm: arm.trials)
+    # The largest per schedule, summed.
+    plans = [grouped(arms, lambda arm: arm.freeze).values() for arms in sides]
+    settings = [sum(max(arm.tried for arm in arms) for arms in of) for of in plans]
+    trials = [sum(max(arm.trials for arm in arms) for arms in of) for of in plans]
     trained = [float(np.mean([arm.share_trained for arm in arms])) for arms in sides]
     searched = [{key for arm in arms for key in arm.searched} for arms in sides]
     by_name = pair.treatment.init == pair.control.init
@@ -301,14 +203,13 @@ def _budget(pair: Pair) -> Evidence:
 def _failed_seeds(pair: Pair) -> Evidence:
     """An arm that loses many of its seeds cannot be judged by the rest."""
     lost = [(arm.name, arm.shown) for arm in pair.arms if arm.shown.failed]
-    shown = "; ".join(
+    if not lost:
+        return OK, "none failed at its best setting"
+    too_many = any(len(of.failed) > FAILED_SHARE * of.num_seeds for _, of in lost)
+    return BROKEN if too_many else NOTE, "; ".join(
         f"{name} failed at {len(of.failed)} of {of.num_seeds} seeds"
         f" ({', '.join(map(str, of.failed))})"
         for name, of in lost
-    )
-    too_many = any(len(of.failed) > FAILED_SHARE * of.num_seeds for _, of in lost)
-    return (
-        (BROKEN if too_many else NOTE, shown) if lost else (OK, "none failed at its best setting")
     )
 
 
@@ -335,27 +236,30 @@ def _weights_proven(pair: Pair) -> Evidence:
     runs = [(arm, run, str(run.initial.get("encoder"))) for arm in pair.arms for run in arm.done]
     if unknown := [run.path for _, run, digest in runs if digest == "None"]:
         return NOTE, f"no checksum in {unknown[0]}"
-    started = {arm: {digest for of, _, digest in runs if of is arm} for arm in pair.arms}
-    pretrained = {arm.name: of for arm, of in started.items() if arm.is_pretrained}
+    pretrained = {
+        arm.name: {digest for of, _, digest in runs if of is arm}
+        for arm in pair.arms
+        if arm.is_pretrained
+    }
     checkpoints = [digest for of in pretrained.values() for digest in of]
-    drawn = [digest for arm, _, digest in runs if not arm.is_pretrained]
-    others = [run.weights for arm, run, _ in runs if not arm.is_pretrained]
-    made_from = {of.get("checkpoint_sha256") for of in others} - {None, *checkpoints}
+    drawn = [(run, digest) for arm, run, digest in runs if not arm.is_pretrained]
+    digests = {digest for _, digest in drawn}
+    made_from = {run.weights.get("checkpoint_sha256") for run, _ in drawn}
     unlike = [
         run.path.name
         for arm, run, digest in runs
         if run.weights.get("init", arm.init) != arm.init
         or run.weights.get("tensors_sha256", digest) != digest
     ]
-    is_shared = len({*checkpoints}) < len(checkpoints) or bool({*checkpoints} & {*drawn})
+    is_shared = len({*checkpoints}) < len(checkpoints) or bool({*checkpoints} & digests)
     control = pair.control.name
     faults = {
         f"{name} started from {len(of)} different encoders": len(of) > 1
         for name, of in pretrained.items()
     } | {
         "both arms started from the same encoder tensors": is_shared,
-        f"{control}: two seeds started from the same encoder tensors": len({*drawn}) < len(drawn),
-        f"{control} was made from another checkpoint": bool(made_from),
+        f"{control}: two seeds started from the same encoder tensors": len(digests) < len(drawn),
+        f"{control} was made from another checkpoint": bool(made_from - {None, *checkpoints}),
         f"trained weights other than those in the load report: {_first(unlike)}": bool(unlike),
     }
     if wrong := next((fault for fault, is_there in faults.items() if is_there), None):
@@ -369,14 +273,10 @@ def _freezing_proven(pair: Pair) -> Evidence:
     wrong: list[str] = []
     known = 0
     for run in pair.all_runs:
-        starts: dict[str, list[float]] = defaultdict(list)
-        for line in run.provenance.get("plan") or ():
-            start = line["start_epoch"]
-            starts[line["component"]].append(np.inf if start is None else start)
-        for component, begins in starts.items():
+        for component, starts in schedule(run).items():
             epochs, distances = run.curve(MOVES + component)
             known += len(epochs)
-            if ((distances > 0) != (epochs > min(begins))).any():
+            if ((distances > 0) != (epochs > min(starts))).any():
                 wrong.append(f"{component} of {run.path.name}")
     if wrong:
         return BROKEN, f"the freezing schedule was not followed by {_first(wrong)}"
@@ -401,9 +301,8 @@ def _short(value: str) -> str:
         found = [f"{key} {item}" for key, item in found.items() if item is not False]
     if isinstance(found, list):
         found = ", ".join(str(item) for item in found if item is not None)
-    text = str(found).removeprefix("torch.")
-    text = re.sub("^[0-9a-f]{64}$", lambda digest: f"SHA-256 {digest[0][:12]}…", text)
-    return re.sub("(?<=commit )[0-9a-f]{40}", lambda commit: commit[0][:10], text)
+    text = re.sub("^([0-9a-f]{12})[0-9a-f]{52}$", r"SHA-256 \1…", str(found).removeprefix("torch."))
+    return re.sub("(?<=commit )([0-9a-f]{10})[0-9a-f]{30}", r"\1", text)
 
 
 def _selection(pair: Pair) -> Evidence:
@@ -431,7 +330,6 @@ def _selection(pair: Pair) -> Evidence:
 def _seeds(pair: Pair) -> Evidence:
     """The seeds that are paired, unpaired, and run twice."""
     detail = f"{len(pair.seeds)} paired: {', '.join(map(str, pair.seeds)) or 'none'}"
-    lone = {arm.name: sorted(set(arm.finished) - set(pair.seeds)) for arm in pair.arms}
     twice = [
         f"seed {other.seed} of {arm.name}: {used.path} is used, {other.path} finished later"
         " and is not"
@@ -439,26 +337,23 @@ def _seeds(pair: Pair) -> Evidence:
         for other in (arm.best.runs if arm.best else ())
         if other.result is not None and (used := arm.finished[other.seed]) is not other
     ]
-    for name, seeds in lone.items():
-        if seeds:
-            detail += f"; left out because only {name} finished them: {', '.join(map(str, seeds))}"
+    for arm, seeds in pair.unpaired.items():
+        detail += f"; left out because only {arm.name} finished them: {', '.join(map(str, seeds))}"
     if is_few := len(pair.seeds) < FEW_SEEDS:
         detail += f"; fewer than {FEW_SEEDS}, so the interval is wide"
     if twice:
         detail += f"; run twice: {'; '.join(twice)}"
-    return NOTE if any(lone.values()) or twice or is_few else OK, detail
+    return NOTE if pair.unpaired or twice or is_few else OK, detail
 
 
 def _scale(pair: Pair) -> Evidence:
     """Whether both encoders' outputs have the same scale before the first step."""
-    about = [[run.provenance.get("scale_audit") for run in arm.done] for arm in pair.arms]
-    known = [[audit["output"] for audit in audits if audit is not None] for audits in about]
-    outputs = [float(np.mean(values)) if values else math.nan for values in known]
-    shown = (f"{arm.name} {rms:.3g}" for arm, rms in zip(pair.arms, outputs, strict=True))
-    detail = f"RMS of the encoder's output: {', '.join(shown)}"
-    if not all(np.isfinite(outputs)) or min(outputs) <= 0:
+    outputs = {arm.name: scale_audit(arm).get("output", math.nan) for arm in pair.arms}
+    shown = ", ".join(f"{name} {rms:.3g}" for name, rms in outputs.items())
+    detail, low, high = f"RMS of the encoder's output: {shown}", *sorted(outputs.values())
+    if not low > 0 or not math.isfinite(high):
         return NOTE, f"{detail} (not recorded)"
-    if max(outputs) / min(outputs) > SCALE_FACTOR:
+    if high / low > SCALE_FACTOR:
         return NOTE, (
             f"{detail}: they differ by more than a factor of {SCALE_FACTOR:g}, so a gain may"
             " come from scale rather than text; the control init=matched separates the two"

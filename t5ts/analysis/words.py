@@ -54,10 +54,10 @@ def percent(share: float, *, sign: bool = True) -> str:
 
 def percent_interval(effect: Estimate) -> str:
     """A log-ratio as per cent with its interval."""
-    value = percent(math.expm1(effect.value))
-    if not effect.is_known:
-        return f"{value} (no interval from {plural(effect.count, 'seed')})"
-    return f"{value} {percent_span(effect)}"
+    span = percent_span(effect) if effect.is_known else None
+    return f"{percent(math.expm1(effect.value))} " + (
+        span or f"(no interval from {plural(effect.count, 'seed')})"
+    )
 
 
 def percent_span(effect: Estimate) -> str:
@@ -77,6 +77,14 @@ def interval(effect: Estimate, *, digits: int = 3) -> str:
     text = fixed(effect.value, digits=decimals)
     if effect.is_known:
         text += f" [{fixed(effect.low, digits=decimals)}, {fixed(effect.high, digits=decimals)}]"
+    return text
+
+
+def factor(log_factor: Estimate) -> str:
+    """A log-ratio as a factor with its interval."""
+    text = f"{math.exp(log_factor.value):.2f}×" if math.isfinite(log_factor.value) else NONE
+    if log_factor.is_known:
+        text += f" [{math.exp(log_factor.low):.2f}, {math.exp(log_factor.high):.2f}]"
     return text
 
 
@@ -116,32 +124,20 @@ def size(log_effect: float) -> str:
     return percent(abs(math.expm1(log_effect)), sign=False)
 
 
-def lower_or_higher(log_effect: float) -> str:
-    """1.0 % lower, or higher."""
-    return f"{size(log_effect)} {'higher' if log_effect > 0 else 'lower'}"
-
-
 def sure(comparison: Any) -> str:
     """A comparison's effect with its interval and p-value."""
     effect, family = comparison.effect, comparison.family
-    text = percent_interval(effect)
     if not effect.is_known:
-        return text
+        return percent_interval(effect)
     allowing = f", adjusted for {family} comparisons" if family > 1 else ""
     return (
-        f"{text} (95 % interval over {plural(effect.count, 'paired seed')}{allowing},"
-        f" Holm-adjusted p {probability(effect.p)})"
+        f"{percent_interval(effect)} (95 % interval over {plural(effect.count, 'paired seed')}"
+        f"{allowing}, Holm-adjusted p {probability(effect.p)})"
     )
 
 
 def template(name: str, names: Mapping[str, Any], **options: Any) -> Any:
-    """One of this folder's templates.
-
-    Args:
-        name: Its file.
-        names: Functions and constants that it uses by their own names.
-        options: Of Jinja's environment.
-    """
+    """One of this folder's templates: its file, the names that it may use, Jinja's options."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
@@ -154,7 +150,7 @@ def sentences(name: str, /, **values: Any) -> list[str]:
     """What a block of `sentences.j2` says: a line, or several if it ends them by `{{ end }}`."""
     blocks = _sentences()
     text = "".join(blocks.blocks[name](blocks.new_context(values)))
-    lines = [re.sub("[ \n]+", " ", line).strip() for line in text.split(_END)]
+    lines = [re.sub("[ \n]+", " ", line).strip() for line in text.split("\f")]
     return [line for line in lines if line]
 
 
@@ -165,10 +161,9 @@ def sentence(name: str, /, **values: Any) -> str:
 
 @cache
 def _sentences() -> Any:
-    return template("sentences.j2", {**vars(statistics), "end": _END})
+    return template("sentences.j2", {**vars(statistics), "end": "\f"})
 
 
-_END = "\f"
 _FILTERS = {
     "percent": lambda share: percent(share, sign=False),
     "span": lambda e: (
@@ -176,8 +171,9 @@ _FILTERS = {
     ),
     "with_interval": percent_interval,
     "size": size,
-    "lower_or_higher": lower_or_higher,
+    "lower_or_higher": lambda effect: f"{size(effect)} {'higher' if effect > 0 else 'lower'}",
     "sure": sure,
     "probability": probability,
     "plural": plural,
+    "label": arm_label,
 }

@@ -16,9 +16,8 @@ from required import missing
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, draw, verdict
-from t5ts.analysis.document import Picture, Table, parse
 from t5ts.analysis.figures import PICTURES, save_figures
-from t5ts.analysis.sections import sections
+from t5ts.analysis.sections import Picture, Table, parse, sections
 from t5ts.analysis.statistics import mean_interval
 from t5ts.analysis.words import arm_label, interval, number, percent, probability
 from t5ts.report import main
@@ -110,6 +109,18 @@ def test_curves_draw_what_the_runs_hold(study: Path) -> None:
     for name in ("scale", "forecasts"):
         texts = {text.get_text() for text in draw(findings, name).legends[0].get_texts()}
         assert {arm_label(arm) for arm in findings.main.condition.arms} <= texts
+
+
+def test_long_names_leave_the_effects_their_width(small: Path) -> None:
+    findings = verdict(collect([small]))
+    widths = []
+    for name in ("short", " ".join(["data.columns=['temperature', 'pressure']"] * 12)):
+        findings.main.condition.name = name
+        findings.verdicts = [findings.main, findings.main]
+        figure = draw(findings, "effects")
+        figure.draw_without_rendering()
+        widths.append(figure.axes[0].get_position().width)
+    assert widths[1] == pytest.approx(widths[0], rel=0.01)
 
 
 def test_the_same_runs_give_the_same_pictures(

@@ -14,7 +14,6 @@ from analysis.studies import Effect, edit, found, main, write
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis.arms import conditions, pairs
-from t5ts.analysis.conclusions import OUTCOMES
 from t5ts.analysis.figures import OUTCOMES as STYLES
 from t5ts.analysis.judgement import (
     ALIKE,
@@ -23,8 +22,8 @@ from t5ts.analysis.judgement import (
     HIGHER,
     LOWER,
     LOWER_HERE,
-    NOT_LEARNED,
     NOTHING,
+    OUTCOMES,
     TRANSFERS,
     UNFINISHED,
     WITHHELD,
@@ -36,6 +35,35 @@ from t5ts.analysis.words import arm_label
 
 GAIN: dict[str, Effect] = {"t5-none": -0.06, "random-none": 0}
 WITH_CONTROL: dict[str, Effect] = GAIN | {"matched-none": 0}
+Change = Callable[[Path], object]
+
+
+def judged(root: Path, arms: dict[str, Effect], *changes: Change, **options: Any) -> Findings:
+    """What is found of these arms, once their runs are changed."""
+    write(root, arms, **options)
+    for change in changes:
+        change(root)
+    return found(root)
+
+
+def about(pattern: str, change: Callable[[Any], Any]) -> Change:
+    return lambda root: edit(root, pattern, "provenance.json", change)
+
+
+def results(pattern: str, change: Callable[[Any], Any]) -> Change:
+    return lambda root: edit(root, pattern, "result.json", change)
+
+
+def rewritten(pattern: str, old: str, new: str | Callable[[re.Match[str]], str]) -> Change:
+    """Change files by a regular expression, which has to match in each."""
+
+    def change(root: Path) -> None:
+        for path in root.glob(pattern):
+            text, count = re.subn(old, new, path.read_text())
+            assert count
+            path.write_text(text)
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -69,8 +97,7 @@ WITH_CONTROL: dict[str, Effect] = GAIN | {"matched-none": 0}
     ],
 )  # fmt: skip
 def test_outcomes(tmp_path: Path, arms: dict[str, Effect], outcome: str) -> None:
-    write(tmp_path, arms)
-    study = found(tmp_path)
+    study = judged(tmp_path, arms)
     assert (study.main.outcome, study.kind) == (outcome, OUTCOMES[outcome])
     assert study.headline
     assert not re.search("[{}]", " ".join([study.headline, *study.reasons]))
@@ -79,13 +106,13 @@ def test_outcomes(tmp_path: Path, arms: dict[str, Effect], outcome: str) -> None
 
 def test_the_headlines_pair_and_numbers(tmp_path: Path) -> None:
     """t5-staged beats random-staged by 6 %, and is 4 % worse than random weights can be."""
-    write(tmp_path, {"t5-staged": -0.06, "random-staged": 0, "t5-none": -0.03, "random-none": -0.1})
-    study = found(tmp_path)
+    arms: dict[str, Effect] = {"t5-staged": -0.06, "random-staged": 0}
+    study = judged(tmp_path, arms | {"t5-none": -0.03, "random-none": -0.1})
     assert main(study).pair.name == "t5-staged vs. random-none"
     assert main(study).effect.value == pytest.approx(0.04, abs=0.01)
     assert len(main(study).pair.runs) == 5
     # The comparison under one plan, which says the opposite, is in the headline and in a table.
-    assert "t5-staged vs. random-staged" in study.headline
+    assert "(t5-staged) vs. T5 (random), gradual unfreezing (random-staged)" in study.headline
     kinds = {(c.pair.kind, c.pair.name): c.kind for c in study.main.comparisons}
     assert kinds["weights", "t5-staged vs. random-staged"] == LOWER
     assert kinds["best", "t5-staged vs. random-none"] == HIGHER
@@ -129,18 +156,15 @@ def test_whether_the_encoders_were_in_play(
     tmp_path: Path, freeze: str, seen: dict[str, Any], moved: Any, effect: Any, outcome: str
 ) -> None:
     effect = effect if isinstance(effect, tuple) else (effect, 0.0005)
-    write(tmp_path, {f"t5-{freeze}": effect, f"random-{freeze}": (0, effect[1])})
-    for init, values in seen.items():
-        edit(tmp_path, f"{init}-*", "result.json", seen_in_play(*values))
-    for init, scale in moved.items():
-        for path in tmp_path.glob(f"{init}-*/metrics.jsonl"):
-            shrink = lambda m, by=scale: f"{m[1]}{by * float(m[2])}"  # noqa: E731
-            path.write_text(
-                re.sub(r'("distance_from_init/block_\d": )([\d.]+)', shrink, path.read_text())
-            )
+    changes = [results(f"{init}-*", seen_in_play(*values)) for init, values in seen.items()]
+    changes += [
+        rewritten(f"{init}-*/metrics.jsonl", r'("distance_from_init/block_\d": )([\d.]+)',
+                  lambda m, by=by: f"{m[1]}{by * float(m[2])}")
+        for init, by in moved.items()
+    ]  # fmt: skip
     if freeze == "all" and moved and outcome == "not_asked":
         outcome = "alike"  # nothing was to move
-    study = found(tmp_path)
+    study = judged(tmp_path, {f"t5-{freeze}": effect, f"random-{freeze}": (0, effect[1])}, *changes)
     assert (study.main.outcome, study.kind) == (outcome, OUTCOMES[outcome])
     said = [reason for reason in study.reasons if "in play in" in reason]
     assert len(said) == len(seen)
@@ -168,22 +192,20 @@ def seen_in_play(initial: float, selected: float, cost: Any) -> Callable[[Any], 
 def test_one_run_decides_alone_whether_its_encoder_was_in_play(
     tmp_path: Path, values: Any, answer: str
 ) -> None:
-    write(tmp_path, {"t5-none": 0}, seeds=[0])
-    edit(tmp_path, "*", "result.json", seen_in_play(*values))
-    table: Any = sections(found(tmp_path))[7].blocks[-2]
+    study = judged(tmp_path, {"t5-none": 0}, results("*", seen_in_play(*values)), seeds=[0])
+    table: Any = sections(study)[7].blocks[-2]
     assert table.rows[0][-1] == answer
     assert "no interval from 1 seed" in table.rows[0][-2]
 
 
 def test_one_seed(tmp_path: Path) -> None:
-    write(tmp_path, {"t5-none": -0.3, "random-none": 0}, seeds=[0])
-    assert found(tmp_path).main.outcome == "one_seed"
+    assert judged(tmp_path, GAIN, seeds=[0]).main.outcome == "one_seed"
 
 
 def test_extra_seeds_do_not_choose_a_plan(tmp_path: Path) -> None:
     write(tmp_path, {"t5-staged": -0.1, "random-staged": 0, "t5-none": 0, "random-none": 0})
-    write(tmp_path, {"t5-none": 0}, seeds=range(5, 8))
-    assert main(found(tmp_path)).pair.treatment.name == "t5-staged"
+    study = judged(tmp_path, {"t5-none": 0}, seeds=range(5, 8))
+    assert main(study).pair.treatment.name == "t5-staged"
 
 
 @pytest.mark.parametrize(
@@ -194,11 +216,11 @@ def test_unpaired_seeds_are_left_out(
     tmp_path: Path, t5: range, random: range, paired: list[int]
 ) -> None:
     write(tmp_path, {"t5-none": -0.06}, seeds=t5)
-    write(tmp_path, {"random-none": 0}, seeds=random)
-    study = found(tmp_path)
+    study = judged(tmp_path, {"random-none": 0}, seeds=random)
     assert main(study).pair.seeds == paired
     assert study.main.outcome == ("lower" if paired else "no_seed")
     assert status(study, "paired seeds") == "note"
+    assert any("6 of t5-none" in reason for reason in study.reasons) == bool(paired)
 
 
 def status(study: Findings, name: str) -> str:
@@ -246,11 +268,8 @@ def test_what_the_loader_says_reaches_the_verdict(
     keys = {"run": "init__path", "chronos": "init__checkpoint"}
     path = {keys[init]: "donor"} if init in keys else {}
     arms: dict[str, Effect] = {f"{init}-none": -0.06, "random-none": 0, "matched-none": 0}
-    write(tmp_path, arms, **path)
-    edit(tmp_path, f"{init}-*", "provenance.json", change)
-    edit(tmp_path, "random-*", "provenance.json", loaded(origin="random"))
-    study = found(tmp_path)
-    assert study.kind == kind
+    is_random = about("random-*", loaded(origin="random"))
+    assert judged(tmp_path, arms, about(f"{init}-*", change), is_random, **path).kind == kind
 
 
 # Donors: the encoder of a finished run is a pretrained arm with controls of its own.
@@ -293,8 +312,7 @@ def test_text_and_a_donor_are_each_judged(
 
 def test_a_language_model_has_its_own_name(tmp_path: Path) -> None:
     arms = {"gpt2-pretrained-none": -0.06, "gpt2-matched-none": 0.0, "gpt2-random-none": 0.0}
-    write(tmp_path, arms, backbone__title="GPT-2")
-    findings = found(tmp_path)
+    findings = judged(tmp_path, arms, backbone__title="GPT-2")
     assert findings.kind == TRANSFERS
     assert "GPT-2" in markdown(findings).splitlines()[0]
     assert all(arm_label(arm).startswith("GPT-2 (") for arm in findings.main.condition.arms)
@@ -304,8 +322,7 @@ def test_a_donors_path_is_not_in_the_headline(tmp_path: Path) -> None:
     for donor, effect in (("/data/runs/first", -0.06), ("/data/runs/second", -0.03)):
         write(tmp_path / Path(donor).name, {"run-none": effect}, init__path=donor)
         edit(tmp_path / Path(donor).name, "*", "provenance.json", loaded(source=donor))
-    write(tmp_path, {"random-none": 0})
-    study = found(tmp_path)
+    study = judged(tmp_path, {"random-none": 0})
     assert "/data" not in study.headline
     assert "(first)" in study.headline
     assert "/data/runs/first" in markdown(study)
@@ -314,43 +331,28 @@ def test_a_donors_path_is_not_in_the_headline(tmp_path: Path) -> None:
 def test_random_weights_have_no_donor(tmp_path: Path) -> None:
     """A sweep names the donor for all arms: to random weights it is nothing."""
     write(tmp_path, {"run-none": -0.06, "random-none": 0, "shuffled-none": 0}, init__path="donor")
-    write(tmp_path, {"random-none": 0}, seeds=range(5, 7))
-    study = found(tmp_path)
+    study = judged(tmp_path, {"random-none": 0}, seeds=range(5, 7))
     assert study.kind == TRANSFERS
-    assert [arm.name for arm in study.main.condition.arms] == [
-        "run-none",
-        "random-none",
-        "shuffled-none",
-    ]
+    names = [arm.name for arm in study.main.condition.arms]
+    assert names == ["run-none", "random-none", "shuffled-none"]
 
 
 # Nothing learned.
 
 
-def best_at_0(root: Path) -> None:
-    edit(root, "*", "result.json", lambda r: r.update(best_epoch=0))
+BETTER_NAIVE = results("*", lambda r: r["baselines"]["val"]["last_value"].update(loss=0.2))
+WORSE_LATER = rewritten("*/metrics.jsonl", r'("epoch": [1-9].*"val_loss": )[\d.]+', r"\g<1>9.0")
 
 
-def naive_is_better(root: Path) -> None:
-    edit(root, "*", "result.json", lambda r: r["baselines"]["val"]["last_value"].update(loss=0.2))
-
-
-def test_worse_than_naive_forecasts(tmp_path: Path) -> None:
-    write(tmp_path, GAIN)
-    naive_is_better(tmp_path)
-    study = found(tmp_path)
+@pytest.mark.parametrize(
+    "changes",
+    [[BETTER_NAIVE], [WORSE_LATER, results("*", lambda r: r.update(best_epoch=0))]],
+    ids=["worse than naive", "best at 0"],
+)
+def test_nothing_learned(tmp_path: Path, changes: list[Change]) -> None:
+    study = judged(tmp_path, GAIN, *changes)
     assert study.main.outcome == "not_learned"
     assert not study.main.broken
-
-
-def test_best_before_the_first_step(tmp_path: Path) -> None:
-    write(tmp_path, GAIN)
-    for path in tmp_path.glob("*/metrics.jsonl"):  # every later epoch is worse
-        path.write_text(
-            re.sub(r'("epoch": [1-9].*"val_loss": )[\d.]+', r"\g<1>9.0", path.read_text())
-        )
-    best_at_0(tmp_path)
-    assert found(tmp_path).kind == NOT_LEARNED
 
 
 # Lost seeds.
@@ -381,16 +383,14 @@ def test_failed_seeds_come_first(tmp_path: Path, init: str, failed: int, kind: s
     fail(tmp_path, init, range(failed))
     study = found(tmp_path)
     assert study.kind == kind
-    assert re.match(rf"{init}-none .* {failed} of 5", study.headline)
+    assert re.match(rf"T5 \(.*\({init}-none\) .* {failed} of 5", study.headline)
 
 
 def test_a_loss_that_is_not_finite_is_a_failed_seed(tmp_path: Path) -> None:
-    write(tmp_path, GAIN)
-    edit(tmp_path, "t5-none-[13]", "result.json",
-         lambda r: r["metrics"].update(test_loss=math.nan))  # fmt: skip
-    study = found(tmp_path)
+    lost = results("t5-none-[13]", lambda r: r["metrics"].update(test_loss=math.nan))
+    study = judged(tmp_path, GAIN, lost)
     assert study.kind == WITHHELD
-    assert re.match("t5-none .* 2 of 5", study.headline)
+    assert re.match(r"T5 \(text\), full fine-tuning \(t5-none\) .* 2 of 5", study.headline)
 
 
 @pytest.mark.parametrize("again_first", [False, True])
@@ -417,29 +417,16 @@ def test_of_two_runs_of_one_seed_the_first_counts(
 # Invariants.
 
 
-def about(pattern: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
-    return lambda root: edit(root, pattern, "provenance.json", change)
-
-
-def other_rate(root: Path) -> None:
-    for path in root.glob("t5-*/config.yaml"):
-        path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.003"))
-
-
-def other_patience(root: Path) -> None:
-    for path in root.glob("t5-*/config.yaml"):
-        epochs = "  epochs: 10\n"
-        text = path.read_text()
-        assert epochs in text
-        path.write_text(text.replace(epochs, f"{epochs}  early_stopping_epochs: 2\n"))
+other_rate = rewritten("t5-*/config.yaml", "lr: 0.001", "lr: 0.003")
+other_patience = rewritten(
+    "t5-*/config.yaml", "  epochs: 10\n", "  epochs: 10\n  early_stopping_epochs: 2\n"
+)
 
 
 def test_runs_that_early_stopping_ended_are_whole(tmp_path: Path) -> None:
     """A run that ends before its last epoch without it is not."""
-    write(tmp_path, {"t5-none": -0.06, "random-none": 0}, epochs=8)
-    for path in tmp_path.glob("*/config.yaml"):
-        path.write_text(path.read_text().replace("  epochs: 8\n", "  epochs: 10\n"))
-    assert found(tmp_path).kind == WITHHELD
+    longer = rewritten("*/config.yaml", "  epochs: 8\n", "  epochs: 10\n")
+    assert judged(tmp_path, GAIN, longer, epochs=8).kind == WITHHELD
     edit(tmp_path, "*", "result.json", lambda result: result.update(stopped_epoch=8))
     study = found(tmp_path)
     assert not main(study).broken
@@ -454,21 +441,14 @@ def more_trials(root: Path) -> None:
 
 def other_encoders(root: Path) -> None:
     """The lab log's fault: random weights under the name t5."""
-    for seed in range(5):
-        digest = str(seed) * 64
-        edit(root, f"t5-none-{seed}", "provenance.json",
-             lambda p, it=digest: p["initial_sha256"].update(encoder=it))  # fmt: skip
+    edit(root, "t5-none-*", "provenance.json",
+         lambda p: p["initial_sha256"].update(encoder=str(p["seed"]) * 64))  # fmt: skip
 
 
-def distance(pattern: str, value: str) -> Callable[[Path], None]:
+def distance(pattern: str, value: str) -> Change:
     """Move the first block by so much, at every epoch."""
-
-    def change(root: Path) -> None:
-        (path,) = root.glob(f"{pattern}/metrics.jsonl")
-        moved = re.compile(r'("distance_from_init/block_0": )[0-9.]+')
-        path.write_text(moved.sub(rf"\g<1>{value}", path.read_text()))
-
-    return change
+    old = r'("distance_from_init/block_0": )[0-9.]+'
+    return rewritten(f"{pattern}/metrics.jsonl", old, rf"\g<1>{value}")
 
 
 START = "paired start: same patch and head tensors at the same seed"
@@ -496,16 +476,13 @@ ZEROS = "0" * 64
          "test 9 in 1 run"),
         ("none", about("random-none-1", lambda p: p.update(precision="torch.bfloat16")),
          "same precision", "bfloat16"),
-        ("none", lambda root: edit(root, "t5-none-1", "result.json",
-                                   lambda r: r.update(best_epoch=1)), BY_VALIDATION, "epoch 1"),
+        ("none", results("t5-none-1", lambda r: r.update(best_epoch=1)), BY_VALIDATION, "epoch 1"),
     ],
 )  # fmt: skip
 def test_a_broken_invariant_withholds_the_verdict(
-    tmp_path: Path, freeze: str, breaks: Callable[[Path], None], invariant: str, evidence: str
+    tmp_path: Path, freeze: str, breaks: Change, invariant: str, evidence: str
 ) -> None:
-    write(tmp_path, {f"t5-{freeze}": -0.06, f"random-{freeze}": 0})
-    breaks(tmp_path)
-    study = found(tmp_path)
+    study = judged(tmp_path, {f"t5-{freeze}": -0.06, f"random-{freeze}": 0}, breaks)
     assert study.kind == WITHHELD
     assert [check.name for check in study.main.broken] == [invariant]
     assert evidence in study.main.broken[0].detail
@@ -524,12 +501,8 @@ def tuned_less(root: Path) -> None:
         about("matched-none-1", lambda p: p["initial_sha256"].update(encoder=ZEROS)),
     ],
 )
-def test_a_control_without_the_same_chance_proves_nothing(
-    tmp_path: Path, breaks: Callable[[Path], None]
-) -> None:
-    write(tmp_path, WITH_CONTROL)
-    breaks(tmp_path)
-    study = found(tmp_path)
+def test_a_control_without_the_same_chance_proves_nothing(tmp_path: Path, breaks: Change) -> None:
+    study = judged(tmp_path, WITH_CONTROL, breaks)
     assert main(study).kind == LOWER  # against random weights
     assert study.main.outcome == "unfair_control"
 
@@ -542,9 +515,7 @@ def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
 
 
 def test_a_scale_that_differs_is_noted(tmp_path: Path) -> None:
-    write(tmp_path, GAIN)
-    edit(tmp_path, "t5-*", "provenance.json", lambda p: p["scale_audit"].update(output=50.0))
-    study = found(tmp_path)
+    study = judged(tmp_path, GAIN, about("t5-*", lambda p: p["scale_audit"].update(output=50.0)))
     assert (study.kind, status(study, "scale at step 0")) == (LOWER_HERE, "note")
 
 
@@ -581,19 +552,9 @@ def test_equal_tuning(tmp_path: Path, rates: list[float], pruned: int, holds: st
 
 def test_plans_that_were_tuned_unequally_are_noted(tmp_path: Path) -> None:
     plans: dict[str, Effect] = {"t5-staged": 0, "random-staged": 0}
-    write(tmp_path, GAIN | plans)
     name = "equal tuning of the schedules"
-    assert status(found(tmp_path), name) == "none"
-    write(tmp_path, plans, seeds=[0], freeze__unfreeze_epoch=5.0)
-    assert status(found(tmp_path), name) == "note"
-
-
-def search(root: Path) -> None:
-    """Three rates on seeds 0 to 4; each arm has a best one of its own."""
-    for init, best in (("t5", 1e-3), ("random", 1e-4)):
-        for rate in (1e-4, 1e-3, 1e-2):
-            effect = -0.06 * (init == "t5") + 0.1 * (rate != best)
-            write(root, {f"{init}-none": effect}, optim__lr=rate)
+    assert status(judged(tmp_path, GAIN | plans), name) == "none"
+    assert status(judged(tmp_path, plans, seeds=[0], freeze__unfreeze_epoch=5.0), name) == "note"
 
 
 def final(
@@ -608,11 +569,14 @@ def final(
 
 
 def test_a_search_is_provisional_until_final_was_run(tmp_path: Path) -> None:
-    search(tmp_path)
+    for init, best in (("t5", 1e-3), ("random", 1e-4)):
+        for rate in (1e-4, 1e-3, 1e-2):
+            effect = -0.06 * (init == "t5") + 0.1 * (rate != best)
+            write(tmp_path, {f"{init}-none": effect}, optim__lr=rate)
     study = found(tmp_path)
     assert (study.main.is_provisional, study.kind) == (True, LOWER_HERE)
-    best = [arm.best.settings["optim.lr"] for arm in main(study).pair.arms if arm.best]
-    assert best == [1e-3, 1e-4]
+    chosen = [arm.best.settings["optim.lr"] for arm in main(study).pair.arms if arm.best]
+    assert chosen == [1e-3, 1e-4]
     final(tmp_path, {"t5-none": -0.03, "random-none": 0})
     study = found(tmp_path)
     assert (study.main.is_provisional, study.kind) == (False, LOWER_HERE)
@@ -657,34 +621,33 @@ def test_an_unfinished_sweep_says_how_to_resume(tmp_path: Path) -> None:
     overrides = {"task": ["init=t5,random"], "hydra": ["hydra.sweeper.n_jobs=2"]}
     (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": overrides}}))
     study = found(tmp_path)
-    assert study.kind == UNFINISHED
-    assert not study.main.broken
+    assert (study.kind, study.main.broken) == (UNFINISHED, [])
     for part in ("4/6", "5/6", "--multirun init=t5,random hydra.sweeper.n_jobs=2"):
         assert part in study.headline
 
 
-def test_a_running_sweep_is_reported_so_far(tmp_path: Path) -> None:
-    write(tmp_path, GAIN, seeds=range(3))
-    write(tmp_path, GAIN, seeds=[3], stop_after=4)
-    fail(tmp_path, "random", range(4, 5))
+@pytest.mark.parametrize(
+    ("finished", "is_open", "named"),
+    [
+        ({"t5": 3, "random": 3}, {"t5": 1, "random": 1}, r"3/4 .*t5-none.* 4/5 .*random-none"),
+        ({"t5": 5, "random": 5, "matched": 2}, {"matched": 1}, "2/3 .*matched-none"),
+        ({}, {"t5": 1, "random": 1, "matched": 1}, "0/1 .*matched-none"),
+    ],
+    ids=["two arms", "a control", "nothing finished"],
+)
+def test_what_is_open_is_waited_for(
+    tmp_path: Path, finished: dict[str, int], is_open: dict[str, int], named: str
+) -> None:
+    for init, count in finished.items():
+        write(tmp_path, {f"{init}-none": 0}, seeds=range(count))
+    for init in is_open:
+        write(tmp_path, {f"{init}-none": 0}, seeds=[finished.get(init, 0)], stop_after=4)
+    if "4/5" in named:
+        fail(tmp_path, "random", range(4, 5))
     study = found(tmp_path)
-    assert main(study).pair.seeds == [0, 1, 2]
-    assert study.kind == UNFINISHED
-    assert "3/4 (t5-none)" in study.headline
-    assert "4/5 (random-none)" in study.headline
-    assert not study.main.broken
-    assert len(sections(study)) == 8
-
-
-@pytest.mark.parametrize("seeds", [range(2), range(0)])
-def test_what_is_open_is_waited_for(tmp_path: Path, seeds: range) -> None:
-    """A control with an open run; and arms of which nothing is finished yet."""
-    write(tmp_path, GAIN, seeds=range(5) if seeds else [0], stop_after=None if seeds else 2)
-    write(tmp_path, {"matched-none": 0}, seeds=seeds)
-    write_run(tmp_path / "open", Arm(init="matched", freeze="none"), 2, stop_after=3)
-    study = found(tmp_path)
-    assert study.kind == UNFINISHED
-    assert f"{len(seeds)}/{len(seeds) + 1} (matched-none)" in study.headline
+    assert (study.kind, study.main.broken) == (UNFINISHED, [])
+    assert re.search(named, study.headline)
+    assert len(main(study).pair.seeds) == finished.get("t5", 0)
     assert len(sections(study)) == 8
 
 
@@ -716,16 +679,25 @@ def test_borders_make_a_condition(tmp_path: Path) -> None:
     assert len(found(tmp_path).verdicts) == 2
 
 
+def test_conditions_and_interfaces_are_named_without_defaults_that_are_null(tmp_path: Path) -> None:
+    write(tmp_path / "a", GAIN, seeds=range(2))
+    write(tmp_path / "b", GAIN, seeds=range(2), data__channels=["temp"], patch__path="runs/donor")
+    edit(tmp_path / "b", "*", "provenance.json", lambda p: p["data"].update(sha256="b"))
+    names = [v.condition.name for v in found(tmp_path).verdicts]
+    assert not any("None" in name for name in names)
+    assert len({*names}) == 2
+    fresh, donors = [v.condition.interface for v in found(tmp_path).verdicts]
+    assert "fresh, scale" in fresh
+    assert "of donor, scale" in donors
+
+
+withheld = about("b/t5-none-1-b", lambda p: p.update(precision="other"))
+doubted = about("*/t5-*", loaded(fresh_tensors=["q"]))
+not_learned = results("a/*", lambda r: r["baselines"]["val"]["last_value"].update(loss=0.2))
+
+
 def nothing(root: Path) -> None:
     pass
-
-
-def withheld(root: Path) -> None:
-    edit(root, "b/t5-none-1-b", "provenance.json", lambda p: p.update(precision="other"))
-
-
-def doubted(root: Path) -> None:
-    edit(root, "*/t5-*", "provenance.json", loaded(fresh_tensors=["q"]))
 
 
 def control_tuned_more(root: Path) -> None:
@@ -737,10 +709,6 @@ def failed_seed(root: Path) -> None:
     for file in ("result.json", "metrics.jsonl"):
         (root / "b/t5-none-1-b" / file).unlink()
     (root / "b/t5-none-1-b/trial.json").write_text('{"state": "failed", "reason": "diverged"}')
-
-
-def not_learned(root: Path) -> None:
-    naive_is_better(root / "a")
 
 
 @pytest.mark.parametrize(
@@ -761,7 +729,7 @@ def not_learned(root: Path) -> None:
 )
 def test_data_sets_have_one_answer(
     tmp_path: Path, effects: tuple[float, ...], control: float | None,
-    change: Callable[[Path], None], kind: str, named: str,
+    change: Change, kind: str, named: str,
 ) -> None:  # fmt: skip
     controls = {} if control is None else {"matched-none": control}
     for name, effect in zip("abc", effects, strict=True):
@@ -801,12 +769,10 @@ def test_of_one_data_set_the_other_conditions_are_in_the_headline(tmp_path: Path
 def test_a_withheld_fraction_is_named_and_not_the_headline(
     tmp_path: Path, broken: tuple[float, ...], kind: str, shown: float
 ) -> None:
-    for fraction in (0.5, 1.0):
-        write(tmp_path, GAIN, data__fraction=fraction)
-    for fraction in broken:
-        edit(tmp_path, f"t5-none-1-{fraction}", "provenance.json",
-             lambda p: p.update(precision="other"))  # fmt: skip
-    study = found(tmp_path)
+    write(tmp_path, GAIN, data__fraction=0.5)
+    other = [about(f"t5-none-1-{fraction}", lambda p: p.update(precision="other"))
+             for fraction in broken]  # fmt: skip
+    study = judged(tmp_path, GAIN, *other, data__fraction=1.0)
     assert study.kind == kind
     assert study.main.condition.config["data.fraction"] == shown
     for v in study.verdicts:
@@ -858,12 +824,8 @@ def checkpoints(flan: Effect, v1_1: Effect, random: Effect = 0) -> dict[str, Eff
 def test_two_checkpoints(
     tmp_path: Path, arms: dict[str, Effect], shows: str, best: str | None, kinds: tuple[str, str]
 ) -> None:
-    write(tmp_path, arms)
-    study = found(tmp_path)
-    assert {name: v.kind for name, v in study.main.by_checkpoint.items()} == {
-        FLAN: kinds[0],
-        V1_1: kinds[1],
-    }
+    study = judged(tmp_path, arms)
+    assert tuple(study.main.by_checkpoint[name].kind for name in (FLAN, V1_1)) == kinds
     shown = {(c.pair.kind, c.pair.name): c.kind for c in study.main.comparisons}
     pair = f"{FLAN}-t5-none vs. {V1_1}-t5-none"
     assert shown["checkpoint", pair] == shows
@@ -876,10 +838,8 @@ def test_two_checkpoints(
 def test_checkpoints_of_other_architectures_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path, checkpoints(0.02, -0.06))
     small = {"t5_small-t5-none": 0.0, "t5_small-random-none": 0.0}
-    write(tmp_path, small, backbone__d_model=96)
-    edit(tmp_path, "t5_small-*", "provenance.json",
-         lambda p: p["weights"]["architecture"].update(d_model=96))  # fmt: skip
-    study = found(tmp_path)
+    wider = about("t5_small-*", lambda p: p["weights"]["architecture"].update(d_model=96))
+    study = judged(tmp_path, small, wider, backbone__d_model=96)
     names = [c.pair.name for c in study.main.comparisons if c.pair.kind == "checkpoint"]
     assert names == [f"{FLAN}-t5-none vs. {V1_1}-t5-none"]
     assert any("t5_small." in reason for reason in study.reasons)
@@ -888,15 +848,11 @@ def test_checkpoints_of_other_architectures_are_not_compared(tmp_path: Path) -> 
 
 
 def test_a_checkpoint_under_two_names_is_no_comparison(tmp_path: Path) -> None:
-    write(tmp_path, checkpoints(0.02, -0.06))
-    edit(
-        tmp_path,
-        "*-t5-none-*",
-        "provenance.json",
-        lambda p: p["initial_sha256"].update(encoder=ZEROS),
-    )
-    edit(tmp_path, "*-t5-none-*", "provenance.json", loaded(tensors_sha256=ZEROS))
-    study = found(tmp_path)
+    is_same = [
+        about("*-t5-none-*", lambda p: p["initial_sha256"].update(encoder=ZEROS)),
+        about("*-t5-none-*", loaded(tensors_sha256=ZEROS)),
+    ]
+    study = judged(tmp_path, checkpoints(0.02, -0.06), *is_same)
     (pair,) = [c for c in study.main.comparisons if c.pair.kind == "checkpoint"]
     assert pair.kind == WITHHELD
     assert study.kind in (LOWER_HERE, DOES_NOT)  # each against its random arm
@@ -931,16 +887,14 @@ def test_an_answer_over_data_sets_names_every_checkpoint(tmp_path: Path) -> None
 
 
 def test_other_stretches_are_a_log_ratio_around_the_same_value(tmp_path: Path) -> None:
-    write(tmp_path, {"t5-none": -1.5, "random-none": 0.0})
-    wide = main(found(tmp_path)).new_windows
-    assert wide is not None
-    assert wide.value == pytest.approx(main(found(tmp_path)).effect.value, abs=1e-6)
-    assert math.expm1(wide.low) > -1
+    c = main(judged(tmp_path, {"t5-none": -1.5, "random-none": 0.0}))
+    assert c.new_windows is not None
+    assert c.new_windows.value == pytest.approx(c.effect.value, abs=1e-6)
+    assert math.expm1(c.new_windows.low) > -1
 
 
 def test_no_difference_may_be_one_elsewhere(tmp_path: Path) -> None:
-    write(tmp_path, {"t5-none": 0.0, "random-none": 0.0})
-    plain = found(tmp_path)
+    plain = judged(tmp_path, {"t5-none": 0.0, "random-none": 0.0})
     for path in tmp_path.glob("t5-*/test_losses.npy"):
         losses = np.load(path)
         slow = 1 + 0.4 * np.sin(2 * np.pi * np.arange(len(losses)) / len(losses))
@@ -966,8 +920,8 @@ def test_runs_of_an_older_t5ts_without_newer_keys_are_compared(tmp_path: Path, n
 
 
 def test_a_small_sure_difference_of_plans_does_not_matter(tmp_path: Path) -> None:
-    write(tmp_path, {"random-staged": (0.006, 0.0003), "random-none": (0, 0.0003)})
-    (c,) = found(tmp_path).main.comparisons
+    arms: dict[str, Effect] = {"random-staged": (0.006, 0.0003), "random-none": (0, 0.0003)}
+    (c,) = judged(tmp_path, arms).main.comparisons
     assert c.effect.low > 0
     assert c.kind == ALIKE
     assert STYLES[c.kind][:2] == ("black", "^")
@@ -975,8 +929,7 @@ def test_a_small_sure_difference_of_plans_does_not_matter(tmp_path: Path) -> Non
 
 def test_the_lab_logs_arms_and_its_table(tmp_path: Path) -> None:
     arms: dict[str, Effect] = {"t5-staged": -0.08, "t5-none": -0.05, "random-none": 0}
-    write(tmp_path, arms | {"shared-random-none": 0.05})
-    study = found(tmp_path)
+    study = judged(tmp_path, arms | {"shared-random-none": 0.05})
     text = " ".join(getattr(block, "text", "") for block in sections(study)[3].blocks)
     assert "“pretraining transfers”" in text
     assert "freezing first" in text
