@@ -1,4 +1,4 @@
-"""The presets that sweep: their arms and points, as the sweeper reads them; nothing is trained."""
+"""The presets that sweep: their arms and settings, as the sweeper reads them."""
 
 from collections.abc import Callable
 
@@ -81,7 +81,7 @@ def test_transfer_ood_is_tested_on_the_other_airport() -> None:
 def test_the_other_series_may_be_swept_like_a_group() -> None:
     space, _ = preset("transfer_ood", "data@ood=nyc_lga,nyc_weather")
     grid = space.grid(space.arms[0])
-    assert {point["data@ood"] for point in grid} == {"nyc_lga", "nyc_weather"}
+    assert {setting["data@ood"] for setting in grid} == {"nyc_lga", "nyc_weather"}
     assert "data@ood=nyc_lga" in space.overrides(grid[0], space.arms[0])
 
 
@@ -89,7 +89,7 @@ def test_controls_have_linear_at_each_rate_once_per_seed() -> None:
     space, choices = preset("controls")
     t5, linear = (space.grid(arm) for arm in space.arms)
     assert [arm["backbone"] for arm in space.arms] == ["t5_efficient_tiny", "linear"]
-    assert {frozenset(point) for point in linear} == {frozenset({"optim.lr", "seed"})}
+    assert {frozenset(setting) for setting in linear} == {frozenset({"optim.lr", "seed"})}
     assert len(linear) == 2 * SEEDS
     assert len(t5) == 4 * (3 * TRAINED + FROZEN) * SEEDS
     assert (choices["init"], choices["freeze"]) == ("random", "none")  # what linear has
