@@ -4,23 +4,23 @@ import math
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from t5ts.analysis.plots import History, draw_run, draw_sweep
+from t5ts.analysis.plots import draw_run, draw_surfaces, own_style, surface_of
 from t5ts.checks import check
 from t5ts.config import NOT_IDENTITY, from_hydra, values_without
 from t5ts.errors import ConfigError, DataError, Interrupted, UserError
@@ -130,14 +130,7 @@ def _space(settings: SweepSettings, arguments: Sequence[str], choices: Mapping[s
 
 
 def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The arms of a finished sweep that the command line asks for, and its other overrides.
-
-    A choice of what is compared there (`init=t5`) selects among its arms.
-
-    Raises:
-        ConfigError: if that sweep has no best setting for each arm, or no such arm, or the command
-            line gives what was searched there.
-    """
+    """The arms of a finished sweep that the command line selects, and its other overrides."""
     found: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
     best = list(found.get("arms", {"all": found}).values())
     if not all({"overrides", "trials"} <= arm.keys() for arm in best):
@@ -180,14 +173,7 @@ def _departures(work: Work) -> list[str]:
 
 
 def _check_space(work: Work) -> int:
-    """Compose the corners of the space, to reject settings that could never run.
-
-    Returns:
-        The most epochs a trial may train, over its seeds.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
+    """Refuse a space with a setting that could never run; the most epochs a trial may train."""
     epochs = 0
     for arm in work.space.arms:
         for corner in work.space.corners(arm):
@@ -262,11 +248,7 @@ def _with_pool(work: Work, display: Display) -> None:
 def _with_launcher(
     work: Work, display: Display, ledgers: Sequence[Ledger], how_to_resume: str
 ) -> None:
-    """One job of Hydra's launcher for each worker; it returns when all have ended.
-
-    Raises:
-        UserError: if the launcher could not start them, or one died and the others also ended.
-    """
+    """One job of Hydra's launcher for each worker; it returns when all have ended."""
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=work.hydra_context,
         task_function=partial(run_trials, work),
@@ -302,32 +284,18 @@ def _with_launcher(
 
 def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
     """Write the table, `optimization_results.yaml` and the plots, of runs the best trials'."""
-    settings, sweep_dir = work.settings, work.sweep_dir
     folders = check_results(work, ledgers)
     display.summarize()
-    results, histories = {}, []
+    results = {}
     best_dirs: list[Path] = []
     for ledger in ledgers:
-        trials = best_trials(ledger, settings)
-        results[ledger.name] = _results(work, ledger, trials)
-        if trials:
-            trials.sort(key=lambda trial: trial.number)
-            history = History(
-                arm=ledger.name,
-                maximize=settings.direction == "maximize",
-                slots=[trial.user_attrs["slot"] for trial in trials],
-                values=[trial.values[0] for trial in trials],
-                params=[dict(trial.params) for trial in trials],
-                importances=_importances(ledger.study, trials),
-            )
-            histories.append(history)
-            slot = ledger.study.study_name, results[ledger.name]["trial"]
-            best_dirs += folders.get(slot, ())[:1]
+        results[ledger.name] = found = _results(work, ledger)
+        best_dirs += folders.get((ledger.study.study_name, found.get("trial", -1)), ())[:1]
     # One study looks like hydra-optuna-sweeper's file; several are nested under their arms.
     single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
-    OmegaConf.save(OmegaConf.create(single), sweep_dir / RESULTS)
-    display.say(f"results    {sweep_dir / RESULTS}")
-    for picture in draw_sweep(histories, settings.objective, sweep_dir):
+    OmegaConf.save(OmegaConf.create(single), work.sweep_dir / RESULTS)
+    display.say(f"results    {work.sweep_dir / RESULTS}")
+    for picture in _draw(work, ledgers):
         display.say(f"picture    {picture}")
     for folder in best_dirs:
         try:
@@ -337,8 +305,9 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
             display.say(f"best trial {folder}: no plots ({error})")
 
 
-def _results(work: Work, ledger: Ledger, best: Sequence[FrozenTrial]) -> dict[str, Any]:
+def _results(work: Work, ledger: Ledger) -> dict[str, Any]:
     """What `optimization_results.yaml` has of an arm."""
+    best = best_trials(ledger, work.settings)
     if not best:
         return {"name": "t5ts", "best_params": {}, "best_value": math.nan}
     return {
@@ -353,11 +322,39 @@ def _results(work: Work, ledger: Ledger, best: Sequence[FrozenTrial]) -> dict[st
     }
 
 
-def _importances(study: Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Share of each parameter in distinguishing the best trials (PED-ANOVA, Watanabe et al. 2023).
+def _draw(work: Work, ledgers: Sequence[Ledger]) -> list[Path]:
+    """Draw the search as far as there is data for it; returns the pictures' paths.
 
-    Only for parameters that every trial has; empty if the trials are too few or too similar.
+    Importances are PED-ANOVA's (Watanabe et al. 2023), of the parameters that every trial has.
     """
-    if len(complete) < LEAST_FOR_IMPORTANCES or len({trial.value for trial in complete}) < 2:
-        return {}
-    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    from optuna.visualization import matplotlib as pictures  # half a second
+
+    name, is_more = work.settings.objective, work.settings.direction == "maximize"
+    complete = [(x, trials) for x in ledgers if (trials := best_trials(x, work.settings))]
+    figures: dict[str, Any] = {}
+    with own_style(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its pictures experimental
+        found = (
+            surface_of(ledger.name, [t.params for t in trials], [t.values[0] for t in trials])
+            for ledger, trials in complete
+        )
+        if surfaces := [surface for surface in found if surface is not None]:
+            figures["surface"] = draw_surfaces(surfaces, name, maximize=is_more)
+        for ledger, trials in complete:
+            if len(trials) >= LEAST_FOR_IMPORTANCES and trials[0].value != trials[-1].value:
+                axes = pictures.plot_param_importances(ledger.study, target_name=name)
+                figures[f"importances-{ledger.name}"] = axes.figure
+        if complete:
+            studies = [ledger.study for ledger, _ in complete]
+            axes = pictures.plot_optimization_history(studies, target_name=name)
+            # A diverged trial would hide all others.
+            values = [trial.values[0] for _, trials in complete for trial in trials]
+            low, high = np.quantile(values, [0.1, 1.0] if is_more else [0.0, 0.9])
+            if low < high:
+                axes.set_ylim(low - (high - low) / 2, high + (high - low) / 2)
+            figures["history"] = axes.figure
+        paths = [work.sweep_dir / "plots" / f"{key}.png" for key in figures]
+        for path, figure in zip(paths, figures.values(), strict=True):
+            path.parent.mkdir(exist_ok=True)
+            figure.savefig(path, dpi=120)
+    return paths

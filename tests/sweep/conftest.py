@@ -162,5 +162,5 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
     monkeypatch.setattr("t5ts.experiment.run", stand_in)
     monkeypatch.setattr(trial, "WAIT_S", 0.0)
     monkeypatch.setattr("t5ts.sweep.worker.POLL_S", 0.0)
-    monkeypatch.setattr(coordinator, "draw_sweep", lambda *_: [])
+    monkeypatch.setattr(coordinator, "_draw", lambda *_: [])
     return stand_in
