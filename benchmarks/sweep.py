@@ -186,7 +186,7 @@ def overhead(folder: Path) -> None:
     """From the ask to what a single run also does: composing, loading, building, writing."""
     space = [
         "hydra/sweeper/sampler=tpe", "hydra.sweeper.n_trials=12", "train.epochs=1",
-        "freeze.unfreeze_epoch=0", "data.windows_per_epoch=64",
+        "freeze.unfreeze_epoch=0", "freeze.order=all_at_once", "data.windows_per_epoch=64",
         "optim.lr=tag(log,interval(1e-4,1e-2))",
     ]  # fmt: skip
     sweep(folder / "overhead", *space)

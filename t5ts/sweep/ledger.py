@@ -43,15 +43,19 @@ class Claim:
 
     Attributes:
         trial: Optuna's handle, with the sampler of this slot.
-        slot: Its number in the study.
-        before: How often its earlier attempts ended in each way.
+        before: How often the slot's earlier attempts ended in each way.
         last_reason: Why the attempt before this one ended.
     """
 
+    ledger: "Ledger"
     trial: Trial
     slot: int
     before: Counter[str]
     last_reason: str | None
+
+    def release(self, how: str, reason: str) -> None:
+        """End it without a result for its slot."""
+        self.ledger.release(self.trial._trial_id, how, reason)
 
 
 def owner_name() -> str:
@@ -172,6 +176,7 @@ class Ledger:
             name, sampler = self.study.study_name, self._sampler_of(slot)
             attempts = [t.user_attrs for t in earlier if t.user_attrs[RELEASED] != SURPLUS]
             return Claim(
+                ledger=self,
                 trial=Trial(Study(name, self._storage, sampler, self.study.pruner), trial_id),
                 slot=slot,
                 before=Counter(str(attempt[RELEASED]) for attempt in attempts),

@@ -120,9 +120,9 @@ class Work:
             config.hydra.job.override_dirname = form.item_sep.join(named).replace("=", form.kv_sep)
         return config
 
-    def sample(self, ledger: Ledger, claim: Claim) -> list[DictConfig]:
+    def sample(self, claim: Claim) -> list[DictConfig]:
         """Sample a trial's parameters; its configuration for each of its seeds."""
-        trial, settings = claim.trial, self.settings
+        trial, ledger, settings = claim.trial, claim.ledger, self.settings
         self.space.suggest(trial, ledger.arm)
         if (path := settings.custom_search_space) is not None:
             try:
@@ -171,7 +171,6 @@ class TrialTask:
     """
 
     work: Work
-    ledger: Ledger
     claim: Claim
     runs: dict[Path, Config] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
@@ -244,11 +243,7 @@ class TrialTask:
             raise Pruned(f"at epoch {epoch} with {settings.objective} {value:.4g}")
 
     def _report(self) -> bool:
-        """Report every epoch of the first seed's run so far to the pruner, if there is one.
-
-        Epochs of an earlier attempt, or of a reused frozen phase, are also reported. Other seeds'
-        are not: the first is the same for all trials.
-        """
+        """Report the first seed's epochs to the pruner, if any; resumed and reused ones too."""
         objective = self.work.settings.objective
         if not self.work.settings.prunes:
             return False
@@ -287,7 +282,7 @@ class TrialTask:
         """Release the trial for another attempt."""
         for record in (
             lambda: self.write("interrupted", reason),
-            lambda: self.ledger.release(self.claim.trial._trial_id, how, reason),
+            lambda: self.claim.release(how, reason),
         ):
             try:
                 record()
@@ -306,12 +301,12 @@ class TrialTask:
 
         Every seed's directory has a copy; the first seed's is written first, and decides.
         """
-        trial, settings = self.claim.trial, self.work.settings
-        base = self.work.space.bases.get(self.ledger.name)
+        trial, ledger, settings = self.claim.trial, self.claim.ledger, self.work.settings
+        base = self.work.space.bases.get(ledger.name)
         epochs, reused = self._epochs()
         record = {
-            "study": self.ledger.study.study_name,
-            "arm": self.ledger.name,
+            "study": ledger.study.study_name,
+            "arm": ledger.name,
             "number": self.claim.slot,
             "state": state,
             "reason": reason,
@@ -321,7 +316,7 @@ class TrialTask:
             and {"keys": [*base["best_params"]], **{k: base[k] for k in BUDGET if k in base}},
             "objectives": [settings.objective],
             "values": None if value is None else [value],
-            "n_trials": self.ledger.n_trials,
+            "n_trials": ledger.n_trials,
             "epochs": epochs,
         }
         if self.runs and settings.seeds > 1:

@@ -58,11 +58,7 @@ class BrokenDevice(UserError):
 
 
 def run_trials(work: Work, _job: Any = None) -> None:
-    """Run trials until every slot of every arm has a result.
-
-    Args:
-        work: The sweep.
-        _job: Where this is a launcher's job: its configuration, which is not used.
+    """Run trials until every slot of every arm has a result. (Hydra's launchers pass a config.)
 
     Raises:
         Interrupted: after SIGINT or SIGTERM; the trial was released with its checkpoint.
@@ -79,9 +75,9 @@ def run_trials(work: Work, _job: Any = None) -> None:
             _check_failures(work, ledgers, owner)
             # Of the arm that has started the fewest, so that arms advance together.
             waiting = sorted(ledgers, key=lambda ledger: ledger.states().total())
-            claims = ((ledger, ledger.claim(owner)) for ledger in waiting)
-            if claimed := next(((ledger, claim) for ledger, claim in claims if claim), None):
-                _run_trial(work, ledgers, *claimed)
+            claims = (ledger.claim(owner) for ledger in waiting)
+            if claim := next(filter(None, claims), None):
+                _run_trial(work, ledgers, claim)
                 if is_first:
                     gc.freeze()  # imported objects stay alive: a run's collection skips them
                 is_first = False
@@ -122,16 +118,16 @@ def _any_has_run(ledgers: list[Ledger]) -> bool:
     return any(trial.state in measured or "live" in trial.user_attrs for trial in trials)
 
 
-def _run_trial(work: Work, ledgers: list[Ledger], ledger: Ledger, claim: Claim) -> None:
+def _run_trial(work: Work, ledgers: list[Ledger], claim: Claim) -> None:
     """Run one trial, from its parameters to its records in the study and its directory."""
-    task = TrialTask(work=work, ledger=ledger, claim=claim)
+    task = TrialTask(work=work, claim=claim)
     if (died := claim.before[DIED]) >= MAX_DEATHS:
         task.end("failed", f"{died} workers died in it (out of memory?): {claim.last_reason}")
         return
     try:
-        with _heartbeat(ledger, claim, work.settings.heartbeat_s):
+        with _heartbeat(claim, work.settings.heartbeat_s):
             try:
-                configs = work.sample(ledger, claim)
+                configs = work.sample(claim)
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
                 task.end("failed", f"the setting cannot be composed: {error}")
                 return
@@ -178,7 +174,7 @@ def _record_failure(task: TrialTask, error: Exception, ledgers: list[Ledger]) ->
             raise error
         case DirectoryInUse():
             log.warning("slot %s will be retried later: %s", slot, error)
-            task.ledger.release(task.claim.trial._trial_id, BUSY, str(error))
+            task.claim.release(BUSY, str(error))
         case DataError() | WeightsError() | OutputError() | OSError():
             # The setting's fault, or the machine's? Others are tried before it is retried.
             was_refused = task.claim.before[REFUSED] > 0
@@ -211,18 +207,18 @@ def disk_fault(error: BaseException) -> str | None:
 
 
 @contextmanager
-def _heartbeat(ledger: Ledger, claim: Claim, every_s: float) -> Iterator[None]:
+def _heartbeat(claim: Claim, every_s: float) -> Iterator[None]:
     """Send heartbeats from a thread until the trial ends."""
 
     def beat() -> None:
         try:
-            ledger.beat(claim.trial)
+            claim.ledger.beat(claim.trial)
         except UpdateFinishedTrialError:
             pass  # given away: the run will notice at its next epoch
         except Exception as error:  # any storage error: the next heartbeat may get through
             log.warning("no heartbeat: %s", error)
 
-    ledger.beat(claim.trial)
+    claim.ledger.beat(claim.trial)
     with repeated(beat, every_s=every_s):
         yield
 

@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 from sweep.conftest import compose_sweep
 
-from t5ts.sweep.display import Display, budget_of, short_names
+from t5ts.sweep.display import Display, budget_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.settings import read_settings
 from t5ts.sweep.space import parse_space
@@ -44,18 +44,6 @@ def test_the_summary_has_a_row_for_each_arms_best(
     assert [[cell.strip() for cell in row.strip("│").split("│")] for row in rows] == [
         ["init=random", str(slot), str(values[slot]), "0.1235"] for slot in best
     ]
-
-
-@pytest.mark.parametrize(
-    ("keys", "names"),
-    [
-        (["seed", "optim.lr"], ["seed", "lr"]),
-        (["task.name", "init.name", "name"], ["task.name", "init.name", "name"]),
-        (["a.b.lr", "a.c.lr", "x.y"], ["a.b.lr", "a.c.lr", "y"]),
-    ],
-)
-def test_keys_are_shortened_where_they_stay_distinct(keys: list[str], names: list[str]) -> None:
-    assert short_names(keys) == dict(zip(keys, names, strict=True))
 
 
 def test_epochs_are_summed_over_trials_that_have_them() -> None:

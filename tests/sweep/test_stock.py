@@ -19,7 +19,6 @@ import yaml
 from conftest import SMALL
 from optuna.distributions import (
     BaseDistribution,
-    CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
     json_to_distribution,
@@ -227,18 +226,6 @@ def test_command_lines_give_the_stock_sweepers_distributions(
         if distributions(ours) != distributions(stock) or here.distributions != expected:
             different.append((line, stock, ours, here.distributions))
     assert different == []
-
-
-def test_shuffled_values_are_the_same_values(
-    read_by_both: Callable[[list[list[str]]], list[list]],
-) -> None:
-    """Both draw an order of their own."""
-    lines = [["train.epochs=shuffle(range(1,5))"], ["train.epochs=shuffle(1,2,3)"]]
-    for stock, _, ours, _ in read_by_both(lines):
-        (mine,), (theirs,) = distributions(ours).values(), distributions(stock).values()
-        assert isinstance(mine, CategoricalDistribution)
-        assert isinstance(theirs, CategoricalDistribution)
-        assert sorted(mine.choices) == sorted(theirs.choices)
 
 
 def test_an_unfreeze_epoch_is_the_one_exception(
