@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import t5ts.train
+from benchmarks.memory import status
 from t5ts.build import build, build_model, build_optimizer
 from t5ts.config import Config, TrackerConfig, from_hydra, register
 from t5ts.data.windows import Windows, epoch_order
@@ -83,10 +84,13 @@ class Baton:
         if self._steps % LOG_EVERY or time.perf_counter() - self._begun < self._spec.turn_s:
             return
         self._synchronize()
-        seconds = time.perf_counter() - self._begun
-        cpu_s = time.process_time() - self._cpu_begun
-        clocked = dict(self.clocked)
-        self._wait({"steps": self._steps, "seconds": seconds, "cpu_s": cpu_s, "clocked": clocked})
+        now = {
+            "steps": self._steps,
+            "seconds": time.perf_counter() - self._begun,
+            "cpu_s": time.process_time() - self._cpu_begun,
+            "clocked": dict(self.clocked),
+        }
+        self._wait(now)
 
     def _wait(self, answer: Mapping[str, Any]) -> None:
         self._synchronize()
@@ -116,9 +120,6 @@ class Baton:
         return timed
 
 
-# --- what all contenders share ---------------------------------------------------------------
-
-
 def make_config(spec: Spec) -> Config:
     """The composed configuration: defaults, except the batch size and the device."""
     register()
@@ -142,25 +143,15 @@ def make_config(spec: Spec) -> Config:
     return config
 
 
-def make_task(config: Config) -> Forecast:
-    """Forecasting, as in a run."""
-    return Forecast(seq_len=config.seq_len, horizon=config.horizon)
-
-
-def make_windows(config: Config, spec: Spec) -> Windows:
-    """Windows over a random walk of one channel, as many as one long epoch needs."""
-    task = make_task(config)
+def make_windows(config: Config, spec: Spec) -> tuple[Forecast, Windows]:
+    """The task, and windows over a random walk of one channel, as many as a long epoch needs."""
+    task = Forecast(seq_len=config.seq_len, horizon=config.horizon)
     window_len = task.context_len + task.target_len
     count = STEPS_PER_EPOCH * spec.batch
     steps_T1 = torch.randn(count + window_len - 1, 1, generator=torch.Generator().manual_seed(0))
-    walk_T1 = steps_T1.cumsum(0) / 100
-    return Windows(
-        walk_T1.to(spec.device),
-        name="train",
-        window_len=window_len,
-        first_row=0,
-        num_windows=count,
-    )
+    walk_T1 = (steps_T1.cumsum(0) / 100).to(spec.device)
+    rest: Any = {"name": "train", "first_row": 0}
+    return task, Windows(walk_T1, window_len=window_len, num_windows=count, **rest)
 
 
 def make_model(config: Config, spec: Spec) -> Forecaster:
@@ -172,19 +163,8 @@ def make_model(config: Config, spec: Spec) -> Forecaster:
 def make_adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
     """The peers' optimizer: the run's AdamW in one group."""
     o = config.optim
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=o.lr,
-        betas=(o.beta1, o.beta2),
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        fused=True,
-    )
-
-
-def autocast_dtype(spec: Spec) -> torch.dtype | None:
-    """bf16 on a GPU, float32 on a CPU."""
-    return torch.bfloat16 if spec.device == "cuda" else None
+    rest: Any = {"betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay, "fused": True}
+    return torch.optim.AdamW(model.parameters(), lr=o.lr, eps=o.eps, **rest)
 
 
 class WholeBatches(Dataset[Tensor]):
@@ -204,29 +184,22 @@ class WholeBatches(Dataset[Tensor]):
         return self.windows.gather(torch.tensor(indices))
 
 
-# --- the contenders --------------------------------------------------------------------------
-
-
 def run_bare(spec: Spec, baton: Baton, folder: Path) -> None:  # noqa: ARG001 - one signature
     """Gather, forward, loss, backward, step, zero_grad: nothing else."""
     config = make_config(spec)
-    task, windows, model = make_task(config), make_windows(config, spec), make_model(config, spec)
+    (task, windows), model = make_windows(config, spec), make_model(config, spec)
     optimizer = make_adamw(config, model)
     forward = torch.compile(model) if spec.compile else model
-    dtype = autocast_dtype(spec)
+    on_gpu = spec.device == "cuda"
     order = epoch_order(len(windows), seed=0, epoch=0)
     for index_B in order.split(spec.batch):
         batch = task.batch(windows.gather(index_B))
-        with _autocast(spec, dtype):
+        with torch.autocast("cuda", dtype=torch.bfloat16) if on_gpu else nullcontext():
             prediction_BCH = forward(batch.inputs_BCL)
         task.loss(prediction_BCH, batch).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         baton.step_done()
-
-
-def _autocast(spec: Spec, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    return nullcontext() if dtype is None else torch.autocast(spec.device, dtype=dtype)
 
 
 def run_ours(spec: Spec, baton: Baton, folder: Path) -> None:
@@ -263,15 +236,8 @@ def run_quiet(spec: Spec, baton: Baton, folder: Path) -> None:
     TotalNorm.measure = baton.clock("norms", TotalNorm.measure)  # type: ignore[method-assign]
     metrics: Any = MetricsFile(folder / "metrics.jsonl")
     metrics.append = lambda row: None  # noqa: ARG005 - the method's own name
-    _fit(
-        spec,
-        baton,
-        folder,
-        metrics=metrics,
-        tracker=Tracker(),
-        log_every=NEVER,
-        probe_every=NEVER,
-    )
+    never: Any = {"log_every": NEVER, "probe_every": NEVER}
+    _fit(spec, baton, folder, metrics=metrics, tracker=Tracker(), **never)
 
 
 class TotalNorm(GradientNorms):
@@ -294,21 +260,18 @@ def _fit(
     *,
     metrics: MetricsFile,
     tracker: Tracker,
-    log_every: int = LOG_EVERY,
-    probe_every: int | None = None,
+    **changes: Any,
 ) -> None:
     config = make_config(spec)
-    train = replace(config.train, log_every=log_every, compile=spec.compile)
-    if probe_every is not None:
-        train = replace(train, probe_every=probe_every)
-    windows, model = make_windows(config, spec), make_model(config, spec)
+    train = replace(config.train, compile=spec.compile, **changes)
+    (task, windows), model = make_windows(config, spec), make_model(config, spec)
     setup = build(config)
     setup.data.splits.train = windows
     setup = replace(
         setup,
         device=torch.device(spec.device),
-        autocast=autocast_dtype(spec),
-        task=make_task(config),
+        autocast=torch.bfloat16 if spec.device == "cuda" else None,
+        task=task,
         model=model,
         optimizer=build_optimizer(
             config, model, steps_per_epoch=STEPS_PER_EPOCH, total_steps=STEPS_PER_EPOCH
@@ -348,7 +311,7 @@ def run_hf(spec: Spec, baton: Baton, folder: Path) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     config = make_config(spec)
-    task, windows = make_task(config), make_windows(config, spec)
+    task, windows = make_windows(config, spec)
 
     class WithLoss(nn.Module):
         """The forecaster, wrapped for HF Trainer."""
@@ -404,7 +367,7 @@ def run_lightning(spec: Spec, baton: Baton, folder: Path) -> None:
     from lightning.pytorch.loggers import CSVLogger
 
     config = make_config(spec)
-    task, windows = make_task(config), make_windows(config, spec)
+    task, windows = make_windows(config, spec)
     forecaster = make_model(config, spec)
 
     class Module(lightning.LightningModule):
@@ -471,10 +434,7 @@ def peak_memory(spec: Spec) -> int:
     """Peak bytes of the GPU's allocator, or of this process (VmHWM)."""
     if spec.device == "cuda":
         return torch.cuda.max_memory_allocated()
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("needs Linux: /proc/self/status")
+    return status("VmHWM")
 
 
 def main() -> None:
@@ -486,10 +446,8 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    work(
-        args.name,
-        Spec(batch=args.batch, device=args.device, compile=args.compile, turn_s=args.seconds),
-    )
+    given: Any = {"batch": args.batch, "device": args.device, "compile": args.compile}
+    work(args.name, Spec(turn_s=args.seconds, **given))
 
 
 if __name__ == "__main__":

@@ -71,11 +71,11 @@ def measure(path: str) -> None:
     from t5ts.data.sources import load_csv
     from t5ts.data.windows import build_windows, epoch_order
 
-    baseline = _status("VmRSS")
+    baseline = status("VmRSS")
     began = time.perf_counter()
     series = load_csv(path=path)
     loaded = time.perf_counter()
-    after_load = _status("VmHWM")
+    after_load = status("VmHWM")
     splits = build_windows(series, context_len=128, target_len=24)
     scaled = time.perf_counter()
     order = epoch_order(len(splits.train), seed=0, epoch=0, limit=64_000)
@@ -85,7 +85,7 @@ def measure(path: str) -> None:
     figures = {
         "baseline_bytes": baseline,
         "load_peak_bytes": after_load - baseline,
-        "peak_bytes": _status("VmHWM") - baseline,
+        "peak_bytes": status("VmHWM") - baseline,
         "load_s": round(loaded - began, 2),
         "scale_s": round(scaled - loaded, 2),
         "gather_windows_per_s": round(len(order) / (time.perf_counter() - scaled)),
@@ -122,12 +122,12 @@ def train(path: str, overrides: list[str]) -> None:
         return series
 
     build.load_series = timed
-    baseline = _status("VmRSS")
+    baseline = status("VmRSS")
     began = time.perf_counter()
     result = experiment.run(config, run_dir=Path(path).parent / "run")
     figures = {
         "baseline_bytes": baseline,
-        "peak_bytes": _status("VmHWM") - baseline,
+        "peak_bytes": status("VmHWM") - baseline,
         "load_s": round(load_s, 2),
         "fit_s": round(result.seconds, 1),
         "run_s": round(time.perf_counter() - began, 1),
@@ -137,7 +137,7 @@ def train(path: str, overrides: list[str]) -> None:
     print(json.dumps(figures))
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """A figure of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):

@@ -23,30 +23,23 @@ from t5ts.sweep.storage import open_storage
 
 #: Long enough epochs that training, and not a run's fixed costs, is what is measured.
 COMMON = [
-    "backbone=t5_tiny_en",
-    "init=t5",
-    "freeze=staged",
-    "data=synthetic",
-    "data.num_rows=3000",
-    "data.splits=[0.85,0.075,0.075]",
-    "tracker=none",
-    "train.epochs=10",
-    "train.batch_size=64",
+    "backbone=t5_tiny_en", "init=t5", "freeze=staged", "data=synthetic", "data.num_rows=3000",
+    "data.splits=[0.85,0.075,0.075]", "tracker=none", "train.epochs=10", "train.batch_size=64",
     "data.windows_per_epoch=640",
-]
+]  # fmt: skip
 
 
 class Replay(BaseSampler):
-    """Another sweep's points, slot for slot.
+    """Another sweep's settings, slot for slot.
 
     Args:
-        points: JSON file: slot → parameters.
+        settings: JSON file: slot → parameters.
         seed: Unused; every sampler is given one.
     """
 
-    def __init__(self, points: str, seed: int) -> None:
+    def __init__(self, settings: str, seed: int) -> None:
         del seed
-        self._points = json.loads(Path(points).read_text())
+        self._settings = json.loads(Path(settings).read_text())
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
         """Nothing is sampled together."""
@@ -61,7 +54,7 @@ class Replay(BaseSampler):
     def sample_independent(self, study: Any, trial: Any, param_name: str, dist: Any) -> Any:
         """The recorded value."""
         del study, dist
-        return self._points[str(trial.user_attrs["slot"])][param_name]
+        return self._settings[str(trial.user_attrs["slot"])][param_name]
 
 
 def sweep(folder: Path, *arguments: str, threads: int | None = None) -> None:
@@ -115,12 +108,10 @@ def results_of(folder: Path) -> dict[str, Any]:
 def grid(folder: Path) -> None:
     """5 encoder learning rates × unfreeze epochs 0 to 8 of 10, with and without reuse."""
     space = [
-        "hydra/sweeper/sampler=grid",
-        "hydra/sweeper/pruner=none",
-        "hydra.sweeper.n_trials=1000",
-        "freeze.unfreeze_epoch=range(0,9)",
+        "hydra/sweeper/sampler=grid", "hydra/sweeper/pruner=none",
+        "hydra.sweeper.n_trials=1000", "freeze.unfreeze_epoch=range(0,9)",
         "optim.encoder_lr_scale=0.01,0.03,0.1,0.3,1.0",
-    ]
+    ]  # fmt: skip
     sweep(folder / "grid-reused", *space)
     sweep(folder / "grid-cold", *space, "hydra.sweeper.reuse=false")
     reused, cold = trials_of(folder / "grid-reused"), trials_of(folder / "grid-cold")
@@ -128,7 +119,7 @@ def grid(folder: Path) -> None:
     same = results_of(folder / "grid-reused") == results_of(folder / "grid-cold")
     trained, asked = epochs_of(reused, "trained"), epochs_of(cold, "trained")
     print(
-        f"grid: {len(reused)} points; epochs {trained} of {asked} ({asked / trained:.2f}x fewer);"
+        f"grid: {len(reused)} settings; epochs {trained} of {asked} ({asked / trained:.2f}x fewer);"
         f" {reused_s:.0f} s against {cold_s:.0f} s ({cold_s / reused_s:.2f}x);"
         f" all results bit-identical: {same}"
     )
@@ -144,8 +135,8 @@ def mission(folder: Path) -> None:
     ]  # as in conf/experiment/unfreeze_lr.yaml
     sweep(folder / "mission", *space, "hydra/sweeper/pruner=asha")
     fast = trials_of(folder / "mission")
-    points = folder / "points.json"
-    points.write_text(json.dumps({t.user_attrs["slot"]: t.params for t in fast}))
+    replayed = folder / "settings.json"
+    replayed.write_text(json.dumps({t.user_attrs["slot"]: t.params for t in fast}))
     sweep(
         folder / "mission-whole",
         *space,
@@ -153,7 +144,7 @@ def mission(folder: Path) -> None:
         "hydra/sweeper/pruner=none",
         "hydra/sweeper/sampler=random",
         "hydra.sweeper.sampler._target_=benchmarks.sweep.Replay",
-        f"+hydra.sweeper.sampler.points={points}",
+        f"+hydra.sweeper.sampler.settings={replayed}",
     )
     whole = trials_of(folder / "mission-whole")
     fast_s, whole_s = seconds_of(fast), seconds_of(whole)
@@ -174,12 +165,10 @@ def mission(folder: Path) -> None:
 def workers(folder: Path) -> None:
     """Trials an hour: two workers of one thread against one of one, and against one of two."""
     space = [
-        "hydra/sweeper/sampler=random",
-        "hydra/sweeper/pruner=none",
-        "hydra.sweeper.reuse=false",
-        "hydra.sweeper.n_trials=12",
+        "hydra/sweeper/sampler=random", "hydra/sweeper/pruner=none",
+        "hydra.sweeper.reuse=false", "hydra.sweeper.n_trials=12",
         "optim.lr=tag(log,interval(1e-4,1e-2))",
-    ]
+    ]  # fmt: skip
     rates = {}
     for name, count, threads in (("2x1", 2, 1), ("1x1", 1, 1), ("1x2", 1, 2)):
         place = folder / f"workers-{name}"
@@ -196,13 +185,10 @@ def workers(folder: Path) -> None:
 def overhead(folder: Path) -> None:
     """From the ask to what a single run also does: composing, loading, building, writing."""
     space = [
-        "hydra/sweeper/sampler=tpe",
-        "hydra.sweeper.n_trials=12",
-        "train.epochs=1",
-        "freeze.unfreeze_epoch=0",
-        "data.windows_per_epoch=64",
+        "hydra/sweeper/sampler=tpe", "hydra.sweeper.n_trials=12", "train.epochs=1",
+        "freeze.unfreeze_epoch=0", "freeze.order=all_at_once", "data.windows_per_epoch=64",
         "optim.lr=tag(log,interval(1e-4,1e-2))",
-    ]
+    ]  # fmt: skip
     sweep(folder / "overhead", *space)
     trials = {t.user_attrs["slot"]: t for t in trials_of(folder / "overhead")}
     seconds = []

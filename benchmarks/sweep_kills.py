@@ -31,7 +31,7 @@ from pathlib import Path
 import optuna
 from optuna.samplers import RandomSampler
 
-from t5ts.sweep.ledger import Ledger, is_void, owner_name
+from t5ts.sweep.ledger import Ledger, is_released, owner_name
 from t5ts.sweep.storage import open_storage
 
 #: An objective lasts so long at most; a claim takes about as long.
@@ -44,7 +44,12 @@ def open_ledger(url: str | None, folder: Path, n_trials: int) -> Ledger:
     """The study as one process sees it."""
     storage = open_storage(url, folder)
     study = optuna.create_study(storage=storage, study_name="kills", load_if_exists=True)
-    return Ledger(study, n_trials=n_trials, lost_after_s=5.0)
+    return Ledger(
+        study,
+        n_trials=n_trials,
+        lost_after_s=5.0,
+        sampler_of=lambda slot: RandomSampler(seed=slot),
+    )
 
 
 def serve(url: str | None, folder: Path, n_trials: int, work_s: float) -> None:
@@ -53,11 +58,7 @@ def serve(url: str | None, folder: Path, n_trials: int, work_s: float) -> None:
     draws = random.Random(os.getpid())
     with (folder / f"done-{os.getpid()}-{time.time_ns()}").open("a") as done:
         while not ledger.is_finished():
-            claim = ledger.claim(
-                owner,
-                sampler_of=lambda slot: RandomSampler(seed=slot),
-                point_of=lambda _slot: None,
-            )
+            claim = ledger.claim(owner)
             if claim is None:
                 ledger.reclaim()
                 time.sleep(WORK_S)
@@ -152,7 +153,7 @@ def run(
 def report(ledger: Ledger, folder: Path, n_trials: int) -> dict[str, float]:
     """Compare the study with what the workers wrote down."""
     trials = ledger.trials()
-    counted = [t for t in trials if t.state.is_finished() and not is_void(t)]
+    counted = [t for t in trials if t.state.is_finished() and not is_released(t)]
     slots = Counter(t.user_attrs["slot"] for t in counted)
     written: dict[int, set[float]] = {}
     for path in folder.glob("done-*"):
@@ -164,8 +165,8 @@ def report(ledger: Ledger, folder: Path, n_trials: int) -> dict[str, float]:
         "distinct": len({t.params["x"] for t in counted}),
         "lost": len(set(range(n_trials)) - set(slots)),
         "doubled": sum(count - 1 for count in slots.values()),
-        # Another attempt at a slot is at the same point; and the study's is the one that was done.
-        "other_point": sum(written.get(t.user_attrs["slot"]) != {t.params["x"]} for t in counted),
+        # All attempts at a slot have the same parameters, and so has the study's.
+        "other_params": sum(written.get(t.user_attrs["slot"]) != {t.params["x"]} for t in counted),
         "attempts": len(trials),
     }
 
@@ -192,7 +193,7 @@ def main() -> int:
         )
     print("  ".join(f"{key} {value:g}" for key, value in counts.items()))
     right = {"finished": asked.trials, "distinct": asked.trials, "lost": 0, "doubled": 0}
-    return 0 if right.items() <= counts.items() and counts["other_point"] == 0 else 1
+    return 0 if right.items() <= counts.items() and counts["other_params"] == 0 else 1
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import math
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,82 +39,67 @@ class PlainSweeper(BasicSweeper):
 
         assert self.config is not None
         assert self.launcher is not None
-        batches = self._batches(arguments)
-        jobs = [job for batch in batches for job in batch]
-        self._refuse_if_none_can_run(jobs)
-        differ = [key for key, values in zip(_keys(jobs[0]), zip(*jobs, strict=True), strict=True)
-                  if len(set(values)) > 1]  # fmt: skip
+        jobs = self._jobs(arguments)
+        varied = [i for i, lines in enumerate(zip(*jobs, strict=True)) if len({*lines}) > 1]
+        keys = " ".join(jobs[0][i].lstrip("+").partition("=")[0] for i in varied)
         with open_dict(self.config):
-            self.config.hydra.overrides.hydra.append(
-                f"+hydra.job.env_set.{SEARCHED}='{' '.join(differ)}'"
-            )
+            self.config.hydra.overrides.hydra.append(f"+hydra.job.env_set.{SEARCHED}='{keys}'")
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, sweep_dir / "multirun.yaml")  # as Hydra; the report reads it
         returns: list[JobReturn] = []
         with stop_on_signals():
-            for batch in batches:
+            for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size):
                 returns += self.launcher.launch(batch, initial_job_idx=len(returns))
-        failed = {n: job for n, job in enumerate(returns) if job.status == JobStatus.FAILED}
-        if not failed:
-            return returns
-        errors = {}
-        for number, job in failed.items():
-            own = zip(_keys(jobs[number]), jobs[number], strict=True)
-            errors[" ".join([f"#{number}", *(line for key, line in own if key in differ)])] = (
-                job._return_value
-            )
+        errors = {
+            " ".join([f"#{number}", *(jobs[number][i] for i in varied)]): job._return_value
+            for number, job in enumerate(returns)
+            if job.status == JobStatus.FAILED
+        }
         bugs = [error for error in errors.values() if not isinstance(error, UserError)]
         for bug in bugs:
             traceback.print_exception(bug)
-        print(
-            f"t5ts: {len(errors)} of {len(jobs)} jobs failed; the results of the others are in"
-            f" {sweep_dir}:\n{_grouped(errors)}",
-            file=sys.stderr,
-        )
-        sys.exit(1 if bugs else 2)
-
-    def _batches(self, arguments: list[str]) -> list[list[Sequence[str]]]:
-        """The overrides of each job, in batches that are launched together."""
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        parsed = parser.parse_overrides(arguments)
-        sweeps = [override for override in parsed if override.is_sweep_override()]
-        sizes = (sum(1 for _ in islice(o.sweep_iterator(), MAX_JOBS + 1)) for o in sweeps)
-        if not 0 < math.prod(sizes) <= MAX_JOBS:
-            _refuse(
-                f"{' '.join(str(o.input_line) for o in sweeps)}: no jobs, or more than a grid's"
-                f" {MAX_JOBS}; list the values, or search with hydra/sweeper=t5ts."
+        if errors:
+            _exit(
+                f"{len(errors)} of {len(jobs)} jobs failed; the results of the others are in"
+                f" {sweep_dir}:\n{_grouped(errors)}",
+                1 if bugs else 2,
             )
-        batches: Any = self.split_arguments(parsed, self.max_batch_size)
-        counts = Counter(" ".join(job) for batch in batches for job in batch)
-        if twice := [job for job, count in counts.items() if count > 1]:
-            _refuse(f"the grid has a job twice: {'; '.join(twice)}. List each value once.")
-        return [[*batch] for batch in batches]
+        return returns
 
-    def _refuse_if_none_can_run(self, jobs: Sequence[Sequence[str]]) -> None:
+    def _jobs(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of each job."""
         from t5ts.checks import check
         from t5ts.config import from_hydra
         from t5ts.errors import UserError
 
-        assert self.config is not None
         assert self.hydra_context is not None
+        assert self.config is not None
+        loader = self.hydra_context.config_loader
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
+        sweeps = [override for override in parsed if override.is_sweep_override()]
+        sizes = (sum(1 for _ in islice(o.sweep_iterator(), MAX_JOBS + 1)) for o in sweeps)
+        if not 0 < math.prod(sizes) <= MAX_JOBS:
+            _exit(
+                f"{' '.join(str(o.input_line) for o in sweeps)}: no jobs, or more than a grid's"
+                f" {MAX_JOBS}; list the values, or search with hydra/sweeper=t5ts."
+            )
+        (jobs,) = self.split_arguments(parsed, None)
+        if twice := [job for job, count in Counter(map(" ".join, jobs)).items() if count > 1]:
+            _exit(f"the grid has a job twice: {'; '.join(twice)}. List each value once.")
         problems: dict[str, Exception] = {}
         for number, overrides in enumerate(jobs):
-            loader = self.hydra_context.config_loader
-            config = loader.load_sweep_config(self.config, list(overrides))
+            config = loader.load_sweep_config(self.config, overrides)
             with open_dict(config):
                 del config["hydra"]
             try:
                 check(from_hydra(config))
-                return
+                break
             except UserError as error:
                 problems[f"#{number}"] = error
-        _refuse(f"no job can run:\n{_grouped(problems)}")
-
-
-def _keys(job: Sequence[str]) -> list[str]:
-    return [line.lstrip("+").partition("=")[0] for line in job]
+        else:
+            _exit(f"no job can run:\n{_grouped(problems)}")
+        return jobs
 
 
 def _grouped(problems: Mapping[str, Exception]) -> str:
@@ -126,10 +111,11 @@ def _grouped(problems: Mapping[str, Exception]) -> str:
 
 
 class T5tsSweeper(Sweeper):
-    """Runs `t5ts.sweep.coordinator`."""
+    """Runs `t5ts.sweep.coordinator`; settings are read from the configuration, which is checked."""
 
-    def __init__(self, **_settings: Any) -> None:
-        """Ignore the settings: they are read from the configuration, which checks their names."""
+    def __init__(self, **settings: Any) -> None:
+        """Create nothing before `setup`."""
+        self.settings = settings
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -138,33 +124,28 @@ class T5tsSweeper(Sweeper):
         del task_function
         self.hydra_context, self.config = hydra_context, config
 
-    def sweep(self, arguments: list[str]) -> None:
+    def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep of these task overrides, or resume it."""
         from t5ts.errors import Interrupted, UserError
         from t5ts.sweep.coordinator import sweep  # Optuna is imported only for a sweep
 
-        assert self.config is not None
         assert self.hydra_context is not None
+        assert self.config is not None
         try:
             sweep(self.config, arguments, hydra_context=self.hydra_context)
         except UserError as error:
-            _refuse(str(error))
+            _exit(str(error))
         except OSError as error:  # for example a full disk while writing the results
-            _refuse(
+            _exit(
                 f"{error}\nFix that and run the same command again: finished trials are kept"
                 f" ({self.config.hydra.sweep.dir})."
             )
         except Interrupted as stop:
-            print(f"t5ts: {stop}", file=sys.stderr)
-            sys.exit(130)
+            _exit(str(stop), 130)
 
 
-class StockSweeper(Sweeper):
+class StockSweeper(T5tsSweeper):
     """Runs our presets on hydra-optuna-sweeper, without the settings it does not know."""
-
-    def __init__(self, **settings: Any) -> None:
-        """Create nothing before `setup`, which knows the objective."""
-        self.settings = settings
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -175,22 +156,21 @@ class StockSweeper(Sweeper):
         try:
             from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
         except ImportError as error:
-            _refuse(
+            _exit(
                 "hydra/sweeper=optuna needs hydra-optuna-sweeper: pip install"
                 f" 't5ts[stock-sweeper]' ({error})"
             )
         for key, off in (("objective", None), ("best_of", None), ("seeds", 1)):
             if self.settings[key] != off:
-                _refuse(
+                _exit(
                     f"hydra/sweeper=optuna has no hydra.sweeper.{key}={self.settings[key]}: use"
                     " hydra/sweeper=t5ts (objective=NAME is the run's own setting)"
                 )
         kept = ("sampler", "storage", "study_name", "n_trials", "n_jobs", "max_failure_rate",
                 "custom_search_space", "params", "direction")  # fmt: skip
         settings = {key: self.settings[key] for key in kept}
-        if settings["direction"] is None:
-            is_more_better = OBJECTIVES.get(config.objective) == "max"
-            settings["direction"] = "maximize" if is_more_better else "minimize"
+        best = "maximize" if OBJECTIVES.get(config.objective) == "max" else "minimize"
+        settings["direction"] = settings["direction"] or best
         self.stock: Sweeper = OptunaSweeper(**settings)
         self.stock.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
@@ -199,6 +179,6 @@ class StockSweeper(Sweeper):
         return self.stock.sweep(arguments)
 
 
-def _refuse(why: str) -> NoReturn:
+def _exit(why: str, status: int = 2) -> NoReturn:
     print(f"t5ts: {why}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,17 +33,6 @@ STYLE: Any = {
 UNFREEZE = "freeze.unfreeze_epoch"
 #: Candidates for the surface's other axis; the first that was searched is used.
 RATES = ("optim.encoder_lr_scale", "optim.lr")
-
-
-class History(NamedTuple):
-    """One arm's complete trials; `importances` is each parameter's share, empty if unknown."""
-
-    arm: str
-    maximize: bool
-    slots: Sequence[int]
-    values: Sequence[float]
-    params: Sequence[dict[str, Any]]
-    importances: dict[str, float]
 
 
 #: Name of the arm and of the second axis, (unfreeze epoch, rate, objective) of each setting.
@@ -113,29 +102,6 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
             },
             run_dir / "plots",
         )
-
-
-def draw_sweep(histories: Sequence[History], objective: str, folder: Path) -> list[Path]:
-    """Draw a search into the folder's `plots/`, where there is data; returns the PNGs' paths.
-
-    Args:
-        histories: One for each arm that has a complete trial.
-        objective: Its name, for the axes.
-        folder: The sweep's folder.
-    """
-    tried = ((h.arm, [*zip(h.params, h.values, strict=True)]) for h in histories)
-    found = (surface_of(*of) for of in tried)
-    surfaces = [surface for surface in found if surface is not None]
-    known = [history for history in histories if history.importances]
-    figures = {}
-    with own_style():
-        if histories:
-            figures["history"] = _history(histories, objective)
-        if known:
-            figures["importances"] = _importances(known)
-        if surfaces:
-            figures["surface"] = draw_surfaces(surfaces, objective, maximize=histories[0].maximize)
-        return _save(figures, folder / "plots")
 
 
 def _save(figures: dict[str, Any], folder: Path) -> list[Path]:
@@ -259,43 +225,6 @@ def _gradient_norms(run_dir: Path) -> Any:
         figure.legend(loc="outside right upper")
     ax.set_xlabel("step")
     ax.set_ylabel("L2 gradient norm, before clipping")
-    return figure
-
-
-def _history(histories: Sequence[History], objective: str) -> Any:
-    """Each trial's value, and the best so far; what is off the scale is at its edge."""
-    figure, ((ax,),) = new_figure(1, 1, width=6.4, height=3.8)
-    maximize = histories[0].maximize
-    low, high = _colour_range(np.concatenate([history.values for history in histories]), maximize)
-    low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)
-    for place, history in enumerate(histories):
-        line = arm_style(place)
-        order = np.argsort(history.slots)
-        slots, values = np.asarray(history.slots)[order], np.asarray(history.values)[order]
-        best = np.maximum.accumulate(values) if maximize else np.minimum.accumulate(values)
-        ax.plot(slots, np.clip(values, low, high), ms=5, alpha=0.6, **line | {"linestyle": ""})
-        ax.step(slots, np.clip(best, low, high), where="post", color=line["color"], lw=2,
-                label=f"{history.arm}: best so far")  # fmt: skip
-    whole_ticks(ax, "trial")
-    ax.set_ylabel(objective)
-    figure.legend(loc="outside upper left", ncols=2)
-    return figure
-
-
-def _importances(histories: Sequence[History]) -> Any:
-    """Bars by parameter, one group for each arm."""
-    keys = sorted({key for history in histories for key in history.importances})
-    rows = len(keys) * len(histories)
-    figure, ((ax,),) = new_figure(1, 1, width=6.4, height=1.2 + 0.35 * rows)
-    height = 0.8 / len(histories)
-    for place, history in enumerate(histories):
-        shares = [history.importances.get(key, 0.0) for key in keys]
-        places = np.arange(len(keys)) + place * height
-        colour = arm_style(place)["color"]
-        ax.barh(places, shares, height=height * 0.9, color=colour, label=history.arm)
-    ax.set_yticks(np.arange(len(keys)) + (len(histories) - 1) * height / 2, keys)
-    ax.set_xlabel("importance (PED-ANOVA, shares add up to 1)")
-    figure.legend(loc="outside upper left", ncols=2)
     return figure
 
 

@@ -4,36 +4,36 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from t5ts.analysis.plots import History, draw_sweep
-from t5ts.analysis.results import read_result
+from t5ts.analysis.plots import draw_run, draw_surfaces, own_style, surface_of
 from t5ts.checks import check
 from t5ts.config import NOT_IDENTITY, from_hydra, values_without
-from t5ts.errors import ConfigError, DataError, Interrupted, ResumeError, UserError
+from t5ts.errors import ConfigError, DataError, Interrupted, UserError
 from t5ts.interruption import interrupt_on_signals
 from t5ts.provenance import without_password
 from t5ts.sweep.display import Display, best_trials, budget_of
+from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.settings import SweepSettings, read_settings
 from t5ts.sweep.space import Space, arm_name, as_text, choices_of, parse_space
-from t5ts.sweep.storage import how_to_rebuild, open_storage
-from t5ts.sweep.studies import differences, made_for, open_studies
-from t5ts.sweep.trial import Arm, read_trials, value_of
-from t5ts.sweep.worker import POLL_S, Work, open_arms, repeated
+from t5ts.sweep.studies import check_purpose, check_results, differences
+from t5ts.sweep.trial import Work
+from t5ts.sweep.worker import POLL_S, repeated, run_trials
 
 RESULTS = "optimization_results.yaml"
 #: The command that resumes the sweep; a database's password is left out.
@@ -61,6 +61,33 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         objective=config.objective,
         experiment=None if experiment in ("None", "null") else experiment,
     )
+    work = Work(
+        config=_without_password(config),
+        hydra_context=hydra_context,
+        settings=settings,
+        space=_space(settings, arguments, choices),
+        sweep_dir=Path(config.hydra.sweep.dir),
+    )
+    epochs = _check_space(work)
+    ledgers = work.ledgers(create=True)
+    check_purpose(work, ledgers)
+    command = shlex.join(["python", "-m", "t5ts.run", *map(without_password, sys.argv[1:])])
+    (work.sweep_dir / COMMAND).write_text(command + "\n")
+    check_results(work, ledgers)
+    display = Display(ledgers, work.space, settings)
+    display.announce(epochs)
+    if work.space.bases:
+        for change in _departures(work):
+            display.say(f"  changed  {change}: the search was done without it")
+    if _are_done(ledgers):
+        display.say("All trials are done; add more with a larger hydra.sweeper.n_trials=N.")
+    else:
+        _until_done(work, display, ledgers)
+    _finish(work, display, ledgers)
+
+
+def _space(settings: SweepSettings, arguments: Sequence[str], choices: Mapping[str, str]) -> Space:
+    """The search space of the command line, at the best settings of another sweep if asked for."""
     best: list[dict[str, Any]] = []
     if settings.best_of is not None:
         # The best trial's command line includes its experiment.
@@ -76,78 +103,52 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     )
     if settings.seeds > 1 and "seed" in {*space.distributions, *space.arms[0]}:
         raise ConfigError(
-            f"hydra.sweeper.seeds={settings.seeds} trains each point on seeds of its own: give one"
-            " seed (seed=N, the first of them), or leave hydra.sweeper.seeds at 1."
+            f"hydra.sweeper.seeds={settings.seeds} trains each setting on seeds of its own: give"
+            " one seed (seed=N, the first of them), or leave hydra.sweeper.seeds at 1."
         )
-    if best and space.arms[0]:
+    if not best:
+        return space
+    if space.arms[0]:
         raise ConfigError(
             f"{', '.join(space.arms[0])}: hydra.sweeper.best_of={settings.best_of} compares no arms"
             " of it; give one value, or none."
         )
-    if best:
-        bases = {arm_name(arm["arm"]): arm for arm in best}
-        space = replace(space, arms=tuple(arm["arm"] for arm in best), bases=bases)
-        _check_new_seeds(space, settings.best_of)
-    sweep_dir = Path(config.hydra.sweep.dir)
-    work = Work(
-        config=_without_password(config),
-        hydra_context=hydra_context,
-        settings=settings,
-        space=space,
-        sweep_dir=sweep_dir,
-    )
-    epochs = _check_space(work)
-    storage = open_storage(settings.storage, sweep_dir)
-    open_studies(storage, space, settings, made_for(space, settings, config), sweep_dir)
-    command = shlex.join(["python", "-m", "t5ts.run", *map(without_password, sys.argv[1:])])
-    (sweep_dir / COMMAND).write_text(command + "\n")
-    arms = open_arms(work)
-    _check_records(work, arms)
-    display = Display(arms, space, settings)
-    display.announce(epochs)
-    for change in _departures(work) if best else ():
-        display.say(f"  changed  {change}: the search was done without it")
-    if _are_done(arms):
-        display.say("All trials are done; add more with a larger hydra.sweeper.n_trials=N.")
-    else:
-        _until_done(work, display, arms)
-    _finish(work, display, arms)
+
+    def seed(lines: Sequence[str]) -> int:
+        return int(next((x[5:] for x in reversed(lines) if x.startswith("seed=")), "0"))
+
+    used = {seed(arm["overrides"]) + k for arm in best for k in range(arm.get("seeds", 1))}
+    choices_of_seed = getattr(space.distributions.get("seed"), "choices", (seed(space.fixed),))
+    if again := sorted(used & set(choices_of_seed)):
+        raise ConfigError(
+            f"seed={','.join(map(str, again))}: hydra.sweeper.best_of={settings.best_of} chose its"
+            " settings on that seed, which would favour whatever suits it: give others, such as"
+            f" seed={','.join(str(max(used) + 1 + i) for i in range(5))}."
+        )
+    bases = {arm_name(arm["arm"]): arm for arm in best}
+    return replace(space, arms=tuple(arm["arm"] for arm in best), bases=bases)
 
 
 def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The arms of a finished sweep that the command line asks for, and its other overrides.
-
-    A choice of what is compared there (`init=t5`) selects among its arms.
-
-    Raises:
-        ConfigError: if that sweep has no best point for each arm, or no such arm, or the command
-            line gives what was searched there.
-    """
-    try:
-        found: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"hydra.sweeper.best_of: {path} does not exist; allowed: the directory of a finished"
-            " sweep (it contains that file)."
-        ) from error
+    """The arms of a finished sweep that the command line selects, and its other overrides."""
+    found: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
     best = list(found.get("arms", {"all": found}).values())
     if not all({"overrides", "trials"} <= arm.keys() for arm in best):
         raise ConfigError(
-            f"hydra.sweeper.best_of: {path} does not have one best point for each arm (a study"
-            " without a finished trial has none), or was written by an older t5ts: run that sweep's"
-            " command again with hydra.sweeper.on_change=record to rewrite it."
+            f"hydra.sweeper.best_of: {path} does not exist, lacks an arm's best setting, or was"
+            " written by an older t5ts; allowed: the directory of a finished sweep. That sweep's"
+            " command with hydra.sweeper.on_change=record writes the file again."
         )
     # Its own seeds are the search's: here they are new.
     searched = {key for arm in best for key in arm["best_params"]} - {"seed"}
     others = []
-    for line, override in zip(
-        arguments, OverridesParser.create().parse_overrides(list(arguments)), strict=True
-    ):
+    parsed = OverridesParser.create().parse_overrides(list(arguments))
+    for line, override in zip(arguments, parsed, strict=True):
         key = override.get_key_element().lstrip("+~")
         if key in searched:
             raise ConfigError(
-                f"{line}: {path} searched {key}, and its arms are trained at the best point found:"
-                " leave it out, or search again with other values."
+                f"{line}: {path} searched {key}, and its arms are trained at the best setting"
+                " found: leave it out, or search again with other values."
             )
         if key not in best[0]["arm"]:
             others.append(line)
@@ -162,27 +163,8 @@ def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any
     return best, others
 
 
-def _check_new_seeds(space: Space, best_of: str | None) -> None:
-    """Raise ConfigError if a seed is trained again on which the settings were chosen."""
-
-    def seed(lines: Sequence[str]) -> int:
-        return int(next((x[5:] for x in reversed(lines) if x.startswith("seed=")), "0"))
-
-    used: set[int] = set()
-    for base in space.bases.values():
-        first = seed(base["overrides"])
-        used |= set(range(first, first + base.get("seeds", 1)))
-    choices = getattr(space.distributions.get("seed"), "choices", (seed(space.fixed),))
-    if again := sorted(used & set(choices)):
-        raise ConfigError(
-            f"seed={','.join(map(str, again))}: hydra.sweeper.best_of={best_of} chose its settings"
-            " on that seed, which would favour whatever suits it: give others, such as"
-            f" seed={','.join(str(max(used) + 1 + i) for i in range(5))}."
-        )
-
-
 def _departures(work: Work) -> list[str]:
-    """What the command line changes in the points that another sweep found."""
+    """What the command line changes in the settings that another sweep found."""
     space, ignored = work.space, (*NOT_IDENTITY, "seed")
     arm = space.arms[0]
     found = replace(work, space=replace(space, fixed=())).compose({}, arm)
@@ -191,27 +173,20 @@ def _departures(work: Work) -> list[str]:
 
 
 def _check_space(work: Work) -> int:
-    """Compose the corners of the space, to reject points that could never run.
-
-    Returns:
-        The most epochs a trial may train, over its seeds.
-
-    Raises:
-        ConfigError: naming the point.
-    """
+    """Refuse a space with a setting that could never run; the most epochs a trial may train."""
     epochs = 0
     for arm in work.space.arms:
         for corner in work.space.corners(arm):
             try:
-                point = work.compose(corner, arm)
-                with open_dict(point):
-                    del point["hydra"]
-                checked = from_hydra(point)
+                config = work.compose(corner, arm)
+                with open_dict(config):
+                    del config["hydra"]
+                checked = from_hydra(config)
                 check(checked)
             except (HydraException, OmegaConfBaseException, ConfigError) as error:
                 named = " ".join(f"{k}={v}" for k, v in {**arm, **corner}.items())
                 raise ConfigError(
-                    f"the space contains a point that cannot run ({named}):\n{error}\n"
+                    f"the space contains a setting that cannot run ({named}):\n{error}\n"
                     "Or sweep other values: the command line's choice or range of a key replaces"
                     " the preset's; whole numbers are range(A,B) or int(interval(A,B))."
                 ) from error
@@ -232,11 +207,11 @@ def _without_password(config: DictConfig) -> DictConfig:
     return written
 
 
-def _are_done(arms: Sequence[Arm]) -> bool:
-    return all(arm.ledger.is_finished() for arm in arms)
+def _are_done(ledgers: Sequence[Ledger]) -> bool:
+    return all(ledger.is_finished() for ledger in ledgers)
 
 
-def _until_done(work: Work, display: Display, arms: Sequence[Arm]) -> None:
+def _until_done(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
     """Start the workers and show their progress until every slot has a result."""
     is_local = work.config.hydra.launcher._target_.endswith("BasicLauncher")
     how_to_resume = f"the same command resumes it (or hydra.sweep.dir={work.sweep_dir})"
@@ -245,13 +220,13 @@ def _until_done(work: Work, display: Display, arms: Sequence[Arm]) -> None:
             if is_local:
                 _with_pool(work, display)
             else:
-                _with_launcher(work, display, arms, how_to_resume)
+                _with_launcher(work, display, ledgers, how_to_resume)
         done = "the workers ended before the sweep did"
     except KeyboardInterrupt:
-        done = f"sweep stopped with {sum(arm.ledger.finished() for arm in arms)} trials done"
+        done = f"sweep stopped with {sum(x.finished() for x in ledgers)} trials done"
     finally:
         display.update()
-    if not _are_done(arms):
+    if not _are_done(ledgers):
         raise Interrupted(f"{done}; {how_to_resume}")
 
 
@@ -270,138 +245,69 @@ def _with_pool(work: Work, display: Display) -> None:
         pool.stop()
 
 
-def _with_launcher(work: Work, display: Display, arms: Sequence[Arm], how_to_resume: str) -> None:
-    """One job of Hydra's launcher for each worker; it returns when all have ended.
-
-    Raises:
-        UserError: if the launcher could not start them, or one died and the others also ended.
-    """
+def _with_launcher(
+    work: Work, display: Display, ledgers: Sequence[Ledger], how_to_resume: str
+) -> None:
+    """One job of Hydra's launcher for each worker; it returns when all have ended."""
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=work.hydra_context, task_function=work, config=work.config
+        hydra_context=work.hydra_context,
+        task_function=partial(run_trials, work),
+        config=work.config,
     )
-    # Any point of the space composes; the worker's job only carries it to the other machine.
+    # Any setting of the space composes; the worker's job only carries it to the other machine.
     arm = work.space.arms[0]
-    overrides = [
-        *work.space.overrides(next(work.space.corners(arm)), arm),
-        f"hydra.sweep.dir='{work.sweep_dir}'",
-        "hydra.sweep.subdir=.workers/job-${hydra.job.num}",
-    ]
+    lines = work.space.overrides(next(work.space.corners(arm)), arm)
+    lines += [f"hydra.sweep.dir='{work.sweep_dir}'"]
+    lines += ["hydra.sweep.subdir=.workers/job-${hydra.job.num}"]
     with repeated(display.update, every_s=2 * POLL_S):
         try:
-            jobs = launcher.launch([overrides] * work.settings.n_jobs, initial_job_idx=0)
+            jobs = launcher.launch([lines] * work.settings.n_jobs, initial_job_idx=0)
         except Exception as error:  # any error a launcher raises when one of its processes dies
             words = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
             display.say(f"a worker ended: {words}")
             # The others may be running trials, or about to take the next.
-            idle_since = time.monotonic()
-            while not _are_done(arms):
-                for each in arms:
-                    each.ledger.reclaim()
-                if any(each.ledger.states()[TrialState.RUNNING] for each in arms):
-                    idle_since = time.monotonic()
-                elif time.monotonic() - idle_since > IDLE_S:
+            busy_at = time.monotonic()
+            while not _are_done(ledgers):
+                lost = [line for ledger in ledgers for line in ledger.reclaim()]
+                if lost or any(ledger.states()[TrialState.RUNNING] for ledger in ledgers):
+                    busy_at = time.monotonic()
+                elif time.monotonic() - busy_at > IDLE_S:
                     raise UserError(
                         f"the workers of {work.config.hydra.launcher._target_} ended before the"
                         f" sweep did: {words}\nFinished trials are kept: {how_to_resume}."
                     ) from error
                 time.sleep(POLL_S)
             return
-    if not _are_done(arms):
-        for job in jobs:
-            _ = job.return_value  # raises the worker's exception
+    for job in [] if _are_done(ledgers) else jobs:
+        _ = job.return_value  # raises the worker's exception
 
 
-def _finish(work: Work, display: Display, arms: Sequence[Arm]) -> None:
+def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
     """Write the table, `optimization_results.yaml` and the plots, of runs the best trials'."""
-    from t5ts.analysis.plots import draw_run  # matplotlib: half a second
-
-    settings, sweep_dir = work.settings, work.sweep_dir
-    folders = _check_records(work, arms)
+    folders = check_results(work, ledgers)
     display.summarize()
-    results = {arm.name: _results(work.space, arm, settings) for arm in arms}
+    results = {}
+    best_dirs: list[Path] = []
+    for ledger in ledgers:
+        results[ledger.name] = found = _results(work, ledger)
+        best_dirs += folders.get((ledger.study.study_name, found.get("trial", -1)), ())[:1]
     # One study looks like hydra-optuna-sweeper's file; several are nested under their arms.
     single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
-    OmegaConf.save(OmegaConf.create(single), sweep_dir / RESULTS)
-    display.say(f"results    {sweep_dir / RESULTS}")
-    complete = {
-        arm.name: [t for t in arm.ledger.results() if t.state == TrialState.COMPLETE]
-        for arm in arms
-    }
-    histories = [
-        History(
-            arm=arm.name,
-            maximize=settings.direction == "maximize",
-            slots=[trial.user_attrs["slot"] for trial in trials],
-            values=[trial.values[0] for trial in trials],
-            params=[dict(trial.params) for trial in trials],
-            importances=_importances(arm.ledger.study, trials),
-        )
-        for arm in arms
-        if (trials := complete[arm.name])
-    ]
-    for picture in draw_sweep(histories, settings.objective, sweep_dir):
+    OmegaConf.save(OmegaConf.create(single), work.sweep_dir / RESULTS)
+    display.say(f"results    {work.sweep_dir / RESULTS}")
+    for picture in _draw(work, ledgers):
         display.say(f"picture    {picture}")
-    for arm in arms:
-        for trial in best_trials(arm.ledger, settings)[:1]:
-            slot = arm.ledger.study.study_name, trial.user_attrs["slot"]
-            for folder in folders.get(slot, ())[:1]:
-                try:
-                    draw_run(folder)
-                except DataError as error:  # written by an older t5ts
-                    display.say(f"best trial {folder}: no plots ({error})")
-                else:
-                    display.say(f"best trial {folder / 'plots'}")
+    for folder in best_dirs:
+        try:
+            draw_run(folder)
+            display.say(f"best trial {folder / 'plots'}")
+        except DataError as error:  # written by an older t5ts
+            display.say(f"best trial {folder}: no plots ({error})")
 
 
-def _check_records(work: Work, arms: Sequence[Arm]) -> dict[tuple[str, int], list[Path]]:
-    """Compare the studies with the trials' result.json files, which are authoritative.
-
-    Returns:
-        Run directories of each trial that was completed here (a database may have others, also
-        of trials that were begun here), by study and slot.
-
-    Raises:
-        ResumeError: naming the trials that differ, and how to fix it.
-    """
-    found = {
-        whose: folders
-        for whose, (folders, record) in read_trials(work.sweep_dir).items()
-        if record.get("state") == "complete"
-    }
-    problems = []
-    names = [arm.ledger.study.study_name for arm in arms]
-    for name, arm in zip(names, arms, strict=True):
-        for trial in arm.ledger.trials():
-            folders = found.get((name, trial.user_attrs.get("slot", -1)), [])
-            if trial.state != TrialState.COMPLETE or not folders:
-                continue
-            named = ", ".join(str(folder / "result.json") for folder in folders)
-            try:
-                each = (read_result(folder / "result.json") for folder in folders)
-                value = value_of(each, work.settings)
-            except (DataError, LookupError, TypeError, AttributeError) as error:
-                problems.append(f"{named} is corrupt: {error}")
-                continue
-            if not math.isclose(trial.values[0], value, rel_tol=1e-9):
-                problems.append(f"study {name} has {trial.value}, {named} has {value}")
-    if problems:
-        how = how_to_rebuild(work.settings.storage, work.sweep_dir, names)
-        raise ResumeError("\n".join([*problems, how]))
-    return found
-
-
-def _importances(study: Study, complete: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Share of each parameter in distinguishing the best trials (PED-ANOVA, Watanabe et al. 2023).
-
-    Only for parameters that every trial has; empty if the trials are too few or too similar.
-    """
-    if len(complete) < LEAST_FOR_IMPORTANCES or len({trial.value for trial in complete}) < 2:
-        return {}
-    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-
-
-def _results(space: Space, arm: Arm, settings: SweepSettings) -> dict[str, Any]:
-    best = best_trials(arm.ledger, settings)
+def _results(work: Work, ledger: Ledger) -> dict[str, Any]:
+    """What `optimization_results.yaml` has of an arm."""
+    best = best_trials(ledger, work.settings)
     if not best:
         return {"name": "t5ts", "best_params": {}, "best_value": math.nan}
     return {
@@ -409,8 +315,46 @@ def _results(space: Space, arm: Arm, settings: SweepSettings) -> dict[str, Any]:
         "best_params": dict(best[0].params),
         "best_value": best[0].value,
         "trial": best[0].user_attrs["slot"],
-        **budget_of(arm.ledger.results()),
-        **({"seeds": settings.seeds} if settings.seeds > 1 else {}),
-        "arm": dict(arm.values),
-        "overrides": space.overrides(best[0].params, arm.values),
+        **budget_of(ledger.results()),
+        **({"seeds": work.settings.seeds} if work.settings.seeds > 1 else {}),
+        "arm": ledger.arm,
+        "overrides": work.space.overrides(best[0].params, ledger.arm),
     }
+
+
+def _draw(work: Work, ledgers: Sequence[Ledger]) -> list[Path]:
+    """Draw the search as far as there is data for it; returns the pictures' paths.
+
+    Importances are PED-ANOVA's (Watanabe et al. 2023), of the parameters that every trial has.
+    """
+    from optuna.visualization import matplotlib as pictures  # half a second
+
+    name, is_more = work.settings.objective, work.settings.direction == "maximize"
+    complete = [(x, trials) for x in ledgers if (trials := best_trials(x, work.settings))]
+    figures: dict[str, Any] = {}
+    with own_style(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its pictures experimental
+        found = (
+            surface_of(ledger.name, [t.params for t in trials], [t.values[0] for t in trials])
+            for ledger, trials in complete
+        )
+        if surfaces := [surface for surface in found if surface is not None]:
+            figures["surface"] = draw_surfaces(surfaces, name, maximize=is_more)
+        for ledger, trials in complete:
+            if len(trials) >= LEAST_FOR_IMPORTANCES and trials[0].value != trials[-1].value:
+                axes = pictures.plot_param_importances(ledger.study, target_name=name)
+                figures[f"importances-{ledger.name}"] = axes.figure
+        if complete:
+            studies = [ledger.study for ledger, _ in complete]
+            axes = pictures.plot_optimization_history(studies, target_name=name)
+            # A diverged trial would hide all others.
+            values = [trial.values[0] for _, trials in complete for trial in trials]
+            low, high = np.quantile(values, [0.1, 1.0] if is_more else [0.0, 0.9])
+            if low < high:
+                axes.set_ylim(low - (high - low) / 2, high + (high - low) / 2)
+            figures["history"] = axes.figure
+        paths = [work.sweep_dir / "plots" / f"{key}.png" for key in figures]
+        for path, figure in zip(paths, figures.values(), strict=True):
+            path.parent.mkdir(exist_ok=True)
+            figure.savefig(path, dpi=120)
+    return paths

@@ -14,11 +14,11 @@ from t5ts.analysis.words import plural
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.settings import SweepSettings
 from t5ts.sweep.space import Space, describe
-from t5ts.sweep.trial import Arm
+from t5ts.sweep.trial import ENDS
 
-#: Rows of the table of the best trials.
+#: Rows of the table of the best trials, for each arm.
 BEST = 10
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+STATES = {state: name for name, state in ENDS.items()}
 
 
 def budget_of(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
@@ -36,14 +36,14 @@ def budget_of(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
     return {
         "trials": len(trials),
         "settings": len({json.dumps(t.params, sort_keys=True) for t in trials}),
-        **{state: states[state] for state in STATES.values()},
+        **{state: states[state] for state in ENDS},
         "epochs": dict(epochs),
     }
 
 
 def best_trials(ledger: Ledger, settings: SweepSettings) -> list[FrozenTrial]:
     """Complete trials, the best first."""
-    complete = [t for t in ledger.trials() if t.state == TrialState.COMPLETE]
+    complete = [t for t in ledger.results() if t.state == TrialState.COMPLETE]
     sign = -1 if settings.direction == "maximize" else 1
     return sorted(complete, key=lambda trial: sign * (trial.value or 0.0))
 
@@ -51,11 +51,10 @@ def best_trials(ledger: Ledger, settings: SweepSettings) -> list[FrozenTrial]:
 class Display:
     """A line for each finished trial, between what is announced and a summary."""
 
-    def __init__(self, arms: Sequence[Arm], space: Space, settings: SweepSettings) -> None:
-        self._arms = [(arm.name, arm.ledger) for arm in arms]
-        self._space, self._settings = space, settings
+    def __init__(self, ledgers: Sequence[Ledger], space: Space, settings: SweepSettings) -> None:
+        self._ledgers, self._space, self._settings = ledgers, space, settings
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._shown = {name: {t.number for t in ledger.results()} for name, ledger in self._arms}
+        self._shown = {x.name: {trial.number for trial in x.results()} for x in ledgers}
 
     def say(self, line: str) -> None:
         """Print one line."""
@@ -63,21 +62,21 @@ class Display:
 
     def update(self) -> None:
         """Read the studies and print the trials that ended since the last time."""
-        for name, ledger in self._arms:
-            shown = self._shown[name]
+        for ledger in self._ledgers:
+            shown = self._shown[ledger.name]
             for trial in ledger.results():
                 if trial.number in shown:
                     continue
                 shown.add(trial.number)
-                line = f"{name} {len(shown)}/{ledger.n_trials}"
-                line += f"  #{trial.user_attrs['slot']} {STATES[trial.state]}"
+                value = str(trial.user_attrs.get("reason", "")).partition("\n")[0]
                 if trial.state == TrialState.COMPLETE:
-                    line += f"  {self._settings.objective} {trial.value:.4f}"
-                elif "reason" in trial.user_attrs:
-                    line += f" {str(trial.user_attrs['reason']).splitlines()[0]}"
+                    value = f" {self._settings.objective} {trial.value:.4f}"
                 names = short_names(list(trial.params))
-                values = (f" {names[key]}={_number(value)}" for key, value in trial.params.items())
-                self.say(f"{line} {''.join(values)}")
+                params = " ".join(f"{names[k]}={_number(v)}" for k, v in trial.params.items())
+                self.say(
+                    f"{ledger.name} {len(shown)}/{ledger.n_trials}  #{trial.user_attrs['slot']}"
+                    f" {STATES[trial.state]} {value}  {params}"
+                )
 
     def announce(self, epochs: int) -> None:
         """Print the space and the budget before training; `epochs` are a trial's at most."""
@@ -89,7 +88,7 @@ class Display:
             self.say(f"  searched {key}: {describe(distribution)}{only and f' (only with {only})'}")
         if space.fixed:
             self.say(f"  fixed    {' '.join(space.fixed)}")
-        trials = [ledger.n_trials for _, ledger in self._arms]
+        trials = [ledger.n_trials for ledger in self._ledgers]
         to_do = sum(trials) - sum(map(len, self._shown.values()))
         each = f" ({trials[0]} for each of {len(trials)} arms)" if len(trials) > 1 else ""
         each += f" of {settings.seeds} seeds" if settings.seeds > 1 else ""
@@ -100,13 +99,13 @@ class Display:
 
     def summarize(self) -> None:
         """Print, after the sweep, the best trials of each arm and how the budget was spent."""
-        best = {name: best_trials(ledger, self._settings)[:BEST] for name, ledger in self._arms}
+        best = {x.name: best_trials(x, self._settings)[:BEST] for x in self._ledgers}
         # The grammar's keys, and those that custom_search_space sampled.
         sampled = (key for trials in best.values() for trial in trials for key in trial.params)
         keys = list(dict.fromkeys([*self._space.distributions, *sampled]))
-        table = Table(title="best trials", title_justify="left")
-        for heading in ("arm", "trial", self._settings.objective, *short_names(keys).values()):
-            table.add_column(heading, justify="left" if heading == "arm" else "right")
+        table = Table("arm", title="best trials", title_justify="left")
+        for heading in ("trial", self._settings.objective, *short_names(keys).values()):
+            table.add_column(heading, justify="right")
         for name, trials in best.items():
             for trial in trials:
                 cells = [trial.value, *(trial.params.get(key) for key in keys)]
@@ -114,13 +113,13 @@ class Display:
             table.add_section()
         self._console.print(table)
         epochs: Counter[str] = Counter()
-        for name, ledger in self._arms:
+        for ledger in self._ledgers:
             budget = budget_of(ledger.results())
             epochs.update(budget["epochs"])
             if repeats := budget["trials"] - budget["settings"]:
                 self.say(
-                    f"repeats    {name}: {plural(repeats, 'trial')} of {budget['trials']} at a"
-                    f" setting drawn before; {budget['settings']} distinct settings"
+                    f"repeats    {ledger.name}: {plural(repeats, 'trial')} of {budget['trials']} at"
+                    f" a setting drawn before; {budget['settings']} distinct settings"
                 )
         self.say(
             f"epochs     {epochs['trained']} trained of {epochs['asked']} requested"

@@ -6,13 +6,16 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from t5ts.errors import UserError
-from t5ts.sweep.worker import Work
+from t5ts.errors import Interrupted, UserError
+from t5ts.sweep.trial import Work
+from t5ts.sweep.worker import BrokenDevice, disk_fault, run_trials
 
 log = logging.getLogger("t5ts.sweep")
 
@@ -22,6 +25,7 @@ MAX_STARTS = 5
 WORKED_S = 60.0
 #: Time that workers have to write their checkpoints when the sweep is stopped.
 STOP_S = 60.0
+COMMAND = [sys.executable, "-c", "from t5ts.sweep.pool import serve; serve()"]
 
 
 @dataclass(kw_only=True)
@@ -41,6 +45,13 @@ class Worker:
     begun: float
     starts: int = 1
 
+    def send(self, pickled: bytes) -> None:
+        """Send it the work; blocks while it imports, if a pipe is too small for that."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it died immediately, which `Pool.watch` will see
+            self.process.stdin.write(pickled)
+            self.process.stdin.flush()
+
     def last_words(self) -> str:
         """The final message that it wrote to its pipe, else the end of its log: it was killed."""
         assert self.process.stdout is not None
@@ -51,10 +62,7 @@ class Worker:
 
 
 class Pool:
-    """`n_jobs` workers, each a long-lived process: imports cost seconds, once.
-
-    Their logs go to `folder`.
-    """
+    """`n_jobs` workers, each a long-lived process (imports cost seconds), with logs in a folder."""
 
     def __init__(self, work: Work, folder: Path) -> None:
         self._pickled, self._folder = pickle.dumps(work), folder
@@ -62,14 +70,14 @@ class Pool:
         self._environments = environments(work.settings.n_jobs)
         self._workers = [self._start(number) for number in range(work.settings.n_jobs)]
         for worker in self._workers:
-            self._send_work(worker)
+            worker.send(self._pickled)
 
     def _start(self, number: int) -> Worker:
         path = self._folder / f"worker-{number}.log"
         with path.open("ab") as output:
             log_start = output.tell()
             process = subprocess.Popen(
-                [sys.executable, "-m", "t5ts.sweep"],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,  # for its final message only
                 stderr=output,
@@ -77,16 +85,8 @@ class Pool:
                 # Ctrl-C reaches only the coordinator, which then stops them in order.
                 start_new_session=True,
             )
-        return Worker(
-            number=number, process=process, log=path, log_start=log_start, begun=time.monotonic()
-        )
-
-    def _send_work(self, worker: Worker) -> None:
-        """Blocks while a worker imports, if a pipe is too small for the work."""
-        assert worker.process.stdin is not None
-        with suppress(BrokenPipeError):  # it died immediately, which `watch` will see
-            worker.process.stdin.write(self._pickled)
-            worker.process.stdin.flush()
+        begun = time.monotonic()
+        return Worker(number=number, process=process, log=path, log_start=log_start, begun=begun)
 
     def watch(self) -> bool:
         """Replace workers that died; True while any is working.
@@ -98,24 +98,16 @@ class Pool:
             status = worker.process.poll()
             if status is None or status == 0:
                 continue
-            words = worker.last_words()
             if status == 2:
-                raise UserError(words)
+                raise UserError(worker.last_words())
+            died = f"worker {worker.number} died (status {status}; log {worker.log})"
             has_worked = time.monotonic() - worker.begun > WORKED_S
             if worker.starts >= MAX_STARTS and not has_worked:
-                raise UserError(
-                    f"worker {worker.number} died {worker.starts} times in a row at start (status"
-                    f" {status}; log {worker.log}):\n{words}"
-                )
-            log.warning(
-                "worker %s died (status %s; log %s): starting another",
-                worker.number,
-                status,
-                worker.log,
-            )
+                raise UserError(f"{died} at start, {worker.starts} times: {worker.last_words()}")
+            log.warning("%s: starting another", died)
             self._workers[index] = self._start(worker.number)
             self._workers[index].starts = 1 if has_worked else worker.starts + 1
-            self._send_work(self._workers[index])
+            self._workers[index].send(self._pickled)
         return any(worker.process.poll() is None for worker in self._workers)
 
     def stop(self) -> None:
@@ -132,20 +124,52 @@ class Pool:
                 process.wait()
 
 
+def serve() -> None:
+    """A worker process: run the trials of the work that comes on stdin, and exit.
+
+    It stops, with its trial's checkpoint written, when stdin is closed: a coordinator that was
+    killed leaves no workers behind. Standard output is a pipe to the coordinator for the final
+    message only, which must arrive even on a full disk; all else goes to the log, standard error.
+    """
+    to_coordinator, status, message = os.dup(1), 0, ""
+    os.dup2(2, 1)
+
+    def stop_with_coordinator() -> None:
+        # Not through sys.stdin, whose lock Python needs again at exit.
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        work = pickle.load(sys.stdin.buffer)
+        threading.Thread(target=stop_with_coordinator, daemon=True).start()
+        run_trials(work)
+    except Interrupted:
+        status = 130
+    except UserError as error:  # the GPU may work again in another process
+        status, message = 1 if isinstance(error, BrokenDevice) else 2, str(error)
+    except Exception as error:
+        with suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
+        full = disk_fault(error)
+        status, message = 2 if full else 1, f"{type(error).__name__}: {error}"
+        if full:
+            message = f"{full}: free some space and run the same command again."
+    try:
+        if message:
+            os.write(to_coordinator, message[:10_000].encode())
+            print(f"t5ts: {message}", file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:
+        os._exit(status)  # a normal exit would flush again and change the status
+    sys.exit(status)
+
+
 def environments(count: int) -> list[dict[str, str]]:
     """Each worker's share of the machine: an equal number of threads, GPUs in turn."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // count))}
-    gpus = visible_gpus()
-    return [
-        {
-            **threads,
-            **os.environ,
-            "T5TS_WORKER": str(number),
-            **({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}),
-        }
-        for number in range(count)
-    ]
+    shared = {"OMP_NUM_THREADS": str(max(1, (cores or 1) // count)), **os.environ}
+    given = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible_gpus()] or [{}]
+    return [shared | given[number % len(given)] for number in range(count)]
 
 
 def visible_gpus() -> list[str]:

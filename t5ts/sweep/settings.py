@@ -63,7 +63,7 @@ class SweepSettings:
 
     @property
     def is_grid(self) -> bool:
-        """Whether every point is tried exactly once."""
+        """Whether every setting is tried exactly once."""
         return str(self.sampler.get("_target_")).endswith("GridSampler")
 
     @property
@@ -81,10 +81,9 @@ class SweepSettings:
     def make_sampler(self, slot: int) -> BaseSampler:
         """The sampler of a slot: a function of the seed and the slot, not of who asks when."""
         if self.is_grid:
-            return RandomSampler()  # a grid's points are fixed, nothing is drawn
-        target = str(self.sampler.get("_target_")).rpartition(".")[2]
+            return RandomSampler()  # a grid's settings are fixed, nothing is drawn
         seed = self.sampler_seed
-        if target not in ONE_SEED:
+        if not str(self.sampler.get("_target_")).endswith(ONE_SEED):
             digest = hashlib.sha256(f"{seed}/{slot}".encode()).digest()
             seed = int.from_bytes(digest[:4], "big")
         sampler: BaseSampler = _made("sampler", {**self.sampler, "seed": seed}, BaseSampler)
@@ -112,32 +111,21 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
     defaults = {"objective": name, "direction": best, "study_name": experiment or "sweep"}
     defaults |= {"params": {}, "conditions": {}, "arms": []}
     values |= {key: values[key] or default for key, default in defaults.items()}
-    known = [f.name for f in fields(SweepSettings)]
-    for key in values.keys() - set(known):
-        near = get_close_matches(key, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(known)}."
-        raise ConfigError(f"hydra.sweeper.{key} is not a setting of the sweeper. {hint}")
     try:
         settings: Any = OmegaConf.to_object(OmegaConf.merge(SweepSettings, values))
     except OmegaConfBaseException as error:
+        known = [f.name for f in fields(SweepSettings)]
+        near = get_close_matches(str(error.full_key), known, n=1)
+        hint = f" Did you mean {near[0]}?" if near and near[0] != error.full_key else ""
         words = str(error).splitlines()[0]
-        raise ConfigError(f"hydra.sweeper.{error.full_key}: {words}.") from error
-    assert isinstance(settings, SweepSettings)
+        raise ConfigError(f"hydra.sweeper.{error.full_key}: {words}.{hint}") from error
     problems = list(field_problems(settings))
     if not problems and settings.direction != best:
-        problems.append(
-            f"direction={settings.direction} for objective={name}: must be {best} (a smaller loss"
-            " and a larger correlation are better)."
-        )
+        problems.append(f"direction={settings.direction}: must be {best} for objective={name}.")
     if not problems and 2 * settings.heartbeat_s > settings.lost_after_s:
-        problems.append(
-            f"lost_after_s={settings.lost_after_s} must be at least twice"
-            f" heartbeat_s={settings.heartbeat_s}."
-        )
+        problems.append("lost_after_s must be at least twice hydra.sweeper.heartbeat_s.")
     if settings.best_of == NOT_GIVEN:
-        problems.append(
-            "best_of must be set: the directory of a finished sweep (hydra.sweeper.best_of=DIR)."
-        )
+        problems.append("best_of=DIR must be given: the directory of a finished sweep.")
     if problems:
         raise ConfigError("\n".join(f"hydra.sweeper.{problem}" for problem in problems))
     # Anything that cannot be created or found is an error now, before any trial.
@@ -166,11 +154,7 @@ def find_function(path: str) -> Callable[[DictConfig, Trial], object]:
 
 
 def _made(key: str, node: dict[str, Any], kind: type) -> Any:
-    """The object described by a config node.
-
-    Raises:
-        ConfigError: if there is no such class, or it does not take these arguments.
-    """
+    """The sampler or pruner that a config node describes."""
     try:
         if str(node.get("_target_")).endswith("CmaEsSampler"):
             importlib.import_module("cmaes")  # which Optuna does only when it first draws
@@ -184,7 +168,7 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
         raise ConfigError(
             f"hydra.sweeper.{key}: cannot create {node.get('_target_')}:"
             f" {error.__cause__ or error}. Choose one with hydra/sweeper/{key}=NAME, whose"
-            f" arguments are those of conf/hydra/sweeper/{key}/NAME.yaml (they stay when only"
-            " _target_ is changed); for cmaes: pip install 't5ts[sweep]'."
+            f" arguments are those of conf/hydra/sweeper/{key}/NAME.yaml; for cmaes: pip install"
+            " 't5ts[sweep]'."
         ) from error
     return made

@@ -34,7 +34,7 @@ from t5ts.schedule import ACTS_LATER
 
 #: Whole numbers unless fractions are requested, by tag(fraction, …) or fractional bounds.
 WHOLE = ("freeze.unfreeze_epoch",)
-#: A grid with more points than this is treated as a mistake.
+#: A grid with more settings than this is treated as a mistake.
 MAX_GRID = 100_000
 Value = str | int | float | bool | None
 
@@ -49,7 +49,7 @@ class Space:
         arms: Every combination of the compared keys' values; one study each. `({},)` for one study.
         conditions: Key → group → options of that group for which the key is meaningful.
         choices: Option of each config group, before anything is sampled.
-        bases: Name of an arm → the best point of another sweep that its trials start from, as
+        bases: Name of an arm → the best setting of another sweep that its trials start from, as
             that sweep's results have it.
     """
 
@@ -61,47 +61,46 @@ class Space:
     bases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def suggest(self, trial: Trial, arm: Mapping[str, Value]) -> None:
-        """Sample every meaningful key at this point, setting the trial's parameters."""
+        """Sample every meaningful key of an arm, setting the trial's parameters."""
         for key, distribution in self.distributions.items():
             if self._is_active(key, {**arm, **trial.params}):
                 trial._suggest(key, distribution)
 
-    def _is_active(self, key: str, point: Mapping[str, Any]) -> bool:
-        """Whether a key is meaningful with a point's group options."""
-        chosen = {**self.choices, **point}
-        return all(
-            str(chosen.get(group, "")) in options
-            for group, options in self.conditions.get(key, {}).items()
-        )
+    def _is_active(self, key: str, params: Mapping[str, Any]) -> bool:
+        """Whether a key is meaningful with these group options."""
+        chosen, conditions = {**self.choices, **params}, self.conditions.get(key, {})
+        return all(str(chosen.get(group, "")) in of for group, of in conditions.items())
+
+    def _meaningful(self, params: Mapping[str, Any], arm: Mapping[str, Value]) -> dict[str, Any]:
+        return {k: v for k, v in params.items() if self._is_active(k, {**arm, **params})}
 
     def overrides(self, params: Mapping[str, Value], arm: Mapping[str, Value]) -> list[str]:
-        """The command line of a point: fixed overrides, then the arm's, then the sampled ones."""
+        """A setting's command line: fixed overrides, then the arm's, then the sampled ones."""
         base = self.bases.get(arm_name(arm), {"overrides": ()})
         chosen = (f"{key}={as_text(value)}" for key, value in {**arm, **params}.items())
         return [*base["overrides"], *self.fixed, *chosen]
 
     def grid(self, arm: Mapping[str, Value]) -> list[dict[str, Any]]:
-        """Every point once, without meaningless keys.
+        """Every setting once, without meaningless keys.
 
-        Ordered so that a frozen phase is stored before other points need it: of the points that
-        share one, the longest comes first and the others from the shortest up. While the first
-        trains the phase, a second worker does those that need little of it.
+        Ordered so that a frozen phase is stored before other settings need it: of those that share
+        one, the longest comes first and the others from the shortest up. While the first trains the
+        phase, a second worker does those that need little of it.
 
         Raises:
             ConfigError: if a key is continuous, or the grid is absurdly large.
         """
         values = {key: _grid_values(key, d) for key, d in self.distributions.items()}
-        size = math.prod(len(v) for v in values.values())
-        if size > MAX_GRID:
+        if (size := math.prod(map(len, values.values()))) > MAX_GRID:
             raise ConfigError(
-                f"the grid has {size:,} points, above {MAX_GRID:,}: use fewer values, or search"
+                f"the grid has {size:,} settings, above {MAX_GRID:,}: use fewer values, or search"
                 " with hydra/sweeper/sampler=tpe."
             )
         phases: dict[str, dict[str, dict[str, Any]]] = {}
         for combination in itertools.product(*values.values()):
-            point = self._meaningful(dict(zip(values, combination, strict=True)), arm)
-            shared = str({k: v for k, v in point.items() if k not in ACTS_LATER})
-            phases.setdefault(shared, {})[str(point)] = point
+            setting = self._meaningful(dict(zip(values, combination, strict=True)), arm)
+            shared = str({k: v for k, v in setting.items() if k not in ACTS_LATER})
+            phases.setdefault(shared, {})[str(setting)] = setting
         ordered = []
         for group in phases.values():
             rising = sorted(group.values(), key=lambda p: p.get("freeze.unfreeze_epoch") or 0)
@@ -109,7 +108,7 @@ class Space:
         return ordered
 
     def corners(self, arm: Mapping[str, Value]) -> Iterator[dict[str, Any]]:
-        """Extreme points: every choice and both ends of every range.
+        """Extreme settings: every choice and both ends of every range.
 
         Not the product: each key's extremes with the other keys at their first value, and all
         lowest and all highest together.
@@ -121,12 +120,8 @@ class Space:
         first = {key: values[0] for key, values in ends.items()}
         last = {key: values[-1] for key, values in ends.items()}
         varied = ({**first, key: value} for key, values in ends.items() for value in values)
-        for point in {str(point): point for point in (first, last, *varied)}.values():
-            yield self._meaningful(point, arm)
-
-    def _meaningful(self, point: Mapping[str, Any], arm: Mapping[str, Value]) -> dict[str, Any]:
-        """A point without the keys that mean nothing with its group options."""
-        return {k: v for k, v in point.items() if self._is_active(k, {**arm, **point})}
+        for setting in {str(setting): setting for setting in (first, last, *varied)}.values():
+            yield self._meaningful(setting, arm)
 
 
 def arm_name(arm: Mapping[str, Value]) -> str:
@@ -145,7 +140,7 @@ def parse_space(
 ) -> Space:
     """Read `hydra.sweeper.params` and the command line; the command line wins key by key.
 
-    Whether the keys exist and allow these values is checked when points are composed.
+    Whether the keys exist and allow these values is checked when settings are composed.
 
     Args:
         params: The preset's parameters.
@@ -173,12 +168,9 @@ def parse_space(
             swept[key] = _distribution(override, key)
         else:
             fixed[key] = line
-    compared: dict[str, tuple[Value, ...]] = {}
-    for key in arms:
-        distribution = swept.pop(key, None)
-        if isinstance(distribution, CategoricalDistribution):
-            compared[key] = distribution.choices
-        elif distribution is not None:
+    compared = {key: swept.pop(key) for key in arms if key in swept}
+    for key, distribution in compared.items():
+        if not isinstance(distribution, CategoricalDistribution):
             raise ConfigError(
                 f"hydra.sweeper.arms: {key} is {describe(distribution)}, but arms need"
                 f" choices: write {key}=A,B, or take it out of hydra.sweeper.arms."
@@ -189,11 +181,9 @@ def parse_space(
             " init=random,t5 or 'optim.lr=tag(log,interval(1e-4,1e-2))', or use a preset with"
             " experiment=unfreeze_lr."
         )
-    products = itertools.product(*compared.values())
+    products = itertools.product(*(d.choices for d in compared.values()))  # type: ignore[attr-defined]
     return Space(
-        distributions={
-            key: swept[key] for key in sorted(swept, key=lambda key: key not in choices)
-        },
+        distributions=dict(sorted(swept.items(), key=lambda item: item[0] not in choices)),
         fixed=tuple(fixed.values()),
         arms=tuple(dict(zip(compared, values, strict=True)) for values in products),
         conditions=conditions,
@@ -247,15 +237,14 @@ def _range(override: Override, value: RangeSweep) -> BaseDistribution:
 
 
 def _interval(value: IntervalSweep, key: str) -> BaseDistribution:
-    assert value.start is not None
-    assert value.end is not None
     low, high = value.start, value.end
+    assert low is not None
+    assert high is not None
     if low >= high:
         raise ValueError("the lower end comes first; for a single value write KEY=VALUE.")
     if unknown := value.tags - {"log", "fraction"}:
         raise ValueError(f"tag({unknown.pop()}, …) has no meaning; allowed: log, fraction.")
-    log = "log" in value.tags
-    whole = isinstance(low, int) and isinstance(high, int)
+    log, whole = "log" in value.tags, isinstance(low, int) and isinstance(high, int)
     if key in WHOLE and "fraction" not in value.tags:
         whole = float(low).is_integer() and float(high).is_integer()
     if whole:
@@ -264,17 +253,17 @@ def _interval(value: IntervalSweep, key: str) -> BaseDistribution:
 
 
 def _grid_values(key: str, distribution: BaseDistribution) -> list[Any]:
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    if isinstance(distribution, IntDistribution) and not distribution.log:
-        return list(range(distribution.low, distribution.high + 1, distribution.step))
-    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
-        count = round((distribution.high - distribution.low) / distribution.step) + 1
-        # Rounded, so that 0.1 + 2 · 0.1 is written 0.3.
-        return [round(distribution.low + i * distribution.step, 12) for i in range(count)]
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return list(choices)
+        case IntDistribution(log=False, low=low, high=high, step=step):
+            return list(range(low, high + 1, step))
+        case FloatDistribution(low=low, high=high, step=float(step)):
+            # Rounded, so that 0.1 + 2 · 0.1 is written 0.3.
+            return [round(low + i * step, 12) for i in range(round((high - low) / step) + 1)]
     raise ConfigError(
         f"{key} is {describe(distribution)}, which has no grid: list its values with"
-        f" choice(…) or range(…), or search with hydra/sweeper/sampler=tpe."
+        " choice(…) or range(…), or search with hydra/sweeper/sampler=tpe."
     )
 
 

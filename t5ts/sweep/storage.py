@@ -33,9 +33,6 @@ class Journal(BaseJournalBackend):
     Optuna's own file backend has no checksums, cannot read a study in which a truncated record
     is followed by another, and its locks are files, which a killed process leaves behind
     for 30 s. This lock dies with its holder. Optuna's own lines (without a checksum) are read.
-
-    Args:
-        path: The file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,8 +51,14 @@ class Journal(BaseJournalBackend):
             file.seek(self._starts[first])
             lines = file.readlines()
         for number, line in enumerate(lines, first):
+            sealed = _SEALED.fullmatch(line)
+            self._has_checksums |= sealed is not None
             try:
-                record = self._parsed(line)
+                record = json.loads(line)
+                if sealed and zlib.crc32(sealed[1]) != int(sealed[2], 16):
+                    raise ValueError("the checksum differs")
+                if not isinstance(record, dict) or not (sealed or not self._has_checksums):
+                    raise ValueError("not a record, or without its checksum")
             except ValueError as error:
                 raise ResumeError(
                     f"{self._path}, line {number + 1}: corrupt ({error})."
@@ -76,23 +79,10 @@ class Journal(BaseJournalBackend):
             file.flush()
             os.fsync(file.fileno())
 
-    def _parsed(self, line: bytes) -> dict[str, Any]:
-        sealed = _SEALED.fullmatch(line)
-        if sealed is not None:
-            if zlib.crc32(sealed[1]) != int(sealed[2], 16):
-                raise ValueError("the checksum differs")
-            self._has_checksums = True
-        elif self._has_checksums:
-            raise ValueError("no checksum")
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            raise ValueError("not a record")
-        return record
-
     @contextmanager
     def _locked(self) -> Iterator[BinaryIO]:
-        """Hold the file; first remove a last record without its newline: its writer was killed."""
-        # Not ".lock", which Optuna uses, and which its readers would take for a dead holder's.
+        """Lock the file; first remove a last record without its newline: its writer was killed."""
+        # Not ".lock", which Optuna uses, and which its readers would take for a dead process's.
         with (
             self._path.with_name(self._path.name + ".flock").open("ab") as lock,
             self._path.open("r+b") as file,
@@ -107,15 +97,10 @@ class Journal(BaseJournalBackend):
 
 def how_to_rebuild(url: str | None, sweep_dir: Path, studies: Sequence[str] = ("NAME",)) -> str:
     """How to fix a corrupt study: its trials' directories contain everything that matters."""
-    journal = sweep_dir / JOURNAL
-    remove = (
-        f"mv '{journal}' '{journal}.corrupt'"
-        if url is None
-        else "; ".join(
-            f"optuna delete-study --storage '{without_password(url)}' --study-name '{name}'"
-            for name in studies
-        )
-    )
+    remove = f"mv '{sweep_dir / JOURNAL}' '{sweep_dir / JOURNAL}.corrupt'"
+    if url is not None:
+        delete = f"optuna delete-study --storage '{without_password(url)}' --study-name"
+        remove = "; ".join(f"{delete} '{name}'" for name in studies)
     return (
         f"Each trial's result.json is authoritative: remove the study ({remove}) and run the same"
         " command again; the study is rebuilt from the trials' directories."
@@ -136,45 +121,44 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
     """
     # Optuna announces every storage and study; t5ts prints what the user needs.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if url is None:
-        journal = sweep_dir / JOURNAL
-        try:
-            sweep_dir.mkdir(parents=True, exist_ok=True)
+    journal = sweep_dir / JOURNAL
+    try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        if url is None:
             journal.touch()
-        except OSError as error:
-            raise ConfigError(
-                f"the sweep's directory {sweep_dir} cannot be written ({error.strerror}):"
-                " choose another with hydra.sweep.dir=DIR."
-            ) from error
-        try:
-            return JournalStorage(Journal(journal))
-        except (OSError, ResumeError):
-            raise
-        except Exception as error:  # any Optuna error on invalid records
-            raise ResumeError(
-                f"{journal} is corrupt ({type(error).__name__}: {error})."
-                f" {how_to_rebuild(None, sweep_dir)}"
-            ) from error
-    for attempts_left in reversed(range(OPEN_ATTEMPTS)):
-        try:
-            # A connection that the server has closed meanwhile is replaced.
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        except Exception as error:  # any driver error is about this URL
-            # The first process creates the tables; others at the same moment fail.
-            if attempts_left and isinstance(error, DBAPIError) and _is_being_made(error):
-                time.sleep(random.uniform(0.1, 0.5))
-                continue
-            cause = getattr(error, "orig", None) or error.__cause__ or error
-            first_line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-            raise ConfigError(
-                f"hydra.sweeper.storage={without_password(url)} cannot be opened:"
-                f" {first_line.rstrip('.')}. Is the database running and the URL right? Allowed:"
-                " null (a journal file), postgresql+psycopg://USER:PASSWORD@HOST/NAME,"
-                " mysql+pymysql://…, sqlite:///FILE; the driver must be installed (pip install"
-                " 't5ts[sweep]')."
-            ) from error
-    raise AssertionError
+    except OSError as error:
+        raise ConfigError(
+            f"the sweep's directory {sweep_dir} cannot be written ({error.strerror}):"
+            " choose another with hydra.sweep.dir=DIR."
+        ) from error
+    if url is not None:
+        return _open_database(url)
+    try:
+        return JournalStorage(Journal(journal))
+    except (OSError, ResumeError):
+        raise
+    except Exception as error:  # any Optuna error on invalid records
+        raise ResumeError(
+            f"{journal} is corrupt ({type(error).__name__}: {error})."
+            f" {how_to_rebuild(None, sweep_dir)}"
+        ) from error
 
 
-def _is_being_made(error: DBAPIError) -> bool:
-    return isinstance(error, IntegrityError) or "already exists" in str(error)
+def _open_database(url: str, attempts: int = OPEN_ATTEMPTS) -> BaseStorage:
+    try:
+        # A connection that the server has closed meanwhile is replaced.
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except Exception as error:  # any driver error is about this URL
+        # The first process creates the tables; others at the same moment fail.
+        is_conflict = isinstance(error, IntegrityError) or "already exists" in str(error)
+        if attempts > 1 and isinstance(error, DBAPIError) and is_conflict:
+            time.sleep(random.uniform(0.1, 0.5))
+            return _open_database(url, attempts - 1)
+        cause = getattr(error, "orig", None) or error.__cause__ or error
+        words = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"hydra.sweeper.storage={without_password(url)} cannot be opened: {words}. Is the"
+            " database running, and its driver installed (pip install 't5ts[sweep]')? Allowed: null"
+            " (a journal file), postgresql+psycopg://USER:PASSWORD@HOST/NAME, mysql+pymysql://…,"
+            " sqlite:///FILE."
+        ) from error

@@ -24,7 +24,7 @@ from t5ts.analysis.results import Result, read_result
 from t5ts.config import CONF, Config, register
 from t5ts.provenance import write_json
 from t5ts.sweep import coordinator, trial
-from t5ts.sweep.worker import work
+from t5ts.sweep.worker import run_trials
 
 Sweep = Callable[..., tuple[int, str, str]]
 
@@ -78,12 +78,12 @@ def sweep(
 
     `plain`: Hydra's grid instead of the sweeper; `sweep.drawn`: run directories that got pictures.
     """
-    monkeypatch.setattr(coordinator, "_with_pool", lambda job, _display: work(job))
+    monkeypatch.setattr(coordinator, "_with_pool", lambda work, _display: run_trials(work))
     # It composes the whole configuration once more, to learn of a multirun that --multirun tells.
     monkeypatch.setattr(Hydra, "get_mode", lambda *_args, **_kwargs: None)
     # A run's pictures take longer than its training. (The sweep's own are drawn.)
     drawn: list[Path] = []
-    monkeypatch.setattr("t5ts.analysis.plots.draw_run", lambda folder, **_: drawn.append(folder))
+    monkeypatch.setattr(coordinator, "draw_run", drawn.append)
     monkeypatch.chdir(tmp_path)
 
     def go(name: str | None, *overrides: str, plain: bool = False) -> tuple[int, str, str]:
@@ -107,7 +107,7 @@ def sweep(
 
 
 class Training:
-    """Instead of `t5ts.experiment.run`: writes what a run writes, and fails as it is told.
+    """Instead of `t5ts.experiment.run`: writes what a run writes, and fails on demand.
 
     Attributes:
         loss: Of a configuration; its learning rate by default.
@@ -162,5 +162,5 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Training:
     monkeypatch.setattr("t5ts.experiment.run", stand_in)
     monkeypatch.setattr(trial, "WAIT_S", 0.0)
     monkeypatch.setattr("t5ts.sweep.worker.POLL_S", 0.0)
-    monkeypatch.setattr(coordinator, "draw_sweep", lambda *_: [])
+    monkeypatch.setattr(coordinator, "_draw", lambda *_: [])
     return stand_in

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial
 from runs import Command, command_line, read
 
 from t5ts.config import CONF
-from t5ts.sweep.ledger import is_void
+from t5ts.sweep.ledger import is_released
 from t5ts.sweep.storage import open_storage
 
 ROOT = CONF.parent
@@ -73,7 +73,9 @@ def attempts(sweep_dir: Path, *, url: str | None = None, study: str = "small") -
 
 def results(trials: list[FrozenTrial]) -> list[int]:
     """Slots of the finished attempts that count."""
-    return sorted(t.user_attrs["slot"] for t in trials if t.state.is_finished() and not is_void(t))
+    return sorted(
+        t.user_attrs["slot"] for t in trials if t.state.is_finished() and not is_released(t)
+    )
 
 
 def run_dirs(sweep_dir: Path) -> dict[int, Path]:
@@ -91,7 +93,7 @@ def states(folder: Path) -> list[str]:
     ends: dict[int, list[str]] = {}
     for attempt in attempts(folder, study="sweep"):
         of_slot = ends.setdefault(attempt.user_attrs.get("slot", -1), [])
-        if attempt.state.is_finished() and not is_void(attempt):
+        if attempt.state.is_finished() and not is_released(attempt):
             of_slot.append(attempt.state.name.lower())
     assert all(len(of_slot) <= 1 for of_slot in ends.values())
     return ["".join(of_slot) or "open" for _, of_slot in sorted(ends.items())]

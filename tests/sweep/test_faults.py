@@ -24,17 +24,18 @@ from t5ts.config import Config
 from t5ts.errors import DataError, DirectoryInUse, TrainingError, UserError
 from t5ts.interruption import stop_on_signals
 from t5ts.provenance import write_json
+from t5ts.sweep.ledger import RELEASED
 from t5ts.sweep.storage import JOURNAL
 from t5ts.sweep.worker import disk_fault
 
-#: Four points; a fault is told by its learning rate.
+#: Four settings; a fault is known by its learning rate.
 GRID = ["init=random", "hydra/sweeper/sampler=grid", "optim.lr=1e-3,2e-3,3e-3,4e-3"]
 BAD = 2e-3
 RATE = "hydra.sweeper.max_failure_rate=0.5"
 
 
 def raises(error: BaseException, *, times: float = float("inf"), lr: float | None = BAD) -> Any:
-    """A fault of the point with this rate (None: of all), so many times."""
+    """A fault of the setting with this rate (None: of all), so many times."""
     left = [times]
 
     def fault(config: Config) -> None:
@@ -52,12 +53,12 @@ def attempts_at(folder: Path, slot: int) -> list[FrozenTrial]:
 @pytest.mark.parametrize(
     ("error", "times", "ended"),
     [
-        (DataError("too few windows"), 9, "fail"),  # the point's own fault fails it alone
+        (DataError("too few windows"), 9, "fail"),  # the setting's own fault fails it alone
         (OSError("odd name"), 9, "fail"),
         (DataError("the server does not answer"), 1, "complete"),  # it passes: no trial is lost
     ],
 )
-def test_a_points_fault_is_tried_again_after_the_others(
+def test_a_settings_fault_is_tried_again_after_the_others(
     sweep: Sweep, training: Training, tmp_path: Path, error: Exception, times: int, ended: str
 ) -> None:
     training.fault = raises(error, times=times)
@@ -66,19 +67,6 @@ def test_a_points_fault_is_tried_again_after_the_others(
     first, last = attempts_at(tmp_path / "s", 1)
     assert first.user_attrs["reason"] == str(error)
     assert last.user_attrs.get("reason") == (str(error) if ended == "fail" else None)
-
-
-def test_a_fault_of_all_points_ends_the_sweep_and_costs_no_trial(
-    sweep: Sweep, training: Training, tmp_path: Path
-) -> None:
-    rate = "hydra.sweeper.max_failure_rate=1"
-    training.fault = raises(DataError("my.csv does not exist"), lr=None)
-    status, _, output = sweep("s", *GRID, rate)
-    assert (status, set(states(tmp_path / "s"))) == (2, {"open"})
-    assert "my.csv" in output
-    training.fault = lambda _: None
-    assert sweep("s", *GRID, rate)[0] == 0
-    assert states(tmp_path / "s") == ["complete"] * 4
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.tmp")
@@ -106,17 +94,24 @@ def test_what_a_full_disk_is(error: Exception, is_disk: bool) -> None:
     assert (disk_fault(error) is not None) == is_disk
 
 
-@pytest.mark.parametrize("when", ["fault", "after"])
-def test_a_full_disk_is_one_message_and_costs_no_trial(
-    sweep: Sweep, training: Training, tmp_path: Path, when: str
+@pytest.mark.parametrize(
+    ("error", "lr", "when"),
+    [
+        (DataError("my.csv does not exist"), None, "fault"),
+        (FULL, BAD, "fault"),
+        (FULL, BAD, "after"),
+    ],
+)
+def test_a_fault_of_the_machine_is_one_message_and_costs_no_trial(
+    sweep: Sweep, training: Training, tmp_path: Path, error: Exception, lr: float, when: str
 ) -> None:
-    setattr(training, when, raises(FULL))
-    status, _, output = sweep("s", *GRID)
-    assert status == 2
-    assert output.count("t5ts: ") == 1
+    command = [*GRID, "hydra.sweeper.max_failure_rate=1"]
+    setattr(training, when, raises(error, lr=lr))
+    status, _, output = sweep("s", *command)
+    assert (status, output.count("t5ts: "), str(error) in output) == (2, 1, True)
     assert "fail" not in states(tmp_path / "s")
     setattr(training, when, lambda _: None)
-    assert sweep("s", *GRID)[0] == 0
+    assert sweep("s", *command)[0] == 0
     assert states(tmp_path / "s") == ["complete"] * 4
     assert sorted(training.done) == [1e-3, 2e-3, 3e-3, 4e-3]  # nothing was trained twice
 
@@ -166,7 +161,7 @@ def test_a_gpu_that_fails_ends_the_worker_and_the_trial_only_if_it_breaks_each(
     assert str(error) in output
     assert sweep("s", *GRID)[0] == 0
     assert states(tmp_path / "s") == ["complete", ended, "complete", "complete"]
-    assert [t.user_attrs.get("void") for t in attempts_at(tmp_path / "s", 1)] == ["died", None]
+    assert [t.user_attrs.get(RELEASED) for t in attempts_at(tmp_path / "s", 1)] == ["died", None]
 
 
 def test_a_result_whose_worker_died_before_it_said_so_counts_with_its_epochs(
@@ -177,7 +172,7 @@ def test_a_result_whose_worker_died_before_it_said_so_counts_with_its_epochs(
     random.append("hydra.sweeper.n_trials=6")
     assert sweep("s", *random)[0] == 130
     assert sweep("s", *random)[0] == 0
-    (lost,) = (t for t in attempts(tmp_path / "s", study="sweep") if "void" in t.user_attrs)
+    (lost,) = (t for t in attempts(tmp_path / "s", study="sweep") if RELEASED in t.user_attrs)
     _lost, again = attempts_at(tmp_path / "s", lost.user_attrs["slot"])
     assert again.user_attrs["epochs"] == {"asked": 3, "trained": 3, "reused": 0}
     assert sorted(again.intermediate_values) == [0, 1, 2, 3]  # the pruner knows them too

@@ -10,7 +10,7 @@ from runs import read, rows
 from sweep.conftest import Sweep
 from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait_for
 
-from t5ts.sweep.ledger import DIED, STOPPED, is_dead, is_void
+from t5ts.sweep.ledger import DIED, RELEASED, STOPPED, is_dead, is_released
 
 #: Long enough to be killed in the middle.
 EPOCHS = 20
@@ -71,7 +71,7 @@ def test_a_sweep_goes_on_after_kills_of_a_worker_and_of_its_coordinator(
     (again,) = wait_for(process, lambda: [t for t in begun(sweep_dir, epoch=0)
                                           if is_retry(t, lost)])  # fmt: skip
     assert again.params == lost.params
-    assert attempts(sweep_dir)[lost.number].user_attrs["void"] == DIED
+    assert attempts(sweep_dir)[lost.number].user_attrs[RELEASED] == DIED
     # The second attempt resumed where the first had stopped.
     (folder,) = (path for slot, path in run_dirs(sweep_dir).items() if slot == slot_of(lost))
     assert read(folder / "seed-0" / "provenance.json")["resumed_from"] is None
@@ -91,7 +91,7 @@ def test_a_sweep_goes_on_after_kills_of_a_worker_and_of_its_coordinator(
         assert time.monotonic() < deadline, "a worker outlives its coordinator"
         time.sleep(0.05)
     for trial in running:
-        assert attempts(sweep_dir)[trial.number].user_attrs["void"] == STOPPED
+        assert attempts(sweep_dir)[trial.number].user_attrs[RELEASED] == STOPPED
         seeds = sorted(run_dirs(sweep_dir)[slot_of(trial)].glob("seed-*/trial.json"))
         assert {read(path)["state"] for path in seeds} == {"interrupted"}
         assert (seeds[-1].parent / "checkpoint" / "last.safetensors").exists()
@@ -103,7 +103,7 @@ def test_a_sweep_goes_on_after_kills_of_a_worker_and_of_its_coordinator(
     assert sweep("sweep", *SPACE, *arguments)[0] == 0
     trials = attempts(sweep_dir)
     assert results(trials) == [0, 1]
-    assert {t.state for t in trials if not is_void(t)} == {TrialState.COMPLETE}
+    assert {t.state for t in trials if not is_released(t)} == {TrialState.COMPLETE}
     # Of the lost ones, and of nothing else, there was another attempt.
-    assert len(trials) - 2 == sum(map(is_void, trials))
+    assert len(trials) - 2 == sum(map(is_released, trials))
     check_epochs(sweep_dir, 2)

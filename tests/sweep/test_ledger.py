@@ -23,22 +23,30 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
 from benchmarks.sweep_kills import run
-from t5ts.sweep.ledger import DIED, REFUSED, STOPPED, Claim, Ledger, is_dead, is_void, owner_name
+from t5ts.sweep.ledger import (
+    DIED,
+    REFUSED,
+    STOPPED,
+    Claim,
+    Ledger,
+    is_dead,
+    is_released,
+    owner_name,
+)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def open_ledger(storage: BaseStorage, n_trials: int, lost_after_s: float = 0.0) -> Ledger:
     study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
-    return Ledger(study, n_trials=n_trials, lost_after_s=lost_after_s)
-
-
-def take(ledger: Ledger, owner: str, grid: list[dict[str, Any]] | None = None) -> Claim | None:
-    claim = ledger.claim(
-        owner,
+    return Ledger(
+        study, n_trials=n_trials, lost_after_s=lost_after_s,
         sampler_of=lambda slot: RandomSampler(seed=slot),
-        point_of=lambda slot: None if grid is None else grid[slot],
-    )
+    )  # fmt: skip
+
+
+def take(ledger: Ledger, owner: str) -> Claim | None:
+    claim = ledger.claim(owner)
     if claim is not None:
         claim.trial.suggest_float("x", 0, 1)
     return claim
@@ -72,12 +80,12 @@ class Workers(RuleBasedStateMachine):
         self.names += 1
         return f"worker-{self.names}"
 
-    def claim(self, which: int) -> bool:
-        owner = self.owner()
+    def claim(self, which: int, owner: str | None = None) -> bool:
+        owner = owner or self.owner()
         claim = take(self.ledgers[which], owner)
         if claim is None:
             return False
-        # A second attempt is at the same point.
+        # A second attempt is with the same parameters.
         x = claim.trial.params["x"]
         assert self.drawn.setdefault(claim.slot, x) == x
         self.running.append((claim, owner))
@@ -87,45 +95,34 @@ class Workers(RuleBasedStateMachine):
     def ask(self, which: int) -> None:
         self.claim(which)
 
-    @rule(which=st.integers(0, 1), when=st.sampled_from(["before", "after"]))
-    def two_ask_at_the_same_moment(self, which: int, when: str) -> None:
+    @rule(
+        which=st.integers(0, 1), when=st.sampled_from(["before", "after", ""]), dies=st.booleans()
+    )
+    def two_ask_at_the_same_moment(self, which: int, when: str, dies: bool) -> None:
         """Another worker claims before or after this one's trial is created, of which it is blind.
 
-        It may also find that trial before this one knows whether the slot is its own.
+        It may also find that trial before this one knows whether the slot is its own, or this one
+        may die just after it created the trial.
         """
-        storage = self.ledgers[which]._storage
+        owner, storage = self.owner(), self.ledgers[which]._storage
         create = storage.create_new_trial
+        if dies:
+            self.dead.add(owner)
 
         def create_and_be_overtaken(*arguments: Any) -> int:
             storage.create_new_trial = create
             if when == "before":
                 self.claim(1 - which)
             number = create(*arguments)
+            if dies:
+                raise InterruptedError
             if when == "after":
                 self.claim(1 - which)
             return number
 
-        with mock.patch.object(storage, "create_new_trial", create_and_be_overtaken):
-            self.claim(which)
-
-    @rule(which=st.integers(0, 1), is_late=st.booleans())
-    def die_while_asking(self, which: int, is_late: bool) -> None:
-        """Just after the trial was created, for a free slot or for one that was taken meanwhile."""
-        owner, ledger = self.owner(), self.ledgers[which]
-        self.dead.add(owner)
-        storage = ledger._storage
-        create = storage.create_new_trial
-
-        def create_and_die(*arguments: Any) -> int:
-            storage.create_new_trial = create
-            if is_late:
-                self.claim(1 - which)
-            create(*arguments)
-            raise InterruptedError
-
-        patch = mock.patch.object(storage, "create_new_trial", create_and_die)
+        patch = mock.patch.object(storage, "create_new_trial", create_and_be_overtaken)
         with patch, suppress(InterruptedError):
-            take(ledger, owner)
+            self.claim(which, owner)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), state=st.sampled_from(["COMPLETE", "PRUNED", "FAIL"]))
@@ -166,7 +163,7 @@ class Workers(RuleBasedStateMachine):
         trials = self.ledgers[0].trials()
         assert all(trials[c.trial.number].state == TrialState.RUNNING for c, _ in self.running)
         has_result = [
-            t.user_attrs["slot"] for t in trials if t.state.is_finished() and not is_void(t)
+            t.user_attrs["slot"] for t in trials if t.state.is_finished() and not is_released(t)
         ]
         taken = has_result + [claim.slot for claim, _ in self.running]
         assert len(set(taken)) == len(taken)
@@ -187,7 +184,7 @@ class Workers(RuleBasedStateMachine):
         results = sorted(
             t.user_attrs["slot"]
             for t in ledger.trials()
-            if t.state.is_finished() and not is_void(t)
+            if t.state.is_finished() and not is_released(t)
         )
         assert results == list(range(self.n_trials))
         assert ledger.finished() == ledger.states().total() == self.n_trials
@@ -224,14 +221,6 @@ def test_a_trial_that_ended_is_not_released() -> None:
     ledger.study.tell(claim.trial, 1.0)
     ledger.release(claim.trial._trial_id, DIED, "too late")
     assert (ledger.states()[TrialState.COMPLETE], len(ledger.trials())) == (1, 1)
-
-
-def test_a_grid_gives_each_slot_its_point() -> None:
-    ledger = open_ledger(InMemoryStorage(), 3)
-    grid = [{"x": 0.75}, {"x": 0.5}, {"x": 0.25}]
-    claims = [take(ledger, "one", grid) for _ in grid]
-    assert [c.trial.params for c in claims if c is not None] == grid
-    assert take(ledger, "one", grid) is None
 
 
 def test_this_process_lives_and_one_that_ended_is_dead() -> None:
@@ -292,5 +281,5 @@ def test_sixty_trials_with_kills_and_restarts(tmp_path: Path) -> None:
     accidents = {"kills": 3, "restarts": 2, "seed": 0, "work_s": 0.1}
     counts = run(None, tmp_path, n_trials=60, workers=4, **accidents)
     assert counts["finished"] == counts["distinct"] == 60
-    assert counts["lost"] == counts["doubled"] == counts["other_point"] == 0
+    assert counts["lost"] == counts["doubled"] == counts["other_params"] == 0
     assert counts["attempts"] > 60  # something was killed in the middle

@@ -3,20 +3,23 @@
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from sweep.sweeps import environment
 
 from t5ts.errors import UserError
 from t5ts.sweep import pool
-from t5ts.sweep.pool import MAX_STARTS, WORKED_S, Pool, Worker, environments, visible_gpus
+from t5ts.sweep.pool import COMMAND, MAX_STARTS, WORKED_S, Pool, Worker, environments, visible_gpus
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Eight cores, nothing set, no GPU."""
-    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "T5TS_WORKER"):
+    for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pool.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -34,7 +37,7 @@ def test_threads_are_shared_unless_given(
         machine.setenv("OMP_NUM_THREADS", given)
     found = environments(workers)
     assert {e["OMP_NUM_THREADS"] for e in found} == {str(threads)}
-    assert [e["T5TS_WORKER"] for e in found] == [str(n) for n in range(workers)]
+    assert len(found) == workers
     assert not any("CUDA_VISIBLE_DEVICES" in e for e in found)
 
 
@@ -75,8 +78,8 @@ def test_a_workers_last_message_needs_no_disk() -> None:
     """Its log is on a full one: the sweep's message is not empty."""
     with Path("/dev/full").open("wb") as full:
         process = subprocess.Popen(
-            [sys.executable, "-m", "t5ts.sweep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=full, env={**environment(), "T5TS_WORKER": "0"},
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full,
+            env=environment(),
         )  # fmt: skip
         assert process.stdin is not None
         process.stdin.write(pickle.dumps(None))  # no work at all: an error like any other
@@ -86,44 +89,20 @@ def test_a_workers_last_message_needs_no_disk() -> None:
     assert "AttributeError" in worker.last_words()
 
 
-def test_started_by_hand_it_is_one_message() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "t5ts.sweep"], stdin=subprocess.DEVNULL, env=environment(),
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
-
-
-@pytest.mark.parametrize(("lives_s", "deaths"), [(1.0, MAX_STARTS), (WORKED_S + 1, None)])
+@pytest.mark.parametrize(("lives_s", "gives_up"), [(1.0, True), (WORKED_S + 1, False)])
 def test_a_worker_is_replaced_unless_it_dies_at_every_start(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    lives_s: float,
-    deaths: int | None,
+    machine: pytest.MonkeyPatch, tmp_path: Path, lives_s: float, gives_up: bool
 ) -> None:
-    now, starts = 0.0, 0
-    log = tmp_path / "worker.log"
-    log.write_text("out of luck\n")
-    monkeypatch.setattr(pool.time, "monotonic", lambda: now)
-
-    def start(number: int) -> Worker:
-        nonlocal starts
-        starts += 1
-        process = subprocess.Popen([sys.executable, "-S", "-c", "exit(1)"], stdout=subprocess.PIPE)
-        process.wait()
-        return Worker(number=number, process=process, log=log, log_start=0, begun=now)
-
-    workers = object.__new__(Pool)
-    workers._start = start  # type: ignore[method-assign]
-    workers._send_work = lambda _worker: None  # type: ignore[method-assign]
-    workers._workers = [start(0)]
-    has_given_up = False
-    for _ in range(MAX_STARTS + 2):
-        now += lives_s
-        try:
+    now = 0.0
+    machine.setattr(pool.time, "monotonic", lambda: now)
+    machine.setattr(
+        pool, "COMMAND", [sys.executable, "-S", "-c", "raise SystemExit('out of luck')"]
+    )
+    work: Any = SimpleNamespace(settings=SimpleNamespace(n_jobs=1))
+    workers = Pool(work, tmp_path)
+    with pytest.raises(UserError, match="out of luck") if gives_up else nullcontext():
+        for _start in range(MAX_STARTS + 1):
+            workers._workers[0].process.wait()
+            now += lives_s
             workers.watch()
-        except UserError:
-            has_given_up = True
-            break
-    assert has_given_up == (deaths is not None)
-    assert starts == (deaths or MAX_STARTS + 3)
+    assert _start == MAX_STARTS - gives_up

@@ -5,15 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from optuna import load_study
 from optuna.trial import TrialState
 from required import missing
 from sweep.conftest import Sweep
 from sweep.postgres import PASSWORD, binaries, server
 from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait_for
-from sweep.test_ledger import open_ledger, take
 
+from benchmarks.sweep_kills import run
 from t5ts.errors import ConfigError
-from t5ts.sweep.ledger import STOPPED, owner_name
+from t5ts.sweep.ledger import RELEASED
 from t5ts.sweep.storage import open_storage
 
 
@@ -33,38 +34,16 @@ def test_sweeps_that_open_an_empty_database_together(url: str, tmp_path: Path) -
 
 
 def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Path) -> None:
-    """24 slots, 6 workers with a connection each, and one attempt in three is given back."""
-
-    def serve(worker: int) -> list[int]:
-        ledger = open_ledger(open_storage(url, tmp_path), 24)
-        # As large as what a study was made for can be: more than a column of 2,048 characters.
-        ledger.study.set_user_attr("t5ts:made_for", {f"key.{i}": "ä" * 100 for i in range(1000)})
-        done = []
-        while not ledger.is_finished():
-            claim = take(ledger, owner_name())
-            if claim is None:
-                ledger.reclaim()
-                continue
-            # A stopped attempt is done by the next worker that asks, at the same point.
-            if (claim.trial.number + worker) % 3 == 0:
-                ledger.release(claim.trial._trial_id, STOPPED, "stopped")
-                continue
-            ledger.study.tell(claim.trial, float(claim.slot))
-            done.append(claim.slot)
-        return done
-
-    with ThreadPoolExecutor(6) as pool:
-        done = [slot for slots in pool.map(serve, range(6)) for slot in slots]
-    assert sorted(done) == list(range(24))
-    trials = attempts(tmp_path, url=url, study="study")
-    assert [trial.number for trial in trials] == list(range(len(trials)))
-    assert results(trials) == list(range(24))
-    points: dict[int, float] = {}
-    for trial in trials:
-        if "x" in trial.params:
-            assert (
-                points.setdefault(trial.user_attrs["slot"], trial.params["x"]) == trial.params["x"]
-            )
+    """Real processes, one of them killed at a random moment, and a restart of all."""
+    accidents = {"kills": 1, "restarts": 1, "seed": 0, "work_s": 0.1}
+    counts = run(url, tmp_path, n_trials=24, workers=4, **accidents)
+    assert counts["finished"] == counts["distinct"] == 24
+    assert counts["lost"] == counts["doubled"] == counts["other_params"] == 0
+    study = load_study(study_name="kills", storage=open_storage(url, tmp_path))
+    # As large as what a study was made for can be: more than a column of 2,048 characters.
+    large = {f"key.{i}": "ä" * 100 for i in range(1000)}
+    study.set_user_attr("t5ts:made_for", large)
+    assert study.user_attrs == {"t5ts:made_for": large}
 
 
 def test_two_sweeps_share_a_study_and_no_trial_is_doubled(
@@ -78,7 +57,7 @@ def test_two_sweeps_share_a_study_and_no_trial_is_doubled(
     printed = [own, finish(process)]
     trials = attempts(tmp_path, url=url)
     assert (status, results(trials)) == (0, list(range(4)))
-    assert {t.state for t in trials if "void" not in t.user_attrs} == {TrialState.COMPLETE}
+    assert {t.state for t in trials if RELEASED not in t.user_attrs} == {TrialState.COMPLETE}
     one, two = (run_dirs(tmp_path / name) for name in ("one", "two"))
     assert sorted([*one, *two]) == list(range(4))
     for stdout, stderr in printed:

@@ -1,4 +1,4 @@
-"""The presets that sweep: their arms and points, as the sweeper reads them; nothing is trained."""
+"""The presets that sweep: their arms and settings, as the sweeper reads them."""
 
 from collections.abc import Callable
 
@@ -89,7 +89,7 @@ def test_transfer_ood_is_tested_on_the_other_airport() -> None:
 def test_the_other_series_may_be_swept_like_a_group() -> None:
     space, _ = preset("transfer_ood", "data@ood=nyc_lga,nyc_weather")
     grid = space.grid(space.arms[0])
-    assert {point["data@ood"] for point in grid} == {"nyc_lga", "nyc_weather"}
+    assert {setting["data@ood"] for setting in grid} == {"nyc_lga", "nyc_weather"}
     assert "data@ood=nyc_lga" in space.overrides(grid[0], space.arms[0])
 
 

@@ -11,7 +11,8 @@ from sweep.conftest import compose_sweep
 from t5ts.errors import ConfigError
 from t5ts.sweep.settings import read_settings
 from t5ts.sweep.space import parse_space
-from t5ts.sweep.studies import CHANGES, MADE_FOR, differences, made_for, open_studies
+from t5ts.sweep.studies import CHANGES, MADE_FOR, check_purpose
+from t5ts.sweep.trial import Work
 
 Open = Callable[..., list[optuna.Study]]
 SPACE = "optim.lr=interval(1e-4,1e-2)"
@@ -19,8 +20,9 @@ RECORD = "hydra.sweeper.on_change=record"
 
 
 @pytest.fixture
-def open_sweep(tmp_path: Path) -> Open:
+def open_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     storage = InMemoryStorage()
+    monkeypatch.setattr("t5ts.sweep.trial.open_storage", lambda *_: storage)
 
     def make(*arguments: str, space: str = SPACE) -> list[optuna.Study]:
         tasks = [a for a in arguments if not a.startswith("hydra")]
@@ -30,8 +32,12 @@ def open_sweep(tmp_path: Path) -> Open:
             {}, [*tasks, space], arms=settings.arms, conditions={},
             choices=config.hydra.runtime.choices,
         )  # fmt: skip
-        purpose = made_for(found, settings, config)
-        return open_studies(storage, found, settings, purpose, tmp_path)
+        work = Work(
+            config=config, hydra_context=None, settings=settings, space=found, sweep_dir=tmp_path
+        )  # type: ignore[arg-type]
+        ledgers = work.ledgers(create=True)
+        check_purpose(work, ledgers)
+        return [ledger.study for ledger in ledgers]
 
     return make
 
@@ -78,7 +84,7 @@ def test_other_code_is_another_study(open_sweep: Open, monkeypatch: pytest.Monke
 
 
 def test_a_grid_does_not_go_on_as_another_one(open_sweep: Open) -> None:
-    """Its slots would be done at points that are not in it, and points of it never."""
+    """Its slots would be done at settings that are not in it, and settings of it never."""
     open_sweep(space="optim.lr=1e-3,1e-2")
     for changed in ("optim.lr=1e-4,1e-3,1e-2", "optim.lr=1e-3,1e-2"):
         with pytest.raises(ConfigError, match="grid"):
@@ -93,10 +99,3 @@ def test_a_change_is_recorded_once_with_the_trial_it_starts_from(open_sweep: Ope
     (study,) = open_sweep("seed=1", RECORD)
     assert study.user_attrs[CHANGES] == [{"from_trial": 1, "changes": ["settings.seed: 0 → 1"]}]
     assert study.user_attrs[MADE_FOR]["settings"]["seed"] == 1
-
-
-def test_differences_names_leaves() -> None:
-    before = {"a": {"b": 1, "c": [1, 2]}, "d": None}
-    assert differences(before, before) == []
-    now = {"a": {"b": 2, "c": (1, 2)}, "e": 0}
-    assert differences(before, now) == ["a.b: 1 → 2", "d: None → absent", "e: absent → 0"]

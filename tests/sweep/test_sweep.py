@@ -13,7 +13,7 @@ from sweep.conftest import Sweep, Training
 from sweep.sweeps import attempts, results, run_dirs, states
 
 from t5ts.sweep import coordinator
-from t5ts.sweep.worker import Work, work
+from t5ts.sweep.trial import Work
 
 GRID = ["hydra/sweeper/sampler=grid"]
 LR = "optim.lr=tag(log,interval(1e-4,1e-2))"
@@ -69,18 +69,6 @@ def test_a_command_leads_to_one_directory_and_back_to_it(sweep: Sweep, tmp_path:
     assert len(list((tmp_path / "multirun").iterdir())) == 2  # another command, another place
 
 
-@pytest.mark.usefixtures("training")
-def test_another_space_is_refused_by_name_or_recorded(sweep: Sweep, tmp_path: Path) -> None:
-    one = ["init=random", "hydra.sweeper.n_trials=1"]
-    assert sweep("s", *one, LR)[0] == 0
-    status, _, output = sweep("s", *one, LR, "train.batch_size=32", "hydra.sweeper.n_trials=2")
-    assert status == 2
-    assert "settings.train.batch_size: 64 → 32" in output
-    other = [*one, LR, "train.batch_size=32", "hydra.sweeper.n_trials=2"]
-    assert sweep("s", *other, "hydra.sweeper.on_change=record")[0] == 0
-    assert results(attempts(tmp_path / "s", study="sweep")) == [0, 1]
-
-
 @pytest.mark.parametrize(
     ("freeze", "state", "last"),
     [
@@ -89,26 +77,20 @@ def test_another_space_is_refused_by_name_or_recorded(sweep: Sweep, tmp_path: Pa
         (["freeze=staged", "freeze.unfreeze_epoch=2"], "complete", 3),  # its last epoch: it is done
         (["freeze=all"], "pruned", 1),
         (["freeze=all", "train.early_stopping_epochs=1"], "complete", 1),
+        (["freeze=none", *GRID, "optim.lr=1e-3,2e-3"], "complete", 3),
     ],
-    ids=["none", "staged-1", "staged-2", "all", "stopped early"],
+    ids=["none", "staged-1", "staged-2", "all", "stopped early", "grid"],
 )
 @pytest.mark.usefixtures("training")
 def test_no_trial_is_pruned_before_its_grace_is_over(
     sweep: Sweep, tmp_path: Path, freeze: list[str], state: str, last: int
 ) -> None:
-    arguments = ["init=random", *freeze, LR, *MERCILESS, "hydra.sweeper.n_trials=1"]
+    arguments = ["init=random", LR, *freeze, *MERCILESS, "hydra.sweeper.n_trials=1"]
     assert sweep("s", *arguments)[0] == 0
     (folder,) = run_dirs(tmp_path / "s").values()
     trial = read(folder / "trial.json")
     assert (trial["state"], rows(folder)[-1]["epoch"]) == (state, last)
     assert not (folder / "checkpoint" / "last.safetensors").exists()
-
-
-@pytest.mark.usefixtures("training")
-def test_a_grid_is_never_pruned(sweep: Sweep, tmp_path: Path) -> None:
-    assert sweep("s", "init=random", *GRID, *MERCILESS, "optim.lr=1e-3,3e-3")[0] == 0
-    states = {read(d / "trial.json")["state"] for d in run_dirs(tmp_path / "s").values()}
-    assert states == {"complete"}
 
 
 def test_too_many_failures_end_the_sweep(sweep: Sweep, training: Training, tmp_path: Path) -> None:
@@ -164,13 +146,13 @@ def test_a_launcher_whose_worker_dies(
     """The others finish the sweep; without others the message says how to resume."""
 
     class Launcher:
-        def __init__(self, task_function: Work, **_: Any) -> None:
-            self.work = task_function
+        def __init__(self, task_function: Any, **_: Any) -> None:
+            self.task = task_function
 
         def launch(self, overrides: list[list[str]], *, initial_job_idx: int) -> None:
             assert (len(overrides), initial_job_idx) == (2, 0)
             if has_others:
-                work(self.work)
+                self.task(None)
             raise RuntimeError("A worker process was killed.\nMore.\nAnd more.")
 
     monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", Launcher)
@@ -192,13 +174,13 @@ def test_a_point_is_composed_as_hydra_composes_it(
 
     def compare(job: Work, _display: Any) -> None:
         (arm,) = job.space.arms
-        for point in job.space.corners(arm):
-            lines = job.space.overrides(point, arm)
+        for setting in job.space.corners(arm):
+            lines = job.space.overrides(setting, arm)
             expected = job.hydra_context.config_loader.load_sweep_config(job.config, lines)
-            assert OmegaConf.to_container(job.compose(point, arm)) == OmegaConf.to_container(
+            assert OmegaConf.to_container(job.compose(setting, arm)) == OmegaConf.to_container(
                 expected
             )
-            compared.append(point)
+            compared.append(setting)
 
     monkeypatch.setattr(coordinator, "_with_pool", compare)
     space = ["init=random", "freeze=none,staged", "freeze.unfreeze_epoch=range(0,2)"]
