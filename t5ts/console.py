@@ -88,8 +88,9 @@ def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
 def _log_data(word: str, of: Dataset) -> list[str]:
     """Log a series; returns the warnings about it."""
     sanity = check_sanity(of.series, of.splits)
-    log.info("%-11s%s", word, sanity.line)
-    for note in of.series.notes:
+    shown, _, spread = sanity.line.partition("; variance")
+    log.info("%-11s%s", word, shown)
+    for note in (f"variance{spread}", *of.series.notes):
         log.debug("           %s", note)
     return [f"{word}: {warning}" for warning in sanity.warnings]
 

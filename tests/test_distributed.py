@@ -345,16 +345,3 @@ def test_more_processes_than_gpus_or_windows_are_refused(
     monkeypatch.setattr(distributed, "local_world_size", lambda: 2)
     with pytest.raises(ConfigError, match=word):
         build(tiny(*overrides))
-
-
-def test_shares_are_even_and_leave_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    for windows in (0, 1, 5, 64):
-        index_B = torch.arange(windows)
-        for size in (1, 2, 3, 7):
-            shares = []
-            for number in range(size):
-                monkeypatch.setattr(distributed, "_rank", number)
-                monkeypatch.setattr(distributed, "_world_size", size)
-                shares.append(distributed.share(index_B))
-            assert torch.equal(torch.cat(shares), index_B)
-            assert max(map(len, shares)) - min(map(len, shares)) <= 1

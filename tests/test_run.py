@@ -40,7 +40,8 @@ def test_one_switch_shows_every_line_and_a_log_that_takes_none_ends_the_run(tmp_
     process = Command(*dry, "hydra.run.dir=other", cwd=tmp_path)
     _, err = process.wait()
     assert process.returncode == 2
-    assert err.startswith("t5ts: the run directory other cannot be written")
+    assert err.startswith("t5ts: ")
+    assert "other cannot be written" in err
 
 
 @pytest.mark.parametrize(
