@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 log = logging.getLogger("t5ts")
-#: Of the outermost `stop_on_signals`.
+#: Of the `stop_on_signals` whose handler is installed.
 _stop = threading.Event()
 
 
@@ -34,9 +34,12 @@ def stop_on_signals() -> Iterator[threading.Event]:
     elif signal.getsignal(signal.SIGTERM) is _ask:
         yield _stop
     else:
-        _stop = threading.Event()
-        with _handling(_ask):
-            yield _stop
+        outer, _stop = _stop, threading.Event()
+        try:
+            with _handling(_ask):
+                yield _stop
+        finally:
+            _stop = outer
 
 
 def interrupt_on_signals() -> AbstractContextManager[None]:

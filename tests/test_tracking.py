@@ -22,16 +22,12 @@ def _no_wandb_environment(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
 
 
-def wandb_tracker(
-    run_dir: Path, *, mode: str = "offline", project: str = "test", artifacts: bool = False
-) -> WandbTracker:
+def wandb_tracker(run_dir: Path, *, mode: str = "offline", project: str = "test") -> WandbTracker:
     run_dir.mkdir(exist_ok=True)
     return WandbTracker(
         run_dir=run_dir,
         config={"optim.lr": 0.1, "freeze.always": ["a"]},
-        settings=TrackerConfig(
-            name="wandb", project=project, tags=["x"], mode=mode, artifacts=artifacts
-        ),
+        settings=TrackerConfig(name="wandb", project=project, tags=["x"], mode=mode),
         group="study",
         job_type="t5_small-t5-staged",
         name="t5_small-t5-staged-s0",
@@ -106,22 +102,10 @@ def test_an_offline_run_reads_back_with_wandbs_own_tool(
     summary = json.dumps(found["summary"])
     for key in ("val_loss", "val_corr", "grad_norm/total", "grad_norm/block_0", "objective"):
         assert key in summary
+    assert "artifact" not in {record["type"] for record in wandb_records(tmp_path / "run")}
     # define_metric's min and max are what W&B's dashboard sorts by.
     assert found["summary"]["val_loss"]["min"] == 0.5
     assert found["summary"]["val_corr"]["max"] == 0.6
-
-
-@pytest.mark.parametrize("artifacts", [False, True])
-def test_the_best_checkpoint_is_an_artifact_where_it_is_asked_for(
-    artifacts: bool, tmp_path: Path, caplog
-) -> None:
-    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
-    for name in ("checkpoint/best.safetensors", "config.yaml"):
-        (tmp_path / "run" / name).write_text(name)
-    wandb_tracker(tmp_path / "run", artifacts=artifacts).finish({}, [])
-    sent = str(wandb_records(tmp_path / "run"))
-    assert ("checkpoint/best.safetensors" in sent) == artifacts
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_a_study_and_its_report_are_one_group_with_artifacts(
