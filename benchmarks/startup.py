@@ -95,7 +95,7 @@ def drive(begun: float, answer: Path, stop: str, overrides: Sequence[str]) -> No
     marks.watch(build, "build_optimizer", "build the optimizer")
     marks.watch(experiment, "evaluate_baselines", "baselines")
     marks.watch(experiment, "scale_audit", "scale audit")
-    marks.watch(experiment, "_write_beginning", "digests and provenance.json")
+    marks.watch(experiment._Run, "begin", "digests and provenance.json")
     marks.watch(experiment, "_build_tracker", "start W&B")
     marks.watch(train, "save_checkpoint", "write checkpoints")
     if stop == "step":

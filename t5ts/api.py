@@ -36,9 +36,6 @@ def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> 
         overrides: As on the command line: ["init=t5", "freeze=staged", "seed=1"].
         run_dir: Its directory; None for the one that `python -m t5ts.run` would choose.
 
-    Returns:
-        Metrics of the selected checkpoint, its epoch, and `run_dir`.
-
     Raises:
         UserError: with one message, for whatever the user can fix.
     """
@@ -81,7 +78,7 @@ def results(dirs: Sequence[str | Path]) -> "pl.DataFrame":
     """One row per run at or below some directories: arm, seed, settings, metrics, state.
 
     Raises:
-        DataError: if a directory does not exist, or none holds a run.
+        DataError: if a directory does not exist or none holds a run.
     """
     from t5ts.analysis import collect
 
@@ -89,12 +86,7 @@ def results(dirs: Sequence[str | Path]) -> "pl.DataFrame":
 
 
 def verdict(dirs: Sequence[str | Path]) -> "Findings":
-    """What the report of these directories concludes: `headline`, `reasons`, `kind`.
+    """What the report of these directories concludes: `headline`, `reasons`, `kind`."""
+    from t5ts import analysis
 
-    Raises:
-        DataError: as `results`.
-    """
-    from t5ts.analysis import collect
-    from t5ts.analysis import verdict as judge
-
-    return judge(collect(dirs))
+    return analysis.verdict(analysis.collect(dirs))

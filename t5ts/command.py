@@ -1,4 +1,4 @@
-"""Ending a command line cleanly, even if its reader has closed the pipe (`| head`)."""
+"""A command line's exit and its log, also when its reader has closed the pipe (`| head`)."""
 
 import logging
 import os
@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, TextIO
 
+#: Level of the line that tells of a run of a multirun, whose other lines are in its run.log.
+RESULT = logging.INFO + 5
+
 
 def finish(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit the process with its status.
 
-    A reader that closes the pipe early is not an error: no traceback, and the exit status of a
-    program ended by the signal itself.
+    A reader that closes the pipe early is no error: no traceback, and the exit status of a program
+    that the signal itself ended.
     """
     try:
         try:
@@ -30,16 +33,10 @@ def _silence() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-#: Level of the line that tells of a run of a multirun, whose other lines are in its run.log.
-RESULT = logging.INFO + 5
-
-
 def console_level(verbose: Any, mode: Any) -> int:
-    """What the terminal shows of run.log.
+    """What the terminal shows of run.log, by `hydra.verbose` and `hydra.mode`.
 
-    Args:
-        verbose: `hydra.verbose`: true or loggers' names show everything.
-        mode: `hydra.mode`: in a multirun, a line for each run.
+    Everything if verbose (true, or names of loggers); in a multirun, a line for each run.
     """
     if verbose:
         return logging.DEBUG
@@ -79,24 +76,17 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
 
 class RunLog(logging.FileHandler):
-    """run.log, opened at the first line: by then the process has locked the run directory."""
+    """run.log, opened at the first line: by then the process has locked the run directory.
+
+    A disk that does not take a line ends the run with one message; it resumes later.
+    """
 
     def __init__(self, filename: str) -> None:
         super().__init__(filename, encoding="utf-8", delay=True)
-        self._has_failed = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, if the file can be opened."""
-        try:
-            super().emit(record)
-        except OSError:
-            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Print one warning if the log cannot be written; the run continues."""
+        """Raise the disk's errors; report any other fault as logging does."""
         error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self._has_failed:
-            self._has_failed = True
-            print(f"t5ts: {self.baseFilename} cannot be written ({error})", file=sys.stderr)
+        if isinstance(error, OSError):
+            raise error
+        super().handleError(record)

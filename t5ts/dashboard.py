@@ -8,20 +8,13 @@ from t5ts.command import finish
 from t5ts.errors import UserError
 from t5ts.tracking import GLOBAL_STEP, choose_mode, first_line
 
-#: The view's name in the project.
-VIEW = "t5ts: arms compared"
 #: Parts of the model with their own panel, from input to output; deeper blocks share one.
-COMPONENTS = ("patch", *(f"block_{i}" for i in range(6)), "final_norm", "head", "total")
+COMPONENTS = ["patch", *(f"block_{i}" for i in range(6)), "final_norm", "head", "total"]
 DEEPER_BLOCKS = r"block_([6-9]|\d\d)"
 #: Settings and results: axes of the parallel coordinates and columns of the run table.
-SETTINGS = (
-    "init.name",
-    "freeze.name",
-    "freeze.unfreeze_epoch",
-    "optim.lr",
-    "optim.encoder_lr_scale",
-)
-RESULTS = ("objective", "test_loss", "test_corr")
+SETTINGS = ["init.name", "freeze.name", "freeze.unfreeze_epoch", "optim.lr"]
+SETTINGS.append("optim.encoder_lr_scale")
+RESULTS = ["objective", "test_loss", "test_corr"]
 
 
 def workspace(entity: str, project: str, saved: str | None = None) -> Any:
@@ -41,27 +34,40 @@ def workspace(entity: str, project: str, saved: str | None = None) -> Any:
             " 't5ts[dashboard]'."
         ) from error
     view = ws.Workspace.from_url(saved) if saved else ws.Workspace(entity=entity, project=project)
-    view.name = VIEW
+    view.name = "t5ts: arms compared"
+    layouts = [ws.SectionLayoutSettings(columns=columns) for columns in (2, 4)]
     view.sections = [
-        ws.Section(
-            name=name,
-            panels=panels,
-            is_open=True,
-            layout_settings=ws.SectionLayoutSettings(columns=2 if len(panels) < 5 else 4),
-        )
+        ws.Section(name=name, panels=panels, is_open=True, layout_settings=layouts[len(panels) > 4])
         for name, panels in _panels().items()
     ]
     view.settings = ws.WorkspaceSettings(smoothing_type="none", max_runs=50)
-    columns = ["run:displayName", "run:jobType", "run:group", "config:seed.value"]
-    for group, key in (setting.split(".", 1) for setting in SETTINGS):
-        columns.append(f"config:{group}.value.{key}")
-    columns += [f"summary:{name}" for name in ("best_epoch", *RESULTS)]
     view.runset_settings = ws.RunsetSettings(
         groupby=[expr.Metric("JobType")],
         order=[expr.Ordering(expr.Summary("objective"), ascending=True)],
-        pinned_columns=columns,
+        pinned_columns=[
+            *("run:displayName", "run:jobType", "run:group", "config:seed.value"),
+            *("config:" + setting.replace(".", ".value.") for setting in SETTINGS),
+            *(f"summary:{name}" for name in ("best_epoch", *RESULTS)),
+        ],
     )
     return view
+
+
+def _by_arm(title: str, metric: str, x: str = GLOBAL_STEP, **more: Any) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    # The job type is the arm, and the runs of one arm are its seeds.
+    return wr.LinePlot(
+        title=title,
+        x=x,
+        title_x=x,
+        y=[metric] if metric else [],
+        groupby="JobType",
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+        smoothing_type="none",
+        **more,
+    )
 
 
 def _panels() -> dict[str, list[Any]]:
@@ -70,27 +76,13 @@ def _panels() -> dict[str, list[Any]]:
 
     from t5ts.analysis.figures import PICTURES
 
-    def by_arm(title: str, metric: str, x: str, *, log: bool = False, **more: Any) -> Any:
-        # The job type is the arm, and the runs of one arm are its seeds.
-        return wr.LinePlot(
-            title=title,
-            x=x,
-            y=[metric] if metric else [],
-            title_x=x,
-            log_y=log or None,
-            groupby="JobType",
-            groupby_aggfunc="mean",
-            groupby_rangefunc="stddev",
-            smoothing_type="none",
-            **more,
-        )
+    def of_components(title: str, key: str, components: list[str], **more: Any) -> list[Any]:
+        panels = [_by_arm(f"{title}: {name}", f"{key}/{name}", **more) for name in components]
+        deeper = f"{key}/{DEEPER_BLOCKS}"
+        return [*panels, _by_arm(f"{title}: blocks from 6", "", metric_regex=deeper, **more)]
 
-    def of_components(title: str, key: str, components: tuple[str, ...], *, log: bool) -> list[Any]:
-        deeper = {"metric_regex": f"{key}/{DEEPER_BLOCKS}"}
-        return [
-            *(by_arm(f"{title}: {c}", f"{key}/{c}", GLOBAL_STEP, log=log) for c in components),
-            by_arm(f"{title}: blocks from 6", "", GLOBAL_STEP, log=log, **deeper),
-        ]
+    def media(title: str, key: str) -> Any:
+        return wr.MediaBrowser(title=title, media_keys=[key])
 
     metrics: list[Any] = [*map(wr.Config, SETTINGS), *map(wr.SummaryMetric, RESULTS)]
     axes = [
@@ -99,41 +91,34 @@ def _panels() -> dict[str, list[Any]]:
         )
         for metric in metrics
     ]
+    pictures = ("forecast", "learning_curve", "gradient_norms")
     by = "mean and standard deviation of each arm's runs"
     return {
         f"Forecasts, {by}": [
-            by_arm("Validation loss (MSE, train-standardised)", "val_loss", "epoch"),
-            by_arm("Validation correlation (Pearson r)", "val_corr", "epoch"),
-            by_arm("Skill vs. the task's naive forecast", "val_skill", "epoch"),
-            by_arm("Training loss", "step/train_loss", GLOBAL_STEP),
+            _by_arm("Validation loss (MSE, train-standardised)", "val_loss", "epoch"),
+            _by_arm("Validation correlation (Pearson r)", "val_corr", "epoch"),
+            _by_arm("Skill vs. the task's naive forecast", "val_skill", "epoch"),
+            _by_arm("Training loss", "step/train_loss"),
         ],
         f"Gradient norms (L2, before clipping), {by}": of_components(
-            "Gradient norm", "step/grad_norm", COMPONENTS, log=True
+            "Gradient norm", "step/grad_norm", COMPONENTS, log_y=True
         ),
         # A line starts when its component unfreezes.
-        f"Learning rates and unfreezing, {by}": of_components(
-            "Rate", "lr", tuple(c for c in COMPONENTS if c != "total"), log=False
-        ),
+        f"Learning rates and unfreezing, {by}": of_components("Rate", "lr", COMPONENTS[:-1]),
         f"Mixed precision, {by}": [
-            by_arm("Steps with gradients that are not finite", "nonfinite_steps", GLOBAL_STEP),
-            by_arm("AMP: loss scale (fp16)", "amp/scale", GLOBAL_STEP, log=True),
-            by_arm("AMP: skipped steps (fp16)", "amp/skipped_steps", GLOBAL_STEP),
+            _by_arm("Steps with gradients that are not finite", "nonfinite_steps"),
+            _by_arm("AMP: loss scale (fp16)", "amp/scale", log_y=True),
+            _by_arm("AMP: skipped steps (fp16)", "amp/skipped_steps"),
         ],
         "Sweep": [wr.ParallelCoordinatesPlot(title="Settings and results", columns=axes)],
         "Runs": [
             wr.RunComparer(diff_only="split"),
-            *(
-                wr.MediaBrowser(title=name, media_keys=[f"plots/{name}"])
-                for name in ("forecast", "learning_curve", "gradient_norms")
-            ),
+            *(media(name, f"plots/{name}") for name in pictures),
         ],
         "Report (python -m t5ts.report … --wandb)": [
-            wr.MediaBrowser(title="Verdict", media_keys=["report/verdict"]),
+            media("Verdict", "report/verdict"),
             wr.WeavePanelSummaryTable(table_name="report/final_performance"),
-            *(
-                wr.MediaBrowser(title=f"Figure: {name}", media_keys=[f"report/{name}"])
-                for name in PICTURES
-            ),
+            *(media(f"Figure: {name}", f"report/{name}") for name in PICTURES),
         ],
     }
 
@@ -147,9 +132,7 @@ def parser() -> argparse.ArgumentParser:
         " coordinates, a run table.",
     )
     made.add_argument("project", metavar="[ENTITY/]PROJECT", help="tracker.project of the runs")
-    made.add_argument(
-        "--renew", metavar="URL", help="address of a previously saved view to overwrite"
-    )
+    made.add_argument("--renew", metavar="URL", help="address of a saved view to overwrite")
     return made
 
 
@@ -157,9 +140,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Save the view; the exit status is 2 for what the user can fix."""
     options = parser().parse_args(arguments)
     try:
-        mode, why = choose_mode("auto")
-        if mode != "online":
-            raise UserError(f"the dashboard is saved in W&B, which is {mode} ({why}): wandb login.")
         address = _save(options.project, options.renew)
     except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
@@ -170,6 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _save(named: str, saved: str | None) -> str:
     """Save the view in a project, [ENTITY/]PROJECT; returns its address."""
+    mode, why = choose_mode("auto")
+    if mode != "online":
+        raise UserError(f"the dashboard is saved in W&B, which is {mode} ({why}): wandb login.")
     import wandb
 
     entity, _, project = named.rpartition("/")

@@ -1,13 +1,11 @@
 """One run in several processes, as started by torchrun: ranks, shares of a batch, and collectives.
 
-Every process runs the same command on its share of every batch, as in any torchrun program;
-only process 0 writes and logs. In a plain single process every function here is trivial and
-torch.distributed is not imported.
+Every process runs the same command on its share of every batch; only process 0 writes and logs. In
+a plain single process every function here is trivial and torch.distributed is not imported.
 
-Gradients are summed by `all_reduce_sum` over what trains at that step, not by torch's DDP:
-nothing has to be wrapped again when a stage unfreezes, a frozen parameter costs nothing,
-gradient accumulation needs no special case, and the sum equals the single process's gradient for
-any sizes of the shares. The price: communication does not overlap with the backward pass.
+Gradients are summed over what trains at that step, not by torch's DDP: nothing is wrapped again
+when a stage unfreezes, a frozen parameter costs nothing, and the sum equals one process's gradient
+for any sizes of the shares. The price: communication does not overlap with the backward pass.
 """
 
 import os
@@ -15,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from t5ts.errors import ConfigError, UserError
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Parameter
 
+Done = TypeVar("Done")
 #: A process that does not respond for this long is lost; others may be waiting for a download.
 TIMEOUT = timedelta(hours=2)
 #: This process's number, and how many train together.
@@ -31,6 +30,10 @@ _rank, _world_size = 0, 1
 
 class PeersLost(UserError):
     """Another process ended or does not respond."""
+
+
+class RaisedByMain(UserError):
+    """An error that process 0 raises, too, and prints."""
 
 
 def rank() -> int:
@@ -79,9 +82,8 @@ def setup() -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    # Its functions have the process group of their import as a default argument (torch's
-    # optimizers import it). Imported after the group is made, they keep it alive, and gloo's
-    # threads with it, which then may abort the exit ("terminate called", torch 2.13).
+    # Imported after the group is made (torch's optimizers do), its default arguments would keep the
+    # group alive, and gloo's threads with it, which may abort the exit (torch 2.13).
     import torch.distributed.nn.functional
 
     # Objects and flags always go over gloo, tensors over their device's backend.
@@ -95,14 +97,15 @@ def setup() -> Iterator[None]:
 
 
 def print_once(message: str) -> None:
-    """Print a message that every process has, from process 0, to stderr.
+    """Print a message that every process has, from process 0 alone, to stderr; then exit.
 
-    The others wait for it, since torchrun kills all processes when the first one ends.
+    The others wait for its end, since torchrun kills all processes when the first one ends.
     """
     if is_main():
         print(message, file=sys.stderr)
-    with suppress(PeersLost):
-        gather_objects(None)
+    else:
+        with suppress(PeersLost):
+            gather_objects(None)
 
 
 def on_main(work: Callable[[], None]) -> None:
@@ -111,17 +114,34 @@ def on_main(work: Callable[[], None]) -> None:
         work()
 
 
-@contextmanager
-def main_first() -> Iterator[None]:
-    """Process 0 runs the block before the others, so its downloads are ready for them."""
-    if not is_main():
-        gather_objects(None)
-    yield
-    if is_main():
-        gather_objects(None)
-
-
 # Collectives: every process must call them, in the same order.
+
+
+def main_first(work: Callable[[], Done]) -> Done:
+    """Do some work in process 0, whose downloads are then ready, and then in the others.
+
+    Raises:
+        UserError, OSError: from the work of any process, in all; process 0 alone prints it.
+    """
+    if _world_size == 1:
+        return work()
+    done: Any = None
+    for is_mine in (is_main(), not is_main()):
+        error = None
+        if is_mine:
+            try:
+                done = work()
+            except (UserError, OSError) as raised:
+                error = raised
+        for first in filter(None, gather_objects(error)):
+            raise (error or first) if is_main() else RaisedByMain(str(first))
+    return done
+
+
+def from_main(work: Callable[[], Done]) -> Done:
+    """What some work in process 0 alone gives, in every process; it raises as `main_first`."""
+    done: Done = gather_objects(main_first(lambda: work() if is_main() else None))[0]
+    return done
 
 
 @contextmanager
@@ -133,8 +153,8 @@ def _contact() -> Iterator[Any]:
         yield dist
     except RuntimeError as error:  # gloo has no error classes
         raise PeersLost(
-            "another process of this run ended or did not respond; see its own message, if it had"
-            " time for one. The same command resumes from the last checkpoint."
+            "another process of this run ended or did not respond; see its own message, if there is"
+            " one. The same command resumes from the last checkpoint."
         ) from error
 
 
@@ -150,53 +170,29 @@ def gather_objects(value: Any) -> list[Any]:
 
 def any_of(*flags: bool) -> tuple[bool, ...]:
     """Each flag, true if it is true in any process; uses the CPU and waits for no GPU."""
-    if _world_size == 1:
-        return flags
-    import torch
+    if _world_size > 1:
+        from torch import tensor, uint8
 
-    together = torch.tensor(flags, dtype=torch.uint8)
-    all_reduce_max(together)
-    return tuple(bool(flag) for flag in together.tolist())
+        together = tensor(flags, dtype=uint8)
+        all_reduce_max(together)
+        flags = tuple(map(bool, together.tolist()))
+    return flags
 
 
 def share(index_B: "Tensor") -> "Tensor":
-    """This process's part of a list of windows; the parts differ by one window at most.
+    """This process's contiguous part (B',) of a list of windows (B,), the same in every process.
 
-    Args:
-        index_B: (B,) the same in every process.
-
-    Returns:
-        A contiguous part, empty if there are more processes than windows.
+    The parts differ by one window at most; with more processes than windows some are empty.
     """
     return index_B if _world_size == 1 else index_B.tensor_split(_world_size)[_rank]
 
 
 def all_reduce_sum(*tensors: "Tensor") -> None:
     """Sum each tensor over the processes, in place; shapes are the same in every process."""
-    if _world_size == 1:
-        return
-    with _contact() as dist:
-        for pending in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-            pending.wait()
-
-
-def sum_gradients(loss: "Tensor", parameters: "Iterable[Parameter]") -> None:
-    """Sum a loss and the parameters' gradients over the processes; a missing one counts as zeros.
-
-    Args:
-        loss: () of the gradients' dtype.
-        parameters: What trains; the same in every process.
-    """
-    if _world_size == 1:
-        return
-    import torch
-
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:  # this process had no window
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    all_reduce_sum(loss, *gradients)
+    if _world_size > 1:
+        with _contact() as dist:
+            for pending in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                pending.wait()
 
 
 def all_reduce_max(tensor: "Tensor") -> None:
@@ -204,6 +200,21 @@ def all_reduce_max(tensor: "Tensor") -> None:
     if _world_size > 1:
         with _contact() as dist:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+
+
+def sum_gradients(loss: "Tensor", parameters: "Iterable[Parameter]") -> None:
+    """Sum a loss () and the gradients of what trains over the processes, in place.
+
+    A missing gradient counts as zeros: its process had no window.
+    """
+    if _world_size == 1:
+        return
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = parameter.new_zeros(parameter.shape)
+        gradients.append(parameter.grad)
+    all_reduce_sum(loss, *gradients)
 
 
 def broadcast_tensors(*tensors: "Tensor") -> None:

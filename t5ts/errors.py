@@ -2,9 +2,8 @@
 
 
 class UserError(ValueError):
-    """The user's request cannot be carried out.
+    """The user's request cannot be carried out: what is wrong, where, what is allowed, what to do.
 
-    The message states what is wrong, where, which values are allowed and what to do.
     Command lines print it without a traceback and exit with status 2.
     """
 

@@ -9,19 +9,16 @@ from types import FrameType
 from typing import Any
 
 log = logging.getLogger("t5ts")
+#: Of the `stop_on_signals` whose handler is installed.
+_stop = threading.Event()
 
 
-class _Ask:
-    """A signal handler: the first signal requests a stop, the second stops immediately."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's
-        if self.stop.is_set():
-            raise KeyboardInterrupt
-        self.stop.set()
-        log.warning("stopping at the next step; press Ctrl-C again to stop immediately")
+def _ask(_number: int, _frame: FrameType | None) -> None:
+    """Handle a signal: the first one requests a stop, the second stops immediately."""
+    if _stop.is_set():
+        raise KeyboardInterrupt
+    _stop.set()
+    log.warning("stopping at the next step; press Ctrl-C again to stop immediately")
 
 
 @contextmanager
@@ -31,17 +28,18 @@ def stop_on_signals() -> Iterator[threading.Event]:
     Nested uses share the outermost one's event: a signal that reaches a run when its last step is
     done also stops the sweep around it. The outermost restores the earlier handlers.
     """
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals can be caught in the main thread only
-        return
-    outer = signal.getsignal(signal.SIGTERM)
-    if isinstance(outer, _Ask):
-        yield outer.stop
-        return
-    ask = _Ask()
-    with _handling(ask):
-        yield ask.stop
+    global _stop
+    if not _is_main_thread():
+        yield threading.Event()
+    elif signal.getsignal(signal.SIGTERM) is _ask:
+        yield _stop
+    else:
+        outer, _stop = _stop, threading.Event()
+        try:
+            with _handling(_ask):
+                yield _stop
+        finally:
+            _stop = outer
 
 
 def interrupt_on_signals() -> AbstractContextManager[None]:
@@ -53,12 +51,15 @@ def interrupt_on_signals() -> AbstractContextManager[None]:
     return _handling(signal.default_int_handler)
 
 
+def _is_main_thread() -> bool:
+    """Signals can be caught in the main thread only."""
+    return threading.current_thread() is threading.main_thread()
+
+
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals can be caught in the main thread only
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if _is_main_thread() else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:

@@ -1,4 +1,7 @@
-"""What produced a run: code, versions, machine. Weights and data add their own checksums."""
+"""What produced a run (code, versions, machine), and how its files are written.
+
+Weights and data add their own checksums.
+"""
 
 import hashlib
 import json
@@ -10,7 +13,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,27 +21,17 @@ from typing import Any
 
 import yaml
 
-import t5ts
-
-_TEXT = "tag:yaml.org,2002:str"
-PACKAGES = (
-    "t5ts",
-    "torch",
-    "numpy",
-    "hydra-core",
-    "omegaconf",
-    "safetensors",
-    "huggingface_hub",
-    "polars",
-    "wandb",
-)
+PACKAGE = Path(__file__).resolve().parent
+#: Whose versions are recorded.
+PACKAGES = ["t5ts", "torch", "numpy", "hydra-core", "omegaconf", "safetensors"]
+PACKAGES += ["huggingface_hub", "polars", "wandb"]
 
 
 @cache
 def code_and_machine() -> dict[str, Any]:
     """Git revision of the code, versions, platform and command, JSON-able."""
     return {
-        "git": git_revision(Path(t5ts.__file__).resolve().parent),
+        "git": git_revision(PACKAGE),
         "versions": {"python": platform.python_version(), **package_versions()},
         "platform": platform.platform(),
         "processor": processor(),
@@ -57,22 +50,19 @@ def without_password(text: str) -> str:
 @cache
 def package_versions() -> dict[str, str | None]:
     """Installed versions; None for packages not installed (e.g. running from a checkout)."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
     return versions
 
 
 def code_digest() -> str:
     """SHA-256 over the package's source files: a modified checkout has a different digest."""
-    package = Path(t5ts.__file__).resolve().parent
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(package)} {len(content)}\n".encode())
+        digest.update(f"{path.relative_to(PACKAGE)} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
 
@@ -91,20 +81,14 @@ def git_revision(folder: Path) -> dict[str, Any] | None:
     """Commit and whether tracked files differ from it; None outside a checkout or without git."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-        return done.stdout.strip()
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL, timeout=10)
 
     try:
         # A wheel installed into some other project's checkout must not claim its commit.
         git("ls-files", "--error-unmatch", "__init__.py")
-        changed = bool(git("status", "--porcelain", "-uno"))
-        return {"commit": git("rev-parse", "HEAD"), "changed": changed}
+        changed = bool(git("status", "--porcelain", "-uno").strip())
+        return {"commit": git("rev-parse", "HEAD").strip(), "changed": changed}
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -112,33 +96,9 @@ def git_revision(folder: Path) -> dict[str, Any] | None:
 def processor() -> str:
     """The CPU's name."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object with its own checksum (key crc32); NaN and inf become null.
-
-    The file is complete or absent. `t5ts.analysis.results.read_json` verifies it.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    ready = json_ready(dict(value))
-    write_text(path, json.dumps(ready | {"crc32": content_crc32(ready)}, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: it is complete or absent.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    text = info.read_text() if info.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.*?)\s*$", text, flags=re.M)
+    return platform.processor() if found is None else found[1]
 
 
 @contextmanager
@@ -152,25 +112,46 @@ def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: it is complete or absent.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own checksum (key crc32), atomically; NaN and inf become null.
+
+    `t5ts.analysis.results.read_json` verifies it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    ready = json_ready(dict(value))
+    write_text(path, json.dumps(ready | {"crc32": content_crc32(ready)}, indent=2) + "\n")
+
+
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Quotes strings that OmegaConf, unlike YAML 1.1, would read as numbers (1e3)."""
+
+
+def _represent(dumper: Any, text: str) -> Any:
+    style = None
+    with suppress(ValueError):
+        float(text)
+        style = "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent)
+
+
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Write nested plain values as YAML that OmegaConf reads back as they are."""
-
-    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-        """Quotes strings that OmegaConf, unlike YAML 1.1, would read as numbers (1e3)."""
-
-    def represent(dumper: Any, text: str) -> Any:
-        return dumper.represent_scalar(_TEXT, text, style="'" if _is_number(text) else None)
-
-    Dumper.add_representer(str, represent)
-    write_text(path, yaml.dump(dict(value), Dumper=Dumper, sort_keys=False, allow_unicode=True))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    write_text(path, yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def content_crc32(value: Mapping[str, Any]) -> str:
@@ -189,6 +170,4 @@ def json_ready(value: Any) -> Any:
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_ready(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

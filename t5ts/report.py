@@ -1,18 +1,12 @@
 """`python -m t5ts.report DIR...`: from run directories to an answer with its uncertainty."""
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from t5ts.command import finish
 from t5ts.errors import UserError
-
-if TYPE_CHECKING:
-    from t5ts.analysis.judgement import Findings
-    from t5ts.analysis.page import Written
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,20 +17,17 @@ def parser() -> argparse.ArgumentParser:
         " the run directories at or below DIR: report.html (one file, works offline), report.md,"
         " results.csv and .parquet, figures/ as PNG and SVG. Works while runs are still training.",
     )
-    made.add_argument("dirs", metavar="DIR", nargs="+", type=Path, help="outputs/…, multirun/…")
-    made.add_argument(
-        "--out",
-        type=Path,
-        help="folder for the report (default: report/ in the first DIR)",
-    )
-    made.add_argument(
+    add = made.add_argument
+    add("dirs", metavar="DIR", nargs="+", type=Path, help="outputs/…, multirun/…")
+    add("--out", type=Path, help="folder for the report (default: report/ in the first DIR)")
+    add(
         "--margin",
         type=float,
         default=1.0,
         metavar="PERCENT",
         help="change in test loss that does not matter, in percent (default: %(default)s)",
     )
-    made.add_argument(
+    add(
         "--wandb",
         metavar="[ENTITY/]PROJECT",
         help="also log tables, figures and verdict as a W&B run of job type report",
@@ -78,50 +69,9 @@ def _report(options: argparse.Namespace) -> None:
     print(f"\n{in_short(findings)}")
     print(f"{written.page}  ({time.perf_counter() - begun:.1f} s)")
     if options.wandb:
-        print(_log_to_wandb(findings, written, options.wandb))
+        from t5ts.tracking import log_report
 
-
-def _log_to_wandb(findings: "Findings", written: "Written", project: str) -> str:
-    """Log the study's summary run; returns where it is."""
-    from t5ts.analysis.sections import Table, sections
-    from t5ts.tracking import log_report
-
-    study, main = findings.study, findings.main
-    runs = study.table()
-    log = next(block for block in sections(findings)[3].blocks if isinstance(block, Table))
-    numbers: dict[str, float] = {}
-    if main.main is not None:
-        effect = main.main.effect
-        numbers = {
-            "effect": math.expm1(effect.value),
-            "effect_low": math.expm1(effect.low),
-            "effect_high": math.expm1(effect.high),
-            "paired_seeds": effect.count,
-        }
-    entity, _, name = project.rpartition("/")
-    out = written.page.parent
-    return log_report(
-        out,
-        project=name,
-        entity=entity or None,
-        group=study.dirs[0].resolve().name,
-        summary={
-            "verdict": findings.kind,
-            "headline": findings.headline,
-            "runs_finished": len(study.finished),
-            **{k: v for k, v in numbers.items() if math.isfinite(v)},
-        },
-        text="\n".join(
-            [findings.headline, "", *(f"- {reason}" for reason in findings.reasons)]
-            + [f"- BROKEN: {check.name}: {check.detail}" for check in main.broken]
-        ),
-        tables={
-            "runs": (runs.columns, runs.rows()),
-            "final_performance": (log.columns, log.rows),
-        },
-        images=[out / "figures" / f"{picture}.png" for picture in written.pictures],
-        page=written.page if any(r.config.get("tracker.artifacts") for r in study.runs) else None,
-    )
+        print(log_report(findings, written, options.wandb))
 
 
 def command() -> None:

@@ -1,10 +1,9 @@
 """Frozen-phase reuse: runs that differ only after unfreezing train the frozen phase once.
 
 Until the first parameter unfreezes, such runs are identical, bit for bit. Each publishes its state
-at the ends of these epochs in a store; a new run starts from the longest matching one. Matching is
-by a key over everything that a frozen epoch depends on; by default a setting is included: one not
-listed in `ACTS_LATER` (or `NOT_IDENTITY`) is part of the key, so a forgotten one costs a miss
-and never a wrong hit.
+at the ends of these epochs in a store; a new run starts from the longest one with its key, which is
+over everything that a frozen epoch depends on: a setting not listed in `ACTS_LATER` or
+`NOT_IDENTITY` is part of it, so a forgotten one costs a miss and never a wrong hit.
 
 An entry has no frozen tensors: they are the new run's own initial ones, whose checksum is in the
 key. Rows of metrics.jsonl are copied without their timings (`perf/*`), which are another run's.
@@ -33,7 +32,6 @@ from t5ts.checkpoint import load_part, save_checkpoint
 from t5ts.config import NOT_IDENTITY, Config, identity, values_without
 from t5ts.errors import ConfigError, DataError
 from t5ts.model.tensors import state_digest
-from t5ts.optim import PlannedOptimizer
 from t5ts.provenance import LOADED_CODE, code_digest, package_versions, processor, replacing
 from t5ts.schedule import ACTS_LATER, start_step
 
@@ -54,11 +52,10 @@ class Reuse:
         config, run_dir: The run's.
         setup: Its objects, as new.
         resume_from: The checkpoint that it resumes, which takes precedence over any prefix.
-        record: The run's inputs and code, as its checkpoints hold them.
+        record: Inputs and code, for its checkpoints.
 
     Attributes:
-        resume_from: Where `fit` should start: the given checkpoint, or after `install` the
-            prefix's. None: at the beginning.
+        resume_from: Where `fit` starts: at the given checkpoint, or after `install` the prefix's.
         about: For provenance.json: None if reuse is off; else `key`, `frozen_epochs` (how many
             epochs this run shares), `epochs` (how many it did not train itself) and `trained_by`.
 
@@ -76,58 +73,33 @@ class Reuse:
     ) -> None:
         self._setup, self._run_dir, self._record = setup, run_dir, record
         self._own_identity = {"identity": identity(config)}
-        self._store: PrefixStore | None = None
         #: Tensors and state of the entry that this run starts from, until it is installed.
         self._prefix: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.resume_from = resume_from
         # A resumed run keeps what provenance.json recorded about its start.
         earlier = None if resume_from is None else _recorded(resume_from.parent.parent)
         self.about: dict[str, Any] | None = earlier and earlier | {"key": None}
-        if config.train.reuse_dir is None:
+        self._store = _open_store(config)
+        if self._store is None:
             return
-        if distributed.world_size() > 1:
-            # Each process would have to find the same entry; such a run trains every epoch.
-            log.debug("reuse      off: this run has several processes")
-            return
-        try:
-            self._store = PrefixStore(
-                Path(config.train.reuse_dir).expanduser(),
-                max_bytes=int(config.train.reuse_max_gb * 2**30),
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"train.reuse_dir={config.train.reuse_dir} cannot be written ({error}): use a"
-                " writable folder, or null to train every epoch."
-            ) from error
-        epochs = setup.epochs
-        if (patience := config.train.early_stopping_epochs) is not None:
-            # A run that never unfreezes may end there: it must not start beyond its own end.
-            settled = -(-setup.optimizer.settled_step // setup.steps_per_epoch)
-            epochs = min(epochs, settled + patience - 1)
-        self._frozen_epochs = frozen_epochs(
-            setup.optimizer, steps_per_epoch=setup.steps_per_epoch, epochs=epochs
-        )
+        self._frozen_epochs = frozen_epochs(setup, config.train.early_stopping_epochs)
         # What trains at step 0, how fast, how decayed. (Before the first step the freezing
         # schedule has no effect: all schedules share epoch 0.)
         groups = setup.optimizer.inner.param_groups
         starting = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         common = _common_material(config, setup)
-        self._keys = [
-            hashlib.sha256(
-                json.dumps(common | {"plan": plan}, sort_keys=True, default=repr).encode()
-            ).hexdigest()[:32]
-            for plan in ([], starting)
-        ]
+        self._keys = []
+        for plan in ([], starting):
+            text = json.dumps(common | {"plan": plan}, sort_keys=True, default=repr)
+            self._keys.append(hashlib.sha256(text.encode()).hexdigest()[:32])
         key = self._keys[self._frozen_epochs > 0]
-        self.about = {"key": key, "frozen_epochs": self._frozen_epochs, "epochs": 0}
-        self.about["trained_by"] = None
+        past = earlier or {"epochs": 0, "trained_by": None, "key": None}
+        self.about = past | {"key": key, "frozen_epochs": self._frozen_epochs}
         if resume_from is None:
             self._find_longest()
-        elif earlier is None or earlier["key"] != key:
+        elif past["key"] != key:
             # A run started by other code or on another machine does not match this key.
             self._store, self.about["key"] = None, None
-        if earlier is not None:
-            self.about |= {name: earlier[name] for name in ("epochs", "trained_by")}
 
     @property
     def reused_epochs(self) -> int:
@@ -135,20 +107,19 @@ class Reuse:
         return 0 if self.about is None else self.about["epochs"]
 
     def install(self) -> list[dict[str, Any]]:
-        """Install the prefix as this run's past; provenance.json must already record it.
-
-        Returns:
-            The rows of metrics.jsonl that came with it.
-        """
+        """Install the prefix as this run's past (see provenance.json); returns its rows."""
         if self._prefix is None:
             return []
         (tensors, state), self._prefix = self._prefix, None
         folder = self._run_dir / "checkpoint"
         initial = {f"model/{name}": t for name, t in self._setup.model.state_dict().items()}
-        last = _below("last/", tensors)
-        best = _below("best/", tensors) or {n: t for n, t in last.items() if n in initial}
-        about_best = state["best"] | self._own_identity
-        save_checkpoint(folder / "best.safetensors", initial | best, about_best)
+        last, best = (
+            {n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)}
+            for part in ("last/", "best/")
+        )
+        best = best or {n: t for n, t in last.items() if n in initial}
+        best_state = state["best"] | self._own_identity
+        save_checkpoint(folder / "best.safetensors", initial | best, best_state)
         rows = state["rows"].encode()
         with (self._run_dir / "metrics.jsonl").open("wb") as file:
             file.write(rows)
@@ -159,17 +130,17 @@ class Reuse:
             "metrics_crc32": zlib.crc32(rows),
             "peak_memory_bytes": 0.0,
         }
-        about_last = state["last"] | self._own_identity | self._record | {"fit": fit}
+        last_state = state["last"] | self._own_identity | self._record | {"fit": fit}
         # The file that a run is resumed from is written last.
         self.resume_from = folder / "last.safetensors"
-        save_checkpoint(self.resume_from, initial | last, about_last)
+        save_checkpoint(self.resume_from, initial | last, last_state)
         return [json.loads(line) for line in rows.splitlines()]
 
     def publish(self, epoch: int) -> None:
-        """Share the end of an epoch, if others may start from it and it is not shared yet.
+        """Share the end of an epoch (last.safetensors is its), if others may start from it.
 
-        Called once last.safetensors of that epoch is written. If the store fails, or t5ts's source
-        files no longer match the running code, the run logs one warning and shares no more.
+        If the store fails, or t5ts's source files no longer match the running code, the run logs
+        one warning and shares no more.
         """
         if self._store is None or epoch > self._frozen_epochs:
             return
@@ -196,54 +167,68 @@ class Reuse:
             return
         for epoch in range(self._frozen_epochs, -1, -1):
             content = self._store.read(self._keys[epoch > 0], epoch)
-            if content is None:
-                continue
-            tensors = load(content)
-            state = json.loads(zlib.decompress(tensors.pop("state").numpy().tobytes()))
-            self._prefix = tensors, state
-            self.about |= {"epochs": epoch, "trained_by": state["trained_by"]}
-            break
+            if content is not None:
+                tensors = load(content)
+                state = json.loads(zlib.decompress(tensors.pop("state").numpy().tobytes()))
+                self._prefix = tensors, state
+                self.about |= {"epochs": epoch, "trained_by": state["trained_by"]}
+                break
         of = f"{self.about['epochs']} of {self._frozen_epochs} frozen epochs"
         log.debug("reuse      %s taken from %s", of, self.about["trained_by"] or self._store.folder)
 
     def _entry(self, epoch: int) -> bytes:
+        """The end of an epoch as this run's files have it, without the frozen tensors."""
         optimizer = self._setup.optimizer
         moved = optimizer.trainable() if epoch > 0 else {}
         still = {f"model/{name}" for name in optimizer.parameters if name not in moved}
-        folder = self._run_dir / "checkpoint"
-        last, last_state = load_part(folder / "last.safetensors", lambda name: name not in still)
-        best, best_state = load_part(folder / "best.safetensors", lambda name: name not in still)
-        tensors = {f"last/{name}": tensor for name, tensor in last.items()}
-        if best_state["epoch"] != epoch:  # otherwise they are in last
-            tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+        states: dict[str, dict[str, Any]] = {}
+        tensors: dict[str, Tensor] = {}
+        for part in ("last", "best"):
+            path = self._run_dir / "checkpoint" / f"{part}.safetensors"
+            own, states[part] = load_part(path, lambda name: name not in still)
+            if part == "last" or states["best"]["epoch"] != epoch:  # else they are in last
+                tensors |= {f"{part}/{name}": tensor for name, tensor in own.items()}
         with (self._run_dir / "metrics.jsonl").open("rb") as file:
-            lines = file.read(last_state["fit"]["metrics_bytes"]).splitlines()
-        rows = (
-            {k: v for k, v in json.loads(line).items() if not k.startswith("perf/")}
-            for line in lines
-        )
-        state = {
-            "last": last_state,
-            "best": best_state,
-            "rows": "".join(json.dumps(row) + "\n" for row in rows),
+            rows = map(json.loads, file.read(states["last"]["fit"]["metrics_bytes"]).splitlines())
+        timeless = ({k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows)
+        about = {
+            **states,
+            "rows": "".join(json.dumps(row) + "\n" for row in timeless),
             "trained_by": {"run_dir": str(self._run_dir.resolve()), **self._own_identity},
         }
-        text = zlib.compress(json.dumps(state).encode())  # the rows shrink to a fifth
+        text = zlib.compress(json.dumps(about).encode())  # the rows shrink to a fifth
         return save({**tensors, "state": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 
-def frozen_epochs(optimizer: PlannedOptimizer, *, steps_per_epoch: int, epochs: int) -> int:
-    """Whole epochs before the first waiting parameter starts to train.
+def _open_store(config: Config) -> "PrefixStore | None":
+    folder, max_gb = config.train.reuse_dir, config.train.reuse_max_gb
+    if folder is None:
+        return None
+    if distributed.world_size() > 1:
+        # Each process would have to find the same entry; such a run trains every epoch.
+        log.debug("reuse      off: this run has several processes")
+        return None
+    try:
+        return PrefixStore(Path(folder).expanduser(), max_bytes=int(max_gb * 2**30))
+    except OSError as error:
+        raise ConfigError(
+            f"train.reuse_dir={folder} cannot be written ({error}): use a writable folder, or null"
+            " to train every epoch."
+        ) from error
 
-    Returns:
-        0 if nothing waits (everything trains from step 0); `epochs`, the run's, if the frozen part
-        stays frozen.
+
+def frozen_epochs(setup: Setup, patience: int | None = None) -> int:
+    """Whole epochs before the first waiting parameter starts to train; all if none ever does.
+
+    0 if everything trains from step 0. With early stopping (patience in epochs) a run that never
+    unfreezes may end sooner, and must not start beyond its own end.
     """
-    starts = {start_step(rule.start_epoch, steps_per_epoch) for rule in optimizer.plan.values()}
-    if starts == {0}:
-        return 0
-    later = [start for start in starts if start]  # neither never (None) nor from the start
-    return min(epochs, *(start // steps_per_epoch for start in later)) if later else epochs
+    per_epoch, optimizer, epochs = setup.steps_per_epoch, setup.optimizer, setup.epochs
+    if patience is not None:
+        epochs = min(epochs, -(-optimizer.settled_step // per_epoch) + patience - 1)
+    starts = {start_step(rule.start_epoch, per_epoch) for rule in optimizer.plan.values()}
+    later = [start // per_epoch for start in starts if start]  # neither never nor from the start
+    return 0 if starts == {0} else min([epochs, *later])
 
 
 def lasting_settings(config: Config) -> dict[str, Any]:
@@ -253,9 +238,9 @@ def lasting_settings(config: Config) -> dict[str, Any]:
 
 def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
     """Everything a frozen epoch depends on, except what trains in it."""
-    device = setup.device
+    device, backends, cudnn = setup.device, torch.backends, torch.backends.cudnn
     is_gpu = device.type == "cuda"
-    backends = torch.backends
+    environment = {k: v for k, v in os.environ.items() if k.startswith(_KERNEL_VARIABLES)}
     return {
         "settings": lasting_settings(config),
         "epochs": setup.epochs,
@@ -269,19 +254,12 @@ def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
         "precision": str(setup.autocast),
         "threads": torch.get_num_threads(),
         "kernels": [
-            backends.cpu.get_cpu_capability(),
-            backends.mkldnn.enabled,
-            torch.get_float32_matmul_precision(),
-            torch.are_deterministic_algorithms_enabled(),
-            backends.cudnn.enabled,
-            backends.cudnn.benchmark,
-            backends.cudnn.deterministic,
-            backends.cudnn.allow_tf32,
+            *(backends.cpu.get_cpu_capability(), backends.mkldnn.enabled),
+            *(torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()),
+            *(cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
             str(torch.get_default_dtype()),
         ],
-        "environment": {
-            name: value for name, value in os.environ.items() if name.startswith(_KERNEL_VARIABLES)
-        },
+        "environment": environment,
     }
 
 
@@ -294,21 +272,15 @@ def _recorded(run_dir: Path) -> dict[str, Any] | None:
     return about if isinstance(about, dict) else None
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
 class PrefixStore:
     """A bounded folder of immutable entries that many processes share, by key and epoch.
 
     An entry is one file, named KEY.EPOCH.SHA256: its name proves its content. It appears by a
-    rename and is read in one piece, so a reader gets all of it or nothing, even if it is removed
-    meanwhile. Writers take turns with a lock that the kernel releases when its holder dies. The
-    least recently used entries are evicted first when the total exceeds the bound.
+    rename and is read in one piece, so a reader gets all of it or nothing. Writers take turns with
+    a lock that the kernel releases when its holder dies. The least recently used are evicted first.
 
     Args:
-        folder: Created if missing; may be shared by processes, and by machines whose file system
-            supports locks (flock).
+        folder: Created if missing; shared by processes whose file system supports locks (flock).
         max_bytes: Bound on the total size of the entries.
 
     Raises:
@@ -316,8 +288,7 @@ class PrefixStore:
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
-        self.folder = folder
-        self.max_bytes = max_bytes
+        self.folder, self.max_bytes = folder, max_bytes
         folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             pass  # an unwritable folder is detected here, not after an epoch
@@ -327,10 +298,7 @@ class PrefixStore:
         return any(self._files(key, epoch))
 
     def read(self, key: str, epoch: int) -> bytes | None:
-        """An entry's bytes, verified by their checksum; None if there is none.
-
-        A corrupt entry is deleted with a warning and treated as a miss.
-        """
+        """An entry's bytes; None if there is none, or it is corrupt and is deleted."""
         for path in self._files(key, epoch):
             try:
                 content = path.read_bytes()
@@ -345,10 +313,7 @@ class PrefixStore:
         return None
 
     def publish(self, key: str, epoch: int, content: bytes) -> bool:
-        """Add an entry unless it exists; then evict entries beyond the bound.
-
-        Returns:
-            Whether the entry is there now: one that alone exceeds the bound is not added.
+        """Add an entry unless it exists, and evict those beyond the bound; whether it is there now.
 
         Raises:
             OSError: if the disk is full or the folder is not writable; no entry is added.

@@ -1,7 +1,7 @@
 """`python -m t5ts.run`: one run, or several with `--multirun`.
 
-Only Hydra is imported before the configuration has been composed, so that `--help`,
-`--cfg job` and typos respond immediately.
+Only Hydra is imported before the configuration has been composed, so that `--help`, `--cfg job` and
+typos respond immediately.
 """
 
 import logging
@@ -38,24 +38,19 @@ register()
 # `--multirun` alone: Hydra's grid search; here the remaining jobs run when one fails. (After
 # Hydra has loaded its plugins, which would restore its own.)
 Plugins.instance()
+PLAIN = {"_target_": "hydra_plugins.t5ts_sweeper.PlainSweeper"}
 ConfigStore.instance().store(
-    group="hydra/sweeper",
-    name="basic",
-    node={
-        "_target_": "hydra_plugins.t5ts_sweeper.PlainSweeper",
-        "max_batch_size": None,
-        "params": None,
-    },
+    group="hydra/sweeper", name="basic", node=PLAIN | {"max_batch_size": None, "params": None}
 )
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float:
     """Run one composed configuration and return the objective to Hydra."""
-    hydra_config = HydraConfig.get()
-    run_dir = Path(hydra_config.runtime.output_dir)
-    is_multirun = hydra_config.mode == RunMode.MULTIRUN
-    group = Path(hydra_config.sweep.dir).name if is_multirun else None
+    about = HydraConfig.get()
+    run_dir = Path(about.runtime.output_dir)
+    is_multirun = about.mode == RunMode.MULTIRUN
+    group = Path(about.sweep.dir).name if is_multirun else None
     try:
         if is_multirun:
             with stop_on_signals() as stop:  # the multirun's own
@@ -66,7 +61,7 @@ def main(cfg: DictConfig) -> float:
         from t5ts.experiment import run  # torch takes seconds to import, so only now
 
         result = run(config, run_dir=run_dir, group=group, pictures=not is_multirun)
-        if is_multirun and distributed.is_main():
+        if is_multirun:
             from t5ts.console import one_line
 
             logging.getLogger("t5ts").log(RESULT, one_line(result, run_dir))
@@ -78,7 +73,7 @@ def main(cfg: DictConfig) -> float:
             raise  # Hydra marks this job as failed and runs the others
         sys.exit(2)
     except Interrupted as stopped:
-        where = f"hydra.sweep.dir={hydra_config.sweep.dir}" if is_multirun else run_dir
+        where = f"hydra.sweep.dir={about.sweep.dir}" if is_multirun else run_dir
         distributed.print_once(f"t5ts: {stopped}; the same command resumes it ({where})")
         sys.exit(130)
 
@@ -86,68 +81,61 @@ def main(cfg: DictConfig) -> float:
 def cli() -> None:
     """Run the command; errors that Hydra would show as a traceback become one message."""
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    processes = ExitStack()  # left last: one message takes all of them
-    try:
-        processes.enter_context(distributed.setup())
-        check_overrides(sys.argv[1:])
-        with env_override({"HYDRA_FULL_ERROR": "1"}):  # errors come here, unprinted
-            main()
-    except UserError as error:
-        _report(error)
-        sys.exit(2)
-    except Exception as error:
-        if wants_traceback or not _is_of_the_command_line(error):
-            raise
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            # Hydra had made the job's directory already.
-            if frame.f_code.co_name == "run_job" and "output_dir" in frame.f_locals:
-                _remove_if_unused(Path(frame.f_locals["output_dir"]))
-        _report(_one_message(error))
-        sys.exit(2)
-    finally:
-        processes.close()
+    with ExitStack() as processes:  # left last: one message takes all of them
+        try:
+            processes.enter_context(distributed.setup())
+            check_overrides(sys.argv[1:])
+            with env_override({"HYDRA_FULL_ERROR": "1"}):  # errors come here, unprinted
+                main()
+        except UserError as error:
+            _report(error)
+            sys.exit(2)
+        except Exception as error:
+            if wants_traceback or not _is_of_the_command_line(error):
+                raise
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                # Hydra had made the job's directory already.
+                if frame.f_code.co_name == "run_job" and "output_dir" in frame.f_locals:
+                    _remove_if_unused(Path(frame.f_locals["output_dir"]))
+            distributed.print_once(f"t5ts: {_one_message(error)}")
+            sys.exit(2)
 
 
-def _report(error: UserError | str) -> None:
+def _report(error: UserError) -> None:
     """Print a message once, although every process under torchrun may raise the error.
 
-    An error in one process only is printed by that process; a lost peer is also reported by
-    process 1, since process 0 may be the lost one.
+    An error of one process alone is its own to print; a lost peer is also reported by process 1,
+    since process 0 may be the lost one.
     """
-    if isinstance(error, str | ConfigError | TrainingError):
+    if isinstance(error, ConfigError | TrainingError | distributed.RaisedByMain):
         distributed.print_once(f"t5ts: {error}")
-    elif distributed.is_main():
+    elif distributed.rank() < 2 or not isinstance(error, distributed.PeersLost):
         print(f"t5ts: {error}", file=sys.stderr)
-    elif distributed.rank() == 1 or not isinstance(error, distributed.PeersLost):
-        print(f"t5ts: process {distributed.rank()}: {error}", file=sys.stderr)
 
 
 def _remove_if_unused(run_dir: Path) -> None:
     from t5ts.run_directory import remove_if_unused
 
-    if distributed.is_main():
-        remove_if_unused(run_dir)
+    distributed.on_main(lambda: remove_if_unused(run_dir))
 
 
 def _is_of_the_command_line(error: Exception) -> bool:
     """Whether Hydra raised this before any t5ts code ran: then the user can fix it."""
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return True
     here = str(Path(__file__).parent)
     _cli, *frames = traceback.extract_tb(error.__traceback__)
-    return not any(frame.filename.startswith(here) for frame in frames)
+    return isinstance(error, HydraException | OmegaConfBaseException) or not any(
+        frame.filename.startswith(here) for frame in frames
+    )
 
 
-def _one_message(error: BaseException) -> str:
+def _one_message(error: Any) -> str:
     """An error and its causes, each line once, without OmegaConf's notes on its own types."""
-    lines = []
-    cause: BaseException | None = error
+    lines, cause = [], error
     while cause is not None:
         lines += (str(cause) or type(cause).__name__).splitlines()
         cause = cause.__cause__
     if isinstance(error, OSError):
-        lines.append("Use a writable directory: hydra.run.dir=DIR, for a --multirun")
-        lines.append("hydra.sweep.dir=DIR.")
+        lines.append("Use a writable directory: hydra.run.dir=DIR (--multirun: hydra.sweep.dir).")
     kept = [line.strip() for line in lines if "_type=" not in line and line.strip()]
     return "\n".join(dict.fromkeys(kept))
 

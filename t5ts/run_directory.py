@@ -22,21 +22,18 @@ log = logging.getLogger("t5ts")
 #: What a run writes, apart from Hydra's and W&B's files, in the order in which it is moved aside:
 #: anything left if that is interrupted is refused, or moved aside by the next attempt.
 OF_ONE_RUN = (
-    "result.json",
-    "result.json.unfinished",
-    FAILURE,
-    "metrics.jsonl",
-    "config.yaml",
-    "provenance.json",
-    "test_losses.npy",
-    "ood_losses.npy",
-    "forecast_sample.json",
-    "plots",
-    "wandb-run-id",
-    "checkpoint",
+    *("result.json", "result.json.unfinished", FAILURE, "metrics.jsonl", "config.yaml"),
+    *("provenance.json", "test_losses.npy", "ood_losses.npy", "forecast_sample.json", "plots"),
+    *("wandb-run-id", "checkpoint"),
 )
 #: A full or failing disk: errors without a file name.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+#: The ways out of a directory that this run cannot use.
+_AGAIN = "Start again with train.resume=never (existing files are kept in previous-N)"
+_OTHERS = f"{_AGAIN}, or give this run its own directory with hydra.run.dir=DIR."
+
+#: The checkpoint that a run resumes from, and the state that it recorded; None for a new run.
+Past = tuple[Path, Mapping[str, Any]] | None
 
 
 @contextmanager
@@ -47,10 +44,11 @@ def locked(run_dir: Path) -> Iterator[None]:
         DirectoryInUse: if another process has locked it.
         OSError: if it cannot be created or written.
     """
+    path = run_dir / ".lock"
     while True:
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            lock = (run_dir / ".lock").open("a")
+            lock = path.open("a")
         except FileNotFoundError:
             if run_dir.is_dir():
                 raise  # a file system without such files
@@ -65,17 +63,13 @@ def locked(run_dir: Path) -> Iterator[None]:
                 ) from error
             except OSError as error:  # a file system without locks
                 raise OSError(error.errno, error.strerror, str(run_dir)) from error
-            if _is_file(lock.fileno(), run_dir / ".lock"):
+            try:
+                is_there = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            except FileNotFoundError:  # its last holder removed it before this lock
+                is_there = False
+            if is_there:
                 yield
                 return
-
-
-def _is_file(number: int, path: Path) -> bool:
-    """Whether an open file is still the one at its path."""
-    try:
-        return os.path.samestat(os.fstat(number), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def remove_if_unused(run_dir: Path) -> None:
@@ -121,41 +115,64 @@ def disk_errors(run_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def finished_result(config: Config, run_dir: Path) -> tuple[Result, dict[str, Any]]:
-    """The result and the provenance of a finished run.
+def look_back(config: Config, run_dir: Path) -> Past | Result:
+    """What an earlier start of this run left: its result, or where to resume it.
 
     Raises:
-        ResumeError: if it has a different configuration, or is corrupted.
+        ResumeError: if it is corrupted, or has a different configuration, inputs or code.
+        UserError: if the inputs cannot be read.
     """
+    resume = config.train.resume
+    if resume == "never":
+        put_aside(run_dir)
+    elif (run_dir / "result.json").is_file():
+        return _finished(config, run_dir)
+    checkpoint = _find_checkpoint(resume, run_dir)
+    past = None if checkpoint is None else (checkpoint, check_resumable(checkpoint, config))
+    (run_dir / FAILURE).unlink(missing_ok=True)
+    return past
+
+
+def _finished(config: Config, run_dir: Path) -> Result:
+    """A finished run's result, if this command would compute the same."""
     try:
         result = read_result(run_dir / "result.json")
         provenance = read_json(run_dir / "provenance.json")
         check_files(run_dir, result)
     except DataError as error:
         raise ResumeError(
-            f"{run_dir} contains a finished run that cannot be trusted: {error} Move it aside and"
-            " train again with train.resume=never, or give this run its own directory with"
-            " hydra.run.dir=DIR."
+            f"{run_dir} has a result that is not to be trusted: {error} {_OTHERS}"
         ) from error
-    if result.identity != identity(config):
+    _check_identity(f"the run in {run_dir}", result.identity, config)
+    log.info("This run is finished; train.resume=never trains it again.")
+    recorded = provenance.get("inputs")
+    if recorded is None:
+        log.warning("Its inputs were not recorded (older t5ts), so they were not compared.")
+        return result
+    from t5ts.build import present_inputs  # torch
+
+    present = present_inputs(config)
+    check_inputs(recorded, present, run_dir)
+    if present.keys() < recorded.keys():
+        log.warning("Its weights are no longer in the cache, so they were not compared.")
+    if code := _difference(provenance["code"][-1], made_with()):
+        log.info("It was computed by different code: %s", code)
+    return result
+
+
+def _check_identity(what: str, found: str | None, config: Config) -> None:
+    if found != identity(config):
         raise ResumeError(
-            f"{run_dir} contains a finished run with a different configuration (identity"
-            f" {result.identity}, this one's is {identity(config)}): give this run its own"
-            " directory with hydra.run.dir=DIR, or move that one aside with train.resume=never."
+            f"{what} has a different configuration (identity {found}, this run's is"
+            f" {identity(config)}): use the command that made it. {_OTHERS}"
         )
-    return result, provenance
 
 
 def check_inputs(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Refuse to present one run's numbers as those of different inputs.
-
-    Args:
-        before: The inputs the run recorded (`t5ts.build.inputs`).
-        now: The inputs this command would use.
-        where: The run's directory.
+    """Refuse to present one run's numbers as those of different inputs (`build.setup_inputs`).
 
     Raises:
-        InputsChanged: naming each input that differs, and how.
+        InputsChanged: naming each input that differs from those of the run at `where`, and how.
     """
     changes = [
         f"{name} ({_difference(before.get(name), value)})"
@@ -164,28 +181,22 @@ def check_inputs(before: Mapping[str, Any], now: Mapping[str, Any], where: Path)
     ]
     if changes:
         raise InputsChanged(
-            f"the run in {where} used different inputs than this command:"
-            f" {'; '.join(changes)}. Restore those inputs, or move that run aside with"
-            " train.resume=never, or give this one its own directory with hydra.run.dir=DIR."
+            f"the run in {where} used different inputs than this command: {'; '.join(changes)}."
+            f" Restore those inputs. {_OTHERS}"
         )
 
 
 def _difference(before: Any, now: Any) -> str:
+    """Which entries of two records differ, and how; empty if none does."""
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
-        return f"{_short(before)} → {_short(now)}"
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return ", ".join(f"{n} {_short(before.get(n))} → {_short(now.get(n))}" for n in names)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}…"
-
-
-def other_code(before: Mapping[str, str]) -> str | None:
-    """How the code and libraries of a run differ from the current ones; None if they do not."""
-    now = made_with()
-    return None if before == now else _difference(before, now)
+        before, now = {"": before}, {"": now}
+    found = []
+    for name in {**before, **now}:
+        texts = [str(record.get(name)) for record in (before, now)]
+        if before.get(name) != now.get(name):
+            short = (text if len(text) <= 40 else f"{text[:12]}…" for text in texts)
+            found.append(f"{name} {' → '.join(short)}".strip())
+    return ", ".join(found)
 
 
 def put_aside(run_dir: Path) -> None:
@@ -193,7 +204,7 @@ def put_aside(run_dir: Path) -> None:
     earlier = [run_dir / name for name in OF_ONE_RUN if (run_dir / name).exists()]
     if not earlier:
         return
-    first = 1 + sum(1 for _ in run_dir.glob("previous-*"))
+    first = 1 + len(list(run_dir.glob("previous-*")))
     folders = (run_dir / f"previous-{number}" for number in count(first))
     folder = next(folder for folder in folders if not folder.exists())
     folder.mkdir()
@@ -202,25 +213,19 @@ def put_aside(run_dir: Path) -> None:
     log.info("An earlier run was moved to %s", folder)
 
 
-def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint that `train.resume` selects; None to start from the beginning.
-
-    Raises:
-        ResumeError: if it is missing, or must not be used here.
-    """
+def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
+    """The checkpoint that `train.resume` selects; None to start from the beginning."""
     own = run_dir / "checkpoint" / "last.safetensors"
-    if resume in ("auto", "never"):
-        return own if own.is_file() else None
-    source = Path(resume).expanduser()
+    source = own if resume in ("auto", "never") else Path(resume).expanduser()
     if source.is_dir():
         source = source / "checkpoint" / "last.safetensors"
+    if source.resolve() == own.resolve():
+        return own if own.is_file() else None
     if not source.is_file():
         raise ResumeError(
             f"train.resume={resume}: no checkpoint at {source}. Allowed: auto, never, a run"
             " directory, or a checkpoint file in one."
         )
-    if source.resolve() == own.resolve():
-        return own
     if own.is_file():
         raise ResumeError(
             f"train.resume={resume}, but {run_dir} has its own checkpoint ({own}): use"
@@ -230,68 +235,48 @@ def find_checkpoint(resume: str, run_dir: Path) -> Path | None:
 
 
 def check_resumable(checkpoint: Path, config: Config) -> dict[str, Any]:
-    """Verify that a run can be resumed, as far as possible before anything is built.
+    """Verify, before anything is built, that a run can resume a last.safetensors; its state.
 
     The rows written up to the checkpoint are part of the run, and so is its best epoch.
 
-    Args:
-        checkpoint: A run's last.safetensors.
-        config: Of the run that resumes it.
-
-    Returns:
-        The checkpoint's state.
-
     Raises:
-        ResumeError: if the checkpoint, or a file that belongs to it, is missing, corrupted, or from
-            a different configuration or code.
+        ResumeError: if one of these is missing, corrupted, or of another configuration or code.
     """
-    from t5ts.checkpoint import read_state  # torch: not needed to refuse a configuration
+    from t5ts.checkpoint import read_state  # torch
 
     state = read_state(checkpoint)
-    if state.get("identity") != identity(config) or "fit" not in state:
+    own = state.get("identity") if "fit" in state else None  # else weights alone
+    _check_identity(f"the checkpoint {checkpoint}", own, config)
+    code = _difference(state["code"][-1], made_with())
+    if code and not config.train.resume_on_other_code:
         raise ResumeError(
-            f"the checkpoint {checkpoint} belongs to a different configuration (identity"
-            f" {state.get('identity')}, this run's is {identity(config)}): resume with the command"
-            " that made it, or start again with train.resume=never."
-        )
-    code = other_code(state["code"][-1])
-    if code is not None and not config.train.resume_on_other_code:
-        raise ResumeError(
-            f"the checkpoint {checkpoint} was written by different code ({code}), and a run"
-            " must not mix versions: go back to that code, start again with train.resume=never, or"
-            " accept it with train.resume_on_other_code=true."
+            f"the checkpoint {checkpoint} was written by different code ({code}), and a run must"
+            " not mix versions: go back to that code, or accept it with"
+            f" train.resume_on_other_code=true. {_AGAIN}."
         )
     folder, fit = checkpoint.parent.parent, state["fit"]
-    again = "Start again with train.resume=never (existing files are kept in previous-N)."
-    metrics = folder / "metrics.jsonl"
     try:
-        with metrics.open("rb") as file:
+        with (folder / "metrics.jsonl").open("rb") as file:
             rows = file.read(fit["metrics_bytes"])
-    except OSError as error:
-        raise ResumeError(f"{metrics} cannot be read ({error}). {again}") from error
-    if zlib.crc32(rows) != fit["metrics_crc32"] or len(rows) != fit["metrics_bytes"]:
-        raise ResumeError(
-            f"{metrics} does not match the checkpoint {checkpoint}: {len(rows)} of"
-            f" {fit['metrics_bytes']} bytes are there, or some differ. {again}"
-        )
-    best = checkpoint.with_name("best.safetensors")
-    about = read_state(best)
-    if about.get("identity") != state["identity"] or about["epoch"] < fit["best_epoch"]:
-        raise ResumeError(
-            f"{best} is not the best epoch's ({fit['best_epoch']}) of {checkpoint}. {again}"
-        )
-    if (folder / "provenance.json").exists():
-        try:
+        if (folder / "provenance.json").exists():
             read_json(folder / "provenance.json")
-        except DataError as error:
-            raise ResumeError(f"{error} {again}") from error
+    except (OSError, DataError) as error:
+        raise ResumeError(f"a file of the run cannot be read: {error} {_AGAIN}.") from error
+    best = read_state(checkpoint.with_name("best.safetensors"))
+    for name, belongs in {
+        "metrics.jsonl": zlib.crc32(rows) == fit["metrics_crc32"],
+        "checkpoint/best.safetensors": best.get("identity") == state["identity"]
+        and best["epoch"] >= fit["best_epoch"],
+    }.items():
+        if not belongs:
+            raise ResumeError(f"{folder / name} does not match {checkpoint}. {_AGAIN}.")
     return state
 
 
 def bring_in(checkpoint: Path, run_dir: Path) -> None:
     """Copy the files that belong to another run's checkpoint into this run's directory."""
-    if checkpoint.parent.parent.resolve() == run_dir.resolve():
-        return
-    (run_dir / "checkpoint").mkdir(exist_ok=True)
-    for name in ("metrics.jsonl", "checkpoint/best.safetensors"):
-        shutil.copy2(checkpoint.parent.parent / name, run_dir / name)
+    source = checkpoint.parent.parent
+    if source.resolve() != run_dir.resolve():
+        (run_dir / "checkpoint").mkdir(exist_ok=True)
+        for name in ("metrics.jsonl", "checkpoint/best.safetensors"):
+            shutil.copy2(source / name, run_dir / name)

@@ -4,21 +4,27 @@ import hashlib
 import html
 import json
 import logging
+import math
 import netrc
 import os
 import socket
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from t5ts.config import TrackerConfig, searched
+from t5ts.config import TrackerConfig
 from t5ts.errors import UserError
 from t5ts.provenance import json_ready
+
+if TYPE_CHECKING:
+    from t5ts.analysis.judgement import Findings
+    from t5ts.analysis.page import Written
 
 log = logging.getLogger("t5ts")
 
@@ -26,16 +32,10 @@ log = logging.getLogger("t5ts")
 REACH_TIMEOUT_S = 2.0
 #: Seconds that an online start may take before the run continues offline.
 INIT_TIMEOUT_S = 20.0
-#: Length of a W&B run's name.
-MOST_CHARACTERS = 128
 #: Why W&B is offline where nobody asked for it.
 NOT_LOGGED_IN = "not logged in"
-#: In a run directory: the id of its W&B run.
-RUN_ID_FILE = "wandb-run-id"
 #: W&B's key of the step, as Lightning has it; `step` in metrics.jsonl.
 GLOBAL_STEP = "trainer/global_step"
-#: How many channels a correlation leaves out: of interest where there are any.
-CONSTANT_CHANNELS = "_constant_channels"
 #: What each logged key is drawn against. A key has one meaning: a step's loss and gradient norms
 #: are `step/…`, those without it are an epoch's means.
 STEP_METRICS = {
@@ -46,40 +46,26 @@ STEP_METRICS = {
 }
 
 
-def run_name(
-    arm: str, seed: int, overrides: Sequence[str], keys: Collection[str] | None = None
-) -> str:
-    """What a run of a sweep is called: arm, seed, and what was searched of its overrides.
-
-    `keys` are those that were searched; None if that is unknown.
-    """
-    return " ".join([f"{arm}-s{seed}", *searched(overrides, keys)])[:MOST_CHARACTERS]
-
-
 class MetricsFile:
     """`metrics.jsonl`: a row per evaluation and per logged step; NaN and inf are null.
 
-    Args:
-        path: The file. None in the other processes of a run: process 0 writes the rows of all.
+    In a run's other processes it is /dev/null (None): process 0 writes the rows of all.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._file = None if path is None else path.open("a", encoding="utf-8")
+        self._path = path or Path(os.devnull)
+        self._file = self._path.open("a", encoding="utf-8")
         self._crc32 = 0
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row and hand it to the operating system."""
-        if self._file is not None:
-            line = json.dumps(json_ready(dict(row))) + "\n"
-            self._file.write(line)
-            self._file.flush()
-            self._crc32 = zlib.crc32(line.encode(), self._crc32)
+        line = json.dumps(json_ready(dict(row))) + "\n"
+        self._file.write(line)
+        self._file.flush()
+        self._crc32 = zlib.crc32(line.encode(), self._crc32)
 
     def sync(self) -> tuple[int, int]:
         """Force the rows to the disk; returns the file's length and CRC-32, for the checkpoint."""
-        assert self._file is not None
-        assert self._path is not None
         self._file.flush()
         os.fsync(self._file.fileno())
         # By its path: the directory may have been removed, which the open file does not notice.
@@ -87,18 +73,15 @@ class MetricsFile:
 
     def cut(self, length: int) -> int:
         """Drop the rows after `length` bytes, which a resumed run repeats; returns how many."""
-        if self._path is None or self._file is None:
-            return 0
         rows = self._path.read_bytes()
-        self._file.truncate(length)
-        self._file.seek(0, os.SEEK_END)
+        if len(rows) > length:
+            self._file.truncate(length)
         self._crc32 = zlib.crc32(rows[:length])
         return rows[length:].count(b"\n")
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
 
 class Tracker:
@@ -124,19 +107,12 @@ class WandbTracker(Tracker):
     """The real W&B client, online or offline; after a failure it logs one warning and is silent.
 
     A run directory is one W&B run, whose id is kept in it with W&B's own files: a resumed run finds
-    it there, and the same command in another directory gets another. Its group is the sweep or the
-    data, its job type the arm.
+    it there, and the same command in another directory gets another. Its `group` is the sweep or
+    the data, its `job_type` the arm. `config` is nested: W&B treats a dot in a key so.
     """
 
     def __init__(
-        self,
-        *,
-        run_dir: Path,
-        config: Mapping[str, Any],
-        settings: TrackerConfig,
-        group: str,
-        job_type: str,
-        name: str,
+        self, *, run_dir: Path, settings: TrackerConfig, config: Mapping[str, Any], **about: str
     ) -> None:
         self._run: Any = None
         self._run_dir, self._artifacts = run_dir, settings.artifacts
@@ -144,39 +120,36 @@ class WandbTracker(Tracker):
         if mode == "disabled":
             log.info("W&B: off (%s)", why)
             return
-        id_file = run_dir / RUN_ID_FILE
+        id_file = run_dir / "wandb-run-id"
         try:
+            import wandb
+
             self.resumed = id_file.is_file()
-            run_id = id_file.read_text().strip() if self.resumed else uuid.uuid4().hex[:10]
             arguments = {
                 "project": settings.project,
                 "entity": settings.entity,
-                "group": group,
-                "job_type": job_type,
-                "name": name,
                 "tags": list(settings.tags),
                 "config": dict(config),
-                "id": run_id,
+                "id": id_file.read_text().strip() if self.resumed else uuid.uuid4().hex[:10],
                 # A trial before this one, in the same process, may have lost its run.
                 "reinit": "finish_previous",
+                **about,
             }
-            import wandb
-
             try:
-                self._run = _start(run_dir, mode, arguments)
+                self._run, where = _start(run_dir, mode, why, arguments)
             except wandb.errors.Error as error:
                 if mode == "offline":
                     raise
-                mode, why = "offline", f"online failed: {first_line(error)}"
                 wandb.teardown()  # else the id counts as in use by the start that failed
-                self._run = _start(run_dir, mode, arguments)
-            id_file.write_text(run_id + "\n")
+                why = f"online failed: {first_line(error)}"
+                self._run, where = _start(run_dir, "offline", why, arguments)
+            id_file.write_text(f"{arguments['id']}\n")
             for pattern, step in STEP_METRICS.items():
                 self._run.define_metric(pattern, step_metric=step)
-            self._run.define_metric("val_loss", step_metric="epoch", summary="min")
-            self._run.define_metric("val_corr", step_metric="epoch", summary="max")
-            expected = mode == "offline" and why == NOT_LOGGED_IN  # nothing to act on
-            log.log(logging.DEBUG if expected else logging.INFO, _where(self._run, mode, why))
+            for name, best in (("val_loss", "min"), ("val_corr", "max")):
+                self._run.define_metric(name, step_metric="epoch", summary=best)
+            # Nothing to act on, if nobody has asked for it.
+            log.log(logging.DEBUG if why == NOT_LOGGED_IN else logging.INFO, where)
         except Exception as error:  # a tracker may fail in any way, and never costs a run
             self._fail(error)
 
@@ -195,10 +168,8 @@ class WandbTracker(Tracker):
             run.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in images})
             run.summary.update(_without_clutter(summary))
             if self._artifacts:
-                artifact = wandb.Artifact(f"model-{run.id}", type="model")
-                for name in ("checkpoint/best.safetensors", "config.yaml"):
-                    artifact.add_file(str(self._run_dir / name), name=name)
-                run.log_artifact(artifact, aliases=["best"])
+                names = ("checkpoint/best.safetensors", "config.yaml")
+                _log_artifact(run, "model", {name: self._run_dir / name for name in names})
             run.finish()
 
         self._attempt(send)
@@ -208,12 +179,11 @@ class WandbTracker(Tracker):
         self._attempt(lambda run: run.finish(exit_code=1))
 
     def _attempt(self, send: Callable[[Any], None]) -> None:
-        if self._run is None:
-            return
-        try:
-            send(self._run)
-        except Exception as error:  # see __init__
-            self._fail(error)
+        if self._run is not None:
+            try:
+                send(self._run)
+            except Exception as error:  # see __init__
+                self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self._run = None
@@ -225,87 +195,83 @@ class WandbTracker(Tracker):
 
 
 def _without_clutter(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if v or not k.endswith(CONSTANT_CHANNELS)}
+    return {k: v for k, v in row.items() if v or not k.endswith("_constant_channels")}
 
 
-def _start(folder: Path, mode: str, arguments: Mapping[str, Any]) -> Any:
-    """W&B's run."""
+def _start(folder: Path, mode: str, why: str, arguments: Mapping[str, Any]) -> tuple[Any, str]:
+    """W&B's run, and where it is."""
     import wandb
 
-    return wandb.init(
+    run = wandb.init(
         dir=str(folder),
         resume="allow" if mode == "online" else None,
         mode=mode,  # type: ignore[arg-type]
         settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off"),
         **arguments,
     )
+    later = f"to upload later: wandb sync {Path(run.dir).parent}"
+    return run, f"W&B: {mode} ({why})" + (f": {run.url}" if mode == "online" else f"; {later}")
 
 
-def _where(run: Any, mode: str, why: str) -> str:
-    """Where W&B has a run."""
-    if mode == "online":
-        return f"W&B: online ({why}): {run.url}"
-    return f"W&B: offline ({why}); to upload later: wandb sync {Path(run.dir).parent}"
+def _log_artifact(run: Any, kind: str, files: Mapping[str, Path]) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(f"{kind}-{run.id}", type=kind)
+    for name, path in files.items():
+        artifact.add_file(str(path), name=name)
+    run.log_artifact(artifact, aliases=["best"] if kind == "model" else None)
 
 
-def log_report(
-    folder: Path,
-    *,
-    project: str,
-    entity: str | None,
-    group: str,
-    summary: Mapping[str, Any],
-    text: str,
-    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]],
-    images: Sequence[Path],
-    page: Path | None = None,
-) -> str:
-    """Log a study's report as one W&B run of job type `report`; returns where it is.
-
-    Unlike a run's tracker this is what was asked for, so a failure is raised.
+def log_report(findings: "Findings", written: "Written", project: str) -> str:
+    """Log a study's verdict, tables and figures as one W&B run of job type `report`.
 
     Args:
-        folder: Where W&B's files go.
-        project: The runs' own shows both together.
-        entity: Its owner; None is the account's own.
-        group: Name of the study; the same one renews its run, where it is online.
-        summary: Figures by name.
-        text: The verdict in Markdown.
-        tables: Columns and rows by name.
-        images: Logged under their stems.
-        page: The report's page, to be an artifact.
+        findings: What the report concludes.
+        written: The report's files.
+        project: [ENTITY/]PROJECT; the runs' own shows both together. A study that is reported again
+            renews its run, where it is online.
+
+    Returns:
+        Where W&B has it.
 
     Raises:
-        UserError: if W&B does not take it.
+        UserError: if W&B does not take it: unlike a run's tracking, this was asked for.
     """
     import wandb
+
+    from t5ts.analysis.sections import Table, sections
 
     mode, why = choose_mode("auto")
     if mode == "disabled":
         raise UserError(f"W&B is switched off ({why}): unset WANDB_MODE, or leave out --wandb.")
+    study, folder = findings.study, written.page.parent
+    group = study.dirs[0].resolve().name
+    entity, _, name = project.rpartition("/")
     arguments = {
-        "project": project,
-        "entity": entity,
+        "project": name,
+        "entity": entity or None,
         "group": group,
         "job_type": "report",
         "name": f"report of {group}",
         "id": "report-" + hashlib.sha256(group.encode()).hexdigest()[:10],
     }
+    final = next(b for b in sections(findings)[3].blocks if isinstance(b, Table))
+    runs, (notes, summary) = study.table(), _in_words_and_figures(findings)
+    tables = {"runs": (runs.columns, runs.rows()), "final_performance": (final.columns, final.rows)}
+    as_page = f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(notes)}</pre>'
     try:
-        run = _start(folder, mode, arguments)
-        for name, (columns, lines) in tables.items():
-            table = wandb.Table(list(columns), [list(row) for row in lines], allow_mixed_types=True)
-            run.log({f"report/{name}": table})
-        run.log({f"report/{path.stem}": wandb.Image(str(path)) for path in images})
-        as_page = f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(text)}</pre>'
-        run.log({"report/verdict": wandb.Html(as_page)})
-        run.summary.update(dict(summary))
-        run.notes = text
-        if page is not None:
-            artifact = wandb.Artifact(f"report-{run.id}", type="report")
-            artifact.add_file(str(page))
-            run.log_artifact(artifact)
-        where = _where(run, mode, why)
+        run, where = _start(folder, mode, why, arguments)
+        parts: dict[str, Any] = {"verdict": wandb.Html(as_page)}
+        for picture in written.pictures:
+            parts[picture] = wandb.Image(str(folder / "figures" / f"{picture}.png"))
+        for key, (columns, lines) in tables.items():
+            rows = [list(line) for line in lines]
+            parts[key] = wandb.Table(list(columns), rows, allow_mixed_types=True)
+        run.log({f"report/{key}": part for key, part in parts.items()})
+        run.summary.update(summary)
+        run.notes = notes
+        if any(one.config.get("tracker.artifacts") for one in study.runs):
+            _log_artifact(run, "report", {written.page.name: written.page})
         run.finish()
     except Exception as error:  # the client raises whatever its parts do
         raise UserError(
@@ -313,6 +279,21 @@ def log_report(
             " project's name and the login (wandb login), or set WANDB_MODE=offline."
         ) from error
     return where
+
+
+def _in_words_and_figures(findings: "Findings") -> tuple[str, dict[str, Any]]:
+    """The verdict in Markdown, and its figures by name."""
+    judged = findings.main
+    lines = [findings.headline, "", *(f"- {reason}" for reason in findings.reasons)]
+    lines += [f"- BROKEN: {check.name}: {check.detail}" for check in judged.broken]
+    figures = {"runs_finished": float(len(findings.study.finished))}
+    if judged.main is not None:
+        effect = judged.main.effect
+        ratios = {"effect": effect.value, "effect_low": effect.low, "effect_high": effect.high}
+        figures |= {key: math.expm1(value) for key, value in ratios.items()}
+        figures["paired_seeds"] = effect.count
+    known = {key: value for key, value in figures.items() if math.isfinite(value)}
+    return "\n".join(lines), {"verdict": findings.kind, "headline": findings.headline, **known}
 
 
 def first_line(error: Exception) -> str:
@@ -323,9 +304,8 @@ def first_line(error: Exception) -> str:
 def choose_mode(asked: str) -> tuple[str, str]:
     """Online, offline or disabled, and why; decided at once, without W&B's own long waits.
 
-    Args:
-        asked: online and offline are obeyed; auto looks at WANDB_MODE, then for a login and at
-            whether the server (or the proxy before it) takes a connection.
+    Only auto has a choice: it looks at WANDB_MODE, then for a login and at whether the server (or
+    the proxy before it) takes a connection.
     """
     if asked != "auto":
         return asked, f"tracker.mode={asked}"
@@ -358,11 +338,8 @@ def _takes_connection(host: str, port: int) -> bool:
     reached = threading.Event()
 
     def knock() -> None:
-        try:
-            with socket.create_connection((host, port), timeout=REACH_TIMEOUT_S):
-                reached.set()
-        except OSError:
-            pass  # out of reach: the event stays unset
+        with suppress(OSError), socket.create_connection((host, port), timeout=REACH_TIMEOUT_S):
+            reached.set()
 
     # A look-up without a network can hang longer than any timeout given to it.
     threading.Thread(target=knock, daemon=True).start()

@@ -1,24 +1,143 @@
-"""One run in two processes: the numbers of one, one writer, one message, nobody left waiting."""
+"""One run in two processes: the numbers of one, one writer, one message, nobody left waiting.
 
+Each of two processes does all of `RUNS` and writes into `process-R.json` how each ended, with which
+weights, and what else it saw.
+"""
+
+import functools
+import hashlib
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Command, Compose, read, rows, run, wait_for_rows
-from two_processes import EQUAL, WITHOUT_DROPOUT, forecasts, main
+from hydra import compose, initialize_config_dir
+from runs import Command, Compose, Loud, read, rows, run, wait_for_rows
 
+import t5ts.build
 from t5ts import distributed, experiment
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
-from t5ts.errors import ConfigError
+from t5ts.checks import check
+from t5ts.config import CONF, Config, from_hydra, register
+from t5ts.errors import ConfigError, Interrupted, UserError
 from t5ts.metrics import RegressionSums
+
+#: Overrides of the runs that must give the numbers of one process (without dropout).
+EQUAL = {
+    # 381 windows: five batches of 64 and one of 61, each in three parts of a half.
+    "none": ["train.grad_accumulation=3", "train.epochs=2"],
+    # Batches of 64, 64 and 1: the second process has no window in the last. Stages begin in
+    # mid-epoch, block by block, with rates that warm up anew.
+    "staged": [
+        "freeze=staged", "freeze.unfreeze_epoch=1.34", "freeze.epochs_per_stage=0.67",
+        "freeze.rewarmup_epochs=0.67", "data.windows_per_epoch=129", "train.grad_accumulation=2",
+        "optim=adamw_rms",
+    ],
+    # All that the selected checkpoint can be measured on.
+    "all": [
+        "freeze=all", "train.epochs=2", "train.grad_accumulation=2", "train.eval_batch_size=7",
+        "train.shuffled_test=true", "data@ood=synthetic", "ood.num_rows=500", "ood.seed=5",
+    ],
+}  # fmt: skip
+WITHOUT_DROPOUT = "backbone.dropout=0"
+STOP_AFTER = 9  # steps, in the middle of an epoch
+RUNS = [
+    *((name, [WITHOUT_DROPOUT, *overrides]) for name, overrides in EQUAL.items()),
+    ("whole", ["train.epochs=2"]),
+    *[("parts", ["train.epochs=2"])] * 3,  # the third time it is finished, and shown
+    ("fp16", ["train.epochs=2", "train.log_every=1"]),
+]
+
+
+@functools.cache
+def config_of(*overrides: str) -> Config:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = from_hydra(compose("config", overrides=[*SMALL, *TINY_T5, *overrides]))
+    check(config)
+    return config
+
+
+def meddle(name: str, seen: dict[str, Any], patch: pytest.MonkeyPatch, *, stops: bool) -> None:
+    """Make process 1 stop or overflow in the run of that name; record how each run ends."""
+    real_fit = experiment.fit
+
+    def fit(setup, *args, should_stop, **kwargs):
+        steps = 0
+
+        def stop() -> bool:
+            nonlocal steps
+            steps += 1
+            return should_stop() or (stops and distributed.rank() == 1 and steps == STOP_AFTER)
+
+        if name == "fp16" and distributed.rank() == 1:
+            setup = replace(setup, task=Loud(setup.task.seq_len, setup.task.horizon))
+        state = real_fit(setup, *args, should_stop=stop, **kwargs)
+        digest = hashlib.sha256()
+        for tensor in setup.model.state_dict().values():
+            digest.update(tensor.numpy().tobytes())
+        ended = {"skipped_steps": state.skipped_steps, "weights": digest.hexdigest()}
+        seen["ends"][name] = ended
+        seen["dropout"].append(torch.initial_seed())
+        return state
+
+    patch.setattr(experiment, "fit", fit)
+    if name == "fp16":  # on the CPU, where users are refused it
+        patch.setattr(
+            t5ts.build, "device_and_precision", lambda _: (torch.device("cpu"), torch.float16)
+        )
+
+
+def forecasts() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """5 windows of 3 channels: predictions, truth and last values.
+
+    The second channel's truth does not vary within a process's share and does over all; the
+    third's never varies, though a sum of its squares would not say so.
+    """
+    generator = torch.Generator().manual_seed(0)
+    prediction_BCH, target_BCH = torch.randn(2, 5, 3, 4, generator=generator).unbind()
+    target_BCH[:3, 1], target_BCH[3:, 1] = 0.1, 0.7
+    target_BCH[:, 2] = 0.3
+    return prediction_BCH, target_BCH, torch.zeros_like(target_BCH)
+
+
+def sum_of_shares() -> dict[str, float]:
+    """Metrics of the forecasts, of which each process adds its share."""
+    sums = RegressionSums(3)
+    mine_B = distributed.share(torch.arange(5))
+    sums.update(*(tensor[mine_B] for tensor in forecasts()))
+    sums.add_other_processes()
+    return sums.compute(mase_denominator_C=torch.ones(3), naive_mse=1.0)
+
+
+def main(where: str) -> None:
+    """Every process: all runs, whatever became of the one before."""
+    folder = Path(where)
+    torch.set_num_threads(1)
+    register()
+    with distributed.setup():
+        seen: dict[str, Any] = {"ends": {}, "dropout": [], "outcomes": []}
+        seen["metrics"] = sum_of_shares()
+        for name, overrides in RUNS:
+            stops = name == "parts" and "Interrupted" not in seen["outcomes"]
+            with pytest.MonkeyPatch.context() as patch:
+                meddle(name, seen, patch, stops=stops)
+                try:
+                    result = experiment.run(
+                        config_of(*overrides), run_dir=folder / name, pictures=False
+                    )
+                    seen["outcomes"].append(result.objective)
+                except (UserError, Interrupted) as error:
+                    seen["outcomes"].append(type(error).__name__)
+        (folder / f"process-{distributed.rank()}.json").write_text(json.dumps(seen))
 
 
 @pytest.fixture(scope="module")
@@ -169,13 +288,16 @@ def test_torchruns_own_command_line_trains_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--multirun", "seed=0,1"], "--multirun"), (["seed=x"], "seed=x"), (["seeds=1"], "seeds")],
+    [
+        ("--multirun seed=0,1", "--multirun"),
+        ("seed=x", "seed=x"),
+        ("data=csv data.path=missing.csv", "missing.csv"),  # process 0 finds it first
+        ("backbone=linear train.resume=nowhere", "nowhere"),  # process 0 alone looks
+    ],
 )
-def test_nonsense_is_refused_with_one_message(
-    tmp_path: Path, arguments: list[str], named: str
-) -> None:
+def test_nonsense_is_refused_with_one_message(tmp_path: Path, arguments: str, named: str) -> None:
     places = [f"hydra.{mode}.dir={tmp_path / 'here'}" for mode in ("run", "sweep")]
-    process = Command(*arguments, *places, cwd=tmp_path, processes=2)
+    process = Command(*arguments.split(), *places, cwd=tmp_path, processes=2)
     _, err = process.wait()
     assert process.returncode
     (message,) = messages(err)
@@ -192,8 +314,9 @@ def messages(err: str) -> list[str]:
 def test_alone_everything_is_trivial_and_torch_is_not_imported() -> None:
     code = (
         "import sys; from t5ts import distributed as d\n"
-        "with d.setup(), d.main_first():\n"
+        "with d.setup():\n"
         "    assert (d.rank(), d.world_size(), d.is_main()) == (0, 1, True)\n"
+        "    assert d.main_first(lambda: 2) == d.from_main(lambda: 2) == 2\n"
         "    assert d.gather_objects(3) == [3]\n"
         "    assert d.any_of(True, False) == (True, False) and d.share('all') == 'all'\n"
         "    d.all_reduce_sum(1); d.all_reduce_max(1); d.broadcast_tensors(1)\n"
@@ -222,16 +345,3 @@ def test_more_processes_than_gpus_or_windows_are_refused(
     monkeypatch.setattr(distributed, "local_world_size", lambda: 2)
     with pytest.raises(ConfigError, match=word):
         build(tiny(*overrides))
-
-
-def test_shares_are_even_and_leave_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    for windows in (0, 1, 5, 64):
-        index_B = torch.arange(windows)
-        for size in (1, 2, 3, 7):
-            shares = []
-            for number in range(size):
-                monkeypatch.setattr(distributed, "_rank", number)
-                monkeypatch.setattr(distributed, "_world_size", size)
-                shares.append(distributed.share(index_B))
-            assert torch.equal(torch.cat(shares), index_B)
-            assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -31,7 +31,7 @@ LEVELS = {
     "checkpoint": 3,
     "tracking": 3,
     "interruption": 0,
-    "run_directory": 4,
+    "run_directory": 6,
     "evaluation": 3,
     "donor": 4,
     "build": 5,

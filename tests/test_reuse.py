@@ -1,8 +1,5 @@
 """A run that starts from another's frozen epochs equals one that trained them, bit for bit."""
 
-import ast
-import math
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,32 +9,18 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from hypothesis import Phase, event, given, settings
-from hypothesis import strategies as st
-from runs import (
-    Command,
-    Compose,
-    Killed,
-    assert_same_run,
-    changed,
-    flip,
-    read,
-    rows,
-    run,
-    run_until,
-)
+from runs import Compose, Killed, assert_same_run, changed, flip, read, rows, run, run_until
 
-import t5ts
 from t5ts import reuse
-from t5ts.analysis.results import Result, read_metrics
+from t5ts.analysis.results import read_metrics
 from t5ts.build import build
 from t5ts.checks import check
-from t5ts.config import NOT_IDENTITY, Config
+from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY, Config
 from t5ts.errors import ConfigError
 from t5ts.reuse import Reuse, lasting_settings
 from t5ts.schedule import ACTS_LATER
 
-EPOCHS, BLOCKS = 4, 2  # of the small setting
+EPOCHS = 4  # of the small setting
 
 
 @pytest.fixture(scope="module")
@@ -59,100 +42,67 @@ def cold(config: Config) -> Config:
 
 # --- bitwise ---
 
-#: What trains when and how fast: all that trials of a sweep over unfreezing differ in.
-LATE = st.fixed_dictionaries(
-    {
-        "freeze.name": st.sampled_from(["all", "staged", "staged", "staged", "norms"]),
-        "freeze.unfreeze_epoch": st.sampled_from([2.0, 3.25, 3.0, 1.5, 2.9, 1.0, 0.05]),
-        "freeze.order": st.sampled_from(["all_at_once", "top_down", "bottom_up"]),
-        "freeze.blocks_per_stage": st.sampled_from([1, 2]),
-        "freeze.epochs_per_stage": st.sampled_from([0.4, 1.0]),
-        "freeze.rewarmup_epochs": st.sampled_from([0.0, 0.5]),
-        "optim.encoder_lr_scale": st.sampled_from([0.1, 1.0]),
-        "optim.layer_decay": st.sampled_from([1.0, 0.8]),
-    }
-)
-#: What acts from the start, in both runs alike.
-COMMON = st.fixed_dictionaries(
-    {
-        "freeze.eval_mode": st.booleans(),
-        "backbone.dropout": st.sampled_from([0.0, 0.1]),
-        "optim.schedule": st.sampled_from(["cosine", "constant"]),
-        "optim.algorithm": st.sampled_from(["adamw", "adamw_rms"]),
-        "optim.clip_norm": st.sampled_from([None, 0.3]),
-        "train.log_every": st.sampled_from([2, 4]),
-        "train.eval_every_epochs": st.sampled_from([1, 1, 3]),
-        "objective": st.sampled_from(["val_loss", "val_corr"]),
-        "train.early_stopping_epochs": st.sampled_from([None, None, 1, 2]),
-    }
-)
+
+def late(name: str, first: float | None = None, **others: Any) -> dict[str, Any]:
+    """What trains when and how fast: all that trials of a sweep over unfreezing differ in."""
+    plan = {"name": name, "unfreeze_epoch": first, "blocks_per_stage": 1} | others
+    plan["always"] = ["layer_norm", "relative_attention_bias"] if name == "norms" else []
+    return {f"freeze.{key}": value for key, value in plan.items()}
 
 
-def possible(late: dict[str, Any]) -> dict[str, Any]:
-    """The nearest settings that are not refused."""
-    name = late["freeze.name"]
-    if name != "staged":
-        late = late | {"freeze.unfreeze_epoch": None}
-    always = ["layer_norm", "relative_attention_bias"] if name == "norms" else []
-    return late | {"freeze.always": always}
+RATES = {"optim.encoder_lr_scale": 1.0, "optim.layer_decay": 0.8}
+#: What acts from the start, in both runs; what each trains when; the epochs that the second reuses.
+PAIRS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = [
+    ({}, late("staged", 2.0, order="all_at_once"), late("staged", 3.25, order="top_down"), 2),
+    (
+        {"freeze.eval_mode": True, "optim.schedule": "constant", "optim.algorithm": "adamw_rms"},
+        late("all"),
+        late("staged", 1.5, order="bottom_up", epochs_per_stage=0.4),
+        1,
+    ),
+    (
+        {"backbone.dropout": 0.0, "optim.clip_norm": 0.3, "train.log_every": 4},
+        late("staged", 3.0),
+        late("staged", 3.0, rewarmup_epochs=0.5) | RATES,
+        3,
+    ),
+    (
+        {"objective": "val_corr", "train.eval_every_epochs": 3},
+        late("staged", 2.9),
+        late("all") | RATES,
+        3,
+    ),
+    ({"train.early_stopping_epochs": 2}, late("staged", 3.0), late("staged", 2.9), 3),
+    ({}, late("staged", 0.05), late("staged", 2.0), 0),  # one trains from the first step on
+    ({}, late("norms"), late("all"), 0),
+]
 
 
-def first_wait(late: dict[str, Any], steps_per_epoch: int) -> int:
-    """Oracle: whole epochs before something that was frozen begins to train."""
-    name, first = late["freeze.name"], late["freeze.unfreeze_epoch"]
-    if name != "staged":
-        return EPOCHS
-    stages = math.ceil(BLOCKS / late["freeze.blocks_per_stage"])
-    stages = 1 if late["freeze.order"] == "all_at_once" else stages
-    starts = [
-        round((first + k * late["freeze.epochs_per_stage"]) * steps_per_epoch)
-        for k in range(stages)
-    ]
-    return min([start // steps_per_epoch for start in starts if start > 0], default=0)
-
-
-def is_pure(late: dict[str, Any], steps_per_epoch: int) -> bool:
-    """Whether nothing of the encoder trains in the first step."""
-    first = late["freeze.unfreeze_epoch"]
-    return not late["freeze.always"] and (first is None or round(first * steps_per_epoch) > 0)
-
-
-@given(common=COMMON, one=LATE, other=LATE)
-# Not shrunk: an example is three runs.
-@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate])
+@pytest.mark.parametrize(("common", "one", "other", "shared"), PAIRS)
 def test_reused_equals_cold_bit_for_bit(
-    common: dict[str, Any], one: dict[str, Any], other: dict[str, Any], base: Config
-) -> None:
-    one, other = possible(one), possible(other)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        both = changed(base, common | {"train.reuse_dir": str(root / "store")})
-        first, second = changed(both, one), changed(both, other)
-        check(first)
-        check(second)
-        run(first, run_dir=root / "first")
-        warm = run(second, run_dir=root / "warm")
-        run(cold(second), run_dir=root / "cold")
-        assert_same_run(root / "warm", root / "cold")
-        about = read(root / "warm" / "provenance.json")
-        per_epoch = about["steps_per_epoch"]
-        shared = min(first_wait(one, per_epoch), first_wait(other, per_epoch))
-        may_stop = common["train.early_stopping_epochs"] is not None
-        if is_pure(one, per_epoch) and is_pure(other, per_epoch) and not may_stop:
-            assert warm.reused_epochs == shared
-        else:
-            assert warm.reused_epochs <= shared
-        assert about["reuse"]["epochs"] == warm.reused_epochs
-        # Epoch 0 at least: before the first step all plans are one.
-        assert about["reuse"]["trained_by"]["run_dir"] == str((root / "first").resolve())
-        event(f"reused {warm.reused_epochs}")
+    common: dict[str, Any], one: dict[str, Any], other: dict[str, Any], shared: int,
+    base: Config, tmp_path: Path,
+) -> None:  # fmt: skip
+    both = changed(base, common | {"train.reuse_dir": str(tmp_path / "store")})
+    first, second = changed(both, one), changed(both, other)
+    check(first)
+    check(second)
+    run(first, run_dir=tmp_path / "first")
+    warm = run(second, run_dir=tmp_path / "warm")
+    run(cold(second), run_dir=tmp_path / "cold")
+    assert_same_run(tmp_path / "warm", tmp_path / "cold")
+    about = read(tmp_path / "warm" / "provenance.json")["reuse"]
+    assert warm.reused_epochs == about["epochs"] == shared
+    # Epoch 0 at least: before the first step all plans are one.
+    assert about["trained_by"]["run_dir"] == str((tmp_path / "first").resolve())
 
 
 def test_a_prefix_grows_from_run_to_run(staged: Compose, tmp_path: Path) -> None:
-    late = [f"freeze.unfreeze_epoch={epoch}" for epoch in (1, 3, 2)]
+    others = [f"freeze.unfreeze_epoch={epoch}" for epoch in (1, 3, 2)]
+    others += ["seed=1", "train.epochs=5", "freeze=all", "freeze=all optim=adamw"]
     reused = [
         run(staged(*overrides.split()), run_dir=tmp_path / overrides).reused_epochs
-        for overrides in (*late, "seed=1", "train.epochs=5", "freeze=all", "freeze=all optim=adamw")
+        for overrides in others
     ]
     # At last nothing is left to train: only the test is read.
     assert reused == [0, 1, 2, 0, 0, 3, EPOCHS]
@@ -168,55 +118,19 @@ def test_what_trains_from_the_start_is_in_the_key(staged: Compose, tmp_path: Pat
     for key, value, shared in (
         ("freeze.rewarmup_epochs", 1.0, EPOCHS),
         ("optim.encoder_lr_scale", 0.5, 0),
-        ("freeze.always", ["relative_attention_bias"], 0),
     ):
         assert run(changed(norms, {key: value}), run_dir=tmp_path / key).reused_epochs == shared
 
 
-@pytest.mark.parametrize("backbone", ["shared", "linear"])
-def test_every_backbone_may_reuse(backbone: str, small: Compose, tmp_path: Path) -> None:
-    freeze = ["freeze=staged", "freeze.unfreeze_epoch=2"] if backbone == "shared" else []
-    sizes = ["backbone.d_model=16", "backbone.num_layers=2"] if backbone == "shared" else []
-    config = small(f"backbone={backbone}", *freeze, *sizes, f"train.reuse_dir={tmp_path / 's'}")
-    for name in ("first", "warm"):
-        result = run(config, run_dir=tmp_path / name)
-    assert result.reused_epochs == (2 if backbone == "shared" else 0)
-    run(cold(config), run_dir=tmp_path / "cold")
-    assert_same_run(tmp_path / "warm", tmp_path / "cold")
-
-
 # --- the key ---
 
-OTHER_CHOICE = {
-    "objective": "val_corr", "init.name": "t5", "freeze.order": "bottom_up",
-    "patch.channels": "mixing", "patch.scale": "none", "normalize.name": "none",
-    "optim.algorithm": "adamw_rms", "optim.schedule": "constant", "train.precision": "bf16",
-    "train.device": "cpu", "tracker.name": "wandb", "tracker.mode": "offline",
-}  # fmt: skip
 
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, prefix: str = "") -> Iterator[str]:
     if not isinstance(node, dict):
-        yield prefix, node
+        yield prefix
         return
     for key, value in node.items():
         yield from leaves(value, f"{prefix}.{key}" if prefix else key)
-
-
-def another(key: str, value: Any) -> Any:
-    """A legal value besides the one that stands there."""
-    if key in OTHER_CHOICE:
-        assert value != OTHER_CHOICE[key]
-        return OTHER_CHOICE[key]
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, float):
-        return value / 2 if value else 0.5
-    if isinstance(value, int):
-        return value + 1
-    if isinstance(value, list):
-        return [*value, "x"]
-    return f"{value}x" if isinstance(value, str) else 1
 
 
 @pytest.mark.parametrize(
@@ -224,7 +138,6 @@ def another(key: str, value: Any) -> Any:
     [
         [*TINY_T5, "freeze=staged"],
         ["backbone=shared", "data=nyc_weather"],
-        ["backbone=linear", "data=etth1"],
         ["backbone=local", "backbone.path=DIR", "data=csv", "data.path=a.csv", "debug=overfit"],
     ],
     ids=lambda overrides: overrides[0],
@@ -234,36 +147,13 @@ def test_every_setting_is_in_the_key_or_on_the_list(
 ) -> None:
     config = composed(*SMALL[2:], *overrides)
     listed = (*ACTS_LATER, *NOT_IDENTITY)
-    found = set()
-    for key, value in leaves(asdict(config)):
-        other = changed(config, {key: another(key, value)})
-        acts = lasting_settings(other) != lasting_settings(config)
+    in_key, found = set(leaves(lasting_settings(config))), set()
+    for key in leaves(asdict(config)):
         on_list = next((name for name in listed if f"{key}.".startswith(f"{name}.")), None)
-        assert acts == (on_list is None), key
+        # A newer setting counts where it is not at the value that changes nothing.
+        assert (key in in_key) == (on_list is None) or key in MEASURED_BESIDES, key
         found.add(on_list)
     assert found - {None} == set(listed)  # no stale name on the lists
-
-
-def test_what_acts_later_is_read_by_the_plan_alone() -> None:
-    """A new reader of such a setting could make it act earlier: it must be looked at here."""
-    package = Path(t5ts.__file__).parent
-    readers: dict[str, set[str]] = {key: set() for key in ACTS_LATER}
-    for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute):
-                key = ".".join(ast.unparse(node).split(".")[-2:])
-                readers.get(key, set()).add(path.relative_to(package).as_posix())
-    # `schedule` and `build` make the plan of them, `checks` refuses impossible ones, and a sweep's
-    # worker reads the unfreeze epoch to know from when a trial may be pruned, which changes no
-    # number of it.
-    assert readers["freeze.unfreeze_epoch"] >= {"sweep/trial.py"}
-    readers["freeze.unfreeze_epoch"].discard("sweep/trial.py")
-    plan = {"build.py", "schedule.py"}
-    for key, files in readers.items():
-        assert files <= {*plan, "checks.py"} or key == "freeze.name", key
-        assert files & plan or key == "freeze.name", key
-    # Only a label: a part of the arm's name, and of its name in words.
-    assert readers["freeze.name"] == {"config.py", "checks.py", "analysis/words.py"}
 
 
 def test_code_data_weights_and_machine_are_in_the_key(
@@ -401,8 +291,7 @@ def test_a_store_that_fails_later_costs_the_run_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("t5ts.reuse.PrefixStore.publish", full)
-    result = run(staged("freeze.unfreeze_epoch=2"), run_dir=tmp_path / "run")
-    assert isinstance(result, Result)
+    run(staged("freeze.unfreeze_epoch=2"), run_dir=tmp_path / "run")
     assert caplog.text.count("No space left on device") == 1
 
 
@@ -417,69 +306,29 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
         staged("train.reuse_max_gb=0")
 
 
-def test_a_sweep_hears_of_reused_epochs_as_of_trained_ones(staged: Compose, tmp_path: Path) -> None:
-    config = staged("freeze.unfreeze_epoch=2")
-    heard: dict[str, list[tuple[int, float]]] = {"first": [], "warm": []}
-    for name, its in heard.items():
-        result = run(
-            config,
-            run_dir=tmp_path / name,
-            after_epoch=lambda row, its=its: its.append((row["epoch"], row["val_loss"])),
-        )
-    assert result.reused_epochs == 2
-    assert heard["first"] == heard["warm"]
-    assert len(heard["warm"]) == EPOCHS + 1
-
-    class Pruned(Exception):
-        pass
-
-    def prune(_row: Any) -> None:
-        raise Pruned
-
-    with pytest.raises(Pruned):
-        run(config, run_dir=tmp_path / "pruned", after_epoch=prune)
-
-
-def test_the_seconds_of_a_run_hold_those_of_reused_epochs(staged: Compose, tmp_path: Path) -> None:
-    """They may be a sweep's objective: a setting costs what it costs, whoever trained its start."""
-    config = staged("freeze.unfreeze_epoch=3")
+def test_reused_epochs_are_the_runs_own(staged: Compose, tmp_path: Path) -> None:
+    """A sweep hears of them, their seconds count, and the best epoch may be among them."""
+    # At such a rate the first step ruins the model.
+    config = staged("freeze.unfreeze_epoch=3", "optim.lr=3", "optim.schedule=constant")
+    heard: list[tuple[int, float]] = []
     pause_s = 0.2
-    run(config, run_dir=tmp_path / "first", after_epoch=lambda _row: time.sleep(pause_s))
-    warm = run(config, run_dir=tmp_path / "warm")
-    assert warm.reused_epochs == 3
+
+    def hear(row: Any) -> None:
+        heard.append((row["epoch"], row["val_loss"]))
+        time.sleep(pause_s if len(heard) <= EPOCHS else 0)
+
+    first = run(config, run_dir=tmp_path / "first", after_epoch=hear)
+    warm = run(config, run_dir=tmp_path / "warm", after_epoch=hear)
+    assert (warm.reused_epochs, warm.best_epoch, first.best_epoch) == (3, 0, 0)
+    assert_same_run(tmp_path / "warm", tmp_path / "first")
+    assert heard[: EPOCHS + 1] == heard[EPOCHS + 1 :]
     assert warm.seconds > 3 * pause_s  # the other's pauses before the end of epoch 3
     lines = read_metrics(tmp_path / "warm", "eval")
     assert ["perf/elapsed_s" in row for row in lines] == [False] * 4 + [True]
     assert lines[-1]["perf/elapsed_s"] <= warm.seconds
 
+    def prune(_row: Any) -> None:
+        raise Killed
 
-def test_the_best_epoch_may_lie_within_the_prefix(staged: Compose, tmp_path: Path) -> None:
-    config = staged("freeze.unfreeze_epoch=3", "optim.lr=3", "optim.schedule=constant")
-    first = run(config, run_dir=tmp_path / "first")
-    assert first.best_epoch == 0  # at such a rate the first step ruins the model
-    warm = run(config, run_dir=tmp_path / "warm")
-    assert (warm.reused_epochs, warm.best_epoch) == (3, first.best_epoch)
-    assert_same_run(tmp_path / "warm", tmp_path / "first")
-
-
-@pytest.mark.slow
-def test_two_processes_at_once_share_what_they_can(base: Config, tmp_path: Path) -> None:
-    common = [*SMALL, *TINY_T5, "freeze=staged", f"train.reuse_dir={tmp_path / 'store'}"]
-    common.append(f"train.batch_size={base.train.batch_size}")
-    processes = [
-        Command(
-            *common, f"freeze.unfreeze_epoch={epoch}", "train.threads=1",
-            f"hydra.run.dir={tmp_path / str(epoch)}", cwd=tmp_path,
-        )
-        for epoch in (2, 3)
-    ]  # fmt: skip
-    for process in processes:
-        out, err = process.wait()
-        assert process.returncode == 0, out + err
-    late = {"freeze.name": "staged", "freeze.order": "top_down", "freeze.blocks_per_stage": 2}
-    for epoch in (2, 3):
-        config = changed(base, late | {"freeze.unfreeze_epoch": epoch, "train.threads": 1})
-        run(config, run_dir=tmp_path / "cold" / str(epoch))
-        assert rows(tmp_path / "cold" / str(epoch)) == rows(tmp_path / str(epoch))
-    entries = {path.name.split(".")[1] for path in (tmp_path / "store").glob("*.prefix")}
-    assert entries == {"00000", "00001", "00002", "00003"}
+    with pytest.raises(Killed):
+        run(config, run_dir=tmp_path / "pruned", after_epoch=prune)

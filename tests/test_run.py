@@ -32,10 +32,16 @@ def test_cfg_job_prints_the_configuration(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_one_switch_shows_every_line(tmp_path: Path) -> None:
+def test_one_switch_shows_every_line_and_a_log_that_takes_none_ends_the_run(tmp_path: Path) -> None:
     dry = [*SMALL, *TINY_T5, "debug=fast_dev_run", "hydra.run.dir=run", "hydra.verbose=t5ts"]
     out, err = Command(*dry, cwd=tmp_path).wait()
     assert "at step 0, RMS" in out, err
+    (tmp_path / "other" / "run.log").mkdir(parents=True)
+    process = Command(*dry, "hydra.run.dir=other", cwd=tmp_path)
+    _, err = process.wait()
+    assert process.returncode == 2
+    assert err.startswith("t5ts: ")
+    assert "other cannot be written" in err
 
 
 @pytest.mark.parametrize(
@@ -91,9 +97,8 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
     with serve() as hub:
         hub.add(HUB_ID, local_t5(tmp_path / "served"))
         at_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
-        process = Command(
-            *mission, cwd=tmp_path, pictures=True, WANDB_MODE="offline", **at_hub
-        )  # fmt: skip
+        at_hub["WANDB_MODE"] = "offline"
+        process = Command(*mission, cwd=tmp_path, pictures=True, **at_hub)
         out, err = process.wait()
     assert process.returncode == 0, err
     assert "pretrained T5, verified" in out
@@ -101,14 +106,7 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
     run_dir = tmp_path / "run"
     before, *_, last = out.split("epoch   0/")[0], *out.splitlines()
     assert len(before.splitlines()) <= 8
-    assert last.split() == [
-        "python",
-        "-m",
-        "t5ts.predict",
-        "run",
-        "--out",
-        "forecast.csv",
-    ]
+    assert last.strip() == "python -m t5ts.predict run --out forecast.csv"
     assert (run_dir / "plots" / "learning_curve.png").is_file()
     assert "at step 0, RMS" not in out
     assert "at step 0, RMS" in (run_dir / "run.log").read_text()
@@ -118,8 +116,7 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path: Path) -
     assert provenance["weights"]["files"] == {
         name: file_sha256(tmp_path / "served" / name) for name in provenance["weights"]["files"]
     }
-    assert provenance["windows"]["val"] == 2880 - 24 + 1
-    assert provenance["windows"]["test"] == 2880 - 24 + 1
+    assert provenance["windows"]["val"] == provenance["windows"]["test"] == 2880 - 24 + 1
     steps = [row for row in rows(run_dir) if row["kind"] == "step"]
     assert [row["step/grad_norm/block_1"] > 0 for row in steps] == [False] * 4 + [True] * 4
     assert [row["step/grad_norm/block_0"] > 0 for row in steps] == [False] * 6 + [True] * 2

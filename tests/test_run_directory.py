@@ -1,13 +1,11 @@
 """A run directory: whose it is, what its numbers were made from, and whether they are intact."""
 
-import hashlib
 import logging
 import resource
 import shutil
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,20 @@ from conftest import SMALL
 from runs import Compose, changed, flip, local_t5, read, rows, run, run_until
 
 from t5ts import experiment, run_directory
-from t5ts.analysis.results import read_json, read_result
+from t5ts.analysis.results import read_json
 from t5ts.analysis.study import collect
 from t5ts.build import load_once
 from t5ts.config import Config
 from t5ts.data.windows import Windows
 from t5ts.errors import (
-    DataError,
     DirectoryInUse,
     InputsChanged,
     OutputError,
     ResumeError,
 )
 from t5ts.progress import ProgressBar
-from t5ts.provenance import json_ready, write_json
+from t5ts.provenance import write_json
 from t5ts.run_directory import locked, put_aside, remove_if_unused
-from t5ts.tracking import Tracker
 
 
 @pytest.fixture(scope="module")
@@ -118,36 +114,30 @@ def test_other_data_is_refused_and_the_old_data_is_welcome(
     assert anew.baselines != result.baselines
 
 
-def test_other_data_of_the_other_series_is_refused(
-    config: Config, csv: Path, run_dir: Path, tmp_path: Path
-) -> None:
-    other = deepcopy(config.data)
-    other.path = str(shutil.copy(csv, tmp_path / "other.csv"))
-    config = changed(config, {"ood": other})
-    run(config, run_dir=run_dir)
-    write(tmp_path / "other.csv", EDITS["a value"])
-    with pytest.raises(InputsChanged, match="ood"):
-        run(config, run_dir=run_dir)
-
-
-def test_other_weights_under_the_same_path_are_refused(
-    small: Compose, tmp_path: Path, run_dir: Path
+def test_other_weights_and_another_other_series_are_refused(
+    small: Compose, csv: Path, tmp_path: Path, run_dir: Path, config: Config
 ) -> None:
     """Else a resumed run's provenance would name weights that its numbers do not come from."""
     path = local_t5(tmp_path / "t5")
-    config = small("backbone=local", f"backbone.path={path}", "init=t5", "train.epochs=1")
-    interrupt(config, run_dir, step=2)
+    local = small("backbone=local", f"backbone.path={path}", "init=t5", "train.epochs=1")
+    interrupt(local, run_dir, step=2)
     named = read(run_dir / "provenance.json")["weights"]["files"]
     kept = (path / "model.safetensors").read_bytes()
-    flip(path / "model.safetensors", -3)
-    with pytest.raises(InputsChanged, match=r"weights .*model\.safetensors"):
-        run(config, run_dir=run_dir)
-    (path / "model.safetensors").write_bytes(kept)
-    run(config, run_dir=run_dir)
+    for finished in (False, True):
+        flip(path / "model.safetensors", -3)
+        with pytest.raises(InputsChanged, match=r"weights .*model\.safetensors"):
+            run(local, run_dir=run_dir)
+        if not finished:
+            (path / "model.safetensors").write_bytes(kept)
+            run(local, run_dir=run_dir)
     assert read(run_dir / "provenance.json")["inputs"]["weights"] == named
-    flip(path / "model.safetensors", -3)
-    with pytest.raises(InputsChanged, match=r"weights .*model\.safetensors"):
-        run(config, run_dir=run_dir)
+    other = deepcopy(config.data)
+    other.path = str(shutil.copy(csv, tmp_path / "other.csv"))
+    shifted = changed(config, {"ood": other})
+    run(shifted, run_dir=tmp_path / "shifted")
+    write(tmp_path / "other.csv", EDITS["a value"])
+    with pytest.raises(InputsChanged, match="ood"):
+        run(shifted, run_dir=tmp_path / "shifted")
 
 
 @pytest.mark.parametrize("finished", [0, 1])
@@ -175,23 +165,17 @@ def test_other_code_is_told_when_shown_and_refused_when_resumed(
         monkeypatch.setattr(module, "made_with", lambda: now)
     with caplog.at_level("INFO", logger="t5ts"):
         run(config, run_dir=tmp_path / "whole")
-    assert sum("different code" in record.getMessage() for record in caplog.records) == 1
+    assert caplog.text.count("different code") == 1
     with pytest.raises(ResumeError, match=r"torch .* → 9.*train\.resume_on_other_code=true"):
         run(config, run_dir=tmp_path / "half")
     run(changed(config, {"train.resume_on_other_code": True}), run_dir=tmp_path / "half")
-    codes = read(tmp_path / "half" / "provenance.json")["code"]
-    assert len(codes) == 2
-    assert codes[1] == now
-
-
-def test_a_run_of_an_older_t5ts_is_shown(halves, run_dir: Path, caplog) -> None:
-    config, _, whole = halves
-    shutil.copytree(whole, run_dir)
-    values = read_json(run_dir / "provenance.json")
-    del values["inputs"], values["code"]
-    write_json(run_dir / "provenance.json", values)
-    assert run(config, run_dir=run_dir).metrics == read(whole / "result.json")["metrics"]
-    assert sum("not recorded" in record.getMessage() for record in caplog.records) == 1
+    first, last = read(tmp_path / "half" / "provenance.json")["code"]
+    assert first != last == now
+    values = read_json(tmp_path / "whole" / "provenance.json")
+    del values["inputs"], values["code"]  # as an older t5ts wrote it
+    write_json(tmp_path / "whole" / "provenance.json", values)
+    run(config, run_dir=tmp_path / "whole")
+    assert caplog.text.count("not recorded") == 1
 
 
 # --- damage ---
@@ -203,10 +187,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
     ("checkpoint/best.safetensors", lambda p: flip(p)),
     ("checkpoint/best.safetensors", Path.unlink),
     ("metrics.jsonl", Path.unlink),
-    ("metrics.jsonl", lambda p: p.write_bytes(b"")),
     ("metrics.jsonl", lambda p: p.write_bytes(p.read_bytes()[:-100])),
     ("metrics.jsonl", lambda p: p.write_bytes(p.read_bytes()[:-200] + bytes(200))),
-    ("metrics.jsonl", lambda p: flip(p, 30, 1)),
     ("provenance.json", lambda p: flip(p, 30)),
 ]
 
@@ -248,22 +230,6 @@ def test_a_damaged_finished_run_is_not_shown(name: str, halves, run_dir: Path) -
         run(config, run_dir=run_dir)
 
 
-def test_no_flipped_bit_of_a_result_changes_a_value(halves, tmp_path: Path) -> None:
-    path = Path(shutil.copy(halves[2] / "result.json", tmp_path))
-    content = path.read_bytes()
-    expected = json_ready(asdict(read_result(path)))
-    refused = 0
-    for bit in range(0, 8 * len(content), 101):
-        flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(flipped)
-        try:
-            assert json_ready(asdict(read_result(path))) == expected, bit
-        except DataError:
-            refused += 1
-    assert refused > len(content) / 20
-
-
 # --- who holds it ---
 
 
@@ -285,12 +251,12 @@ def test_what_another_process_holds_is_left_alone(config: Config, run_dir: Path)
 def test_a_refused_run_leaves_no_empty_parents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = tmp_path / "here"
-    for folder in ("outputs/data/run", "kept/run", "../elsewhere/run"):
+    here, folders = tmp_path / "here", ("outputs/data/run", "kept/run", "../elsewhere/run")
+    for folder in folders:
         (here / folder).mkdir(parents=True)
-    (here / "kept" / "note").touch()
     monkeypatch.chdir(here)
-    for folder in ("outputs/data/run", "kept/run", "../elsewhere/run"):
+    (here / "kept" / "note").touch()
+    for folder in folders:
         remove_if_unused(Path(folder))
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     assert left == ["elsewhere", "here", "here/kept", "here/kept/note"]
@@ -318,11 +284,11 @@ def test_a_lock_whose_file_was_removed_holds_nothing(
 def test_put_aside_never_meets_an_earlier_folder(run_dir: Path) -> None:
     for name in ("previous-2", "previous-3"):
         (run_dir / name).mkdir(parents=True)
-    for attempt in range(3):
-        (run_dir / "metrics.jsonl").write_text(f"{attempt}")
+    for attempt in "012":
+        (run_dir / "metrics.jsonl").write_text(attempt)
         put_aside(run_dir)
-    kept = {p.parent.name: p.read_text() for p in run_dir.glob("previous-*/metrics.jsonl")}
-    assert sorted(kept.values()) == ["0", "1", "2"]
+    kept = [path.read_text() for path in run_dir.glob("previous-*/metrics.jsonl")]
+    assert sorted(kept) == ["0", "1", "2"]
 
 
 # --- the disk ---
@@ -334,7 +300,6 @@ def test_a_full_disk_is_one_message_and_the_run_resumes(
     """A limit on a file's size stands for it: the kernel refuses the write in the same way."""
     whole = run(config, run_dir=tmp_path / "whole")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    left: list[int] = []
     for limit in (100, 2000, (tmp_path / "whole" / "metrics.jsonl").stat().st_size - 100):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
@@ -342,8 +307,7 @@ def test_a_full_disk_is_one_message_and_the_run_resumes(
                 run(config, run_dir=run_dir)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        left += [1 for path in run_dir.rglob("*.tmp")]
-    assert not left
+        assert not list(run_dir.rglob("*.tmp"))
     assert run(config, run_dir=run_dir).metrics == whole.metrics
     assert rows(run_dir) == rows(tmp_path / "whole")
 
@@ -389,14 +353,14 @@ def test_what_a_data_set_needs_is_computed_once(
 
     monkeypatch.setattr(Windows, "gather", gather)
     first = run(config, run_dir=tmp_path / "a")
-    digest = hashlib.sha256(load_once(config.data).values_TC.tobytes()).hexdigest()
+    values = load_once(config.data).values_TC.copy()
     reads = read_test.count("test")
     read_test.clear()
     second = run(changed(config, {"optim.lr": 1e-4}), run_dir=tmp_path / "b")
     assert read_test.count("test") < reads  # the baselines' reads are gone
     assert second.baselines == first.baselines
     assert second.baselines is not first.baselines
-    assert hashlib.sha256(load_once(config.data).values_TC.tobytes()).hexdigest() == digest
+    assert np.array_equal(load_once(config.data).values_TC, values)  # scaled once
     write(csv, EDITS["a value"])
     assert run(config, run_dir=tmp_path / "c").baselines != first.baselines
 
@@ -405,28 +369,7 @@ def test_epochs_are_logged_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     caplog.set_level(logging.INFO, logger="t5ts")
     with ProgressBar(total_steps=10) as bar:
-        bar.update(step=1, epoch=1, loss=1.0)
-        bar.say("epoch 1")
-        bar.update(step=2, epoch=1, loss=1.0)
-        bar.say("epoch 2")
-    assert [record.getMessage() for record in caplog.records] == ["epoch 1", "epoch 2"]
-
-
-@pytest.mark.parametrize("place", ["evaluate", "_forecast_sample", "_finish"])
-def test_the_tracker_is_ended_wherever_a_run_fails(
-    place: str, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended: list[int] = []
-
-    class Watched(Tracker):
-        def abandon(self) -> None:
-            ended.append(1)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("here")
-
-    monkeypatch.setattr(experiment, "_build_tracker", lambda *_: Watched())
-    monkeypatch.setattr(experiment, place, fail)
-    with pytest.raises(RuntimeError, match="here"):
-        run(config, run_dir=run_dir)
-    assert ended == [1]
+        for epoch in (1, 2):
+            bar.update(step=epoch, epoch=epoch, loss=1.0)
+            bar.say(f"epoch {epoch}")
+    assert caplog.messages == ["epoch 1", "epoch 2"]

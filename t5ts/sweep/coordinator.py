@@ -335,7 +335,7 @@ def _draw(work: Work, ledgers: Sequence[Ledger]) -> list[Path]:
     with own_style(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls its pictures experimental
         found = (
-            surface_of(ledger.name, [t.params for t in trials], [t.values[0] for t in trials])
+            surface_of(ledger.name, [(t.params, t.values[0]) for t in trials])
             for ledger, trials in complete
         )
         if surfaces := [surface for surface in found if surface is not None]:
