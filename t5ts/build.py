@@ -13,17 +13,7 @@ from hydra.utils import get_method
 from torch import Tensor
 
 from t5ts import distributed
-from t5ts.config import (
-    CheckpointBackbone,
-    Config,
-    CsvData,
-    DataConfig,
-    HFBackbone,
-    LinearBackbone,
-    ReconstructTask,
-    SharedBackbone,
-    T5Backbone,
-)
+from t5ts.config import Config
 from t5ts.data.series import Series
 from t5ts.data.windows import WindowSplits, build_windows, mase_denominator
 from t5ts.donor import best_checkpoint, load_donor, load_patch, norm_rms
@@ -51,6 +41,16 @@ from t5ts.model.weights import (
 )
 from t5ts.optim import PlannedOptimizer
 from t5ts.schedule import forecaster_plan, start_step, within_run
+from t5ts.schema import (
+    CheckpointBackbone,
+    CsvData,
+    DataConfig,
+    HFBackbone,
+    LinearBackbone,
+    ReconstructTask,
+    SharedBackbone,
+    T5Backbone,
+)
 from t5ts.tasks import Forecast, Reconstruct, Task
 
 #: Windows of a dry run's epoch and evaluation, in batches.

@@ -14,8 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t5ts.checks import check_overrides
 from t5ts.command import finish
-from t5ts.config import CONF, FULL_PARAMS, SCHEMAS, CheckpointBackbone, from_hydra, register
+from t5ts.config import CONF, FULL_PARAMS, SCHEMAS, from_hydra, register
 from t5ts.errors import Interrupted, UserError
+from t5ts.schema import CheckpointBackbone
 
 EPILOG = """examples:
   python -m t5ts.download backbone=t5_small          fetch from the hub, verify, print the verdict

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t5ts.config import OptimConfig
 from t5ts.schedule import Rule, assign, lr_factor, rewarmup_factor, start_step
+from t5ts.schema import OptimConfig
 
 
 class PlannedOptimizer:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from t5ts.config import FreezeConfig, OptimConfig
+from t5ts.schema import FreezeConfig, OptimConfig
 
 #: Settings without effect while the encoder is frozen, except through what trains from step 0
 #: and how fast, which is in the reuse key as the optimizer's groups.

@@ -16,9 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from t5ts.config import TrackerConfig, searched
+from t5ts.config import searched
 from t5ts.errors import UserError
 from t5ts.provenance import json_ready
+from t5ts.schema import TrackerConfig
 
 log = logging.getLogger("t5ts")
 

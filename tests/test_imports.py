@@ -14,6 +14,7 @@ PACKAGE = Path(t5ts.__file__).parent
 LEVELS = {
     "errors": 0,
     "command": 0,
+    "schema": 0,
     "config": 1,
     "distributed": 1,
     "checks": 2,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from t5ts.config import OptimConfig
 from t5ts.optim import AdamWRms, PlannedOptimizer
 from t5ts.schedule import Rule
+from t5ts.schema import OptimConfig
 
 SETTINGS = OptimConfig(
     name="test", lr=1e-2, warmup_epochs=0, schedule="constant", weight_decay=0.1, clip_norm=None

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from runs import Compose, read, rows, run
 
 from t5ts.build import build
-from t5ts.config import FreezeConfig, OptimConfig
 from t5ts.errors import ConfigError
 from t5ts.schedule import (
     Rule,
@@ -21,6 +20,7 @@ from t5ts.schedule import (
     start_step,
     within_run,
 )
+from t5ts.schema import FreezeConfig, OptimConfig
 
 NAMES = [
     "patch.projection.weight",
