@@ -133,9 +133,8 @@ class CheckFirst(Callback):
         with _exit_if_refused():
             if distributed.world_size() > 1:
                 raise ConfigError(
-                    "--multirun under torchrun: torchrun trains one run in several processes; to"
-                    " train several runs on several GPUs use a launcher (hydra/launcher=joblib or a"
-                    " cluster's) without torchrun."
+                    "--multirun under torchrun, which trains one run in several processes: for"
+                    " several runs use a launcher (hydra/launcher=joblib) without torchrun."
                 )
             if "PlainSweeper" not in str(config.hydra.sweeper.get("_target_")):
                 return
@@ -244,10 +243,8 @@ def _run_problems(config: Config) -> Iterator[str]:
         if name is None:
             yield f"arm_requires={requirement}: {group!r} is not a group; write GROUP=OPTION."
         elif not fnmatchcase(name, pattern):
-            yield (
-                f"the chosen arm sets {requirement}, but {group}={name}: leave {group} out of the"
-                " command, or choose the groups themselves instead of arm=NAME."
-            )
+            instead = f"leave {group} out, or choose all groups instead of arm=NAME"
+            yield f"the chosen arm sets {requirement}, but {group}={name}: {instead}."
 
 
 def _encoder_problems(config: Config) -> Iterator[str]:
@@ -265,10 +262,8 @@ def _encoder_problems(config: Config) -> Iterator[str]:
         yield f"init={init.name} is a checkpoint, and init.path={init.path} is a run: use init=run."
     is_other = init.name in ("t5", "pretrained", "run") or init.path is not None
     if init.checkpoint is not None and is_other:
-        yield (
-            f"init.checkpoint={init.checkpoint} goes with init=chronos, random, matched or shuffled"
-            f" and without init.path, not with init={init.name}."
-        )
+        allowed = "init=chronos, random, matched or shuffled, without init.path"
+        yield f"init.checkpoint={init.checkpoint} with init={init.name}; allowed: {allowed}."
     if not isinstance(backbone, CheckpointBackbone):
         if init.name != "random":
             yield f"{chosen}, which has no checkpoint: use init=random, or backbone=t5_small."
@@ -294,10 +289,8 @@ def _patch_problems(config: Config) -> Iterator[str]:
     length, scale = f"patch.patch_len={patch.patch_len}", f"patch.scale={patch.scale}"
     stride = patch.patch_len if patch.stride is None else patch.stride
     if (patch.init == "run") != (patch.path is not None):
-        yield (
-            f"patch.init={patch.init} with patch.path={patch.path}: patch.init=run needs"
-            " patch.path=RUN_DIR (a finished run), and patch.init=fresh has none."
-        )
+        needs = "patch.init=run needs patch.path=RUN_DIR (a finished run), and fresh has none"
+        yield f"patch.init={patch.init} with patch.path={patch.path}: {needs}."
     if patch.patch_len > config.seq_len:
         yield f"{length} is above seq_len={config.seq_len}: shorten it, or lengthen the window."
     if stride > patch.patch_len:
@@ -309,25 +302,20 @@ def _patch_problems(config: Config) -> Iterator[str]:
         if init.path is not None and init.name != "random" and patch.path is None:
             lacks = f"init.path={init.path} (a run)"
         if lacks is not None:
-            yield (
-                f"patch.num_prototypes={patch.num_prototypes} mixes a T5's token embeddings, and"
-                f" {lacks} has none: use patch=norm, or the T5 checkpoint itself."
-            )
+            prototypes = f"patch.num_prototypes={patch.num_prototypes}"
+            why = f"mixes a T5's token embeddings, and {lacks} has none"
+            yield f"{prototypes} {why}: use patch=norm, or a T5 checkpoint."
     if patch.scale == "match_embedding":
         if not isinstance(backbone, CheckpointBackbone):
             yield f"{scale}: backbone={backbone.name} has no token embeddings; use another scale."
         elif init.name == "random" and backbone.embedding_rms is None:
-            yield (
-                f"{scale} with init=random needs backbone.embedding_rms=VALUE, so that arms have"
-                " one scale (provenance.json of a run with init=t5 has the value)."
-            )
+            where = "provenance.json of a run with init=t5 has it"
+            yield f"{scale} with init=random needs backbone.embedding_rms=VALUE ({where})."
     fits = isinstance(config.task, ReconstructTask) and not isinstance(backbone, LinearBackbone)
     if config.head == "per_patch" and not (fits and stride == patch.patch_len):
-        yield (
-            "head=per_patch maps each token back to its own patch: it needs task=reconstruct (here"
-            f" {config.task.name}), an encoder (here backbone={backbone.name}) and patches that do"
-            f" not overlap (here patch.stride={stride} with {length}); otherwise use head=flatten."
-        )
+        needs = "needs task=reconstruct, an encoder, and patches that do not overlap"
+        here = f"task={config.task.name}, backbone={backbone.name}, patch.stride={stride}, {length}"
+        yield f"head=per_patch {needs}, not {here}: use head=flatten."
 
 
 def _freeze_problems(config: Config) -> Iterator[str]:
@@ -340,12 +328,12 @@ def _freeze_problems(config: Config) -> Iterator[str]:
         yield f"{name} trains from the start, not from {start}: use freeze=staged or freeze=all."
     if freeze.name in ("all", "norms") and freeze.unfreeze_epoch is not None:
         yield f"{name} never unfreezes, but {start}: use freeze=staged."
+    if freeze.name == "staged" and freeze.unfreeze_epoch is None:
+        yield f"{name} needs freeze.unfreeze_epoch=NUMBER; to never unfreeze, use freeze=all."
     if freeze.name in ("all", "none") and freeze.always:
         yield f"{name} with freeze.always={freeze.always}: use freeze=norms or freeze=staged."
     if freeze.name == "norms" and not freeze.always:
         yield f"{name} with an empty freeze.always trains nothing: use freeze=all."
-    if freeze.name == "staged" and freeze.unfreeze_epoch is None:
-        yield f"{name} needs freeze.unfreeze_epoch=NUMBER; to never unfreeze, use freeze=all."
     if freeze.unfreeze_epoch is not None and 0 < freeze.unfreeze_epoch >= epochs:
         end = f"is beyond the last epoch (train.epochs={epochs})"
         yield f"{start} {end}: unfreeze earlier, train longer, or use freeze=all."

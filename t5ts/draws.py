@@ -1,4 +1,4 @@
-"""Random draws as a pure function of integers: no generator's state is used or changed.
+"""Seeds of a run's components, and random draws as a pure function of integers.
 
 Such draws are the same in every arm, batch, process and resumed run: the masked spans of a
 window (`draw_masks`) and the order of its steps (`shuffle_time`).
