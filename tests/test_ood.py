@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from runs import Compose, read, rows, run
 
 from t5ts import experiment
 from t5ts.build import build, build_model
 from t5ts.checkpoint import load_checkpoint
-from t5ts.config import identity
 from t5ts.data.sources import load_synthetic
 from t5ts.errors import ConfigError, DataError
 from t5ts.tracking import Tracker
@@ -111,15 +109,6 @@ def test_it_is_read_once_after_training_and_the_tracker_hears_of_it(
     assert {"test_loss", "ood_loss", "ood_skill", "shuffled_loss"} <= set(summary)
 
 
-def test_masked_spans_of_another_series(small: Compose, tmp_path: Path) -> None:
-    task = ["task=reconstruct", "task.mask=value", "horizon=null"]
-    result = run(small(*LINEAR, *OTHER, *task), run_dir=tmp_path)
-    assert next(iter(result.baselines["ood"])) == "linear_interpolation"
-    skill = 1 - result.metrics["ood_loss"] / result.baselines["ood"]["linear_interpolation"]["loss"]
-    assert result.metrics["ood_skill"] == pytest.approx(skill)
-    assert "ood_mase" not in result.metrics
-
-
 @pytest.mark.parametrize(
     ("overrides", "error", "named"),
     [
@@ -159,9 +148,3 @@ def test_a_run_begins_with_both_series_and_warns_of_another_step(
     assert any("x0 ← a, x1 ← b" in line for line in said)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "a step of ood is 900 s and one of data 3600 s" in warning
-
-
-def test_it_is_part_of_the_identity_where_it_is_set(composed: Compose) -> None:
-    names = [identity(composed(*SMALL, *o)) for o in ([], ["~data@ood"], OTHER, OTHER[:-1])]
-    assert names[0] == names[1]
-    assert len(set(names)) == 3
