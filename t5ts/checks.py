@@ -114,9 +114,11 @@ def _keys() -> frozenset[str]:
 def _unknown(key: str) -> str:
     """The message for a key that no schema has, with the keys that may have been meant."""
     group, _, last = key.rpartition(".")
-    near = sorted(k for k in _keys() if k.startswith(f"{group}.") or k.endswith(f".{last}"))
-    near = near or get_close_matches(key, [*_keys(), *GROUPS], cutoff=0.5)
-    hint = f" Did you mean one of these: {', '.join(near)}?" if near else ""
+    known = sorted({*_keys(), *GROUPS})
+    near = get_close_matches(key, known, cutoff=0.8)
+    near = near or [k for k in known if k.startswith(f"{group}.") or k.endswith(f".{last}")]
+    near = near or get_close_matches(key, known, cutoff=0.5)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
     return f"{key} is not a setting.{hint} See --help for all settings."
 
 

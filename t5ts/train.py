@@ -68,7 +68,8 @@ def fit(
         is_last_of_epoch = state.step % setup.steps_per_epoch == 0
         if is_last_of_epoch:
             loop.end_epoch()
-        stops, is_old = distributed.any_of(should_stop(), loop.checkpoint_is_old())
+        is_old = time.perf_counter() - loop.last_saved > config.train.checkpoint_every_s
+        stops, is_old = distributed.any_of(should_stop(), is_old)
         if not is_last_of_epoch and (stops or is_old):
             loop.save()
         if stops and not loop.is_over():
@@ -189,7 +190,8 @@ class _Loop:
             state.best_epoch = epoch
             state.best_metrics = {k: v for k, v in row.items() if k.startswith("val_")}
             about = {"identity": self.identity, "epoch": epoch, **state.best_metrics}
-            distributed.on_main(lambda: self.write("best", self.weights(), about))
+            best = self.output.checkpoints / "best.safetensors"
+            distributed.on_main(lambda: save_checkpoint(best, self.weights(), about))
         self.save()
         ends_run = self.is_over()
         distributed.on_main(lambda: self.output.after_epoch(row | {"ends_run": ends_run}))
@@ -216,10 +218,6 @@ class _Loop:
         """Whether an epoch's end has an evaluation."""
         return epoch % self.config.train.eval_every_epochs == 0 or epoch == self.setup.epochs
 
-    def checkpoint_is_old(self) -> bool:
-        """Whether it is time to save within an epoch."""
-        return time.perf_counter() - self.last_saved > self.config.train.checkpoint_every_s
-
     def save(self) -> None:
         """Write last.safetensors, from process 0; the random generators are every process's."""
         self.rows.read_back()
@@ -234,7 +232,8 @@ class _Loop:
             tensors = self.weights() | {f"optim/{name}": t for name, t in moments.items()}
             about = {"fit": asdict(state), "optimizer_steps": steps}
             about |= {**self.output.record, "scaler": self.scaler.state_dict()}
-            self.write("last", tensors | generators, about)
+            last = self.output.checkpoints / "last.safetensors"
+            save_checkpoint(last, tensors | generators, about)
 
         distributed.on_main(write)
         self.last_saved = time.perf_counter()
@@ -242,10 +241,6 @@ class _Loop:
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors as checkpoints name them."""
         return {f"model/{name}": p for name, p in self.setup.model.state_dict().items()}
-
-    def write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write a checkpoint."""
-        save_checkpoint(self.output.checkpoints / f"{name}.safetensors", tensors, about)
 
     def restored(self, path: Path) -> FitState:
         """Put model, optimizer, scaler and generators back to where a checkpoint was written."""
