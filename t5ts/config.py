@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -244,11 +243,14 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
         backbone["full_params"] = FULL_PARAMS.get(backbone["name"])
     for data in (values.get("data"), values.get("ood")):
         # Tables were once all called so: a run keeps its identity.
-        if data and "path" in data and data.get("name") == csv_name(data["path"]):
+        if isinstance(data, dict) and "path" in data and data.get("name") == csv_name(data["path"]):
             data["name"] = "csv"
     for dotted in (*keys, *MEASURED_BESIDES):
         *parents, last = dotted.split(".")
-        node = reduce(lambda parent, key: parent.get(key) or {}, parents, values)
+        node = values
+        for key in parents:
+            child = node.get(key)
+            node = child if isinstance(child, dict) else {}
         if last in node and (dotted in keys or node[last] == MEASURED_BESIDES[dotted]):
             del node[last]
     return dict(values)
