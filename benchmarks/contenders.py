@@ -24,12 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 import t5ts.train
 from benchmarks.memory import status
 from t5ts.build import build, build_model, build_optimizer
-from t5ts.config import Config, TrackerConfig, from_hydra, register
+from t5ts.config import Config, from_hydra, register
 from t5ts.data.windows import Windows, epoch_order
 from t5ts.model.forecaster import Forecaster
+from t5ts.output import Output
 from t5ts.probes import GradientNorms
 from t5ts.progress import ProgressBar
 from t5ts.run import CONF
+from t5ts.schema import TrackerConfig
 from t5ts.tasks import Forecast
 from t5ts.tracking import MetricsFile, Tracker, WandbTracker
 
@@ -280,7 +282,7 @@ def _fit(
         windows_per_epoch=len(windows),
         steps_per_epoch=STEPS_PER_EPOCH,
     )
-    output = t5ts.train.Output(
+    output = Output(
         metrics=metrics,
         tracker=tracker,
         progress=ProgressBar(total_steps=STEPS_PER_EPOCH, enabled=False),

@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from t5ts import distributed
 from t5ts.errors import ResumeError
 from t5ts.provenance import replacing
 
@@ -29,12 +31,7 @@ _CHUNK = 2**24
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able state, atomically.
-
-    Args:
-        path: The file; its folder is created.
-        tensors: Any devices; written contiguous, from the CPU.
-        state: JSON-able; floats come back bit for bit.
+    """Write tensors (of any device) and a JSON-able state, atomically; floats keep every bit.
 
     Raises:
         OSError: if the disk is full or not writable; the old file is then untouched.
@@ -45,8 +42,11 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     with replacing(path) as temporary:
         try:
             save_file(on_cpu, temporary, metadata=metadata)
-        except SafetensorError as error:
-            raise _as_os_error(error, temporary) from error
+        except SafetensorError as error:  # it contains the operating system's error as text
+            if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(temporary)) from error
         place, checksum = _checksum(temporary)
         with temporary.open("r+b") as file:
             file.seek(place)
@@ -65,10 +65,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_checkpoint` wrote.
-
-    Returns:
-        Tensors on the CPU, and the state.
+    """The tensors, on the CPU, and the state that `save_checkpoint` wrote.
 
     Raises:
         ResumeError: naming the file, if it is missing, truncated, modified or not a checkpoint.
@@ -79,15 +76,40 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_part(
     path: Path, wanted: Callable[[str], bool]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Some tensors, and the state, of a checkpoint that this process wrote; not verified.
-
-    Args:
-        path: The checkpoint.
-        wanted: Whether to read the tensor with this name.
-    """
+    """The tensors of some names, and the state, of a checkpoint of this process; not verified."""
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118
         return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["state"])
+
+
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """The random generators of every process, for `set_generators`."""
+    own = {kind: module.get_rng_state() for kind, module in _generators(device).items()}
+    return {
+        _generator_name(kind, rank): state
+        for rank, states in enumerate(distributed.gather_objects(own))
+        for kind, state in states.items()
+    }
+
+
+def set_generators(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Set this process's random generators to their states in a checkpoint.
+
+    Written by fewer processes, it has none of this one, which keeps its seed.
+    """
+    for kind, module in _generators(device).items():
+        state = tensors.get(_generator_name(kind, distributed.rank()))
+        if state is not None:
+            module.set_rng_state(state)
+
+
+def _generators(device: torch.device) -> dict[str, Any]:
+    own = {} if device.type == "cpu" else {device.type: torch.get_device_module(device)}
+    return {"cpu": torch} | own
+
+
+def _generator_name(kind: str, rank: int) -> str:
+    return f"rng/{kind}" if rank == 0 else f"rng/{kind}/{rank}"
 
 
 def _open(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -101,14 +123,14 @@ def _open(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, Tensor],
         place, checksum = _checksum(path)
         with path.open("rb") as file:
             file.seek(place)
-            is_intact = file.read(len(checksum)) == checksum.encode()
-        if is_intact:
-            return load_part(path, wanted)
-        if _is_foreign(path):
-            raise ResumeError(f"{path} is not a checkpoint of this t5ts. {remedy}")
+            if file.read(len(checksum)) == checksum.encode():
+                return load_part(path, wanted)
+        with safe_open(path, framework="pt") as content:
+            is_ours = (content.metadata() or {}).get("format") == FORMAT
     except (SafetensorError, OSError) as error:
         raise ResumeError(f"the checkpoint {path} cannot be read ({error}). {remedy}") from error
-    raise ResumeError(f"the checkpoint {path} is corrupted: its checksum differs. {remedy}")
+    fault = "is corrupted: its checksum differs" if is_ours else "is not a checkpoint of this t5ts"
+    raise ResumeError(f"{path} {fault}. {remedy}")
 
 
 def _checksum(path: Path) -> tuple[int, str]:
@@ -123,17 +145,3 @@ def _checksum(path: Path) -> tuple[int, str]:
         while chunk := file.read(_CHUNK):
             crc = zlib.crc32(chunk, crc)
     return place and len(length) + place, f"{crc:08x}"
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether a file without a valid checksum is foreign or from an older t5ts, not corrupt."""
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("format") != FORMAT
-
-
-def _as_os_error(error: SafetensorError, path: Path) -> Exception:
-    """The operating system's error inside a safetensors error, which contains it as text."""
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return (
-        error if number is None else OSError(int(number[1]), os.strerror(int(number[1])), str(path))
-    )

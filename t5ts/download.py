@@ -15,8 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from t5ts.checks import check_overrides
 from t5ts.command import finish
-from t5ts.config import CONF, FULL_PARAMS, SCHEMAS, CheckpointBackbone, from_hydra, register
+from t5ts.config import CONF, FULL_PARAMS, SCHEMAS, from_hydra, register
 from t5ts.errors import Interrupted, UserError
+from t5ts.schema import CheckpointBackbone
 
 EPILOG = """examples:
   python -m t5ts.download backbone=t5_small                  download from the hub and verify
@@ -102,7 +103,8 @@ def _fetch(overrides: Sequence[str]) -> None:
     asked = {override.split("=")[0].split(".")[0] for override in overrides}
     if not asked & {"backbone", "data"}:
         raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")
-    from t5ts.build import architecture, load_encoder, load_series
+    from t5ts.arm import architecture, load_encoder
+    from t5ts.build import load_series
     from t5ts.model.weights import describe
 
     if "backbone" in asked:

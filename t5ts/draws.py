@@ -1,4 +1,4 @@
-"""Random draws as a pure function of integers: no generator's state is used or changed.
+"""Seeds of a run's components, and random draws as a pure function of integers.
 
 Such draws are the same in every arm, batch, process and resumed run: the masked spans of a
 window (`draw_masks`) and the order of its steps (`shuffle_time`).
@@ -6,6 +6,7 @@ window (`draw_masks`) and the order of its steps (`shuffle_time`).
 Source: SplitMix64 (Steele et al. 2014); masks own.
 """
 
+import hashlib
 from functools import cache
 
 import numpy as np
@@ -16,6 +17,17 @@ from torch import Tensor
 NO_EPOCH = 2**64 - 1
 #: Hash word that separates the shuffles from other draws for the same windows.
 SHUFFLE = 0x7E
+
+
+def component_seed(seed: int, component: str) -> int:
+    """A separate seed for each component, so that none consumes another's randomness."""
+    digest = hashlib.sha256(f"{seed}/{component}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def component_generator(seed: int, component: str) -> torch.Generator:
+    """A CPU generator for one component."""
+    return torch.Generator().manual_seed(component_seed(seed, component))
 
 
 def words(value: int) -> np.ndarray:
@@ -39,11 +51,7 @@ def uniform(key_B: np.ndarray, count: int) -> np.ndarray:
 
 
 def time_orders(window_B: np.ndarray, *, length: int) -> np.ndarray:
-    """One permutation of the steps for each window, from the window's number alone.
-
-    Returns:
-        (B, L) int64; each row is a permutation of 0 … L − 1, all equally likely.
-    """
+    """(B, L) int64: for each window's number its permutation of the steps, all equally likely."""
     key_B = mix(np.asarray(window_B).astype(np.uint64) ^ mix(words(SHUFFLE)))
     return np.argsort(uniform(key_B, length), axis=1, kind="stable")
 
@@ -51,12 +59,8 @@ def time_orders(window_B: np.ndarray, *, length: int) -> np.ndarray:
 def shuffle_time(inputs_BCL: Tensor, index_B: Tensor) -> Tensor:
     """Each window's steps in its own fixed order, the same in all of its channels.
 
-    A channel's values, and which of them share a time step across channels, are kept; the order in
-    time is destroyed.
-
-    Args:
-        inputs_BCL: Contexts; NaN move like values.
-        index_B: The windows' numbers.
+    A channel's values, NaN among them, and which of them share a time step across channels, are
+    kept; the order in time is destroyed. `index_B` are the windows' numbers.
 
     Source: Tan et al. 2024, "Are Language Models Actually Useful for Time Series Forecasting?",
         its "sf-all", at inference.
@@ -68,19 +72,11 @@ def shuffle_time(inputs_BCL: Tensor, index_B: Tensor) -> Tensor:
 
 @cache
 def num_masked(seq_len: int, *, ratio: float, min_len: int, max_len: int) -> int:
-    """Number of masked steps in each window: the sum of spans nearest to the ratio.
+    """Number of masked steps in each window: the sum of spans nearest to the ratio of the steps.
 
-    Every window has the same number, so that every window weighs the same in the loss.
-
-    Args:
-        seq_len: L.
-        ratio: Desired share of the steps, above 0 and below 1.
-        min_len: Shortest span, 1 or more.
-        max_len: Longest span, from min_len to L − 1.
-
-    Returns:
-        From min_len to L − 1; the smaller of two that are equally near. Few enough that even the
-        shortest spans keep a visible step between them.
+    Every window has the same number, from `min_len` to `seq_len` − 1, so that every window weighs
+    the same in the loss; few enough that the shortest spans keep a visible step between them. Spans
+    have `min_len` (1 or more) to `max_len` (below `seq_len`) steps.
     """
     possible = [
         total
@@ -100,7 +96,7 @@ def draw_masks(
     seed: int,
     epoch: int | None,
 ) -> np.ndarray:
-    """Which steps are masked in each window.
+    """Which steps are masked in each window: (B, L) bool.
 
     The lengths of the spans are drawn one after another, each uniformly from those that allow the
     rest to add up; then the spans are placed in distinct gaps between the visible steps,
@@ -113,9 +109,6 @@ def draw_masks(
         seq_len, ratio, min_len, max_len: See `num_masked`.
         seed: Of all masks.
         epoch: Training epoch; None gives the masks of validation and test.
-
-    Returns:
-        (B, L) bool.
     """
     total = num_masked(seq_len, ratio=ratio, min_len=min_len, max_len=max_len)
     most_spans, num_gaps = total // min_len, seq_len - total + 1

@@ -25,12 +25,13 @@ from t5ts.errors import ResumeError, TrainingError
 from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.forecaster import scale_audit
+from t5ts.output import FitState, Output
 from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, file_crc32, made_with, write_json, write_yaml
 from t5ts.reuse import Reuse
 from t5ts.run_directory import Past, bring_in, check_inputs, disk_errors, locked, look_back
 from t5ts.tracking import MetricsFile, Tracker, WandbTracker
-from t5ts.train import FitState, Output, fit
+from t5ts.train import fit
 
 log = logging.getLogger("t5ts")
 

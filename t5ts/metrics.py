@@ -35,8 +35,8 @@ class RegressionSums:
         device = self._device = torch.device("cpu") if device.type == "mps" else device
         self._gram_CVV = torch.zeros(num_channels, 6, 6, dtype=torch.float64, device=device)
         self._empty_C = torch.zeros(num_channels, dtype=torch.float64, device=device)
-        infinity = torch.full((num_channels, 4), math.inf, dtype=torch.float64, device=device)
-        self._least, self._most = infinity, -infinity  # of LEVELS and CHANGES
+        # The largest of minus LEVELS and CHANGES, and of these themselves.
+        self._most = torch.full((num_channels, 8), -math.inf, dtype=torch.float64, device=device)
 
     def update(self, prediction_BCH: Tensor, target_BCH: Tensor, last_BCH: Tensor) -> None:
         """Add a batch.
@@ -56,19 +56,14 @@ class RegressionSums:
             terms_CVN = torch.stack([scored_CN, (p - y).abs(), p, y, p - last, y - last], dim=1)
             self._gram_CVV += terms_CVN @ terms_CVN.mT
             self._empty_C += (~scored_BCH.any(dim=2)).sum(dim=0)
-            spans_CVN = terms_CVN[:, LEVELS[0] :]
-            scored_C1N = scored_CN[:, None]
-            least = torch.where(scored_C1N, spans_CVN, math.inf).amin(dim=2)
-            most = torch.where(scored_C1N, spans_CVN, -math.inf).amax(dim=2)
-            self._least = torch.minimum(self._least, least)
+            signed_CVN = torch.cat([-terms_CVN[:, LEVELS[0] :], terms_CVN[:, LEVELS[0] :]], dim=1)
+            most = torch.where(scored_CN[:, None], signed_CVN, -math.inf).amax(dim=2)
             self._most = torch.maximum(self._most, most)
 
     def add_other_processes(self) -> None:
         """Add the sums of the other processes, so that all have the same."""
         distributed.all_reduce_sum(self._gram_CVV, self._empty_C)
-        extremes = torch.stack([-self._least, self._most])
-        distributed.all_reduce_max(extremes)
-        self._least, self._most = -extremes[0], extremes[1]
+        distributed.all_reduce_max(self._most)
 
     def compute(
         self, *, mase_denominator_C: Tensor | None = None, naive_mse: float | None = None
@@ -113,8 +108,9 @@ class RegressionSums:
         )
         # Whether a side varies is decided from its extremes: the difference of two sums of squares
         # is never exactly 0 for a constant.
+        least_CX, most_CX = -self._most[:, :4], self._most[:, 4:]
         sides = slice(a - LEVELS[0], b - LEVELS[0] + 1)
-        moves_C = (self._most[:, sides] > self._least[:, sides]).all(dim=1).cpu()
+        moves_C = (most_CX > least_CX)[:, sides].all(dim=1).cpu()
         varies_C = moves_C & (variance > 0)
         if not bool(varies_C.any()):
             return math.nan, len(n_C)

@@ -7,22 +7,22 @@ their rule starts, and learning rates are set from the step, so that no schedule
 late group (pytorch #79888).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from t5ts.config import OptimConfig
 from t5ts.schedule import Rule, assign, lr_factor, rewarmup_factor, start_step
+from t5ts.schema import OptimConfig
 
 
 class PlannedOptimizer:
-    """A torch optimizer whose groups follow a freezing schedule.
+    """A torch optimizer (`inner`) whose groups follow a freezing schedule.
 
     Args:
         named_parameters: Every parameter of the model, in a fixed order.
-        rules: The freezing schedule; must cover every parameter.
+        rules: The freezing schedule; must cover every parameter, and start some at step 0.
         settings: The update rule; see `conf/optim`.
         rewarmup_epochs: Warm-up of what is unfrozen later.
         steps_per_epoch: Turns epochs into steps.
@@ -40,92 +40,67 @@ class PlannedOptimizer:
         total_steps: int,
     ) -> None:
         self.parameters = dict(named_parameters)
-        self.settings = settings
-        self.warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
+        self.settings = s = settings
+        self.warmup_steps = round(s.warmup_epochs * steps_per_epoch)
         self.rewarmup_steps = round(rewarmup_epochs * steps_per_epoch)
         self.total_steps = total_steps
         self.plan = assign(rules, self.parameters)
-        # Dicts keep the rules' order, which fixes the groups' order.
-        self._waiting: dict[Rule, list[str]] = {}
-        self._start: dict[Rule, int | None] = {}
-        for rule in dict.fromkeys(rules):
-            names = [name for name, assigned in self.plan.items() if assigned == rule]
-            if names:
-                self._waiting[rule] = names
-                self._start[rule] = start_step(rule.start_epoch, steps_per_epoch)
+        used = set(self.plan.values())
+        starts = [
+            (start_step(rule.start_epoch, steps_per_epoch), rule) for rule in dict.fromkeys(rules)
+        ]
+        # In the order of their start, so that a resumed run that catches up with several stages at
+        # once has its groups in the order of the uninterrupted run.
+        self._waiting = sorted(
+            ((start, rule) for start, rule in starts if start is not None and rule in used),
+            key=lambda entry: entry[0],
+        )
+        self._last_start = self._waiting[-1][0]
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
-        self.torch_optimizer: torch.optim.Optimizer | None = None
-        self.unfreeze(0)
+        common: dict[str, Any] = {"lr": s.lr, "betas": (s.beta1, s.beta2), "eps": s.eps}
+        self.inner: torch.optim.Optimizer
+        if s.algorithm == "adamw_rms":
+            self.inner = AdamWRms(self._due(0), **common)
+        else:
+            self.inner = torch.optim.AdamW(self._due(0), **common, fused=True)
 
-    def unfreeze(self, step: int) -> list[str]:
-        """Let every rule that starts at or before `step` train; returns the new names."""
-        due = [
-            rule
-            for rule in self._waiting
-            if (start := self._start[rule]) is not None and start <= step
-        ]
-        # Groups enter in the order of their start, so that a resumed run that catches up with
-        # several stages at once has its groups in the order of the uninterrupted run.
-        due.sort(key=lambda rule: self._start[rule] or 0)
-        new: list[str] = []
-        for rule in due:
-            names = self._waiting.pop(rule)
-            for name in names:
-                self.parameters[name].requires_grad_(True)
-            for group in self._groups(rule, names):
-                self._add(group)
-            new += names
-        return new
+    def unfreeze(self, step: int) -> bool:
+        """Let every rule that starts at or before `step` train; returns whether any is new."""
+        new = list(self._due(step))
+        for group in new:
+            self.inner.add_param_group(group)
+        return bool(new)
 
-    def _groups(self, rule: Rule, names: list[str]) -> list[dict[str, Any]]:
-        """A rule's parameters as a group with weight decay (matrices) and one without."""
-        groups = []
-        for decays in (True, False):
-            members = [
-                n
-                for n in names
-                if (self.parameters[n].ndim >= 2 and "relative_attention_bias" not in n) == decays
-            ]
-            if members:
-                groups.append(
-                    {
-                        "params": [self.parameters[n] for n in members],
-                        "names": members,
+    def _due(self, step: int) -> Iterator[dict[str, Any]]:
+        """The groups that start by `step`: of each rule one with weight decay and one without."""
+        while self._waiting and self._waiting[0][0] <= step:
+            start, rule = self._waiting.pop(0)
+            for decays in (True, False):
+                names = [
+                    n
+                    for n, p in self.parameters.items()
+                    if self.plan[n] == rule
+                    and (p.ndim >= 2 and "relative_attention_bias" not in n) == decays
+                ]
+                if names:
+                    yield {
+                        "params": [self.parameters[n].requires_grad_(True) for n in names],
+                        "names": names,
                         "weight_decay": self.settings.weight_decay if decays else 0.0,
                         "lr_scale": rule.lr_scale,
-                        "start": self._start[rule],
+                        "start": start,
                     }
-                )
-        return groups
-
-    def _add(self, group: dict[str, Any]) -> None:
-        s = self.settings
-        if self.torch_optimizer is not None:
-            self.torch_optimizer.add_param_group(group)
-        elif s.algorithm == "adamw_rms":
-            self.torch_optimizer = AdamWRms([group], lr=s.lr, betas=(s.beta1, s.beta2), eps=s.eps)
-        else:
-            self.torch_optimizer = torch.optim.AdamW(
-                [group], lr=s.lr, betas=(s.beta1, s.beta2), eps=s.eps, fused=True
-            )
 
     @property
     def settled_step(self) -> int:
         """The step from which all that ever trains does, its own warm-up included."""
-        last = max(start or 0 for start in self._start.values())
-        return last + self.rewarmup_steps if last else 0
+        return self._last_start + self.rewarmup_steps if self._last_start else 0
 
     @property
     def never_trains(self) -> set[str]:
         """Names of the parameters that no step changes."""
         return {name for name, rule in self.plan.items() if rule.start_epoch is None}
-
-    @property
-    def inner(self) -> torch.optim.Optimizer:
-        """The torch optimizer (for a GradScaler)."""
-        assert self.torch_optimizer is not None
-        return self.torch_optimizer
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that train now, by name, in the model's order."""
@@ -156,16 +131,13 @@ class PlannedOptimizer:
             total_norm: () the norm, already measured by the probes.
         """
         limit = self.settings.clip_norm
-        if limit is None:
-            return
         # On a CPU the comparison is free and saves a pass over all gradients; on a GPU it would
         # wait for the device, and the pass is cheap.
-        if total_norm.device.type == "cpu" and not bool(total_norm > limit):
+        if limit is None or (total_norm.device.type == "cpu" and not bool(total_norm > limit)):
             return
         factor = (limit / (total_norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(
-            [p.grad for p in self.trainable().values() if p.grad is not None], factor
-        )
+        grads = [p.grad for p in self.trainable().values() if p.grad is not None]
+        torch._foreach_mul_(grads, factor)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Optimizer state: tensors keyed `NAME/KEY`, and step counts keyed by NAME."""
@@ -200,22 +172,19 @@ class PlannedOptimizer:
         """
         # What starts at `step` itself has not stepped yet and has no state.
         self.unfreeze(step - 1)
-        begun = [group for group in self.inner.param_groups if group["start"] < step]
-        allowed = {name for group in begun for name in group["names"]}
-        needed = {
-            name
-            for group in begun
-            if step - group["start"] > skipped_steps or not steps.keys().isdisjoint(group["names"])
-            for name in group["names"]
-        }
+        allowed, needed = set[str](), set[str]()
+        for group in self.inner.param_groups:
+            names = set(group["names"])
+            if group["start"] < step:
+                allowed |= names
+            if step - group["start"] > skipped_steps or names & steps.keys():
+                needed |= names
         if wrong := (steps.keys() - allowed) | (needed - steps.keys()):
             raise ValueError(
                 f"the optimizer state is for different parameters: {sorted(wrong)[:3]}"
             )
-        for name, parameter in self.trainable().items():
-            if name not in steps:
-                continue
-            prefix = f"{name}/"
+        for name in steps:
+            parameter, prefix = self.parameters[name], f"{name}/"
             state: dict[str, Any] = {
                 key.removeprefix(prefix): value.to(parameter.device)
                 for key, value in tensors.items()
@@ -265,11 +234,11 @@ class AdamWRms(torch.optim.Optimizer):
                         "exp_avg": torch.zeros_like(p),
                         "exp_avg_sq": torch.zeros_like(p),
                     }
-            states = [self.state[p] for p in parameters]
             grads = [p.grad for p in parameters]
-            averages = [s["exp_avg"] for s in states]
-            squares = [s["exp_avg_sq"] for s in states]
-            steps = [s["step"] for s in states]
+            steps, averages, squares = (
+                [self.state[p][key] for p in parameters]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            )
             torch._foreach_add_(steps, 1.0)
             torch._foreach_lerp_(averages, grads, 1 - beta1)
             torch._foreach_mul_(squares, beta2)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from t5ts.config import FreezeConfig, OptimConfig
+from t5ts.schema import FreezeConfig, OptimConfig
 
 #: Settings without effect while the encoder is frozen, except through what trains from step 0
 #: and how fast, which is in the reuse key as the optimizer's groups.
@@ -30,65 +30,45 @@ ACTS_LATER = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rule:
-    """One line of a freezing schedule.
+    """One line of a freezing schedule."""
 
-    Attributes:
-        pattern: Regular expression, searched for in the parameter's name.
-        start_epoch: Epoch (fractions allowed) from which it trains; 0 from the first step, None
-            never.
-        lr_scale: Multiplier of the base learning rate.
-    """
-
-    pattern: str
-    start_epoch: float | None
-    lr_scale: float
+    pattern: str  # regular expression, searched for in the parameter's name
+    start_epoch: float | None  # from which it trains (fractions allowed); None: never
+    lr_scale: float  # multiplier of the base learning rate
 
 
 def forecaster_plan(freeze: FreezeConfig, optim: OptimConfig, *, num_blocks: int) -> list[Rule]:
-    """The rules for a forecaster: head and patch always train, the encoder by its stages.
+    """The rules for a forecaster, in order of precedence: head and patch train from the start.
 
     Stages count from the top (`top_down`, the final norm goes with the first stage) or from the
     bottom (`bottom_up`, an input stem goes with the first stage); stage k starts at
     `unfreeze_epoch + k · epochs_per_stage`. Block i of n has the multiplier
     `encoder_lr_scale · layer_decay^(n − 1 − i)`, the final norm that of the top block, a stem
     one more decay than block 0.
-
-    Args:
-        freeze: When what trains.
-        optim: Only `encoder_lr_scale` and `layer_decay` matter here.
-        num_blocks: Encoder blocks n; 0 for no encoder.
-
-    Returns:
-        Rules in order of precedence.
     """
-    last = num_blocks - 1
+    rules = [Rule(r"^(head|patch)\.", 0.0, 1.0)]
+    if num_blocks == 0:
+        return rules
+    last, blocks = num_blocks - 1, list(reversed(range(num_blocks)))
 
-    def decay(block: int) -> float:
+    def scale(block: int) -> float:
         return optim.encoder_lr_scale * optim.layer_decay ** (last - block)
 
     def start(block: int) -> float | None:
         if freeze.unfreeze_epoch is None:
             return None
         place = {"all_at_once": 0, "top_down": last - block, "bottom_up": block}[freeze.order]
-        stage = place // freeze.blocks_per_stage
-        return freeze.unfreeze_epoch + stage * freeze.epochs_per_stage
+        return freeze.unfreeze_epoch + place // freeze.blocks_per_stage * freeze.epochs_per_stage
 
-    def rule(pattern: str, start_epoch: float | None, lr_scale: float) -> Rule:
-        return Rule(pattern=pattern, start_epoch=start_epoch, lr_scale=lr_scale)
-
-    rules = [rule(r"^(head|patch)\.", 0.0, 1.0)]
-    if num_blocks == 0:
-        return rules
-    blocks = list(reversed(range(num_blocks)))
     for pattern in freeze.always:
         # One rule per block, so that layer decay also applies to these parameters.
-        rules += [rule(rf"^encoder\.block\.{i}\..*(?:{pattern})", 0.0, decay(i)) for i in blocks]
-        rules.append(rule(rf"^encoder\..*(?:{pattern})", 0.0, decay(last)))
-    rules.append(rule(r"^encoder\.final_layer_norm\.", start(last), decay(last)))
-    rules += [rule(rf"^encoder\.block\.{i}\.", start(i), decay(i)) for i in blocks]
-    rules.append(rule(r"^encoder\.stem\.", start(0), decay(-1)))
+        rules += [Rule(rf"^encoder\.block\.{i}\..*(?:{pattern})", 0.0, scale(i)) for i in blocks]
+        rules.append(Rule(rf"^encoder\..*(?:{pattern})", 0.0, scale(last)))
+    rules.append(Rule(r"^encoder\.final_layer_norm\.", start(last), scale(last)))
+    rules += [Rule(rf"^encoder\.block\.{i}\.", start(i), scale(i)) for i in blocks]
+    rules.append(Rule(r"^encoder\.stem\.", start(0), scale(-1)))
     return rules
 
 
@@ -98,10 +78,9 @@ def assign(rules: Sequence[Rule], names: Iterable[str]) -> dict[str, Rule]:
     Raises:
         ValueError: if a parameter is matched by no rule, naming it.
     """
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     assigned: dict[str, Rule] = {}
     for name in names:
-        rule = next((rule for regex, rule in compiled if regex.search(name)), None)
+        rule = next((rule for rule in rules if re.search(rule.pattern, name)), None)
         if rule is None:
             raise ValueError(f"no rule of the freezing schedule covers the parameter {name}")
         assigned[name] = rule
@@ -115,11 +94,10 @@ def start_step(start_epoch: float | None, steps_per_epoch: int) -> int | None:
 
 def within_run(rules: Sequence[Rule], *, steps_per_epoch: int, total_steps: int) -> list[Rule]:
     """The same rules, where a start at or after the run's last step becomes never (None)."""
+    starts = [start_step(rule.start_epoch, steps_per_epoch) for rule in rules]
     return [
-        rule
-        if (start_step(rule.start_epoch, steps_per_epoch) or 0) < total_steps
-        else replace(rule, start_epoch=None)
-        for rule in rules
+        rule if start is None or start < total_steps else replace(rule, start_epoch=None)
+        for rule, start in zip(rules, starts, strict=True)
     ]
 
 

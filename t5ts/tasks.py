@@ -16,15 +16,10 @@ from t5ts.draws import draw_masks, num_masked
 
 @dataclass(frozen=True)
 class Batch:
-    """A task's inputs and targets for B windows.
+    """A task's inputs and targets for B windows."""
 
-    Attributes:
-        inputs_BCL: What the model sees; NaN where a step is hidden.
-        target_BCH: What it must predict; NaN where nothing is scored.
-    """
-
-    inputs_BCL: Tensor
-    target_BCH: Tensor
+    inputs_BCL: Tensor  # what the model sees; NaN where a step is hidden
+    target_BCH: Tensor  # what it must predict; NaN where nothing is scored
 
     @cached_property
     def scored_BCH(self) -> Tensor:
@@ -58,20 +53,13 @@ class _SquaredError:
 
 @dataclass(frozen=True)
 class Forecast(_SquaredError):
-    """Predict the next `horizon` steps from `seq_len` steps of context.
-
-    Attributes:
-        naive: The baseline that `val_skill` is measured against and the plots show.
-        uses_season: Whether `val_mase` is defined: errors over those of a seasonal naive forecast.
-        hides: How the model represents hidden steps: "token" or "value"; "none" if it hides
-            nothing. See `t5ts.model.patching.PatchEmbedding`.
-    """
+    """Predict the next `horizon` steps from `seq_len` steps of context."""
 
     seq_len: int
     horizon: int
-    naive = "seasonal_naive"
-    uses_season = True
-    hides = "none"
+    naive = "seasonal_naive"  # the baseline that `val_skill` is measured against and plots show
+    uses_season = True  # whether `val_mase` is defined: errors over a seasonal naive forecast's
+    hides = "none"  # how hidden steps look to the model: a "token" or "value", or "none" are hidden
 
     @property
     def context_len(self) -> int:
@@ -101,35 +89,24 @@ class Forecast(_SquaredError):
         )
 
     def last_value(self, batch: Batch) -> Tensor:
-        """The last value seen before each step of the target, (B, C, H); without any 0, the mean.
-
-        It is a baseline, and what `val_corr_delta` takes changes from.
-        """
+        """The last value seen before each step of the target, (B, C, H); without any 0."""
         last_BC1 = last_seen(batch.inputs_BCL)[..., -1:]
         return last_BC1.nan_to_num(0.0).expand_as(batch.target_BCH)
 
     def baselines(self, batch: Batch, *, season: int) -> dict[str, Tensor]:
         """Forecasts that need no training, (B, C, H) each, no NaN; `naive` first.
 
-        `seasonal_naive` repeats the last season; where that has a gap, the season before it, and
-        so on; then the last value. `mean` predicts the train rows' mean (0 in standardised units).
-
-        Args:
-            season: Rows to repeat; see `baseline_season`.
+        `seasonal_naive` repeats the last season (`baseline_season` rows); where that has a gap, the
+        season before it, and so on; then the last value. `mean` is the train rows' mean, 0.
         """
         steps = torch.arange(self.horizon, device=batch.inputs_BCL.device) % season
-        last_BCH = self.last_value(batch)
         naive_BCH = batch.inputs_BCL[..., self.seq_len - season + steps]
         for start in range(self.seq_len - 2 * season, -1, -season):
             if not bool(naive_BCH.isnan().any()):
                 break
             earlier_BCH = batch.inputs_BCL[..., start + steps]
             naive_BCH = torch.where(naive_BCH.isnan(), earlier_BCH, naive_BCH)
-        return {
-            "seasonal_naive": torch.where(naive_BCH.isnan(), last_BCH, naive_BCH),
-            "last_value": last_BCH,
-            "mean": torch.zeros_like(batch.target_BCH),
-        }
+        return _baselines(self.naive, naive_BCH, self.last_value(batch))
 
     def baseline_season(self, season: int) -> int:
         """The season that the naive baselines repeat: 1 where the context holds less than one."""
@@ -154,18 +131,15 @@ class Reconstruct(_SquaredError):
     Masked values are NaN in a batch's inputs: neither model nor baseline sees them. The target
     is NaN everywhere else. A gap in the data is hidden like a masked step and not scored.
 
-    Attributes:
-        ratio, min_len, max_len: See `t5ts.draws.num_masked`.
-        mask: "token" or "value": what replaces a hidden step in the model.
-        seed: Of the training masks.
+    `ratio`, `min_len` and `max_len` are as in `t5ts.draws.num_masked`.
     """
 
     seq_len: int
     ratio: float
     min_len: int
     max_len: int
-    mask: str
-    seed: int
+    mask: str  # "token" or "value": what replaces a hidden step in the model
+    seed: int  # of the training masks
     naive = "linear_interpolation"
     uses_season = False
     context_len = 0  # a window is entirely inside its split
@@ -191,12 +165,8 @@ class Reconstruct(_SquaredError):
 
     def batch(self, window_BCW: Tensor, index_B: Tensor, epoch: int | None = None) -> Batch:
         """Hide the masked steps from the inputs, and all others from the target."""
-        mask_BL = draw_masks(
-            index_B.cpu().numpy(),
-            seed=0 if epoch is None else self.seed,
-            epoch=epoch,
-            **self._spans,
-        )
+        seed = 0 if epoch is None else self.seed
+        mask_BL = draw_masks(index_B.cpu().numpy(), seed=seed, epoch=epoch, **self._spans)
         mask_B1L = torch.from_numpy(mask_BL).to(window_BCW.device, non_blocking=True)[:, None]
         nothing = window_BCW.new_full((), torch.nan)
         return Batch(
@@ -213,17 +183,11 @@ class Reconstruct(_SquaredError):
         """Predictions that need no training, (B, C, L) each.
 
         `linear_interpolation` is the straight line between the visible neighbours of a span, and
-        the one neighbour's value at a window's ends; `last_value` holds the neighbour before it;
-        `mean` predicts the train rows' mean (0 in standardised units).
+        the one neighbour's value at a window's ends; `last_value` holds the neighbour before it.
         """
         before_BCL, after_BCL, weight_BCL = _neighbours(batch.inputs_BCL)
-        last_BCL = self.last_value(batch)
         line_BCL = before_BCL + weight_BCL * (after_BCL - before_BCL)
-        return {
-            "linear_interpolation": torch.where(line_BCL.isnan(), last_BCL, line_BCL),
-            "last_value": last_BCL,
-            "mean": torch.zeros_like(batch.target_BCH),
-        }
+        return _baselines(self.naive, line_BCL, self.last_value(batch))
 
     def baseline_season(self, season: int) -> int:  # noqa: ARG002 - no baseline repeats one
         """1: no baseline repeats a season."""
@@ -243,13 +207,16 @@ class Reconstruct(_SquaredError):
 Task = Forecast | Reconstruct
 
 
-def _neighbours(x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each step: the visible values at or before it and at or after it, and its place.
+def _baselines(name: str, naive_BCH: Tensor, last_BCH: Tensor) -> dict[str, Tensor]:
+    return {
+        name: torch.where(naive_BCH.isnan(), last_BCH, naive_BCH),
+        "last_value": last_BCH,
+        "mean": torch.zeros_like(last_BCH),
+    }
 
-    Returns:
-        (B, C, L) each; values are NaN where there is none; the position between the neighbours is
-        from 0 to 1.
-    """
+
+def _neighbours(x_BCL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """At each step the visible values before and after it (NaN: none), and its place, 0 to 1."""
     step_L = torch.arange(x_BCL.shape[-1], device=x_BCL.device)
     last = x_BCL.shape[-1] - 1
     is_hidden_BCL = x_BCL.isnan()

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from t5ts.config import TrackerConfig
 from t5ts.errors import UserError
 from t5ts.provenance import json_ready
+from t5ts.schema import TrackerConfig
 
 if TYPE_CHECKING:
     from t5ts.analysis.judgement import Findings

@@ -1,7 +1,7 @@
 """Every composition is possible or refused by name, before any work starts."""
 
-import itertools
 import math
+import random
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
@@ -20,7 +20,7 @@ GROUPS = {
     for folder in CONF.iterdir()
     if folder.is_dir() and folder.name not in ("hydra", "experiment")
 }
-#: Options of one schema are alike in what they go with: of these groups, one or two of each.
+#: Of groups with many options one or two of each schema: they are alike in what they go with.
 PAIRED = GROUPS | {
     "backbone": ["t5_small", "local", "gpt2", "shared", "patchtst", "linear"],
     "data": ["nyc_weather", "csv", "etth1", "synthetic", "text_in_disguise"],
@@ -32,33 +32,6 @@ NEEDS = {
     ("backbone", "hf"): "backbone.path=some/dir",
     ("data", "csv"): "data.path=some.csv",
 }
-
-
-def covering_rows() -> list[dict[str, str]]:
-    """Compositions in which every pair of options of two groups stands at least once (greedy)."""
-    names = sorted(set(GROUPS) - {"arm"})  # a named arm is a choice of the others, not beside them
-    missing = {
-        ((a, x), (b, y))
-        for a, b in itertools.combinations(names, 2)
-        for x in PAIRED[a]
-        for y in PAIRED[b]
-    }
-    rows = []
-    while missing:
-        row = dict(min(missing))
-        for name in names:
-            if name not in row:
-                row[name] = max(
-                    PAIRED[name],
-                    key=lambda option, name=name, row=row: sum(
-                        tuple(sorted([(name, option), other])) in missing for other in row.items()
-                    ),
-                )
-        covered = set(itertools.combinations(sorted(row.items()), 2))
-        assert covered & missing
-        missing -= covered
-        rows.append(row)
-    return rows
 
 
 def is_possible(row: dict[str, str]) -> bool:
@@ -74,10 +47,12 @@ def is_possible(row: dict[str, str]) -> bool:
     )
 
 
-def test_every_pair_of_options_composes_or_is_refused_by_name(
+def test_any_choice_of_options_composes_or_is_refused_by_name(
     composed: Callable[..., Config],
 ) -> None:
-    rows = covering_rows()
+    chance = random.Random(0)
+    groups = sorted(PAIRED.keys() - {"arm"})  # a named arm is a choice of the others
+    rows = [{name: chance.choice(PAIRED[name]) for name in groups} for _ in range(40)]
     assert {is_possible(row) for row in rows} == {True, False}
     for row in rows:
         overrides = [f"{k}={v}" for k, v in row.items()]
@@ -214,7 +189,7 @@ def test_every_number_has_a_finite_range_beside_it() -> None:
     numbers = [f for schema in schemas for f in fields(schema) if {int, float} & _types(f.type)]
     assert len(numbers) > 60
     for f in numbers:
-        holds = f.metadata["allowed"].holds
+        holds = f.metadata["holds"]
         assert not any(map(holds, (math.nan, math.inf, -math.inf, 1e36))), f.name
 
 
@@ -261,7 +236,7 @@ def test_identity_is_that_of_the_numbers(one: str, other: str, composed) -> None
     "more",
     [
         "seed=1", "optim.lr=0.002", "init=t5", "data.fraction=0.5", "train.precision=bf16",
-        "data@ood=nyc_lga", "train.shuffled_test=true",
+        "data@ood=nyc_lga", "train.shuffled_test=true", "train.early_stopping_epochs=2",
         *(f"{CSV} data.{key}" for key in ("separator=tab", "decimal=','", "time_format=s",
                                           "nulls=[-9999]", "encoding=latin-1")),
     ],

@@ -177,7 +177,7 @@ def test_every_key_is_documented() -> None:
     """Of the groups whose keys have a table; keys that are no user's are left out."""
     from dataclasses import fields
 
-    from t5ts.config import CsvData, FreezeConfig, OptimConfig, PatchConfig, TrainConfig
+    from t5ts.schema import CsvData, FreezeConfig, OptimConfig, PatchConfig, TrainConfig
 
     tables = {
         "data.md": CsvData,

@@ -11,7 +11,7 @@ from runs import Compose, Killed, assert_same_run, die_after, read, rows, run
 
 from t5ts import experiment
 from t5ts.analysis.results import Result
-from t5ts.config import Config, identity
+from t5ts.config import Config
 from t5ts.errors import Interrupted
 
 #: A rate at which validation gets worse at once; at 0.3 it does later.
@@ -75,11 +75,6 @@ def test_a_run_that_goes_on_improving_is_not_stopped(small: Compose, tmp_path: P
     patient = run(stopping(config), run_dir=tmp_path / "patient")
     assert whole.stopped_epoch is patient.stopped_epoch is None
     assert rows(tmp_path / "whole") == rows(tmp_path / "patient")
-
-
-def test_it_is_part_of_the_identity_when_set(fast: Compose) -> None:
-    config = fast("freeze=none")
-    assert len({identity(stopping(config, patience)) for patience in (None, 1, 2)}) == 3
 
 
 @pytest.fixture(scope="module")

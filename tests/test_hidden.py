@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from runs import Compose, read, resumes_as_whole, rows, run
 
 from t5ts import experiment
 from t5ts.build import build
 from t5ts.config import Config
 from t5ts.errors import DataError
-from t5ts.evaluation import evaluate
 
 RECONSTRUCT = ["task=reconstruct", "horizon=null"]
 
@@ -68,80 +66,6 @@ def test_training_on_gaps_learns_and_scores_observed_targets_alone(
     )
     truth = read(run_dir / "forecast_sample.json")["windows"]
     assert any(value is None for window in truth for value in window["truth"])
-
-
-@pytest.mark.parametrize(
-    ("backbone", "normalize", "channels"),
-    [
-        ("shared", "instance", "independent"),
-        ("shared", "none", "mixing"),
-        ("linear", "instance", "mixing"),
-        ("linear", "none", "independent"),
-    ],
-)
-def test_evaluation_on_gaps_against_numpy(
-    backbone: str, normalize: str, channels: str, gappy: Compose
-) -> None:
-    config = gappy(f"backbone={backbone}", f"normalize={normalize}", f"patch.channels={channels}")
-    setup = build(config)
-    val = setup.data.splits.val
-    whole = val.gather(torch.arange(len(val)))
-    y = whole[..., 32:].double().numpy()
-    setup.model.eval()
-    with torch.no_grad():
-        p = setup.model(whole[..., :32]).double().numpy()
-    assert np.isfinite(p).all()
-    for size in (7, 256):
-        got = evaluate(
-            setup.model,
-            val,
-            setup.task,
-            batch_size=size,
-            autocast=None,
-            mase_denominator_C=setup.data.mase_denominator_C,
-            naive_mse=2.0,
-        )
-        # Another batch size may choose other kernels: the sums are exact, predictions to 1e-6.
-        assert got["loss"] == pytest.approx(np.nanmean((p - y) ** 2), rel=1e-5)
-        assert got["skill"] == pytest.approx(1 - np.nanmean((p - y) ** 2) / 2.0, rel=1e-5)
-        mae = np.nanmean(np.abs(p - y), axis=(0, 2))
-        assert setup.data.mase_denominator_C is not None
-        assert got["mase"] == pytest.approx(
-            (mae / setup.data.mase_denominator_C.numpy()).mean(), rel=1e-5
-        )
-
-
-def test_interpolate_looks_ahead_nowhere_and_scores_no_gap(gappy: Compose, tmp_path: Path) -> None:
-    """Other test rows leave every validation window as it was, also at a gap over the border."""
-    seen = []
-    for change in (None, slice(480, 600)):
-        path = tmp_path / "bars.csv"
-        write_csv(path, empty=slice(470, 485))
-        if change is not None:
-            header, *lines = path.read_text().splitlines()
-            lines[change] = [line.split(",")[0] + ",1.0,2.0" for line in lines[change]]
-            path.write_text("\n".join([header, *lines]) + "\n")
-        setup = build(gappy("data.missing=interpolate"))
-        batch = setup.task.batch(
-            setup.data.splits.val.gather(torch.arange(len(setup.data.splits.val))), torch.arange(0)
-        )
-        seen.append(batch)
-        assert not bool(batch.inputs_BCL.isnan().any())
-        assert bool(batch.target_BCH.isnan().any())
-    assert torch.equal(seen[0].inputs_BCL, seen[1].inputs_BCL)
-    assert torch.equal(seen[0].target_BCH.nan_to_num(9), seen[1].target_BCH.nan_to_num(9))
-
-
-def test_the_packaged_weather_scores_no_repaired_value(composed: Compose) -> None:
-    """A tenth of JFK's pressure is missing: 854 hours of it."""
-    setup = build(composed("backbone=linear", "patch=plain", "tracker=none"))
-    assert torch.isnan(setup.data.splits.train.series_TC).sum() > 800
-    batch = setup.task.batch(
-        setup.data.splits.test.gather(torch.arange(len(setup.data.splits.test))), torch.arange(0)
-    )
-    assert not bool(batch.inputs_BCL.isnan().any())
-    pressure = setup.data.series.channels.index("JFK.pressure")
-    assert 0.05 < float(batch.target_BCH[:, pressure].isnan().double().mean()) < 0.2
 
 
 def test_a_split_without_any_target_is_refused_before_training(
@@ -202,34 +126,3 @@ def test_reconstruction_resumed_equals_uninterrupted(
 ) -> None:
     config = tiny(*RECONSTRUCT, "head=per_patch", "train.epochs=2")
     resumes_as_whole(config, tmp_path, monkeypatch)
-
-
-def test_the_train_mask_is_another_in_every_epoch_and_the_seed_pairs_it(
-    tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import t5ts.tasks as module
-
-    asked: list[tuple[int, int | None]] = []
-    real = module.draw_masks
-
-    def draw(*args, seed, epoch, **kwargs):
-        asked.append((seed, epoch))
-        return real(*args, seed=seed, epoch=epoch, **kwargs)
-
-    monkeypatch.setattr(module, "draw_masks", draw)
-    run(tiny(*RECONSTRUCT, "train.epochs=2"), run_dir=tmp_path / "run")
-    seeds = {seed for seed, epoch in asked if epoch is not None}
-    assert {epoch for _, epoch in asked} == {None, 0, 1}
-    assert len(seeds) == 1
-    assert {seed for seed, epoch in asked if epoch is None} == {0}
-
-
-def test_gaps_are_hidden_like_masked_steps_and_not_scored(gappy: Compose, run_dir: Path) -> None:
-    result = run(gappy(*RECONSTRUCT, "train.epochs=1"), run_dir=run_dir)
-    assert math.isfinite(result.metrics["test_loss"])
-    setup = build(gappy(*RECONSTRUCT))
-    index = torch.arange(len(setup.data.splits.val))
-    window = setup.data.splits.val.gather(index)
-    batch = setup.task.batch(window, index)
-    assert bool((batch.inputs_BCL.isnan() | ~window.isnan()).all())
-    assert not bool((batch.scored_BCH & window.isnan()).any())

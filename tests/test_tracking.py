@@ -9,7 +9,8 @@ from runs import rows, run, run_until, wandb_records
 
 from t5ts import experiment, report, tracking
 from t5ts.analysis.page import Written
-from t5ts.config import TrackerConfig, searched
+from t5ts.config import searched
+from t5ts.schema import TrackerConfig
 from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode
 
 WANDB_VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "HTTPS_PROXY", "https_proxy")

@@ -19,18 +19,7 @@ from rich.progress import track
 from torch import Tensor
 
 from t5ts.build import build_model, build_task, load_series
-from t5ts.config import (
-    CONF,
-    Config,
-    CsvData,
-    DataConfig,
-    HFBackbone,
-    InitConfig,
-    T5Backbone,
-    from_hydra,
-    register,
-    stored_config,
-)
+from t5ts.config import CONF, Config, from_hydra, register, stored_config
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, carried
 from t5ts.donor import read_donor
@@ -38,6 +27,7 @@ from t5ts.errors import DataError
 from t5ts.forecasting.tables import predict
 from t5ts.model.forecaster import Forecaster
 from t5ts.model.patching import PatchEmbedding
+from t5ts.schema import CsvData, DataConfig, HFBackbone, InitConfig, T5Backbone
 from t5ts.tasks import Batch, Reconstruct, Task
 
 #: What can be predicted from: a file, a polars or pandas frame, (T, C) values, a configuration, or

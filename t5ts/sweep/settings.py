@@ -18,8 +18,9 @@ from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 
 from t5ts.checks import field_problems
-from t5ts.config import OBJECTIVES, choice, named, number, text
+from t5ts.config import OBJECTIVES
 from t5ts.errors import ConfigError
+from t5ts.schema import choice, named, number, text
 
 #: Whole-run costs that can be objectives in addition to the metrics; smaller is better for all.
 COSTS = ("seconds", "peak_memory_bytes")

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from t5ts.checkpoint import load_checkpoint, save_checkpoint
-from t5ts.config import OptimConfig
 from t5ts.errors import Interrupted, ResumeError, TrainingError
 from t5ts.optim import PlannedOptimizer
 from t5ts.progress import ProgressBar
 from t5ts.schedule import Rule
+from t5ts.schema import OptimConfig
 from tools.pretrain.rows import Rows
 
 log = logging.getLogger("t5ts")
