@@ -7,13 +7,7 @@ import numpy as np
 from t5ts.data.series import Step
 
 # Calendar periods in seconds; of months and business days: a year, and a week's five days.
-PERIODS_S = {
-    "minute": 60.0,
-    "hour": 3600.0,
-    "day": 86_400.0,
-    "week": 604_800.0,
-    "year": 31_557_600.0,
-}
+PERIODS_S = {"minute": 60, "hour": 3600, "day": 86_400, "week": 604_800, "year": 31_557_600}
 # At most this many rows (the last) and channels (the first) are used.
 MAX_ROWS = 200_000
 MAX_CHANNELS = 32
@@ -77,10 +71,8 @@ def _chance(num_periods: float) -> float:
 def _prominence(rows_TC: np.ndarray, lag: int) -> tuple[float, float]:
     """Autocorrelation at `lag` above its mean half a period to either side, and its own value.
 
-    Both are means over channels.
-
-    A moving mean over one period is subtracted first, which removes trend and drift but not a
-    season of that period.
+    Both are means over channels. A moving mean over one period is subtracted first, which removes
+    trend and drift but not a season of that period.
     """
     half = max(1, lag // 2)
     values = []

@@ -30,8 +30,8 @@ from t5ts.config import (
     register,
     stored_config,
 )
+from t5ts.data.files import FAR
 from t5ts.data.series import Series
-from t5ts.data.tables import FAR
 from t5ts.data.windows import Windows, carried
 from t5ts.donor import read_donor
 from t5ts.errors import DataError
