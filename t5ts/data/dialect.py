@@ -14,7 +14,7 @@ from t5ts.errors import DataError
 NULLS = """|NA|N/A|n/a|#N/A|#NA|<NA>|NaN|nan|NAN|-nan|-NaN|null|NULL|Null|None|none|NaT|?|-|--|.
 |missing|#VALUE!|#DIV/0!|1.#QNAN|1.#IND|-1.#IND""".replace("\n", "").split("|")
 THOUSANDS = r"[+-]?[1-9]\d{0,2}([.,]\d{3})+"
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEPARATORS = ",;\t|"
 
 
 def find_encoding(head: bytes) -> str:

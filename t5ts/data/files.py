@@ -21,7 +21,6 @@ import polars as pl
 
 from t5ts.data.dialect import (
     NULLS,
-    SEPARATORS,
     find_decimal,
     find_encoding,
     find_separator,
@@ -86,6 +85,7 @@ class TableFile:
 
     def __post_init__(self) -> None:
         self.path = self.path.expanduser()
+        self._point = self.decimal or "."
         self._nulls = [*NULLS, *map(str, self.nulls or ())]
         numbers = pl.Series(self._nulls).cast(pl.Float64, strict=False)
         self._null_numbers = numbers.drop_nulls().drop_nans().to_list()
@@ -151,14 +151,13 @@ class TableFile:
         self._point = self.decimal or find_decimal(
             lines, separator=self._sep, nulls=self._nulls, where=str(self.path)
         )
-        detected = {
-            f"encoding {self._encoding} detected (data.encoding)": not self.encoding
-            and self._encoding != "utf-8",
-            f"columns separated by {SEPARATORS.get(self._sep)} (data.separator)": not self.separator
-            and self._sep != usual,
-            "decimal commas detected (data.decimal)": not self.decimal and self._point == ",",
-        }
-        self.notes += [note for note, is_told in detected.items() if is_told]
+        for key, given, found, common in (
+            ("encoding", self.encoding, self._encoding, "utf-8"),
+            ("separator", self.separator, self._sep, usual),
+            ("decimal", self.decimal, self._point, "."),
+        ):
+            if given is None and found != common:
+                self.notes.append(f"data.{key}={found!r} detected")
         return pl.read_csv(header, n_rows=0, infer_schema=False, separator=self._sep).columns
 
     def texts(self, names: list[str]) -> Iterator[pl.Series]:
@@ -297,30 +296,26 @@ class TableFile:
         for null in self._null_numbers:
             known = known.set(known == null, None)
         values = known.to_numpy()
-        is_finite, is_large = np.isfinite(values), np.abs(values) > 2**53
-        if is_finite.all() and not is_large.any():
+        is_finite = np.isfinite(values)
+        if is_finite.all() and not (np.abs(values) > 2**53).any():
             return values
-        wrong: dict[str, pl.Series] = {}
-        if self._kind == "CSV":
-            texts = column.str.strip_chars()
-            is_text = numbers.is_null() & texts.is_not_null() & ~texts.is_in(self._nulls)
-            wrong[
-                f"not a number: numbers are read with a decimal {self._point!r} (data.decimal) and "
-                "without thousands separators, missing values may be empty, NA, NaN or null"
-            ] = is_text
-        if is_large.any():
-            whole = column.cast(pl.Int128, strict=False)  # of text: null unless digits alone
-            held = known.cast(pl.Int128, strict=False)
-            is_rounded = known.is_not_null() & whole.is_not_null() & held.ne_missing(whole)
-            wrong[
-                f"more than float32 ({FLOAT32_MAX:.1e}; whole numbers: float64, 2⁵³) can hold: use "
-                "a larger unit or subtract a constant"
-            ] = is_rounded | known.is_finite() & (known.abs() > FLOAT32_MAX)
-        if self.missing == "error":
-            wrong[
-                "missing or infinite; data.missing=interpolate or mask leave gaps out of the loss"
-            ] = pl.Series(~is_finite)
-        for why, is_wrong in wrong.items():
+        is_gap = pl.Series(~is_finite & (self.missing == "error"))
+        is_text = numbers.is_null() & column.is_not_null()
+        if is_text.any():
+            is_text &= ~column.str.strip_chars().is_in(self._nulls)
+        whole = column.cast(pl.Int128, strict=False)  # of text: null unless digits alone
+        is_lost = known.is_not_null() & whole.is_not_null()
+        is_lost &= known.cast(pl.Int128, strict=False).ne_missing(whole)
+        is_lost |= known.is_finite() & (known.abs() > FLOAT32_MAX)
+        for is_wrong, why in (
+            (is_text, f"not a number: numbers are read with a decimal {self._point!r} "
+             "(data.decimal) and without thousands separators, missing values may be empty, NA, "
+             "NaN or null"),
+            (is_lost, f"more than float32 ({FLOAT32_MAX:.1e}; whole numbers: float64, 2⁵³) can "
+             "hold: use a larger unit or subtract a constant"),
+            (is_gap, "missing or infinite; data.missing=interpolate or mask leave gaps out of the "
+             "loss"),
+        ):  # fmt: skip
             if is_wrong.any():
                 row = int(is_wrong.arg_max() or 0)
                 raise DataError(

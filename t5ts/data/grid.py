@@ -19,12 +19,8 @@ MAX_GRID = 20
 class Grid:
     """Where the rows of a file are on a regular time grid.
 
-    Attributes:
-        start: ISO time of grid row 0.
-        step: From one grid row to the next.
-        num_rows: Rows on the grid.
-        rows: (rows of the file,) grid row of each; None if file row i is grid row i.
-        notes: What was reordered or filled in.
+    `start` is the ISO time of grid row 0; `rows` has the grid row of each row of the file, None if
+    file row i is grid row i; `notes` say what was reordered or filled in.
     """
 
     start: str
@@ -46,9 +42,8 @@ def regular_grid(
 
     A step is a number of seconds (also one that the stamps round, as 1/30 s in milliseconds), of
     calendar months, or of business days. Under `missing="error"` the file must itself be the grid:
-    sorted, with equal steps. Under the other policies rows are sorted, and skipped times
-    become missing values; both are noted. A time that occurs twice is always an error, since
-    it is unknown which row is right.
+    sorted, with equal steps. Under the other policies rows are sorted, and skipped times become
+    missing values; both are noted. A time that occurs twice is always an error.
 
     Args:
         times_us: (rows,) int64, microseconds, file order.

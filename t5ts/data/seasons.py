@@ -14,15 +14,12 @@ MAX_CHANNELS = 32
 
 
 def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tuple[int, str]:
-    """The season to use and a note on where it comes from.
+    """The season to use, 1 if there is none, and a note on where it comes from.
 
     Args:
         train_TC: Train rows in any units; NaN allowed.
         step: From one row to the next.
         season: Rows in one season if the user set it; None infers it.
-
-    Returns:
-        (season, note); season 1 means none.
     """
     if season is not None:
         return season, f"season {season}: given"
@@ -45,11 +42,7 @@ def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tu
 
 
 def candidate_seasons(step: Step, *, num_rows: int) -> dict[int, str]:
-    """Calendar periods that are whole numbers of rows and recur three times in the rows.
-
-    Returns:
-        {rows: name of the period}, shortest first.
-    """
+    """Calendar periods of whole numbers of rows, three at least: their names, shortest first."""
     candidates: dict[int, str] = {}
     for name, period_s in PERIODS_S.items():
         rows = round(period_s / step.seconds)

@@ -20,16 +20,6 @@ from t5ts.data.series import Series, Step, split_borders
 from t5ts.data.synthetic import best_forecast_mse, generate
 from t5ts.errors import DataError
 
-__all__ = [
-    "Series",
-    "load_csv",
-    "load_ett",
-    "load_nyc_weather",
-    "load_process",
-    "load_synthetic",
-    "load_text_in_disguise",
-]
-
 NYC_FILE = Path(__file__).with_name("nyc_weather.parquet")
 NYC_STATIONS = ("EWR", "JFK", "LGA")
 # The range of each instrument; anything outside is a typo and treated as missing. The file has
@@ -109,8 +99,7 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
             checked in either case.
 
     Raises:
-        DataError: for an unknown dataset, a file that is absent or not the published one, and
-            a failed download.
+        DataError: for a file that is absent or not the published one, and a failed download.
 
     Source: Zhou et al. 2021 (Informer), https://github.com/zhouhaoyi/ETDataset.
     """

@@ -26,11 +26,11 @@ def generate(
     walk_std: float = 0.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Draw the series.
+    """Draw the series, (T, C) float32; its channels differ in phase and innovations.
 
     Args:
         num_rows: T.
-        num_channels: C; channels differ in phase and innovations.
+        num_channels: C.
         season: Rows in one season.
         season_amplitude: Of the sine, data units, like all that follow.
         trend: Rise in a row.
@@ -38,9 +38,6 @@ def generate(
         noise_std: Standard deviation of its innovations.
         walk_std: Standard deviation of the random walk's steps.
         seed: Of the draw.
-
-    Returns:
-        (T, C) float32.
 
     Raises:
         DataError: if the autoregression is not stationary.

@@ -29,10 +29,8 @@ class Windows:
     Attributes:
         series_TC: (T, C) float32, standardised; storage shared among the splits.
         name: "train", "val" or "test"; "ood" for another series' test windows.
-        window_len: W, rows in a window (context and target).
-        first_row: Row of the series at which window 0 starts.
-        num_windows: Windows in the split.
-        context_len: Rows of a window that are seen and not scored.
+        window_len: W, rows in a window, of which the first `context_len` are seen and not scored.
+        first_row: Row of the series at which window 0 of `num_windows` starts.
         carried: Rows of the series with a gap, ascending (G,), and the values that fill it in a
             context (G, C); None where gaps stay NaN.
     """
@@ -58,10 +56,7 @@ class Windows:
         return self.num_windows
 
     def gather(self, index_B: Tensor) -> Tensor:
-        """A batch of windows.
-
-        Args:
-            index_B: (B,) integer window numbers, 0 … len − 1, on any device.
+        """A batch of windows, by their (B,) numbers, 0 … len − 1, on any device.
 
         Returns:
             (B, C, W) contiguous float32 on the series' device; NaN where the series has no value.
@@ -92,13 +87,10 @@ class Windows:
 
 @dataclass(kw_only=True, eq=False)
 class WindowSplits:
-    """The windows of all splits and the scaler that they share.
+    """The windows of all splits, and the mean and standard deviation that they share.
 
-    Attributes:
-        train, val, test: Windows; a val or test context may reach into the split before it.
-        mean_C, std_C: (C,) float64 on the CPU, data units, of all train rows.
-        constant_channels: Channels with one value in all train rows; their std is set to 1.
-        scaler_rows: [start, end) of the rows that the scaler saw: all train rows.
+    `mean_C` and `std_C` are (C,) float64 on the CPU, in data units, of `scaler_rows`, [start, end):
+    all train rows. Of `constant_channels`, which have one value there, std is set to 1.
     """
 
     train: Windows
@@ -127,16 +119,16 @@ def build_windows(
     so that val_loss has the same unit at every fraction.
 
     Args:
-        series: Consumed: its `values_TC` holds standardised values afterwards (no second copy of
-            the data is made) and `series.scaler` the scaler. A second call reuses both.
+        series: Consumed: `values_TC` is standardised in place, by `series.scaler`, and a second
+            call reuses both.
         context_len: Rows seen before the target: seq_len to forecast, 0 to reconstruct.
         target_len: Rows to predict: horizon to forecast, seq_len to reconstruct.
-        fraction: Share of the train rows to train on, above 0 and at most 1; the last ones.
+        fraction: Share of the train rows to train on, in (0, 1]; the last ones.
         device: Where the series is kept and batches are gathered.
 
     Raises:
-        DataError: if a split is too short for one window, a channel has no value in the train
-            rows, or all train targets are gaps.
+        DataError: if a split is too short, a channel has no value in the train rows, or all train
+            targets are gaps.
 
     Source: own; borders and standardisation as in Zhou et al. 2021 (Informer), without its dropped
     last batch.
@@ -210,13 +202,10 @@ def standardise(series: Series) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Scales `series.values_TC` in place, once, by mean and std (ddof 0) of its train rows.
 
     Sums are float64, taken in chunks in row order by numpy, so no float64 copy of the
-    series is made and the number of threads has no effect.
-
-    Returns:
-        `series.scaler`, which is set.
+    series is made and the number of threads has no effect. Sets and returns `series.scaler`.
 
     Raises:
-        DataError: if a channel has no value in the train rows.
+        DataError: if a channel has no value in the train rows, or overflows.
     """
     if series.scaler is not None:
         return series.scaler
@@ -266,14 +255,8 @@ def chunk_sums(rows_TC: np.ndarray, *terms: Callable[[np.ndarray], np.ndarray]) 
 def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = None) -> Tensor:
     """The order in which an epoch visits the train windows.
 
-    A pure function of its arguments: it uses no random generator's state, so every init
-    arm, a resumed run and a run on another device see the same batches.
-
-    Args:
-        num_windows: Windows in the train split.
-        seed: The run's seed.
-        epoch: Epoch number from 0.
-        limit: Windows in an epoch (`data.windows_per_epoch`); None is all of them.
+    A pure function of its arguments (epochs count from 0): it uses no random generator's state, so
+    every init arm, a resumed run and a run on another device see the same batches.
 
     Returns:
         (min(num_windows, limit),) int64 on the CPU: the head of a permutation.
@@ -285,15 +268,11 @@ def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = 
 
 
 def mase_denominator(train_TC: Tensor, *, season: int) -> Tensor:
-    """Mean absolute seasonal-naive error of the train rows.
-
-    Args:
-        train_TC: Train part of the series, in any units; pairs with a NaN are left out.
-        season: Rows in one season, from the data source; 1 is the plain naive forecast.
+    """Mean absolute error of the seasonal naive forecast (season 1: the naive one) in train rows.
 
     Returns:
-        (C,) float64 on the CPU, in the units of `train_TC`. 0 where the naive forecast is perfect,
-        as in a constant channel, and NaN where there is no pair: leave such channels out.
+        (C,) float64 on the CPU, in the units of `train_TC`, without pairs that have a NaN. 0 where
+        the forecast is perfect, as in a constant channel, NaN without pairs: leave these out.
 
     Raises:
         DataError: if there are no more than `season` train rows.

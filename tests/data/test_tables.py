@@ -59,10 +59,10 @@ def business_days(num=N) -> list[dt.datetime]:
     return [day for day in days if day.weekday() < 5][:num]
 
 
-def text(times, values=VALUES, header="time,a", mark=",") -> str:
-    return (
-        "\n".join([header, *(f"{t}{mark}{v}" for t, v in zip(times, values, strict=True))]) + "\n"
-    )
+def text(times, values=None, header="time,a", mark=",") -> str:
+    values = np.resize(VALUES, len(times)) if values is None else values
+    rows = (f"{t}{mark}{v}\n" for t, v in zip(times, values, strict=True))
+    return header + "\n" + "".join(rows)
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -196,7 +196,7 @@ def refused(path, *named, **keys) -> None:
 def test_times_that_cannot_be_trusted_are_refused(tmp_path, name):
     times, named, *keys = REFUSED_TIMES[name]
     keys = keys[0] if keys else {}
-    refused(write(tmp_path / "x.csv", text(times, VALUES[: len(times)])), *named, **keys)
+    refused(write(tmp_path / "x.csv", text(times)), *named, **keys)
     if len({type(t) for t in times}) == 1:
         table = pl.DataFrame({"time": times, "a": VALUES[: len(times)]})
         table.write_parquet(tmp_path / "x.parquet")
@@ -206,11 +206,6 @@ def test_times_that_cannot_be_trusted_are_refused(tmp_path, name):
 ISO = form("%Y-%m-%d %H:%M:%S")
 COMMA = [f"{v:.3f}".replace(".", ",") for v in VALUES]
 PLAIN = text(ISO)
-GAPPY = [f"{v}" if i not in (5, 20) else None for i, v in enumerate(VALUES)]
-
-
-def gaps(spelling: str) -> str:
-    return text(ISO, [v if v is not None else spelling for v in GAPPY])
 
 
 TABLES = {
@@ -254,7 +249,8 @@ NULLS = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "null", "NULL", "
 
 @pytest.mark.parametrize("spelling", NULLS)
 def test_spellings_of_a_missing_value(tmp_path, spelling):
-    path = write(tmp_path / "x.csv", gaps(spelling))
+    values = [spelling if row in (5, 20) else value for row, value in enumerate(VALUES)]
+    path = write(tmp_path / "x.csv", text(ISO, values))
     keys = {"nulls": [spelling]} if isinstance(spelling, float | int) else {}
     refused(path, "row 6 ", "'a'", "data.missing", **keys)
     series = load_csv(path=path, missing="mask", **keys)
@@ -265,11 +261,6 @@ def test_spellings_of_a_missing_value(tmp_path, spelling):
         np.testing.assert_array_equal(other.values_TC, series.values_TC)
 
 
-def rows_text(times, values=None, header="time,a") -> str:
-    return text(times, range(len(times)) if values is None else values, header)
-
-
-EU, US = "%d/%m/%Y", "%m/%d/%Y"
 SWAPPED = [t.replace(day=t.month, month=t.day) if t.day < 13 else t for t in every(DAY)]
 LONG = "".join(f"{t},{i},{v}\n" for i in ("a", "b") for t, v in zip(ISO, VALUES, strict=True))
 REFUSED = [
@@ -295,29 +286,29 @@ REFUSED = [
     ("time,a\n", [], {}),
     ("x,a\n1,2\n", ["data.time"], {}),
     ("time,a,a\n2020-01-01,1,2\n", ["'a'"], {}),
-    (rows_text(hours(300), [*range(299), "calm"]), ["row 300", "'a'", "'calm'"], {}),
-    (rows_text(hours(20), [*range(12), '"1', *range(7)]), ["quotes", '12:00:00,"1'], {}),
-    (rows_text(hours(20)) + '2020-01-01 20:00:00",1\n', ["quotes", '20:00:00",1'], {}),
-    (rows_text(hours(20), [""] * 20), ["'a'", "leave the channel out"], {"missing": "mask"}),
+    (text(hours(300), [*range(299), "calm"]), ["row 300", "'a'", "'calm'"], {}),
+    (text(hours(20), [*range(12), '"1', *range(7)]), ["quotes", '12:00:00,"1'], {}),
+    (text(hours(20)) + '2020-01-01 20:00:00",1\n', ["quotes", '20:00:00",1'], {}),
+    (text(hours(20), [""] * 20), ["'a'", "leave the channel out"], {"missing": "mask"}),
     *((blank, ["data.path", "blank"], {}) for blank in ("\n\n", "\ufeff", " \n")),
-    (rows_text([*hours(9, "%Y-%m-%d %H:%MZ"), "2020-13-01 09:00Z"]), ["row 10", "13-01"], {}),
-    (rows_text([*hours(9, "%Y-%m-%d %H:%M:%SZ"), "2020-01-01 09:00:00+01:00"]), ["2020-01-01T08:00:00"], {}),
-    (rows_text(hours(9)[::-1]), ["row 2", "data.missing"], {}),
-    (rows_text([*hours(9), "2020-01-01 10:00:00"]), ["row 10", "2 h", "1 h"], {}),
-    (rows_text(hours(2)), [], {}),
-    (rows_text(hours(4)), ["data.splits"], {}),
-    (rows_text(hours(20), header=",time"), ["data.channels"], {}),
+    (text([*hours(9, "%Y-%m-%d %H:%MZ"), "2020-13-01 09:00Z"]), ["row 10", "13-01"], {}),
+    (text([*hours(9, "%Y-%m-%d %H:%M:%SZ"), "2020-01-01 09:00:00+01:00"]), ["2020-01-01T08:00:00"], {}),
+    (text(hours(9)[::-1]), ["row 2", "data.missing"], {}),
+    (text([*hours(9), "2020-01-01 10:00:00"]), ["row 10", "2 h", "1 h"], {}),
+    (text(hours(2)), [], {}),
+    (text(hours(4)), ["data.splits"], {}),
+    (text(hours(20), header=",time"), ["data.channels"], {}),
     # a wrong value of a key; some codecs are no texts' encodings
     *((PLAIN, [f"data.{key}"], {key: value}) for key, value in (
         ("time", "when"), ("channels", ["c"]), ("channels", []), ("missing", "drop"), ("id", "a"), ("decimal", "*"),
         *(("encoding", e) for e in ("klingon", "hex", "rot13", "zlib", "quopri")), ("separator", ";;"),
         ("splits", [0.5, 0.5]), ("splits", ["soon", "2020-01-01"]), ("splits", ["2013-01-01T09", "2021-01-01"]))),
     # a wrong time in the last row
-    *((rows_text([*hours(9), last]), named, {"missing": "mask"}) for last, *named in (
+    *((text([*hours(9), last]), named, {"missing": "mask"}) for last, *named in (
         ("", "row 10"), (hours(9)[3], "data.id"), ("2020-01-01 08:30:00", "2020-01-01T08:30:00"), ("2999-01-01 00:00:00", "row 10 ", "2999"))),
     # thousands with points, beside whole numbers
     (text(every(), [f"{v:,}".replace(",", ".") for v in range(600, 600 + 40 * N, 40)], "time;a", ";"), ["data.decimal"], {}),
-    (gzip.compress(rows_text(hours(5), "123x5").encode(), mtime=0), ["row 4 ", "'x'"], {}),
+    (gzip.compress(text(hours(5), "123x5").encode(), mtime=0), ["row 4 ", "'x'"], {}),
     # days and months swapped where that can be, as spreadsheets do: sorting would mix the days
     (text(SWAPPED), ["row 2 ", "2013-02-01"], {"missing": "interpolate"}),
     ("time,s,a\n" + "".join(f"{t},{s},1\n" for t in SWAPPED for s in "pq"), ["row 3 ", "2013-02-01"], {"missing": "mask", "id": "s", "value": "a"}),
@@ -447,7 +438,7 @@ def test_long_tables_have_gaps_and_faults(tmp_path):
 
 def test_gaps_are_kept_counted_and_noted(tmp_path):
     values = ["", *range(1, 10), "NA", "", 12, *range(13, 17), "-inf", 18, "NaN"]
-    path = write(tmp_path / "x.csv", rows_text(hours(20), values))
+    path = write(tmp_path / "x.csv", text(hours(20), values))
     refused(path, "row 1 ", "'a'", "data.missing")
     for missing in ("interpolate", "mask"):
         series = load_csv(path=path, missing=missing)
@@ -543,8 +534,8 @@ def test_what_was_detected_is_noted(tmp_path):
     told = (
         "cp1252",
         "data.encoding",
-        "semicolons",
-        "decimal commas",
+        "data.separator",
+        "data.decimal",
         "%d.%m.%Y %H:%M",
         T0.isoformat(),
     )
@@ -632,12 +623,12 @@ def test_a_damaged_parquet_is_a_data_error_or_a_series(tmp_path, capfd, seed, wh
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    path = write(tmp_path / "x.csv", rows_text(hours(20)))
+    path = write(tmp_path / "x.csv", text(hours(20)))
     parse_times = tables.parse_times
 
     def grow(pieces, **keys):
         times = parse_times(pieces, **keys)
-        write(Path(path), rows_text(hours(21)))
+        write(Path(path), text(hours(21)))
         return times
 
     monkeypatch.setattr(tables, "parse_times", grow)
