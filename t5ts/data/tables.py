@@ -53,14 +53,11 @@ def read_table(
     Args:
         path: Parquet or Arrow (Feather 2) by its content or name; anything else is CSV with a
             header line, optionally compressed by gzip, bzip2, xz, zlib or zstd.
-        time: Time column; None takes the one called date, time, timestamp, datetime or ds, or an
-            index of dates that pandas left without a name. "A+B" joins columns with a space;
-            Date and Time are joined automatically.
-        channels: Wide: value columns in the desired order; None takes all but the time column, row
-            labels of pandas, columns without a name, and other clocks.
-            Long: the desired ids; None takes all, sorted.
-        id: Long: the column that identifies the channel. Requires `value`.
-        value: Long: the column of values.
+        time: Time column, or "A+B" to join two with a space. None takes Date and Time, or one of
+            TIME_NAMES, or an index of dates that pandas left without a name.
+        channels: Wide: value columns in the desired order; None takes all but row labels, columns
+            without a name, and clocks. Long: the desired ids; None takes all, sorted.
+        id: Long: the column that identifies the channel; requires `value`, the column of values.
         missing: Policy; see `t5ts.data.grid.regular_grid`. Missing and infinite values
             are refused under `error`; else infinite ones are missing.
         spelling: Other fields of `TableFile`, from separator to block_bytes.

@@ -414,6 +414,9 @@ def test_columns_long_tables_and_splits(tmp_path, suffix):
     series = load(numbers.cast({"time": pl.Decimal(18, 3)}), missing="mask")
     np.testing.assert_array_equal(series.values_TC[:, 0], 4 * np.arange(N))
     assert (series.offset_C, series.start) == ([2**54], T0.isoformat())
+    far = {"time": every(), "id": ["x"] * N, "v": np.arange(2**20, 2**20 + N, dtype=np.float32)}
+    series = load(pl.DataFrame(far), id="id", value="v")
+    np.testing.assert_array_equal(series.values_TC[:, 0] + series.offset_C, far["v"])
 
 
 def test_long_tables_have_gaps_and_faults(tmp_path):
