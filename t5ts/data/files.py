@@ -138,14 +138,14 @@ class TableFile:
             header = read_header(stream)
             sample = (header + stream.read(2**16)).decode("utf-8", "replace")
             is_cut = bool(stream.read(1))
-        has_binary = re.search(r"[\x00-\x08\x0e-\x19\ufffd]", sample[:4000])
+        lines = sample.splitlines()[: -1 if is_cut else None][:1000] or [sample]
+        has_binary = re.search(r"[\x00-\x08\x0e-\x19\ufffd]", "".join(lines[:5]))
         if not header.strip() or has_binary or re.search(rb"\r(?!\n)", header):
             raise DataError(
                 f"{self.path} (data.path) does not begin with a line of column names in "
                 f"{self._encoding}. It may be blank, binary, in another encoding (data.encoding), "
                 "or end its lines with CR alone; save the table as CSV in UTF-8."
             )
-        lines = sample.splitlines()[: -1 if is_cut else None][:1000] or [sample]
         usual = "\t" if self.path.suffix.lower() == ".tsv" else ","
         self._sep = self._sep or find_separator(lines, usual=usual)
         self._point = self.decimal or find_decimal(
@@ -296,17 +296,17 @@ class TableFile:
         for null in self._null_numbers:
             known = known.set(known == null, None)
         values = known.to_numpy()
-        is_finite = np.isfinite(values)
-        if is_finite.all() and not (np.abs(values) > 2**53).any():
+        is_finite, is_lost = np.isfinite(values), pl.Series(np.abs(values) >= 2**53)
+        if is_finite.all() and not is_lost.any():
             return values
         is_gap = pl.Series(~is_finite & (self.missing == "error"))
         is_text = numbers.is_null() & column.is_not_null()
         if is_text.any():
             is_text &= ~column.str.strip_chars().is_in(self._nulls)
-        whole = column.cast(pl.Int128, strict=False)  # of text: null unless digits alone
-        is_lost = known.is_not_null() & whole.is_not_null()
-        is_lost &= known.cast(pl.Int128, strict=False).ne_missing(whole)
-        is_lost |= known.is_finite() & (known.abs() > FLOAT32_MAX)
+        if is_lost.any():
+            whole = column.cast(pl.Int128, strict=False)  # of text: null unless digits alone
+            is_rounded = whole.is_not_null() & known.cast(pl.Int128, strict=False).ne_missing(whole)
+            is_lost &= is_rounded | known.is_finite() & (known.abs() > FLOAT32_MAX)
         for is_wrong, why in (
             (is_text, f"not a number: numbers are read with a decimal {self._point!r} "
              "(data.decimal) and without thousands separators, missing values may be empty, NA, "
