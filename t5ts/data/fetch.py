@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -27,42 +26,30 @@ KNOWN_SHA256 = {
 }
 CONNECT_S = 4.0
 STALL_S = 20.0
-CHUNK = 1 << 16
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def cache_dir() -> Path:
-    """`$T5TS_CACHE`, or ~/.cache/t5ts."""
-    given = os.environ.get("T5TS_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "t5ts"
-
-
-def ett_url(name: str) -> str:
-    """Address of an ETT file; `$T5TS_ETT_URL` replaces the folder part (a mirror)."""
-    return f"{os.environ.get('T5TS_ETT_URL', ETT_URL).rstrip('/')}/{ETT_FILES[name]}"
 
 
 def ett_path(name: str) -> Path:
-    """Where the cache keeps an ETT file, whether or not it exists."""
-    return cache_dir() / "ett" / ETT_FILES[name]
+    """Where the cache (`$T5TS_CACHE`, or ~/.cache/t5ts) keeps an ETT file, if it is there."""
+    cache = Path(os.environ.get("T5TS_CACHE") or "~/.cache/t5ts").expanduser()
+    return cache / "ett" / ETT_FILES[name]
 
 
 def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
     """The file of an ETT series in the cache, downloaded if it is missing.
 
-    The download goes to a temporary file in the same folder, which is renamed when it is complete
-    and its checksum is right, and deleted otherwise. The sha256 is recorded in FILE.json, so that
-    a later change of the file is detected.
+    A download becomes the cached file when it is complete and its checksum is right; otherwise
+    nothing is kept. Its sha256 is recorded in FILE.json, so that a later change is detected.
+    `$T5TS_ETT_URL` is a mirror's folder.
 
     Args:
         name: etth1, etth2, ettm1 or ettm2.
         sha256: Checksum that the file must have; None takes the published one, if known.
 
     Raises:
-        DataError: if there is no network, the server refuses, the download is cut short, the
-            checksum is wrong, or the cache cannot be written.
+        DataError: if it cannot be fetched or written, or the checksum is wrong.
     """
-    path = ett_path(name)
+    path, folder = ett_path(name), os.environ.get("T5TS_ETT_URL", ETT_URL).rstrip("/")
+    url = f"{folder}/{ETT_FILES[name]}"
     expected = sha256 or KNOWN_SHA256.get(name)
     record = path.with_name(path.name + ".json")
     if path.is_file():
@@ -71,18 +58,17 @@ def fetch_ett(name: str, *, sha256: str | None = None) -> Path:
                 expected = json.loads(record.read_text(encoding="utf-8"))["sha256"]
         check_sha256(path, expected, remedy="Delete it and re-run to download it again.")
         return path
-    digest = _download(ett_url(name), path, expected)
+    digest = _download(url, path, expected)
     with contextlib.suppress(OSError):
-        record.write_text(
-            json.dumps({"url": ett_url(name), "sha256": digest}) + "\n", encoding="utf-8"
-        )
+        record.write_text(json.dumps({"url": url, "sha256": digest}), encoding="utf-8")
     return path
 
 
 def check_sha256(path: Path, expected: str | None, *, remedy: str) -> str:
     """The file's sha256; DataError if `expected` is given and differs."""
     try:
-        found = _sha256(path)
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     if expected is not None and found != expected:
@@ -90,53 +76,31 @@ def check_sha256(path: Path, expected: str | None, *, remedy: str) -> str:
     return found
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _download(url: str, path: Path, expected: str | None) -> str:
     """Download a file atomically and return its sha256; raises as `fetch_ett` does."""
-    part: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            _open(url) as response,
-            tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as out,
-        ):
-            part = Path(out.name)
-            shutil.copyfileobj(response, out, CHUNK)
-            received, announced = out.tell(), response.headers.get("Content-Length")
-        if received == 0 or (announced is not None and received != int(announced)):
-            raise HTTPException(f"{received} of {announced or 'unknown'} bytes")
-        digest = _sha256(part)
-        if expected in (None, digest):
-            part.chmod(0o644)
+        with _open(url) as response, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            with part.open("wb") as out:
+                shutil.copyfileobj(response, out)
+            received, announced = part.stat().st_size, response.headers.get("Content-Length")
+            if received == 0 or (announced is not None and received != int(announced)):
+                raise HTTPException(f"cut short after {received} of {announced} bytes")
+            digest = check_sha256(part, expected, remedy=f"Nothing was kept of {url}. Try again.")
             part.replace(path)
             return digest
-        problem = f"it has sha256 {digest}, expected {expected}. Nothing was kept. Try again"
-    except urllib.error.HTTPError as error:
-        problem = f"the server answered {error.code} {error.reason}. Try later"
-    except (TimeoutError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", error)
-        problem = (
-            f"it cannot be reached ({reason}). Check the network and the proxy variables "
-            "(https_proxy, no_proxy)"
-        )
-    except (HTTPException, ConnectionError) as error:
-        problem = f"the download was cut short ({error!r}). Nothing was kept. Run the command again"
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        raise DataError(
+            f"{url} cannot be fetched ({error}). Nothing was kept. Check the network and the proxy "
+            "variables (https_proxy, no_proxy) and try again, or download it elsewhere and pass "
+            "its folder (data.dir=FOLDER)."
+        ) from None
     except OSError as error:
-        make_room = "Free some space, choose" if error.errno in NO_ROOM else "Choose"
-        problem = (
-            f"{path.parent} cannot be written ({error.strerror}). {make_room} another cache "
-            "(T5TS_CACHE=FOLDER)"
-        )
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
-    raise DataError(
-        f"{url}: {problem}, or download it elsewhere and pass its folder (data.dir=FOLDER)."
-    )
+        raise DataError(
+            f"{path.parent} cannot be written ({error.strerror}): free some space, choose another "
+            "cache (T5TS_CACHE=FOLDER), or pass a folder that has the file (data.dir=FOLDER)."
+        ) from None
 
 
 def _open(url: str) -> HTTPResponse:

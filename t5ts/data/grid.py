@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t5ts.data.series import Step, duration
+from t5ts.data.series import FIRST_BUSINESS_DAY, LAST_BUSINESS_DAY, Step, duration
 from t5ts.data.times import DAY_US, iso
 from t5ts.errors import DataError
 
@@ -19,12 +19,8 @@ MAX_GRID = 20
 class Grid:
     """Where the rows of a file are on a regular time grid.
 
-    Attributes:
-        start: ISO time of grid row 0.
-        step: From one grid row to the next.
-        num_rows: Rows on the grid.
-        rows: (rows of the file,) grid row of each; None if file row i is grid row i.
-        notes: What was reordered or filled in.
+    `start` is the ISO time of grid row 0; `rows` has the grid row of each row of the file, None if
+    file row i is grid row i; `notes` say what was reordered or filled in.
     """
 
     start: str
@@ -32,16 +28,6 @@ class Grid:
     num_rows: int
     rows: np.ndarray | None
     notes: list[str]
-
-
-def check_policy(missing: str) -> None:
-    """Raise DataError unless `missing` is one of POLICIES."""
-    if missing not in POLICIES:
-        raise DataError(
-            f"data.missing={missing!r} is not a policy. Allowed: error (any gap stops the run), "
-            "interpolate (in a context a gap holds the last value before it; it is not scored), "
-            "mask (the model sees that there is a gap; it is not scored)."
-        )
 
 
 def regular_grid(
@@ -56,9 +42,8 @@ def regular_grid(
 
     A step is a number of seconds (also one that the stamps round, as 1/30 s in milliseconds), of
     calendar months, or of business days. Under `missing="error"` the file must itself be the grid:
-    sorted, with equal steps. Under the other policies rows are sorted, and skipped times
-    become missing values; both are noted. A time that occurs twice is always an error, since
-    it is unknown which row is right.
+    sorted, with equal steps. Under the other policies rows are sorted, and skipped times become
+    missing values; both are noted. A time that occurs twice is always an error.
 
     Args:
         times_us: (rows,) int64, microseconds, file order.
@@ -75,23 +60,23 @@ def regular_grid(
         raise DataError(f"{where}: {num_times} rows; a series needs more (3 splits of windows).")
     order, notes = None, []
     steps = np.diff(times_us)
-    if (steps < 0).any():
+    if not (steps > 0).all():
         file_rows = np.arange(num_times) if file_rows is None else file_rows
-        first = int(file_rows[int(np.argmax(steps < 0)) + 1]) + 1
-        notes.append(f"rows were sorted by time (row {first} was the first out of order)")
         order = np.argsort(times_us, kind="stable")
-        if (np.diff(times_us[order]) > 0).all():
-            check_order(times_us, file_rows, missing, where)
-        times_us, file_rows = times_us[order], file_rows[order]
+        in_order = times_us[order]
+        is_twice = np.diff(in_order) == 0
+        if is_twice.any():
+            raise DataError(
+                f"{where}: {is_twice.sum()} duplicate times, the first "
+                f"{iso(in_order[np.argmax(is_twice)])}. If rows belong to several series, name the "
+                "column that identifies them and the column of values (data.id=COLUMN "
+                f"data.value=COLUMN, of {columns or 'the others'}); else keep one row for each "
+                "time. Local times repeat an hour in autumn: use UTC."
+            )
+        first = check_order(times_us, file_rows, missing, where)
+        notes.append(f"rows were sorted by time ({first} was the first out of order)")
+        times_us, file_rows = in_order, file_rows[order]
         steps = np.diff(times_us)
-    num_twice = np.count_nonzero(steps == 0)
-    if num_twice:
-        raise DataError(
-            f"{where}: {num_twice} duplicate times, the first {iso(times_us[np.argmin(steps)])}. "
-            "If rows belong to several series, name the column that identifies them and the column "
-            f"of values (data.id=COLUMN data.value=COLUMN, of {columns or 'the others'}); else "
-            "keep one row for each time. Local times repeat an hour in autumn: use UTC."
-        )
     median = int(np.partition(steps, len(steps) // 2)[len(steps) // 2])
     if missing != "error":
         _refuse_stray_rows(times_us, file_rows, median, where)
@@ -102,19 +87,15 @@ def regular_grid(
         rows, is_even = None, True
     if not is_even and (rows is None or missing == "error"):
         # Without a grid: the first row that does not fit the step of most rows.
-        is_off = (
-            (times_us - times_us[0]) % median if rows is None else np.diff(rows, prepend=-1) - 1
-        )
+        is_off, remedy = (times_us - times_us[0]) % median, " (it is off the grid)."
+        if rows is not None:
+            is_off = np.diff(rows, prepend=-1) - 1
+            remedy = ", or choose data.missing=interpolate or mask (skipped times are gaps)."
         at = int(np.argmax(is_off != 0))
         raise DataError(
-            f"{where}: irregular step: {iso(times_us[at])} (row {_row(file_rows, at)}) is "
+            f"{where}: irregular step: {_row(times_us, file_rows, at)} is "
             f"{duration((times_us[at] - times_us[at - 1]) / 1e6)} after the time before it; the "
-            f"step is {step}, from {iso(times_us[0])} on. Resample the data to a regular step"
-            + (
-                " (it is off the grid)."
-                if rows is None
-                else ", or choose data.missing=interpolate or mask (skipped times are gaps)."
-            )
+            f"step is {step}, from {iso(times_us[0])} on. Resample to a regular step{remedy}"
         )
     num_rows = num_times if rows is None else int(rows[-1]) + 1
     if num_rows > num_times:
@@ -127,44 +108,39 @@ def regular_grid(
     return Grid(start=iso(times_us[0]), step=step, num_rows=num_rows, rows=rows, notes=notes)
 
 
-def _row(file_rows: np.ndarray | None, at: int) -> int:
-    """The row of the file, from 1."""
-    return (at if file_rows is None else int(file_rows[at])) + 1
+def _row(times_us: np.ndarray, file_rows: np.ndarray | None, at: int) -> str:
+    """The row of the file, from 1, and its time."""
+    return f"row {(at if file_rows is None else int(file_rows[at])) + 1} ({iso(times_us[at])})"
 
 
-def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where: str) -> None:
-    """Refuse unsorted times that must not be sorted.
+def check_order(times_us: np.ndarray, file_rows: np.ndarray, missing: str, where: str) -> str:
+    """Name the first row of a series that is out of order, or refuse to sort it.
 
-    Args:
-        times_us: Times of one series in file order, all different.
-        file_rows: Row of the file for each time, from 0.
-        missing: The policy for missing values.
-        where: File and column, for messages.
+    Takes its times in file order, all different, and the file's row of each, from 0.
 
     Raises:
         DataError: under `error`, and if the order shows that days and months are swapped.
     """
-    row = _swapped_row(times_us)
-    if row is not None:
+    swapped = _swapped_row(times_us)
+    if swapped is not None:
         raise DataError(
-            f"{where}: in some rows day and month are swapped: row {file_rows[row] + 1} "
-            f"({iso(times_us[row])}) is in order only if they are exchanged. Write all dates the "
-            "same way, as in 2016-07-01."
+            f"{where}: in some rows day and month are swapped: {_row(times_us, file_rows, swapped)}"
+            " is in order only if they are exchanged. Write all dates alike, as in 2016-07-01."
         )
+    first = _row(times_us, file_rows, int(np.argmax(np.diff(times_us) < 0)) + 1)
     if missing == "error":
-        row = int(np.argmax(np.diff(times_us) < 0)) + 1
         raise DataError(
-            f"{where}: not sorted: row {file_rows[row] + 1} ({iso(times_us[row])}) is earlier "
-            "than the row before it. Sort the file by time, or choose data.missing=interpolate or "
-            "mask, which sort it."
+            f"{where}: not sorted: {first} is earlier than the row before it. Sort the file by "
+            "time, or choose data.missing=interpolate or mask, which sort it."
         )
+    return first
 
 
 def _swapped_row(times_us: np.ndarray) -> int | None:
     """The first row, from 0, whose day and month must be exchanged to put the rows in order.
 
-    None if no choice of exchanges puts all rows in order with steps as even as those of the
-    sorted times. The earliest time after the one before is the best choice for each row.
+    None if no exchanges put all rows in order, with steps as even as those of the sorted times.
+    The earliest time after the one before is the best choice for each row.
     """
     dates = times_us.astype("datetime64[us]").astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
@@ -192,23 +168,29 @@ def _refuse_stray_rows(
 ) -> None:
     """Refuse sorted times if a few are far from all others, as after a typo in the year.
 
-    Few: one, or one in a hundred. Far: more than 100 steps, and half of what the others span.
+    Few: one, or one in a hundred. Far: more than 100 steps, and half of what the others span unless
+    the file was in order without them.
     """
     gaps, num_times = np.diff(times_us), len(times_us)
     after = int(np.argmax(gaps)) + 1
     gap, is_first_part = int(gaps[after - 1]), after <= num_times - after
-    others = times_us[after:] if is_first_part else times_us[:after]
+    kept = slice(after, None) if is_first_part else slice(after)
+    others = times_us[kept]
+    is_alone = (
+        file_rows is not None
+        and (np.diff(file_rows) < 0).any()
+        and (np.diff(file_rows[kept]) > 0).all()
+    )
     is_stray = (
         num_times - len(others) <= max(1, num_times // 100)
         and gap > 100 * median
-        and gap > (others[-1] - others[0]) / 2
+        and (is_alone or gap > (others[-1] - others[0]) / 2)
     )
     if is_stray or (times_us[-1] - times_us[0]) / median > MAX_GRID * num_times:
-        at = 0 if is_stray and is_first_part else after
+        stray = _row(times_us, file_rows, 0 if is_stray and is_first_part else after)
         raise DataError(
-            f"{where}: row {_row(file_rows, at)} has {iso(times_us[at])}, probably a wrong time: "
-            f"{duration(gap / 1e6)} from the other rows, whose step is {duration(median / 1e6)}. "
-            "Correct it, remove it, or resample the data."
+            f"{where}: {stray} is probably a wrong time: {duration(gap / 1e6)} from the other "
+            f"rows, whose step is {duration(median / 1e6)}. Correct it, remove it, or resample."
         )
 
 
@@ -217,14 +199,13 @@ def _find_step(times_us: np.ndarray, median: int) -> tuple[Step, np.ndarray | No
 
     The rows are None if the times are not on a grid; the step is then the median one.
     """
-    days, clocks_us = times_us // DAY_US, times_us % DAY_US
-    if median >= DAY_US and (clocks_us == clocks_us[0]).all():
-        dates = days.astype("datetime64[D]")
+    if median >= DAY_US and not ((times_us - times_us[0]) % DAY_US).any():
+        dates = (times_us // DAY_US).astype("datetime64[D]")
         if median == DAY_US and np.is_busday(dates).all():
             return Step(1, "business day"), np.busday_count(dates[0], dates)
         if median >= 28 * DAY_US and (found := _find_months(dates)) is not None:
             return found
-    del days, clocks_us
+        del dates
     since_us = times_us - times_us[0]
     rows, rest = np.divmod(since_us, median)
     if not rest.any():
@@ -232,9 +213,9 @@ def _find_step(times_us: np.ndarray, median: int) -> tuple[Step, np.ndarray | No
     del rest
     # Rounded timestamps: use the coarsest unit that represents them all.
     unit = next(u for u in (100_000, 10_000, 1000, 1) if not (since_us % u).any())
-    steps = np.diff(times_us)
-    mean = steps[np.abs(steps - median) <= unit].mean()
     if 2 * unit < median < 1_000_000:
+        steps = np.diff(times_us)
+        mean = steps[np.abs(steps - median) <= unit].mean()
         for step in (1e6 / round(1e6 / mean), since_us[-1] / (len(times_us) - 1)):
             rows = np.rint(since_us / step).astype(np.int64)
             if np.abs(since_us - rows * step).max() <= 1.01 * unit and (np.diff(rows) > 0).all():
@@ -243,16 +224,20 @@ def _find_step(times_us: np.ndarray, median: int) -> tuple[Step, np.ndarray | No
 
 
 def _find_months(dates: np.ndarray) -> tuple[Step, np.ndarray] | None:
-    """The step and rows of dates on one day of the month, or its end, or its last business day."""
+    """The step and rows of dates on one day of the month, or near one of its ends."""
     months = dates.astype("datetime64[M]")
-    firsts = months.astype("datetime64[D]")
-    place = (dates - firsts).astype(np.int64)
-    last = ((months + 1).astype("datetime64[D]") - firsts).astype(np.int64) - 1
-    alike = (place == np.minimum(place.max(), last)).all()
-    if not (alike or (last - place).max() <= 3 or place.max() <= 3):
-        return None
+    firsts, lasts = months.astype("datetime64[D]"), (months + 1).astype("datetime64[D]") - 1
+    latest = (dates - firsts).max()
+    days = {
+        "month": np.minimum(firsts + latest, lasts),
+        FIRST_BUSINESS_DAY: np.busday_offset(firsts, 0, roll="forward"),
+        LAST_BUSINESS_DAY: np.busday_offset(lasts, 0, roll="backward"),
+    }
+    unit = next((unit for unit, of_month in days.items() if (dates == of_month).all()), None)
     index = (months - months[0]).astype(np.int64)
     count = int(np.median(np.diff(index)))
     if count < 1 or (index % count).any():
         return None
-    return Step(count, "month"), index // count
+    if unit is None and latest.astype(int) > 3 and (lasts - dates).max().astype(int) > 3:
+        return None
+    return Step(count, unit or "month"), index // count

@@ -16,12 +16,7 @@ ALIKE = (0.1, 10.0)
 
 
 class Sanity(NamedTuple):
-    """The data in one line, and its warnings.
-
-    Attributes:
-        line: Rows, channels, span, step, gaps, windows per split, variance of the targets.
-        warnings: One sentence each; empty if nothing looks wrong.
-    """
+    """The data in one line, and a sentence for each thing that looks wrong."""
 
     line: str
     warnings: list[str]
@@ -29,6 +24,8 @@ class Sanity(NamedTuple):
 
 def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
     """Summarise a series after `build_windows`.
+
+    The line has rows, channels, span, step, gaps, windows per split, variance of the targets.
 
     Source: own. The log that this project started from reported losses of 204 and 3333 on
     standardised data and nobody asked why.
@@ -41,8 +38,7 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
             series.values_TC[first:end], lambda x: ~np.isnan(x), lambda x: x, np.square
         )
         with np.errstate(invalid="ignore"):
-            mean_C, square_C = sum_C / num_C, square_C / num_C
-        moments[name] = mean_C, square_C
+            moments[name] = mean_C, square_C = sum_C / num_C, square_C / num_C
         variances.append(f"{name} {np.nanmean(square_C - mean_C**2):.3g}")
     span = f", {series.span[0]} … {series.span[1]}" if series.start else ""
     windows = (f"{part.name} {len(part)}" for part in (splits.train, splits.val, splits.test))
@@ -64,18 +60,17 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
                 "clock: it is predicted without error and makes losses look small; leave it out "
                 "(data.channels) unless it is intended"
             )
-    low, high = ALIKE
-    varying = np.setdiff1d(np.arange(len(series.channels)), splits.constant_channels)
     for name in ("val", "test"):
-        mean_C, square_C = moments[name]
-        for c in varying:
-            if np.isnan(square_C[c]):
+        for c, (mean, square) in enumerate(zip(*moments[name], strict=True)):
+            if c in splits.constant_channels:
+                continue
+            if np.isnan(square):
                 warnings.append(f"channel {series.channels[c]!r} has no value in the {name} rows")
-            elif not low <= square_C[c] <= high:
+            elif not ALIKE[0] <= square <= ALIKE[1]:
                 warnings.append(
                     f"channel {series.channels[c]!r} differs wildly in scale between train and "
-                    f"{name}: mean square {square_C[c]:.3g} in {name}, 1 in train (its mean "
-                    f"moved by {mean_C[c]:.2g} standard deviations)"
+                    f"{name}: mean square {square:.3g} in {name}, 1 in train (its mean moved by "
+                    f"{mean:.2g} standard deviations)"
                 )
     return Sanity(line, warnings)
 
@@ -88,8 +83,7 @@ def _is_ramp(values_T: np.ndarray) -> bool:
     (first, last), (low, high) = known[[0, -1]], values_T[known[[0, -1]]].astype(np.float64)
     for start in range(0, len(values_T), CHUNK_ROWS):
         chunk_T = values_T[start : start + CHUNK_ROWS].astype(np.float64)
-        line_T = low + (high - low) * (np.arange(len(chunk_T)) + start - first) / (last - first)
-        chunk_T -= line_T
+        chunk_T -= low + (high - low) * (np.arange(len(chunk_T)) + start - first) / (last - first)
         if np.nanmax(np.abs(chunk_T), initial=0.0) > 1e-6 * abs(high - low):
             return False
     return True
@@ -102,9 +96,8 @@ def count_gaps(
 
     Args:
         values_TC: (T, C) float32, NaN where missing.
-        channels: (C,) names, for messages.
+        channels: (C,) names, for messages, as is `name`, the series' own.
         missing: One of POLICIES.
-        name: The series' name, for messages.
 
     Returns:
         Share of the values that are missing, and at most one note.
@@ -119,12 +112,11 @@ def count_gaps(
         missing_T = np.isnan(values_T)
         count = int(np.count_nonzero(missing_T))
         if count and (count == num_rows or missing == "error"):
-            policy = "choose data.missing=interpolate or mask, which never score gaps, or "
             raise DataError(
                 f"Channel {channel!r} of {name} has {count} missing values in {num_rows} rows, the "
-                f"first in row {int(np.argmax(missing_T)) + 1}. Fill the gaps, "
-                f"{'or ' if count == num_rows else policy}leave the channel out: list the others "
-                "in data.channels."
+                f"first in row {int(np.argmax(missing_T)) + 1}. Fill the gaps, leave the channel "
+                "out (list the others in data.channels), or, if it has some values, choose "
+                "data.missing=interpolate or mask, which never score gaps."
             )
         if count:
             counts[channel] = count
@@ -133,13 +125,13 @@ def count_gaps(
             longest = max(longest, (gap, channel))
     if not counts:
         return 0.0, []
-    total = sum(counts.values())
+    share = sum(counts.values()) / values_TC.size
     worst = sorted(counts.items(), key=lambda item: -item[1])
-    per_channel = ", ".join(f"{channel} {count}" for channel, count in worst[:MAX_NAMED])
+    by_channel = ", ".join(f"{channel} {count}" for channel, count in worst[:MAX_NAMED])
     if len(worst) > MAX_NAMED:
-        per_channel += f", … ({len(worst)} channels)"
+        by_channel += f", … ({len(worst)} channels)"
     how = "in contexts the last value before the gap" if missing == "interpolate" else "masked"
-    return total / values_TC.size, [
-        f"{total} missing values ({total / values_TC.size:.2%}): {how}, never scored; "
-        f"longest gap {longest[0]} rows in {longest[1]}; by channel: {per_channel}"
+    return share, [
+        f"{sum(counts.values())} missing values ({share:.2%}): {how}, never scored; longest gap "
+        f"{longest[0]} rows in {longest[1]}; by channel: {by_channel}"
     ]

@@ -7,28 +7,19 @@ import numpy as np
 from t5ts.data.series import Step
 
 # Calendar periods in seconds; of months and business days: a year, and a week's five days.
-PERIODS_S = {
-    "minute": 60.0,
-    "hour": 3600.0,
-    "day": 86_400.0,
-    "week": 604_800.0,
-    "year": 31_557_600.0,
-}
+PERIODS_S = {"minute": 60, "hour": 3600, "day": 86_400, "week": 604_800, "year": 31_557_600}
 # At most this many rows (the last) and channels (the first) are used.
 MAX_ROWS = 200_000
 MAX_CHANNELS = 32
 
 
 def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tuple[int, str]:
-    """The season to use and a note on where it comes from.
+    """The season to use, 1 if there is none, and a note on where it comes from.
 
     Args:
         train_TC: Train rows in any units; NaN allowed.
         step: From one row to the next.
         season: Rows in one season if the user set it; None infers it.
-
-    Returns:
-        (season, note); season 1 means none.
     """
     if season is not None:
         return season, f"season {season}: given"
@@ -51,11 +42,7 @@ def choose_season(train_TC: np.ndarray, *, step: Step, season: int | None) -> tu
 
 
 def candidate_seasons(step: Step, *, num_rows: int) -> dict[int, str]:
-    """Calendar periods that are whole numbers of rows and recur three times in the rows.
-
-    Returns:
-        {rows: name of the period}, shortest first.
-    """
+    """Calendar periods of whole numbers of rows, three at least: their names, shortest first."""
     candidates: dict[int, str] = {}
     for name, period_s in PERIODS_S.items():
         rows = round(period_s / step.seconds)
@@ -77,10 +64,8 @@ def _chance(num_periods: float) -> float:
 def _prominence(rows_TC: np.ndarray, lag: int) -> tuple[float, float]:
     """Autocorrelation at `lag` above its mean half a period to either side, and its own value.
 
-    Both are means over channels.
-
-    A moving mean over one period is subtracted first, which removes trend and drift but not a
-    season of that period.
+    Both are means over channels. A moving mean over one period is subtracted first, which removes
+    trend and drift but not a season of that period.
     """
     half = max(1, lag // 2)
     values = []

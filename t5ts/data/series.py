@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import datetime
 import hashlib
@@ -19,8 +18,13 @@ SPLITS = (
     "Allowed for data.splits: three ratios that sum to 1 (train, validation, test; for example "
     "[0.7, 0.1, 0.2]), or two ISO dates (start of validation, start of test)."
 )
+FIRST_BUSINESS_DAY, LAST_BUSINESS_DAY = "month (first business day)", "month (last business day)"
+MONTH_S = 31_557_600 / 12
 # Mean seconds of the units that a step may count.
-UNITS_S = {"s": 1.0, "month": 31_557_600 / 12, "business day": 7 / 5 * 86_400}
+UNITS_S = {
+    "s": 1.0, "business day": 7 / 5 * 86_400,
+    "month": MONTH_S, FIRST_BUSINESS_DAY: MONTH_S, LAST_BUSINESS_DAY: MONTH_S,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,28 @@ class Step:
     def __str__(self) -> str:
         if self.unit == "s":
             return duration(self.count)
-        return f"{self.count:g} {self.unit}{'s' * (self.count != 1)}"
+        return f"{self.count:g} {self.unit.partition(' (')[0]}{'s' * (self.count != 1)}"
 
     def time(self, start: datetime.datetime, row: int) -> datetime.datetime:
         """Time of a row, given that of row 0. A start at a month's end stays at month ends."""
         if self.unit == "s":
             return start + datetime.timedelta(seconds=row * self.count)
-        clock = start.time()
+        count = round(row * self.count)
+        date: Any = np.datetime64(start.date())
         if self.unit == "business day":
-            date = np.busday_offset(start.date(), round(row * self.count), roll="forward")
-            return datetime.datetime.combine(datetime.date.fromisoformat(str(date)), clock)
-        month = start.year * 12 + start.month - 1 + round(row * self.count)
-        year, month = divmod(month, 12)
-        last = calendar.monthrange(year, month + 1)[1]
-        at_end = start.day == calendar.monthrange(start.year, start.month)[1]
-        day = last if at_end else min(start.day, last)
-        return datetime.datetime.combine(datetime.date(year, month + 1, day), clock)
+            date = np.busday_offset(date, count, roll="forward")
+        else:
+            month = date.astype("datetime64[M]")
+            first, last = ((month + count + n).astype("datetime64[D]") - n for n in (0, 1))
+            if self.unit == FIRST_BUSINESS_DAY:
+                date = np.busday_offset(first, 0, roll="forward")
+            elif self.unit == LAST_BUSINESS_DAY:
+                date = np.busday_offset(last, 0, roll="backward")
+            elif (date + 1).astype("datetime64[M]") > month:
+                date = last
+            else:
+                date = min(first + (date - month.astype("datetime64[D]")), last)
+        return datetime.datetime.combine(datetime.date.fromisoformat(str(date)), start.time())
 
     def row(self, start: datetime.datetime, moment: datetime.datetime) -> int:
         """The first row at or after a moment, given the time of row 0; it may be negative."""
@@ -177,23 +187,15 @@ class Series:
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data, for `provenance.json`."""
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
+        names = (
+            "name", "sha256", "channels", "units", "step_s", "season", "season_note", "gap_share",
+            "notes", "source", "licence", "best_mse",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {
             "rows": len(self.values_TC),
-            "channels": list(self.channels),
-            "units": list(self.units),
             "span": list(self.span),
-            "step_s": self.step_s,
             "step": str(self.step),
-            "season": self.season,
-            "season_note": self.season_note,
             "borders": list(self.borders),
-            "gap_share": self.gap_share,
-            "notes": list(self.notes),
-            "source": self.source,
-            "licence": self.licence,
-            "best_mse": self.best_mse,
         }
 
 
@@ -214,39 +216,27 @@ def split_borders(
         Exclusive ends of the train, validation and test rows.
 
     Raises:
-        DataError: if `splits` is neither, or leaves a split empty.
+        DataError: if `splits` is neither, or a split is empty.
     """
-    values = list(splits)
-    if len(values) == 3 and all(_is_number(value) for value in values):
-        ratios = [float(value) for value in values]
-        if min(ratios) <= 0 or not math.isclose(sum(ratios), 1.0, abs_tol=1e-6):
-            raise DataError(f"data.splits={ratios} does not sum to 1 with every part > 0. {SPLITS}")
+    values: list[Any] = list(splits)
+    is_ratio = len(values) == 3 and all(isinstance(v, int | float) and v > 0 for v in values)
+    if is_ratio and math.isclose(sum(values), 1.0, abs_tol=1e-6):
         # 1e-9: 0.7 · 10 must be 7 rows, not 6.
-        train_end = int(ratios[0] * num_rows + 1e-9)
-        val_end = num_rows - int(ratios[2] * num_rows + 1e-9)
-    elif len(values) == 2 and all(isinstance(value, str) for value in values):
-        if not start:
-            raise DataError(f"data.splits has dates, but {name} has no times. {SPLITS}")
-        first = moment(start)
-        try:
-            train_end, val_end = (step.row(first, moment(str(value))) for value in values)
-        except ValueError as error:
-            raise DataError(f"data.splits={values}: {error}. {SPLITS}") from None
-        if not 0 < train_end < val_end < num_rows:
-            raise DataError(
-                f"data.splits={values} does not leave rows for train, validation and test: {name} "
-                f"runs from {start} to {step.time(first, num_rows - 1).isoformat()}; the dates "
-                "must be within it, in order."
-            )
+        train_end = int(values[0] * num_rows + 1e-9)
+        val_end = num_rows - int(values[2] * num_rows + 1e-9)
     else:
-        raise DataError(f"data.splits={values} cannot be read. {SPLITS}")
+        try:
+            validation, test = map(moment, values)
+            train_end, val_end = (step.row(moment(start), t) for t in (validation, test))
+        except (ValueError, TypeError) as error:
+            why = error if start else "it has no times"
+            raise DataError(
+                f"data.splits={values} cannot be used with {name} ({why}). {SPLITS}"
+            ) from None
     if not 0 < train_end < val_end < num_rows:
+        end = step.time(moment(start), num_rows - 1).isoformat() if start else ""
         raise DataError(
-            f"{name} has {num_rows} rows, too few for data.splits={values}: a split is empty. "
-            "Bring a longer series or larger parts."
+            f"data.splits={values} leaves a split empty: {name} has {num_rows} rows"
+            f"{f', from {start} to {end}' if start else ''}. {SPLITS}"
         )
     return train_end, val_end, num_rows
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,11 +1,14 @@
-"""The data sources: each loader returns a `Series` that states what it is and how it was read."""
+"""The data sources: each loader returns a `Series` that states what it is and how it was read.
+
+polars is imported by the loaders that read a file, not by --help.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,19 +19,6 @@ from t5ts.data.seasons import choose_season
 from t5ts.data.series import Series, Step, split_borders
 from t5ts.data.synthetic import best_forecast_mse, generate
 from t5ts.errors import DataError
-
-if TYPE_CHECKING:  # polars is imported by the loaders that read a file, not by --help
-    from t5ts.data.tables import Table
-
-__all__ = [
-    "Series",
-    "load_csv",
-    "load_ett",
-    "load_nyc_weather",
-    "load_process",
-    "load_synthetic",
-    "load_text_in_disguise",
-]
 
 NYC_FILE = Path(__file__).with_name("nyc_weather.parquet")
 NYC_STATIONS = ("EWR", "JFK", "LGA")
@@ -42,7 +32,6 @@ NYC_RANGES = {
     "pressure": (900.0, 1090.0),
     "visib": (0.0, 100.0),
 }
-NYC_SPLITS = (0.7, 0.1, 0.2)
 ETT_COLUMNS = ["HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT"]
 ETT_START = "2016-07-01T00:00:00"
 ETT_HOURLY_ROWS = 17_420
@@ -54,9 +43,8 @@ def load_nyc_weather(
 ) -> Series:
     """Hourly NOAA weather at three New York airports, 2013; shipped inside the package.
 
-    Hours absent from the source and values outside the instrument's physical range are
-    missing and counted. In a context such a gap holds the last value before it; none is scored.
-    Splits are 70/10/20 % in time order.
+    Hours absent from the source and values outside the instrument's physical range are missing,
+    as under `missing=interpolate` in `load_csv`. Splits are 70/10/20 % in time order.
 
     Args:
         stations: Among EWR, JFK, LGA.
@@ -68,37 +56,33 @@ def load_nyc_weather(
 
     Source: NOAA via the R package nycflights13 (CC0); `scripts/make_nyc_weather.py` made the file.
     """
-    from t5ts.data.tables import read_table
+    from t5ts.data.tables import check_names, read_table
 
     wanted = list(NYC_RANGES) if channels is None else list(channels)
-    _check_names(list(stations), list(NYC_STATIONS), "data.stations")
-    _check_names(wanted, list(NYC_RANGES), "data.channels")
+    check_names(list(stations), NYC_STATIONS, "data.stations")
+    check_names(wanted, list(NYC_RANGES), "data.channels")
     names = [f"{station}.{channel}" for station in stations for channel in wanted]
     table = read_table(NYC_FILE, time="time", channels=names, missing="interpolate")
     provenance = json.loads(NYC_FILE.with_suffix(".json").read_text(encoding="utf-8"))
-    notes = list(table.notes)
-    for column, name in enumerate(names):
+    for name, values_T in zip(names, table.values_TC.T, strict=True):
         low, high = NYC_RANGES[name.split(".")[1]]
-        values_T = table.values_TC[:, column]
         wrong_T = (values_T < low) | (values_T > high)
         if wrong_T.any():
-            notes.append(
+            table.notes.append(
                 f"{int(wrong_T.sum())} value of {name} outside {low:g} … {high:g} treated as "
                 f"missing ({values_T[wrong_T][0]:g})"
             )
             values_T[wrong_T] = np.nan
-    units = [provenance["units"][name.split(".")[1]] for name in names]
     return _series(
-        table,
+        **vars(table),
         name="nyc_weather",
-        units=units,
-        splits=NYC_SPLITS,
+        units=[provenance["units"][name.split(".")[1]] for name in names],
+        splits=(0.7, 0.1, 0.2),
         missing="interpolate",
         season=24,
         season_note="season 24: known (a day of hourly rows)",
         source=provenance["source"],
         licence=provenance["licence"],
-        notes=notes,
     )
 
 
@@ -111,12 +95,11 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
     Args:
         dataset: etth1, etth2 (hourly), ettm1 or ettm2 (15 minutes).
         dir: Folder with the file (ETTh1.csv, …); None takes it from the cache or downloads it.
-        sha256: Expected checksum of your own copy; None is the published one. Columns, rows and
-            times are checked in either case.
+        sha256: Checksum of your own copy; None is the published one. Columns, rows and times are
+            checked in either case.
 
     Raises:
-        DataError: for an unknown dataset, a file that is absent or not the published one, and
-            a failed download.
+        DataError: for a file that is absent or not the published one, and a failed download.
 
     Source: Zhou et al. 2021 (Informer), https://github.com/zhouhaoyi/ETDataset.
     """
@@ -124,16 +107,13 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
 
     if dataset not in ETT_FILES:
         raise DataError(f"Unknown ETT series {dataset!r}; allowed: {', '.join(ETT_FILES)}.")
-    if dir is None:
-        path = fetch_ett(dataset, sha256=sha256)
-    else:
-        path = Path(dir).expanduser() / ETT_FILES[dataset]
-        if not path.is_file():
-            raise DataError(
-                f"{path} does not exist: data.dir must be a folder with {ETT_FILES[dataset]}. "
-                f"`python -m t5ts.download data={dataset}` fetches it into the cache, for "
-                "data.dir=null."
-            )
+    file_name = ETT_FILES[dataset]
+    path = fetch_ett(dataset, sha256=sha256) if dir is None else Path(dir).expanduser() / file_name
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist: data.dir must be a folder with {file_name}. `python -m "
+            f"t5ts.download data={dataset}` fetches it into the cache, for data.dir=null."
+        )
     digest = check_sha256(
         path,
         sha256 or KNOWN_SHA256.get(dataset),
@@ -142,26 +122,25 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
     )
     table = read_table(path, time="date")
     scale = 4 if dataset.startswith("ettm") else 1
-    grid = table.grid
-    found = (table.channels, len(table.values_TC), grid.start, grid.step.seconds)
+    found = (table.channels, len(table.values_TC), table.start, table.step.seconds)
     expected = (ETT_COLUMNS, ETT_HOURLY_ROWS * scale, ETT_START, 3600 / scale)
     if found != expected:
         raise DataError(
-            f"{path} is not {ETT_FILES[dataset]}: it has columns, rows, first time and step (s) "
+            f"{path} is not {file_name}: it has columns, rows, first time and step (s) "
             f"{found}, expected {expected}. Fetch it again, or read it with data=csv."
         )
+    # Only this: a copy whose dates are written otherwise is the same data.
+    table.notes = ["units of the six loads are not stated by the source"]
     train_end, val_end, test_end = (scale * border for border in ETT_HOURLY_BORDERS)
     return _series(
-        table,
+        **vars(table),
         name=dataset,
         units=[""] * 6 + ["°C"],
         borders=(train_end, val_end, test_end),
-        missing="error",
         season=24 * scale,
         season_note=f"season {24 * scale}: known (a day)",
-        source=f"{ETT_FILES[dataset]} of https://github.com/zhouhaoyi/ETDataset, sha256 {digest}",
+        source=f"{file_name} of https://github.com/zhouhaoyi/ETDataset, sha256 {digest}",
         licence="CC BY-ND 4.0",
-        notes=["units of the six loads are not stated by the source"],
     )
 
 
@@ -175,20 +154,13 @@ def load_csv(
 ) -> Series:
     """A CSV, Parquet or Arrow file of your own, wide or long.
 
-    Under `missing=error` the file must be clean: sorted, one row for each step, every value a
-    finite number; anything else is an error that names the row. Under `interpolate` and `mask`
-    rows are sorted, skipped times and infinities become missing values, and all of it is noted;
-    duplicate times and times off the regular grid are always errors.
-
     Args:
         path: The file; the series gets its name without folder and suffix.
-        missing: error, interpolate (in contexts a gap holds the last value before it) or mask
-            (stays NaN); gaps are not scored.
+        missing: error (the file must be clean), interpolate (in contexts a gap holds the last value
+            before it) or mask (stays NaN); see `t5ts.data.grid.regular_grid`. No gap is scored.
         splits: Three ratios that sum to 1, or two ISO dates (start of validation, of test).
-        season: Rows in one season; None infers it from the train rows' autocorrelation at
-            calendar periods.
-        columns_and_spelling: time, channels, id, value, separator, decimal, time_format, nulls and
-            encoding of `t5ts.data.tables.read_table`.
+        season: Rows in one season; None infers it, see `t5ts.data.seasons.choose_season`.
+        columns_and_spelling: The other arguments of `t5ts.data.tables.read_table`.
 
     Raises:
         DataError: if the file or a key is not as described.
@@ -197,15 +169,13 @@ def load_csv(
 
     table = read_table(path, missing=missing, **columns_and_spelling)
     return _series(
-        table,
+        **vars(table),
         name=Path(path).stem,
-        units=[""] * len(table.channels),
         splits=splits,
         missing=missing,
         season=season,
         source=str(Path(path).expanduser().resolve()),
         licence="the user's own",
-        notes=list(table.notes),
     )
 
 
@@ -221,30 +191,26 @@ def load_synthetic(
     Rows are hours from 2020-01-01.
 
     Args:
-        horizon: H that `best_mse` is averaged over; None if nothing is forecast: `best_mse` is
-            then None.
+        horizon: H; `best_mse` is the expected squared error per element of the best forecast from
+            the whole past, over steps 1 … H, divided by each channel's variance over the train
+            rows. None (nothing is forecast) leaves it None.
         splits: As in `load_csv`.
         season: Rows in one season.
-        process: The arguments of `t5ts.data.synthetic.generate`.
-
-    Returns:
-        A series with `best_mse`: expected squared error per element of the best forecast from the
-        whole past, over steps 1 … H, divided by each channel's variance over the train rows.
+        process: The other arguments of `t5ts.data.synthetic.generate`.
 
     Raises:
         DataError: for an autoregression that is not stationary, and impossible splits.
     """
     values_TC = generate(season=season, **process)
-    series = _made(
+    series = _series(
         values_TC,
         name="synthetic",
         splits=splits,
         start="2020-01-01T00:00:00",
-        step_s=3600.0,
+        step=Step(3600.0),
         season=season,
         season_note=f"season {season}: known (it is the sine's)",
         source=f"t5ts.data.synthetic, seed {process.get('seed', 0)}",
-        licence="none needed",
     )
     if horizon is not None:
         innovations = {k: v for k, v in process.items() if k in ("ar", "noise_std", "walk_std")}
@@ -255,17 +221,13 @@ def load_synthetic(
 
 
 def load_text_in_disguise(*, splits: Sequence[float | str], **text: Any) -> Series:
-    """English as a series.
-
-    Args:
-        splits: As in `load_csv`.
-        text: The arguments of `t5ts.data.disguise.disguise`.
+    """English as a series; `text` are the arguments of `t5ts.data.disguise.disguise`.
 
     Raises:
         DataError: for more rows or channels than available, or impossible splits.
     """
     facts = disguise.provenance()
-    return _made(
+    return _series(
         disguise.disguise(**text),
         name="text_in_disguise",
         splits=splits,
@@ -277,97 +239,62 @@ def load_text_in_disguise(*, splits: Sequence[float | str], **text: Any) -> Seri
 
 
 def load_process(*, kind: str, splits: Sequence[float | str], **draw: Any) -> Series:
-    """A draw of a random process.
-
-    Args:
-        kind: A key of `t5ts.data.processes.PROCESSES`.
-        splits: As in `load_csv`.
-        draw: The other arguments of `t5ts.data.processes.generate`.
+    """A draw of a random process; `draw` are the arguments of `t5ts.data.processes.generate`.
 
     Raises:
-        DataError: for splits that cannot be.
+        DataError: for impossible splits.
     """
-    return _made(
+    return _series(
         np.ascontiguousarray(processes.generate(kind, **draw)[:, None]),
         name=kind,
         splits=splits,
         season_note="season 1: known (the process has none)",
         source=f"t5ts.data.processes, {kind}, seed {draw['seed']}",
-        licence="none needed",
-    )
-
-
-def _made(
-    values_TC: np.ndarray,
-    *,
-    splits: Sequence[float | str],
-    name: str,
-    start: str = "",
-    step_s: float = 1.0,
-    season: int = 1,
-    **facts: Any,
-) -> Series:
-    """A made series without units; without times its rows count as seconds."""
-    num_rows, num_channels = values_TC.shape
-    step = Step(step_s)
-    return Series(
-        name=name,
-        values_TC=values_TC,
-        channels=[f"x{channel}" for channel in range(num_channels)],
-        units=[""] * num_channels,
-        start=start,
-        step_s=step_s,
-        season=season,
-        borders=split_borders(splits, num_rows=num_rows, start=start, step=step, name=name),
-        **facts,
     )
 
 
 def _series(
-    table: Table,
+    values_TC: np.ndarray,
     *,
     name: str,
-    missing: str,
-    season: int | None,
-    notes: list[str],
+    start: str = "",
+    step: Step | None = None,
+    channels: list[str] | None = None,
+    units: list[str] | None = None,
     splits: Sequence[float | str] = (),
     borders: tuple[int, int, int] | None = None,
+    missing: str = "error",
+    season: int | None = 1,
     season_note: str = "",
+    notes: Sequence[str] = (),
+    licence: str = "none needed",
     **facts: Any,
 ) -> Series:
-    """Count a table's gaps and find borders and season if they are not given.
+    """Count gaps, and find borders and season if they are not given; made rows count as seconds.
 
-    `facts` are fields of the series.
+    `facts` are further fields of the series.
     """
-    grid = table.grid
-    if borders is None:
-        num_rows = len(table.values_TC)
-        borders = split_borders(
-            splits, num_rows=num_rows, start=grid.start, step=grid.step, name=name
-        )
-    gap_share, gaps = count_gaps(table.values_TC, table.channels, missing=missing, name=name)
-    if season is None or not season_note:
-        train_TC = table.values_TC[: borders[0]]
-        season, season_note = choose_season(train_TC, step=grid.step, season=season)
+    num_rows, num_channels = values_TC.shape
+    step = step or Step(1.0)
+    channels = channels or [f"x{channel}" for channel in range(num_channels)]
+    borders = borders or split_borders(splits, num_rows=num_rows, start=start, step=step, name=name)
+    gap_share, gaps = count_gaps(values_TC, channels, missing=missing, name=name)
+    if not season_note:
+        season, season_note = choose_season(values_TC[: borders[0]], step=step, season=season)
     return Series(
         name=name,
-        values_TC=table.values_TC,
-        channels=table.channels,
-        start=grid.start,
-        step_s=grid.step.seconds,
-        step_unit=grid.step.unit,
-        season=season,
+        values_TC=values_TC,
+        channels=channels,
+        units=units or [""] * num_channels,
+        start=start,
+        step_s=step.seconds,
+        step_unit=step.unit,
+        season=season or 1,
         season_note=season_note,
         borders=borders,
         notes=[*notes, *gaps],
         gap_share=gap_share,
         fills_contexts=missing == "interpolate",
-        offset_C=table.offset_C,
+        licence=licence,
         **facts,
     )
-
-
-def _check_names(names: list[str], allowed: list[str], key: str) -> None:
-    unknown = [name for name in names if name not in allowed]
-    if unknown or not names or len(set(names)) < len(names):
-        raise DataError(f"{key}={names} must be some of {', '.join(allowed)}, once each.")

@@ -26,11 +26,11 @@ def generate(
     walk_std: float = 0.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Draw the series.
+    """Draw the series, (T, C) float32; its channels differ in phase and innovations.
 
     Args:
         num_rows: T.
-        num_channels: C; channels differ in phase and innovations.
+        num_channels: C.
         season: Rows in one season.
         season_amplitude: Of the sine, data units, like all that follow.
         trend: Rise in a row.
@@ -39,13 +39,10 @@ def generate(
         walk_std: Standard deviation of the random walk's steps.
         seed: Of the draw.
 
-    Returns:
-        (T, C) float32.
-
     Raises:
         DataError: if the autoregression is not stationary.
     """
-    radius = _spectral_radius(ar)
+    radius = float(np.abs(np.roots([1.0, *(-float(a) for a in ar)])).max(initial=0.0))
     if radius >= 1:
         raise DataError(
             f"data.ar={list(ar)} is not stationary: its largest root has modulus {radius:.3f}, "
@@ -76,26 +73,19 @@ def best_forecast_mse(
     Kalman predictor, P = F(P − P h hᵀ P / hᵀ P h)Fᵀ + Q, whose error j steps ahead is hᵀ P_j h with
     P_1 = P and P_{j+1} = F P_j Fᵀ + Q. Without a walk that is noise_std² Σ_{i<j} ψ_i² (the ψ
     weights of the autoregression), without noise j · walk_std². A forecaster with a finite context
-    can approach it but not go below it.
-
-    Args:
-        ar: Coefficients of u, the nearest lag first; [] is white noise.
-        noise_std: Standard deviation of u's innovations.
-        walk_std: Standard deviation of w's steps.
-        horizon: H; the error is averaged over steps 1 … H.
+    can approach it but not go below it. The arguments are those of `generate`, and `horizon`: H;
+    the error is averaged over steps 1 … H.
 
     Source: Hamilton 1994, chapter 13 (Kalman filter and its Riccati equation).
     """
     order = max(1, len(ar))
-    size = order + 1
-    F = np.zeros((size, size))
+    F = np.zeros((order + 1, order + 1))
     F[0, : len(ar)] = ar
     F[np.arange(1, order), np.arange(order - 1)] = 1.0
     F[order, order] = 1.0
-    Q = np.zeros((size, size))
-    Q[0, 0] = noise_std**2
-    Q[order, order] = walk_std**2
-    h = np.zeros(size)
+    Q = np.zeros_like(F)
+    Q[0, 0], Q[order, order] = noise_std**2, walk_std**2
+    h = np.zeros(order + 1)
     h[[0, order]] = 1.0
     P = Q.copy()
     for _ in range(100_000):
@@ -112,7 +102,3 @@ def best_forecast_mse(
         errors.append(float(h @ P @ h))
         P = F @ P @ F.T + Q
     return float(np.mean(errors))
-
-
-def _spectral_radius(ar: Sequence[float]) -> float:
-    return float(np.abs(np.roots([1.0, *(-float(a) for a in ar)])).max(initial=0.0))

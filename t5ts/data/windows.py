@@ -29,10 +29,8 @@ class Windows:
     Attributes:
         series_TC: (T, C) float32, standardised; storage shared among the splits.
         name: "train", "val" or "test"; "ood" for another series' test windows.
-        window_len: W, rows in a window (context and target).
-        first_row: Row of the series at which window 0 starts.
-        num_windows: Windows in the split.
-        context_len: Rows of a window that are seen and not scored.
+        window_len: W, rows in a window, of which the first `context_len` are seen and not scored.
+        first_row: Row of the series at which window 0 of `num_windows` starts.
         carried: Rows of the series with a gap, ascending (G,), and the values that fill it in a
             context (G, C); None where gaps stay NaN.
     """
@@ -58,16 +56,12 @@ class Windows:
         return self.num_windows
 
     def gather(self, index_B: Tensor) -> Tensor:
-        """A batch of windows.
-
-        Args:
-            index_B: (B,) integer window numbers, 0 … len − 1, on any device.
+        """A batch of windows, by their (B,) numbers, 0 … len − 1, on any device.
 
         Returns:
             (B, C, W) contiguous float32 on the series' device; NaN where the series has no value.
             Under `data.missing=interpolate` a gap in the context holds the last value
-            before it (0, the train mean, before the first), so that no step is computed from a
-            later one. In the scored part a gap is always NaN.
+            before it (0, the train mean, before the first): no step is computed from a later one.
 
         Raises:
             IndexError: on the CPU, if a number is out of range (on a GPU: a device assertion).
@@ -79,11 +73,10 @@ class Windows:
         if self.carried is not None and self.context_len:
             rows_G, values_GC = self.carried
             context_BCL = windows_BCW[..., : self.context_len]
-            place_B = torch.searchsorted(rows_G, index_B + self.first_row).clamp_max(
-                len(rows_G) - 1
-            )
+            place_B = torch.searchsorted(rows_G, index_B + self.first_row)
             first_BC = context_BCL[..., 0]
-            first_BC.copy_(torch.where(first_BC.isnan(), values_GC[place_B], first_BC))
+            before_BC = values_GC[place_B.clamp_max(len(rows_G) - 1)]
+            first_BC.copy_(torch.where(first_BC.isnan(), before_BC, first_BC))
             context_BCL.copy_(last_seen(context_BCL))
         return windows_BCW
 
@@ -94,13 +87,10 @@ class Windows:
 
 @dataclass(kw_only=True, eq=False)
 class WindowSplits:
-    """The windows of all splits and the scaler that they share.
+    """The windows of all splits, and the mean and standard deviation that they share.
 
-    Attributes:
-        train, val, test: Windows; a val or test context may reach into the split before it.
-        mean_C, std_C: (C,) float64 on the CPU, data units, of all train rows.
-        constant_channels: Channels with one value in all train rows; their std is set to 1.
-        scaler_rows: [start, end) of the rows that the scaler saw: all train rows.
+    `mean_C` and `std_C` are (C,) float64 on the CPU, in data units, of `scaler_rows`, [start, end):
+    all train rows. Of `constant_channels`, which have one value there, std is set to 1.
     """
 
     train: Windows
@@ -125,22 +115,20 @@ def build_windows(
     Train windows are entirely inside the last `fraction` of the train rows. The target of a
     validation or test window is entirely inside its split; its context may reach `context_len`
     rows back into the split before. No window is dropped: each of the two has
-    rows − target_len + 1.
-
-    The scaler sees all train rows and nothing else, whatever `fraction` is, so that val_loss has
-    the same unit at every fraction. It ignores NaN values, which stay in the series.
+    rows − target_len + 1. The scaler sees all train rows and nothing else, whatever `fraction` is,
+    so that val_loss has the same unit at every fraction.
 
     Args:
-        series: Consumed: its `values_TC` holds standardised values afterwards (no second copy of
-            the data is made) and `series.scaler` the scaler. A second call reuses both.
+        series: Consumed: `values_TC` is standardised in place, by `series.scaler`, and a second
+            call reuses both.
         context_len: Rows seen before the target: seq_len to forecast, 0 to reconstruct.
         target_len: Rows to predict: horizon to forecast, seq_len to reconstruct.
-        fraction: Share of the train rows to train on, above 0 and at most 1; the last ones.
+        fraction: Share of the train rows to train on, in (0, 1]; the last ones.
         device: Where the series is kept and batches are gathered.
 
     Raises:
-        DataError: if a split is too short for one window, a channel has no value in the train
-            rows, or all train targets are gaps.
+        DataError: if a split is too short, a channel has no value in the train rows, or all train
+            targets are gaps.
 
     Source: own; borders and standardisation as in Zhou et al. 2021 (Informer), without its dropped
     last batch.
@@ -151,13 +139,13 @@ def build_windows(
     train_end, val_end, test_end = series.borders
     train_start = train_end - max(1, math.floor(fraction * train_end + 0.5))
     window_len = context_len + target_len
-    # (name, first row of window 0, end, rows the split itself needs)
+    # (first row of window 0, end, rows the split has, rows it needs)
     spans = {
-        "train": (train_start, train_end, window_len, train_end - train_start),
-        "val": (train_end - context_len, val_end, target_len, val_end - train_end),
-        "test": (val_end - context_len, test_end, target_len, test_end - val_end),
+        "train": (train_start, train_end, train_end - train_start, window_len),
+        "val": (train_end - context_len, val_end, val_end - train_end, target_len),
+        "test": (val_end - context_len, test_end, test_end - val_end, target_len),
     }
-    for name, (_, _, needed, rows) in spans.items():
+    for name, (_, _, rows, needed) in spans.items():
         if rows < needed:
             of = f" (data.fraction={fraction} of {train_end})" if name == "train" else ""
             raise DataError(
@@ -166,28 +154,21 @@ def build_windows(
                 "predicted. Lower seq_len or horizon, give the split a larger part (data.splits, "
                 "data.fraction), or use a longer series."
             )
-    if not _has_value(series.values_TC[train_start + context_len : train_end]):
+    first_target = train_start + context_len
+    if np.isnan(np.fmax.reduce(series.values_TC[first_target:train_end], axis=None)):
         raise DataError(
-            f"The train windows of {series.name} have no target to learn: rows"
-            f" {train_start + context_len} … {train_end - 1} are all gaps, which are not scored."
-            " Move data.splits, or raise data.fraction."
+            f"The train windows of {series.name} have no target to learn: rows {first_target} … "
+            f"{train_end - 1} are all gaps, which are not scored. Move data.splits, or raise "
+            "data.fraction."
         )
-    standardise(series)
-    assert series.scaler is not None
-    mean_C, std_C, constant_channels = series.scaler
+    mean_C, std_C, constant_channels = standardise(series)
     series_TC = torch.from_numpy(series.values_TC).to(device)
     filled = carried(series.values_TC) if series.fills_contexts else None
     if filled is not None:
         filled = (filled[0].to(device), filled[1].to(device))
     windows = {
         name: Windows(
-            series_TC=series_TC,
-            name=name,
-            window_len=window_len,
-            first_row=first,
-            num_windows=end - first - window_len + 1,
-            context_len=context_len,
-            carried=filled,
+            series_TC, name, window_len, first, end - first - window_len + 1, context_len, filled
         )
         for name, (first, end, _, _) in spans.items()
     }
@@ -198,12 +179,6 @@ def build_windows(
         constant_channels=list(constant_channels),
         scaler_rows=(0, train_end),
     )
-
-
-def _has_value(rows_TC: np.ndarray) -> bool:
-    """Whether anything is not NaN; stops at the first chunk that has a value."""
-    chunks = range(0, len(rows_TC), CHUNK_ROWS)
-    return any(not np.isnan(rows_TC[start : start + CHUNK_ROWS]).all() for start in chunks)
 
 
 def carried(values_TC: np.ndarray) -> tuple[Tensor, Tensor] | None:
@@ -223,17 +198,17 @@ def carried(values_TC: np.ndarray) -> tuple[Tensor, Tensor] | None:
     return torch.from_numpy(rows_G), torch.from_numpy(filled_GC)
 
 
-def standardise(series: Series) -> None:
-    """Scales `series.values_TC` in place by mean and std (ddof 0) of its train rows.
+def standardise(series: Series) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Scales `series.values_TC` in place, once, by mean and std (ddof 0) of its train rows.
 
     Sums are float64, taken in chunks in row order by numpy, so no float64 copy of the
-    series is made and the number of threads has no effect. Sets `series.scaler`, unless it is set.
+    series is made and the number of threads has no effect. Sets and returns `series.scaler`.
 
     Raises:
-        DataError: if a channel has no value in the train rows.
+        DataError: if a channel has no value in the train rows, or overflows.
     """
     if series.scaler is not None:
-        return
+        return series.scaler
     values_TC = series.values_TC
     train_TC = values_TC[: series.borders[0]]
     num_C, sum_C = chunk_sums(train_TC, lambda x: ~np.isnan(x), lambda x: x)
@@ -257,13 +232,14 @@ def standardise(series: Series) -> None:
         if np.isinf(chunk_TC).any():
             name = series.channels[int(np.argmax(np.isinf(chunk_TC).any(axis=0)))]
             raise DataError(
-                f"Channel {name!r} of {series.name} overflows float32 when scaled by the "
-                "standard deviation of its train rows: train and later rows differ wildly. "
-                "Check the data, or leave the channel out (data.channels)."
+                f"Channel {name!r} of {series.name} overflows float32 when scaled by the std of "
+                "its train rows: train and later rows differ wildly. Check the data, or leave the "
+                "channel out (data.channels)."
             )
     if series.offset_C is not None:
         mean_C = mean_C + series.offset_C
     series.scaler = (mean_C, std_C, [int(c) for c in np.flatnonzero(constant_C)])
+    return series.scaler
 
 
 def chunk_sums(rows_TC: np.ndarray, *terms: Callable[[np.ndarray], np.ndarray]) -> list[np.ndarray]:
@@ -279,14 +255,8 @@ def chunk_sums(rows_TC: np.ndarray, *terms: Callable[[np.ndarray], np.ndarray]) 
 def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = None) -> Tensor:
     """The order in which an epoch visits the train windows.
 
-    A pure function of its arguments: it uses no random generator's state, so every init
-    arm, a resumed run and a run on another device see the same batches.
-
-    Args:
-        num_windows: Windows in the train split.
-        seed: The run's seed.
-        epoch: Epoch number from 0.
-        limit: Windows in an epoch (`data.windows_per_epoch`); None is all of them.
+    A pure function of its arguments (epochs count from 0): it uses no random generator's state, so
+    every init arm, a resumed run and a run on another device see the same batches.
 
     Returns:
         (min(num_windows, limit),) int64 on the CPU: the head of a permutation.
@@ -298,16 +268,11 @@ def epoch_order(num_windows: int, *, seed: int, epoch: int, limit: int | None = 
 
 
 def mase_denominator(train_TC: Tensor, *, season: int) -> Tensor:
-    """Mean absolute seasonal-naive error of the train rows.
-
-    Args:
-        train_TC: Train part of the series, in any units; pairs with a NaN are left out.
-        season: Rows in one season, from the data source; 1 is the plain naive forecast.
+    """Mean absolute error of the seasonal naive forecast (season 1: the naive one) in train rows.
 
     Returns:
-        (C,) float64 on the CPU, in the units of `train_TC` (MASE is a ratio: pass errors in the
-        same units). 0 where the naive forecast is perfect, as in a constant channel, and NaN where
-        no pair of values exists: leave such channels out and count them.
+        (C,) float64 on the CPU, in the units of `train_TC`, without pairs that have a NaN. 0 where
+        the forecast is perfect, as in a constant channel, NaN without pairs: leave these out.
 
     Raises:
         DataError: if there are no more than `season` train rows.
@@ -321,8 +286,7 @@ def mase_denominator(train_TC: Tensor, *, season: int) -> Tensor:
             "set data.season to a smaller number, or 1 for the plain naive forecast."
         )
     rows_TC = train_TC.detach().cpu().numpy()
-    sum_C = np.zeros(rows_TC.shape[1])
-    num_C = np.zeros_like(sum_C)
+    sum_C, num_C = np.zeros((2, rows_TC.shape[1]))
     for start in range(season, len(rows_TC), CHUNK_ROWS):
         end = min(start + CHUNK_ROWS, len(rows_TC))
         error_TC = rows_TC[start:end].astype(np.float64) - rows_TC[start - season : end - season]

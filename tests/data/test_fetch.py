@@ -96,44 +96,34 @@ def test_ett_is_downloaded_once_and_loaded(server, ettm1, tmp_path):
     assert sorted(path.name for path in leftovers(tmp_path)) == ["ETTm1.csv", "ETTm1.csv.json"]
 
 
-def test_a_cached_file_that_changed_is_found_out(server, ettm1):
-    server.files["ETTm1.csv"] = ettm1[0]
+def test_a_wrong_checksum_is_refused_before_and_after(server, ettm1, tmp_path):
+    server.files |= {"ETTm1.csv": ettm1[0], "ETTh1.csv": ettm1[0]}
+    with pytest.raises(DataError, match=fetch.KNOWN_SHA256["etth1"]):
+        fetch.fetch_ett("etth1")
+    assert leftovers(tmp_path) == []
+    own = hashlib.sha256(ettm1[0]).hexdigest()
+    assert fetch.fetch_ett("etth1", sha256=own).is_file()
     path = fetch.fetch_ett("ettm1")
     path.write_bytes(ettm1[0][:-9] + b"9" * 9)
     with pytest.raises(DataError, match=r"ETTm1\.csv"):
         fetch.fetch_ett("ettm1")
 
 
-def test_wrong_checksum_is_refused_and_not_kept(server, ettm1, tmp_path):
-    server.files["ETTh1.csv"] = ettm1[0]
-    with pytest.raises(DataError, match=fetch.KNOWN_SHA256["etth1"]):
-        fetch.fetch_ett("etth1")
-    assert leftovers(tmp_path) == []
-    own = hashlib.sha256(ettm1[0]).hexdigest()
-    assert fetch.fetch_ett("etth1", sha256=own).is_file()
-
-
 @pytest.mark.parametrize(
     ("fault", "named"),
-    [
-        ("404", "404"),
-        ("503", "503"),
-        ("cut", r"of \d+ bytes"),
-        ("silent", "no answer in 0.3 s"),
-    ],
+    [("404", "404"), ("503", "503"), ("cut", r"of \d+ bytes"), ("silent", "no answer in 0.3 s")],
 )
 def test_faults_are_one_message_and_leave_nothing(
     server, ettm1, tmp_path, monkeypatch, fault, named
 ):
-    server.files["ETTm1.csv"], _ = ettm1
-    server.fault = fault
-    monkeypatch.setattr(fetch, "CONNECT_S", 0.3 if fault == "silent" else fetch.CONNECT_S)
-    with pytest.raises(DataError, match=named) as error:
-        fetch.fetch_ett("ettm1")
+    server.files["ETTm1.csv"], server.fault = ettm1[0], fault
+    with monkeypatch.context() as patched:
+        patched.setattr(fetch, "CONNECT_S", 0.3 if fault == "silent" else fetch.CONNECT_S)
+        with pytest.raises(DataError, match=named) as error:
+            fetch.fetch_ett("ettm1")
     assert "\n" not in str(error.value)
     assert leftovers(tmp_path) == []
     assert len(server.asked) == 1  # no retry behind the user's back
-    monkeypatch.setattr(fetch, "CONNECT_S", 4.0)
     server.fault = ""
     assert fetch.fetch_ett("ettm1").read_bytes() == ettm1[0]
 
@@ -160,15 +150,9 @@ def test_a_proxy_of_the_environment_is_asked(server, ettm1, monkeypatch):
     assert server.asked == ["http://no-such-host.invalid/ETT-small/ETTm1.csv"]
 
 
-def test_a_cache_that_cannot_be_written(server, ettm1, tmp_path, monkeypatch):
-    server.files["ETTm1.csv"] = ettm1[0]
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("T5TS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match="T5TS_CACHE"):
-        fetch.fetch_ett("ettm1")
-
-
-def test_a_disk_without_room_keeps_nothing(server, ettm1, tmp_path):
+def test_a_cache_that_cannot_be_written_and_a_full_disk_keep_nothing(
+    server, ettm1, tmp_path, monkeypatch
+):
     """A file size limit stands in for a full disk: the write fails half-way alike."""
     server.files["ETTm1.csv"] = ettm1[0]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -179,3 +163,7 @@ def test_a_disk_without_room_keeps_nothing(server, ettm1, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert leftovers(tmp_path) == []
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("T5TS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="T5TS_CACHE"):
+        fetch.fetch_ett("ettm1")

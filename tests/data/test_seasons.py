@@ -18,20 +18,13 @@ def wave(num_rows, *periods, noise=0.5, trend=0.0, seed=0):
 
 @pytest.mark.parametrize(
     ("step_s", "period", "num_rows"),
-    [
-        (3600, 24, 2000),
-        (3600, 168, 2000),
-        (86_400, 7, 365),
-        (60, 1440, 20_000),
-        (86_400, 365, 2000),
-        (1, 60, 5000),
-    ],
-)
+    [(3600, 24, 2000), (3600, 168, 2000), (86_400, 7, 365), (60, 1440, 20_000), (86_400, 365, 2000),
+     (1, 60, 5000)],
+)  # fmt: skip
 @pytest.mark.parametrize("trend", [0.0, 0.01])
 def test_the_calendar_period_of_a_noisy_wave_is_found(step_s, period, num_rows, trend):
-    season, note = choose_season(
-        wave(num_rows, period, trend=trend), step=Step(step_s), season=None
-    )
+    values_TC = wave(num_rows, period, trend=trend)
+    season, note = choose_season(values_TC, step=Step(step_s), season=None)
     assert season == period
     assert str(season) in note
 

@@ -11,32 +11,24 @@ from t5ts.data.synthetic import best_forecast_mse, generate
 from t5ts.data.windows import build_windows
 from t5ts.errors import DataError
 
-
-def test_white_noise_autoregression_and_walk_have_closed_forms():
-    white = best_forecast_mse(ar=[], noise_std=0.5, walk_std=0.0, horizon=8)
-    assert white == pytest.approx(0.25)
-    ar1 = best_forecast_mse(ar=[0.8], noise_std=0.5, walk_std=0.0, horizon=3)
-    assert ar1 == pytest.approx(0.25 * np.mean([1, 1 + 0.64, 1 + 0.64 + 0.4096]))
-    walk = best_forecast_mse(ar=[0.8], noise_std=0.0, walk_std=2.0, horizon=3)
-    assert walk == pytest.approx(4 * 2)
-    assert best_forecast_mse(ar=[0.8], noise_std=0.0, walk_std=0.0, horizon=3) == 0
+PSI = [1.0, 0.6, 0.06]  # psi weights of AR(0.6, -0.3)
+LEVEL = (0.3**2 + np.sqrt(0.3**4 + 4 * 0.3**2 * 0.7**2)) / 2  # Muth 1960: of a local level model
 
 
-def test_ar2_uses_the_psi_weights():
-    psi = [1.0, 0.6]
-    for _ in range(6):
-        psi.append(0.6 * psi[-1] - 0.3 * psi[-2])
-    expected = np.mean([sum(w**2 for w in psi[:h]) for h in range(1, 9)])
-    found = best_forecast_mse(ar=[0.6, -0.3], noise_std=1.0, walk_std=0.0, horizon=8)
+@pytest.mark.parametrize(
+    ("ar", "noise_std", "walk_std", "expected"),
+    [
+        ([], 0.5, 0.0, 0.25),
+        ([0.8], 0.5, 0.0, 0.25 * np.mean([1, 1 + 0.64, 1 + 0.64 + 0.4096])),
+        ([0.6, -0.3], 1.0, 0.0, np.mean(np.cumsum(np.square(PSI)))),
+        ([0.8], 0.0, 2.0, 4 * 2),
+        ([0.8], 0.0, 0.0, 0),
+        ([], 0.7, 0.3, LEVEL + 0.7**2 + 0.3**2 * np.mean([0, 1, 2])),
+    ],
+)
+def test_closed_forms(ar, noise_std, walk_std, expected):
+    found = best_forecast_mse(ar=ar, noise_std=noise_std, walk_std=walk_std, horizon=3)
     assert found == pytest.approx(expected)
-
-
-def test_local_level_model_has_its_closed_form():
-    """White noise on a random walk: Muth 1960's steady state."""
-    q, r = 0.3**2, 0.7**2
-    p = (q + np.sqrt(q**2 + 4 * q * r)) / 2  # variance of the predicted level
-    found = best_forecast_mse(ar=[], noise_std=0.7, walk_std=0.3, horizon=4)
-    assert found == pytest.approx(p + r + q * np.mean([0, 1, 2, 3]))
 
 
 def oracle_mse(values_T, ar, noise_std, walk_std, horizon, skip=500):

@@ -13,6 +13,7 @@ import gzip
 import io
 import lzma
 import math
+import re
 import zlib
 import zoneinfo
 from pathlib import Path
@@ -24,7 +25,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from t5ts.data import tables
-from t5ts.data.sanity import check_sanity
 from t5ts.data.sources import load_csv
 from t5ts.data.tables import read_table
 from t5ts.data.windows import build_windows
@@ -35,6 +35,10 @@ HOUR, DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
 T0, DAY1 = dt.datetime(2013, 1, 1, 6), dt.datetime(2013, 1, 1)
 UNIX = int(T0.replace(tzinfo=dt.UTC).timestamp())
 VALUES = np.random.default_rng(0).normal(size=N).round(3)
+
+
+def hours(num: int, pattern: str = "%Y-%m-%d %H:%M:%S") -> list[str]:
+    return form(pattern, every(start=dt.datetime(2020, 1, 1), num=num))
 
 
 def every(step=HOUR, start=T0, num=N) -> list[dt.datetime]:
@@ -55,10 +59,10 @@ def business_days(num=N) -> list[dt.datetime]:
     return [day for day in days if day.weekday() < 5][:num]
 
 
-def text(times, values=VALUES, header="time,a", mark=",") -> str:
-    return (
-        "\n".join([header, *(f"{t}{mark}{v}" for t, v in zip(times, values, strict=True))]) + "\n"
-    )
+def text(times, values=None, header="time,a", mark=",") -> str:
+    values = np.resize(VALUES, len(times)) if values is None else values
+    rows = (f"{t}{mark}{v}\n" for t, v in zip(times, values, strict=True))
+    return header + "\n" + "".join(rows)
 
 
 def write(path: Path, content: str | bytes) -> str:
@@ -105,13 +109,9 @@ TIMES = {
     "Excel days": ([int(excel(t)) for t in every(DAY)], DAY1, 86_400, {}),
     "Excel hours": ([f"{excel(t):.9f}" for t in every()], T0, 3600, {}),
     **{f"epoch {u}": ([(UNIX + 60 * i) * 1000**p for i in range(N)], T0, 60, {}) for p, u in enumerate(("s", "ms", "us", "ns"))},
-    "epoch s with a point": ([f"{UNIX + 60 * i}.0" for i in range(N)], T0, 60, {}),
     "epoch s, halves": ([UNIX + i / 2 for i in range(N)], T0, 0.5, {}),
     "epoch s of 2030": ([1_900_000_000 + 60 * i for i in range(N)], dt.datetime(2030, 3, 17, 17, 46, 40), 60, {}),
-    "epoch ms of 1976": ([(2**27 + 5 * 10**7 + 61 * i) * 10**3 for i in range(N)], dt.datetime(1970, 1, 1) + dt.timedelta(seconds=2**27 + 5 * 10**7), 61, {}),
     "elapsed s, said": (list(range(N)), dt.datetime(1970, 1, 1), 1, {"time_format": "s"}),
-    "elapsed ms, said": (list(range(0, 10 * N, 10)), dt.datetime(1970, 1, 1), 0.01, {"time_format": "ms"}),
-    "Excel, said": (list(range(100, 100 + N)), dt.datetime(1900, 4, 9), 86_400, {"time_format": "excel"}),
     **{f"{p}, said": (form(p, ts), ts[0], step, {"time_format": p}) for p, ts, step in (
         ("%y%m%d", every(DAY, DAY1), 86_400), ("%Y%j", every(DAY, DAY1), 86_400), ("%m/%d/%Y", EARLY, 86_400),
         ("%d/%m/%Y", EARLY, 86_400), ("%m/%d/%y", EARLY, 86_400), ("%Y/%m/%d-%H", every(), 3600))},
@@ -163,32 +163,24 @@ REFUSED_TIMES = {
     **{p: (form(p, every(DAY)), ["row 1 ", KEY]) for p in ("%m/%d/%y", "%d.%m.%y", "%y%m%d", "%d%m%Y")},
     "row numbers": (list(range(N)), [KEY]),
     "seconds elapsed": ([i / 4 for i in range(N)], [KEY]),
-    "MATLAB's days": (list(range(736_330, 736_330 + N)), [KEY]),
-    "epochs of 2200": ([7_258_118_400 + i for i in range(N)], []),
-    "negative epochs": ([-(10**9) + i for i in range(N)], []),
     "hours up to 24": ([f"2013010{1 + i // 24}{i % 24 + 1:02}" for i in range(N)], ["row 24 ", "2013010124", KEY]),
     "years of decimals": ([f"{2013 + i / 12:.4f}" for i in range(N)], []),
-    "CST": (form("%Y-%m-%d %H:%M CST"), ["'CST'"]),
+    "CST": (form("%Y-%m-%d %H:%M CST"), ["row 1 ", "CST", KEY]),
     "no such place": (form("%Y-%m-%d %H:%M Europe/Atlantis"), ["Europe/Atlantis"]),
     "a local hour that came twice": (form("%Y-%m-%d %H:%M Europe/Berlin", every(start=dt.datetime(2020, 10, 24, 12))), ["row 15", "02:00"]),
     "some with an offset": ([*Z[:20], *NO_Z[20:]], ["row 21"]),
-    "some without": ([*NO_Z[:20], *Z[20:]], ["row 21"]),
     "another order later": (CHANGED, ["row 21 ", "'21/01/2013'"]),
     "text after numbers": ([*(UNIX + i for i in range(9)), "soon"], ["row 10 ", "'soon'"]),
     "a month missing": (form("%Y-%m", [*months()[:9], *months()[10:]]), ["row 10", "1 month", "data.missing"]),
     "a holiday": (form("%Y-%m-%d", [*business_days()[:9], *business_days()[10:]]), ["row 10", "1 business day", "data.missing"]),
-    "28 days off": (form("%Y-%m-%d", [*every(28 * DAY)[:5], every(28 * DAY)[5] + 3 * DAY, *every(28 * DAY)[6:]]), ["row 6", "28 days", "31 days"]),
     # whole numbers with short years are no months and years of the 17th century
-    "YYMMDD of months": (form("%y%m%d", months(start=(2016, 1))), ["160101", KEY]),
     "YYMMDD of months, mask": (form("%y%m%d", months(start=(2016, 1))), ["160101", KEY], {"missing": "mask"}),
     "YYMM, mask": (form("%y%m", months(start=(2016, 1))), ["1601", KEY], {"missing": "mask"}),
-    "YYMMDD of years": (form("%y%m%d", months(12, (1916, 1), num=12)), ["160101"]),
     "intervals of hours": ([f"{t:%Y-%m-%d %H:%M}-{t + HOUR:%H:%M}" for t in every()], ["column 'time'"]),
     # a format that was given and does not fit
     **{f"as {f}": (NO_Z, [KEY], {"time_format": f}) for f in ("%d/%m/%Y", "hours", "%Q%f", "s", "excel")},
     "ns, said s": ([UNIX * 10**9 + i for i in range(N)], ["data.time_format='s'"], {"time_format": "s"}),
     "us, said ms": ([UNIX * 10**6 + i for i in range(N)], ["9999"], {"time_format": "ms"}),
-    "us, said excel": ([UNIX * 10**6 + i for i in range(N)], [KEY], {"time_format": "excel"}),
 }  # fmt: skip
 
 
@@ -204,7 +196,7 @@ def refused(path, *named, **keys) -> None:
 def test_times_that_cannot_be_trusted_are_refused(tmp_path, name):
     times, named, *keys = REFUSED_TIMES[name]
     keys = keys[0] if keys else {}
-    refused(write(tmp_path / "x.csv", text(times, VALUES[: len(times)])), *named, **keys)
+    refused(write(tmp_path / "x.csv", text(times)), *named, **keys)
     if len({type(t) for t in times}) == 1:
         table = pl.DataFrame({"time": times, "a": VALUES[: len(times)]})
         table.write_parquet(tmp_path / "x.parquet")
@@ -214,46 +206,30 @@ def test_times_that_cannot_be_trusted_are_refused(tmp_path, name):
 ISO = form("%Y-%m-%d %H:%M:%S")
 COMMA = [f"{v:.3f}".replace(".", ",") for v in VALUES]
 PLAIN = text(ISO)
-GAPPY = [f"{v}" if i not in (5, 20) else None for i, v in enumerate(VALUES)]
-
-
-def gaps(spelling: str) -> str:
-    return text(ISO, [v if v is not None else spelling for v in GAPPY])
 
 
 TABLES = {
-    "semicolons": (text(ISO, header="time;a", mark=";"), {}),
     "semicolons, commas, quotes": (text([f'"{t}"' for t in ISO], [f'"{v}"' for v in COMMA], '"time";"a"', ";"), {}),
     "commas in quotes, said": (text(ISO, [f'"{v}"' for v in COMMA]), {"decimal": ","}),
-    "tabs, decimal commas": (text(ISO, COMMA, "time\ta", "\t"), {}),
     "bars": (text(ISO, header="time|a", mark="|"), {}),
-    "carets, said": (text(ISO, header="time^a", mark="^"), {"separator": "^"}),
-    "tab, said": (text(ISO, header="time\ta", mark="\t"), {"separator": "tab"}),
     "a comma in a name": (text(ISO, COMMA, "time;a", ";").replace("time;a", "time;a, °C"), {}),
     "blank line in the middle": (PLAIN.replace("\n2013-01-01 12", "\n\n2013-01-01 12"), {}),
     "blank lines at the ends": ("\n\n" + PLAIN + "\n\n", {}),
-    "blank lines, CRLF": (PLAIN.replace("\n", "\r\n") + "\r\n\r\n", {}),
     "lines of separators": (PLAIN.replace("\n2013-01-01 12", "\n,\n2013-01-01 12") + ",\n", {}),
     "blanks around": (text([f" {t} " for t in ISO], [f" {v} " for v in VALUES]), {}),
     **{pack.__module__: (pack(PLAIN.encode()), {}) for pack in (gzip.compress, zlib.compress, bz2.compress, lzma.compress)},
-    "quoted and capital names": (PLAIN.replace("time,a", '" Time ","a"'), {}),
     "fractions and blanks in any row": (text([*ISO[:8], *(t + ".000 " for t in ISO[8:])]), {}),
     "BOM": (b"\xef\xbb\xbf" + PLAIN.encode(), {}),
-    "UTF-16 big-endian with BOM": (b"\xfe\xff" + PLAIN.encode("utf-16-be"), {}),
     "UTF-16 without BOM": (PLAIN.encode("utf-16-le"), {}),
     "UTF-16, tabs, decimal commas": (text(ISO, COMMA, "time\ta", "\t").encode("utf-16"), {}),
     "Latin-1": (PLAIN.replace("a\n", "a in °C\n").encode("latin-1"), {}),
-    "Latin-1, said": (PLAIN.replace("a\n", "a in °C\n").encode("latin-1"), {"encoding": "latin-1"}),
     "a trailing comma in every line": (PLAIN.replace("\n", ",\n"), {}),
     "Date and Time": ("Date,Time,a\n" + text([t.replace(" ", ",") for t in ISO]).partition("\n")[2], {}),
     "MetaTrader": ("Date,Time,a\n" + text(form("%Y.%m.%d,%H:%M")).partition("\n")[2], {}),
-    "date+hour, said": ("d,h,a\n" + text(form("%Y-%m-%d,%H")).partition("\n")[2], {"time": "d+h"}),
     "year to hour, said": ("y,m,d,h,a\n" + text(form("%Y,%-m,%-d,%-H")).partition("\n")[2], {"time": "y+m+d+h", "time_format": "%Y %m %d %H"}),
     "pandas' index of dates": (PLAIN.replace("time,", ","), {}),
     "Unnamed: 0": ("Unnamed: 0,time,a\n" + "".join(f"{i},{line}\n" for i, line in enumerate(PLAIN.split("\n")[1:-1])), {}),
-    "row numbers without a name": (",time,a\n" + "".join(f"{i},{line}\n" for i, line in enumerate(PLAIN.split("\n")[1:-1])), {}),
     "an epoch beside the date": ("date,timestamp,a\n" + "".join(f"{t},{UNIX + 3600 * i},{v}\n" for i, (t, v) in enumerate(zip(ISO, VALUES, strict=True))), {}),
-    "unix beside the date": ("unix,date,a\n" + "".join(f"{UNIX + 3600 * i},{t},{v}\n" for i, (t, v) in enumerate(zip(ISO, VALUES, strict=True))), {}),
     "a text column, channels said": ("time,a,b\n" + "".join(f"{line},calm\n" for line in PLAIN.split("\n")[1:-1]), {"channels": ["a"]}),
 }  # fmt: skip
 
@@ -273,7 +249,8 @@ NULLS = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "null", "NULL", "
 
 @pytest.mark.parametrize("spelling", NULLS)
 def test_spellings_of_a_missing_value(tmp_path, spelling):
-    path = write(tmp_path / "x.csv", gaps(spelling))
+    values = [spelling if row in (5, 20) else value for row, value in enumerate(VALUES)]
+    path = write(tmp_path / "x.csv", text(ISO, values))
     keys = {"nulls": [spelling]} if isinstance(spelling, float | int) else {}
     refused(path, "row 6 ", "'a'", "data.missing", **keys)
     series = load_csv(path=path, missing="mask", **keys)
@@ -284,96 +261,54 @@ def test_spellings_of_a_missing_value(tmp_path, spelling):
         np.testing.assert_array_equal(other.values_TC, series.values_TC)
 
 
-LONG = "".join(f"{t},{i},{v}\n" for i in ("a", "b") for t, v in zip(ISO, VALUES, strict=True))
-REFUSED_TABLES = {
-    "decimal or thousands": (text(ISO, ["1,234"] * N, "time;a", ";"), ["'1,234'", "data.decimal"], {}),
-    "German thousands": (text(ISO, ["1.234,5"] * N, "time;a", ";"), ["row 1 ", "'1.234,5'", "data.decimal"], {}),
-    "thousands in quotes": (text(ISO, ['"1,234.5"'] * N), ["row 1 ", "'1,234.5'", "data.decimal"], {}),
-    "decimal comma between commas": (text(ISO, COMMA), ["row 1 ", "data.separator"], {}),
-    "points among decimal commas": (text(ISO, [*COMMA[:-1], "1.500"], "time;a", ";"), ["row 40 ", "'1.500'", "data.decimal"], {}),
-    "commas after many points": (text(ISO, [*VALUES[:-1], "1,5"], "time;a", ";"), ["data.decimal"], {"decimal": "."}),
-    "a percent sign": (text(ISO, [*VALUES[:-1], "5%"]), ["row 40 ", "'5%'"], {}),
-    "a ragged row": (PLAIN + "2013-01-02 22:00:00,1,2\n", ["row 41 "], {}),
-    "a ragged row, channels said": ("time,a,b\n" + "".join(f"{line},1\n" for line in PLAIN.split("\n")[1:-1]) + "2013-01-02 22:00:00,1,2,3\n", ["row 41 "], {"channels": ["a"]}),
-    "a trailing comma in the rows": (PLAIN.replace("\n", ",\n").replace("a,", "a"), ["row 1 "], {}),
-    "a short row": (PLAIN + "2013-01-02 22:00:00\n", ["row 41 ", "'a'"], {}),
-    "1e39 under mask": (text(ISO, [*VALUES[:-1], "1e39"]), ["row 40 ", "1e39"], {"missing": "mask"}),
-    "infinite": (text(ISO, [*VALUES[:-1], "inf"]), ["row 40 ", "'a'"], {}),
-    **{start.decode("latin-1"): (start + b"\n" * 99, ["Excel", "JSON", "data.path"], {}) for start in (
-        b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x89HDF", b"\x80\x04\x95", b"FEA1", b"SQLite format 3",
-        b'{"time": [1]}', b'[\n {"time": 1}]', b" <!DOCTYPE html>")},
-    "no header": (PLAIN.partition("\n")[2], ["data.time"], {}),
-    "one column": (text(ISO, header="time a", mark=" "), ["data.separator"], {}),
-    "Excel's sep=": ("sep=;\n" + text(ISO, header="time;a", mark=";"), ["data.separator"], {}),
-    "long, not said": ("time,station,temp\n" + LONG, ["data.id", "data.value", "station, temp"], {}),
-    "long by numbers, not said": ("time,station_id,temp\n" + LONG.replace(",a,", ",1,").replace(",b,", ",2,"), ["data.id", "data.value", "station_id, temp"], {}),
-    "long by time, not said": ("time,station,temp\n" + "".join(sorted(LONG.splitlines(keepends=True))), ["data.id", "data.value", "station, temp"], {}),
-    "a time twice": (PLAIN + PLAIN.splitlines()[-1] + "\n", ["data.id"], {}),
-    "an unknown encoding": (PLAIN, ["data.encoding"], {"encoding": "klingon"}),
-    "two separators": (PLAIN, ["data.separator"], {"separator": ";;"}),
-    "a decimal star": (PLAIN, ["data.decimal"], {"decimal": "*"}),
-    "a wrong separator": (PLAIN, ["data.separator"], {"separator": ";"}),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, ["data.encoding"], {}),
-    "UTF-16 called UTF-8": (PLAIN.encode("utf-16"), ["data.encoding"], {"encoding": "utf-8"}),
-    "lines of CR alone": (PLAIN.replace("\n", "\r"), [], {}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED_TABLES)
-def test_tables_that_cannot_be_trusted_are_refused(tmp_path, name):
-    content, named, keys = REFUSED_TABLES[name]
-    refused(write(tmp_path / "x.csv", content), *named, **keys)
-
-
-def hours(num: int, pattern: str = "%Y-%m-%d %H:%M:%S") -> list[str]:
-    return form(pattern, every(start=dt.datetime(2020, 1, 1), num=num))
-
-
-def rows_text(times, values=None, header="time,a") -> str:
-    return text(times, range(len(times)) if values is None else values, header)
-
-
-EU, US = "%d/%m/%Y", "%m/%d/%Y"
 SWAPPED = [t.replace(day=t.month, month=t.day) if t.day < 13 else t for t in every(DAY)]
+LONG = "".join(f"{t},{i},{v}\n" for i in ("a", "b") for t, v in zip(ISO, VALUES, strict=True))
 REFUSED = [
+    (text(ISO, ["1,234"] * N, "time;a", ";"), ["'1,234'", "data.decimal"], {}),
+    (text(ISO, ['"1,234.5"'] * N), ["row 1 ", "'1,234.5'", "data.decimal"], {}),
+    (text(ISO, COMMA), ["row 1 ", "data.separator"], {}),
+    (text(ISO, [*COMMA[:-1], "1.500"], "time;a", ";"), ["row 40 ", "'1.500'", "data.decimal"], {}),
+    (PLAIN + "2013-01-02 22:00:00,1,2\n", ["row 41 "], {}),
+    ("time,a,b\n" + "".join(f"{line},1\n" for line in PLAIN.split("\n")[1:-1]) + "2013-01-02 22:00:00,1,2,3\n", ["row 41 "], {"channels": ["a"]}),
+    (PLAIN + "2013-01-02 22:00:00\n", ["row 41 ", "'a'"], {}),
+    (text(ISO, [*VALUES[:-1], "inf"]), ["row 40 ", "'a'"], {}),
+    *((start + b"\n" * 99, ["Excel", "JSON", "data.path"], {}) for start in (
+        b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x89HDF", b"\x80\x04\x95", b"FEA1", b"SQLite format 3",
+        b'{"time": [1]}', b'[\n {"time": 1}]', b" <!DOCTYPE html>")),
+    (PLAIN.partition("\n")[2], ["data.time"], {}),
+    (text(ISO, header="time a", mark=" "), ["data.separator"], {}),
+    ("sep=;\n" + text(ISO, header="time;a", mark=";"), ["data.separator"], {}),
+    ("time,station,temp\n" + LONG, ["data.id", "data.value", "station, temp"], {}),
+    (PLAIN + PLAIN.splitlines()[-1] + "\n", ["data.id"], {}),
+    (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, ["data.encoding"], {}),
+    (PLAIN.encode("utf-16"), ["data.encoding"], {"encoding": "utf-8"}),
+    (PLAIN.replace("\n", "\r"), [], {}),
     ("time,a\n", [], {}),
     ("x,a\n1,2\n", ["data.time"], {}),
-    ("time\n2020-01-01\n", ["data.channels"], {}),
     ("time,a,a\n2020-01-01,1,2\n", ["'a'"], {}),
-    (rows_text(hours(5)), ["data.time", "'when'"], {"time": "when"}),
-    (rows_text(hours(5)), ["data.channels", "'c'"], {"channels": ["c"]}),
-    (rows_text(hours(5)), ["data.channels"], {"channels": []}),
-    (rows_text(hours(5)), ["data.channels"], {"channels": ["a", "a"]}),
-    (rows_text(hours(5)), ["data.channels"], {"channels": ["time"]}),
-    (rows_text(hours(5)), ["data.missing"], {"missing": "drop"}),
-    (rows_text(hours(5)), ["data.id", "data.value"], {"id": "a"}),
-    (rows_text(hours(300), [*range(299), "calm"]), ["row 300", "'a'", "'calm'"], {}),
-    (rows_text(hours(20), [*range(12), '"1', *range(7)]), ["quotes", '12:00:00,"1'], {}),
-    (rows_text(hours(20)) + '2020-01-01 20:00:00",1\n', ["quotes", '20:00:00",1'], {}),
-    (rows_text(hours(20), [""] * 20), ["'a'"], {}),
-    (rows_text(hours(20), [""] * 20), ["'a'", "leave the channel out"], {"missing": "mask"}),
+    (text(hours(300), [*range(299), "calm"]), ["row 300", "'a'", "'calm'"], {}),
+    (text(hours(20), [*range(12), '"1', *range(7)]), ["quotes", '12:00:00,"1'], {}),
+    (text(hours(20)) + '2020-01-01 20:00:00",1\n', ["quotes", '20:00:00",1'], {}),
+    (text(hours(20), [""] * 20), ["'a'", "leave the channel out"], {"missing": "mask"}),
     *((blank, ["data.path", "blank"], {}) for blank in ("\n\n", "\ufeff", " \n")),
-    (rows_text(["soon", *hours(9)]), ["row 1 ", "'soon'"], {}),
-    (rows_text([*hours(9), ""]), ["row 10"], {}),
-    (rows_text([*hours(9, "%Y-%m-%d %H:%MZ"), "2020-13-01 09:00Z"]), ["row 10", "13-01"], {}),
-    (rows_text([*hours(9, "%Y-%m-%d %H:%M:%SZ"), "2020-01-01 09:00:00+01:00"]), ["2020-01-01T08:00:00"], {}),
-    (rows_text(hours(9)[::-1]), ["row 2", "data.missing"], {}),
-    (rows_text([*hours(9), hours(9)[3]]), ["data.id"], {"missing": "mask"}),
-    (rows_text([*hours(9), "2020-01-01 10:00:00"]), ["row 10", "2 h", "1 h"], {}),
-    (rows_text([*hours(9), "2020-01-01 08:30:00"]), ["2020-01-01T08:30:00"], {"missing": "mask"}),
-    (rows_text([*hours(9), "2999-01-01 00:00:00"]), ["row 10 ", "2999"], {"missing": "mask"}),
-    (rows_text(hours(2)), [], {}),
-    (rows_text(hours(4)), ["data.splits"], {}),
-    (rows_text(hours(20)), ["data.splits"], {"splits": [0.5, 0.5]}),
-    (rows_text(hours(20)), ["data.splits", "'soon'"], {"splits": ["soon", "2020-01-01"]}),
-    (rows_text(hours(20)), ["data.splits", "2020-01-01T19:00:00"], {"splits": ["2020-01-01T05", "2021-01-01"]}),
-    (rows_text(hours(20), header=",time"), ["data.channels"], {}),
-    (rows_text([10**18, 10**18 * 10, 3], header="time,a"), ["row 2 "], {}),
+    (text([*hours(9, "%Y-%m-%d %H:%MZ"), "2020-13-01 09:00Z"]), ["row 10", "13-01"], {}),
+    (text([*hours(9, "%Y-%m-%d %H:%M:%SZ"), "2020-01-01 09:00:00+01:00"]), ["2020-01-01T08:00:00"], {}),
+    (text(hours(9)[::-1]), ["row 2", "data.missing"], {}),
+    (text([*hours(9), "2020-01-01 10:00:00"]), ["row 10", "2 h", "1 h"], {}),
+    (text(hours(2)), [], {}),
+    (text(hours(4)), ["data.splits"], {}),
+    (text(hours(20), header=",time"), ["data.channels"], {}),
+    # a wrong value of a key; some codecs are no texts' encodings
+    *((PLAIN, [f"data.{key}"], {key: value}) for key, value in (
+        ("time", "when"), ("channels", ["c"]), ("channels", []), ("missing", "drop"), ("id", "a"), ("decimal", "*"),
+        *(("encoding", e) for e in ("klingon", "hex", "rot13", "zlib", "quopri")), ("separator", ";;"),
+        ("splits", [0.5, 0.5]), ("splits", ["soon", "2020-01-01"]), ("splits", ["2013-01-01T09", "2021-01-01"]))),
+    # a wrong time in the last row
+    *((text([*hours(9), last]), named, {"missing": "mask"}) for last, *named in (
+        ("", "row 10"), (hours(9)[3], "data.id"), ("2020-01-01 08:30:00", "2020-01-01T08:30:00"), ("2999-01-01 00:00:00", "row 10 ", "2999"))),
     # thousands with points, beside whole numbers
     (text(every(), [f"{v:,}".replace(",", ".") for v in range(600, 600 + 40 * N, 40)], "time;a", ";"), ["data.decimal"], {}),
-    (gzip.compress(rows_text(hours(5), "123x5").encode(), mtime=0), ["row 4 ", "'x'"], {}),
-    # codecs that are no texts' encodings
-    *((PLAIN, ["data.encoding"], {"encoding": e}) for e in ("hex", "rot13", "zlib", "quopri")),
+    (gzip.compress(text(hours(5), "123x5").encode(), mtime=0), ["row 4 ", "'x'"], {}),
     # days and months swapped where that can be, as spreadsheets do: sorting would mix the days
     (text(SWAPPED), ["row 2 ", "2013-02-01"], {"missing": "interpolate"}),
     ("time,s,a\n" + "".join(f"{t},{s},1\n" for t in SWAPPED for s in "pq"), ["row 3 ", "2013-02-01"], {"missing": "mask", "id": "s", "value": "a"}),
@@ -381,13 +316,17 @@ REFUSED = [
     # years mistyped: one row must not make a grid of a century
     *((text([*every(num=9), t, *every(start=every(num=11)[-1], num=N - 10)]), ["row 10 ", t.isoformat()], {"missing": m})
       for t in (dt.datetime(2106, 1, 1, 15), dt.datetime(1016, 1, 1, 15)) for m in ("mask", "interpolate")),
+    (text([*every(DAY, num=1990), every(DAY, num=1991)[-1].replace(year=2019), *every(DAY, num=2000)[1991:]], range(2000)), ["row 1991 ", "2019"], {"missing": "mask"}),
     (text(every(num=2000, start=T0.replace(year=1016))[:1] + every(num=1999), range(2000)), ["row 1 ", "1016"], {"missing": "mask"}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "named", "keys"), REFUSED)
-def test_more_that_is_refused(tmp_path, content, named, keys):
-    refused(write(tmp_path / "x.csv", content), *named, **keys)
+def test_tables_that_cannot_be_trusted_are_refused(tmp_path, content, named, keys):
+    """And alike whatever the blocks; a header and rows of 40 bytes or fewer are one each."""
+    path = write(tmp_path / "x.csv", content)
+    refused(path, *named, **keys)
+    refused(path, *named, **keys, block_bytes=20)
 
 
 @pytest.mark.parametrize(
@@ -406,14 +345,12 @@ def test_unsorted_rows_and_long_gaps_are_no_mistakes(tmp_path, times):
 
 
 def test_files_that_are_no_files(tmp_path):
-    refused(tmp_path / "no.csv", "data.path")
-    refused(tmp_path)
-    refused(None, "data.path")
-    for name in ("x.csv", "x.parquet"):
-        refused(write(tmp_path / name, ""))
-    refused(write(tmp_path / "x.parquet", "not parquet at all"), "Parquet")
-    pl.DataFrame({"time": every(), "a": VALUES}).write_parquet(tmp_path / "x.parquet")
-    refused(write(tmp_path / "x.parquet", (tmp_path / "x.parquet").read_bytes()[:-200]), "Parquet")
+    for path in (tmp_path / "no.csv", tmp_path, None, write(tmp_path / "x.csv", "")):
+        refused(path, "data.path")
+    parquet = tmp_path / "x.parquet"
+    pl.DataFrame({"time": every(), "a": VALUES}).write_parquet(parquet)
+    for content in ("not parquet at all", parquet.read_bytes()[:-200]):
+        refused(write(parquet, content), "Parquet")
 
 
 @pytest.mark.parametrize(
@@ -432,18 +369,8 @@ def test_columns_that_are_no_values(tmp_path, column, named):
     table = pl.DataFrame({"time": every(), "a": VALUES} | column)
     table.write_parquet(tmp_path / "x.parquet")
     refused(tmp_path / "x.parquet", *named)
-    refused(
-        as_csv(tmp_path / "x.csv", table), *(w for w in named if w not in ("String", "Boolean"))
-    )
-
-
-def test_large_integers_that_float64_holds_are_read(tmp_path):
-    table = pl.DataFrame({"time": every(), "a": [2**54 + 4 * i for i in range(N)]})
-    table.write_parquet(tmp_path / "x.parquet")
-    for path in (str(tmp_path / "x.parquet"), as_csv(tmp_path / "x.csv", table)):
-        series = load_csv(path=path)
-        np.testing.assert_array_equal(series.values_TC[:, 0], 4 * np.arange(N))
-        assert series.offset_C == [2**54]
+    in_csv = [word for word in named if word not in ("String", "Boolean")]
+    refused(as_csv(tmp_path / "x.csv", table), *in_csv)
 
 
 def wide(num_rows=60, step=HOUR, seed=0) -> pl.DataFrame:
@@ -474,13 +401,22 @@ def test_columns_long_tables_and_splits(tmp_path, suffix):
     swapped = load(table, channels=["b", "a"], season=7, splits=["2020-01-02", "2020-01-03T00:30"])
     np.testing.assert_array_equal(swapped.values_TC, values_TC[:, ::-1])
     assert (swapped.borders, swapped.season_note) == ((24, 49, 60), "season 7: given")
+    keys = {"id": "station", "value": "temp"}
     for order in (["station", "time"], ["time", "station"]):
         long = table.unpivot(index="time", variable_name="station", value_name="temp").sort(order)
-        keys = {"id": "station", "value": "temp"}
         np.testing.assert_array_equal(load(long, **keys).values_TC, values_TC)
-        np.testing.assert_array_equal(
-            load(long, **keys, channels=["b"]).values_TC, values_TC[:, 1:]
-        )
+        one = load(long.with_columns(" " + pl.col("station") + " "), **keys, channels=["b"])
+        np.testing.assert_array_equal(one.values_TC, values_TC[:, 1:])
+    # Decimal times, and integers that float64 holds.
+    numbers = pl.DataFrame(
+        {"time": [UNIX + 60 * i for i in range(N)], "a": [2**54 + 4 * i for i in range(N)]}
+    )
+    series = load(numbers.cast({"time": pl.Decimal(18, 3)}), missing="mask")
+    np.testing.assert_array_equal(series.values_TC[:, 0], 4 * np.arange(N))
+    assert (series.offset_C, series.start) == ([2**54], T0.isoformat())
+    far = {"time": every(), "id": ["x"] * N, "v": np.arange(2**20, 2**20 + N, dtype=np.float32)}
+    series = load(pl.DataFrame(far), id="id", value="v")
+    np.testing.assert_array_equal(series.values_TC[:, 0] + series.offset_C, far["v"])
 
 
 def test_long_tables_have_gaps_and_faults(tmp_path):
@@ -497,17 +433,15 @@ def test_long_tables_have_gaps_and_faults(tmp_path):
     refused(long([*good, f"{hours(21)[-1]},,3"]), "row 41", "'id'", **keys)
     refused(long([*good, f"{hours(21)[-1]},b,x"]), "row 41", "'x'", **keys)
     refused(long(good), "data.id", time="time", id="id", value="id")
-    refused(long(good), "data.channels", **keys, channels=["a", "a"])
-    ragged = long(good[:20] + good[25:])
-    refused(ragged, "'b'", "5 ", **keys)
-    series = load_csv(path=ragged, missing="mask", **keys)
+    refused(long(good[:20] + good[25:]), "'b'", "5 ", **keys)
+    series = load_csv(path=long(good[:20] + good[25:]), missing="mask", **keys)
     assert np.argwhere(np.isnan(series.values_TC)).tolist() == [[row, 1] for row in range(5)]
     assert series.gap_share == pytest.approx(5 / 40)
 
 
 def test_gaps_are_kept_counted_and_noted(tmp_path):
     values = ["", *range(1, 10), "NA", "", 12, *range(13, 17), "-inf", 18, "NaN"]
-    path = write(tmp_path / "x.csv", rows_text(hours(20), values))
+    path = write(tmp_path / "x.csv", text(hours(20), values))
     refused(path, "row 1 ", "'a'", "data.missing")
     for missing in ("interpolate", "mask"):
         series = load_csv(path=path, missing=missing)
@@ -517,26 +451,17 @@ def test_gaps_are_kept_counted_and_noted(tmp_path):
         assert len(series.notes) == 2  # infinite values, and gaps
 
 
-def test_local_days_of_a_parquet_with_a_zone(tmp_path):
-    times = pl.Series("time", every(DAY, dt.datetime(2020, 10, 1))).dt.replace_time_zone(
-        "Europe/Berlin"
-    )
-    pl.DataFrame([times, pl.Series("a", VALUES)]).write_parquet(tmp_path / "x.parquet")
-    series = load_csv(path=str(tmp_path / "x.parquet"))
-    assert (series.start, series.step_s) == ("2020-10-01T00:00:00", 86_400)
-
-
 def test_arrow_and_parquet_of_pandas(tmp_path):
-    times = pl.Series(every()).alias("__index_level_0__")
-    dated = pl.DataFrame([times, pl.Series("a", VALUES)])
-    numbered = pl.DataFrame({"time": every(), "a": VALUES, "__index_level_0__": range(N)})
+    days = pl.Series(every(DAY, dt.datetime(2020, 10, 1))).dt.replace_time_zone("Europe/Berlin")
+    dated = pl.DataFrame([days.alias("__index_level_0__"), pl.Series("a", VALUES)])
+    numbered = pl.DataFrame({"time": days, "a": VALUES, "__index_level_0__": range(N)})
     for name, table in {"dated": dated, "numbered": numbered}.items():
         table.write_parquet(tmp_path / f"{name}.parquet")
         table.write_ipc(tmp_path / f"{name}.feather", compression="lz4")
         table.write_ipc(tmp_path / f"{name}.csv", compression="zstd")  # known by its content
         for suffix in ("parquet", "feather", "csv"):
             series = load_csv(path=str(tmp_path / f"{name}.{suffix}"))
-            assert (series.channels, series.start) == (["a"], T0.isoformat())
+            assert (series.channels, series.start) == (["a"], "2020-10-01T00:00:00")
             np.testing.assert_array_equal(series.values_TC[:, 0], VALUES.astype(np.float32))
     assert any("__index_level_0__" in note for note in series.notes)
 
@@ -544,12 +469,8 @@ def test_arrow_and_parquet_of_pandas(tmp_path):
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "long.csv"])
 @pytest.mark.parametrize(("middle", "spread"), [(1.6e9, 3.0), (-1e6, 0.03), (1e12, 1.0)])
 def test_large_offsets_keep_their_digits(tmp_path, suffix, middle, spread):
-    t = np.arange(600)
-    raw = (
-        middle
-        + spread * np.sin(2 * np.pi * t / 24)
-        + spread / 10 * np.random.default_rng(0).normal(size=600)
-    )
+    noise = np.random.default_rng(0).normal(size=600)
+    raw = middle + spread * (np.sin(2 * np.pi * np.arange(600) / 24) + noise / 10)
     table = pl.DataFrame({"time": every(num=600), "a": raw, "b": raw - middle})
     keys = {}
     if suffix == "long.csv":
@@ -558,38 +479,37 @@ def test_large_offsets_keep_their_digits(tmp_path, suffix, middle, spread):
     path = tmp_path / f"x.{suffix}"
     table.write_parquet(path) if suffix == "parquet" else table.write_csv(path)
     series = load_csv(path=str(path), **keys)
-    train = raw[:420]
     splits = build_windows(series, context_len=48, target_len=24)
     assert splits.constant_channels == []
-    np.testing.assert_allclose(splits.mean_C[0], train.mean(), rtol=1e-13)
-    np.testing.assert_allclose(splits.std_C[0], train.std(), rtol=1e-5)
-    mean = math.fsum(train - middle) / 420  # a sum at 1e12 would lose digits itself
-    scaled = (raw - middle - mean) / (train - middle).std()
+    np.testing.assert_allclose(splits.mean_C[0], raw[:420].mean(), rtol=1e-13)
+    np.testing.assert_allclose(splits.std_C[0], raw[:420].std(), rtol=1e-5)
+    mean = math.fsum(raw[:420] - middle) / 420  # a sum at 1e12 would lose digits itself
+    scaled = (raw - middle - mean) / (raw[:420] - middle).std()
     np.testing.assert_allclose(series.values_TC[:, 0], scaled, atol=2e-6)
-    naive = np.mean((scaled[24:] - scaled[:-24]) ** 2)
-    got = np.mean((series.values_TC[24:, 0].astype(float) - series.values_TC[:-24, 0]) ** 2)
-    assert got == pytest.approx(naive, rel=1e-5)
+
+
+def business_ends(roll: str, num=241) -> list[dt.datetime]:
+    """First or last business days of months."""
+    ends = {"forward": months(num=num), "backward": month_ends(num=num)}[roll]
+    days = np.busday_offset([t.date() for t in ends], 0, roll)
+    return [dt.datetime.combine(day, dt.time()) for day in days.tolist()]
 
 
 @pytest.mark.parametrize(
     ("times", "season"),
-    [(months(num=240), 12), (month_ends(num=240), 12), (months(3, num=240), 4),
-     (months(12, start=(1800, 1), num=240), 1), (business_days(240), 5),
-     (every(DAY, num=240), 7), (every(num=240), 24), (every(7 * DAY, num=240), 52)],
+    [(months(num=241), 12), (month_ends(num=241), 12), (months(3, num=241), 4),
+     (business_ends("forward"), 12), (business_ends("backward"), 12),
+     (months(12, start=(1800, 1), num=241), 1), (business_days(241), 5),
+     (every(DAY, num=241), 7), (every(num=241), 24), (every(7 * DAY, num=241), 52)],
 )  # fmt: skip
-def test_seasons_of_calendars(tmp_path, times, season):
-    wave = np.sin(2 * np.pi * np.arange(240) / max(season, 2))
-    if season == 1:
-        wave = np.random.default_rng(0).normal(size=240)
-    path = write(tmp_path / "x.csv", text(form("%Y-%m-%d %H:%M", times), wave))
+def test_calendars_their_seasons_and_their_future(tmp_path, times, season):
+    wave = np.sin(2 * np.pi * np.arange(240) / season)
+    wave = np.random.default_rng(0).normal(size=240) if season == 1 else wave
+    path = write(tmp_path / "x.csv", text(form("%Y-%m-%d %H:%M", times[:240]), wave))
     series = load_csv(path=path)
     assert series.season == season
-    assert all(
-        abs(float(word)) <= 1
-        for word in series.season_note.split()
-        if "." in word and word.replace(".", "").isdigit()
-    )
-    assert series.span[1] == times[-1].isoformat()
+    assert all(float(word) <= 1 for word in re.findall(r"\d+\.\d+", series.season_note))
+    assert [series.time_of(row) for row in range(241)] == [t.isoformat() for t in times]
     dated = load_csv(path=path, splits=[times[100].isoformat(), times[200].isoformat()])
     assert dated.borders == (100, 200, 240)
 
@@ -597,6 +517,7 @@ def test_seasons_of_calendars(tmp_path, times, season):
 @pytest.mark.parametrize(
     ("times", "step"),
     [(months(), "1 month"), (business_days(), "1 business day"), (every(), "1 h"),
+     (business_ends("forward", N), "1 month"),
      ([T0 + dt.timedelta(seconds=round(i / 30, 3)) for i in range(N)], "33.33 ms")],
 )  # fmt: skip
 def test_skipped_and_unsorted_times_are_gaps_and_noted(tmp_path, times, step):
@@ -613,39 +534,19 @@ def test_skipped_and_unsorted_times_are_gaps_and_noted(tmp_path, times, step):
 def test_what_was_detected_is_noted(tmp_path):
     content = text(form("%d.%m.%Y %H:%M"), COMMA, "time;a°", ";").encode("cp1252")
     notes = " ".join(load_csv(path=write(tmp_path / "x.csv", content)).notes)
-    for word in ("cp1252", "data.encoding", "semicolons", "decimal commas", "%d.%m.%Y %H:%M"):
-        assert word in notes
-    notes = " ".join(load_csv(path=write(tmp_path / "x.csv", text(form("%Y%m%d%H")))).notes)
-    assert "%Y%m%d%H" in notes
-    assert T0.isoformat() in notes
-
-
-def test_a_ramp_is_warned_of(tmp_path):
-    counter = np.arange(200) * 60 + 5
-    table = pl.DataFrame({"time": every(num=200), "a": np.tile(VALUES, 5), "No": counter})
-    table.write_csv(tmp_path / "x.csv")
-    series = load_csv(path=str(tmp_path / "x.csv"))
-    warnings = check_sanity(series, build_windows(series, context_len=8, target_len=4)).warnings
-    assert any("'No'" in warning and "ramp" in warning for warning in warnings)
-    assert not any("'a'" in warning and "ramp" in warning for warning in warnings)
-
-
-def test_decimal_times_and_blanks_around_ids(tmp_path):
-    times = pl.Series("time", [UNIX + 3600 * i for i in range(N) for _ in "pq"])
-    ids = [f"{' ' * (i % 3)}{id}" for i in range(N) for id in "pq"]
-    frame = pl.DataFrame(
-        [times.cast(pl.Decimal(18, 3)), pl.Series("s", ids), pl.Series("v", VALUES.repeat(2))]
+    told = (
+        "cp1252",
+        "data.encoding",
+        "data.separator",
+        "data.decimal",
+        "%d.%m.%Y %H:%M",
+        T0.isoformat(),
     )
-    frame.write_parquet(tmp_path / "x.parquet")
-    path = str(tmp_path / "x.parquet")
-    series = load_csv(path=path, id="s", value="v", splits=[0.5, 0.25, 0.25], season=1)
-    assert (series.channels, series.start) == (["p", "q"], T0.isoformat())
-
-
-ODD_TEXTS = ["calm", "", "a,b", 'says "5"', "two\nlines", "\n", '","', "é"]
+    assert [word for word in told if word not in notes] == []
 
 
 HYPOTHESIS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+ODD_TEXTS = ["calm", "", "a,b", 'says "5"', "two\nlines", "\n", '","', "é"]
 
 
 @settings(max_examples=5, **HYPOTHESIS)
@@ -655,66 +556,19 @@ HYPOTHESIS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
     at=st.integers(0, 3),
     end=st.sampled_from(["\n", "\r\n"]),
     quotes=st.sampled_from(["necessary", "always", "non_numeric"]),
-    has_bom=st.booleans(),
     is_cut=st.booleans(),
     block_bytes=st.integers(20, 500),
 )
 def test_blocks_hold_what_polars_finds_in_the_whole_file(
-    tmp_path, num_rows, texts, at, end, quotes, has_bom, is_cut, block_bytes
+    tmp_path, num_rows, texts, at, end, quotes, is_cut, block_bytes
 ):
     table = wide(num_rows, dt.timedelta(minutes=1), block_bytes)
-    values_TC = table.select("a", "b").to_numpy()
-    written = table.insert_column(at, pl.Series("text", texts[:num_rows])).write_csv(
-        datetime_format="%Y-%m-%d %H:%M:%S",
-        line_terminator=end,
-        quote_style=quotes,
-        include_bom=has_bom,
-    )
+    spelt = {"datetime_format": "%Y-%m-%d %H:%M:%S", "line_terminator": end, "quote_style": quotes}
+    shuffled = table.sample(fraction=1, shuffle=True, seed=block_bytes)
+    written = shuffled.insert_column(at, pl.Series("text", texts[:num_rows])).write_csv(**spelt)
     path = write(tmp_path / "any.csv", written.rstrip("\r\n") if is_cut else written)
-    found = read_table(path, channels=["a", "b"], block_bytes=block_bytes)
-    np.testing.assert_array_equal(found.values_TC, values_TC)
-
-    shuffled = table.select("time", "a", "b").sample(fraction=1, shuffle=True, seed=block_bytes)
-    path = as_csv(tmp_path / "x.csv", shuffled)
-    found = read_table(path, missing="mask", block_bytes=block_bytes)
-    np.testing.assert_array_equal(found.values_TC, values_TC)
-
-    long = table.unpivot(["a", "b"], index="time", variable_name="id", value_name="v")
-    path = as_csv(tmp_path / "x.csv", long.sort("time") if block_bytes % 2 else long)
-    found = read_table(path, id="id", value="v", block_bytes=block_bytes)
-    np.testing.assert_array_equal(found.values_TC, values_TC)
-
-
-@settings(max_examples=15, **HYPOTHESIS)
-@given(
-    num_rows=st.integers(3, 60),
-    block_bytes=st.integers(20, 500),
-    fault=st.sampled_from(["", "calm", "inf", "1e99", '"', " 1", "1 "]),
-    column=st.sampled_from([0, 1, 2]),
-    where=st.integers(0, 59),
-    long=st.booleans(),
-)
-def test_a_fault_is_named_alike_whatever_the_blocks(
-    tmp_path, num_rows, block_bytes, fault, column, where, long
-):
-    row = where % num_rows
-    cells = [[time, "x", str(h)] for h, time in enumerate(hours(num_rows))]
-    cells[row][column] = fault
-    path = write(tmp_path / "x.csv", "\n".join(["time,id,v", *(",".join(line) for line in cells)]))
-    keys = {"id": "id", "value": "v"} if long else {"channels": ["v"]}
-
-    def outcome(size: int) -> object:
-        try:
-            return read_table(path, **keys, block_bytes=size).values_TC.tobytes()
-        except DataError as error:
-            return str(error)
-
-    expected = outcome(2**20)
-    assert outcome(block_bytes) == expected
-    if column == 2 and fault in ("", "calm", "inf", "1e99"):
-        assert f"row {row + 1} of column 'v'" in str(expected)
-    if column == 0 and row and fault != '"':
-        assert f"row {row + 1} has" in str(expected)
+    found = read_table(path, channels=["a", "b"], missing="mask", block_bytes=block_bytes)
+    np.testing.assert_array_equal(found.values_TC, table.select("a", "b").to_numpy())
 
 
 ODD_TIMES = st.one_of(
@@ -737,22 +591,18 @@ ODD_VALUES = st.one_of(
     clean=st.integers(0, 12),
     missing=st.sampled_from(["error", "interpolate", "mask"]),
     tail=st.sampled_from([b"", b"\n", b'"', b"\xff\xfe", b"\r\n\r\n", b"\x00"]),
+    block_bytes=st.sampled_from([30, 2**20]),
 )
 def test_whatever_the_file_nothing_but_a_data_error_comes_out(
-    tmp_path, header, body, clean, missing, tail
+    tmp_path, header, body, clean, missing, tail, block_bytes
 ):
     lines = [header, *(f"{t},{h}" for h, t in enumerate(hours(clean)))]
     lines += [",".join(row) for row in body]
-    path = tmp_path / "any.csv"
-    path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass") + tail)
-    try:
-        series = load_csv(path=str(path), missing=missing)
-    except DataError:
-        return
-    assert series.values_TC.dtype == np.float32
-    assert not np.isinf(series.values_TC).any()
-    assert missing == "mask" or np.isfinite(series.values_TC).all()
-    assert 0 < series.borders[0] < series.borders[1] < series.borders[2]
+    path = write(tmp_path / "any.csv", "\n".join(lines).encode("utf-8", "surrogatepass") + tail)
+    with contextlib.suppress(DataError):
+        series = load_csv(path=path, missing=missing, block_bytes=block_bytes)
+        assert not np.isinf(series.values_TC).any()
+        assert missing != "error" or np.isfinite(series.values_TC).all()
 
 
 # The same examples each time: polars once aborted the process on a random one (1 in 20,000 or so),
@@ -767,20 +617,21 @@ def test_a_damaged_parquet_is_a_data_error_or_a_series(tmp_path, capfd, seed, wh
     first = 0 if where == "anywhere" else max(0, len(damaged) - 600)
     for position in rng.integers(first, len(damaged), 4):
         damaged[position] = rng.integers(256)
-    path = tmp_path / "damaged.parquet"
-    path.write_bytes(damaged[: rng.integers(1, len(damaged))] if cut else damaged)
+    path = write(
+        tmp_path / "x.parquet", damaged[: rng.integers(1, len(damaged))] if cut else damaged
+    )
     with contextlib.suppress(DataError):
-        assert load_csv(path=str(path), missing="mask").values_TC.dtype == np.float32
+        assert load_csv(path=path, missing="mask").values_TC.dtype == np.float32
     capfd.readouterr()  # polars announces its panics on stderr
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    path = write(tmp_path / "x.csv", rows_text(hours(20)))
+    path = write(tmp_path / "x.csv", text(hours(20)))
     parse_times = tables.parse_times
 
     def grow(pieces, **keys):
         times = parse_times(pieces, **keys)
-        write(Path(path), rows_text(hours(21)))
+        write(Path(path), text(hours(21)))
         return times
 
     monkeypatch.setattr(tables, "parse_times", grow)
