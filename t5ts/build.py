@@ -58,6 +58,12 @@ class Setup:
     steps_per_epoch: int
     eval_limit: int | None  # windows of an evaluation in a dry run; None for all
 
+    @property
+    def frozen_in_encoder(self) -> set[str]:
+        """The encoder's names of its parameters that no step changes."""
+        prefix, frozen = "encoder.", self.optimizer.never_trains
+        return {name.removeprefix(prefix) for name in frozen if name.startswith(prefix)}
+
 
 def build(config: Config) -> Setup:
     """Load the data and the weights, and build model and optimizer.
@@ -387,6 +393,9 @@ def setup_summary(setup: Setup) -> dict[str, Any]:
         "encoder": model.encoder.state_dict(),
         "head": model.head.state_dict(),
     }
+    if setup.autocast is torch.bfloat16:  # what never trains is stored so, and read by `donor`
+        encoder = parts["encoder"].items()
+        parts["encoder_in_bf16"] = {name: tensor.bfloat16() for name, tensor in encoder}
     if bank := dict(model.patch.named_buffers()):  # the arm's own, like its encoder
         parts["bank"] = bank
     return {

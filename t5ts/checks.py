@@ -115,9 +115,10 @@ def _unknown(key: str) -> str:
     """The message for a key that no schema has, with the keys that may have been meant."""
     group, _, last = key.rpartition(".")
     known = sorted({*_keys(), *GROUPS})
-    near = get_close_matches(key, known, cutoff=0.8)
-    near = near or [k for k in known if k.startswith(f"{group}.") or k.endswith(f".{last}")]
-    near = near or get_close_matches(key, known, cutoff=0.5)
+    initials = "".join(word[:1] for word in last.split("_")) if "_" in last else last  # lr
+    alike = [k for k in known if k.rpartition(".")[2] in (last, initials)]
+    near = [k for k in alike if k.startswith(f"{group}.")] or alike
+    near = near or get_close_matches(key, known, n=1, cutoff=0.6)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     return f"{key} is not a setting.{hint} See --help for all settings."
 

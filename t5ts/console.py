@@ -79,10 +79,18 @@ def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
         log.info("weights    %s: %s", setup.report.source, verdict.removeprefix("verdict").strip())
         for line in details:
             log.debug(line)
-    factor, scale = token_scale(setup.model), config.patch.scale
-    tokens = "" if factor is None else f"tokens times {factor:.4g} (patch.scale={scale}); "
+    if (factor := token_scale(setup.model)) is not None:
+        patch = config.patch
+        log.debug(
+            "interface  patches of %s steps, embedding %s%s, tokens times %.4g (patch.scale=%s)",
+            patch.patch_len,
+            "fresh" if patch.path is None else f"of {patch.path}",
+            "" if patch.num_prototypes is None else f", {patch.num_prototypes} prototypes",
+            factor,
+            patch.scale,
+        )
     scales = (f"{k} {v:.3g}" for k, v in audit.items() if not k.startswith("residual_ratio"))
-    log.debug("scale      %sat step 0, RMS: %s", tokens, "  ".join(scales))
+    log.debug("scale      at step 0, RMS: %s", "  ".join(scales))
 
 
 def _log_data(word: str, of: Dataset) -> list[str]:

@@ -139,7 +139,11 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
     kind = f"encoder (that run's backbone is {donor.config.get('backbone', {}).get('name')})"
     check_tensors(found, shapes, inside="", kind=kind, where=where)
     state = finite_state(found, {name: name for name in shapes}, where=where)
-    is_trained = state_digest(found) != donor.provenance["initial_sha256"]["encoder"]
+    initial = donor.provenance["initial_sha256"]
+    rounded = {name: tensor.bfloat16() for name, tensor in found.items()}
+    is_trained = state_digest(found) != initial["encoder"] and state_digest(rounded) != initial.get(
+        "encoder_in_bf16"
+    )
     report = verified_report(
         state,
         arch,

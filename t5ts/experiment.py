@@ -24,6 +24,7 @@ from t5ts.draws import shuffle_time
 from t5ts.errors import ResumeError, TrainingError
 from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
+from t5ts.model.encoders import store_in_bfloat16
 from t5ts.model.forecaster import scale_audit
 from t5ts.output import FitState, Output
 from t5ts.progress import ProgressBar
@@ -107,6 +108,12 @@ class _Run:
         reset_peak_memory(setup.device)
         self.meter = Meter(setup, config.train.eval_batch_size)
         self.audit = self._scales()
+        self.summary = setup_summary(setup)
+        if setup.report is not None:
+            # The arm is proven from the tensors in the model, not from the loader's report.
+            assert self.summary["initial_sha256"]["encoder"] == setup.report.tensors_sha256
+        if setup.autocast is torch.bfloat16:
+            store_in_bfloat16(setup.model.encoder, setup.frozen_in_encoder)
         self.reuse = Reuse(config, setup, run_dir, self.checkpoint, self.record)
 
     def _scales(self) -> dict[str, float]:
@@ -124,10 +131,6 @@ class _Run:
         plan = plan_table(setup, lr=config.optim.lr)
         announce(config, setup, self.audit, plan)
         write_yaml(self.run_dir / "config.yaml", asdict(config))
-        summary = setup_summary(setup)
-        if setup.report is not None:
-            # The arm is proven from the tensors in the model, not from the loader's report.
-            assert summary["initial_sha256"]["encoder"] == setup.report.tensors_sha256
         task = {"name": config.task.name, **asdict(setup.task)}
         about = {
             "arm": config.arm,
@@ -137,7 +140,7 @@ class _Run:
             "precision": precision_name(setup),
             "threads": torch.get_num_threads(),
             "processes": distributed.world_size(),
-            **summary,
+            **self.summary,
             "scale_audit": self.audit,
             "plan": plan,
             "task": task | {"notes": setup.task.notes(setup.data.series.season)},

@@ -100,7 +100,7 @@ class DistanceFromInit:
             if name not in frozen
         }
         initial = (self._initial.get(name, p.detach()) for name, p in parameters.items())
-        self._sizes = torch.stack([w0.norm().cpu() for w0 in initial])
+        self._sizes = torch.stack([w0.float().norm().cpu() for w0 in initial])
 
     def measure(self) -> dict[str, float]:
         """Current distance by component; fails if a tensor that never trains has changed."""

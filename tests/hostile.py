@@ -18,6 +18,7 @@ HOSTILE = [
     # unknown keys, with Hydra's prefixes too
     ("+optim.learning_rate=5", "optim.lr"),
     ("optim.learning_rate=5", "optim.lr"),
+    ("learning_rate=5", "optim.lr"),
     ("+optimizer=sgd", "optim"),
     ("lr=5", "optim.lr"),
     ("+train.epoch=5", "train.epochs"),

@@ -165,11 +165,12 @@ def test_a_donor_of_another_shape_is_refused(
         build_model(arm(*overrides, *paths), num_channels=2)
 
 
-def test_a_run_that_never_trained_its_encoder_is_no_donor(tiny: Compose, tmp_path: Path) -> None:
-    run(
-        tiny("init=random", "freeze=all", "train.epochs=1", "optim.warmup_epochs=0"),
-        run_dir=tmp_path,
-    )
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # bf16 rounds what never trains
+def test_a_run_that_never_trained_its_encoder_is_no_donor(
+    precision: str, tiny: Compose, tmp_path: Path
+) -> None:
+    frozen = ["init=random", "freeze=all", "train.epochs=1", "optim.warmup_epochs=0"]
+    run(tiny(*frozen, f"train.precision={precision}"), run_dir=tmp_path)
     with pytest.raises(UserError, match="freshly initialised"):
         build_model(tiny("init=run", f"init.path={tmp_path}"), num_channels=2)
 

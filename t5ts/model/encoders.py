@@ -3,6 +3,7 @@ baseline, and none."""
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -159,6 +160,35 @@ class NoEncoder(nn.Module):
 
 
 Encoder = T5Encoder | HFEncoder | SharedEncoder | NoEncoder
+
+
+def store_in_bfloat16(encoder: Encoder, frozen: Collection[str]) -> None:
+    """Keep the linear maps that never train in bfloat16, to which autocast rounds them anyway.
+
+    A frozen encoder takes half of the memory, and no output under autocast changes. Norms and
+    tables of positions stay float32. From here on the encoder enters autocast by itself, also where
+    its caller does not.
+
+    Args:
+        encoder: On its device, with its weights.
+        frozen: Names of its parameters that no step changes.
+    """
+    stored = False
+    for prefix, module in encoder.named_modules():
+        names = {f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)}
+        is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's
+        if is_linear and names <= {*frozen}:
+            module.to(torch.bfloat16)
+            stored = True
+    if not stored:
+        return
+    device, forward = next(encoder.parameters()).device.type, encoder.forward
+
+    def under_autocast(tokens_MND: Tensor) -> Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return forward(tokens_MND).float()
+
+    vars(encoder)["forward"] = under_autocast
 
 
 def component_of(parameter_name: str) -> str:

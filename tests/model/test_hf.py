@@ -325,6 +325,43 @@ def test_frozen_is_frozen_and_keeps_nothing(
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "freeze"), [("bert", "all"), ("gpt2", "norms"), ("llama", "all"), ("t5", "norms")]
+)
+def test_what_never_trains_is_kept_in_bfloat16_and_changes_no_number(
+    small: Callable[..., Config],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    freeze: str,
+) -> None:
+    model = ["backbone=t5_micro", "init=random"] if kind == "t5" else hf(folders[kind])
+    config = small(*model, f"freeze={freeze}", "train.precision=bf16", "train.epochs=2")
+    resumes_as_whole(config, tmp_path)
+    monkeypatch.setattr("t5ts.experiment.store_in_bfloat16", lambda *_: None)
+    run(config, run_dir=tmp_path / "plain")
+    for ours, others in zip(rows(tmp_path / "whole"), rows(tmp_path / "plain"), strict=True):
+        for key, value in others.items():  # distances are relative to the weights' rounded norms
+            is_relative = key.startswith("distance_from_init")
+            assert ours[key] == (pytest.approx(value, rel=1e-2) if is_relative else value), key
+    results = [read(tmp_path / name / "result.json") for name in ("plain", "whole")]
+    assert results[0]["metrics"]["test_loss"] == results[1]["metrics"]["test_loss"]
+    plain, kept = (
+        {n: t for n, t in load_saved(path)[0].items() if n.startswith("model/encoder.block.")}
+        for path in (tmp_path / n / "checkpoint" / "last.safetensors" for n in ("plain", "whole"))
+    )
+    assert all(kept[n].dtype is torch.bfloat16 for n in kept if is_linear_map(n))
+    assert all(kept[n].dtype is torch.float32 for n in kept if "layer_norm" in n)
+    assert all(torch.equal(t.to(kept[n].dtype), kept[n]) for n, t in plain.items())
+    size, half = (sum(t.nbytes for t in tensors.values()) for tensors in (plain, kept))
+    assert half < 0.6 * size
+
+
+def is_linear_map(name: str) -> bool:
+    return name.endswith(".weight") and "layer_norm" not in name and "bias" not in name
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "xglm"])
 def test_staged_runs_are_exported_and_read_again(
     small: Callable[..., Config], folders: dict[str, Path], tmp_path: Path, kind: str
