@@ -117,7 +117,7 @@ def architecture(backbone: CheckpointBackbone) -> Architecture:
 def build_patch(
     config: Config, encoder: Encoder, report: LoadReport | None, *, num_channels: int, hidden: str
 ) -> PatchEmbedding | WholeContext:
-    """From windows to tokens; without an encoder one token, and the patch group is ignored."""
+    """The patch embedding; without an encoder, one token per row and `config.patch` is ignored."""
     patch = config.patch
     common: dict[str, Any] = {
         "seq_len": config.seq_len,

@@ -90,6 +90,7 @@ class SelfAttention(nn.Module):
         self.o = Linear(inner, width, bias=bias)
 
     def forward(self, hidden_MND: Tensor, bias_1hNN: Tensor | None = None) -> Tensor:
+        """Attend, (M, N, D) in and out; `bias_1hNN` is added to each head's scores."""
         q, k, v = (
             project(hidden_MND).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for project in (self.q, self.k, self.v)
