@@ -37,7 +37,7 @@ def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> 
         run_dir: Its directory; None for the one that `python -m t5ts.run` would choose.
 
     Raises:
-        UserError: with one message, for whatever the user can fix.
+        UserError: with one message, for anything that the user can fix.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra

@@ -117,7 +117,7 @@ def architecture(backbone: CheckpointBackbone) -> Architecture:
 def build_patch(
     config: Config, encoder: Encoder, report: LoadReport | None, *, num_channels: int, hidden: str
 ) -> PatchEmbedding | WholeContext:
-    """From windows to tokens; without an encoder one token, and the patch group is ignored."""
+    """The patch embedding; without an encoder, one token per row and `config.patch` is ignored."""
     patch = config.patch
     common: dict[str, Any] = {
         "seq_len": config.seq_len,
@@ -152,7 +152,7 @@ def build_patch(
 
 
 def _bank(config: Config, d_model: int, report: LoadReport | None) -> Tensor | None:
-    """Token embeddings for prototypes, of the arm's own weights; a donor's comes with its patch."""
+    """Token embeddings for prototypes, from the arm's own weights; a donor's patch has its own."""
     patch = config.patch
     if patch.num_prototypes is None:
         return None
@@ -189,7 +189,7 @@ def _token_factor(config: Config, d_model: int, report: LoadReport | None) -> fl
 
 
 def patch_files(config: Config) -> dict[str, str]:
-    """Name and SHA-256 of the file that `patch.init=run` reads; nothing without it."""
+    """Name and SHA-256 of the file that `patch.init=run` reads; empty otherwise."""
     path = config.patch.path
     return {} if path is None else {"patch": file_sha256(best_checkpoint(path))}
 

@@ -272,7 +272,7 @@ def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadR
     """
     task = build_task(config)
     encoder, report = build_encoder(config)
-    # What replaces steps that the model does not see: the task's choice, or 0 if only gaps.
+    # What replaces hidden steps: the task's choice, or 0 if only gaps are hidden.
     tables = [data for data in (config.data, config.ood) if isinstance(data, CsvData)]
     has_gaps = any(table.missing == "mask" for table in tables)
     hidden = "value" if task.hides == "none" and has_gaps else task.hides
@@ -316,7 +316,7 @@ def build_optimizer(
 
 
 def setup_inputs(config: Config, setup: Setup) -> dict[str, Any]:
-    """What a built run's numbers depend on besides its configuration and code, JSON-able."""
+    """Everything but configuration and code that a run's numbers depend on, JSON-able."""
     ood = None if setup.ood is None else setup.ood.series
     files = {} if setup.report is None else setup.report.files
     return _inputs(config, setup.data.series, ood, files | patch_files(config))
@@ -382,7 +382,7 @@ def token_scale(model: Forecaster) -> float | None:
 def setup_summary(setup: Setup) -> dict[str, Any]:
     """The part of `provenance.json` that comes from data and weights.
 
-    `initial_sha256` is of each part's tensors: arms are paired if patch and head agree.
+    `initial_sha256` has one digest per part: arms are paired if patch and head agree.
     """
     splits, ood, model = setup.data.splits, setup.ood, setup.model
     windows = [splits.train, splits.val, splits.test, *([] if ood is None else [ood.splits.test])]

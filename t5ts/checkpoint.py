@@ -76,7 +76,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_part(
     path: Path, wanted: Callable[[str], bool]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of some names, and the state, of a checkpoint of this process; not verified."""
+    """Selected tensors, and the state, of a checkpoint that this process wrote; not verified."""
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118
         return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["state"])
@@ -95,7 +95,7 @@ def generator_states(device: torch.device) -> dict[str, Tensor]:
 def set_generators(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     """Set this process's random generators to their states in a checkpoint.
 
-    Written by fewer processes, it has none of this one, which keeps its seed.
+    A checkpoint that fewer processes wrote has no state for this one, which keeps its seed.
     """
     for kind, module in _generators(device).items():
         state = tensors.get(_generator_name(kind, distributed.rank()))

@@ -116,8 +116,8 @@ def _unknown(key: str) -> str:
     group, _, last = key.rpartition(".")
     known = sorted({*_keys(), *GROUPS})
     initials = "".join(word[:1] for word in last.split("_")) if "_" in last else last  # lr
-    alike = [k for k in known if k.rpartition(".")[2] in (last, initials)]
-    near = [k for k in alike if k.startswith(f"{group}.")] or alike
+    matches = [k for k in known if k.rpartition(".")[2] in (last, initials)]
+    near = [k for k in matches if k.startswith(f"{group}.")] or matches
     near = near or get_close_matches(key, known, n=1, cutoff=0.6)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     return f"{key} is not a setting.{hint} See --help for all settings."
@@ -182,7 +182,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: one line per problem, naming the keys and the fix.
     """
-    _refuse_any(list(_structure_problems(config)))  # the pairs could not be read
+    _refuse_any(list(_structure_problems(config)))  # without these the pairs cannot be checked
     pairs = (_run_problems, _encoder_problems, _patch_problems, _freeze_problems, _task_problems)
     problems = [*field_problems(config), *(line for rules in pairs for line in rules(config))]
     _refuse_any(problems)
@@ -273,7 +273,7 @@ def _encoder_problems(config: Config) -> Iterator[str]:
         return
     if isinstance(backbone, HFBackbone):
         if init.name == "t5":
-            yield f"{chosen}, which is no T5: init=pretrained is the word for {backbone.title}."
+            yield f"{chosen}, which is not a T5: use init=pretrained for {backbone.title}."
         if init.name == "chronos" or init.checkpoint is not None:
             yield f"{chosen}: Chronos-T5's weights fit a T5, such as backbone=t5_small."
     reads = init.name not in ("random", "run", "chronos") or bool(init.keep)
@@ -292,7 +292,7 @@ def _patch_problems(config: Config) -> Iterator[str]:
     length, scale = f"patch.patch_len={patch.patch_len}", f"patch.scale={patch.scale}"
     stride = patch.patch_len if patch.stride is None else patch.stride
     if (patch.init == "run") != (patch.path is not None):
-        needs = "patch.init=run needs patch.path=RUN_DIR (a finished run), and fresh has none"
+        needs = "patch.init=run needs patch.path=RUN_DIR (a finished run), and fresh takes none"
         yield f"patch.init={patch.init} with patch.path={patch.path}: {needs}."
     if patch.patch_len > config.seq_len:
         yield f"{length} is above seq_len={config.seq_len}: shorten it, or lengthen the window."

@@ -7,21 +7,21 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, TextIO
 
-#: Level of the line that tells of a run of a multirun, whose other lines are in its run.log.
+#: Level of the one line that a multirun shows for each run; all lines are in the run's run.log.
 RESULT = logging.INFO + 5
 
 
 def finish(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit the process with its status.
 
-    A reader that closes the pipe early is no error: no traceback, and the exit status of a program
-    that the signal itself ended.
+    A reader that closes the pipe early is not an error: there is no traceback, and the exit status
+    is that of a program that SIGPIPE ended.
     """
     try:
         try:
             status = main()
         finally:
-            sys.stdout.flush()  # here, since at exit Python could only complain
+            sys.stdout.flush()  # here, because at exit Python could only print a warning
     except BrokenPipeError:
         _silence()
         status = 128 + signal.SIGPIPE
@@ -44,9 +44,9 @@ def console_level(verbose: Any, mode: Any) -> int:
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Log lines on stdout; when its reader has gone, training continues, logged in run.log.
+    """Log to stdout; if its reader has gone, training continues, logged in run.log.
 
-    A warning that run after run of a process repeats is shown once.
+    A warning that several runs of a process repeat is shown once.
     """
 
     _warned: ClassVar[set[str]] = set()
@@ -56,11 +56,11 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
-        """Today's stdout, which is not always that of the first line."""
+        """The current stdout, which may not be the one that the first line went to."""
         return sys.stdout
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Pass over a warning that was shown already."""
+        """Drop a warning that was already shown."""
         if record.levelno == logging.WARNING:
             if (message := record.getMessage()) in self._warned:
                 return False
@@ -68,7 +68,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
         return bool(super().filter(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Fall silent on a closed pipe; report any other fault as logging does."""
+        """Ignore a closed pipe; report any other error as logging does."""
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             _silence()
         else:
@@ -78,14 +78,14 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 class RunLog(logging.FileHandler):
     """run.log, opened at the first line: by then the process has locked the run directory.
 
-    A disk that does not take a line ends the run with one message; it resumes later.
+    If the disk refuses a line, the run ends with one message and can be resumed later.
     """
 
     def __init__(self, filename: str) -> None:
         super().__init__(filename, encoding="utf-8", delay=True)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Raise the disk's errors; report any other fault as logging does."""
+        """Raise the disk's errors; report any other error as logging does."""
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
             raise error

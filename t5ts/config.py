@@ -1,4 +1,4 @@
-"""The whole configuration: composed by Hydra, turned into plain objects, named by its values.
+"""The whole configuration: composed by Hydra, turned into plain objects, and its identity.
 
 `conf/config.yaml` is the table of contents. Hydra composes it over the classes of `t5ts.schema`, so
 that a typo or a wrong type is refused before any work starts; `t5ts.checks` applies their ranges
@@ -25,7 +25,7 @@ from t5ts.errors import ConfigError
 _PACKAGE = Path(__file__).resolve().parent
 #: The YAML tree: next to the package in a checkout, inside it in an installed wheel.
 CONF = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
-#: What a run may be selected by and return to Hydra, and whether more is better.
+#: Metrics that may select a run's epoch and be returned to Hydra, and their direction.
 OBJECTIVES = {
     "val_loss": "min",
     "val_mae": "min",
@@ -34,7 +34,7 @@ OBJECTIVES = {
     "val_corr_delta": "max",
     "val_skill": "max",
 }
-#: Settings that cannot change a number of the run, and so are no part of its identity.
+#: Settings that cannot change a number of the run, and so are not part of its identity.
 NOT_IDENTITY = (
     "arm_requires",
     "tracker",
@@ -47,16 +47,16 @@ NOT_IDENTITY = (
 )
 #: In Hydra's `hydra.job.env_set` of a multirun's job: the keys that differ from job to job.
 SEARCHED = "T5TS_SEARCHED"
-#: Overrides that a run's name has already, or that cannot change a number.
+#: Overrides that a run's name already contains, or that cannot change a number.
 _NOT_IN_NAME = ("arm", "backbone", "experiment", "freeze", "init", "objective", "seed")
-#: Length of what was searched in a directory's name.
+#: Longest list of searched settings in a directory's name, in characters.
 _MOST_IN_FOLDER = 80
-#: Settings newer than some runs, and their value that changes nothing. They are part of an identity
-#: only at other values, so that runs from before such a setting keep their identity.
+#: Settings newer than some runs, each with the value that changes nothing. They are part of an
+#: identity only at other values, so that runs from before such a setting keep their identity.
 MEASURED_BESIDES: dict[str, Any] = {
     "ood": None,
     "train.shuffled_test": False,
-    "train.tf32": True,  # moves no number on a CPU
+    "train.tf32": True,  # changes no number on a CPU
     "train.early_stopping_epochs": None,
     "head": "flatten",
     "init.path": None,
@@ -72,8 +72,8 @@ MEASURED_BESIDES: dict[str, Any] = {
     for key in ("separator", "decimal", "time_format", "nulls", "encoding")
 }
 
-#: Parameters of the whole checkpoints of presets, [least, most]: a setting until 2026-11-26, which
-#: identities keep.
+#: Parameter counts of the presets' whole checkpoints, [least, most]. They were a setting until
+#: 2026-11-26, and identities still include them.
 FULL_PARAMS = {
     "bert_base": [108_891_648, 108_891_648],
     "distilbert": [66_362_880, 66_362_880],
@@ -108,7 +108,7 @@ class Config:
     horizon: int | None = schema.number(None, "[1, 1e6]")
     head: str = schema.choice("flatten", "flatten", "per_patch")
     objective: str = schema.choice("val_loss", *OBJECTIVES)
-    #: `group=pattern` (as file names are matched): what the chosen arm consists of.
+    #: `group=pattern` (with shell wildcards): what the chosen arm consists of.
     arm_requires: list[str] = field(default_factory=list)
     data: schema.DataConfig = MISSING
     #: Another series, whose test windows the selected checkpoint is measured on too.
@@ -242,7 +242,7 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
     if "hub_id" in backbone:
         backbone["full_params"] = FULL_PARAMS.get(backbone["name"])
     for data in (values.get("data"), values.get("ood")):
-        # Tables were once all called so: a run keeps its identity.
+        # All tables were once named csv: their runs keep their identity.
         if isinstance(data, dict) and "path" in data and data.get("name") == csv_name(data["path"]):
             data["name"] = "csv"
     for dotted in (*keys, *MEASURED_BESIDES):
@@ -257,7 +257,7 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
 
 
 def csv_name(path: str | None) -> str:
-    """What a table is called in directories and reports: its file's name, as `named` allows it."""
+    """A table's name in directories and reports: its file's name, in letters `named` allows."""
     stem = re.sub(r"[^\w.+@-]+|\.\.+", "_", Path(path or "").stem)
     return stem[:100] if re.match(r"\w", stem) else "csv"
 
@@ -267,7 +267,7 @@ def searched(overrides: Sequence[str], keys: Collection[str] | None = None) -> l
 
     Args:
         overrides: As Hydra has them.
-        keys: Those that count; None for all that can change a number.
+        keys: The keys to include; None for all that can change a number.
     """
     unnamed = tuple(f"{key}." for key in (*NOT_IDENTITY, "hydra"))
     found = []

@@ -1,4 +1,4 @@
-"""What a run logs for its reader: its set-up and its result."""
+"""What a run logs about its set-up and its result."""
 
 import logging
 import math
@@ -30,10 +30,10 @@ SHOWN_STAGES = 4
 def announce(
     config: Config, setup: Setup, audit: dict[str, float], plan: list[dict[str, Any]]
 ) -> None:
-    """Log before the first step what will be trained on what.
+    """Log, before the first step, what is trained and on which data.
 
     What the reader may act on is INFO, and shown on the terminal: at most `MOST_LINES` with the
-    tracker's. All else is DEBUG: it is in run.log, and shown with `hydra.verbose=t5ts`.
+    tracker's. The rest is DEBUG: it is in run.log, and shown with `hydra.verbose=t5ts`.
     """
     log.info("run        %s (%s), seed %s", run_words(config), config.arm, config.seed)
     _log_weights(config, setup, audit)
@@ -71,7 +71,7 @@ def announce(
 
 
 def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
-    """Where the encoder's weights come from, and at which scale the tokens meet them."""
+    """Where the encoder's weights come from, and the scale of the tokens that they get."""
     if setup.report is None:
         log.info("weights    no T5: backbone=%s, drawn from the seed", config.backbone.name)
     else:
@@ -93,18 +93,18 @@ def _log_weights(config: Config, setup: Setup, audit: dict[str, float]) -> None:
     log.debug("scale      at step 0, RMS: %s", "  ".join(scales))
 
 
-def _log_data(word: str, of: Dataset) -> list[str]:
+def _log_data(word: str, dataset: Dataset) -> list[str]:
     """Log a series; returns the warnings about it."""
-    sanity = check_sanity(of.series, of.splits)
+    sanity = check_sanity(dataset.series, dataset.splits)
     shown, _, spread = sanity.line.partition("; variance")
     log.info("%-11s%s", word, shown)
-    for note in (f"variance{spread}", *of.series.notes):
+    for note in (f"variance{spread}", *dataset.series.notes):
         log.debug("           %s", note)
     return [f"{word}: {warning}" for warning in sanity.warnings]
 
 
 def _compare(data: Dataset, ood: Dataset) -> list[str]:
-    """Log which channel of the other series is read for which; returns warnings."""
+    """Log how the other series' channels map to the trained ones; returns warnings."""
     pairs = list(zip(data.series.channels, ood.series.channels, strict=True))
     named = [f"{ours} ← {theirs}" for ours, theirs in pairs[:SHOWN_CHANNELS]]
     named += [f"{len(pairs) - len(named)} more in their order"] if pairs[SHOWN_CHANNELS:] else []
@@ -113,8 +113,8 @@ def _compare(data: Dataset, ood: Dataset) -> list[str]:
     if ours == theirs:
         return []
     return [
-        f"a step of ood is {theirs:g} s and one of data {ours:g} s: the same window is another"
-        " stretch of time, and seasons do not fall together"
+        f"a step of ood is {theirs:g} s and one of data {ours:g} s: the same window covers"
+        " a different span of time, and seasons do not coincide"
     ]
 
 
@@ -150,7 +150,7 @@ def _log_plan(setup: Setup, plan: list[dict[str, Any]]) -> list[str]:
 
 
 def memory_needed(setup: Setup) -> str:
-    """What parameters, gradients and optimizer will take, once all that ever trains does."""
+    """Memory of parameters, gradients and optimizer when everything that ever trains does."""
     parameters, plan = setup.optimizer.parameters, setup.optimizer.plan
     trained = [p for name, p in parameters.items() if plan[name].start_epoch is not None]
     size = sum(p.nbytes for p in trained) / 1e6
@@ -171,7 +171,7 @@ def one_line(result: Result, run_dir: Path) -> str:
 
 
 def _shown(path: Path) -> str:
-    """A path as one types it here."""
+    """A path as typed in the working directory: relative to it if inside, and quoted."""
     path, here = path.absolute(), Path.cwd()
     return shlex.quote(str(path.relative_to(here) if here in path.parents else path))
 
@@ -201,7 +201,7 @@ def report(result: Result, run_dir: Path) -> None:
         lines.append(row("model, time shuffled", None, shuffled))
     if ood := split("ood_"):
         lines += [row("model on ood", None, ood)]
-        lines += [row(f"{name} on ood", None, of) for name, of in result.baselines["ood"].items()]
+        lines += [row(f"{name} on ood", None, x) for name, x in result.baselines["ood"].items()]
     peak = result.peak_memory_bytes / 2**20
     lines.append(
         f"best epoch {result.best_epoch} by {result.objective_name} = {result.objective:.4f};"
@@ -217,7 +217,7 @@ def report(result: Result, run_dir: Path) -> None:
     if better := _lost_to(result):  # not a warning: in a multirun the run's line has it
         hint = "train longer, or try other learning rates"
         if "mean" in better:
-            hint = "look for an error of scale in the data or a learning rate that is too high"
+            hint = "look for a scaling error in the data or a learning rate that is too high"
         names = ", ".join(f"{name.replace('_', ' ')} ({x:.4g})" for name, x in better.items())
         loss = result.metrics["val_loss"]
         log.info("WARNING    val_loss %.4g is no better than %s: %s.", loss, names, hint)

@@ -125,15 +125,15 @@ def _panels() -> dict[str, list[Any]]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    made = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         prog="python -m t5ts.dashboard",
         description="Save the comparison of arms as a view of a W&B project: losses, correlation,"
         " gradient norms per block, learning rates and AMP by arm with seeds as bands, parallel"
         " coordinates, a run table.",
     )
-    made.add_argument("project", metavar="[ENTITY/]PROJECT", help="tracker.project of the runs")
-    made.add_argument("--renew", metavar="URL", help="address of a saved view to overwrite")
-    return made
+    options.add_argument("project", metavar="[ENTITY/]PROJECT", help="tracker.project of the runs")
+    options.add_argument("--renew", metavar="URL", help="address of a saved view to overwrite")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,7 +33,7 @@ class PeersLost(UserError):
 
 
 class RaisedByMain(UserError):
-    """An error that process 0 raises, too, and prints."""
+    """An error that process 0 raises too, and prints."""
 
 
 def rank() -> int:
@@ -118,7 +118,7 @@ def on_main(work: Callable[[], None]) -> None:
 
 
 def main_first(work: Callable[[], Done]) -> Done:
-    """Do some work in process 0, whose downloads are then ready, and then in the others.
+    """Do some work in process 0, and then, with its downloads in the cache, in the others.
 
     Raises:
         UserError, OSError: from the work of any process, in all; process 0 alone prints it.
@@ -139,7 +139,7 @@ def main_first(work: Callable[[], Done]) -> Done:
 
 
 def from_main(work: Callable[[], Done]) -> Done:
-    """What some work in process 0 alone gives, in every process; it raises as `main_first`."""
+    """Do some work in process 0 alone; its result in every process. Raises as `main_first`."""
     done: Done = gather_objects(main_first(lambda: work() if is_main() else None))[0]
     return done
 

@@ -72,19 +72,19 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
         if not is_export and not (folder / name).is_file():
             raise WeightsError(f"{key}={path} is not a finished run, it has no {name}; {allowed}")
     try:
-        told, tensors = (_read_export if is_export else _read_run)(folder)
-        provenance = told["provenance"]
+        records, tensors = (_read_export if is_export else _read_run)(folder)
+        provenance = records["provenance"]
         first_rms = float(provenance["scale_audit"]["input"])
         provenance["identity"]  # what messages name
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
         raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
     return Donor(
-        config=told["config"],
+        config=records["config"],
         tensors=tensors,
         token_rms=first_rms * norm_rms(tensors, "patch."),  # the norm starts at 1
         sha256=file_sha256(best_checkpoint(path)),
         folder=folder,
-        result=told["result"],
+        result=records["result"],
         provenance=provenance,
     )
 
@@ -92,28 +92,28 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
 def _read_run(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and records, and the model's tensors, of a run directory."""
     names = ("provenance", "result")
-    told: dict[str, Any] = {name: read_json(folder / f"{name}.json") for name in names}
-    told["config"] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    files = told["result"].get("files", {})  # absent from the oldest runs
+    records: dict[str, Any] = {name: read_json(folder / f"{name}.json") for name in names}
+    records["config"] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    files = records["result"].get("files", {})  # absent from the oldest runs
     if files.get("config.yaml") not in (None, file_crc32(folder / "config.yaml")):
         raise ValueError("config.yaml is not the file that the run wrote: its checksum differs")
     stored, _ = load_checkpoint(best_checkpoint(folder))
-    return told, _under("model/", stored)
+    return records, _under("model/", stored)
 
 
 def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The same for an export, whose files must match its recorded checksums."""
-    told = read_json(folder / EXPORT)
+    """The same of an export, whose files must match its recorded checksums."""
+    records = read_json(folder / EXPORT)
     tensors: dict[str, Tensor] = {}
-    for name, sha256 in told["files"].items():
+    for name, sha256 in records["files"].items():
         if file_sha256(folder / name) != sha256:
             raise ValueError(f"{name} is not the file that was exported: its SHA-256 differs")
         tensors |= load_file(folder / name)
-    ours = {theirs: name for name, theirs in told.get("names", {}).items()}
+    ours = {theirs: name for name, theirs in records.get("names", {}).items()}
     for name in (PLACEHOLDER, ours.pop("", None)):
         tensors.pop(str(name), None)
     tensors = {ours.get(name, name): tensor for name, tensor in tensors.items()}
-    return told, tensors
+    return records, tensors
 
 
 def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:

@@ -59,8 +59,8 @@ def time_orders(window_B: np.ndarray, *, length: int) -> np.ndarray:
 def shuffle_time(inputs_BCL: Tensor, index_B: Tensor) -> Tensor:
     """Each window's steps in its own fixed order, the same in all of its channels.
 
-    A channel's values, NaN among them, and which of them share a time step across channels, are
-    kept; the order in time is destroyed. `index_B` are the windows' numbers.
+    Each channel keeps its values (NaN included), and channels stay aligned with each other; the
+    order in time is destroyed. `index_B` are the windows' numbers.
 
     Source: Tan et al. 2024, "Are Language Models Actually Useful for Time Series Forecasting?",
         its "sf-all", at inference.

@@ -45,16 +45,16 @@ def evaluate(
 
     Args:
         model: A forecaster; left in evaluation mode.
-        windows: The split; of it the first `limit` windows (a dry run).
+        windows: The split.
         task: Cuts windows.
         batch_size: Windows at a time.
         autocast: As in training.
         mase_denominator_C, naive_mse: See `RegressionSums.compute`.
-        limit: None for all.
-        window_losses: Takes (B,) float32 tensors, in the windows' order: each window's mean squared
-            error over what is scored of it (NaN if nothing is).
-        transform: Makes what the model sees, from a batch's inputs (B, C, L) and its windows'
-            numbers (B,). The metrics are of the batch as it is, its last values included.
+        limit: Evaluate only so many windows, the first (a dry run); None for all.
+        window_losses: Receives (B,) float32 tensors, in the windows' order: each window's mean
+            squared error over its scored values (NaN if it has none).
+        transform: Changes what the model sees, given a batch's inputs (B, C, L) and its windows'
+            numbers (B,). Targets and last values are those of the unchanged batch.
     """
     model.eval()
     device = windows.series_TC.device
@@ -88,7 +88,7 @@ def evaluate_baselines(
     Args:
         windows, task, batch_size, mase_denominator_C: As in `evaluate`.
         season: What the seasonal forecast repeats.
-        computed: `Series.computed` of the windows' series: they are computed once for each.
+        computed: `Series.computed` of the windows' series, which caches the results.
 
     Raises:
         DataError: if nothing in them can be scored, because every target is a gap.
@@ -123,7 +123,7 @@ def keep_freed_memory() -> None:
     """Ask glibc to keep freed memory, because every step allocates the same sizes again.
 
     By default large blocks go back to the system and are faulted in again: 4 ms of a 46 ms step
-    (t5-small, batch 8, two threads). Elsewhere than on glibc there is nothing to do.
+    (t5-small, batch 8, two threads). Does nothing without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

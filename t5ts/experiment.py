@@ -69,22 +69,22 @@ def run(
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
     log.disabled = not distributed.is_main()
-    with disk_errors(run_dir), ExitStack() as held, stop_on_signals() as stop:
+    with disk_errors(run_dir), ExitStack() as resources, stop_on_signals() as stop:
 
         def start() -> Past | Result:
-            held.enter_context(locked(run_dir))
+            resources.enter_context(locked(run_dir))
             return look_back(config, run_dir)
 
         past: Any = distributed.from_main(start)
         if isinstance(past, Result):
             result = past
         else:
-            this = distributed.main_first(lambda: _Run(config, run_dir, past))
-            distributed.on_main(this.begin)
+            job = distributed.main_first(lambda: _Run(config, run_dir, past))
+            distributed.on_main(job.begin)
             tracker = _build_tracker(config, run_dir, group)
-            held.push(lambda kind, *_: tracker.abandon() if kind else None)
-            state = this.train(tracker, after_epoch, stop.is_set)
-            result = this.test(state, tracker, pictures=pictures)
+            resources.push(lambda kind, *_: tracker.abandon() if kind else None)
+            state = job.train(tracker, after_epoch, stop.is_set)
+            result = job.test(state, tracker, pictures=pictures)
         distributed.on_main(lambda: report(result, run_dir))
         return result
 
@@ -132,7 +132,7 @@ class _Run:
         announce(config, setup, self.audit, plan)
         write_yaml(self.run_dir / "config.yaml", asdict(config))
         task = {"name": config.task.name, **asdict(setup.task)}
-        about = {
+        facts = {
             "arm": config.arm,
             "seed": config.seed,
             **code_and_machine(),
@@ -147,7 +147,7 @@ class _Run:
             "resumed_from": self.checkpoint and str(self.checkpoint),
             "reuse": self.reuse.about,
         }
-        write_json(self.run_dir / "provenance.json", self.record | about)
+        write_json(self.run_dir / "provenance.json", self.record | facts)
 
     def train(
         self,
@@ -201,11 +201,11 @@ class _Run:
         Raises:
             ResumeError: if best.safetensors is from a different epoch.
         """
-        best, about = load_checkpoint(self.run_dir / "checkpoint" / "best.safetensors")
-        if about["epoch"] != state.best_epoch:
+        best, saved = load_checkpoint(self.run_dir / "checkpoint" / "best.safetensors")
+        if saved["epoch"] != state.best_epoch:
             raise ResumeError(
                 f"{self.run_dir}/checkpoint/best.safetensors has the weights of epoch"
-                f" {about['epoch']}, but the best epoch is {state.best_epoch}: epochs that this run"
+                f" {saved['epoch']}, but the best epoch is {state.best_epoch}: epochs that this run"
                 " repeated after a kill gave different results. Start again with"
                 " train.resume=never."
             )
@@ -242,7 +242,7 @@ class _Run:
         """
         if "cosine" not in self.audit:
             return {}
-        # What is compiled sees neither hooks nor bypasses.
+        # Compiled blocks would ignore hooks and bypasses.
         is_compiled = self.config.train.compile
         with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
             cosine = self._scales()["cosine"]
@@ -300,7 +300,7 @@ class Meter:
     def __init__(self, setup: Setup, batch_size: int) -> None:
         self._setup, self._batch_size = setup, batch_size
         data, ood = setup.data, setup.ood
-        # Windows, and the data whose season and naive errors they are measured by.
+        # Windows, and the data with the season and naive errors for their metrics.
         self._splits = {"val": (data.splits.val, data), "test": (data.splits.test, data)}
         if ood is not None:
             self._splits["ood"] = ood.splits.test, ood

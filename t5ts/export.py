@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from t5ts.donor import Donor
     from t5ts.model.architecture import Architecture
 
-#: Metrics that count what was left out, and are no measure of the model.
+#: Metrics that count what was left out, and do not measure the model.
 COUNTS = ("constant_channels", "windows_without_target")
 CARD = Path(__file__).with_name("model_card.md.j2")
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()) -> Path:
-    """Write a finished run's model into a new directory, which appears when it is whole.
+    """Write a finished run's model into a new directory, which appears when it is complete.
 
     Args:
         run: A run directory, or another export.
@@ -106,13 +106,13 @@ def _write(donor: "Donor", folder: Path, verdict: Any) -> None:
     from t5ts.provenance import write_json
 
     rest = {name: tensor.contiguous() for name, tensor in donor.tensors.items()}
-    names: dict[str, str] = {}  # transformers', where they are not ours
+    names: dict[str, str] = {}  # transformers' names, where they differ from ours
     if (weights := donor.provenance["weights"]) is not None:
         arch = architecture_from(weights["architecture"])
         config, names, placeholder = _for_transformers(arch)
         ours = [name for name in rest if name.startswith("encoder.")]
         encoder = {names.get(name, name): rest.pop(name) for name in ours}
-        # transformers wants a token embedding, which a forecaster has not. One row, at the RMS
+        # transformers needs a token embedding, which a forecaster lacks. One row, at the RMS
         # of the tokens that the encoder was trained on: backbone=local reads its scale there.
         encoder[placeholder] = next(iter(encoder.values())).new_full(
             (config["vocab_size"], arch.d_model), donor.token_rms

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 log = logging.getLogger("t5ts")
-#: Of the `stop_on_signals` whose handler is installed.
+#: The event that the installed handler of `stop_on_signals` sets.
 _stop = threading.Event()
 
 

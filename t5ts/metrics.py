@@ -35,7 +35,7 @@ class RegressionSums:
         device = self._device = torch.device("cpu") if device.type == "mps" else device
         self._gram_CVV = torch.zeros(num_channels, 6, 6, dtype=torch.float64, device=device)
         self._empty_C = torch.zeros(num_channels, dtype=torch.float64, device=device)
-        # The largest of minus LEVELS and CHANGES, and of these themselves.
+        # The largest values of −x and of x, where x are LEVELS and CHANGES.
         self._most = torch.full((num_channels, 8), -math.inf, dtype=torch.float64, device=device)
 
     def update(self, prediction_BCH: Tensor, target_BCH: Tensor, last_BCH: Tensor) -> None:

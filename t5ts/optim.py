@@ -94,7 +94,7 @@ class PlannedOptimizer:
 
     @property
     def settled_step(self) -> int:
-        """The step from which all that ever trains does, its own warm-up included."""
+        """The step from which everything that ever trains is training, warmed up."""
         return self._last_start + self.rewarmup_steps if self._last_start else 0
 
     @property

@@ -1,4 +1,4 @@
-"""What a run's loop says and remembers: its rows, where they go, and the state that it resumes."""
+"""What the training loop logs and keeps: its rows, where they go, and the state for resuming."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from t5ts.tracking import MetricsFile, Tracker
 
 @dataclass
 class FitState:
-    """All of a run's past, except tensors, that its future depends on."""
+    """Everything a resumed run needs to know about its past, except tensors."""
 
     step: int = 0
     best_epoch: int = -1
@@ -46,7 +46,7 @@ class Output:
     objective: str  # the metric that the progress bar shows
     record: Mapping[str, Any]  # identity, inputs and code of the run, for checkpoints to hold
     #: Called with each epoch's row, and whether it is the last (`ends_run`), once it and the
-    #: checkpoint are written; what it raises ends the run (a sweep prunes so).
+    #: checkpoint are written; what it raises ends the run (as a sweep's pruner does).
     after_epoch: Callable[[Mapping[str, Any]], None]
     _already_sent: int = 0
 
@@ -56,7 +56,7 @@ class Output:
         self._already_sent = dropped if self.tracker.resumed else 0
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write one row, and show what a reader watches."""
+        """Write one row; update the progress bar, and log evaluations."""
         self.metrics.append(row)
         if self._already_sent:
             self._already_sent -= 1
@@ -74,7 +74,7 @@ class Output:
             )
 
     def not_finite(self, what: str) -> TrainingError:
-        """The error for a value that is not finite, with what is left and what to do."""
+        """The error for a value that is not finite, with the last checkpoint and what to do."""
         last = self.checkpoints / "last.safetensors"
         left = f"The last good checkpoint is {last}." if last.is_file() else "No checkpoint yet."
         return TrainingError(
@@ -110,7 +110,7 @@ class StepRows:
         self._on_device.append(row_R)
 
     def read_back(self) -> None:
-        """Copy the rows to the host at once.
+        """Copy the rows to the host in one transfer.
 
         Raises:
             TrainingError: if one of them is not finite, naming its step and columns. A GradScaler

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 PACKAGE = Path(__file__).resolve().parent
-#: Whose versions are recorded.
+#: Packages whose versions are recorded.
 PACKAGES = ["t5ts", "torch", "numpy", "hydra-core", "omegaconf", "safetensors"]
 PACKAGES += ["huggingface_hub", "polars", "wandb"]
 

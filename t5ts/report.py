@@ -11,13 +11,13 @@ from t5ts.errors import UserError
 
 def parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    made = argparse.ArgumentParser(
+    command_line = argparse.ArgumentParser(
         prog="python -m t5ts.report",
         description="Report whether pretraining helps, by how much and how certain that is, from"
         " the run directories at or below DIR: report.html (one file, works offline), report.md,"
         " results.csv and .parquet, figures/ as PNG and SVG. Works while runs are still training.",
     )
-    add = made.add_argument
+    add = command_line.add_argument
     add("dirs", metavar="DIR", nargs="+", type=Path, help="outputs/…, multirun/…")
     add("--out", type=Path, help="folder for the report (default: report/ in the first DIR)")
     add(
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="[ENTITY/]PROJECT",
         help="also log tables, figures and verdict as a W&B run of job type report",
     )
-    return made
+    return command_line
 
 
 def main(arguments: list[str] | None = None) -> int:

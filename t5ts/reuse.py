@@ -39,7 +39,7 @@ log = logging.getLogger("t5ts")
 
 SUFFIX = ".prefix"
 _UNFINISHED = ".unfinished"
-#: Then neither this run's key nor its entries would be what ran.
+#: Why a run then shares nothing: its key and entries would not describe the code that ran.
 EDITED = "t5ts's source files have changed since this process started"
 #: Environment variables that select kernels.
 _KERNEL_VARIABLES = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32", "ONEDNN_")
@@ -50,7 +50,7 @@ class Reuse:
 
     Args:
         config, run_dir: The run's.
-        setup: Its objects, as new.
+        setup: Its objects, before any step.
         resume_from: The checkpoint that it resumes, which takes precedence over any prefix.
         record: Inputs and code, for its checkpoints.
 
@@ -137,7 +137,7 @@ class Reuse:
         return [json.loads(line) for line in rows.splitlines()]
 
     def publish(self, epoch: int) -> None:
-        """Share the end of an epoch (last.safetensors is its), if others may start from it.
+        """Share the end of an epoch (from last.safetensors), if others may start from it.
 
         If the store fails, or t5ts's source files no longer match the running code, the run logs
         one warning and shares no more.
@@ -191,12 +191,12 @@ class Reuse:
         with (self._run_dir / "metrics.jsonl").open("rb") as file:
             rows = map(json.loads, file.read(states["last"]["fit"]["metrics_bytes"]).splitlines())
         timeless = ({k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows)
-        about = {
+        content = {
             **states,
             "rows": "".join(json.dumps(row) + "\n" for row in timeless),
             "trained_by": {"run_dir": str(self._run_dir.resolve()), **self._own_identity},
         }
-        text = zlib.compress(json.dumps(about).encode())  # the rows shrink to a fifth
+        text = zlib.compress(json.dumps(content).encode())  # the rows shrink to a fifth
         return save({**tensors, "state": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 
 
@@ -218,7 +218,7 @@ def _open_store(config: Config) -> "PrefixStore | None":
 
 
 def frozen_epochs(setup: Setup, patience: int | None = None) -> int:
-    """Whole epochs before the first waiting parameter starts to train; all if none ever does.
+    """Whole epochs before the first frozen parameter starts to train; all if none ever does.
 
     0 if everything trains from step 0. With early stopping (patience in epochs) a run that never
     unfreezes may end sooner, and must not start beyond its own end.
@@ -227,7 +227,7 @@ def frozen_epochs(setup: Setup, patience: int | None = None) -> int:
     if patience is not None:
         epochs = min(epochs, -(-optimizer.settled_step // per_epoch) + patience - 1)
     starts = {start_step(rule.start_epoch, per_epoch) for rule in optimizer.plan.values()}
-    later = [start // per_epoch for start in starts if start]  # neither never nor from the start
+    later = [start // per_epoch for start in starts if start]  # neither 0 nor None (never)
     return 0 if starts == {0} else min([epochs, *later])
 
 
@@ -267,10 +267,10 @@ def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
 def _recorded(run_dir: Path) -> dict[str, Any] | None:
     """What a run's provenance.json says about reuse; None if nothing."""
     try:
-        about = read_json(run_dir / "provenance.json").get("reuse")
+        record = read_json(run_dir / "provenance.json").get("reuse")
     except DataError:
         return None
-    return about if isinstance(about, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 class PrefixStore:
@@ -299,7 +299,7 @@ class PrefixStore:
         return any(self._files(key, epoch))
 
     def read(self, key: str, epoch: int) -> bytes | None:
-        """An entry's bytes; None if there is none, or it is corrupt and is deleted."""
+        """An entry's bytes; None if there is none, or it was corrupt and has been deleted."""
         for path in self._files(key, epoch):
             try:
                 content = path.read_bytes()

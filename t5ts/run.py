@@ -47,10 +47,10 @@ ConfigStore.instance().store(
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float:
     """Run one composed configuration and return the objective to Hydra."""
-    about = HydraConfig.get()
-    run_dir = Path(about.runtime.output_dir)
-    is_multirun = about.mode == RunMode.MULTIRUN
-    group = Path(about.sweep.dir).name if is_multirun else None
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    is_multirun = job.mode == RunMode.MULTIRUN
+    group = Path(job.sweep.dir).name if is_multirun else None
     try:
         if is_multirun:
             with stop_on_signals() as stop:  # the multirun's own
@@ -73,7 +73,7 @@ def main(cfg: DictConfig) -> float:
             raise  # Hydra marks this job as failed and runs the others
         sys.exit(2)
     except Interrupted as stopped:
-        where = f"hydra.sweep.dir={about.sweep.dir}" if is_multirun else run_dir
+        where = f"hydra.sweep.dir={job.sweep.dir}" if is_multirun else run_dir
         distributed.print_once(f"t5ts: {stopped}; the same command resumes it ({where})")
         sys.exit(130)
 
@@ -91,10 +91,10 @@ def cli() -> None:
             _report(error)
             sys.exit(2)
         except Exception as error:
-            if wants_traceback or not _is_of_the_command_line(error):
+            if wants_traceback or not _is_command_line_error(error):
                 raise
             for frame, _ in traceback.walk_tb(error.__traceback__):
-                # Hydra had made the job's directory already.
+                # Hydra has already created the job's directory.
                 if frame.f_code.co_name == "run_job" and "output_dir" in frame.f_locals:
                     _remove_if_unused(Path(frame.f_locals["output_dir"]))
             distributed.print_once(f"t5ts: {_one_message(error)}")
@@ -104,8 +104,8 @@ def cli() -> None:
 def _report(error: UserError) -> None:
     """Print a message once, although every process under torchrun may raise the error.
 
-    An error of one process alone is its own to print; a lost peer is also reported by process 1,
-    since process 0 may be the lost one.
+    An error in one process alone is printed by that process; a lost peer is also reported by
+    process 1, since process 0 may be the lost one.
     """
     if isinstance(error, ConfigError | TrainingError | distributed.RaisedByMain):
         distributed.print_once(f"t5ts: {error}")
@@ -119,7 +119,7 @@ def _remove_if_unused(run_dir: Path) -> None:
     distributed.on_main(lambda: remove_if_unused(run_dir))
 
 
-def _is_of_the_command_line(error: Exception) -> bool:
+def _is_command_line_error(error: Exception) -> bool:
     """Whether Hydra raised this before any t5ts code ran: then the user can fix it."""
     here = str(Path(__file__).parent)
     _cli, *frames = traceback.extract_tb(error.__traceback__)
@@ -147,8 +147,8 @@ class _CallableModule(ModuleType):
         return run(overrides, **options)
 
 
-# `t5ts.run(...)` in Python and `python -m t5ts.run` are one name: importing this module puts it
-# where the function was, so it can be called itself.
+# `t5ts.run(...)` in Python and `python -m t5ts.run` are one name: importing this module replaces
+# the function by the module, so the module is callable.
 sys.modules[__name__].__class__ = _CallableModule
 
 

@@ -51,7 +51,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             lock = path.open("a")
         except FileNotFoundError:
             if run_dir.is_dir():
-                raise  # a file system without such files
+                raise  # a file system that refuses this name
             continue  # its last holder removed it after mkdir
         with lock:
             try:
@@ -75,8 +75,8 @@ def locked(run_dir: Path) -> Iterator[None]:
 def remove_if_unused(run_dir: Path) -> None:
     """Leave no directory behind for a run that was refused before it started.
 
-    Nor its parents below the working directory, if they are empty then. Never touches a directory
-    that another process has locked.
+    Its parents below the working directory are removed too if they are then empty. A directory
+    that another process has locked is never touched.
     """
     try:
         if not run_dir.is_dir():

@@ -99,7 +99,7 @@ class HFBackbone(CheckpointBackbone):
     """Any other Transformer that transformers builds."""
 
     title: str = text("the language model")  # in reports
-    card: str = ""  # what to know of its weights
+    card: str = ""  # what to know about its weights
     sizes: dict[str, Any] = field(default_factory=dict)  # its config.json; empty = the checkpoint's
     num_layers: int | None = number(None, "[1, 1000]")  # the first blocks; null = all
 
@@ -324,7 +324,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class NormalizeConfig:
-    """What is taken off each window before the model and put back after it."""
+    """How each window is normalised before the model; undone on its output."""
 
     name: str = choice(MISSING, "instance", "none")
 
@@ -344,7 +344,7 @@ class TrackerConfig:
 
 @dataclass(kw_only=True)
 class DebugConfig:
-    """Short cuts for finding faults; their results are marked as such."""
+    """Shortcuts for debugging; their results are marked as such."""
 
     name: str = named()
     fast_dev_run: bool = False  # two steps, one evaluation batch

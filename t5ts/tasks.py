@@ -74,7 +74,7 @@ class Forecast(_SquaredError):
     def batch(
         self,
         window_BCW: Tensor,
-        index_B: Tensor | None = None,  # noqa: ARG002 - every window is cut alike
+        index_B: Tensor | None = None,  # noqa: ARG002 - every window is cut in the same way
         epoch: int | None = None,  # noqa: ARG002
     ) -> Batch:
         """Split windows into context and target.
@@ -89,7 +89,7 @@ class Forecast(_SquaredError):
         )
 
     def last_value(self, batch: Batch) -> Tensor:
-        """The last value seen before each step of the target, (B, C, H); without any 0."""
+        """The last value seen before each step of the target, (B, C, H); 0 if there is none."""
         last_BC1 = last_seen(batch.inputs_BCL)[..., -1:]
         return last_BC1.nan_to_num(0.0).expand_as(batch.target_BCH)
 
@@ -175,7 +175,7 @@ class Reconstruct(_SquaredError):
         )
 
     def last_value(self, batch: Batch) -> Tensor:
-        """The last visible value; before the first one, that; 0, the train mean, without any."""
+        """The last visible value; before the first one, that one; 0, the train mean, if none."""
         before_BCL, after_BCL, _ = _neighbours(batch.inputs_BCL)
         return torch.where(before_BCL.isnan(), after_BCL, before_BCL).nan_to_num(0.0)
 

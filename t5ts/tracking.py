@@ -32,9 +32,9 @@ log = logging.getLogger("t5ts")
 REACH_TIMEOUT_S = 2.0
 #: Seconds that an online start may take before the run continues offline.
 INIT_TIMEOUT_S = 20.0
-#: Why W&B is offline where nobody asked for it.
+#: Why W&B is offline when nobody requested it.
 NOT_LOGGED_IN = "not logged in"
-#: W&B's key of the step, as Lightning has it; `step` in metrics.jsonl.
+#: W&B's key of the step, as in Lightning; `step` in metrics.jsonl.
 GLOBAL_STEP = "trainer/global_step"
 #: What each logged key is drawn against. A key has one meaning: a step's loss and gradient norms
 #: are `step/…`, those without it are an epoch's means.
@@ -85,7 +85,7 @@ class MetricsFile:
 
 
 class Tracker:
-    """What a run tells the world while it trains; this one tells nothing.
+    """Receives a run's metrics while it trains; this base class ignores them.
 
     Attributes:
         resumed: Whether an earlier process of this run directory has sent rows to the same place.
@@ -108,7 +108,7 @@ class WandbTracker(Tracker):
 
     A run directory is one W&B run, whose id is kept in it with W&B's own files: a resumed run finds
     it there, and the same command in another directory gets another. Its `group` is the sweep or
-    the data, its `job_type` the arm. `config` is nested: W&B treats a dot in a key so.
+    the data, its `job_type` the arm. `config` is nested, as W&B reads dotted keys.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class WandbTracker(Tracker):
             self._fail(error)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Send one row, less what says nothing there."""
+        """Send one row, without the values that are of no use in W&B."""
         names = {"step": GLOBAL_STEP}
         sent = {names.get(k, k): v for k, v in _without_clutter(row).items() if k != "kind"}
         self._attempt(lambda run: run.log(sent))
@@ -228,14 +228,14 @@ def log_report(findings: "Findings", written: "Written", project: str) -> str:
     Args:
         findings: What the report concludes.
         written: The report's files.
-        project: [ENTITY/]PROJECT; the runs' own shows both together. A study that is reported again
-            renews its run, where it is online.
+        project: [ENTITY/]PROJECT; the runs' own shows both together. Reporting a study again
+            overwrites its run, if W&B is online.
 
     Returns:
         Where W&B has it.
 
     Raises:
-        UserError: if W&B does not take it: unlike a run's tracking, this was asked for.
+        UserError: if W&B rejects it: unlike a run's tracking, this was requested.
     """
     import wandb
 
@@ -273,7 +273,7 @@ def log_report(findings: "Findings", written: "Written", project: str) -> str:
         if any(one.config.get("tracker.artifacts") for one in study.runs):
             _log_artifact(run, "report", {written.page.name: written.page})
         run.finish()
-    except Exception as error:  # the client raises whatever its parts do
+    except Exception as error:  # the client raises any error of its parts
         raise UserError(
             f"W&B did not take the report for project {project}: {first_line(error)}. Check the"
             " project's name and the login (wandb login), or set WANDB_MODE=offline."
@@ -305,7 +305,7 @@ def choose_mode(asked: str) -> tuple[str, str]:
     """Online, offline or disabled, and why; decided at once, without W&B's own long waits.
 
     Only auto has a choice: it looks at WANDB_MODE, then for a login and at whether the server (or
-    the proxy before it) takes a connection.
+    the proxy before it) accepts a connection.
     """
     if asked != "auto":
         return asked, f"tracker.mode={asked}"
@@ -337,10 +337,10 @@ def _takes_connection(host: str, port: int) -> bool:
     """Whether a TCP connection succeeds in time, name look-up included."""
     reached = threading.Event()
 
-    def knock() -> None:
+    def connect() -> None:
         with suppress(OSError), socket.create_connection((host, port), timeout=REACH_TIMEOUT_S):
             reached.set()
 
     # A look-up without a network can hang longer than any timeout given to it.
-    threading.Thread(target=knock, daemon=True).start()
+    threading.Thread(target=connect, daemon=True).start()
     return reached.wait(REACH_TIMEOUT_S)

@@ -23,7 +23,7 @@ from t5ts.output import FitState, Output, StepRows
 from t5ts.probes import DistanceFromInit, GradientNorms, UpdateRatios
 from t5ts.tasks import Batch
 
-#: A run that has longer to go than this says so, once its speed is known.
+#: A run with more time left than this logs it once its speed is known.
 LONG_S = 60.0
 
 
@@ -82,7 +82,7 @@ def fit(
 
 
 class _Loop:
-    """The parts of `fit`, and its clocks: what does not outlast the process."""
+    """The parts of `fit`, and its timers, which start anew in each process."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _Loop:
         self.distance = DistanceFromInit(parameters, frozen=setup.optimizer.never_trains)
         self.scaler = _build_scaler(setup)
         self.state = FitState() if resume_from is None else self.restored(resume_from)
-        # Equal already where machines and libraries are; a bit of difference would never go away.
+        # Already equal if machines and libraries are; a difference of one bit would persist.
         distributed.broadcast_tensors(*parameters.values())
         output.start(self.state.metrics_bytes)
         self.norms = GradientNorms(parameters)
@@ -149,12 +149,12 @@ class _Loop:
         row |= {f"lr/{component_of(name)}": lr for name, lr in rates.items()}
         self.output.write(row | {"perf/windows_per_s": windows_per_s})
         self.logged_rows += 1
-        if self.logged_rows == 2:  # the first interval has the first step's preparations in it
+        if self.logged_rows == 2:  # the first interval includes the first step's set-up
             self.say_time_left(self.config.train.batch_size / windows_per_s)
         self.seen_windows, self.shown_at = 0, now
 
     def say_time_left(self, step_s: float) -> None:
-        """Log how long the rest takes at this speed, and the memory so far, if it takes long."""
+        """If the rest takes long at this speed, log how long, and the peak memory so far."""
         per_epoch, every = self.setup.steps_per_epoch, self.config.train.eval_every_epochs
         left = self.setup.epochs * per_epoch - self.state.step
         seconds = left * step_s + (left // per_epoch // every + 1) * self.eval_s
@@ -189,9 +189,9 @@ class _Loop:
         if is_due and _is_better(row[self.config.objective], state, self.config.objective):
             state.best_epoch = epoch
             state.best_metrics = {k: v for k, v in row.items() if k.startswith("val_")}
-            about = {"identity": self.identity, "epoch": epoch, **state.best_metrics}
+            metadata = {"identity": self.identity, "epoch": epoch, **state.best_metrics}
             best = self.output.checkpoints / "best.safetensors"
-            distributed.on_main(lambda: save_checkpoint(best, self.weights(), about))
+            distributed.on_main(lambda: save_checkpoint(best, self.weights(), metadata))
         self.save()
         ends_run = self.is_over()
         distributed.on_main(lambda: self.output.after_epoch(row | {"ends_run": ends_run}))
@@ -200,9 +200,9 @@ class _Loop:
     def is_over(self) -> bool:
         """Whether the last step is done, or early stopping ends the run at this one.
 
-        A function of what a checkpoint holds, so that a resumed run decides alike. The patience
-        counts from the best epoch, but not before all that ever trains does: an arm that unfreezes
-        late is given as long after it as any other has from its start.
+        A function of what a checkpoint holds, so that a resumed run decides the same. Patience
+        counts from the best epoch, but not before everything that ever trains is training: an arm
+        that unfreezes late has as long after that as another has from its start.
         """
         state, per_epoch = self.state, self.setup.steps_per_epoch
         patience = self.config.train.early_stopping_epochs
@@ -230,10 +230,10 @@ class _Loop:
             state.metrics_bytes, state.metrics_crc32 = self.output.metrics.sync()
             moments, steps = self.setup.optimizer.state()
             tensors = self.weights() | {f"optim/{name}": t for name, t in moments.items()}
-            about = {"fit": asdict(state), "optimizer_steps": steps}
-            about |= {**self.output.record, "scaler": self.scaler.state_dict()}
+            metadata = {"fit": asdict(state), "optimizer_steps": steps}
+            metadata |= {**self.output.record, "scaler": self.scaler.state_dict()}
             last = self.output.checkpoints / "last.safetensors"
-            save_checkpoint(last, tensors | generators, about)
+            save_checkpoint(last, tensors | generators, metadata)
 
         distributed.on_main(write)
         self.last_saved = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Command lines that ask for nonsense, and the real entry point to try them on."""
+"""Nonsensical command lines, and the real entry point to run them."""
 
 import sys
 from collections.abc import Iterator
@@ -153,7 +153,7 @@ class Outcome:
 
     Attributes:
         status: The exit status; None if an exception reached Python, which prints a traceback.
-        said: What stood on stderr.
+        said: The text on stderr.
         trained: How many runs began.
         left: Files that it left behind.
     """
@@ -164,7 +164,7 @@ class Outcome:
     left: list[Path]
 
     def fault(self, *named: str) -> str | None:
-        """What is wrong with this as an answer to nonsense; None if nothing is."""
+        """What is wrong with this response to a nonsensical command; None if nothing is."""
         if self.status is None or "Traceback" in self.said:
             return f"traceback: {self.said[-300:]}"
         if self.trained or self.status == 0:

@@ -1,4 +1,4 @@
-"""What a test may do without, and where it may not: `T5TS_REQUIRE=chromium,postgres`."""
+"""Optional requirements of tests; `T5TS_REQUIRE=chromium,postgres` makes them mandatory."""
 
 import os
 from typing import NoReturn
@@ -7,7 +7,7 @@ import pytest
 
 
 def missing(what: str, reason: str) -> NoReturn:
-    """Skip for want of something, said at the end of the run; a failure where it is required.
+    """Skip if something is missing, with a note at the end; fail where it is required.
 
     Args:
         what: Its word in `T5TS_REQUIRE`, a list with commas that `.ci/run` sets.

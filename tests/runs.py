@@ -1,4 +1,4 @@
-"""Helpers for tests of whole runs: what a run directory says, without its clock."""
+"""Helpers for tests of whole runs: a run directory's content, without times."""
 
 import json
 import multiprocessing
@@ -45,7 +45,7 @@ HUB_BACKBONE = [
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing is written on the way out."""
+    """Simulates kill -9: nothing is written on exit."""
 
 
 def die_after(monkeypatch: pytest.MonkeyPatch, step: int, *, politely: bool) -> None:
@@ -153,7 +153,7 @@ def local_t5(folder: Path) -> Path:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Every row, tensor and result, less what a clock says."""
+    """Every row, tensor and result, without times."""
     assert rows(one) == rows(other)
     for name in ("last", "best"):
         tensors, state = load_checkpoint(one / "checkpoint" / f"{name}.safetensors")

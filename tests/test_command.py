@@ -1,4 +1,4 @@
-"""A reader that goes early, as `| head` does."""
+"""A reader that closes the pipe early, as `| head` does."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every composition is possible or refused by name, before any work starts."""
+"""Every composition is valid, or refused by name before any work starts."""
 
 import math
 import random
@@ -141,7 +141,7 @@ def test_impossible_values_name_their_keys_and_a_way_out(overrides, named, compo
         assert word in str(error.value)
 
 
-#: Overrides, and what stands at some keys then.
+#: Overrides, and the values of some keys after them.
 COMPOSED = [
     ("", {"seq_len": 128, "horizon": 24, "patch.patch_len": 32, "patch.scale": "native"}),
     ("init=t5 freeze=staged", {"arm": "t5_small-t5-staged", "backbone.hub_id": "t5-small"}),

@@ -1,4 +1,4 @@
-"""The standing controls, small: where pretrained weights help, that is what comes out."""
+"""The standing controls, small: where pretrained weights help, the verdict says so."""
 
 import json
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def test_pretraining_on_english_helps_on_english_in_disguise(
 def test_a_donors_encoder_helps_behind_its_own_interface(
     composed: Callable[..., Config], tmp_path: Path
 ) -> None:
-    """A small positive control: the donor's knowledge is seen, and is not its scale."""
+    """A small positive control: the donor's knowledge is detected, and is not its scale."""
     small = ["backbone.d_model=32", "backbone.d_ff=64", "backbone.d_kv=8", "backbone.num_layers=2"]
     small += ["seq_len=64", "train.progress=false", "train.eval_batch_size=1024"]
     long = ["data.num_rows=16000", "data.windows_per_epoch=12000", "train.epochs=1"]

@@ -119,7 +119,7 @@ def sum_of_shares() -> dict[str, float]:
 
 
 def main(where: str) -> None:
-    """Every process: all runs, whatever became of the one before."""
+    """In every process: all runs, whatever happened to the previous one."""
     folder = Path(where)
     torch.set_num_threads(1)
     register()

@@ -1,4 +1,4 @@
-"""README and docs: commands compose or parse, links lead somewhere, one journey runs."""
+"""README and docs: commands compose or parse, links resolve, the README's CSV block runs."""
 
 import argparse
 import importlib
@@ -36,9 +36,9 @@ def joined(page: Path) -> str:
 
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Each command's module and its words."""
+    """Each command's module and its arguments."""
     for module, rest in COMMAND.findall(text):
-        words = shlex.split(rest.strip().partition("  ")[0])  # a remark stands two blanks behind
+        words = shlex.split(rest.strip().partition("  ")[0])  # a remark follows two blanks
         if "…" not in rest and not any(word.startswith("[") for word in words):
             yield module, [word for word in words if not word.startswith("2>")]
 
@@ -174,7 +174,7 @@ def test_every_option_is_documented() -> None:
 
 
 def test_every_key_is_documented() -> None:
-    """Of the groups whose keys have a table; keys that are no user's are left out."""
+    """Of the groups whose keys have a table; internal keys are left out."""
     from dataclasses import fields
 
     from t5ts.schema import CsvData, FreezeConfig, OptimConfig, PatchConfig, TrainConfig

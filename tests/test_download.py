@@ -30,7 +30,7 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What options set is put back after."""
+    """Environment variables that options set are restored afterwards."""
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "")
 
@@ -91,7 +91,7 @@ def download_command(*arguments: str) -> None:
 def test_a_signal_ends_a_download_and_the_same_command_completes_it(
     hub, tmp_path: Path, module: str, number: signal.Signals
 ) -> None:
-    """At once, with one line; the unfinished file is never taken for a checkpoint."""
+    """It stops at once, with one line; the unfinished file is never used as a checkpoint."""
     hub.faults = [Fault("cdn/", stall_after=1000)]
     home = tmp_path / "home"
     places = {"HF_HUB_CACHE": str(home), "HF_ENDPOINT": hub.endpoint}

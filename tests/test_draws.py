@@ -118,7 +118,7 @@ def test_channels_share_an_order_and_gaps_move_along() -> None:
 
 
 class Highest(nn.Module):
-    """Forecasts the highest value of the context, wherever it stands."""
+    """Forecasts the highest value of the context, wherever it is."""
 
     def forward(self, x_BCL: Tensor) -> Tensor:
         return x_BCL.amax(-1, keepdim=True).expand(-1, -1, 4)

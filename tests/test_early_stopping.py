@@ -48,7 +48,7 @@ def stopping(config: Config, patience: int | None = PATIENCE) -> Config:
 def test_a_stopped_run_is_the_beginning_of_the_whole_one(
     words: str, settled: float, fast: Compose, tmp_path: Path
 ) -> None:
-    """The oracle: where the whole run's objective was first no better for so many epochs."""
+    """The oracle: the first epoch of the full run at which patience had run out."""
     config = fast(words)
     run(config, run_dir=tmp_path / "whole")
     whole = rows(tmp_path / "whole")
@@ -96,7 +96,7 @@ def test_kills_around_the_stop_change_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One step before the stop, at it, as its row is told, and after it; nothing trains on."""
+    """Killed one step before the stop, at it, while its row is sent, and after it."""
     config, run_dir, result = whole
     per_epoch = read(run_dir / "provenance.json")["steps_per_epoch"]
     assert result.stopped_epoch is not None
@@ -130,7 +130,7 @@ def test_kills_around_the_stop_change_nothing(
 
 
 def test_a_reused_phase_is_not_longer_than_the_run(fast: Compose, tmp_path: Path) -> None:
-    """What never unfreezes may stop within epochs that a run unfreezing later has shared."""
+    """A run that never unfreezes may stop within epochs that a later-unfreezing run shared."""
     store = f"train.reuse_dir={tmp_path / 'store'}"
     late = stopping(fast("freeze=staged freeze.unfreeze_epoch=7", "optim.lr=0.3", store))
     frozen = stopping(fast("freeze=all", "optim.lr=0.3", store))

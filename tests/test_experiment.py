@@ -1,4 +1,4 @@
-"""Whole runs: what they leave, that they repeat, resume, pair, and refuse to pretend."""
+"""Whole runs: their files, repeatability, resuming, pairing, and no fake arms."""
 
 import json
 import math

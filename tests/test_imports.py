@@ -1,4 +1,4 @@
-"""Imports point one way, and heavy libraries stay in their rooms."""
+"""Imports point one way, and heavy libraries are imported only where they are used."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import t5ts
 
 PACKAGE = Path(t5ts.__file__).parent
-#: A module may import what has a lower number, and nothing of its own level but its own package.
+#: A module may import from lower numbers, and at its own level only from its own package.
 LEVELS = {
     "errors": 0,
     "command": 0,
@@ -71,7 +71,7 @@ ROOMS = {
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it."""
+    """Every module that a file imports, at any depth."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do to those who can be asked, and to those who wait."""
+"""SIGINT and SIGTERM: a stop at a safe point, or KeyboardInterrupt while waiting."""
 
 import os
 import signal

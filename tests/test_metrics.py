@@ -146,7 +146,7 @@ def two_threads():
 
 @pytest.mark.usefixtures("two_threads")
 def test_small_operations_of_evaluation_have_one_thread() -> None:
-    """Beside a busy process two threads made an update of 2 ms one of 210 ms."""
+    """Next to a busy process two threads made an update of 2 ms one of 210 ms."""
     sums, data = RegressionSums(3), sample()
     with ThreadsOfEachOperation() as update:
         sums.update(*data)

@@ -1,4 +1,4 @@
-"""Entries are whole or not there: bound, order of eviction, damage, kill -9, many processes."""
+"""Entries are complete or absent: bound, eviction order, corruption, kill -9, many processes."""
 
 import hashlib
 import multiprocessing
@@ -28,7 +28,7 @@ def names(folder: Path) -> list[str]:
 
 
 def age(folder: Path, key: str, epoch: int, seconds: int) -> None:
-    """Say that an entry was last used so long before 2001."""
+    """Set the time at which an entry was last used, in seconds before 2001."""
     (path,) = folder.glob(f"{key}.{epoch:05d}.*")
     os.utime(path, (10**9 - seconds,) * 2)
 

@@ -106,7 +106,7 @@ def test_a_gpus_sums_by_component_are_the_cpus() -> None:
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes that the operations inside held at once in new tensors."""
+    """The peak of bytes in new tensors during the block."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -307,7 +307,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
 
 
 def test_reused_epochs_are_the_runs_own(staged: Compose, tmp_path: Path) -> None:
-    """A sweep hears of them, their seconds count, and the best epoch may be among them."""
+    """A sweep receives them, their seconds count, and the best epoch may be among them."""
     # At such a rate the first step ruins the model.
     config = staged("freeze.unfreeze_epoch=3", "optim.lr=3", "optim.schedule=constant")
     heard: list[tuple[int, float]] = []

@@ -1,4 +1,4 @@
-"""A run directory: whose it is, what its numbers were made from, and whether they are intact."""
+"""A run directory: its owner, the inputs of its numbers, and whether it is intact."""
 
 import logging
 import resource
@@ -297,7 +297,7 @@ def test_put_aside_never_meets_an_earlier_folder(run_dir: Path) -> None:
 def test_a_full_disk_is_one_message_and_the_run_resumes(
     config: Config, run_dir: Path, tmp_path: Path
 ) -> None:
-    """A limit on a file's size stands for it: the kernel refuses the write in the same way."""
+    """Simulated by a limit on a file's size: the kernel refuses the write in the same way."""
     whole = run(config, run_dir=tmp_path / "whole")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (100, 2000, (tmp_path / "whole" / "metrics.jsonl").stat().st_size - 100):

@@ -1,4 +1,4 @@
-"""A window is cut where it should be, what is hidden stays hidden, baselines are what they say."""
+"""Windows are cut in the right place, hidden steps stay hidden, baselines are correct."""
 
 import math
 
@@ -177,7 +177,7 @@ def model(mask: str, *, encoder: bool = True, **changes) -> Forecaster:
 @pytest.mark.parametrize("stride", [None, 5])
 @pytest.mark.parametrize("mask", ["token", "value", "value without encoder", "token per patch"])
 def test_masked_values_cannot_reach_the_prediction(mask, stride, channels, normalize) -> None:
-    """Whatever stands at the masked steps: prediction, baselines and statistics stay the same."""
+    """Whatever values the masked steps have, prediction, baselines and statistics stay the same."""
     word, encoder = mask.split()[0], "without" not in mask
     changes = {"stride": stride, "channels": channels, "normalize": normalize}
     if "per patch" in mask:

@@ -1,4 +1,4 @@
-"""The loop's corners: compiled blocks, fp16 that waits for nothing, rows that are sent once."""
+"""Details of the loop: compiled blocks, fp16 without synchronisation, rows sent once."""
 
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_a_step_in_fp16_waits_for_no_number(optim: str, reads: int, tiny: Compos
 def test_a_long_run_says_once_how_long(
     tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And nothing else changes; a short one does not."""
+    """Only that is logged; a short run logs none."""
     caplog.set_level("INFO", logger="t5ts")
     said = []
     for name, long_s in (("short", train.LONG_S), ("long", 0.0)):

@@ -20,8 +20,8 @@ class Pretraining(NamedTuple):
 
     Attributes:
         content: What they have learned, which their controls (`matched`, `shuffled`) lack.
-        promise: What they are; the loader may doubt it.
-        origin: The load report's word for them, unless it doubts them.
+        promise: How the weights are described; loader notes may contradict it.
+        origin: `LoadReport.origin` of such weights, unless a check contradicts it.
     """
 
     content: str
@@ -40,7 +40,7 @@ PRETRAINED = {
 }
 #: The init they are compared with.
 RANDOM = "random"
-#: Kinds of pairs in the order in which they are shown, and their question.
+#: Kinds of pairs in display order, and what each compares.
 KINDS = {
     "best": "each at its own best schedule",
     "control": "control, each at its own best schedule",
@@ -68,7 +68,7 @@ class Point:
         finished: Finished runs by seed, ascending; of several at one seed the one written first.
         failed: Seeds that failed and no other run finished, ascending.
         num_seeds: Seeds that ended, either way.
-        known: The finished runs, one for each seed; all runs while there is none.
+        known: The finished runs, one for each seed; all runs if none has finished.
         objective: Mean validation objective over the finished seeds; NaN without any.
     """
 
@@ -89,8 +89,8 @@ class Arm:
 
     Attributes:
         name: backbone-init-freeze, and what else tells it from other arms.
-        backbone, model: Its option's name (and folder, where several share it); T5 or GPT-2.
-        donor: The run or Chronos-T5 behind its weights, or behind those it is the control of.
+        backbone, model: Its option's name (and folder, if several share it); the model's name.
+        donor: The run or Chronos-T5 that its weights, or those it is a control of, come from.
         weights: Which weights: encoder, init and donor.
         points, final: Settings tried; those that a sweep had chosen, run again on other seeds.
         ranked: Points with a finished run, the best first: by mean validation objective, of those
@@ -99,11 +99,12 @@ class Arm:
         best: The first of them, or None.
         finished, done: Its finished runs by seed, ascending, and as a list.
         searched_point: The search's own runs of the setting that `final` re-ran, or None.
-        shown: The point to draw: the best, or the one with most epochs if none has finished.
+        shown: The point to draw: the best, or the one with the most epochs if none has finished.
         tuned, searched: Settings that vary between the points; or did so in the earlier sweep.
-        tried, trials: Settings that the best was chosen from, and trials that it took, with
-            repeated draws, here or in the earlier sweep.
-        share_trained: Epochs that its trials came to, of those due: pruning and failures lower it.
+        tried, trials: How many settings the best was chosen from, in how many trials (repeated
+            draws included), here or in the earlier sweep.
+        share_trained: Share of the requested epochs that its trials reached: 1 without pruning or
+            failures.
         epochs_trained: Epochs over all runs, minus those reused from a shared frozen phase.
         architecture: The encoder's shape, as built by its runs, else as configured, or None.
     """
@@ -126,24 +127,24 @@ class Arm:
         self.points, self.final = _points(by_origin[False]), _points(by_origin[True])
         self.ranked = [
             point
-            for of in (self.final, self.points)
-            for point in sorted(of, key=lambda p: (-len(p.finished), self.loss(p)))
+            for points in (self.final, self.points)
+            for point in sorted(points, key=lambda p: (-len(p.finished), self.loss(p)))
             if point.finished
         ]
         self.best = self.ranked[0] if self.ranked else None
         self.finished = self.best.finished if self.best else {}
         self.done = list(self.finished.values())
-        again = self.best.settings if self.best and self.final else None
-        found = (p for p in self.points if p.finished and p.settings == again)
+        rerun = self.best.settings if self.best and self.final else None
+        found = (p for p in self.points if p.finished and p.settings == rerun)
         self.searched_point = next(found, None)
         every = (*self.points, *self.final)
         self.shown = self.best or max(every, key=lambda p: sum(run.epochs for run in p.runs))
         self.tuned = set(varying([point.settings for point in self.points]))
-        self.searched = self.tuned.union(*(of["keys"] for of in before))
-        self.tried = max(len(self.points), *(of["trials"] for of in before), 1)
+        self.searched = self.tuned.union(*(search["keys"] for search in before))
+        self.tried = max(len(self.points), *(search["trials"] for search in before), 1)
         searched = [run for point in self.points for run in point.runs]
-        here = {run.trial_id for first in searched for run in (first, *first.copies)}
-        self.trials = max(len(here), *(of["trials"] for of in before), 0)
+        trial_ids = {run.trial_id for first in searched for run in (first, *first.copies)}
+        self.trials = max(len(trial_ids), *(search["trials"] for search in before), 0)
         trained = searched or runs
         self.share_trained = sum(r.epochs for r in trained) / sum(r.epochs_due for r in trained)
         self.epochs_trained = sum(r.epochs - int(r.trial.get("reused_epochs") or 0) for r in runs)
@@ -267,7 +268,7 @@ def conditions(study: Study) -> list[Condition]:
 
 
 def _extras(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Which settings tell each from others of its name; what is null there goes without saying."""
+    """For each name, the settings that distinguish it from equal names; nulls are left out."""
     found = []
     for name, own in named:
         keys = varying([settings for other, settings in named if other == name])
@@ -304,7 +305,7 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _points(runs: Sequence[Run]) -> list[Point]:
-    """Runs by what they were set to."""
+    """Group runs by their settings."""
     same = grouped(runs, lambda run: json.dumps(run.settings, sort_keys=True))
     return [Point(members) for members in same.values()]
 
@@ -318,19 +319,19 @@ def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
     found = dict.fromkeys(map(_encoder, runs))
     folders = {name: [path for other, path in found if other == name] for name, _ in found}
     return {
-        (name, path): f"{name}:{short_path(path, of)}" if len(of := folders[name]) > 1 else name
+        (name, path): f"{name}:{short_path(path, same)}" if len(same := folders[name]) > 1 else name
         for name, path in found
     }
 
 
 def short_path(path: str, among: Iterable[str] = ()) -> str:
-    """A path's last part; the whole path if another one ends alike."""
+    """A path's last part; the whole path if another one has the same last part."""
     name = Path(path).name
     return path if any(p != path and Path(p).name == name for p in among) else name
 
 
 def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair:
-    """Each side's best schedule and setting by validation, of those with most of the shared seeds.
+    """Pair each side's best schedule by validation, among those with the most shared seeds.
 
     If all schedules of a side were re-run (`final`), the search's runs choose between them.
     """
@@ -382,8 +383,8 @@ def _candidates(arms: list[Arm]) -> Iterator[Pair]:
     tuned_first = sorted(pretrained, key=lambda arm: (not arm.is_instruction_tuned, arm.name))
     for arm, other in itertools.combinations(tuned_first, 2):
         # Different architectures are not paired: each is compared with its own random arm only.
-        alike = arm.architecture is not None and arm.architecture == other.architecture
-        if alike and arm.weights != other.weights and arm.freeze == other.freeze:
+        same_shape = arm.architecture is not None and arm.architecture == other.architecture
+        if same_shape and arm.weights != other.weights and arm.freeze == other.freeze:
             yield Pair("checkpoint", arm, other)
     with_checkpoint = {arm.backbone for arm in pretrained}
     for arm, other in itertools.product(pretrained, arms):

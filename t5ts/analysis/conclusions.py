@@ -59,8 +59,8 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
 
     The headline compares pretrained weights (`arms.PRETRAINED`) with random ones, each with the
     schedule and setting chosen for it on validation, at paired seeds, by the interval of the mean
-    log-ratio of test losses, adjusted (Holm) for the study's data sets and checkpoints. When it
-    says what, and when there is no verdict: docs/report.md. Several data sets give one answer.
+    log-ratio of test losses, adjusted (Holm) for the study's data sets and checkpoints. The
+    outcomes, and when there is none: docs/report.md. Several data sets give one answer.
 
     Args:
         study: From `collect`; a DataError if none of its runs can be used.
@@ -77,8 +77,8 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
         for c in family if kind in _CHECKED else ():
             c.checks = check_pair(c.pair) if c.pair.seeds or kind == "best" else []
             if c.broken:
-                c.kind = WITHHELD  # this comparison alone
-    verdicts = [_judge(study, *of, margin) for of in zip(found, compared, strict=True)]
+                c.kind = WITHHELD  # only this comparison
+    verdicts = [_judge(study, *group, margin) for group in zip(found, compared, strict=True)]
     verdicts[0].checks += unread  # once
     return answer(Findings(study=study, verdicts=verdicts), margin)
 
@@ -102,7 +102,7 @@ def _judge(study: Study, condition: Condition, found: list[Comparison], margin: 
     values = {
         "first": names[v.main.pair.treatment.weights],
         "names": names,
-        "shapes": [dict.fromkeys(names[arm.weights] for arm in of) for of in shapes],
+        "shapes": [dict.fromkeys(names[arm.weights] for arm in arms) for arms in shapes],
     }
     v.reasons[1:1] = sentences("checkpoints", v=v, **values)
     if v.by_checkpoint and v.kind not in (WITHHELD, NOTHING, UNFINISHED):
@@ -161,8 +161,8 @@ def _outcome(study: Study, v: Verdict) -> str:
         return "not_learned"
     controls = (c.pair.control for c in v.of_headline("control"))
     for arm in dict.fromkeys((*main.pair.arms, *controls)):
-        if (of := in_play(arm)) is not None:
-            v.reasons.append(sentence("in_play", arm=arm, of=of, answer=of.answer(v.margin)))
+        if (use := in_play(arm)) is not None:
+            v.reasons.append(sentence("in_play", arm=arm, of=use, answer=use.answer(v.margin)))
     if main.kind != LOWER and _is_not_asked(v, main):
         v.say("put_in_play")
         return "not_asked"
@@ -172,12 +172,12 @@ def _outcome(study: Study, v: Verdict) -> str:
 def _is_not_asked(v: Verdict, main: Comparison) -> bool:
     """Whether the arms could not show what their weights know.
 
-    An answer against the weights has to show that an encoder was in play. Where the losses cannot
-    tell, only encoders shown to be out of play are a better reason than that.
+    A finding against the weights requires an encoder that was in play. Where the losses cannot
+    tell, this replaces that answer only if the encoders were shown to be out of play.
     """
-    found = {arm: of for arm in main.pair.arms if (of := in_play(arm)) is not None}
-    answers = {of.answer(v.margin) for of in found.values()}
-    unmoved = {arm: of for arm, of in found.items() if of.never_moved}
+    found = {arm: use for arm in main.pair.arms if (use := in_play(arm)) is not None}
+    answers = {use.answer(v.margin) for use in found.values()}
+    unmoved = {arm: use for arm, use in found.items() if use.never_moved}
     v.facts |= {"unmoved": unmoved, "idle": found, "unsure": answers != {"no"}}
     is_out = len(found) == 2 and "yes" not in answers
     return bool(unmoved) or (is_out and (answers == {"no"} or main.kind != CANNOT_TELL))
@@ -251,7 +251,7 @@ def _not_learned(main: Comparison, condition: Condition) -> str:
     ours = {seed: run.metric("val_loss") for seed, run in runs.items()}
     naive = [result.baselines["val"] for result in results]
     ratios = {
-        name.replace("_", " "): log_ratio([*ours.values()], [of[name]["loss"] for of in naive])
+        name.replace("_", " "): log_ratio([*ours.values()], [one[name]["loss"] for one in naive])
         for name in naive[0]
     }
     for arm in condition.arms:

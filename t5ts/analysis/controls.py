@@ -13,7 +13,7 @@ RECORD = Path(__file__).with_name("controls.json")
 
 
 def last_seen(runs: Iterable[Run]) -> dict[str, Any] | None:
-    """The record of the standing controls, as a report of these runs may quote it; None without.
+    """The record of the standing controls, as a report of these runs may quote it, or None.
 
     Its `is_this_code` is whether the controls, all of the runs and this report were computed by the
     same code, None if a run did not record its code.

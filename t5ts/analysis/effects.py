@@ -70,8 +70,8 @@ def speed(pair: Pair) -> dict[str, Any] | None:
 
     Returns:
         target: Mean over seeds of the loss to reach: at each seed the worse of both arms' best.
-        epochs, steps: Geometric means of treatment and control to it; half an epoch is added to
-            both for the logarithm, so that a target met at epoch 0 has one.
+        epochs, steps: Time to the target, geometric means of treatment and control. Half an epoch
+            is added to both before the logarithm, since a target may be met at epoch 0.
         log_speedup: Mean log of control's over treatment's epochs; above 0 the treatment is faster.
         area: Paired difference of the mean val_loss over all epochs (area under the curve).
 
@@ -165,9 +165,9 @@ def gradient_map(arm: Arm) -> tuple[list[str], Array, Array] | None:
     if not evals or len(epochs := evals[0]["epoch"]) < 2:
         return None
     names = [k for k in evals[0] if k.startswith("grad_norm/") and k != "grad_norm/total"]
-    alike = [of for of in evals if len(of["epoch"]) == len(epochs)]
+    complete = [rows for rows in evals if len(rows["epoch"]) == len(epochs)]
     with np.errstate(divide="ignore"):
-        logs = np.log([[of[name][1:] for name in names] for of in alike])
+        logs = np.log([[rows[name][1:] for name in names] for rows in complete])
     norms = np.exp(logs.mean(axis=0)) if names else np.empty((0, len(epochs) - 1))
     return [name.removeprefix("grad_norm/") for name in names], epochs[1:], norms
 
@@ -235,7 +235,7 @@ def effective_data_transferred(pairs: Sequence[Pair]) -> list[tuple[float, Estim
 
     Per seed: the size at which the random arm's curve reaches the pretrained arm's test loss. At
     each size: median of those windows (inf: more than measured), and the mean log of that over the
-    size; none without a seed that all have.
+    size; empty if no seed was run at all sizes.
 
     Source: Hernandez et al. 2021, see `effective_data`.
     """
@@ -324,13 +324,13 @@ def under_shift(findings: Findings) -> list[ShiftComparison]:
 def series_names(condition: Condition) -> tuple[str, str]:
     """Names of the training series and the other one, with what distinguishes them."""
     ours, theirs = (
-        {k.removeprefix(of): v for k, v in condition.config.items() if k.startswith(of)}
-        for of in ("data.", "ood.")
+        {k.removeprefix(group): v for k, v in condition.config.items() if k.startswith(group)}
+        for group in ("data.", "ood.")
     )
     is_same = ours["name"] == theirs.get("name")
     keys = [k for k in sorted({*ours} - {*_NOT_WHICH}) if is_same and ours[k] != theirs.get(k)]
-    parts = (", ".join(f"{k}={of[k]}" for k in keys if of.get(k) is not None)
-             for of in (ours, theirs))  # fmt: skip
+    parts = (", ".join(f"{k}={series[k]}" for k in keys if series.get(k) is not None)
+             for series in (ours, theirs))  # fmt: skip
     names = zip((ours["name"], theirs.get("name")), parts, strict=True)
     first, second = (f"{name} ({part})" if part else str(name) for name, part in names)
     return first, second

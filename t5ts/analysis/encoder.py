@@ -1,4 +1,4 @@
-"""What is known of an arm's encoder: its source, the loader's notes, its scale, if it took part."""
+"""What is known of an arm's encoder: source, loader's notes, scale, whether it took part."""
 
 import math
 import re
@@ -35,7 +35,7 @@ class InPlay(NamedTuple):
         cosines: Of the encoder's tokens and its output, before training and selected; means.
         bypassed: Log-ratio of the selected weights' val_loss without the blocks to that with them.
         moved: Largest distance from its start, relative to its norm, of any block at any epoch.
-        never_moved: Whether the schedule trains whole blocks, and they are where they were.
+        never_moved: Whether the schedule trains whole blocks, yet none of them moved.
     """
 
     cosines: tuple[float, float]
@@ -67,8 +67,8 @@ def in_play(arm: Arm) -> InPlay | None:
     initial, selected, bypassed, val = ([run.metric(name) for run in arm.done] for name in names)
     if not arm.done or not np.isfinite([*initial, *selected, *bypassed]).all():
         return None
-    plan = ((run, *of) for run in arm.done for of in schedule(run).items())
-    trains = any(n.startswith("block_") and min(of) < run.epochs_due for run, n, of in plan)
+    plan = ((run, *item) for run in arm.done for item in schedule(run).items())
+    trains = any(n.startswith("block_") and min(at) < run.epochs_due for run, n, at in plan)
     columns = ((run, n) for run in arm.done for n in run.evals if n.startswith(f"{MOVES}block_"))
     moved = float(max((m for run, n in columns for m in run.curve(n)[1]), default=math.nan))
     return InPlay(
@@ -82,8 +82,8 @@ def in_play(arm: Arm) -> InPlay | None:
 def schedule(run: Run) -> dict[str, list[float]]:
     """The epochs at which the parts of each component start to train; inf if never."""
     lines = grouped(run.provenance.get("plan") or (), lambda line: str(line["component"]))
-    starts = {name: [line["start_epoch"] for line in of] for name, of in lines.items()}
-    return {name: [math.inf if s is None else s for s in of] for name, of in starts.items()}
+    starts = {name: [line["start_epoch"] for line in parts] for name, parts in lines.items()}
+    return {name: [math.inf if s is None else s for s in parts] for name, parts in starts.items()}
 
 
 def scale_audit(arm: Arm) -> dict[str, float]:
@@ -109,7 +109,7 @@ def loader_notes(arm: Arm) -> list[str]:
         ]
         if loaded.get("origin", promised) != promised:
             notes.append(f"origin: {loaded['origin']}")
-        # That a donor was trained is in its run's own records; what it barely moved is no doubt.
+        # A donor run's records prove its training: tensors it barely moved cast no doubt on it.
         if arm.init != "run" and (fresh := loaded.get("fresh_tensors")):
             shown = ", ".join(fresh[:3]) + (", …" if len(fresh) > 3 else "")
             notes.append(f"{plural(len(fresh), 'tensor')} like a fresh draw ({shown})")
@@ -122,9 +122,9 @@ def is_doubted(arm: Arm) -> bool:
 
 
 def checkpoint_of(arm: Arm) -> str:
-    """The pretrained weights: their option's name and where they were read from, a donor's name."""
+    """The pretrained weights: their option's name and where they were read, or the donor's name."""
     loaded = (run.weights for run in arm.runs)
-    sources = {str(of["source"]) for of in loaded if of.get("source")} - {arm.backbone}
+    sources = {str(report["source"]) for report in loaded if report.get("source")} - {arm.backbone}
     if arm.init == "run":
         sources = {short_path(source, sources) for source in sources}
     return f"{arm.backbone} ({', '.join(sorted(sources))})" if sources else arm.backbone

@@ -1,4 +1,4 @@
-"""What two arms show when they are compared, and what a study's comparisons make up."""
+"""What comparing two arms shows, and the verdict that a study's comparisons add up to."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -58,8 +58,8 @@ class Comparison:
     """One pair of arms: their losses at the paired seeds, and over time where that is recorded.
 
     Attributes:
-        effect: Mean log-ratio of the losses, treatment over control; below 0 is better. Once judged
-            its interval and p allow for the `family` of so many pairs of its kind.
+        effect: Mean log-ratio of the losses, treatment over control; below 0 is better. After
+            `judge_family` its interval and p are adjusted for `family` pairs of its kind.
         p_t, p_permutation: p of the effect alone; sign-flip permutation test, NaN below 2 seeds.
         over_time: Diebold–Mariano on seed-averaged window losses, None where not recorded.
         new_windows: The same mean log-ratio with the interval for other stretches of the series
@@ -105,7 +105,7 @@ class Verdict:
         reasons: How certain it is, and what would make it more certain.
         main: The comparison that the headline is about; None without any.
         controls, asked: Arms of its checkpoint's controls; every arm behind the headline.
-        checks, facts: Validity, the main pair's first; what its sentences are filled with.
+        checks, facts: Validity, the main pair's first; the values its sentences mention.
         tried: Schedules and settings that the arms were chosen from on the tested seeds; if more
             than one, it is provisional.
         seeds_needed: Paired seeds that would settle it, if it cannot tell.
@@ -208,7 +208,7 @@ def answer(findings: Findings, margin: float) -> Findings:
     # The verdicts with an answer on each series: those on the most training data.
     answers = [v for v in verdicts if v.kind not in NO_VERDICT]
     reached = grouped(answers, lambda v: v.condition.series)
-    judged = [[v for v in of if _amount(v) == max(map(_amount, of))] for of in reached.values()]
+    judged = [[v for v in vs if _amount(v) == max(map(_amount, vs))] for vs in reached.values()]
     count = len({v.condition.series for v in verdicts})
     kinds = {v.kind for v in verdicts}
     stopped = next((kind for kind in (WITHHELD, UNFINISHED) if kind in kinds), None)
@@ -236,7 +236,7 @@ def _amount(v: Verdict) -> float:
 
 def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]:
     """The log effect on each data set: mean over its tasks and lengths, worst of the rivals."""
-    effects = [[[c.effect.value for c in v.of_headline(kind)] for v in of] for of in judged]
+    effects = [[[c.effect.value for c in v.of_headline(kind)] for v in vs] for vs in judged]
     worst = [[max(own) for own in group if own] for group in effects]
     return [float(np.mean(group)) for group in worst if group]
 

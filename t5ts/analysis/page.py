@@ -92,7 +92,7 @@ def _in_scheme(svg: str) -> str:
 
 
 def _parts(columns: Sequence[str]) -> list[list[int]]:
-    """Places of the columns that a table shows, and of those in a second one, folded away."""
+    """Indices of a table's visible columns, and of those folded away in a second table."""
     folded = [place for place, name in enumerate(columns) if _IS_FOLDED.fullmatch(name)]
     shown = [place for place in range(len(columns)) if place not in folded]
     return [shown, [0, *folded]] if folded else [shown]

@@ -173,7 +173,7 @@ def draw_forecasts(
         dots: Any = {"color": GREY, "ls": "", "marker": ".", "ms": 3}
         lines = [("truth", {"color": "black", "lw": 2}, window["truth"])]
         lines += [(naive.replace("_", " "), dots, window[naive])]
-        lines += [(*of, sample["windows"][place]["prediction"]) for *of, sample in predictions]
+        lines += [(*look, sample["windows"][place]["prediction"]) for *look, sample in predictions]
         for label, line, values in lines:
             shown = np.where(is_seen_H, math.nan, np.array(values, float))
             ax.plot(axis(steps_H), shown, label=label, **line)
@@ -237,16 +237,16 @@ def _colour_range(values: Any, maximize: bool) -> tuple[float, float]:
 def surface_of(
     arm: str, tried: Sequence[tuple[dict[str, Any], float]], tuned: Collection[str] = RATES
 ) -> Surface | None:
-    """An arm's surface of (settings, objective) tried; None if neither axis was searched, or once.
+    """An arm's surface of (settings, objective) tried; None below two points or without a search.
 
     `tuned` are the keys that were searched, if the settings have others too.
     """
-    known = [rate for rate in RATES if any(rate in of for of, _ in tried)]
+    known = [rate for rate in RATES if any(rate in settings for settings, _ in tried)]
     rate = next((rate for rate in known if rate in tuned), next(iter(known), None))
     points = [
-        (of[UNFREEZE], of[rate], value)
-        for of, value in tried
-        if rate in of and of.get(UNFREEZE) is not None
+        (settings[UNFREEZE], settings[rate], value)
+        for settings, value in tried
+        if rate in settings and settings.get(UNFREEZE) is not None
     ]
     if len(points) < 2 or not {UNFREEZE, rate} & {*tuned}:
         return None
@@ -290,7 +290,7 @@ def draw_forecast(frame: "pl.DataFrame", past: "pl.DataFrame", path: Path) -> No
     figure = Figure(figsize=(9, 1 + 2 * len(channels)), layout="constrained")
     axes = figure.subplots(len(channels), 1, squeeze=False, sharex=True)[:, 0]
     for ax, channel in zip(axes, channels, strict=True):
-        before, rows = (of.filter(of["channel"] == channel) for of in (past, frame))
+        before, rows = (table.filter(table["channel"] == channel) for table in (past, frame))
         time = rows["time"]
         ax.plot(before["time"], before["value"], color=GREY, label="past")
         if "value" in rows.columns:

@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A picture, figures/NAME.png and .svg: what to see, and text for whoever cannot see it."""
+    """A picture, figures/NAME.png and .svg: its caption, and its alternative text."""
 
     name: str
     caption: str
@@ -152,15 +152,15 @@ def in_short(findings: Findings) -> str:
 
 
 def _context(findings: Findings) -> dict[str, Any]:
-    """The values that `report.md.j2` uses, besides functions."""
+    """The values, other than functions, that `report.md.j2` uses."""
     verdicts = findings.verdicts
     arms = [(v, arm) for v in verdicts for arm in v.condition.arms]
 
-    def named(v: Verdict, name: str) -> str:  # with its condition, where there are several
+    def named(v: Verdict, name: str) -> str:  # with its condition if there are several
         return name if len(verdicts) == 1 else f"{name} · {v.condition.name}"
 
     def questions(*kinds: str, of: Callable[[Pair], Any] | None = None) -> list[tuple[Any, ...]]:
-        """Comparisons of these kinds with finished paired seeds, and what `of` finds of them."""
+        """Comparisons of these kinds with finished paired seeds, and what `of` returns for each."""
         compared = [(v, c) for v in verdicts for c in v.comparisons if c.pair.kind in kinds]
         compared = [(v, c) for v, c in compared if c.pair.seeds]
         if of is None:
@@ -181,7 +181,7 @@ def _context(findings: Findings) -> dict[str, Any]:
             (v, name, own) for v in verdicts for name, own in v.by_checkpoint.items() if own.main
         ],
         "controls": last_seen(findings.study.runs),
-        "in_play": [(v, arm, of) for v, arm in arms if (of := encoder.in_play(arm))],
+        "in_play": [(v, arm, use) for v, arm in arms if (use := encoder.in_play(arm))],
         "shifted": [v for v in verdicts if any(has(a, "ood_loss") for a in v.condition.arms)],
         "shuffled": [(v, arm) for v, arm in arms if has(arm, "shuffled_loss")],
         "under_shift": [(o, o.verdict, o.comparison) for o in effects.under_shift(findings)],
@@ -228,14 +228,14 @@ def against_baseline(arm: Arm, name: str) -> Estimate:
 
 
 def _regrets(v: Verdict) -> list[tuple[str, ...]]:
-    """Of each weights: name, best schedule, and what the two simple schedules cost."""
+    """For each set of weights: name, best schedule, and the cost of the two simple schedules."""
     rows: list[tuple[str, ...]] = []
     arms = [arm for arm in v.condition.arms if arm.best and arm.freeze in ("none", "staged", "all")]
-    for (backbone, init), of in grouped(arms, lambda arm: (arm.backbone, arm.init)).items():
-        best = min(of, key=lambda arm: arm.loss(arm.best))
-        plans = {arm.freeze: arm.best for arm in reversed(of)}
+    for (backbone, init), group in grouped(arms, lambda arm: (arm.backbone, arm.init)).items():
+        best = min(group, key=lambda arm: arm.loss(arm.best))
+        plans = {arm.freeze: arm.best for arm in reversed(group)}
         # A sweep over the unfreeze epoch has "at once" as one of its points.
-        staged = [p for arm in of if arm.freeze == "staged" for p in arm.points if p.finished]
+        staged = [p for arm in group if arm.freeze == "staged" for p in arm.points if p.finished]
         zero = [p for p in staged if p.settings.get("freeze.unfreeze_epoch") == 0]
         simple = plans.get("all"), plans.get("none") or min(zero, key=best.loss, default=None)
         if best.best and any(simple):
@@ -262,8 +262,8 @@ def _transferred(findings: Findings) -> list[tuple[str, list[Pair], list[Any]]]:
         return name, str(sorted(rest.items()))
 
     found = []
-    for (name, _), of in grouped(best, series).items():
-        sized = [pair for _, pair in of if pair.num_windows]
+    for (name, _), group in grouped(best, series).items():
+        sized = [pair for _, pair in group if pair.num_windows]
         sized.sort(key=lambda pair: pair.num_windows)
         if len(sized) > 1:
             found.append((name, sized, effects.effective_data_transferred(sized)))

@@ -81,7 +81,7 @@ def mean_interval(values: Values) -> Estimate:
 
 
 def _t_estimate(mean: float, error: float, degrees: float, sd: float, count: int) -> Estimate:
-    """Of a mean with its standard error, and the standard deviation of what it is of."""
+    """The estimate for a mean, from its standard error and the observations' deviation."""
     from scipy.stats import t
 
     half = float(t.ppf(1 - ALPHA / 2, degrees)) * error
@@ -172,7 +172,7 @@ def robust_p(
     """p of the mean of (n,) differences against failures that these seeds happened not to show.
 
     If one seed in ten (`rate`) fails by ten (`spreads`) standard deviations of the others, a lead
-    of one at those is no gain on average, and 59 % of studies of five seeds show no such failure.
+    of one in the others is no gain on average; 59 % of studies of five seeds show no such failure.
     The hypothesis is that the mean of seeds that did not fail is at most rate · spreads standard
     deviations from 0. Below 5 % the direction holds even so. NaN for fewer than 2 seeds.
 
@@ -249,7 +249,7 @@ def variance_over_time(series: Values, *, horizon: int) -> tuple[float, int]:
 def diebold_mariano(losses_a: Values, losses_b: Values, *, horizon: int) -> Estimate:
     """Do two forecasts differ over time, given that windows overlap?
 
-    Of (n,) losses per window, in time order, with a horizon in steps.
+    Takes (n,) losses per window, in time order; the horizon is in steps.
 
     Source: Diebold & Mariano 1995; with this variance Coroneo & Iacone 2020.
     """

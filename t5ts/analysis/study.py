@@ -31,10 +31,10 @@ K = TypeVar("K")
 #: Files that mark a directory as a run directory.
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
 _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MULTILINE)
-#: Settings that cannot change what a run is compared on, besides those that change no number.
-#: `claims` is what arm_requires was called until 2026-11-25; `backbone.full_params` was a setting
-#: until 2026-11-26. `ood` is null where no other series is tested on; else its keys are in the
-#: condition.
+#: Settings that cannot change what a run is compared on, in addition to `NOT_IDENTITY`.
+#: arm_requires was called `claims` until 2026-11-25; `backbone.full_params` was a setting
+#: until 2026-11-26. `ood` is null if no other series is tested on; otherwise its keys are part of
+#: the condition.
 _NOT_SETTINGS = {*NOT_IDENTITY, "claims", "seed", "debug.", "train.threads", "train.device", "ood"}
 _NOT_SETTINGS |= {"train.log_every", "train.probe_every", "train.eval_batch_size"}
 _NOT_SETTINGS |= {"train.shuffled_test", "backbone.full_params"}
@@ -54,7 +54,7 @@ class Run:
 
     Attributes:
         config: The resolved config with dotted keys.
-        provenance, result: Of its JSON files; empty or None if there is none.
+        provenance, result: Contents of these JSON files; empty or None without the file.
         evals, probes: Columns over evaluations and update-ratio probes; NaN where a row lacks one.
         nonfinite_steps: Steps whose gradients were not finite (fp16).
         trial: trial.json of a sweep's run; empty without a sweep.
@@ -64,7 +64,7 @@ class Run:
         problem: Why the run is left out (then it may lack all that follows); None if it is not.
         arm: Backbone, init and freezing, by their options' names.
         objective: The validation objective at the best epoch; NaN without a result.
-        epochs, epochs_due: Evaluated so far; asked for, or up to where early stopping ended it.
+        epochs, epochs_due: Evaluated so far; requested, or up to where early stopping ended it.
         is_open: Whether it may still finish.
         trial_id: Which trial it was; attempts of one trial share it.
         weights, initial: The load report of its encoder; checksums of what its parts started from.
@@ -104,7 +104,7 @@ class Run:
         if "provenance.json" in names:
             self.provenance = read_json(path / "provenance.json")
         if "metrics.jsonl" in names:
-            self.evals, self.probes = (_columns(read_metrics(path, of)) for of in ("eval", "probe"))
+            self.evals, self.probes = (_columns(read_metrics(path, k)) for k in ("eval", "probe"))
             # Of the many step rows only a count is kept.
             steps = _NONFINITE.findall((path / "metrics.jsonl").read_bytes())
             self.nonfinite_steps = sum(map(int, steps))
@@ -120,7 +120,7 @@ class Run:
             self.trial = self.trial | {"reason": "its loss is not finite"}
 
     def _derive(self) -> None:
-        c, result, about = self.config, self.result, self.provenance
+        c, result, provenance = self.config, self.result, self.provenance
         self.seed = int(c["seed"])
         self.arm = f"{c['backbone.name']}-{c['init.name']}-{c['freeze.name']}"
         self.objective = result.objective if result else math.nan
@@ -131,12 +131,12 @@ class Run:
         known = {"study", "number"} <= self.trial.keys()
         names = ("study", "arm", "number") if known else ()
         self.trial_id = tuple(str(self.trial.get(name)) for name in names) or (str(self.path),)
-        self.weights: dict[str, Any] = about.get("weights") or {}
-        self.initial: dict[str, str] = about.get("initial_sha256") or {}
-        series = about.get("data"), about.get("ood")
-        prints = [of and [of.get("sha256"), of.get("borders")] for of in series]
+        self.weights: dict[str, Any] = provenance.get("weights") or {}
+        self.initial: dict[str, str] = provenance.get("initial_sha256") or {}
+        series = provenance.get("data"), provenance.get("ood")
+        prints = [facts and [facts.get("sha256"), facts.get("borders")] for facts in series]
         self.fingerprint = json.dumps(prints) if prints[0] and prints[0][0] else None
-        # An older t5ts without a key that is off did the same.
+        # An older t5ts that lacks a key behaved as if it were off.
         on = {k: v for k, v in c.items() if k not in MEASURED_BESIDES or v != MEASURED_BESIDES[k]}
         condition = {k: json.dumps(v) for k, v in on.items() if k.startswith(_CONDITION)}
         self.condition = tuple(sorted(condition.items()))
@@ -173,7 +173,7 @@ class Run:
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> defaultdict[K, list[T]]:
-    """Items by what `key` finds of them, in order of first appearance."""
+    """Items by the value of `key`, in order of first appearance."""
     groups: defaultdict[K, list[T]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
@@ -189,8 +189,8 @@ def measured_on(runs: Iterable[Run]) -> dict[tuple[tuple[str, str], ...], list[R
     runs = list(runs)
     known = grouped((run for run in runs if run.fingerprint), lambda run: run.condition)
     prints = {
-        condition: Counter(str(run.fingerprint) for run in of).most_common(1)[0]
-        for condition, of in known.items()
+        condition: Counter(str(run.fingerprint) for run in group).most_common(1)[0]
+        for condition, group in known.items()
     }
 
     def key(run: Run) -> tuple[tuple[str, str], ...]:
@@ -251,7 +251,7 @@ def collect(dirs: Iterable[str | Path]) -> Study:
     """Read every run directory at or below the given ones.
 
     What cannot be read is kept with its reason and does not stop the rest; of several runs of one
-    configuration, seed and data the first that finished is used, or the furthest.
+    configuration, seed and data the first to finish is used, or else the furthest.
 
     Raises:
         DataError: if a directory does not exist, or none contains a run.

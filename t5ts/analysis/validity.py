@@ -52,7 +52,7 @@ def check_pair(pair: Pair) -> list[Check]:
         "same precision": _same(pair, lambda about: about.get("precision"), BROKEN),
         "same code": _same(pair, lambda about: about.get("git"), NOTE),
         "same versions": _same(pair, lambda about: about.get("versions"), NOTE),
-        "same device": _same(pair, lambda of: (of.get("device"), of.get("processor")), NOTE),
+        "same device": _same(pair, lambda run: (run.get("device"), run.get("processor")), NOTE),
         "validation selected, after all epochs": _selection(pair),
         "paired seeds": _seeds(pair),
         "scale at step 0": _scale(pair),
@@ -97,14 +97,14 @@ def check_condition(condition: Condition, pairs: Sequence[Pair]) -> list[Check]:
          "every finished run, on validation"),
     ]  # fmt: skip
     checks = [
-        Check(name, NOTE, note) if noted else Check(name, OK, held)
-        for name, noted, note, held in found
+        Check(name, NOTE, note) if noted else Check(name, OK, good)
+        for name, noted, note, good in found
     ]
     return [check for check in checks if check.detail]
 
 
 def check_reading(left_out: Sequence[Run]) -> list[Check]:
-    """The runs that could not be used; nothing without any."""
+    """A note on the runs that could not be used; empty if there are none."""
     shown = _first([f"{run.path.name}: {str(run.problem).rstrip('.')}" for run in left_out])
     evidence = f"{len(left_out)} left out: {shown}"
     return [Check("every run could be read", NOTE, evidence)] if left_out else []
@@ -133,8 +133,8 @@ def _differences(pair: Pair) -> Evidence:
     # Searched within the arms or, like the freezing schedule, between them.
     points = [[p for arm in arms for p in (*arm.points, *arm.final)] for arms in pair.rivals]
     tuned = [
-        {*varying([point.settings for point in of])}.union(*(arm.searched for arm in arms))
-        for arms, of in zip(pair.rivals, points, strict=True)
+        {*varying([point.settings for point in side])}.union(*(arm.searched for arm in arms))
+        for arms, side in zip(pair.rivals, points, strict=True)
     ]
 
     def shown(keys: Iterable[str]) -> str:
@@ -177,8 +177,8 @@ def _budget(pair: Pair) -> Evidence:
         sides = [[arm] for arm in pair.arms]
     # The largest per schedule, summed.
     plans = [grouped(arms, lambda arm: arm.freeze).values() for arms in sides]
-    settings = [sum(max(arm.tried for arm in arms) for arms in of) for of in plans]
-    trials = [sum(max(arm.trials for arm in arms) for arms in of) for of in plans]
+    settings = [sum(max(arm.tried for arm in arms) for arms in side) for side in plans]
+    trials = [sum(max(arm.trials for arm in arms) for arms in side) for side in plans]
     trained = [float(np.mean([arm.share_trained for arm in arms])) for arms in sides]
     searched = [{key for arm in arms for key in arm.searched} for arms in sides]
     by_name = pair.treatment.init == pair.control.init
@@ -205,11 +205,11 @@ def _failed_seeds(pair: Pair) -> Evidence:
     lost = [(arm.name, arm.shown) for arm in pair.arms if arm.shown.failed]
     if not lost:
         return OK, "none failed at its best setting"
-    too_many = any(len(of.failed) > FAILED_SHARE * of.num_seeds for _, of in lost)
+    too_many = any(len(point.failed) > FAILED_SHARE * point.num_seeds for _, point in lost)
     return BROKEN if too_many else NOTE, "; ".join(
-        f"{name} failed at {len(of.failed)} of {of.num_seeds} seeds"
-        f" ({', '.join(map(str, of.failed))})"
-        for name, of in lost
+        f"{name} failed at {len(point.failed)} of {point.num_seeds} seeds"
+        f" ({', '.join(map(str, point.failed))})"
+        for name, point in lost
     )
 
 
@@ -237,11 +237,11 @@ def _weights_proven(pair: Pair) -> Evidence:
     if unknown := [run.path for _, run, digest in runs if digest == "None"]:
         return NOTE, f"no checksum in {unknown[0]}"
     pretrained = {
-        arm.name: {digest for of, _, digest in runs if of is arm}
+        arm.name: {digest for owner, _, digest in runs if owner is arm}
         for arm in pair.arms
         if arm.is_pretrained
     }
-    checkpoints = [digest for of in pretrained.values() for digest in of]
+    checkpoints = [digest for found in pretrained.values() for digest in found]
     drawn = [(run, digest) for arm, run, digest in runs if not arm.is_pretrained]
     digests = {digest for _, digest in drawn}
     made_from = {run.weights.get("checkpoint_sha256") for run, _ in drawn}
@@ -254,8 +254,8 @@ def _weights_proven(pair: Pair) -> Evidence:
     is_shared = len({*checkpoints}) < len(checkpoints) or bool({*checkpoints} & digests)
     control = pair.control.name
     faults = {
-        f"{name} started from {len(of)} different encoders": len(of) > 1
-        for name, of in pretrained.items()
+        f"{name} started from {len(found)} different encoders": len(found) > 1
+        for name, found in pretrained.items()
     } | {
         "both arms started from the same encoder tensors": is_shared,
         f"{control}: two seeds started from the same encoder tensors": len(digests) < len(drawn),
@@ -264,7 +264,7 @@ def _weights_proven(pair: Pair) -> Evidence:
     }
     if wrong := next((fault for fault, is_there in faults.items() if is_there), None):
         return BROKEN, wrong
-    detail = " and ".join(f"pretrained encoder {it[:12]}… at every seed" for it in checkpoints)
+    detail = " and ".join(f"pretrained encoder {sha[:12]}… at every seed" for sha in checkpoints)
     return OK, detail + ("; the control's differs at each seed" if drawn else "")
 
 
@@ -283,9 +283,9 @@ def _freezing_proven(pair: Pair) -> Evidence:
     return (OK, f"at {known} evaluations of a component") if known else (NOTE, "not recorded")
 
 
-def _same(pair: Pair, of: Callable[[dict[str, Any]], Any], otherwise: str) -> Evidence:
+def _same(pair: Pair, entry: Callable[[dict[str, Any]], Any], otherwise: str) -> Evidence:
     """Whether an entry of the provenance is the same in all paired runs."""
-    counts = Counter(json.dumps(of(run.provenance), sort_keys=True) for run in pair.all_runs)
+    counts = Counter(json.dumps(entry(run.provenance), sort_keys=True) for run in pair.all_runs)
     if len(counts) > 1:
         shown = (f"{_short(value)} in {plural(n, 'run')}" for value, n in counts.items())
         return otherwise, "; ".join(shown)

@@ -11,7 +11,7 @@ from t5ts.analysis import statistics
 from t5ts.analysis.statistics import Estimate
 
 NONE = "–"
-#: Backbones that are no T5.
+#: Backbones that are not a T5.
 NOT_T5 = ("shared", "patchtst", "linear")
 #: Where pretrained weights and their controls come from, and freezing schedules, by option.
 WEIGHTS = {
@@ -147,7 +147,7 @@ def template(name: str, names: Mapping[str, Any], **options: Any) -> Any:
 
 
 def sentences(name: str, /, **values: Any) -> list[str]:
-    """What a block of `sentences.j2` says: a line, or several if it ends them by `{{ end }}`."""
+    """What a block of `sentences.j2` says: a line, or several if each ends with `{{ end }}`."""
     blocks = _sentences()
     text = "".join(blocks.blocks[name](blocks.new_context(values)))
     lines = [re.sub("[ \n]+", " ", line).strip() for line in text.split("\f")]

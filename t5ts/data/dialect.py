@@ -36,10 +36,10 @@ def find_separator(lines: list[str], *, usual: str) -> str:
     best, found = (0.0, False, 1), usual
     for mark in (usual, *SEPARATORS):
         header, *rows = [row for row in csv.reader(lines[:50], delimiter=mark) if row]
-        alike = sum(len(row) == len(header) for row in rows) / max(len(rows), 1)
+        same_length = sum(len(row) == len(header) for row in rows) / max(len(rows), 1)
         has_time = any(name.strip().lower() in TIME_NAMES for name in header)
-        if len(header) > 1 and (alike, has_time, len(header)) > best:
-            best, found = (alike, has_time, len(header)), mark
+        if len(header) > 1 and (same_length, has_time, len(header)) > best:
+            best, found = (same_length, has_time, len(header)), mark
     return found
 
 

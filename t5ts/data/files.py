@@ -37,9 +37,9 @@ SLICE_ROWS = 2**20
 KINDS = {".parquet": "Parquet", ".pq": "Parquet", ".feather": "Arrow", ".arrow": "Arrow",
          ".ipc": "Arrow", b"PAR1": "Parquet", b"ARROW1": "Arrow"}  # fmt: skip
 OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-# How zlib and zstd begin; polars unpacks them.
+# The first bytes of zlib and zstd, which polars unpacks.
 PACKED = (b"x\x01", b"x\x9c", b"x\xda", b"\x28\xb5\x2f\xfd")
-# How the files begin that people take for tables.
+# The first bytes of files that are often taken for tables.
 FOREIGN = re.compile(
     rb"PK\x03\x04|\xd0\xcf\x11\xe0|\x89HDF|SQLite format 3|\x93NUMPY|\x80[\x02-\x05]|FEA1"
     rb"|\s*(\{|\[\s*[\[{])|(?i:\s*<(!doctype|html|\?xml))"
@@ -127,7 +127,7 @@ class TableFile:
             return list(schema(self.path))
         with self._unpacked() as file:
             self._encoding = self.encoding or find_encoding(file.read(2**18))
-        try:  # codecs has hex, zip and the like too
+        try:  # codecs also knows hex, zip and the like
             "".encode(self._encoding)
         except (LookupError, ValueError):
             raise DataError(
@@ -212,11 +212,11 @@ class TableFile:
         """Fill the array; returns the ends of the channels that may need offsets."""
         low_C, high_C = np.full(len(names), np.inf), np.full(len(names), -np.inf)
         self._infinite: Counter[str] = Counter()
-        held = len(values_TC) if rows is None else len(rows)
+        num_read = len(values_TC) if rows is None else len(rows)
         end = 0
         for first, piece in self._pieces(names, as_values=True):
             end = first + piece.height
-            if end > held:
+            if end > num_read:
                 break
             into = slice(first, end) if rows is None else rows[first:end]
             for name in piece.columns:
@@ -229,8 +229,8 @@ class TableFile:
                     high_C[c] = max(high_C[c], np.fmax.reduce(numbers, initial=-np.inf))
                 values_TC[into, c] = numbers
             del piece, numbers  # free them before reading the next
-        if end != held:
-            raise DataError(f"{self.path} changed while it was being read: it had {held} rows.")
+        if end != num_read:
+            raise DataError(f"{self.path} changed while it was being read: it had {num_read} rows.")
         return low_C, high_C
 
     def _pieces(

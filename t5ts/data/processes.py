@@ -1,4 +1,4 @@
-"""Seeded random processes for the standing controls: what one draw teaches holds for another.
+"""Seeded random processes for the standing controls: what is learnt from one draw helps on another.
 
 A donor is trained on a long draw of a process and put to the test on a short one with another
 seed: pretraining must help there, or the instrument cannot see it. White noise is the process in
@@ -65,13 +65,13 @@ def _switching_ar(num_rows: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _innovation_variance(radius: float, angle: float) -> float:
-    """Of an AR(2) with this pole that has variance 1 (Box & Jenkins, eq. 3.2.28)."""
+    """Of the innovations of an AR(2) with this pole and variance 1 (Box & Jenkins, eq. 3.2.28)."""
     a1, a2 = 2 * radius * np.cos(angle), -(radius**2)
     return float((1 + a2) * ((1 - a2) ** 2 - a1**2) / (1 - a2))
 
 
 def _white_noise(num_rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Nothing to learn."""
+    """White noise: nothing to learn."""
     return rng.standard_normal(num_rows)
 
 

@@ -29,7 +29,7 @@ UNITS_S = {
 
 @dataclass(frozen=True)
 class Step:
-    """From one row to the next: so many seconds, calendar months, or days from Monday to Friday."""
+    """Time from one row to the next, in seconds, calendar months, or days from Monday to Friday."""
 
     count: float
     unit: str = "s"

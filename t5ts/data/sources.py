@@ -129,7 +129,7 @@ def load_ett(*, dataset: str, dir: str | None = None, sha256: str | None = None)
             f"{path} is not {file_name}: it has columns, rows, first time and step (s) "
             f"{found}, expected {expected}. Fetch it again, or read it with data=csv."
         )
-    # Only this: a copy whose dates are written otherwise is the same data.
+    # No other notes: a copy with dates in another format is the same data.
     table.notes = ["units of the six loads are not stated by the source"]
     train_end, val_end, test_end = (scale * border for border in ETT_HOURLY_BORDERS)
     return _series(
@@ -270,7 +270,7 @@ def _series(
     licence: str = "none needed",
     **facts: Any,
 ) -> Series:
-    """Count gaps, and find borders and season if they are not given; made rows count as seconds.
+    """Count gaps, and find borders and season if not given; without a step, rows are seconds.
 
     `facts` are further fields of the series.
     """

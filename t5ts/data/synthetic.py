@@ -33,7 +33,7 @@ def generate(
         num_channels: C.
         season: Rows in one season.
         season_amplitude: Of the sine, data units, like all that follow.
-        trend: Rise in a row.
+        trend: Rise per row.
         ar: Coefficients of the autoregression, the nearest lag first; [] is white noise.
         noise_std: Standard deviation of its innovations.
         walk_std: Standard deviation of the random walk's steps.

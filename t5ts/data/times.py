@@ -136,7 +136,7 @@ def parse_times(
         num_rows += len(column)
     if first is None:
         raise DataError(f"{where}: the file has a header but no rows.")
-    # Most rows are never dates by chance: one that is none is a mistake, and they are no epochs.
+    # Most rows are not dates by chance: one that is not is a mistake, and they are not epochs.
     dated = [r for r in readings if r.kind == "date" and 2 * r.num_fit > num_rows]
     fitting = [r for r in dated or readings if r.misfit is None and r.kind != "rival"]
     if not fitting:

@@ -81,7 +81,7 @@ class Windows:
         return windows_BCW
 
     def first(self, num_windows: int, *, name: str) -> Windows:
-        """The first windows of these under another name."""
+        """The first of these windows, under another name."""
         return replace(self, name=name, num_windows=num_windows)
 
 
@@ -147,10 +147,10 @@ def build_windows(
     }
     for name, (_, _, rows, needed) in spans.items():
         if rows < needed:
-            of = f" (data.fraction={fraction} of {train_end})" if name == "train" else ""
+            share = f" (data.fraction={fraction} of {train_end})" if name == "train" else ""
             raise DataError(
                 f"Too few rows for one window in the {name} split of {series.name}: it has {rows} "
-                f"rows{of} and needs {needed}, with {context_len} rows seen and {target_len} "
+                f"rows{share} and needs {needed}, with {context_len} rows seen and {target_len} "
                 "predicted. Lower seq_len or horizon, give the split a larger part (data.splits, "
                 "data.fraction), or use a longer series."
             )

@@ -1,4 +1,4 @@
-"""Forecasts as tables: of which rows, in data units, with what came and the naive baseline."""
+"""Forecasts as tables in data units, with the actual values and the naive baseline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def predict(
     end: str | int | None = None,
     every: int | None = None,
 ) -> pl.DataFrame:
-    """Forecast with one model or with several: then their mean, and their spread.
+    """Forecast with one model, or with the mean of several and its spread.
 
     Args:
         forecasters: Of one task, horizon and set of channels: the seeds of an arm.
@@ -37,7 +37,7 @@ def predict(
         deviation (ddof 1).
 
     Raises:
-        DataError: as there, or if the models do not go together.
+        DataError: as there, or if the models do not match each other.
     """
     first = forecasters[0]
     for other in forecasters[1:]:
@@ -64,8 +64,8 @@ def predict(
 def row_of(series: Series, wanted: str | int, key: str, *, is_last: bool = False) -> int:
     """The row of a time or number; it may be after the data's end.
 
-    Of a time between two rows the later one; with `is_last` the earlier one, and of a date without
-    a time the last row of that day.
+    For a time between two rows the later one; with `is_last` the earlier one, and for a date
+    without a time the last row of that day.
 
     Raises:
         DataError: if it is not a time, or the data have none.
@@ -111,14 +111,14 @@ def _forecasts(
         raise DataError(
             f"--from {start} --to {end}: a forecast begins between {_label(series, seq_len)} (after"
             f" {seq_len} rows of context) and {_label(series, rows)}, and covers {horizon} rows;"
-            " --to is not before --from."
+            " --to must not be before --from."
         )
     starts = starts[starts <= stop]
     contexts = (starts - seq_len).tolist()
     by_model = [forecaster.predict_from(series, contexts) for forecaster in forecasters]
     naive_KCH = first.naive_from(series, contexts)
     row_KH = starts[:, None] + np.arange(horizon)
-    # Of each table row: the forecast, the channel, the step.
+    # For each table row: the forecast, the channel, the step.
     k, c, h = np.nonzero(np.broadcast_to((row_KH <= stop)[:, None], naive_KCH.shape))
     row = row_KH[k, h]
     columns = {"forecast": np.mean(by_model, axis=0)[k, c, h]}
@@ -169,7 +169,7 @@ def _filled(
     start: str | int | None,
     end: str | int | None,
 ) -> pl.DataFrame:
-    """The series with its gaps filled; each by the window that has it nearest its middle."""
+    """The series with its gaps filled; each from the window with the gap nearest its middle."""
     rows, seq_len = len(series.values_TC), forecasters[0].config.seq_len
     begin = 0 if start is None else row_of(series, start, "--from")
     stop = rows - 1 if end is None else row_of(series, end, "--to", is_last=True)
@@ -206,7 +206,7 @@ def past(series: Series, frame: pl.DataFrame, *, rows: int) -> pl.DataFrame:
 
 
 def errors(forecaster: TrainedForecaster, frame: pl.DataFrame) -> pl.DataFrame:
-    """How far forecasts and the naive baseline were from what came, over all rows with both.
+    """Errors of the forecasts and the naive baseline, over all rows with an actual value.
 
     Args:
         forecaster: Whose scaler gives the units.

@@ -34,7 +34,7 @@ from t5ts.tasks import Batch, Reconstruct, Task
 #: None for the run's own data.
 Data: TypeAlias = str | Path | np.ndarray | DataConfig | Any | None
 
-#: Windows that are forecast at once.
+#: Windows in one batch.
 BATCH_SIZE = 256
 
 
@@ -150,7 +150,7 @@ class TrainedForecaster:
                 splits=[0.7, 0.1, 0.2],
             )
         if self.fills_gaps and isinstance(own, CsvData):
-            own = replace(own, missing="mask")  # the gaps are what is asked for
+            own = replace(own, missing="mask")  # the gaps are to be filled
         return with_overrides(own, overrides)
 
     def _from_array(self, values_TC: np.ndarray) -> Series:
@@ -162,7 +162,7 @@ class TrainedForecaster:
         rows = len(values_TC)
         if rows < max(self.config.seq_len, 3):
             raise DataError(f"The array has {rows} rows; give at least {self.config.seq_len}.")
-        begin = datetime(2000, 1, 1)  # tables have times; these go again below
+        begin = datetime(2000, 1, 1)  # tables need times; they are removed below
         times = pl.datetime_range(begin, begin + timedelta(hours=rows - 1), "1h", eager=True)
         clock = "time" if "time" not in self.channels else "date"
         frame = pl.DataFrame({clock: times, **dict(zip(self.channels, values_TC.T, strict=True))})
@@ -224,7 +224,7 @@ class TrainedForecaster:
 
 
 def _from_frame(frame: Any, config: CsvData) -> Series:
-    """A polars or pandas frame by way of a file, so that it meets the same checks as a file."""
+    """A polars or pandas frame via a file, so that it passes the same checks as a file."""
     if not isinstance(frame, pl.DataFrame):
         if getattr(frame.index, "name", None) or frame.index.dtype.kind == "M":
             frame = frame.reset_index(names=frame.index.name or "time")
@@ -236,9 +236,9 @@ def _from_frame(frame: Any, config: CsvData) -> Series:
 
 
 def load(path: str | Path) -> TrainedForecaster:
-    """Read what a finished run has trained, from its directory or from an export.
+    """Load the model of a finished run, from its directory or from an export.
 
-    Nothing but that directory is read: neither the hub nor the checkpoint that the run began with.
+    Only that directory is read, not the hub or the checkpoint that the run started from.
 
     Args:
         path: A run directory with result.json, or what `t5ts.export` wrote.

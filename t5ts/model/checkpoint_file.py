@@ -1,6 +1,6 @@
 """A folder with a checkpoint: its `config.json`, its tensors, its checksums.
 
-Only formats that cannot run code are opened, and whatever is wrong with a file is one message.
+Only formats that cannot run code are opened, and anything wrong with a file becomes one message.
 """
 
 import hashlib
@@ -205,7 +205,7 @@ def _names_in(folder: Path) -> list[str]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[BufferedReader]:
-    """An opened file of a checkpoint; whatever goes wrong with it becomes one message."""
+    """An opened file of a checkpoint; anything wrong with it becomes one message."""
     try:
         if not path.is_file():  # a FIFO would block
             raise CorruptError(

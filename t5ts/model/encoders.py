@@ -197,15 +197,15 @@ def component_of(parameter_name: str) -> str:
     T5's relative position bias, which all blocks use, belongs to block 0.
 
     Returns:
-        "patch", "stem", "block_<i>", "final_norm" or "head"; ValueError for a stranger's.
+        "patch", "stem", "block_<i>", "final_norm" or "head"; ValueError for another name.
     """
     match = re.match(
         r"(patch|head)\.|encoder\.(stem|final_layer_norm|block\.\d+)\.", parameter_name
     )
     if match is None:
         raise ValueError(
-            f"{parameter_name!r} is no parameter of a forecaster: names begin with patch., head.,"
-            " encoder.stem., encoder.block.<i>. or encoder.final_layer_norm."
+            f"{parameter_name!r} is not a parameter of a forecaster: names begin with patch.,"
+            " head., encoder.stem., encoder.block.<i>. or encoder.final_layer_norm."
         )
     part = match[1] or match[2]
     return part.replace("block.", "block_").replace("final_layer_norm", "final_norm")

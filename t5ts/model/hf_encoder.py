@@ -15,7 +15,7 @@ from t5ts.model.layers import mark_unset
 
 #: Draws of the token embedding and of each kind of matrix from which an init law is measured.
 _LAW_DRAWS = 400_000
-#: Of a configuration: what changes nothing that an encoder of patches computes.
+#: Configuration keys that do not affect what an encoder of patches computes.
 BOOKKEEPING = re.compile(
     r"architectures|auto_map|dtype|torch_dtype|transformers_version|_name_or_path|use_cache"
     r"|model_type|vocab_size|tie_.*|is_decoder|.*_token_ids?|.*drop.*|id2label|label2id"
@@ -163,14 +163,14 @@ class HFEncoder(nn.Module):
 
     @torch.no_grad()
     def try_out(self, kind: str) -> None:
-        """Raise WeightsError if the model does not encode embeddings alone (some want a layout)."""
+        """Raise WeightsError if the model does not encode embeddings alone (some need more)."""
         with _refusing(kind):
             self(torch.zeros(1, 2, self.d_model))
 
 
 @contextmanager
 def _refusing(kind: str) -> Iterator[None]:
-    """Whatever fails in transformers' own code makes an architecture one that cannot be used."""
+    """Turn any error of transformers' own code into a WeightsError for the architecture."""
     try:
         yield
     except Exception as error:
@@ -193,7 +193,7 @@ def hf_random_state(
     rows = _LAW_DRAWS // arch.d_model + 1
     embedding = torch.nn.utils.skip_init(nn.Embedding, rows, arch.d_model)
     one._model.set_input_embeddings(embedding)
-    one.draw(torch.Generator().manual_seed(0))  # the law's, so the same at every seed
+    one.draw(torch.Generator().manual_seed(0))  # a property of the law: the same at every seed
     rms = embedding.weight.detach().double().square().mean().sqrt().item()
     return state, rms * encoder.token_embedding[2]
 
@@ -259,7 +259,7 @@ def _skeleton(arch: HFArchitecture, dropout: float) -> tuple[Any, str]:
     }
     path = max(lists, key=lambda name: lists[name], default="")
     if not path or len(model.get_submodule(path)) != config.num_hidden_layers:
-        raise WeightsError(f"{arch.model_type} cannot be used: it is no plain stack of blocks.")
+        raise WeightsError(f"{arch.model_type} cannot be used: it is not a plain stack of blocks.")
     return model.eval(), path
 
 
@@ -277,7 +277,7 @@ def _materialise(model: Any, device: str) -> None:
 
 
 class _NoTokens(nn.Identity):
-    """In the token embedding's place; some initialisations want to fill a weight there."""
+    """Replaces the token embedding; some initialisers fill its weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -304,7 +304,7 @@ def _name_norms(module: nn.Module) -> None:
 
 
 def _max_tokens(model: Any) -> int | None:
-    """Most positions that the model has: of a table those after its padding row."""
+    """Number of positions that the model has; a table's padding row does not count."""
     most = getattr(model.config, "max_position_embeddings", None)
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.num_embeddings == most:
@@ -314,7 +314,7 @@ def _max_tokens(model: Any) -> int | None:
 
 @contextmanager
 def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """torch's global generator set from another inside, and put back after."""
+    """Seed torch's global generator from another one, and restore it after the block."""
     seed = int(torch.randint(2**62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

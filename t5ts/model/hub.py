@@ -100,7 +100,7 @@ def fetch_snapshot(hub_id: str, revision: str = "main") -> Path:
 
     Raises:
         WeightsError: if it is unavailable or corrupted, with the reason and what to do.
-        Interrupted: after SIGINT or SIGTERM; nothing of an unfinished file is kept.
+        Interrupted: after SIGINT or SIGTERM; unfinished files are not kept.
     """
     from huggingface_hub import constants
 

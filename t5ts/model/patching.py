@@ -136,11 +136,11 @@ class PatchEmbedding(nn.Module):
 def token_bank(
     report: LoadReport, *, num_rows: int, sample: torch.Generator, own: torch.Generator
 ) -> Tensor:
-    """Token embeddings that an arm's own weights go with, to mix prototypes from; (S, D) float32.
+    """Token embeddings of an arm's own weights, to mix prototypes from; (S, D) float32.
 
     Args:
         report: Of the arm's encoder. A checkpoint's embedding is read from the files it names;
-            the controls are made of all of it as of the encoder; "random" has T5's law.
+            the controls transform all of it, as they do the encoder; "random" has T5's law.
         num_rows: S.
         sample: Chooses the tokens, so that arms of one vocabulary have the same ones.
         own: Draws what is the arm's own: random weights and controls.

@@ -31,7 +31,7 @@ class _Layout:
     tensors: Mapping[str, Tensor]  # all of the file's
     names: dict[str, str]  # of the tensors in use, by the encoder's names
     shapes: dict[str, tuple[int, ...]]  # of all that the file must have
-    inside: str  # what no other tensor's name may begin with
+    inside: str  # a prefix that only the tensors in `shapes` may have
     embedding: str  # the token embedding
     embedding_scale: float  # what the model multiplies it by
 
@@ -46,7 +46,7 @@ def check_config(
     where = str(checkpoint.folder / "config.json")
     if must_be_chronos and "chronos_config" not in checkpoint.config:
         raise WeightsError(
-            f"{where} has no chronos_config: it is no Chronos model. Use init=t5 for a text T5."
+            f"{where} has no chronos_config: it is not a Chronos model. Use init=t5 for a text T5."
         )
     found: Architecture
     if isinstance(arch, HFArchitecture):

@@ -54,7 +54,7 @@ class LoadReport:
     num_params_full: int | None = None  # of the whole checkpoint, tied tensors once
     num_params_encoder: int  # encoder blocks, final norm and token embedding
     num_params_trained: int  # the same without the token embedding: what the arm trains
-    embedding_rms: float  # of the token embeddings; of a run's encoder, of its own tokens
+    embedding_rms: float  # of the token embeddings; for a run's encoder, of its tokens
     tensors: int  # number of encoder tensors
     # SHA-256 of the weight file; of several shards, that of the lines that `sha256sum` prints for
     # them in the order of their names.
@@ -263,7 +263,7 @@ def verified_report(
     """
     norms = {name: tensor for name, tensor in state.items() if is_norm_weight(name)}
     seen = examine(state, init_law(arch), norms)
-    if is_trained:  # a small encoder may show no structure; that it is no control is known
+    if is_trained:  # a small encoder may show no structure, but it is not a control
         seen = replace(seen, has_structure=True)
     elif seen.verdict is not None:
         raise WeightsError(

@@ -119,9 +119,9 @@ def _space(settings: SweepSettings, arguments: Sequence[str], choices: Mapping[s
 
     used = {seed(arm["overrides"]) + k for arm in best for k in range(arm.get("seeds", 1))}
     choices_of_seed = getattr(space.distributions.get("seed"), "choices", (seed(space.fixed),))
-    if again := sorted(used & set(choices_of_seed)):
+    if reused := sorted(used & set(choices_of_seed)):
         raise ConfigError(
-            f"seed={','.join(map(str, again))}: hydra.sweeper.best_of={settings.best_of} chose its"
+            f"seed={','.join(map(str, reused))}: hydra.sweeper.best_of={settings.best_of} chose its"
             " settings on that seed, which would favour whatever suits it: give others, such as"
             f" seed={','.join(str(max(used) + 1 + i) for i in range(5))}."
         )
@@ -254,7 +254,7 @@ def _with_launcher(
         task_function=partial(run_trials, work),
         config=work.config,
     )
-    # Any setting of the space composes; the worker's job only carries it to the other machine.
+    # The job needs some valid setting to compose; the worker then takes its own trials.
     arm = work.space.arms[0]
     lines = work.space.overrides(next(work.space.corners(arm)), arm)
     lines += [f"hydra.sweep.dir='{work.sweep_dir}'"]
@@ -283,7 +283,7 @@ def _with_launcher(
 
 
 def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
-    """Write the table, `optimization_results.yaml` and the plots, of runs the best trials'."""
+    """Write the table, `optimization_results.yaml`, and plots of the search and the best trials."""
     folders = check_results(work, ledgers)
     display.summarize()
     results = {}
@@ -306,7 +306,7 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
 
 
 def _results(work: Work, ledger: Ledger) -> dict[str, Any]:
-    """What `optimization_results.yaml` has of an arm."""
+    """An arm's entry in `optimization_results.yaml`."""
     best = best_trials(ledger, work.settings)
     if not best:
         return {"name": "t5ts", "best_params": {}, "best_value": math.nan}

@@ -49,7 +49,7 @@ def best_trials(ledger: Ledger, settings: SweepSettings) -> list[FrozenTrial]:
 
 
 class Display:
-    """A line for each finished trial, between what is announced and a summary."""
+    """Prints the search before it starts, a line per finished trial, and a summary."""
 
     def __init__(self, ledgers: Sequence[Ledger], space: Space, settings: SweepSettings) -> None:
         self._ledgers, self._space, self._settings = ledgers, space, settings
@@ -84,7 +84,7 @@ class Display:
         self.say(f"sweep      {settings.study_name}")
         for key, distribution in space.distributions.items():
             conditions = space.conditions.get(key, {})
-            only = ", ".join(f"{group}={'|'.join(of)}" for group, of in conditions.items())
+            only = ", ".join(f"{group}={'|'.join(names)}" for group, names in conditions.items())
             self.say(f"  searched {key}: {describe(distribution)}{only and f' (only with {only})'}")
         if space.fixed:
             self.say(f"  fixed    {' '.join(space.fixed)}")

@@ -33,7 +33,7 @@ from t5ts.sweep.space import Value, arm_name
 #: How an attempt ends without being the slot's result: its worker died, it was stopped, it lacked
 #: data or weights, another process runs in its directory, or another attempt has its slot.
 DIED, STOPPED, REFUSED, BUSY, SURPLUS = "died", "stopped", "refused", "busy", "surplus"
-#: Attribute with one of these: the name that studies on disk have for it.
+#: Trial attribute that holds one of these; studies on disk use this name.
 RELEASED = "void"
 
 
@@ -142,7 +142,7 @@ class Ledger:
         return self.finished() >= self.n_trials
 
     def refused_by(self, owner: str) -> list[str]:
-        """Why a process set trials aside, as far as nobody has taken them since."""
+        """Why a process set trials aside, for those that nobody has taken since."""
         trials = self.trials()
         last = {_slot(t): t.user_attrs for t in trials if t.user_attrs.get(RELEASED) == REFUSED}
         free = last.keys() - _by_slot(trials).keys()

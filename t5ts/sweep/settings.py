@@ -87,14 +87,14 @@ class SweepSettings:
         if not str(self.sampler.get("_target_")).endswith(ONE_SEED):
             digest = hashlib.sha256(f"{seed}/{slot}".encode()).digest()
             seed = int.from_bytes(digest[:4], "big")
-        sampler: BaseSampler = _made("sampler", {**self.sampler, "seed": seed}, BaseSampler)
+        sampler: BaseSampler = _instance("sampler", {**self.sampler, "seed": seed}, BaseSampler)
         return sampler
 
     def make_pruner(self) -> BasePruner:
         """Optuna's pruner."""
         if not self.prunes:
             return NopPruner()
-        pruner: BasePruner = _made("pruner", self.pruner, BasePruner)
+        pruner: BasePruner = _instance("pruner", self.pruner, BasePruner)
         return pruner
 
 
@@ -154,7 +154,7 @@ def find_function(path: str) -> Callable[[DictConfig, Trial], object]:
     return found
 
 
-def _made(key: str, node: dict[str, Any], kind: type) -> Any:
+def _instance(key: str, node: dict[str, Any], kind: type) -> Any:
     """The sampler or pruner that a config node describes."""
     try:
         if str(node.get("_target_")).endswith("CmaEsSampler"):
@@ -162,9 +162,9 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
         with warnings.catch_warnings():
             # The user chose an experimental class; no warning at every trial.
             warnings.simplefilter("ignore", ExperimentalWarning)
-            made = instantiate(node)
-        if not isinstance(made, kind):
-            raise TypeError(f"a {type(made).__name__} is not a {key}")
+            instance = instantiate(node)
+        if not isinstance(instance, kind):
+            raise TypeError(f"a {type(instance).__name__} is not a {key}")
     except Exception as error:  # any error of the class is about this node
         raise ConfigError(
             f"hydra.sweeper.{key}: cannot create {node.get('_target_')}:"
@@ -172,4 +172,4 @@ def _made(key: str, node: dict[str, Any], kind: type) -> Any:
             f" arguments are those of conf/hydra/sweeper/{key}/NAME.yaml; for cmaes: pip install"
             " 't5ts[sweep]'."
         ) from error
-    return made
+    return instance

@@ -69,7 +69,7 @@ class Space:
     def _is_active(self, key: str, params: Mapping[str, Any]) -> bool:
         """Whether a key is meaningful with these group options."""
         chosen, conditions = {**self.choices, **params}, self.conditions.get(key, {})
-        return all(str(chosen.get(group, "")) in of for group, of in conditions.items())
+        return all(str(chosen.get(group, "")) in options for group, options in conditions.items())
 
     def _meaningful(self, params: Mapping[str, Any], arm: Mapping[str, Value]) -> dict[str, Any]:
         return {k: v for k, v in params.items() if self._is_active(k, {**arm, **params})}

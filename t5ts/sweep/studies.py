@@ -25,7 +25,7 @@ from t5ts.sweep.trial import ENDS, Work, read_trials, value_of
 MADE_FOR, CHANGES = "t5ts:made_for", "t5ts:changes"
 #: In the sweep's directory: what its studies were created for.
 PURPOSE = "made_for.json"
-#: What a damaged result.json raises.
+#: What a corrupt result.json raises.
 CORRUPT = (DataError, LookupError, TypeError, AttributeError)
 
 log = logging.getLogger("t5ts.sweep")
@@ -74,7 +74,7 @@ def check_purpose(work: Work, ledgers: Sequence[Ledger]) -> None:
     never += ["grid:", "space.", "conditions."] * settings.is_grid
     for study in (ledger.study for ledger in ledgers):
         before = study.user_attrs.get(MADE_FOR)
-        lost = {} if before else {n: of for (s, n), of in on_disk.items() if s == study.study_name}
+        lost = {} if before else {n: t for (s, n), t in on_disk.items() if s == study.study_name}
         if lost and path.is_file():
             before = read_json(path)
         changes = [] if before is None else differences({"seeds": 1, **before}, purpose)
@@ -144,7 +144,7 @@ def check_results(work: Work, ledgers: Sequence[Ledger]) -> dict[tuple[str, int]
         ResumeError: naming the trials that differ, and how to fix it.
     """
     trials = read_trials(work.sweep_dir).items()
-    found = {of: folders for of, (folders, record) in trials if record.get("state") == "complete"}
+    found = {key: folders for key, (folders, record) in trials if record.get("state") == "complete"}
     problems = []
     for ledger in ledgers:
         name = ledger.study.study_name
@@ -184,5 +184,5 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
-    children = ((f"{prefix}.{key}" if prefix else str(key), of) for key, of in node.items())
-    return {key: leaf for name, of in children for key, leaf in _leaves(of, name).items()}
+    children = ((f"{prefix}.{key}" if prefix else str(key), child) for key, child in node.items())
+    return {key: leaf for name, child in children for key, leaf in _leaves(child, name).items()}

@@ -292,12 +292,12 @@ class TrialTask:
     def _epochs(self) -> tuple[dict[str, int], list[int]]:
         """Epochs requested over all seeds, trained, and reused; and those that each run reused."""
         each = [_epochs(*run) for run in self.runs.items()]
-        epochs = {key: sum(of[key] for of in each) for key in ("asked", "trained", "reused")}
+        epochs = {key: sum(run[key] for run in each) for key in ("asked", "trained", "reused")}
         epochs["asked"] = self.work.settings.seeds * each[0]["asked"] if each else 0
-        return epochs, [of["reused"] for of in each]
+        return epochs, [run["reused"] for run in each]
 
     def write(self, state: str, reason: str | None = None, value: float | None = None) -> None:
-        """`trial.json`: what the study knows of the trial, for readers of run directories only.
+        """`trial.json`: what the study knows about the trial, for readers of run directories only.
 
         Every seed's directory has a copy; the first seed's is written first, and decides.
         """

@@ -199,7 +199,7 @@ def browser() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened(browser: Any, report: Path, *, width: int, scheme: str = "light") -> Iterator[Any]:
-    """The page, drawn, which complains of nothing and asks for nothing."""
+    """The rendered page, without console errors or network requests."""
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))

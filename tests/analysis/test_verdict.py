@@ -39,7 +39,7 @@ Change = Callable[[Path], object]
 
 
 def judged(root: Path, arms: dict[str, Effect], *changes: Change, **options: Any) -> Findings:
-    """What is found of these arms, once their runs are changed."""
+    """The findings for these arms, after changing their runs."""
     write(root, arms, **options)
     for change in changes:
         change(root)
@@ -224,7 +224,7 @@ def test_unpaired_seeds_are_left_out(
 
 
 def status(study: Findings, name: str) -> str:
-    """Of a check by its name; none if it was not made."""
+    """The status of a check by its name; none if it was not made."""
     return next((c.status for c in study.main.checks if c.name == name), "none")
 
 
@@ -329,7 +329,7 @@ def test_a_donors_path_is_not_in_the_headline(tmp_path: Path) -> None:
 
 
 def test_random_weights_have_no_donor(tmp_path: Path) -> None:
-    """A sweep names the donor for all arms: to random weights it is nothing."""
+    """A sweep sets the donor for all arms: it does not affect random weights."""
     write(tmp_path, {"run-none": -0.06, "random-none": 0, "shuffled-none": 0}, init__path="donor")
     study = judged(tmp_path, {"random-none": 0}, seeds=range(5, 7))
     assert study.kind == TRANSFERS
@@ -508,7 +508,7 @@ def test_a_control_without_the_same_chance_proves_nothing(tmp_path: Path, breaks
 
 
 def test_settings_that_change_no_number_may_differ(tmp_path: Path) -> None:
-    """Two sweeps: folders of their own, and arms that say by name what they are."""
+    """Two sweeps, each in its own folder, with arms identified by name."""
     for name, effect in GAIN.items():
         write(tmp_path, {name: effect}, arm_requires=[name], train__reuse_dir=f"{name}/.frozen")
     assert found(tmp_path).kind == LOWER_HERE
@@ -802,7 +802,7 @@ FLAN, V1_1 = "flan_t5_small", "t5_v1_1_small"
 
 
 def checkpoints(flan: Effect, v1_1: Effect, random: Effect = 0) -> dict[str, Effect]:
-    """Both with their own random arm, which are one and the same thing."""
+    """Both have a random arm of their own; the two are identical."""
     return {
         f"{FLAN}-t5-none": flan,
         f"{FLAN}-random-none": random,

@@ -1,4 +1,4 @@
-"""The text in disguise is the text that it says, rotated, and nothing else."""
+"""The text in disguise is the named text, rotated, and nothing else."""
 
 from __future__ import annotations
 

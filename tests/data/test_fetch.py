@@ -153,7 +153,7 @@ def test_a_proxy_of_the_environment_is_asked(server, ettm1, monkeypatch):
 def test_a_cache_that_cannot_be_written_and_a_full_disk_keep_nothing(
     server, ettm1, tmp_path, monkeypatch
 ):
-    """A file size limit stands in for a full disk: the write fails half-way alike."""
+    """A file size limit simulates a full disk: the write fails half-way in the same way."""
     server.files["ETTm1.csv"] = ettm1[0]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))

@@ -1,4 +1,4 @@
-"""Seasons that are there are found; where none is, none is said to be."""
+"""Real seasons are found; where there is none, none is reported."""
 
 from __future__ import annotations
 

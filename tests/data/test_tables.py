@@ -323,7 +323,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("content", "named", "keys"), REFUSED)
 def test_tables_that_cannot_be_trusted_are_refused(tmp_path, content, named, keys):
-    """And alike whatever the blocks; a header and rows of 40 bytes or fewer are one each."""
+    """The result does not depend on the block size (one row per block at 40 bytes)."""
     path = write(tmp_path / "x.csv", content)
     refused(path, *named, **keys)
     refused(path, *named, **keys, block_bytes=20)

@@ -1,4 +1,4 @@
-"""Forecasts of a finished run: they are the run's own, in data units, for any data of its kind."""
+"""Forecasts of a finished run: the run's own, in data units, for any matching data."""
 
 import json
 import re

@@ -137,7 +137,7 @@ def test_autocast_forecasts_in_the_contexts_dtype(normalize: str) -> None:
 
 @pytest.mark.parametrize("patch", [{}, {"norm": True, "scale": 24**0.5}], ids=["plain", "norm"])
 def test_a_constant_window_does_not_blow_up_the_gradients(patch: dict[str, Any]) -> None:
-    """Zero tokens would: each of T5's norms scales the gradient at zero by 1000 (LOG.md)."""
+    """With zero tokens they would: T5's norms scale the gradient at zero by 1000 (LOG.md)."""
     model = build_model(build_t5(), **patch)
     x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(0))
     norms = []

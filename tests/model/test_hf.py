@@ -116,7 +116,7 @@ def test_forward_and_gradients_are_transformers(kind: str, tmp_path: Path) -> No
     grads = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
     for name, p in ours.named_parameters():
         assert torch.equal(p.grad, grads.pop(ours.hf_names[name])), name
-    assert not grads  # nothing of theirs is left out
+    assert not grads  # none of their tensors is left out
     later = x.clone()
     later[:, -1] += 1
     assert torch.equal(ours(x)[:, 0], ours(later)[:, 0]) == (kind in CAUSAL)
@@ -317,7 +317,7 @@ def test_frozen_is_frozen_and_keeps_nothing(
     assert moved == expected
     kept = {name.split("/")[1] for name in stored if name.startswith("optim/")}
     assert {name for name in kept if name.startswith("encoder")} == expected
-    # As many elements as these have, twice: nothing of what is frozen has a state or a copy.
+    # Twice as many elements as these have: no frozen tensor has a state or a copy.
     sizes = sum(before[n].numel() for n in before if not n.startswith("encoder") or n in expected)
     assert sum(t.numel() for n, t in stored.items() if n.startswith("optim/")) == 2 * sizes
     assert all(row.get("distance_from_init/block_0", 0) == 0 for row in rows(tmp_path)) == (

@@ -56,7 +56,7 @@ def test_transformers_loads_the_packaged_folder_as_it_is() -> None:
 
 
 def test_no_two_arms_share_their_noise(composed: Callable[..., Config]) -> None:
-    """At one seed, matched's draws are not random's in other clothes."""
+    """At one seed, the draws of matched are not those of random, rescaled."""
     weights = {}
     for init in ("random", "matched", "shuffled"):
         model, _ = build_model(composed(f"backbone={NAME}", f"init={init}"), num_channels=1)

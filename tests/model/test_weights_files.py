@@ -84,7 +84,7 @@ def moved(name: str) -> Change:
 
 
 def instead(name: str, make: Change) -> Change:
-    """Something else in a file's place."""
+    """Something else at a file's path."""
 
     def change(folder: Path) -> None:
         for old in {name, WEIGHTS} if name != "config.json" else {name}:

@@ -44,7 +44,7 @@ def draw(seed: int = 0, arch: T5Architecture = TINY, factor: float = 1.0) -> dic
 def test_a_fresh_draw_is_never_taken_for_trained(
     seed: int, factor: float, scale_norms: bool, others: bool, gated: bool
 ) -> None:
-    """At any common factor, with norms at 1, at the factor, or as another model's were."""
+    """At any common factor, with norms at 1, at the factor, or as in another model."""
     arch = replace(TINY, feed_forward_proj="gated-gelu" if gated else "relu")
     generator = torch.Generator().manual_seed(seed)
     state = random_state(arch, generator=generator, factor=factor, scale_norms=scale_norms)[0]

@@ -101,7 +101,7 @@ def test_transformers_finds_our_download_and_reads_the_same_tensors(tmp_path: Pa
 def test_a_briefly_but_really_trained_t5_passes(
     optimizer: str, lr: float, steps: int, freeze: str | None, barely: bool, tmp_path: Path
 ) -> None:
-    """Copying random tokens, from HF's own initialisation; what barely moved is noted."""
+    """Training on copies of random tokens from HF's initialisation; little movement is noted."""
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(t5_config(TINY, decoder_start_token_id=0))
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Sweeps as a user starts them: processes, and what their directories say afterwards."""
+"""Sweeps as a user starts them: processes, and their directories afterwards."""
 
 import os
 import signal

@@ -120,7 +120,7 @@ def test_a_fault_of_the_machine_is_one_message_and_costs_no_trial(
 def test_a_frozen_workers_directory_is_waited_for(
     sweep: Sweep, training: Training, tmp_path: Path, patience_s: float
 ) -> None:
-    """It was taken for dead; when it thaws it leaves, and the trial was never a failure."""
+    """A frozen worker is presumed dead; when it wakes it stops, and the trial has not failed."""
     training.fault = raises(DirectoryInUse("another process is running in it"), times=200)
     patience = ["hydra.sweeper.heartbeat_s=0.01", f"hydra.sweeper.lost_after_s={patience_s}"]
     assert sweep("s", *GRID, *patience, "hydra.sweeper.max_failure_rate=0")[0] == 0

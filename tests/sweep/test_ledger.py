@@ -1,4 +1,4 @@
-"""Slots: each has one result in the end, whatever dies when, and nobody's live trial is touched."""
+"""Slots: each ends with one result, whatever dies when; no live trial is touched."""
 
 import os
 from contextlib import suppress
@@ -169,7 +169,7 @@ class Workers(RuleBasedStateMachine):
         assert len(set(taken)) == len(taken)
 
     def finish_everything(self) -> None:
-        """The workers that are left do the rest; then every slot has its one result."""
+        """The remaining workers finish; then every slot has exactly one result."""
         for ledger in self.ledgers:
             ledger.n_trials = self.n_trials
         ledger = self.ledgers[0]

@@ -75,7 +75,7 @@ def test_a_workers_last_lines_are_its_own(tmp_path: Path) -> None:
 
 
 def test_a_workers_last_message_needs_no_disk() -> None:
-    """Its log is on a full one: the sweep's message is not empty."""
+    """The worker's log is on a full disk: the sweep's message is not empty."""
     with Path("/dev/full").open("wb") as full:
         process = subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full,

@@ -1,4 +1,4 @@
-"""The sweep grammar, by hand-worked distributions; the stock plugin is the oracle elsewhere."""
+"""The sweep grammar against hand-worked distributions (test_stock.py uses the stock plugin)."""
 
 from typing import Any
 

@@ -84,7 +84,7 @@ def test_other_code_is_another_study(open_sweep: Open, monkeypatch: pytest.Monke
 
 
 def test_a_grid_does_not_go_on_as_another_one(open_sweep: Open) -> None:
-    """Its slots would be done at settings that are not in it, and settings of it never."""
+    """Slots would have settings that are not in the new grid, and some would never run."""
     open_sweep(space="optim.lr=1e-3,1e-2")
     for changed in ("optim.lr=1e-4,1e-3,1e-2", "optim.lr=1e-3,1e-2"):
         with pytest.raises(ConfigError, match="grid"):
