@@ -231,6 +231,9 @@ def export_config(arch: HFArchitecture) -> dict[str, Any]:
     config.num_hidden_layers = arch.num_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: arch.num_layers]
+    if getattr(config, "attention_layers", None):  # GPT-Neo's
+        config.attention_layers = config.attention_layers[: arch.num_layers]
+        config.attention_types = [[config.attention_layers, 1]]
     for name in list(vars(config)):
         if name.endswith("_token_id") and name != "pad_token_id":
             setattr(config, name, 0)  # None is not allowed by all
