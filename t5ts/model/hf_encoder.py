@@ -162,9 +162,10 @@ class HFEncoder(nn.Module):
         return self._model(inputs_embeds=tokens_MND).last_hidden_state
 
     @torch.no_grad()
-    def try_out(self, kind: str) -> None:
+    def try_out(self, kind: str, *, in_bf16: bool) -> None:
         """Raise WeightsError if the model does not encode embeddings alone (some want a layout)."""
-        with _refusing(kind):
+        kind += " under train.precision=bf16" if in_bf16 else ""
+        with _refusing(kind), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             self(torch.zeros(1, 2, self.d_model))
 
 

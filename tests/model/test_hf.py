@@ -362,6 +362,16 @@ def is_linear_map(name: str) -> bool:
     return name.endswith(".weight") and "layer_norm" not in name and "bias" not in name
 
 
+def test_a_model_whose_code_fails_in_bf16_is_refused_there_alone() -> None:
+    sizes = {"num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 40}
+    values = {"model_type": "deberta", "hidden_size": 32, "intermediate_size": 64, **sizes}
+    encoder = HFEncoder(hf_architecture(values, num_layers=None, where="x"), dropout=0.0)
+    encoder.draw(torch.Generator())
+    encoder.try_out("deberta", in_bf16=False)
+    with pytest.raises(WeightsError, match="precision=bf16"):
+        encoder.try_out("deberta", in_bf16=True)
+
+
 def test_an_exports_config_lists_the_attention_of_the_blocks_in_use_alone() -> None:
     from transformers import AutoConfig
 
