@@ -59,7 +59,7 @@ def build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
     encoder = empty_encoder(arch, dropout=backbone.dropout, device="cpu")
     encoder.load_state_dict(state)
     if isinstance(arch, HFArchitecture) and isinstance(encoder, HFEncoder):
-        encoder.try_out(arch.model_type)
+        encoder.try_out(arch.model_type, in_bf16=config.train.precision == "bf16")
     return encoder, report
 
 

@@ -393,9 +393,6 @@ def setup_summary(setup: Setup) -> dict[str, Any]:
         "encoder": model.encoder.state_dict(),
         "head": model.head.state_dict(),
     }
-    if setup.autocast is torch.bfloat16:  # what never trains is stored so, and read by `donor`
-        encoder = parts["encoder"].items()
-        parts["encoder_in_bf16"] = {name: tensor.bfloat16() for name, tensor in encoder}
     if bank := dict(model.patch.named_buffers()):  # the arm's own, like its encoder
         parts["bank"] = bank
     return {

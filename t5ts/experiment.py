@@ -26,6 +26,7 @@ from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.encoders import store_in_bfloat16
 from t5ts.model.forecaster import scale_audit
+from t5ts.model.tensors import state_digest
 from t5ts.output import FitState, Output
 from t5ts.progress import ProgressBar
 from t5ts.provenance import code_and_machine, file_crc32, made_with, write_json, write_yaml
@@ -114,6 +115,8 @@ class _Run:
             assert self.summary["initial_sha256"]["encoder"] == setup.report.tensors_sha256
         if setup.autocast is torch.bfloat16:
             store_in_bfloat16(setup.model.encoder, setup.frozen_in_encoder)
+            stored = state_digest(setup.model.encoder.state_dict())  # for `load_donor`
+            self.summary["initial_sha256"]["encoder_in_bf16"] = stored
         self.reuse = Reuse(config, setup, run_dir, self.checkpoint, self.record)
 
     def _scales(self) -> dict[str, float]:

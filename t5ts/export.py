@@ -97,6 +97,7 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
 
 
 def _write(donor: "Donor", folder: Path, verdict: Any) -> None:
+    import torch
     from jinja2 import Environment, StrictUndefined
     from safetensors.torch import save_file
 
@@ -115,7 +116,7 @@ def _write(donor: "Donor", folder: Path, verdict: Any) -> None:
         # transformers needs a token embedding, which a forecaster lacks. One row, at the RMS
         # of the tokens that the encoder was trained on: backbone=local reads its scale there.
         encoder[placeholder] = next(iter(encoder.values())).new_full(
-            (config["vocab_size"], arch.d_model), donor.token_rms
+            (config["vocab_size"], arch.d_model), donor.token_rms, dtype=torch.float32
         )
         names[placeholder] = ""
         save_file(encoder, folder / "model.safetensors", metadata={"format": "pt"})

@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import SMALL, TINY_T5
 from runs import Compose, flip, read, resumes_as_whole, run
+from safetensors.torch import load_file
 
 from t5ts.build import build_model, token_scale
 from t5ts.checkpoint import load_checkpoint
 from t5ts.errors import InputsChanged, UserError, WeightsError
+from t5ts.export import export
 from t5ts.model.freshness import Freshness, examine
 
 #: So little that nothing in the encoder tells it from a fresh draw: that it was trained is known.
@@ -187,6 +189,12 @@ def test_a_donor_that_never_trained_its_encoder_is_noted(
     assert notes(donor) == []
     run(arm("init=run", "freeze=all", "train.epochs=1"), run_dir=tmp_path)
     assert len(notes(tmp_path)) == 1
+    # Norms that moved by less than bfloat16 resolves; what never trains is stored in it.
+    slight = ["freeze=norms", "train.precision=bf16", "train.epochs=1", "optim.lr=1e-6"]
+    run(arm("init=run", *slight), run_dir=tmp_path / "slight")
+    assert notes(tmp_path / "slight") == []
+    exported = load_file(export(tmp_path / "slight", tmp_path / "export") / "model.safetensors")
+    assert exported["shared.weight"].dtype is torch.float32  # backbone=local reads its RMS
 
 
 def test_a_trained_donor_is_no_control_however_little_structure_it_shows(

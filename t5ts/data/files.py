@@ -97,7 +97,11 @@ class TableFile:
         ):
             if not is_right:
                 raise DataError(f"data.{key}={getattr(self, key)!r}; allowed: {allowed}.")
-        if not self.path.is_file() or not self.path.stat().st_size:
+        try:
+            is_empty = not self.path.is_file() or not self.path.stat().st_size
+        except OSError:  # too long a name
+            is_empty = True
+        if is_empty:
             raise DataError(
                 f"{self.path} (data.path, relative to {Path.cwd()}) is not a file with anything in "
                 "it: give a CSV, Parquet or Arrow file (data.path=FILE)."

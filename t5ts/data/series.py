@@ -228,10 +228,10 @@ def split_borders(
         try:
             validation, test = map(moment, values)
             train_end, val_end = (step.row(moment(start), t) for t in (validation, test))
-        except (ValueError, TypeError) as error:
-            why = error if start else "it has no times"
+        except (ValueError, TypeError):
+            why = "" if start else ", which has no times"
             raise DataError(
-                f"data.splits={values} cannot be used with {name} ({why}). {SPLITS}"
+                f"data.splits={values} cannot be used with {name}{why}. {SPLITS}"
             ) from None
     if not 0 < train_end < val_end < num_rows:
         end = step.time(moment(start), num_rows - 1).isoformat() if start else ""

@@ -201,7 +201,7 @@ def _readings(
     if dtype in (pl.Datetime, pl.Date):
         return [_Reading("", lambda column: (column,))]
     if is_text and time_format and "%" in time_format:
-        return [_Reading(time_format, partial(_read_texts, form=time_format))]
+        return [_Reading(time_format, lambda texts: (_strptime(texts, time_format),))]
     if dtype.is_numeric() or time_format or (is_text and NUMBER.fullmatch(first)):
         return _number_readings(first, time_format)
     if not is_text:

@@ -254,9 +254,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         # Files from before torch 1.6 are not zip archives, and only archives can be mapped.
         mmap = file.read(2) == b"PK"
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    if not isinstance(stored, dict) or not all(isinstance(t, Tensor) for t in stored.values()):
+    if not isinstance(stored, dict) or not all(
+        isinstance(t, Tensor) and t.layout is torch.strided for t in stored.values()
+    ):
         raise WeightsError(
-            f"{path} is not a plain state dict of tensors: save it again with save_pretrained."
+            f"{path} is no plain state dict of dense tensors: save it again with save_pretrained."
         )
     return {str(name): tensor for name, tensor in stored.items()}
 

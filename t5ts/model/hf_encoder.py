@@ -162,9 +162,10 @@ class HFEncoder(nn.Module):
         return self._model(inputs_embeds=tokens_MND).last_hidden_state
 
     @torch.no_grad()
-    def try_out(self, kind: str) -> None:
+    def try_out(self, kind: str, *, in_bf16: bool) -> None:
         """Raise WeightsError if the model does not encode embeddings alone (some need more)."""
-        with _refusing(kind):
+        kind += " under train.precision=bf16" if in_bf16 else ""
+        with _refusing(kind), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             self(torch.zeros(1, 2, self.d_model))
 
 
@@ -231,6 +232,9 @@ def export_config(arch: HFArchitecture) -> dict[str, Any]:
     config.num_hidden_layers = arch.num_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: arch.num_layers]
+    if getattr(config, "attention_layers", None):  # GPT-Neo's
+        config.attention_layers = config.attention_layers[: arch.num_layers]
+        config.attention_types = [[config.attention_layers, 1]]
     for name in list(vars(config)):
         if name.endswith("_token_id") and name != "pad_token_id":
             setattr(config, name, 0)  # None is not allowed by all

@@ -114,7 +114,7 @@ TIMES = {
     "elapsed s, said": (list(range(N)), dt.datetime(1970, 1, 1), 1, {"time_format": "s"}),
     **{f"{p}, said": (form(p, ts), ts[0], step, {"time_format": p}) for p, ts, step in (
         ("%y%m%d", every(DAY, DAY1), 86_400), ("%Y%j", every(DAY, DAY1), 86_400), ("%m/%d/%Y", EARLY, 86_400),
-        ("%d/%m/%Y", EARLY, 86_400), ("%m/%d/%y", EARLY, 86_400), ("%Y/%m/%d-%H", every(), 3600))},
+        ("%d/%m/%Y", EARLY, 86_400), ("%m/%d/%y", EARLY, 86_400), ("%Y/%m/%d-%H", every(), 3600), ("%Y-%m-%d %I:%M%p", every(), 3600))},
     "fractions, said": (form("%d.%m.%y %H:%M:%S.250"), T0 + dt.timedelta(milliseconds=250), 3600, {"time_format": "%d.%m.%y %H:%M:%S.%f"}),
     "offset, said": (form("%y-%m-%d %H:%M +0200"), T0 - 2 * HOUR, 3600, {"time_format": "%y-%m-%d %H:%M %z"}),
     **{q: ([q.format(y=2013 + i // 4, q=i % 4 + 1) for i in range(N)], DAY1, "3 months", {}) for q in ("{y}Q{q}", "{y}-Q{q}", "Q{q} {y}")},
@@ -345,7 +345,7 @@ def test_unsorted_rows_and_long_gaps_are_no_mistakes(tmp_path, times):
 
 
 def test_files_that_are_no_files(tmp_path):
-    for path in (tmp_path / "no.csv", tmp_path, None, write(tmp_path / "x.csv", "")):
+    for path in (tmp_path / "no.csv", tmp_path, None, "x" * 5000, write(tmp_path / "x.csv", "")):
         refused(path, "data.path")
     parquet = tmp_path / "x.parquet"
     pl.DataFrame({"time": every(), "a": VALUES}).write_parquet(parquet)

@@ -22,7 +22,7 @@ from t5ts.donor import read_donor
 from t5ts.errors import ConfigError, WeightsError
 from t5ts.export import export
 from t5ts.model.forecaster import scale_audit
-from t5ts.model.hf_encoder import HFEncoder, hf_architecture, hf_config
+from t5ts.model.hf_encoder import HFEncoder, export_config, hf_architecture, hf_config
 from t5ts.model.tensors import random_state
 from t5ts.model.weights import load_checkpoint
 
@@ -360,6 +360,25 @@ def test_what_never_trains_is_kept_in_bfloat16_and_changes_no_number(
 
 def is_linear_map(name: str) -> bool:
     return name.endswith(".weight") and "layer_norm" not in name and "bias" not in name
+
+
+def test_a_model_whose_code_fails_in_bf16_is_refused_there_alone() -> None:
+    sizes = {"num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 40}
+    values = {"model_type": "deberta", "hidden_size": 32, "intermediate_size": 64, **sizes}
+    encoder = HFEncoder(hf_architecture(values, num_layers=None, where="x"), dropout=0.0)
+    encoder.draw(torch.Generator())
+    encoder.try_out("deberta", in_bf16=False)
+    with pytest.raises(WeightsError, match="precision=bf16"):
+        encoder.try_out("deberta", in_bf16=True)
+
+
+def test_an_exports_config_lists_the_attention_of_the_blocks_in_use_alone() -> None:
+    from transformers import AutoConfig
+
+    values = {"hidden_size": 32, "num_heads": 2, "num_layers": 3}
+    types = {"attention_types": [[["global", "local", "local"], 1]]}
+    arch = hf_architecture({"model_type": "gpt_neo", **values, **types}, num_layers=2, where="x")
+    assert AutoConfig.for_model(**export_config(arch)).attention_layers == ["global", "local"]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "xglm"])

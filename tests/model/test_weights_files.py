@@ -166,6 +166,10 @@ FAULTS: dict[str, tuple[Change, str]] = {
         instead(PICKLE, lambda path: torch.save({"state_dict": {"a": torch.zeros(1)}}, path)),
         "save_pretrained",
     ),
+    "pickle of a sparse tensor": (
+        instead(PICKLE, lambda path: torch.save({"a": torch.eye(2).to_sparse()}, path)),
+        "save_pretrained",
+    ),
     "pickled code": (
         instead(PICKLE, lambda path: torch.save({"shared.weight": Malicious()}, path)),
         "could run code",
