@@ -94,6 +94,8 @@ HOSTILE = [
     ("--nope", "nope"),
     ("--cfg job --resolve seed=${nope}", "nope"),
     ("--cfg job +optimizer=sgd", "optim"),
+    ("--multirun hydra.sweeper.max_batch_size=0 seed=0,1", "max_batch_size"),
+    ("--multirun hydra/sweeper=t5ts hydra/sweeper/sampler=nope seed=0,1", "nope"),
     ("--multirun init=nope,t5", "init"),
     ("--multirun optim.lr=nan", "optim.lr"),
     # lists in lists, and grids of no job or of too many
