@@ -62,6 +62,7 @@ HOSTILE = [
     ("data=csv", "data.path"),
     ("[]", "[]"),
     ("été=1", "été"),
+    ("data=synthetic +data.path=x", "of this option"),
     # wrong types
     ("seed=1.5", "seed"),
     ("seed=", "seed"),
