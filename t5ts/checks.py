@@ -191,7 +191,8 @@ def check(config: Config) -> None:
 def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
     """Keys not in the schema, added by YAML or by a `+` on the command line."""
     for key in vars(node).keys() - {f.name for f in fields(node)}:
-        yield _unknown(f"{prefix}{key}")
+        name = f"{prefix}{key}"
+        yield f"{name} is not a setting of this option." if name in _keys() else _unknown(name)
     for f in fields(node):
         value = getattr(node, f.name)
         is_group = is_dataclass(f.type) or (isinstance(value, dict) and f.name != "sizes")

@@ -134,7 +134,7 @@ def _one_message(error: Any) -> str:
     while cause is not None:
         lines += (str(cause) or type(cause).__name__).splitlines()
         cause = cause.__cause__
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         lines.append("Use a writable directory: hydra.run.dir=DIR (--multirun: hydra.sweep.dir).")
     kept = [line.strip() for line in lines if "_type=" not in line and line.strip()]
     return "\n".join(dict.fromkeys(kept))

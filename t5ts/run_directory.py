@@ -219,14 +219,14 @@ def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
     source = own if resume in ("auto", "never") else Path(resume).expanduser()
     if source.is_dir():
         source = source / "checkpoint" / "last.safetensors"
-    if source.resolve() == own.resolve():
-        return own if own.is_file() else None
     if not source.is_file():
+        if resume in ("auto", "never"):
+            return None
         raise ResumeError(
             f"train.resume={resume}: no checkpoint at {source}. Allowed: auto, never, a run"
             " directory, or a checkpoint file in one."
         )
-    if own.is_file():
+    if own.is_file() and source.resolve() != own.resolve():
         raise ResumeError(
             f"train.resume={resume}, but {run_dir} has its own checkpoint ({own}): use"
             " train.resume=auto to resume that one, or another hydra.run.dir."

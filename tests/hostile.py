@@ -62,6 +62,7 @@ HOSTILE = [
     ("data=csv", "data.path"),
     ("[]", "[]"),
     ("été=1", "été"),
+    ("data=synthetic +data.path=x", "of this option"),
     # wrong types
     ("seed=1.5", "seed"),
     ("seed=", "seed"),
@@ -94,6 +95,8 @@ HOSTILE = [
     ("--nope", "nope"),
     ("--cfg job --resolve seed=${nope}", "nope"),
     ("--cfg job +optimizer=sgd", "optim"),
+    ("--multirun hydra.sweeper.max_batch_size=0 seed=0,1", "max_batch_size"),
+    ("--multirun hydra/sweeper=t5ts hydra/sweeper/sampler=nope seed=0,1", "nope"),
     ("--multirun init=nope,t5", "init"),
     ("--multirun optim.lr=nan", "optim.lr"),
     # lists in lists, and grids of no job or of too many

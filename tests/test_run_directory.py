@@ -230,6 +230,12 @@ def test_a_damaged_finished_run_is_not_shown(name: str, halves, run_dir: Path) -
         run(config, run_dir=run_dir)
 
 
+def test_a_named_checkpoint_that_is_missing_is_no_new_run(config: Config, run_dir: Path) -> None:
+    for named in (run_dir, run_dir / "elsewhere"):
+        with pytest.raises(ResumeError):
+            run(changed(config, {"train.resume": str(named)}), run_dir=run_dir)
+
+
 # --- who holds it ---
 
 

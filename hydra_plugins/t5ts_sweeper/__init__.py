@@ -39,6 +39,8 @@ class PlainSweeper(BasicSweeper):
 
         assert self.config is not None
         assert self.launcher is not None
+        if (size := self.max_batch_size) is not None and not (isinstance(size, int) and size > 0):
+            _exit(f"hydra.sweeper.max_batch_size={size}: allowed: null, or a whole number above 0.")
         jobs = self._jobs(arguments)
         varied = [i for i, lines in enumerate(zip(*jobs, strict=True)) if len({*lines}) > 1]
         keys = " ".join(jobs[0][i].lstrip("+").partition("=")[0] for i in varied)

@@ -19,18 +19,19 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import TrialState
+from yaml import YAMLError
 
 from t5ts.analysis.plots import draw_run, draw_surfaces, own_style, surface_of
 from t5ts.checks import check
 from t5ts.config import NOT_IDENTITY, from_hydra, values_without
 from t5ts.errors import ConfigError, DataError, Interrupted, UserError
 from t5ts.interruption import interrupt_on_signals
-from t5ts.provenance import without_password
+from t5ts.provenance import without_password, write_yaml
 from t5ts.sweep.display import Display, best_trials, budget_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
 from t5ts.sweep.settings import SweepSettings, read_settings
-from t5ts.sweep.space import Space, arm_name, as_text, choices_of, parse_space
+from t5ts.sweep.space import Space, arm_name, as_text, choices_of, grid_values, parse_space
 from t5ts.sweep.studies import check_purpose, check_results, differences
 from t5ts.sweep.trial import Work
 from t5ts.sweep.worker import POLL_S, repeated, run_trials
@@ -55,7 +56,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
         Interrupted: after SIGINT or SIGTERM; the same command resumes the sweep.
     """
     choices = {str(k): str(v) for k, v in config.hydra.runtime.choices.items()}
-    experiment = choices["experiment"]
+    experiment = choices.get("experiment", "null")
     settings = read_settings(
         config.hydra.sweeper,
         objective=config.objective,
@@ -115,11 +116,16 @@ def _space(settings: SweepSettings, arguments: Sequence[str], choices: Mapping[s
         )
 
     def seed(lines: Sequence[str]) -> int:
-        return int(next((x[5:] for x in reversed(lines) if x.startswith("seed=")), "0"))
+        parts = (line.lstrip("+").partition("=") for line in lines)
+        value = [value for key, _, value in [("seed", "", "0"), *parts] if key == "seed"][-1]
+        if not value.isdecimal():
+            raise ConfigError(f"seed={value}: with hydra.sweeper.best_of, allowed: a number.")
+        return int(value)
 
     used = {seed(arm["overrides"]) + k for arm in best for k in range(arm.get("seeds", 1))}
-    choices_of_seed = getattr(space.distributions.get("seed"), "choices", (seed(space.fixed),))
-    if reused := sorted(used & set(choices_of_seed)):
+    seeds = space.distributions.get("seed")
+    given = (seed(space.fixed),) if seeds is None else grid_values("seed", seeds)
+    if reused := sorted(k for k in used if k in given):
         raise ConfigError(
             f"seed={','.join(map(str, reused))}: hydra.sweeper.best_of={settings.best_of} chose its"
             " settings on that seed, which would favour whatever suits it: give others, such as"
@@ -131,13 +137,18 @@ def _space(settings: SweepSettings, arguments: Sequence[str], choices: Mapping[s
 
 def _best_arms(path: Path, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The arms of a finished sweep that the command line selects, and its other overrides."""
-    found: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-    best = list(found.get("arms", {"all": found}).values())
-    if not all({"overrides", "trials"} <= arm.keys() for arm in best):
+    needed = {"arm", "best_params", "overrides", "trials"}
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path))
+        best = list(found.get("arms", {"all": found}).values())
+        is_usable = bool(best) and all(needed <= arm.keys() for arm in best)
+    except (OSError, ValueError, AttributeError, YAMLError):
+        is_usable = False
+    if not is_usable:
         raise ConfigError(
-            f"hydra.sweeper.best_of: {path} does not exist, lacks an arm's best setting, or was"
-            " written by an older t5ts; allowed: the directory of a finished sweep. That sweep's"
-            " command with hydra.sweeper.on_change=record writes the file again."
+            f"hydra.sweeper.best_of: {path} does not exist, is corrupt, lacks an arm's best"
+            " setting, or was written by an older t5ts; allowed: the directory of a finished sweep."
+            " That sweep's command with hydra.sweeper.on_change=record writes the file again."
         )
     # Its own seeds are the search's: here they are new.
     searched = {key for arm in best for key in arm["best_params"]} - {"seed"}
@@ -200,7 +211,9 @@ def _without_password(config: DictConfig) -> DictConfig:
     with read_write(written.hydra), open_dict(written.hydra):
         if not OmegaConf.is_interpolation(written.hydra.sweeper, "storage"):
             storage = written.hydra.sweeper.storage
-            written.hydra.sweeper.storage = None if storage is None else without_password(storage)
+            written.hydra.sweeper.storage = (
+                None if storage is None else without_password(str(storage))
+            )
         # Unresolved: each trial resolves its own interpolations.
         lines: Any = OmegaConf.to_container(written.hydra.overrides.hydra, resolve=False)
         written.hydra.overrides.hydra = [without_password(line) for line in lines]
@@ -293,7 +306,7 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
         best_dirs += folders.get((ledger.study.study_name, found.get("trial", -1)), ())[:1]
     # One study looks like hydra-optuna-sweeper's file; several are nested under their arms.
     single = results["all"] if list(results) == ["all"] else {"name": "t5ts", "arms": results}
-    OmegaConf.save(OmegaConf.create(single), work.sweep_dir / RESULTS)
+    write_yaml(work.sweep_dir / RESULTS, single)
     display.say(f"results    {work.sweep_dir / RESULTS}")
     for picture in _draw(work, ledgers):
         display.say(f"picture    {picture}")

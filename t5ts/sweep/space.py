@@ -90,7 +90,7 @@ class Space:
         Raises:
             ConfigError: if a key is continuous, or the grid is absurdly large.
         """
-        values = {key: _grid_values(key, d) for key, d in self.distributions.items()}
+        values = {key: grid_values(key, d) for key, d in self.distributions.items()}
         if (size := math.prod(map(len, values.values()))) > MAX_GRID:
             raise ConfigError(
                 f"the grid has {size:,} settings, above {MAX_GRID:,}: use fewer values, or search"
@@ -205,17 +205,19 @@ def _distribution(override: Override, key: str) -> BaseDistribution:
             "not a searchable space; allowed: A,B or choice(A,B), range(A,B,STEP),"
             " interval(A,B), tag(log,interval(A,B)), int(interval(A,B))."
         )
+    except ConfigError:
+        raise
     except ValueError as error:  # Optuna's too, such as a logarithm of 0
         raise ConfigError(f"{override.input_line}: {error}") from error
 
 
 def choices_of(override: Override) -> list[Value]:
-    """The values of a choice or a range, or the one value that is given."""
+    """The values of a choice or a range, or the one value that is given; none of them twice."""
     if not override.is_sweep_override():
         return [override.value()]  # type: ignore[list-item]
     choices: list[Any] = list(override.sweep_iterator(transformer=Transformer.encode))
     if len(set(choices)) < len(choices):
-        raise ValueError("a value appears twice.")
+        raise ConfigError(f"{override.input_line}: a value appears twice.")
     return choices
 
 
@@ -252,12 +254,13 @@ def _interval(value: IntervalSweep, key: str) -> BaseDistribution:
     return FloatDistribution(float(low), float(high), log=log)
 
 
-def _grid_values(key: str, distribution: BaseDistribution) -> list[Any]:
+def grid_values(key: str, distribution: BaseDistribution) -> Sequence[Any]:
+    """Every value of a key; a ConfigError if it is continuous."""
     match distribution:
         case CategoricalDistribution(choices=choices):
-            return list(choices)
+            return choices
         case IntDistribution(log=False, low=low, high=high, step=step):
-            return list(range(low, high + 1, step))
+            return range(low, high + 1, step)
         case FloatDistribution(low=low, high=high, step=float(step)):
             # Rounded, so that 0.1 + 2 · 0.1 is written 0.3.
             return [round(low + i * step, 12) for i in range(round((high - low) / step) + 1)]

@@ -254,6 +254,10 @@ def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) ->
         ("optim.weight_decay=0.2", [], "searched optim.weight_decay"),
         ("backbone=linear,shared", [], "backbone"),  # not compared there
         ("seed=3,0", [], "seed=0"),  # the search's own
+        ("seed=range(0,3)", [], "seed=0"),
+        ("++seed=0", [], "seed=0"),
+        ("seed=${oc.env:HOME}", [], "seed=${oc.env:HOME}"),
+        ("init=random,random", [], "init=random,random"),
         ("train.progress=false", ["matched", "random"], ""),  # moves no number
         ("train.epochs=2", ["matched", "random"], "changed  train.epochs: 3 → 2"),
     ):
@@ -264,6 +268,10 @@ def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) ->
         assert ("changed" in "".join(output)) == ("changed" in said)
         trained = [read(path)["arm"] for path in folder.rglob("trial.json")]
         assert sorted(trained) == [f"init={arm}" for arm in arms]
+    results = tmp_path / "search" / "optimization_results.yaml"
+    for damaged in ("", "- a", "{a: [", "arms: {}", "arms: [1]", "arms: {a: 5}"):
+        results.write_text(damaged)
+        assert sweep("damaged", *final)[0] == 2, damaged
 
 
 def test_a_space_that_the_grammar_cannot_say(
@@ -298,6 +306,8 @@ def test_a_space_that_the_grammar_cannot_say(
     ("overrides", "output"),
     [
         (["init=random"], "nothing to sweep"),
+        (["~experiment", "init=random"], "nothing to sweep"),
+        ([LR, "hydra.sweeper.storage=3"], "hydra.sweeper.storage=3"),
         (["optim.lrr=1,2"], "optim.lrr"),
         (["+hydra.sweeper.params.optim.lrr='1,2'"], "lrr"),
         (["init=random,pretrainde"], "init=pretrainde"),
