@@ -60,7 +60,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
         if f"{key}.".startswith("hydra.callbacks.check.") or key == "hydra.callbacks":
             raise ConfigError(f"{line}: the configuration check cannot be switched off.")
         if override.is_delete() and not key.startswith("hydra.") and key not in REMOVABLE:
-            known = key in (*GROUPS, "hydra", *_keys())
+            known = key == "hydra" or is_key(key)
             needed = (
                 f"{line}: a run needs {key}; leave it out for its default, or set another value."
             )
@@ -109,6 +109,11 @@ def _keys() -> frozenset[str]:
             if is_dataclass(schema):
                 keys |= {f"{top.name}.{f.name}" for f in fields(schema)}
     return frozenset(keys)
+
+
+def is_key(key: str) -> bool:
+    """Whether a schema has this key, or it is a group."""
+    return key in GROUPS or key in _keys()
 
 
 def _unknown(key: str) -> str:

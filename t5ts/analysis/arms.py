@@ -231,6 +231,16 @@ class Pair:
         windows = treatment.runs[0].provenance.get("windows") or {}
         self.num_windows = int(windows.get("train") or 0)
 
+    @property
+    def overruled(self) -> list[tuple[Arm, Arm]]:
+        """Where the search chose an arm's schedule: (the fresh seeds' validation's choice, it)."""
+        found = []
+        for chosen, arms in zip(self.arms, self.rivals, strict=True):
+            preferred = min(arms, key=lambda arm: arm.loss(arm.best))
+            if preferred is not chosen and all(arm.searched_point for arm in arms):
+                found.append((preferred, chosen))
+        return found
+
     def values(self, metric: str) -> tuple[Array, Array]:
         """A final metric of both arms by seed."""
         found = np.array([run.metric(metric) for run in self.all_runs])

@@ -128,6 +128,8 @@ def _conclude(study: Study, v: Verdict) -> None:
         if notes := loader_notes(main.pair.treatment):
             after.append(sentence("notes", notes=notes))
         v.reasons += [sentence("under_one_plan", c=c) for c in same_plan]
+        if found := main.pair.overruled:
+            v.reasons.append(sentence("overruled", found=found))
         if main.kind in (LOWER, HIGHER):
             logs = np.log(np.divide(*main.pair.values("test_loss")))
             odd = [main.pair.seeds[place] for place in sorted(statistics.outlying(logs))]

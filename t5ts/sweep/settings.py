@@ -17,7 +17,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler
 
-from t5ts.checks import field_problems
+from t5ts.checks import field_problems, is_key
 from t5ts.config import OBJECTIVES
 from t5ts.errors import ConfigError
 from t5ts.schema import choice, named, number, text
@@ -121,6 +121,8 @@ def read_settings(sweeper: DictConfig, *, objective: str, experiment: str | None
         words = str(error).splitlines()[0]
         raise ConfigError(f"hydra.sweeper.{error.full_key}: {words}.{hint}") from error
     problems = list(field_problems(settings))
+    unknown = [key for key in settings.arms if not is_key(key.partition("@")[0])]
+    problems += [f"arms: {key} is not a setting or a group." for key in unknown]
     if not problems and settings.direction != best:
         problems.append(f"direction={settings.direction}: must be {best} for objective={name}.")
     if not problems and 2 * settings.heartbeat_s > settings.lost_after_s:

@@ -607,6 +607,8 @@ def test_plans_run_again_are_chosen_by_the_search(tmp_path: Path) -> None:
     study = found(tmp_path)
     assert main(study).pair.name == "t5-none vs. random-none"
     assert not study.main.is_provisional
+    both = [reason for reason in study.reasons if "t5-staged to t5-none" in reason]
+    assert len(both) == 1  # and the first screen says so
 
 
 # Unfinished studies.

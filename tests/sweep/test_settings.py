@@ -37,6 +37,7 @@ def test_each_objective_brings_its_direction() -> None:
     [
         ("n_trials=0", "n_trials"),
         ("n_trials=2.5", "n_trials"),
+        ("arms=[int]", "arms: int"),
         ("n_trials=true", "n_trials"),
         ("n_jobs=-1", "n_jobs"),
         ("seed=-1", "seed"),
