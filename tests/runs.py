@@ -72,12 +72,12 @@ def run_until(step: int, config: Config, run_dir: Path, *, politely: bool = True
             run(config, run_dir=run_dir)
 
 
-def resumes_as_whole(config: Config, folder: Path, _monkeypatch: object = None) -> None:
+def resumes_as_whole(config: Config, folder: Path) -> None:
     """A run that stops after step 8 and resumes, in `parts`, equals one that does not, `whole`."""
     run(config, run_dir=folder / "whole")
     run_until(8, config, folder / "parts")
     run(config, run_dir=folder / "parts")
-    assert rows(folder / "parts") == rows(folder / "whole")
+    assert_same_run(folder / "parts", folder / "whole")
 
 
 def changed(config: Config, values: dict[str, Any]) -> Config:

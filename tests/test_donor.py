@@ -93,11 +93,9 @@ def test_native_scale_is_that_of_the_donors_own_trained_tokens(arm: Compose, don
         assert token_scale(model) * rms == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_runs_encoder_survives_kill_and_resume(
-    arm: Compose, donor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runs_encoder_survives_kill_and_resume(arm: Compose, donor: Path, tmp_path: Path) -> None:
     config = arm("init=run", "patch.init=run", f"patch.path={donor}", "train.epochs=2")
-    resumes_as_whole(config, tmp_path, monkeypatch)
+    resumes_as_whole(config, tmp_path)
     recorded = read(tmp_path / "parts" / "provenance.json")["weights"]
     assert (recorded["init"], recorded["origin"]) == ("run", "barely trained")  # as it is
 

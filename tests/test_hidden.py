@@ -121,8 +121,6 @@ def test_reconstruction_runs_and_says_what_it_masks(
         assert all((seen is None) != (asked is None) for seen, asked in pairs)
 
 
-def test_reconstruction_resumed_equals_uninterrupted(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reconstruction_resumed_equals_uninterrupted(tiny: Compose, tmp_path: Path) -> None:
     config = tiny(*RECONSTRUCT, "head=per_patch", "train.epochs=2")
-    resumes_as_whole(config, tmp_path, monkeypatch)
+    resumes_as_whole(config, tmp_path)

@@ -411,17 +411,10 @@ def test_staged_runs_are_exported_and_read_again(
 
 
 def test_a_stopped_run_resumes_bit_for_bit(
-    small: Callable[..., Config],
-    folders: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    small: Callable[..., Config], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     staged = ["freeze=staged", "freeze.unfreeze_epoch=1", "train.epochs=2"]
-    resumes_as_whole(small(*hf(folders["bert"]), *staged), tmp_path, monkeypatch)
-    a, b = (
-        load_saved(tmp_path / n / "checkpoint" / "last.safetensors")[0] for n in ("parts", "whole")
-    )
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    resumes_as_whole(small(*hf(folders["bert"]), *staged), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "minilm_l6"])

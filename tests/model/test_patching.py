@@ -223,11 +223,11 @@ def test_arms_share_what_trains_and_have_banks_of_their_own(
 
 
 def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(
-    arm: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arm: Callable[..., Config], tmp_path: Path
 ) -> None:
     staged = ["init=t5", "freeze=staged", "freeze.unfreeze_epoch=1"]
     config = arm(*staged)
-    resumes_as_whole(config, tmp_path, monkeypatch)
+    resumes_as_whole(config, tmp_path)
     store = f"train.reuse_dir={tmp_path / 'store'}"
     for name in ("cold", "warm"):
         shared = run(arm(*staged, store), run_dir=tmp_path / name)
