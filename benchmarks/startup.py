@@ -84,13 +84,13 @@ def drive(begun: float, answer: Path, stop: str, overrides: Sequence[str]) -> No
     import torch  # noqa: F401 - for its time
 
     marks.mark("import torch")
-    from t5ts import build, experiment, train
+    from t5ts import arm, build, experiment, train
     from t5ts.model.forecaster import Forecaster
 
     marks.mark("import t5ts and the rest")
     marks.watch(build, "load_series", "load the data")
     marks.watch(build, "build_windows", "build the windows")
-    marks.watch(build, "encoder_state", "draw the encoder's weights")
+    marks.watch(arm, "encoder_state", "draw the encoder's weights")
     marks.watch(build, "build_model", "build the model")
     marks.watch(build, "build_optimizer", "build the optimizer")
     marks.watch(experiment, "evaluate_baselines", "baselines")

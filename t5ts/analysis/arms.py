@@ -198,10 +198,13 @@ def _interface(runs: Sequence[Run]) -> str:
     def every(key: str, default: str) -> str:
         return " or ".join(sorted({str(run.config.get(key) or default) for run in runs}))
 
-    donors = {str(run.config.get("patch.path")) for run in runs} - {"None"}
-    patches = " or ".join(f"of {short_path(donor, donors)}" for donor in sorted(donors))
-    count = every("patch.num_prototypes", "")
-    patches = f"{patches or 'fresh'}{f' from {count} prototypes' if count else ''}"
+    paths = {run.config.get("patch.path") for run in runs}
+    donors = sorted(str(path) for path in paths if path is not None)
+    origins = ["fresh"] * (None in paths) + [f"of {short_path(path, donors)}" for path in donors]
+    counts = {run.config.get("patch.num_prototypes") for run in runs}
+    mixed = [f"{count} prototypes" for count in counts if count is not None]
+    linear = ["a linear map"] * (None in counts and bool(mixed))
+    patches = " or ".join(origins) + (f" from {' or '.join(linear + mixed)}" if mixed else "")
     scale, head = every("patch.scale", "none"), every("head", "flatten")
     return f"interface: patch embedding {patches}, scale {scale}, head {head}"
 
@@ -232,13 +235,26 @@ class Pair:
         self.num_windows = int(windows.get("train") or 0)
 
     @property
-    def overruled(self) -> list[tuple[Arm, Arm]]:
-        """Where the search chose an arm's schedule: (the fresh seeds' validation's choice, it)."""
+    def overruled(self) -> list[tuple[Arm, Arm, float, float]]:
+        """Where the search chose a schedule and validation at the pair's seeds prefers another.
+
+        Returns:
+            The preferred arm, the chosen one, and their mean objectives at these seeds.
+        """
         found = []
         for chosen, arms in zip(self.arms, self.rivals, strict=True):
-            preferred = min(arms, key=lambda arm: arm.loss(arm.best))
-            if preferred is not chosen and all(arm.searched_point for arm in arms):
-                found.append((preferred, chosen))
+            searched = [arm.loss(arm.searched_point) for arm in arms]  # inf: not searched
+            if math.inf in searched or arms[int(np.argmin(searched))] is not chosen:
+                continue
+            means = {
+                arm: float(np.mean([arm.finished[seed].objective for seed in self.seeds]))
+                for arm in arms
+                if self.seeds and {*self.seeds} <= arm.finished.keys()
+            }
+            best = max if chosen.maximize else min
+            preferred = best(means, key=lambda arm: means[arm], default=chosen)
+            if preferred is not chosen:
+                found.append((preferred, chosen, means[preferred], means[chosen]))
         return found
 
     def values(self, metric: str) -> tuple[Array, Array]:

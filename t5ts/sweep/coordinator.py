@@ -123,9 +123,11 @@ def _space(settings: SweepSettings, arguments: Sequence[str], choices: Mapping[s
         return int(value)
 
     used = {seed(arm["overrides"]) + k for arm in best for k in range(arm.get("seeds", 1))}
+    used.update(*(arm.get("searched_seeds", ()) for arm in best))
     seeds = space.distributions.get("seed")
-    given = (seed(space.fixed),) if seeds is None else grid_values("seed", seeds)
-    if reused := sorted(k for k in used if k in given):
+    firsts = (seed(space.fixed),) if seeds is None else grid_values("seed", seeds)
+    given = {int(first) + k for first in firsts for k in range(settings.seeds)}
+    if reused := sorted(used & given):
         raise ConfigError(
             f"seed={','.join(map(str, reused))}: hydra.sweeper.best_of={settings.best_of} chose its"
             " settings on that seed, which would favour whatever suits it: give others, such as"
@@ -323,6 +325,7 @@ def _results(work: Work, ledger: Ledger) -> dict[str, Any]:
     best = best_trials(ledger, work.settings)
     if not best:
         return {"name": "t5ts", "best_params": {}, "best_value": math.nan}
+    seeds = {int(trial.params["seed"]) for trial in best if "seed" in trial.params}
     return {
         "name": "t5ts",
         "best_params": dict(best[0].params),
@@ -330,6 +333,7 @@ def _results(work: Work, ledger: Ledger) -> dict[str, Any]:
         "trial": best[0].user_attrs["slot"],
         **budget_of(ledger.results()),
         **({"seeds": work.settings.seeds} if work.settings.seeds > 1 else {}),
+        **({"searched_seeds": sorted(seeds)} if seeds else {}),  # the best may have one of them
         "arm": ledger.arm,
         "overrides": work.space.overrides(best[0].params, ledger.arm),
     }
@@ -340,6 +344,7 @@ def _draw(work: Work, ledgers: Sequence[Ledger]) -> list[Path]:
 
     Importances are PED-ANOVA's (Watanabe et al. 2023), of the parameters that every trial has.
     """
+    from optuna.importance import get_param_importances
     from optuna.visualization import matplotlib as pictures  # half a second
 
     name, is_more = work.settings.objective, work.settings.direction == "maximize"
@@ -354,7 +359,8 @@ def _draw(work: Work, ledgers: Sequence[Ledger]) -> list[Path]:
         if surfaces := [surface for surface in found if surface is not None]:
             figures["surface"] = draw_surfaces(surfaces, name, maximize=is_more)
         for ledger, trials in complete:
-            if len(trials) >= LEAST_FOR_IMPORTANCES and trials[0].value != trials[-1].value:
+            differ = len(trials) >= LEAST_FOR_IMPORTANCES and trials[0].value != trials[-1].value
+            if differ and get_param_importances(ledger.study):  # of what is in every trial
                 axes = pictures.plot_param_importances(ledger.study, target_name=name)
                 figures[f"importances-{ledger.name}"] = axes.figure
         if complete:

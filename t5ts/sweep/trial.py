@@ -85,8 +85,8 @@ class Work:
             name = f"{settings.study_name}/{arm_name(arm)}" if arm else settings.study_name
             known: Any = {"study_name": name, "storage": storage, "pruner": pruner}
             new: Any = {"direction": settings.direction, "load_if_exists": True}
+            grid = self.space.grid(arm) if settings.is_grid else None  # may refuse: before a study
             study = optuna.create_study(**known, **new) if create else optuna.load_study(**known)
-            grid = self.space.grid(arm) if settings.is_grid else None
             n_trials = settings.n_trials if grid is None else min(settings.n_trials, len(grid))
             ledger = Ledger(
                 study, n_trials=n_trials, lost_after_s=settings.lost_after_s,

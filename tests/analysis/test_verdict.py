@@ -609,6 +609,10 @@ def test_plans_run_again_are_chosen_by_the_search(tmp_path: Path) -> None:
     assert not study.main.is_provisional
     both = [reason for reason in study.reasons if "t5-staged to t5-none" in reason]
     assert len(both) == 1  # and the first screen says so
+    # But for a schedule that did not finish all of these seeds.
+    for folder in list((tmp_path / "final").glob("t5-staged*"))[1:]:
+        (folder / "result.json").unlink()
+    assert not any("t5-staged to t5-none" in reason for reason in found(tmp_path).reasons)
 
 
 # Unfinished studies.
@@ -691,6 +695,12 @@ def test_conditions_and_interfaces_are_named_without_defaults_that_are_null(tmp_
     fresh, donors = [v.condition.interface for v in found(tmp_path).verdicts]
     assert "fresh, scale" in fresh
     assert "of donor, scale" in donors
+    both = tmp_path / "both"
+    write(both, {"t5-none": 0}, seeds=range(2))
+    write(both, {"random-none": 0}, seeds=range(2), patch__path="runs/donor")
+    assert any("fresh or of donor" in v.condition.interface for v in found(both).verdicts) or (
+        len(found(both).verdicts) == 2
+    )
 
 
 withheld = about("b/t5-none-1-b", lambda p: p.update(precision="other"))

@@ -245,7 +245,7 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(
 @pytest.mark.usefixtures("training")
 def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) -> None:
     search = ["init=random,matched", *GRID, "optim.weight_decay=0.1,0.3"]
-    assert sweep("search", *search)[0] == 0
+    assert sweep("search", *search, "seed=8")[0] == 0
     final = ["experiment=final", f"hydra.sweeper.best_of={tmp_path / 'search'}", "seed=7"]
     for override, arms, said in (
         ("init=matched", ["matched"], ""),
@@ -253,9 +253,10 @@ def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) ->
         ("init=t5", [], "it has: init=random; init=matched"),
         ("optim.weight_decay=0.2", [], "searched optim.weight_decay"),
         ("backbone=linear,shared", [], "backbone"),  # not compared there
-        ("seed=3,0", [], "seed=0"),  # the search's own
-        ("seed=range(0,3)", [], "seed=0"),
-        ("++seed=0", [], "seed=0"),
+        ("seed=3,8", [], "seed=8"),  # the search's own
+        ("seed=range(6,9)", [], "seed=8"),
+        ("++seed=8", [], "seed=8"),
+        ("hydra.sweeper.seeds=2", [], "seed=8"),
         ("seed=${oc.env:HOME}", [], "seed=${oc.env:HOME}"),
         ("init=random,random", [], "init=random,random"),
         ("train.progress=false", ["matched", "random"], ""),  # moves no number
@@ -268,6 +269,10 @@ def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) ->
         assert ("changed" in "".join(output)) == ("changed" in said)
         trained = [read(path)["arm"] for path in folder.rglob("trial.json")]
         assert sorted(trained) == [f"init={arm}" for arm in arms]
+    assert sweep("seeds", "init=random", *GRID, "seed=0,1")[0] == 0
+    for seed in (0, 1):  # also the one that the best trial does not have
+        best_of = f"hydra.sweeper.best_of={tmp_path / 'seeds'}"
+        assert sweep("reused", "experiment=final", best_of, f"seed={seed}")[0] == 2
     results = tmp_path / "search" / "optimization_results.yaml"
     for damaged in ("", "- a", "{a: [", "arms: {}", "arms: [1]", "arms: {a: 5}"):
         results.write_text(damaged)
