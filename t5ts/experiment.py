@@ -22,7 +22,7 @@ from t5ts.config import SEARCHED, Config, identity, searched, task_overrides
 from t5ts.console import announce, device_name, report
 from t5ts.draws import shuffle_time
 from t5ts.errors import ResumeError, TrainingError
-from t5ts.evaluation import evaluate, evaluate_baselines, reset_peak_memory
+from t5ts.evaluation import autocast_to, evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.encoders import store_in_bfloat16
 from t5ts.model.forecaster import scale_audit
@@ -124,7 +124,8 @@ class _Run:
         train, task = self.setup.data.splits.train, self.setup.task
         first_B = torch.arange(min(AUDIT_WINDOWS, len(train)))
         batch = task.batch(train.gather(first_B), first_B, epoch=0)
-        return scale_audit(self.setup.model, batch.inputs_BCL)
+        with autocast_to(self.setup.device, self.setup.autocast):
+            return scale_audit(self.setup.model, batch.inputs_BCL)
 
     def begin(self) -> None:
         """Log what will be trained, and write `config.yaml` and `provenance.json`."""
@@ -379,7 +380,7 @@ def _forecast_sample(setup: Setup) -> dict[str, Any]:
     index_B = (torch.arange(count) * 2 + 1) * len(test) // (2 * count)
     batch = task.batch(test.gather(index_B), index_B)
     setup.model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), autocast_to(setup.device, setup.autocast):
         prediction_BCH = setup.model(batch.inputs_BCL)
     drawn = {
         "context": batch.inputs_BCL,

@@ -252,7 +252,6 @@ def _common_material(config: Config, setup: Setup) -> dict[str, Any]:
         "torch": [torch.__version__, torch.version.git_version],
         "device": [device.type, torch.cuda.get_device_name(device) if is_gpu else processor()],
         "precision": str(setup.autocast),
-        "stored_in_bf16": sorted(setup.frozen_in_encoder) if setup.autocast else [],
         "threads": torch.get_num_threads(),
         "kernels": [
             *(backends.cpu.get_cpu_capability(), backends.mkldnn.enabled),

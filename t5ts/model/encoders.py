@@ -3,7 +3,7 @@ baseline, and none."""
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -162,7 +162,7 @@ class NoEncoder(nn.Module):
 Encoder = T5Encoder | HFEncoder | SharedEncoder | NoEncoder
 
 
-def store_in_bfloat16(encoder: Encoder, frozen: Collection[str]) -> None:
+def store_in_bfloat16(encoder: Encoder, frozen: Set[str]) -> None:
     """Keep the linear maps that never train in bfloat16, to which autocast rounds them anyway.
 
     A frozen encoder takes half of the memory, and no output under autocast changes. Norms and
@@ -177,7 +177,7 @@ def store_in_bfloat16(encoder: Encoder, frozen: Collection[str]) -> None:
     for prefix, module in encoder.named_modules():
         names = {f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)}
         is_linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's
-        if is_linear and names <= {*frozen}:
+        if is_linear and names <= frozen:
             module.to(torch.bfloat16)
             stored = True
     if not stored:

@@ -241,7 +241,7 @@ def export_config(arch: HFArchitecture) -> dict[str, Any]:
     if config.pad_token_id is not None and config.pad_token_id > 1:
         config.pad_token_id = None  # a row of the embedding; positions count from 0 or 1
     config.vocab_size = (config.pad_token_id or 0) + 1
-    return {"model_type": arch.model_type, **config.to_diff_dict()}
+    return {"model_type": arch.model_type, **config.to_diff_dict(), "dtype": "float32"}
 
 
 def _skeleton(arch: HFArchitecture, dropout: float) -> tuple[Any, str]:
