@@ -124,3 +124,27 @@ def test_reconstruction_runs_and_says_what_it_masks(
 def test_reconstruction_resumed_equals_uninterrupted(tiny: Compose, tmp_path: Path) -> None:
     config = tiny(*RECONSTRUCT, "head=per_patch", "train.epochs=2")
     resumes_as_whole(config, tmp_path)
+
+
+def test_the_train_mask_is_another_in_every_epoch_and_the_seed_pairs_it(
+    tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import t5ts.tasks as module
+
+    asked: list[tuple[int, int | None]] = []
+    real = module.draw_masks
+
+    def draw(*args, seed, epoch, **kwargs):
+        asked.append((seed, epoch))
+        return real(*args, seed=seed, epoch=epoch, **kwargs)
+
+    monkeypatch.setattr(module, "draw_masks", draw)
+    run(tiny(*RECONSTRUCT, "train.epochs=2"), run_dir=tmp_path / "run")
+    seeds = {seed for seed, epoch in asked if epoch is not None}
+    assert {epoch for _, epoch in asked} == {None, 0, 1}
+    assert len(seeds) == 1
+    assert {seed for seed, epoch in asked if epoch is None} == {0}
+    meter = experiment.Meter(build(tiny(*RECONSTRUCT)), batch_size=64)
+    asked.clear()
+    meter.measure("val")  # the model's windows, not the baselines'
+    assert set(asked) == {(0, None)}

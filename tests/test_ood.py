@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL
 from runs import Compose, changed, read, rows, run
 
 from t5ts import experiment
-from t5ts.build import build
+from t5ts.build import build, build_model
+from t5ts.checkpoint import load_checkpoint
 from t5ts.config import identity
+from t5ts.data.sources import load_synthetic
 from t5ts.errors import ConfigError, DataError
 from t5ts.tracking import Tracker
 
@@ -129,3 +132,47 @@ def test_it_is_part_of_the_identity_where_it_is_set(composed: Compose) -> None:
     names = [identity(composed(*SMALL, *o)) for o in ([], ["~data@ood"], OTHER, OTHER[:-1])]
     assert names[0] == names[1]
     assert len(set(names)) == 3
+
+
+def test_it_is_measured_in_units_of_its_own_train_rows(small: Compose, tmp_path: Path) -> None:
+    """The whole way again in numpy, but for the model's forward pass."""
+    config = small(*LINEAR, *OTHER, "normalize=none", "data.fraction=0.5")
+    result = run(config, run_dir=tmp_path)
+    raw = load_synthetic(
+        num_rows=500, num_channels=2, seed=5, season=12, season_amplitude=30, noise_std=9,
+        trend=0.1, horizon=8,
+    )  # fmt: skip
+    train_end, val_end, test_end = raw.borders
+    train_TC = raw.values_TC[:train_end].astype(np.float64)
+    series_TC = (raw.values_TC - train_TC.mean(axis=0)) / train_TC.std(axis=0)
+    starts = range(val_end - 32, test_end - 40 + 1)
+    window_WCL = np.stack([series_TC[s : s + 40].T for s in starts])
+    context_WCL, truth_WCH = window_WCL[..., :32], window_WCL[..., 32:]
+
+    weights, _ = load_checkpoint(tmp_path / "checkpoint" / "best.safetensors")
+    model, _ = build_model(config, num_channels=2)
+    model.load_state_dict({name.removeprefix("model/"): t for name, t in weights.items()})
+    with torch.no_grad():
+        prediction_WCH = model.eval()(torch.from_numpy(context_WCL).float()).double().numpy()
+
+    error_WCH = prediction_WCH - truth_WCH
+    naive_WCH = context_WCL[..., [-12 + h for h in range(8)]]
+    step_C = np.abs(series_TC[12:train_end] - series_TC[: train_end - 12]).mean(axis=0)
+    flat_CX, truth_CX = (x.swapaxes(0, 1).reshape(2, -1) for x in (prediction_WCH, truth_WCH))
+    naive_mse = ((naive_WCH - truth_WCH) ** 2).mean()
+    expected = {
+        "ood_loss": (error_WCH**2).mean(),
+        "ood_mae": np.abs(error_WCH).mean(),
+        "ood_mase": (np.abs(error_WCH).mean(axis=(0, 2)) / step_C).mean(),
+        "ood_corr": np.mean([np.corrcoef(flat_CX[c], truth_CX[c])[0, 1] for c in range(2)]),
+        "ood_skill": 1 - (error_WCH**2).mean() / naive_mse,
+    }
+    assert {k: result.metrics[k] for k in expected} == pytest.approx(expected, rel=1e-5)
+    assert "ood_corr_delta" in result.metrics
+    assert result.baselines["ood"]["seasonal_naive"]["loss"] == pytest.approx(naive_mse, rel=1e-5)
+    losses_W = np.load(tmp_path / "ood_losses.npy")
+    assert losses_W == pytest.approx((error_WCH**2).mean(axis=(1, 2)), rel=1e-4)
+    about = read(tmp_path / "provenance.json")
+    assert about["ood"]["sha256"] == raw.sha256 != about["data"]["sha256"]
+    assert about["windows"]["ood"] == len(starts)  # all of them, whatever data.fraction is
+    assert about["windows"]["train"] < 600 * 0.7 / 2

@@ -1,5 +1,6 @@
 """A run that starts from another's frozen epochs equals one that trained them, bit for bit."""
 
+import ast
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import torch
 from conftest import SMALL, TINY_T5
 from runs import Compose, Killed, assert_same_run, changed, flip, read, rows, run, run_until
 
+import t5ts
 from t5ts import reuse
 from t5ts.analysis.results import read_metrics
 from t5ts.build import build
@@ -332,3 +334,25 @@ def test_reused_epochs_are_the_runs_own(staged: Compose, tmp_path: Path) -> None
 
     with pytest.raises(Killed):
         run(config, run_dir=tmp_path / "pruned", after_epoch=prune)
+
+
+def test_what_acts_later_is_read_by_the_plan_alone() -> None:
+    """A new reader of such a setting could make it act earlier: it must be looked at here."""
+    package = Path(t5ts.__file__).parent
+    readers: dict[str, set[str]] = {key: set() for key in ACTS_LATER}
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute):
+                key = ".".join(ast.unparse(node).split(".")[-2:])
+                readers.get(key, set()).add(path.relative_to(package).as_posix())
+    # `schedule` and `build` make the plan of them, `checks` refuses impossible ones, and a sweep's
+    # worker reads the unfreeze epoch to know from when a trial may be pruned, which changes no
+    # number of it.
+    assert readers["freeze.unfreeze_epoch"] >= {"sweep/trial.py"}
+    readers["freeze.unfreeze_epoch"].discard("sweep/trial.py")
+    plan = {"build.py", "schedule.py"}
+    for key, files in readers.items():
+        assert files <= {*plan, "checks.py"} or key == "freeze.name", key
+        assert files & plan or key == "freeze.name", key
+    # Only a label: a part of the arm's name, and of its name in words.
+    assert readers["freeze.name"] == {"config.py", "checks.py", "analysis/words.py"}

@@ -30,6 +30,7 @@ from t5ts.errors import (
 from t5ts.progress import ProgressBar
 from t5ts.provenance import write_json
 from t5ts.run_directory import locked, put_aside, remove_if_unused
+from t5ts.tracking import Tracker
 
 
 @pytest.fixture(scope="module")
@@ -379,3 +380,23 @@ def test_epochs_are_logged_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, ca
             bar.update(step=epoch, epoch=epoch, loss=1.0)
             bar.say(f"epoch {epoch}")
     assert caplog.messages == ["epoch 1", "epoch 2"]
+
+
+@pytest.mark.parametrize("place", ["evaluate", "_forecast_sample"])
+def test_the_tracker_is_ended_wherever_a_run_fails(
+    place: str, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    class Watched(Tracker):
+        def abandon(self) -> None:
+            ended.append(1)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("here")
+
+    monkeypatch.setattr(experiment, "_build_tracker", lambda *_: Watched())
+    monkeypatch.setattr(experiment, place, fail)
+    with pytest.raises(RuntimeError, match="here"):
+        run(config, run_dir=run_dir)
+    assert ended == [1]

@@ -294,3 +294,23 @@ def test_crossing_is_linear_between_evaluations() -> None:
     assert effects.crossing(epochs, loss, 0.6) == pytest.approx(1.5)
     assert effects.crossing(epochs, loss, 1.0) == 0.0
     assert effects.crossing(epochs, loss, 0.3) == math.inf
+
+
+def test_seeds_needed_are_the_fewest_where_the_spread_is_known() -> None:
+    """Against the closed form at the hardest truth, half the margin; and among other tests more."""
+    margin, sd = 0.01, 0.02
+    for tests in (1, 6):
+        n = s.seeds_needed(sd=sd, count=100_000, margin=margin, tests=tests)
+        assert n is not None
+        for count, enough in ((n, True), (n - 1, False)):
+            draw = rng(3).standard_normal(400_000)
+            spread = sd * np.sqrt(rng(4).chisquare(count - 1, 400_000) / (count - 1))
+            means = margin / 2 + sd / math.sqrt(count) * draw
+            power = np.mean(decides(means, spread, count=count, margin=margin, tests=tests))
+            assert (power > 0.8) == enough or power == pytest.approx(0.8, abs=0.003)
+
+
+def test_variance_over_time_asks_less_of_short_series() -> None:
+    assert s.variance_over_time(rng().normal(size=300), horizon=24)[1] == 4
+    assert s.variance_over_time(rng().normal(size=300), horizon=96)[1] == 3
+    assert s.variance_over_time([0.1, 0.3], horizon=24)[1] == 1

@@ -264,3 +264,15 @@ def test_t5_compiles_without_graph_breaks() -> None:
     torch.testing.assert_close(compiled(tokens), encoder(tokens))
     compiled.train()
     compiled(tokens).sum().backward()
+
+
+def test_bfloat16_autocast_keeps_the_residual_stream_in_float32() -> None:
+    encoder, _ = build_pair(TINY, dropout=0.0)
+    encoder.float()
+    tokens = torch.randn(4, 6, TINY.d_model)
+    streams: list[Tensor] = []
+    for block in encoder.block:
+        block.register_forward_hook(lambda _, __, output: streams.append(output))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoder(tokens.bfloat16())
+    assert {stream.dtype for stream in streams} == {torch.float32}

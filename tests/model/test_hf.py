@@ -23,7 +23,7 @@ from t5ts.errors import ConfigError, WeightsError
 from t5ts.export import export
 from t5ts.model.forecaster import scale_audit
 from t5ts.model.hf_encoder import HFEncoder, export_config, hf_architecture, hf_config
-from t5ts.model.tensors import random_state
+from t5ts.model.tensors import random_state, state_digest
 from t5ts.model.weights import load_checkpoint
 
 SIZES = {
@@ -346,7 +346,7 @@ def test_what_never_trains_is_kept_in_bfloat16_and_changes_no_number(
             is_relative = key.startswith("distance_from_init")
             assert ours[key] == (pytest.approx(value, rel=1e-2) if is_relative else value), key
     results = [read(tmp_path / name / "result.json") for name in ("plain", "whole")]
-    assert results[0]["metrics"]["test_loss"] == results[1]["metrics"]["test_loss"]
+    assert results[0]["metrics"] == results[1]["metrics"]
     plain, kept = (
         {n: t for n, t in load_saved(path)[0].items() if n.startswith("model/encoder.block.")}
         for path in (tmp_path / n / "checkpoint" / "last.safetensors" for n in ("plain", "whole"))
@@ -354,6 +354,12 @@ def test_what_never_trains_is_kept_in_bfloat16_and_changes_no_number(
     assert all(kept[n].dtype is torch.bfloat16 for n in kept if is_linear_map(n))
     assert all(kept[n].dtype is torch.float32 for n in kept if "layer_norm" in n)
     assert all(torch.equal(t.to(kept[n].dtype), kept[n]) for n, t in plain.items())
+    if freeze == "all":  # by its digest the selected encoder is the one that the run began with
+        stored, _ = load_saved(tmp_path / "whole" / "checkpoint" / "best.safetensors")
+        prefix = "model/encoder."
+        own = {n.removeprefix(prefix): t for n, t in stored.items() if n.startswith(prefix)}
+        about = read(tmp_path / "whole" / "provenance.json")
+        assert state_digest(own) == about["initial_sha256"]["encoder_in_bf16"]
     size, half = (sum(t.nbytes for t in tensors.values()) for tensors in (plain, kept))
     assert half < 0.6 * size
 
