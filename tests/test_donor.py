@@ -233,3 +233,8 @@ def test_a_random_arm_that_keeps_a_tensor_is_shown_again(arm: Compose, tmp_path:
     config = arm("init=random", "init.keep=[relative_attention_bias]", "train.epochs=1")
     first = run(config, run_dir=tmp_path / "run")
     assert run(config, run_dir=tmp_path / "run").metrics == first.metrics
+
+
+def test_the_pretrained_arm_keeps_everything_anyway(arm: Compose, donor: Path) -> None:
+    model, _ = build_model(arm("init=run", "init.keep=[relative_attention_bias]"), num_channels=2)
+    assert same(model.encoder.state_dict(), best(donor, "encoder."))

@@ -196,3 +196,36 @@ def test_masked_values_cannot_reach_the_prediction(mask, stride, channels, norma
     # … and what is visible does reach it: the test can fail.
     moved = TASK.batch(torch.where(is_masked, window, window * 1.5 + 1), INDEX)
     assert not torch.allclose(forecaster(moved.inputs_BCL), prediction)
+
+
+@pytest.mark.parametrize("mask", ["token", "value"])
+def test_masked_values_cannot_reach_the_gradient_but_by_the_target(mask: str) -> None:
+    """With the same errors the same gradient: inputs and statistics carry nothing."""
+    forecaster = model(mask)
+    gradients = []
+    for scale in (1.0, 100.0):
+        window = torch.where(torch.from_numpy(expected_mask(0, TASK.seed)), scale, windows())
+        batch = TASK.batch(window, INDEX, epoch=0)
+        forecaster.zero_grad()
+        (forecaster(batch.inputs_BCL) * batch.scored_BCH).sum().backward()
+        gradients.append([p.grad.clone() for p in forecaster.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_mask_token_learns_and_tells_what_is_hidden() -> None:
+    forecaster = model("token")
+    batch = TASK.batch(windows(), INDEX)
+    TASK.loss(forecaster(batch.inputs_BCL), batch).backward()
+    token = forecaster.patch.mask_token
+    assert token is not None
+    assert token.grad is not None
+    assert bool((token.grad != 0).any(dim=1).all())  # every place of a patch
+    # A value at the visible mean is not taken for a hidden one; with `value` it is.
+    flat = torch.zeros(1, 1, L).repeat(1, C, 1)
+    flat[..., 0], flat[..., 1] = 1.0, -1.0
+    hidden = flat.clone()
+    hidden[..., 12:16] = math.nan
+    for mask, differs in (("token", True), ("value", False)):
+        patch = model(mask).patch
+        assert torch.equal(patch(flat), patch(hidden)) != differs

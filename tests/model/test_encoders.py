@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from t5ts.model import layers
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.encoders import NoEncoder, SharedEncoder, component_of
 from t5ts.model.layers import drop_out
-from t5ts.model.t5_encoder import T5Encoder
+from t5ts.model.t5_encoder import T5Encoder, _relative_position_bucket
 
 TINY = T5Architecture(d_model=24, d_ff=40, d_kv=6, num_layers=3, num_heads=2, vocab_size=11)
 
@@ -276,3 +277,31 @@ def test_bfloat16_autocast_keeps_the_residual_stream_in_float32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         encoder(tokens.bfloat16())
     assert {stream.dtype for stream in streams} == {torch.float32}
+
+
+@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (8, 20), (64, 100)])
+def test_buckets_equal_transformers_beyond_max_distance(
+    num_buckets: int, max_distance: int
+) -> None:
+    distance = torch.arange(-5 * max_distance, 5 * max_distance + 1)
+    ours = _relative_position_bucket(distance, num_buckets, max_distance)
+    theirs = T5Attention._relative_position_bucket(distance, True, num_buckets, max_distance)
+    assert torch.equal(ours, theirs)
+    # The table that forward uses ends at max_distance: all beyond share its bucket.
+    assert torch.equal(
+        ours,
+        _relative_position_bucket(
+            distance.clamp(-max_distance, max_distance), num_buckets, max_distance
+        ),
+    )
+
+
+def test_shared_encoder_weights_come_from_the_generator_alone() -> None:
+    encoders = [SharedEncoder() for _ in range(3)]
+    for global_seed, seed in enumerate((7, 7, 8)):
+        torch.manual_seed(global_seed)
+        encoders[global_seed].init_parameters(torch.Generator().manual_seed(seed))
+    first, again, other = (encoder.state_dict() for encoder in encoders)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["stem.depthwise.weight"], other["stem.depthwise.weight"])
+    assert first["block.0.layer.1.wi.weight"].std().item() == pytest.approx(128**-0.5, rel=0.03)

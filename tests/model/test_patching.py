@@ -240,3 +240,16 @@ def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(
     assert torch.equal(again.patch.get_buffer("bank"), exported.model.patch.get_buffer("bank"))
     assert exported.predict().equals(expected)
     assert t5ts.load(tmp_path / "warm").predict().equals(expected)
+
+
+def test_weights_come_from_the_generator_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = build_patch(seed=5, norm=True)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    again, other = build_patch(seed=5, norm=True), build_patch(seed=6, norm=True)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+    assert not torch.equal(first.projection.weight, other.projection.weight)
+    assert bool((first.projection.bias != 0).all())  # zero tokens blow up T5's gradients
