@@ -14,7 +14,7 @@ from t5ts.donor import best_checkpoint, load_donor, load_patch, norm_rms
 from t5ts.draws import component_generator
 from t5ts.errors import ConfigError
 from t5ts.model import hub
-from t5ts.model.architecture import Architecture, HFArchitecture, T5Architecture
+from t5ts.model.architecture import Architecture, T5Architecture
 from t5ts.model.checkpoint_file import (
     checkpoint_folder,
     file_sha256,
@@ -58,8 +58,8 @@ def build_encoder(config: Config) -> tuple[Encoder, LoadReport | None]:
     )
     encoder = empty_encoder(arch, dropout=backbone.dropout, device="cpu")
     encoder.load_state_dict(state)
-    if isinstance(arch, HFArchitecture) and isinstance(encoder, HFEncoder):
-        encoder.try_out(arch.model_type, in_bf16=config.train.precision == "bf16")
+    if isinstance(encoder, HFEncoder):
+        encoder.try_out()
     return encoder, report
 
 

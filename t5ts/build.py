@@ -16,8 +16,10 @@ from t5ts.data.series import Series
 from t5ts.data.windows import WindowSplits, build_windows, mase_denominator
 from t5ts.draws import component_generator, component_seed
 from t5ts.errors import ConfigError, DataError
+from t5ts.evaluation import autocast_to
 from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import Forecaster
+from t5ts.model.hf_encoder import HFEncoder
 from t5ts.model.normalize import build_normalize
 from t5ts.model.patching import PatchEmbedding
 from t5ts.model.tensors import state_digest
@@ -85,6 +87,9 @@ def build(config: Config) -> Setup:
         data.splits = replace(data.splits, train=few[0], val=few[1], test=few[2])
     model, report = build_model(config, num_channels=len(data.series.channels))
     model.to(device)
+    if isinstance(model.encoder, HFEncoder):
+        with autocast_to(device, autocast):
+            model.encoder.try_out()
     is_dry = config.debug.fast_dev_run
     batch_size, num_windows = config.train.batch_size, len(data.splits.train)
     limit = DRY_RUN_BATCHES * batch_size if is_dry else config.data.windows_per_epoch

@@ -162,15 +162,21 @@ class HFEncoder(nn.Module):
         return self._model(inputs_embeds=tokens_MND).last_hidden_state
 
     @torch.no_grad()
-    def try_out(self, kind: str, *, in_bf16: bool) -> None:
-        """Raise WeightsError if the model does not encode embeddings alone (some need more)."""
-        kind += " under train.precision=bf16" if in_bf16 else ""
-        with _refusing(kind), torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-            self(torch.zeros(1, 2, self.d_model))
+    def try_out(self) -> None:
+        """Raise WeightsError if the model does not encode embeddings alone, or not in autocast."""
+        device, kind = next(self.parameters()).device, self._model.config.model_type
+        way_out = "another checkpoint or a newer transformers"
+        if torch.is_autocast_enabled(device.type):
+            kind += f" under autocast to {torch.get_autocast_dtype(device.type)}"
+            way_out = "train.precision=fp32"
+        with _refusing(kind, way_out):
+            self(torch.zeros(1, 2, self.d_model, device=device))
 
 
 @contextmanager
-def _refusing(kind: str) -> Iterator[None]:
+def _refusing(
+    kind: str, way_out: str = "another checkpoint or a newer transformers"
+) -> Iterator[None]:
     """Turn any error of transformers' own code into a WeightsError for the architecture."""
     try:
         yield
@@ -178,8 +184,7 @@ def _refusing(kind: str) -> Iterator[None]:
         why = (str(error).strip().splitlines() or [""])[0][:200]
         raise WeightsError(
             f"{kind} cannot encode patches with this transformers ({type(error).__name__}: {why})."
-            " Use another checkpoint or a newer transformers; code that comes with a checkpoint is"
-            " never run."
+            f" Use {way_out}; code that comes with a checkpoint is never run."
         ) from error
 
 
