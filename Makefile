@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run report test test-stock notebooks check format bench controls wheel-check bench-sweep pretrain clean
+.PHONY: help install demo run report test test-stock test-gpu notebooks check format bench controls wheel-check bench-sweep pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test: $(STAMP)  ## the tests, offline on the CPU
 
 test-stock: $(STAMP)  ## the tests together with hydra-optuna-sweeper (needs a package index)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index tests/sweep/test_stock.py $(ARGS)
+
+test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 notebooks: $(STAMP)  ## run the notebooks offline; ARGS=--store renews their outputs
 	$(BIN)/python scripts/run_notebooks.py $(ARGS)

@@ -40,5 +40,9 @@ class TrainingError(UserError):
     """A loss or a gradient is no longer finite; names the step and the checkpoint to resume."""
 
 
+class OutOfMemory(TrainingError):
+    """The run does not fit into the memory of its device."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop, has written its checkpoint, and can be resumed."""

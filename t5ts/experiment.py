@@ -2,8 +2,8 @@
 
 import gc
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import SEARCHED, Config, identity, searched, task_overrides
 from t5ts.console import announce, device_name, report
 from t5ts.draws import shuffle_time
-from t5ts.errors import ResumeError, TrainingError
+from t5ts.errors import OutOfMemory, ResumeError, TrainingError
 from t5ts.evaluation import autocast_to, evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.encoders import store_in_bfloat16
@@ -70,7 +70,12 @@ def run(
         Interrupted: after SIGINT or SIGTERM, with a checkpoint written.
     """
     log.disabled = not distributed.is_main()
-    with disk_errors(run_dir), ExitStack() as resources, stop_on_signals() as stop:
+    with (
+        disk_errors(run_dir),
+        _memory_errors(),
+        ExitStack() as resources,
+        stop_on_signals() as stop,
+    ):
 
         def start() -> Past | Result:
             resources.enter_context(locked(run_dir))
@@ -88,6 +93,22 @@ def run(
             result = job.test(state, tracker, pictures=pictures)
         distributed.on_main(lambda: report(result, run_dir))
         return result
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turn the allocators' errors into one message."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        is_of_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not (is_of_gpu or isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise
+        raise OutOfMemory(
+            f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]} Lower train.batch_size (or raise"
+            " train.grad_accumulation, which computes a batch in parts) and train.eval_batch_size,"
+            " take a smaller backbone, or wait until others have left the device."
+        ) from error
 
 
 class _Run:

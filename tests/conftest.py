@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -45,6 +46,12 @@ TINY_T5 = [
     "backbone.num_heads=2",
     "backbone.vocab_size=100",
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A GPU is hidden from all tests but those for one, so that they are the same everywhere."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 # Python's own collections go through all of torch, too often for a tenth of the suite's time.

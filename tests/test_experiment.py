@@ -19,7 +19,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import Config
 from t5ts.console import report
 from t5ts.data.windows import Windows
-from t5ts.errors import ConfigError, ResumeError, TrainingError
+from t5ts.errors import ConfigError, OutOfMemory, ResumeError, TrainingError
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.forecaster import scale_audit
 from t5ts.model.tensors import state_digest
@@ -294,6 +294,32 @@ def test_fp16_and_cuda_without_a_gpu_are_refused(tiny: Compose, run_dir: Path) -
     for override in ("train.precision=fp16", "train.device=cuda", "train.device=mps"):
         with pytest.raises(ConfigError, match=override):
             run(tiny(override), run_dir=run_dir)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nmore"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("a bug"),
+    ],
+)
+def test_out_of_memory_names_what_to_lower(
+    error: Exception, tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        run(tiny(), run_dir=run_dir)
+    if str(error) == "a bug":
+        assert raised.value is error
+    else:
+        assert isinstance(raised.value, OutOfMemory)
+        assert "train.batch_size" in str(raised.value)
+        assert "\n" not in str(raised.value)
 
 
 def test_golden_losses(tiny: Compose, small: Compose, tmp_path: Path) -> None:

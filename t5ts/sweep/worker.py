@@ -28,6 +28,7 @@ from t5ts.errors import (
     DirectoryInUse,
     InputsChanged,
     Interrupted,
+    OutOfMemory,
     OutputError,
     UserError,
     WeightsError,
@@ -160,7 +161,7 @@ def _record_failure(task: TrialTask, error: Exception, ledgers: list[Ledger]) ->
             f" {slot} resumes from its last checkpoint, finished trials are kept."
         ) from error
     is_of_cuda = isinstance(error, RuntimeError) and DEVICE_FAULT.search(str(error))
-    if kind == "AcceleratorError" or (is_of_cuda and kind != "OutOfMemoryError"):
+    if kind == "AcceleratorError" or is_of_cuda:
         # The GPU's state may be lost: then nothing works in this process any more.
         task.give_back(DIED, words.splitlines()[0])
         raise BrokenDevice(f"trial {slot}: {words.splitlines()[0]}") from error
@@ -185,14 +186,15 @@ def _record_failure(task: TrialTask, error: Exception, ledgers: list[Ledger]) ->
             task.give_back(REFUSED, str(error))
             if was_refused:
                 raise error if isinstance(error, UserError) else DataError(str(error))
-        case UserError():
-            task.end("failed", str(error))
-        case _ if kind in ("OutOfMemoryError", "MemoryError"):
+        case OutOfMemory():
             import torch  # loaded already: the trial ran
 
-            traceback.clear_frames(error.__traceback__)  # they keep the trial's tensors alive
+            for cause in (error, error.__cause__):  # their frames keep the trial's tensors alive
+                traceback.clear_frames(None if cause is None else cause.__traceback__)
             torch.cuda.empty_cache()
-            task.end("failed", f"out of memory: {error}".splitlines()[0])
+            task.end("failed", str(error))
+        case UserError():
+            task.end("failed", str(error))
         case _:
             log.error("slot %s failed", slot, exc_info=error)
             task.end("failed", words)

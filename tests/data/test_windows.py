@@ -191,7 +191,7 @@ def test_mase_denominator_equals_numpy(season, monkeypatch):
         mase_denominator(torch.from_numpy(values), season=len(values))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_gathers_what_the_cpu_gathers():
     on_cpu = build_windows(random_series(), context_len=8, target_len=4)
     on_gpu = build_windows(random_series(), context_len=8, target_len=4, device="cuda")

@@ -1,6 +1,7 @@
 """Encoders of other architectures, built by transformers: forward, freezing, weights, runs."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from t5ts.config import FULL_PARAMS, Config
 from t5ts.donor import read_donor
 from t5ts.errors import ConfigError, WeightsError
 from t5ts.export import export
+from t5ts.model.encoders import store_in_bfloat16
 from t5ts.model.forecaster import scale_audit
 from t5ts.model.hf_encoder import HFEncoder, export_config, hf_architecture, hf_config
 from t5ts.model.tensors import random_state, state_digest
@@ -439,3 +441,63 @@ def test_presets_need_no_network_for_random_weights(
     count = sum(p.numel() for p in whole.parameters()) + arch.vocab_size * arch.d_model
     assert FULL_PARAMS[name] == [count, count]
     assert json.dumps(replace(arch).config)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.gpu
+def test_runs_on_a_gpu(kind: str, small: Callable[..., Config], tmp_path: Path) -> None:
+    """Forward as on the CPU in float32; frozen and then trained under bf16; exported and read."""
+    folder = save(kind, tmp_path / kind)
+    arm = [*hf(folder), "train.epochs=2"]
+    x_BCL = torch.randn(2, 2, 32, generator=generator())
+    found = {}
+    for device in ("cpu", "cuda"):
+        plain = ["train.precision=fp32", "train.tf32=false", f"train.device={device}"]
+        model = build(small(*arm, *plain)).model.eval()
+        with torch.no_grad():
+            found[device] = model(x_BCL.to(device)).cpu()
+    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-3, atol=1e-4)
+    for name, freeze in (("frozen", "all"), ("trained", "none")):
+        run(small(*arm, f"freeze={freeze}"), run_dir=tmp_path / name)
+        assert all(
+            map(
+                math.isfinite, (r["val_loss"] for r in rows(tmp_path / name) if r["kind"] == "eval")
+            )
+        )
+        export(tmp_path / name, tmp_path / f"{name}-out")
+        ours, read_again = (t5ts.load(tmp_path / n) for n in (name, f"{name}-out"))
+        with torch.no_grad():
+            assert torch.equal(ours.model(x_BCL), read_again.model(x_BCL))
+
+
+@pytest.mark.gpu
+def test_a_frozen_language_model_takes_two_bytes_a_weight(small: Callable[..., Config]) -> None:
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+    }
+    text = "{" + ",".join(f"{k}:{v}" for k, v in sizes.items()) + "}"
+    config = small("backbone=bert_base", "init=random", "freeze=all", f"+backbone.sizes={text}")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    setup = build(config)
+    store_in_bfloat16(setup.model.encoder, setup.frozen_in_encoder)
+    held = torch.cuda.memory_allocated() - before
+    weights = sum(p.numel() for p in setup.model.encoder.parameters())
+    assert held < 2.2 * weights + 8 * 2**20
+
+
+@pytest.mark.gpu
+def test_a_model_that_fails_in_bf16_is_refused_before_training(
+    small: Callable[..., Config], tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 40}
+    values = {"hidden_size": 32, "intermediate_size": 64, **sizes}
+    AutoModel.from_config(AutoConfig.for_model("deberta", **values)).save_pretrained(tmp_path / "m")
+    with pytest.raises(WeightsError, match=r"train\.precision=fp32"):
+        run(small(*hf(tmp_path / "m")[:2], "init=random"), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
