@@ -104,9 +104,10 @@ def _memory_errors() -> Iterator[None]:
         is_of_gpu = isinstance(error, torch.OutOfMemoryError)
         if not (is_of_gpu or isinstance(error, MemoryError) or "allocate memory" in str(error)):
             raise
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise OutOfMemory(
-            f"out of memory: {(str(error) or type(error).__name__).splitlines()[0]} Lower train.batch_size (or raise"
-            " train.grad_accumulation, which computes a batch in parts) and train.eval_batch_size,"
+            f"out of memory: {why} Lower train.batch_size (or raise train.grad_accumulation,"
+            " which computes a batch in parts) and train.eval_batch_size,"
             " take a smaller backbone, or wait until others have left the device."
         ) from error
 
