@@ -162,10 +162,10 @@ def make_model(config: Config, spec: Spec) -> Forecaster:
     return model.to(spec.device).train()
 
 
-def make_adamw(config: Config, model: nn.Module) -> torch.optim.AdamW:
+def make_adamw(config: Config, model: nn.Module, *, fused: bool = True) -> torch.optim.AdamW:
     """The peers' optimizer: the run's AdamW in one group."""
     o = config.optim
-    rest: Any = {"betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay, "fused": True}
+    rest: Any = {"betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay, "fused": fused}
     return torch.optim.AdamW(model.parameters(), lr=o.lr, eps=o.eps, **rest)
 
 
@@ -387,7 +387,8 @@ def run_lightning(spec: Spec, baton: Baton, folder: Path) -> None:
             return loss
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return make_adamw(config, self.model)
+            # Under autocast Lightning refuses to clip for a fused optimizer.
+            return make_adamw(config, self.model, fused=spec.device != "cuda")
 
         def on_train_batch_end(self, *_: Any) -> None:
             baton.step_done()

@@ -132,11 +132,16 @@ def step_table(sizes: Sizes, peak_flops: float | None, left_s: Callable[[], floa
     for compiled in sizes.compiled:
         for batch in sizes.batches:
             about = f"| {batch} | {'on' if compiled else 'off'} |"
-            if left_s() < 60:
+            if left_s() < 90:
                 lines.append(f"{about} not measured: out of time |")
                 continue
             spec = Spec(batch=batch, device=sizes.device, compile=compiled, turn_s=sizes.turn_s)
-            outcome = measure(spec, rounds=sizes.rounds, contenders=sizes.contenders)
+            try:
+                outcome = measure(spec, rounds=sizes.rounds, contenders=sizes.contenders)
+            except SystemExit as died:
+                print(died)
+                lines.append(f"{about} not measured: a contender died (above) |")
+                continue
             rates = " | ".join(f"{outcome.rate(name):.0f}" for name in sizes.contenders)
             share = "–"
             if peak_flops is not None:
@@ -174,8 +179,7 @@ def rate(runs: Runs, name: str) -> float:
 
 def equality_lines(runs: Runs) -> list[str]:
     """Two equal runs, and one that is killed and resumed, compared bit for bit."""
-    for name in ("one", "two"):
-        runs.finish(runs.start(name))
+    runs.finish(*(runs.start(name) for name in ("one", "two")))
     process = runs.start("killed")
     while len(runs.rows("killed", "eval")) <= KILL_AFTER_EPOCHS and process.poll() is None:
         time.sleep(0.02)
@@ -258,16 +262,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="t5ts-gpu-") as name:
         folder = Path(name)
         runs = Runs(sizes, folder)
-        sections = {
-            "Two equal runs; killed and resumed": equality_lines(runs),
-            "Precision": precision_table(runs),
-            f"Several workers on one {device}": worker_table(sizes, runs, folder, left_s),
-            "Steps (t5-small, 4 tokens, bf16 on a GPU)": step_table(sizes, peak, left_s),
+        print(f"\n{device}, torch {torch.__version__}, CUDA {torch.version.cuda}", end="")
+        print("" if peak is None else f", bf16 matmul {peak / 1e12:.0f} Tflop/s")
+        sections: dict[str, Callable[[], list[str]]] = {
+            "Two equal runs; killed and resumed": lambda: equality_lines(runs),
+            "Precision": lambda: precision_table(runs),
+            "Steps (t5-small, 4 tokens, bf16 on a GPU)": lambda: step_table(sizes, peak, left_s),
+            f"Several workers on one {device}": lambda: worker_table(sizes, runs, folder, left_s),
         }
-    print(f"\n{device}, torch {torch.__version__}, CUDA {torch.version.cuda}", end="")
-    print("" if peak is None else f", bf16 matmul {peak / 1e12:.0f} Tflop/s")
-    for title, lines in sections.items():
-        print(f"\n### {title}\n", *lines, sep="\n")
+        for title, section in sections.items():  # printed at once: a later one may be cut short
+            print(f"\n### {title}\n", *section(), sep="\n", flush=True)
     print(f"\n{(time.monotonic() - begun) / 60:.1f} minutes")
     return 0
 

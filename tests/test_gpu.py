@@ -38,6 +38,7 @@ def test_every_part_runs_on_a_cpu(
 ) -> None:
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(Popen=Forked, PIPE=None, STDOUT=None))
     monkeypatch.setattr(gpu, "measure", measured)
+    monkeypatch.setattr(gpu.shutil, "which", lambda _name: None)  # no MPS
     assert gpu.main(["--cpu-smoke"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("no GPU")

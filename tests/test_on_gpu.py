@@ -142,10 +142,13 @@ def test_too_large_a_batch_is_one_message(tmp_path: Path) -> None:
     assert "train.batch_size" in out
 
 
-def test_a_run_is_not_resumed_on_another_device(tiny: Compose, run_dir: Path) -> None:
+def test_a_run_is_not_resumed_on_another_device(
+    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_until(8, tiny(), run_dir)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResumeError, match="cuda"):
-        run(tiny("train.device=cpu"), run_dir=run_dir)
+        run(tiny(), run_dir=run_dir)
 
 
 def test_a_process_group_of_one_gpu_is_the_plain_run(tmp_path: Path) -> None:
