@@ -61,9 +61,10 @@ def test_batch_size_does_not_matter(size, make) -> None:
     assert computed(*data, size=size) == pytest.approx(computed(*data), rel=1e-10)
 
 
-def test_constant_channels_are_left_out_and_counted() -> None:
+@pytest.mark.parametrize("constant", [0.1, 0.3])
+def test_constant_channels_are_left_out_and_counted(constant) -> None:
     prediction, truth, last = sample()
-    truth[:, 1] = 0.1
+    truth[:, 1] = constant
     got = computed(prediction, truth, last)
     p, y = prediction.numpy(), truth.numpy()
     r = np.mean([pearsonr(p[:, c].ravel(), y[:, c].ravel())[0] for c in (0, 2)])
@@ -107,6 +108,7 @@ def test_nothing_to_score_is_nan_and_no_error() -> None:
     assert math.isnan(got["loss"])
     assert math.isnan(got["corr"])
     assert math.isnan(got["skill"])
+    assert math.isnan(computed(prediction, truth, last, naive_mse=0.0)["skill"])
 
 
 def test_mps_has_no_float64_and_sums_on_the_cpu() -> None:

@@ -35,6 +35,7 @@ NAMES = [
     ),
     "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
     "encoder.final_layer_norm.weight",
+    "encoder.stem.conv.weight",
     "head.weight",
     "head.bias",
 ]
@@ -86,6 +87,7 @@ def test_layer_decay_falls_from_the_top() -> None:
         scales = [assigned[f"encoder.block.{i}.layer.{part}"].lr_scale for i in range(4)]
         assert scales == pytest.approx([0.1 / 8, 0.1 / 4, 0.1 / 2, 0.1])
     assert assigned["encoder.final_layer_norm.weight"].lr_scale == pytest.approx(0.1)
+    assert assigned["encoder.stem.conv.weight"].lr_scale == pytest.approx(0.1 / 16)
 
 
 def test_an_uncovered_parameter_is_an_error_naming_it() -> None:

@@ -398,7 +398,9 @@ def test_columns_long_tables_and_splits(tmp_path, suffix):
     assert series.span == ("2020-01-01T00:00:00", "2020-01-03T11:00:00")
     assert (series.borders, series.step_s) == ((42, 48, 60), 3600)
     assert series.sha256 == load_csv(path=as_csv(tmp_path / "x.csv", table)).sha256
-    swapped = load(table, channels=["b", "a"], season=7, splits=["2020-01-02", "2020-01-03T00:30"])
+    swapped = load(
+        table, channels=["b", "a"], season=7, splits=["2020-01-02T02:00+02:00", "2020-01-03T00:30"]
+    )
     np.testing.assert_array_equal(swapped.values_TC, values_TC[:, ::-1])
     assert (swapped.borders, swapped.season_note) == ((24, 49, 60), "season 7: given")
     keys = {"id": "station", "value": "temp"}
