@@ -698,12 +698,6 @@ def test_conditions_and_interfaces_are_named_without_defaults_that_are_null(tmp_
     fresh, donors = [v.condition.interface for v in found(tmp_path).verdicts]
     assert "fresh, scale" in fresh
     assert "of donor, scale" in donors
-    both = tmp_path / "both"
-    write(both, {"t5-none": 0}, seeds=range(2))
-    write(both, {"random-none": 0}, seeds=range(2), patch__path="runs/donor")
-    assert any("fresh or of donor" in v.condition.interface for v in found(both).verdicts) or (
-        len(found(both).verdicts) == 2
-    )
 
 
 withheld = about("b/t5-none-1-b", lambda p: p.update(precision="other"))
@@ -923,13 +917,6 @@ def test_an_answer_over_data_sets_names_every_checkpoint(tmp_path: Path) -> None
 
 
 # Words and pictures of particular studies.
-
-
-def test_other_stretches_are_a_log_ratio_around_the_same_value(tmp_path: Path) -> None:
-    c = main(judged(tmp_path, {"t5-none": -1.5, "random-none": 0.0}))
-    assert c.new_windows is not None
-    assert c.new_windows.value == pytest.approx(c.effect.value, abs=1e-6)
-    assert math.expm1(c.new_windows.low) > -1
 
 
 def test_masked_windows_share_the_steps_of_their_whole_length(tmp_path: Path) -> None:
