@@ -61,11 +61,10 @@ def test_batch_size_does_not_matter(size, make) -> None:
     assert computed(*data, size=size) == pytest.approx(computed(*data), rel=1e-10)
 
 
-@pytest.mark.parametrize("constant", [0.1, 0.3])
-def test_constant_channels_are_left_out_and_counted(constant) -> None:
+def test_constant_channels_are_left_out_and_counted() -> None:
     prediction, truth, last = sample()
-    truth[:, 1] = constant
-    got = computed(prediction, truth, last)
+    truth[:, 1] = 0.11  # in batches of 7 rounding leaves it a variance of 4e-16
+    got = computed(prediction, truth, last, size=7)
     p, y = prediction.numpy(), truth.numpy()
     r = np.mean([pearsonr(p[:, c].ravel(), y[:, c].ravel())[0] for c in (0, 2)])
     assert got["corr"] == pytest.approx(r, rel=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5ts.data import windows as module
-from t5ts.data.series import Series
+from t5ts.data.series import Series, Step, split_borders
 from t5ts.data.windows import build_windows, epoch_order, mase_denominator
 from t5ts.errors import DataError
 
@@ -87,6 +88,20 @@ def test_every_window_is_the_numpy_slice_and_none_is_dropped(
         assert torch.equal(part.gather(repeated), batch_BCW[repeated])
         with pytest.raises((IndexError, RuntimeError)):
             part.gather(torch.tensor([len(part)]))
+
+
+def test_a_checksum_covers_offsets_and_filled_contexts():
+    plain, filled = random_series(), {"fills_contexts": True, "gap_share": 0.1}
+    changes = ({}, {"offset_C": np.ones(3)}, {"offset_C": np.zeros(3)}, filled)
+    found = [replace(plain, sha256="", **change).sha256 for change in changes]
+    assert found[0] == found[2] == plain.sha256
+    assert len({*found}) == 3
+
+
+def test_a_ratio_of_the_rows_is_not_a_row_short():
+    """0.29 · 100 is 28.999999999999996."""
+    made = split_borders([0.29, 0.21, 0.5], num_rows=100, start="", step=Step(1), name="made")
+    assert made == (29, 50, 100)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.4])
