@@ -11,7 +11,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from t5ts.model import layers
 from t5ts.model.architecture import T5Architecture
-from t5ts.model.encoders import NoEncoder, SharedEncoder, component_of
+from t5ts.model.encoders import NoEncoder, SharedEncoder, component_of, store_in_bfloat16
 from t5ts.model.layers import drop_out
 from t5ts.model.t5_encoder import T5Encoder, _relative_position_bucket
 
@@ -265,6 +265,14 @@ def test_t5_compiles_without_graph_breaks() -> None:
     torch.testing.assert_close(compiled(tokens), encoder(tokens))
     compiled.train()
     compiled(tokens).sum().backward()
+
+
+def test_a_linear_map_that_ever_trains_is_not_stored_in_bfloat16() -> None:
+    encoder, _ = build_pair(TINY, dropout=0.0)
+    frozen = {name for name, _ in encoder.named_parameters() if name.startswith("block.0.")}
+    store_in_bfloat16(encoder, frozen)
+    half = {name for name, p in encoder.named_parameters() if p.dtype is torch.bfloat16}
+    assert half == {name for name in frozen if "norm" not in name and "bias" not in name}
 
 
 def test_bfloat16_autocast_keeps_the_residual_stream_in_float32() -> None:
