@@ -344,17 +344,28 @@ def test_random_weights_have_no_donor(tmp_path: Path) -> None:
 
 
 BETTER_NAIVE = results("*", lambda r: r["baselines"]["val"]["last_value"].update(loss=0.2))
-WORSE_LATER = rewritten("*/metrics.jsonl", r'("epoch": [1-9].*"val_loss": )[\d.]+', r"\g<1>9.0")
+
+
+def best_at_0(pattern: str) -> list[Change]:
+    later = r'("epoch": [1-9].*"val_loss": )[\d.]+'
+    worse = rewritten(f"{pattern}/metrics.jsonl", later, r"\g<1>9.0")
+    return [worse, results(pattern, lambda r: r.update(best_epoch=0))]
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [[BETTER_NAIVE], [WORSE_LATER, results("*", lambda r: r.update(best_epoch=0))]],
-    ids=["worse than naive", "best at 0"],
+    ("effect", "changes", "outcome"),
+    [
+        (-0.06, [BETTER_NAIVE], "not_learned"),
+        (-0.06, best_at_0("*-[012]"), "not_learned"),  # at half of the seeds or more
+        (0.06, best_at_0("t5-*"), "higher"),  # the better arm learned
+    ],
+    ids=["worse than naive", "best at 0", "the worse arm"],
 )
-def test_nothing_learned(tmp_path: Path, changes: list[Change]) -> None:
-    study = judged(tmp_path, GAIN, *changes)
-    assert study.main.outcome == "not_learned"
+def test_nothing_learned(
+    tmp_path: Path, effect: float, changes: list[Change], outcome: str
+) -> None:
+    study = judged(tmp_path, {"t5-none": effect, "random-none": 0}, *changes)
+    assert study.main.outcome == outcome
     assert not study.main.broken
 
 
@@ -469,6 +480,8 @@ ZEROS = "0" * 64
         ("none", about("random-none-2", lambda p: p["initial_sha256"].update(head=ZEROS)), START,
          "head at seed 2"),
         ("none", other_encoders, PROVEN, "5"),
+        ("none", about("random-none-[12]", lambda p: [p["initial_sha256"].update(encoder=ZEROS),
+                                                      p["weights"].clear()]), PROVEN, "two seeds"),
         ("none", about("t5-none-1", lambda p: p["weights"].update(init="random")), PROVEN,
          "t5-none-1"),
         ("none", distance("t5-none-1", "0.0"), FROZEN, "block_0 of t5-none-1"),  # never unfrozen
@@ -599,6 +612,7 @@ def test_final_runs_alone_know_their_search(
     study = found(tmp_path)
     assert main(study).pair.treatment.tried == 3
     assert study.kind == kind
+    assert status(study, "equal tuning budget") == ("broken" if before else "holds")
 
 
 def test_plans_run_again_are_chosen_by_the_search(tmp_path: Path) -> None:
