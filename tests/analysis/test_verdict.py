@@ -199,6 +199,7 @@ def test_one_run_decides_alone_whether_its_encoder_was_in_play(
     table: Any = sections(study)[7].blocks[-2]
     assert table.rows[0][-1] == answer
     assert "no interval from 1 seed" in table.rows[0][-2]
+    assert ("+35" in table.rows[0][-2]) == (answer == "yes")  # without its blocks: e^0.3
 
 
 def test_one_seed(tmp_path: Path) -> None:
