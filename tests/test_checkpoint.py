@@ -36,8 +36,9 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_no_flipped_bit_and_no_cut_is_used(tmp_path: Path) -> None:
+def test_no_flipped_bit_and_no_cut_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of the header's bits, some of the tensors' (benchmarks.faults does them all)."""
+    monkeypatch.setattr("t5ts.checkpoint._CHUNK", 16)
     path = tmp_path / "last.safetensors"
     small = {
         "a": torch.randn(5, 3),

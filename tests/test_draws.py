@@ -59,7 +59,8 @@ def test_number_masked_is_the_nearest_that_spans_add_up_to() -> None:
     assert num_masked(**DEFAULT) == 19  # 0.15 · 128 = 19.2
     assert num_masked(seq_len=128, ratio=0.001, min_len=3, max_len=10) == 3
     assert num_masked(seq_len=100, ratio=0.17, min_len=6, max_len=6) == 18
-    assert num_masked(seq_len=10, ratio=0.99, min_len=1, max_len=1) == 5
+    assert num_masked(seq_len=11, ratio=0.99, min_len=1, max_len=1) == 6
+    assert num_masked(seq_len=10, ratio=0.25, min_len=1, max_len=1) == 2  # and not 3
 
 
 def test_masks_follow_from_seed_window_and_epoch_whatever_the_batch() -> None:
@@ -103,6 +104,8 @@ def test_orders_are_permutations_of_the_window_alone() -> None:
     assert (np.sort(orders, axis=1) == np.arange(10)).all()
     assert (time_orders(np.array([7, 3]), length=10) == orders[[7, 3]]).all()
     assert len({tuple(order) for order in orders}) > 1990
+    # A change of the hash would change what `train.shuffled_test` measures.
+    assert orders[3].tolist() == [4, 2, 7, 9, 8, 6, 1, 3, 5, 0]
     # Each step is as likely at each place: 200 times, give or take.
     counts = np.array([np.bincount(place, minlength=10) for place in orders.T])
     assert np.abs(counts - 200).max() < 5 * np.sqrt(200 * 0.9)

@@ -124,6 +124,8 @@ def test_equal_runs_are_equal_bit_for_bit_and_other_seeds_are_not(whole, tmp_pat
     assert rows(tmp_path / "again") == rows(run_dir)
     other = run(replace(config, seed=1), run_dir=tmp_path / "other")
     assert other.objective != result.objective
+    initial = [read(d / "provenance.json")["initial_sha256"] for d in (run_dir, tmp_path / "other")]
+    assert all(initial[0][part] != initial[1][part] for part in ("patch", "encoder", "head"))
 
 
 def test_arms_differ_in_the_encoders_weights_alone_which_are_the_files(

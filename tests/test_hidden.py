@@ -78,7 +78,7 @@ def test_a_split_without_any_target_is_refused_before_training(
 
 
 def test_train_targets_that_are_all_gaps_are_refused(gappy: Compose, tmp_path: Path) -> None:
-    write_csv(tmp_path / "bars.csv", empty=slice(360, 420))
+    write_csv(tmp_path / "bars.csv", empty=slice(402, 420))
     with pytest.raises(DataError, match=r"data\.fraction"):
         build(gappy("data.fraction=0.12"))
     build(gappy("data.fraction=0.5"))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from t5ts.optim import AdamWRms, PlannedOptimizer
-from t5ts.schedule import Rule
+from t5ts.schedule import Rule, lr_factor
 from t5ts.schema import OptimConfig
 
 SETTINGS = OptimConfig(
@@ -75,8 +75,21 @@ def test_rates_follow_rule_and_rewarmup_and_decay_takes_matrices_only() -> None:
         seen.append(optimizer.learning_rates().get("2.weight"))
     assert seen == [None, None, None, *map(pytest.approx, (0.0025, 0.005, 0.005))]
     assert optimizer.learning_rates()["4.bias"] == 0.01
+    net[4].register_parameter("relative_attention_bias", nn.Parameter(torch.ones(2, 2)))
+    optimizer = planned(net)
     decay = {n: g["weight_decay"] for g in optimizer.inner.param_groups for n in g["names"]}
-    assert decay == {"4.weight": 0.1, "4.bias": 0.0, "2.weight": 0.1, "2.bias": 0.0}
+    assert decay == {"4.weight": 0.1, "4.bias": 0.0, "4.relative_attention_bias": 0.0}
+
+
+def test_what_trains_from_the_start_has_the_common_schedule_alone() -> None:
+    shape = {"schedule": "cosine", "min_lr_ratio": 0.1, "warmup_epochs": 0.5}
+    optimizer = planned(model(), [Rule("", 0.0, 0.5)], rewarmup_epochs=1, **shape)
+    for number in range(9):
+        optimizer.set_learning_rates(number)
+        factor = lr_factor(number, total_steps=9, warmup_steps=2, shape="cosine", min_ratio=0.1)
+        assert set(optimizer.learning_rates().values()) == {0.01 * factor * 0.5}
+    assert optimizer.settled_step == 0
+    assert planned(model(), rewarmup_epochs=1).settled_step == 3 + 3
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "adamw_rms"])
@@ -131,11 +144,12 @@ def test_clip_equals_torch(limit) -> None:
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_adamw_rms_is_adamw_whose_rate_is_the_matrix_rms() -> None:
+@pytest.mark.parametrize("size", [0.3, 1e-5])
+def test_adamw_rms_is_adamw_whose_rate_is_the_matrix_rms(size: float) -> None:
     torch.manual_seed(1)
-    weight, bias = torch.randn(6, 5) * 0.3, torch.randn(5)
+    weight, bias = torch.randn(6, 5) * size, torch.randn(5)
     ours = [nn.Parameter(weight.clone()), nn.Parameter(bias.clone())]
-    optimizer = AdamWRms(ours, lr=1e-2, eps=1e-8, weight_decay=0.0)
+    optimizer = AdamWRms(ours, lr=1e-2, eps=1e-8, weight_decay=0.1)
     reference = [nn.Parameter(weight.clone()), nn.Parameter(bias.clone())]
     theirs = [torch.optim.AdamW([p], lr=1e-2, eps=1e-8, weight_decay=0.0) for p in reference]
     for _ in range(5):
@@ -145,7 +159,8 @@ def test_adamw_rms_is_adamw_whose_rate_is_the_matrix_rms() -> None:
         for p, q, g in zip(ours, reference, gradients, strict=True):
             p.grad, q.grad = g.clone(), g.clone()
         optimizer.step()
-        for reference_optimizer in theirs:
+        for q, reference_optimizer in zip(reference, theirs, strict=True):
+            q.data *= 1 - 1e-2 * 0.1  # decay is not scaled
             reference_optimizer.step()
         for p, q in zip(ours, reference, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)

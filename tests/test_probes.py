@@ -1,11 +1,8 @@
 """Norms and ratios against their definitions."""
 
-import weakref
-
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from t5ts import probes
 from t5ts.probes import DistanceFromInit, GradientNorms, UpdateRatios
@@ -88,9 +85,7 @@ def test_what_never_trains_has_no_copy_and_may_not_change() -> None:
         model["a"].weight[0, 0] += 1e-6
     with pytest.raises(AssertionError, match=r"a\.weight"):
         distance.measure()
-    with LiveBytes() as held:
-        DistanceFromInit({"a.0": nn.Parameter(torch.ones(1000))}, frozen=["a.0"]).measure()
-    assert held.peak <= 1.5 * 4000  # the parameter itself
+    assert set(distance._initial) == {"b.bias"}
 
 
 def test_a_gpus_sums_by_component_are_the_cpus() -> None:
@@ -103,23 +98,3 @@ def test_a_gpus_sums_by_component_are_the_cpus() -> None:
     torch.testing.assert_close(by_mask, in_order, equal_nan=True)
     assert by_mask.isnan().sum() == 1
     assert by_mask[4] == 0.0
-
-
-class LiveBytes(TorchDispatchMode):
-    """The peak of bytes in new tensors during the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._live: list[tuple[weakref.ref, int]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        flat_in, _ = torch.utils._pytree.tree_flatten((args, kwargs))
-        old = {t.untyped_storage().data_ptr() for t in flat_in if isinstance(t, torch.Tensor)}
-        for t in torch.utils._pytree.tree_flatten(out)[0]:
-            if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in old:
-                self._live.append((weakref.ref(t), t.nbytes))
-        self._live = [(ref, size) for ref, size in self._live if ref() is not None]
-        self.peak = max(self.peak, sum(size for _, size in self._live))
-        return out

@@ -155,17 +155,6 @@ def test_reconstruction_baselines_against_numpy(gaps: float) -> None:
     assert TASK.baseline_season(24) == 1
 
 
-def test_loss_is_of_masked_and_observed_points_alone() -> None:
-    window = windows(gaps=0.2)
-    batch = TASK.batch(window, INDEX, epoch=1)
-    prediction = torch.randn(window.shape)
-    error = (prediction - window).double().numpy()
-    is_scored = expected_mask(1, TASK.seed) & ~np.isnan(window.numpy())
-    assert TASK.loss(prediction, batch).item() == pytest.approx(
-        (error[is_scored] ** 2).mean(), rel=1e-6
-    )
-
-
 def model(mask: str, *, encoder: bool = True, **changes) -> Forecaster:
     t5 = build_t5(ARCH, dropout=0.0)
     shape = {"seq_len": L, "output_len": L, "patch_len": 8, "norm": True, "hidden": mask}

@@ -42,6 +42,14 @@ def test_stages_of_unfreezing_compile_nothing_again(
     assert compiled.metrics == pytest.approx(plain.metrics, rel=1e-4)
 
 
+def test_gradient_norms_are_logged_as_they_are_before_clipping(
+    small: Compose, run_dir: Path
+) -> None:
+    run(small("backbone=linear", "train.epochs=1", "optim.clip_norm=1e-3"), run_dir=run_dir)
+    steps = [row for row in rows(run_dir) if row["kind"] == "step"]
+    assert min(row["step/grad_norm/total"] for row in steps) > 2e-3
+
+
 @pytest.fixture
 def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16 on the CPU, where users are refused it, with losses that overflow at first."""

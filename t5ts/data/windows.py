@@ -222,8 +222,8 @@ def standardise(series: Series) -> tuple[np.ndarray, np.ndarray, list[int]]:
     # A second pass: sums of squares about the mean do not cancel.
     (square_C,) = chunk_sums(train_TC, lambda x: (x - mean_C) ** 2)
     std_C = np.sqrt(square_C / num_C)
-    # Not std == 0: rounding of the mean leaves noise in std, and noise scaled up becomes data.
-    constant_C = np.fmax.reduce(train_TC, axis=0) == np.fmin.reduce(train_TC, axis=0)
+    # Of a constant it is exactly 0: float64 holds the sum of 2^29 equal float32 values.
+    constant_C = std_C == 0
     std_C[constant_C] = 1.0
     for start in range(0, len(values_TC), CHUNK_ROWS):
         chunk_TC = values_TC[start : start + CHUNK_ROWS]

@@ -105,7 +105,9 @@ class HFEncoder(nn.Module):
             embedding = model.get_input_embeddings()
         name = next(n for n, p in model.named_parameters() if p is embedding.weight)
         shape = tuple(embedding.weight.shape)
-        self.token_embedding = name, shape, float(getattr(embedding, "scalar_embed_scale", 1.0))
+        factor = getattr(embedding, "embed_scale", 1.0)  # Gemma's is a buffer
+        factor = getattr(embedding, "scalar_embed_scale", factor)
+        self.token_embedding = name, shape, float(factor)
         if shape != (arch.vocab_size, arch.d_model):
             raise WeightsError(
                 f"{arch.model_type}: its token embedding is {shape}, its width {arch.d_model}:"

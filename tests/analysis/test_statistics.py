@@ -203,6 +203,12 @@ def test_an_interval_and_its_p_never_disagree() -> None:
     assert wrong / studies < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
+def test_crossed_interval_of_equal_windows_is_that_of_the_seeds() -> None:
+    seeds = rng(9).normal(size=4)
+    found, alone = s.crossed_interval(np.tile(seeds, (50, 1)).T, horizon=1), s.mean_interval(seeds)
+    assert (found.low, found.high, found.p) == pytest.approx((alone.low, alone.high, alone.p))
+
+
 def test_crossed_log_ratio_is_the_log_ratio_with_errors_of_windows() -> None:
     draw = rng(8)
     b = draw.lognormal(0, 1, (5, 400))
@@ -259,6 +265,7 @@ def test_a_few_failed_seeds_carry_no_verdict(seeds: int, failed: int) -> None:
     [
         ([0.1, -0.2, 0.0, 3.0, 0.2], [3]),
         ([0.1, -0.2, 0.0, 0.3, 0.2], []),
+        ([0.1, -0.2, 0.0, 1.1, 0.2], []),  # beyond 5 %, had the others' mean no error
         (
             [0.1, -0.1, 0.0, 9.0, 0.2, 0.05, -0.2, 8.0, 0.1],
             [3, 7],
@@ -266,6 +273,7 @@ def test_a_few_failed_seeds_carry_no_verdict(seeds: int, failed: int) -> None:
         ([0.1, 0.1, 0.1, 0.1, 0.2], [4]),
         ([0.1, 0.1, 0.1, 0.1], []),
         ([0.1, 0.1, 9.0], []),  # of three it cannot be told
+        ([0.1, -0.1, 0.2, -0.2, 0.0, 9.0, 8.9, 9.1], []),  # three of eight are no outliers
     ],
 )
 def test_outlying_values(values: list[float], expected: list[int]) -> None:

@@ -35,12 +35,14 @@ def test_constant_channel_ramp_wild_scale_and_empty_split_are_warned_of():
     raw = values()
     raw[:, 0] = 7
     raw[260:, 1] *= 50
+    raw[200:260, 1] = raw[:200, 1].mean()  # hardly varies
     raw[200:260, 2] = np.nan
-    ramp = np.arange(330) * 60 + 5
+    ramp = np.arange(330) * 60.0 + 5
+    ramp[:2] = np.nan
     series = make_series(np.column_stack([raw, ramp]), BORDERS)
     sanity = check_sanity(series, build_windows(series, context_len=16, target_len=4))
     named = [warning.split("'")[1] for warning in sanity.warnings]
-    assert named == ["c0", "c3", "c2", "c1", "c3"]
+    assert named == ["c0", "c3", "c1", "c2", "c1", "c3"]
     assert "ramp" in sanity.warnings[1]
 
 

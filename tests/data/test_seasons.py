@@ -49,6 +49,12 @@ def test_no_season_is_said_where_there_is_none(kind):
     assert "24, 168" in note
 
 
+def test_of_a_long_series_the_last_rows_decide(monkeypatch):
+    monkeypatch.setattr("t5ts.data.seasons.MAX_ROWS", 2000)
+    values_TC = np.vstack([wave(2000, 168), wave(2000, 24)])
+    assert choose_season(values_TC, step=Step(3600), season=None)[0] == 24
+
+
 def test_candidates_must_fit_step_and_rows():
     assert candidate_seasons(Step(3600), num_rows=10_000) == {24: "day", 168: "week"}
     assert candidate_seasons(Step(3600), num_rows=100) == {24: "day"}

@@ -244,7 +244,7 @@ def test_tables_are_read_as_they_are_meant(tmp_path, name):
 
 
 NULLS = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "null", "NULL", "None", "?", "-", ".",
-         "--", '""', "#VALUE!", " ", " NA ", -9999, -9999.0]  # fmt: skip
+         "--", '""', "#VALUE!", " ", " NA ", "inf", "-inf", -9999, -9999.0]  # fmt: skip
 
 
 @pytest.mark.parametrize("spelling", NULLS)
@@ -253,8 +253,9 @@ def test_spellings_of_a_missing_value(tmp_path, spelling):
     path = write(tmp_path / "x.csv", text(ISO, values))
     keys = {"nulls": [spelling]} if isinstance(spelling, float | int) else {}
     refused(path, "row 6 ", "'a'", "data.missing", **keys)
-    series = load_csv(path=path, missing="mask", **keys)
+    series = load_csv(path=path, missing="interpolate", **keys)
     assert np.flatnonzero(np.isnan(series.values_TC)).tolist() == [5, 20]
+    assert series.fills_contexts
     if keys:
         pl.read_csv(path).write_parquet(tmp_path / "x.parquet")
         other = load_csv(path=str(tmp_path / "x.parquet"), missing="mask", nulls=["-9999"])
@@ -398,7 +399,9 @@ def test_columns_long_tables_and_splits(tmp_path, suffix):
     assert series.span == ("2020-01-01T00:00:00", "2020-01-03T11:00:00")
     assert (series.borders, series.step_s) == ((42, 48, 60), 3600)
     assert series.sha256 == load_csv(path=as_csv(tmp_path / "x.csv", table)).sha256
-    swapped = load(table, channels=["b", "a"], season=7, splits=["2020-01-02", "2020-01-03T00:30"])
+    swapped = load(
+        table, channels=["b", "a"], season=7, splits=["2020-01-02T02:00+02:00", "2020-01-03T00:30"]
+    )
     np.testing.assert_array_equal(swapped.values_TC, values_TC[:, ::-1])
     assert (swapped.borders, swapped.season_note) == ((24, 49, 60), "season 7: given")
     keys = {"id": "station", "value": "temp"}
@@ -437,18 +440,6 @@ def test_long_tables_have_gaps_and_faults(tmp_path):
     series = load_csv(path=long(good[:20] + good[25:]), missing="mask", **keys)
     assert np.argwhere(np.isnan(series.values_TC)).tolist() == [[row, 1] for row in range(5)]
     assert series.gap_share == pytest.approx(5 / 40)
-
-
-def test_gaps_are_kept_counted_and_noted(tmp_path):
-    values = ["", *range(1, 10), "NA", "", 12, *range(13, 17), "-inf", 18, "NaN"]
-    path = write(tmp_path / "x.csv", text(hours(20), values))
-    refused(path, "row 1 ", "'a'", "data.missing")
-    for missing in ("interpolate", "mask"):
-        series = load_csv(path=path, missing=missing)
-        assert np.flatnonzero(np.isnan(series.values_TC[:, 0])).tolist() == [0, 10, 11, 17, 19]
-        assert series.fills_contexts == (missing == "interpolate")
-        assert series.gap_share == pytest.approx(5 / 20)
-        assert len(series.notes) == 2  # infinite values, and gaps
 
 
 def test_arrow_and_parquet_of_pandas(tmp_path):
@@ -529,6 +520,7 @@ def test_skipped_and_unsorted_times_are_gaps_and_noted(tmp_path, times, step):
     np.testing.assert_allclose(series.values_TC[kept, 0], VALUES[kept], rtol=1e-6)
     assert [note.split()[0] for note in series.notes] == ["rows", "3", "3"]
     assert series.gap_share == pytest.approx(3 / N)
+    assert not series.fills_contexts
 
 
 def test_what_was_detected_is_noted(tmp_path):

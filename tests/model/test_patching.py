@@ -21,7 +21,7 @@ from t5ts.build import build, build_model, setup_summary
 from t5ts.config import Config
 from t5ts.errors import WeightsError
 from t5ts.export import export
-from t5ts.model.patching import PatchEmbedding, WholeContext
+from t5ts.model.patching import PatchEmbedding, WholeContext, token_bank
 
 run = partial(experiment.run, pictures=False)
 
@@ -215,9 +215,15 @@ def test_arms_share_what_trains_and_have_banks_of_their_own(
     assert banks["matched"].mean() == pytest.approx(table.mean(), abs=1e-6)
     assert banks["matched"].std() == pytest.approx(table.std(), rel=1e-5)
     assert banks["random"].std() == pytest.approx(0.5, rel=0.05)
-    few = [build(arm(f"init={init}", "patch.bank_size=9")).model for init in ("t5", "shuffled")]
-    for model, init in zip(few, ("t5", "shuffled"), strict=True):  # a sample: the same tokens
-        np.testing.assert_array_equal(model.patch.get_buffer("bank"), banks[init][:9])
+    for init in ("t5", "shuffled"):  # a sample: the same tokens
+        few = build(arm(f"init={init}", "patch.bank_size=9")).model
+        np.testing.assert_array_equal(few.patch.get_buffer("bank"), banks[init][:9])
+    report = build(arm("init=t5")).report
+    assert report is not None
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 1, 3)]
+    first = token_bank(report, num_rows=9, sample=generators[0], own=generators[1])
+    again = token_bank(report, num_rows=9, sample=generators[2], own=generators[3])
+    assert torch.equal(first, again)  # whatever the arm itself draws
     with pytest.raises(WeightsError, match=r"patch\.bank_size=101"):
         build(arm("init=t5", "patch.bank_size=101"))
 

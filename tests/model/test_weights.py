@@ -56,7 +56,9 @@ def test_shapes_have_the_published_counts() -> None:
 @pytest.mark.parametrize("factor", [1.0, 0.05])
 @pytest.mark.parametrize("scale_norms", [False, True])
 def test_random_state_follows_the_law(factor: float, scale_norms: bool) -> None:
-    state = random_state(T5_SMALL, generator=generator(), factor=factor, scale_norms=scale_norms)[0]
+    options: Any = {"factor": factor, "scale_norms": scale_norms}
+    state, tokens_rms = random_state(T5_SMALL, generator=generator(), **options)
+    assert tokens_rms == factor
     assert {name: tuple(t.shape) for name, t in state.items()} == encoder_shapes(T5_SMALL)
     law = init_law(T5_SMALL)
     for name, tensor in state.items():

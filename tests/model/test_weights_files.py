@@ -192,6 +192,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "tensor missing": (without(QUERY), QUERY),
     "adapter": (tensors(lambda held: held.update({LORA: torch.zeros(2, 64)})), LORA),
     "wrong shape": (stored(QUERY, lambda t: t[:32]), "(32, 64)"),
+    "as many values": (stored(QUERY, lambda t: t.reshape(32, 128)), "(32, 128)"),
     "no embedding": (without("shared.weight"), "shared.weight"),
     "decoder in part": (without(LAST_WO), "decoder"),
     "decoder short of a block": (

@@ -64,6 +64,10 @@ def test_trained_looking_weights_are_never_refused(seed: int) -> None:
     assert seen.law_distance > 10 * LAW_LIMIT
 
 
+def test_spreads_that_have_drifted_from_the_law_are_a_sign_of_training() -> None:
+    assert look({n: t * 1.1 if ".q." in n else t for n, t in draw().items()}).verdict is None
+
+
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 0.05), (torch.bfloat16, 1.0)])
 def test_rounding_does_not_hide_a_fresh_draw(dtype: torch.dtype, factor: float) -> None:
     state = {name: t.to(dtype) for name, t in draw(arch=T5_SMALL, factor=factor).items()}
@@ -120,6 +124,16 @@ def test_controls_are_told_from_trained_weights(
     seen = look(control, read_architecture(PACKAGED))
     assert len(seen.structureless) == seen.num_matrices
     assert seen.origin == "control"
+
+
+def test_while_norms_have_hardly_moved_a_fresh_matrix_may_be_one_that_moves_later(
+    tiny_en: dict[str, Tensor],
+) -> None:
+    arch = read_architecture(PACKAGED)
+    law, fresh = init_law(arch), {WI: initialised("hf", arch)[WI]}
+    early = {n: t if n in law else 1 + 0.02 * (t - 1) for n, t in tiny_en.items()}
+    assert look(tiny_en | fresh, arch).fresh == (WI,)
+    assert look(early | fresh, arch).fresh == ()
 
 
 @pytest.mark.parametrize(
