@@ -172,6 +172,8 @@ def test_what_is_composed(overrides: str, expected: dict[str, Any], composed) ->
 
 def test_another_series_is_an_option_of_data() -> None:
     check_overrides(["data@ood=etth1,etth2", "~data@ood"])
+    for chosen in ("data@ood=csv", "experiment=transfer_ood", "experiment=glob(*)"):
+        check_overrides(["ood.path=x.csv", chosen])
     for wrong in ("nope", "null"):  # Hydra meets null with a traceback
         with pytest.raises(ConfigError, match=rf"data@ood={wrong} .*csv, etth1.*~data@ood"):
             check_overrides([f"data@ood={wrong}"])

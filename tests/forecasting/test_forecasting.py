@@ -339,8 +339,9 @@ def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_p
     frame = t5ts.results([tmp_path])
     assert frame["test_loss"].to_list() == [result.metrics["test_loss"]]
     assert t5ts.verdict([tmp_path, clean]).headline
-    for nonsense in ("int=t5", "~seed", "data.path=ü.csv"):
-        with pytest.raises(UserError):
+    wrong = {"int=t5": "init", "~seed": "seed", "data.path=ü.csv": "ü", "data.ar=[1]": "CsvData"}
+    for nonsense, named in wrong.items():
+        with pytest.raises(UserError, match=named):
             t5ts.run([*overrides, nonsense], run_dir=tmp_path / "nonsense")
 
 
