@@ -226,13 +226,22 @@ class TrainedForecaster:
 def _from_frame(frame: Any, config: CsvData) -> Series:
     """A polars or pandas frame via a file, so that it passes the same checks as a file."""
     if not isinstance(frame, pl.DataFrame):
-        if getattr(frame.index, "name", None) or frame.index.dtype.kind == "M":
-            frame = frame.reset_index(names=frame.index.name or "time")
+        is_clock = frame.index.dtype.kind == "M"
+        if frame.index.name or is_clock:
+            named = (config.time if is_clock else None) or frame.index.name or "time"
+            frame = frame.reset_index(names=named)
+        zoned = [name for name in frame.columns if getattr(frame[name].dtype, "tz", None)]
+        frame = frame.assign(**{name: frame[name].dt.tz_convert(None) for name in zoned})
         frame = pl.DataFrame({str(name): frame[name].to_numpy() for name in frame.columns})
+    if mixed := [name for name, dtype in frame.schema.items() if dtype == pl.Object]:
+        raise DataError(f"the frame has neither numbers, times nor text in {', '.join(mixed)}.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{config.path}.parquet"
-        frame.write_parquet(path)
-        return load_series(replace(config, path=str(path)))
+        try:
+            frame.write_parquet(path)
+            return load_series(replace(config, path=str(path)))
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), f"the {config.path}")) from error
 
 
 def load(path: str | Path) -> TrainedForecaster:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +124,13 @@ def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean: Path) -
     pandas = pytest.importorskip("pandas").DataFrame(
         {c: frame[c].to_numpy() for c in ("load", "temp")}, index=frame["time"].to_numpy()
     )
-    for data in (frame, swapped, pandas):
+    in_utc = pandas.tz_localize("UTC").rename_axis("time").reset_index()
+    for data in (frame, swapped, pandas, in_utc):
         np.testing.assert_array_equal(forecaster.predict(data)["forecast"], expected)
+    # An index of times is the time, whatever the run's own file called it.
+    own = replace(forecaster.config, data=replace(forecaster.config.data, time="when"))
+    by_index = replace(forecaster, config=own).predict(pandas)
+    np.testing.assert_array_equal(by_index["forecast"], expected)
     values = frame.select("load", "temp").to_numpy()
     by_row = forecaster.predict(values)
     np.testing.assert_allclose(by_row["forecast"], expected, rtol=1e-6)
@@ -172,6 +178,8 @@ def test_several_models_give_mean_and_spread(clean: Path, gappy: Path) -> None:
         (table(step="2h"), "2 h"),
         (table(SEQ_LEN - 1), f"{SEQ_LEN - 1} rows"),
         (np.zeros((100, 3)), "(100, 3)"),
+        (table().with_columns(temp=pl.Series([object()] * ROWS)), "temp"),
+        (table().drop("time"), "the frame"),
         ("absent.csv", "absent.csv"),
     ],
 )
