@@ -104,13 +104,12 @@ def cli() -> None:
 def _report(error: UserError) -> None:
     """Print a message once, although every process under torchrun may raise the error.
 
-    An error in one process alone is printed by that process; a lost peer is also reported by
-    process 1, since process 0 may be the lost one.
+    An error in one process alone is printed by that process.
     """
     if isinstance(error, ConfigError | TrainingError | distributed.RaisedByMain):
         distributed.print_once(f"t5ts: {error}")
-    elif distributed.rank() < 2 or not isinstance(error, distributed.PeersLost):
-        print(f"t5ts: {error}", file=sys.stderr)
+    else:
+        distributed.print_own(error)
 
 
 def _remove_if_unused(run_dir: Path) -> None:
