@@ -230,9 +230,7 @@ def _from_frame(frame: Any, config: CsvData) -> Series:
         if frame.index.name or is_clock:
             named = (config.time if is_clock else None) or frame.index.name or "time"
             frame = frame.reset_index(names=named)
-        zoned = [name for name in frame.columns if getattr(frame[name].dtype, "tz", None)]
-        frame = frame.assign(**{name: frame[name].dt.tz_convert(None) for name in zoned})
-        frame = pl.DataFrame({str(name): frame[name].to_numpy() for name in frame.columns})
+        frame = pl.DataFrame({str(name): _column(frame[name]) for name in frame.columns})
     if mixed := [name for name, dtype in frame.schema.items() if dtype == pl.Object]:
         raise DataError(f"the frame has neither numbers, times nor text in {', '.join(mixed)}.")
     with tempfile.TemporaryDirectory() as folder:
@@ -242,6 +240,17 @@ def _from_frame(frame: Any, config: CsvData) -> Series:
             return load_series(replace(config, path=str(path)))
         except DataError as error:
             raise DataError(str(error).replace(str(path), f"the {config.path}")) from error
+
+
+def _column(values: Any) -> pl.Series:
+    """A pandas column; of times with a zone, a place's is kept, since its days may begin there."""
+    if values.dtype.kind in "iuf" and values.hasnans:  # may be pandas' own missing value
+        return pl.Series(values.to_numpy("float64", na_value=math.nan))
+    if (zone := getattr(values.dtype, "tz", None)) is None:
+        return pl.Series(values.to_numpy())
+    times = pl.Series(values.dt.tz_convert(None).to_numpy())
+    place = str(zone) if "/" in str(zone) else "UTC"
+    return times.dt.replace_time_zone("UTC").dt.convert_time_zone(place)
 
 
 def load(path: str | Path) -> TrainedForecaster:

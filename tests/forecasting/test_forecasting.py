@@ -124,8 +124,8 @@ def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean: Path) -
     pandas = pytest.importorskip("pandas").DataFrame(
         {c: frame[c].to_numpy() for c in ("load", "temp")}, index=frame["time"].to_numpy()
     )
-    in_utc = pandas.tz_localize("UTC").rename_axis("time").reset_index()
-    for data in (frame, swapped, pandas, in_utc):
+    zoned = pandas.tz_localize("Europe/Berlin").rename_axis("time").reset_index()
+    for data in (frame, swapped, pandas, zoned):
         np.testing.assert_array_equal(forecaster.predict(data)["forecast"], expected)
     # An index of times is the time, whatever the run's own file called it.
     own = replace(forecaster.config, data=replace(forecaster.config.data, time="when"))
@@ -141,7 +141,15 @@ def test_a_gap_in_a_context_is_filled_from_the_past_alone(gappy: Path) -> None:
     forecaster = t5ts.load(gappy)
     held = table(gaps=True).with_columns(pl.col("load", "temp").forward_fill())
     ours = forecaster.predict()["forecast"].to_numpy()
-    np.testing.assert_array_equal(ours, forecaster.predict(held)["forecast"].to_numpy())
+    columns = {name: table(gaps=True)[name].to_numpy() for name in ("time", "load", "temp")}
+    pandas = pytest.importorskip("pandas").DataFrame(columns).convert_dtypes()  # has NA
+    for data in (held, pandas):
+        np.testing.assert_array_equal(ours, forecaster.predict(data)["forecast"].to_numpy())
+    # The markers of gaps in the run's file are gaps in arrays too.
+    own = replace(forecaster.config, data=replace(forecaster.config.data, nulls=["-9999"]))
+    raw = table(gaps=True).select("load", "temp").fill_null(-9999.0).to_numpy()
+    marked = replace(forecaster, config=own).predict(raw)["forecast"].to_numpy()
+    np.testing.assert_allclose(marked, ours, rtol=1e-6)
 
 
 def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler: Path) -> None:
