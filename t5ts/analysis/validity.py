@@ -143,7 +143,7 @@ def _differences(pair: Pair) -> Evidence:
 
     others = [k for k in differing if not k.startswith(weights)]
     if wrong := [k for k in others if k not in tuned[0] & tuned[1]]:
-        return BROKEN, f"they differ in more than the weights: {shown(wrong)}"
+        return BROKEN, f"also {shown(wrong)}"
     detail = shown(differing) or "no setting differs"
     both = f" ({', '.join(others)} tuned in both arms, each at its own best)" if others else ""
     return OK, detail + both
@@ -221,7 +221,7 @@ def _same_start(pair: Pair) -> Evidence:
         for part in ("patch", "head")
     ]
     if wrong := [f"{part} at seed {seed}" for seed, part, (a, b) in started if a and b and a != b]:
-        return BROKEN, f"they differ in {', '.join(wrong)}"
+        return BROKEN, f"differing: {', '.join(wrong)}"
     if unknown := {seed for seed, _, both in started if None in both}:
         return NOTE, f"not recorded at seed {', '.join(map(str, sorted(unknown)))}"
     return OK, f"equal at {len(pair.seeds)} seeds"

@@ -148,6 +148,12 @@ def sure(comparison: Any) -> str:
     )
 
 
+def faults(comparison: Any) -> str:
+    """The checks of a comparison that do not hold, and why."""
+    found = (f"{check.name} ({check.detail})" for check in comparison.broken)
+    return f"Does not hold: {'; '.join(found)}."
+
+
 def template(name: str, names: Mapping[str, Any], **options: Any) -> Any:
     """One of this folder's templates: its file, the names that it may use, Jinja's options."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -190,4 +196,5 @@ _FILTERS = {
     "label": arm_label,
     "in_words": in_words,
     "versus": versus,
+    "faults": faults,
 }

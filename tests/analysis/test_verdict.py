@@ -486,6 +486,7 @@ def test_a_broken_invariant_withholds_the_verdict(
     assert study.kind == WITHHELD
     assert [check.name for check in study.main.broken] == [invariant]
     assert evidence in study.main.broken[0].detail
+    assert f"{invariant} (" in study.reasons[0]
     assert STYLES[main(study).kind][1] == "X"  # drawn, and neither good nor bad
 
 
