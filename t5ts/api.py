@@ -45,7 +45,7 @@ def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> 
     from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
 
-    from t5ts.checks import check, check_overrides
+    from t5ts.checks import check, check_overrides, composition_message
     from t5ts.config import CONF, from_hydra, register
     from t5ts.errors import ConfigError
 
@@ -57,7 +57,7 @@ def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> 
             composed = compose("config", overrides=list(overrides), return_hydra_config=True)
         folder = Path(composed.hydra.run.dir if run_dir is None else run_dir)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        raise ConfigError(composition_message(error)) from error
     with open_dict(composed):
         del composed["hydra"]
     config = from_hydra(composed)

@@ -51,6 +51,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
     flags = [part for argument in arguments for part in argument.split("=", 1)]
     trees = [CONF]
     trees += [Path(value) for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
+    of_ood = [line for line in arguments if line.lstrip("+").startswith("ood.")]
+    may_have_ood = "--config-name" in flags or "-cn" in flags
     for line in arguments:
         if line.startswith("-") or not ("=" in line or line.startswith("~")):
             continue  # a flag or its value; Hydra refuses any other word
@@ -66,15 +68,33 @@ def check_overrides(arguments: Sequence[str]) -> None:
             )
             raise ConfigError(needed if known else _unknown(key))
         if group in GROUPS:
-            options = sorted(p.stem for tree in trees for p in (tree / group).glob("*.yaml"))
-            if unknown := [option for option in _options(override) if option not in options]:
+            files = {p.stem: p for tree in trees for p in (tree / group).glob("*.yaml")}
+            options = _options(override)
+            if unknown := [option for option in options if option not in files]:
                 none = f", or ~{key} for none" if "@" in key else ""
-                allowed = f"allowed: {', '.join(options)}{none}"
+                allowed = f"allowed: {', '.join(sorted(files))}{none}"
                 raise ConfigError(f"{key}={','.join(unknown)} does not exist; {allowed}.")
+            presets = [files[option].read_text() for option in options]
+            may_have_ood |= key == "data@ood" or not options or "data@ood" in "".join(presets)
         elif not key.startswith(("hydra.", "hydra/")) and key not in _keys():
             raise ConfigError(_unknown(key or line))
         elif key in DIRECTORIES and override.value() in (None, ""):
             raise ConfigError(f"{line}: allowed: a directory's path.")
+    if of_ood and ("~data@ood" in arguments or not may_have_ood):
+        raise ConfigError(f"{of_ood[0]} needs another series to test on: choose data@ood=OPTION.")
+
+
+def composition_message(error: BaseException | None) -> str:
+    """Why Hydra could not compose: an error and its causes, each line once.
+
+    Without OmegaConf's notes on its own types, and without Hydra's advice to add an unknown key.
+    """
+    lines: list[str] = []
+    while error is not None:
+        lines += (str(error) or type(error).__name__).splitlines()
+        error = error.__cause__
+    shown = (line.strip() for line in lines if "_type=" not in line and "use +" not in line)
+    return "\n".join(dict.fromkeys(filter(None, shown)))
 
 
 def _parsed(line: str) -> Override:

@@ -1,6 +1,7 @@
 """`python -m t5ts.dashboard PROJECT`: the comparison of arms as a saved W&B view."""
 
 import argparse
+import secrets
 import sys
 from typing import Any
 
@@ -34,6 +35,9 @@ def workspace(entity: str, project: str, saved: str | None = None) -> Any:
             " 't5ts[dashboard]'."
         ) from error
     view = ws.Workspace.from_url(saved) if saved else ws.Workspace(entity=entity, project=project)
+    if not saved:
+        # Of its own random ids the client misreads those that end in "nw"; hexadecimal ones cannot.
+        view._internal_name = f"nw-{secrets.token_hex(6)}-v"
     view.name = "t5ts: arms compared"
     layouts = [ws.SectionLayoutSettings(columns=columns) for columns in (2, 4)]
     view.sections = [

@@ -26,6 +26,8 @@ Done = TypeVar("Done")
 TIMEOUT = timedelta(hours=2)
 #: This process's number, and how many train together.
 _rank, _world_size = 0, 1
+#: Where the processes have met; it counts their messages. None for a single process.
+_store: Any = None
 
 
 class PeersLost(UserError):
@@ -68,7 +70,7 @@ def setup() -> Iterator[None]:
     Raises:
         ConfigError: if the environment sets a number of processes but not this one's rank.
     """
-    global _rank, _world_size
+    global _rank, _world_size, _store
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size <= 1:
         yield
@@ -88,8 +90,11 @@ def setup() -> Iterator[None]:
 
     # Objects and flags always go over gloo, tensors over their device's backend.
     has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=TIMEOUT)
-    _rank, _world_size = dist.get_rank(), size
+    _store, _rank, _world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
+        store=_store, rank=_rank, world_size=_world_size, timeout=TIMEOUT,
+    )  # fmt: skip
     try:
         yield
     finally:
@@ -106,6 +111,21 @@ def print_once(message: str) -> None:
     else:
         with suppress(PeersLost):
             gather_objects(None)
+
+
+def print_own(error: UserError) -> None:
+    """Print an error of this process alone to stderr; a lost peer's only if no process has printed.
+
+    The lost one may have printed why it ended, or may have been killed.
+    """
+    is_first, is_lost = True, isinstance(error, PeersLost)
+    if _store is not None:
+        try:
+            is_first = _store.add("messages", 1) == 1
+        except RuntimeError:  # process 0 kept the store, and is gone
+            is_first = _rank == 1
+    if is_first or not is_lost:
+        print(f"t5ts: {error}", file=sys.stderr, flush=True)
 
 
 def on_main(work: Callable[[], None]) -> None:

@@ -75,7 +75,8 @@ def read_donor(path: str | Path, *, key: str) -> Donor:
         records, tensors = (_read_export if is_export else _read_run)(folder)
         provenance = records["provenance"]
         first_rms = float(provenance["scale_audit"]["input"])
-        provenance["identity"]  # what messages name
+        if "identity" not in provenance:  # messages name it
+            raise ValueError("its records have no identity")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
         raise WeightsError(f"{key}={path}: that run cannot be read ({error}); {allowed}") from error
     return Donor(

@@ -29,7 +29,7 @@ from t5ts import distributed
 from t5ts.analysis.results import read_json
 from t5ts.build import Setup
 from t5ts.checkpoint import load_part, save_checkpoint
-from t5ts.config import NOT_IDENTITY, Config, identity, values_without
+from t5ts.config import NOT_IDENTITY, Config, values_without
 from t5ts.errors import ConfigError, DataError
 from t5ts.model.tensors import state_digest
 from t5ts.provenance import LOADED_CODE, code_digest, package_versions, processor, replacing
@@ -72,7 +72,6 @@ class Reuse:
         record: Mapping[str, Any],
     ) -> None:
         self._setup, self._run_dir, self._record = setup, run_dir, record
-        self._own_identity = {"identity": identity(config)}
         #: Tensors and state of the entry that this run starts from, until it is installed.
         self._prefix: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.resume_from = resume_from
@@ -118,7 +117,7 @@ class Reuse:
             for part in ("last/", "best/")
         )
         best = best or {n: t for n, t in last.items() if n in initial}
-        best_state = state["best"] | self._own_identity
+        best_state = state["best"] | {"identity": self._record["identity"]}
         save_checkpoint(folder / "best.safetensors", initial | best, best_state)
         rows = state["rows"].encode()
         with (self._run_dir / "metrics.jsonl").open("wb") as file:
@@ -130,7 +129,7 @@ class Reuse:
             "metrics_crc32": zlib.crc32(rows),
             "peak_memory_bytes": 0.0,
         }
-        last_state = state["last"] | self._own_identity | self._record | {"fit": fit}
+        last_state = state["last"] | self._record | {"fit": fit}
         # The file that a run is resumed from is written last.
         self.resume_from = folder / "last.safetensors"
         save_checkpoint(self.resume_from, initial | last, last_state)
@@ -194,7 +193,10 @@ class Reuse:
         content = {
             **states,
             "rows": "".join(json.dumps(row) + "\n" for row in timeless),
-            "trained_by": {"run_dir": str(self._run_dir.resolve()), **self._own_identity},
+            "trained_by": {
+                "run_dir": str(self._run_dir.resolve()),
+                "identity": self._record["identity"],
+            },
         }
         text = zlib.compress(json.dumps(content).encode())  # the rows shrink to a fifth
         return save({**tensors, "state": torch.frombuffer(bytearray(text), dtype=torch.uint8)})

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from t5ts import distributed
-from t5ts.checks import check, check_overrides
+from t5ts.checks import check, check_overrides, composition_message
 from t5ts.command import RESULT, finish
 from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import ConfigError, Interrupted, TrainingError, UserError
@@ -104,13 +104,12 @@ def cli() -> None:
 def _report(error: UserError) -> None:
     """Print a message once, although every process under torchrun may raise the error.
 
-    An error in one process alone is printed by that process; a lost peer is also reported by
-    process 1, since process 0 may be the lost one.
+    An error in one process alone is printed by that process.
     """
     if isinstance(error, ConfigError | TrainingError | distributed.RaisedByMain):
         distributed.print_once(f"t5ts: {error}")
-    elif distributed.rank() < 2 or not isinstance(error, distributed.PeersLost):
-        print(f"t5ts: {error}", file=sys.stderr)
+    else:
+        distributed.print_own(error)
 
 
 def _remove_if_unused(run_dir: Path) -> None:
@@ -128,16 +127,11 @@ def _is_command_line_error(error: Exception) -> bool:
     )
 
 
-def _one_message(error: Any) -> str:
-    """An error and its causes, each line once, without OmegaConf's notes on its own types."""
-    lines, cause = [], error
-    while cause is not None:
-        lines += (str(cause) or type(cause).__name__).splitlines()
-        cause = cause.__cause__
+def _one_message(error: Exception) -> str:
+    message = composition_message(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        lines.append("Use a writable directory: hydra.run.dir=DIR (--multirun: hydra.sweep.dir).")
-    kept = [line.strip() for line in lines if "_type=" not in line and line.strip()]
-    return "\n".join(dict.fromkeys(kept))
+        message += "\nUse a writable directory: hydra.run.dir=DIR (--multirun: hydra.sweep.dir)."
+    return message
 
 
 class _CallableModule(ModuleType):

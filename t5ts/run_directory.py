@@ -231,7 +231,8 @@ def _find_checkpoint(resume: str, run_dir: Path) -> Path | None:
             f"train.resume={resume}, but {run_dir} has its own checkpoint ({own}): use"
             " train.resume=auto to resume that one, or another hydra.run.dir."
         )
-    return source
+    # A link to a checkpoint of another directory: the run's other files are there.
+    return source if (source.parent.parent / "metrics.jsonl").is_file() else source.resolve()
 
 
 def check_resumable(checkpoint: Path, config: Config) -> dict[str, Any]:

@@ -63,6 +63,9 @@ HOSTILE = [
     ("[]", "[]"),
     ("été=1", "été"),
     ("data=synthetic +data.path=x", "of this option"),
+    ("ood.num_rows=5", "data@ood"),
+    ("experiment=transfer_ood ~data@ood +ood.path=x", "data@ood"),
+    ("--multirun hydra/sweeper=t5ts experiment=demo ood.seed=range(1,3)", "data@ood"),
     # wrong types
     ("seed=1.5", "seed"),
     ("seed=", "seed"),

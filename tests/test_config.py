@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from itertools import combinations
 from operator import attrgetter
 from typing import Any, get_args
 
@@ -52,8 +53,14 @@ def test_any_choice_of_options_composes_or_is_refused_by_name(
 ) -> None:
     chance = random.Random(0)
     groups = sorted(PAIRED.keys() - {"arm"})  # a named arm is a choice of the others
-    rows = [{name: chance.choice(PAIRED[name]) for name in groups} for _ in range(40)]
-    assert {is_possible(row) for row in rows} == {True, False}
+    drawn = [{name: chance.choice(PAIRED[name]) for name in groups} for _ in range(2000)]
+    possible = {frozenset(combinations(row.items(), 2)): row for row in drawn if is_possible(row)}
+    rows, seen = [row for row in drawn if not is_possible(row)][:6], frozenset[Any]()
+    for _ in range(34):  # each has as many new pairs of options as can be
+        pairs = max(possible, key=lambda pairs: len(pairs - seen))
+        seen |= pairs
+        rows.append(possible[pairs])
+    assert len(seen) > 0.95 * len(frozenset().union(*possible))
     for row in rows:
         overrides = [f"{k}={v}" for k, v in row.items()]
         overrides += [NEEDS[item] for item in row.items() if item in NEEDS]
@@ -172,6 +179,8 @@ def test_what_is_composed(overrides: str, expected: dict[str, Any], composed) ->
 
 def test_another_series_is_an_option_of_data() -> None:
     check_overrides(["data@ood=etth1,etth2", "~data@ood"])
+    for chosen in ("data@ood=csv", "experiment=transfer_ood", "experiment=glob(*)"):
+        check_overrides(["ood.path=x.csv", chosen])
     for wrong in ("nope", "null"):  # Hydra meets null with a traceback
         with pytest.raises(ConfigError, match=rf"data@ood={wrong} .*csv, etth1.*~data@ood"):
             check_overrides([f"data@ood={wrong}"])

@@ -96,8 +96,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setattr(wandb, "Api", lambda *_a, **_k: made)
     monkeypatch.setattr(internal, "execute_graphql", made)
-    # Of random ids the client misreads those that end in "nw", one in 1,200.
-    monkeypatch.setattr(internal.runid, "generate_id", lambda n: f"{len(made.views):0{n}d}")
+    # Of its own ids the client misreads those that end in "nw", one in 1,200.
+    monkeypatch.setattr(internal.runid, "generate_id", lambda n: f"{len(made.views):0{n - 2}d}nw")
     monkeypatch.setattr(interface, "get_app_url", lambda _api: "https://wandb.ai")
     return made
 
@@ -111,6 +111,7 @@ def saved(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_view_is_saved_and_renewed(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     address = saved(capsys, "t5ts")
     assert urlsplit(address).path == "/me/t5ts"
+    assert [f"nw-{urlsplit(address).query[3:]}-v"] == [v["name"] for v in server.views.values()]
     assert saved(capsys, "me/t5ts", "--renew", address) == address
     (view,) = server.views.values()
     assert "config:freeze.value.name" in view["spec"]

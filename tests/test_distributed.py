@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 import torch
 from conftest import SMALL, TINY_T5
 from hydra import compose, initialize_config_dir
-from runs import Command, Compose, Loud, read, rows, run, wait_for_rows
+from runs import Command, Compose, Loud, command_line, read, rows, run, wait_for_rows
 
 import t5ts.build
 from t5ts import distributed, experiment
@@ -254,6 +255,29 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
     names = {path.name for path in run_dir.iterdir()}
     assert names == {path.name for path in (tmp_path / "whole").iterdir()} | by_hydra
     assert (run_dir / "run.log").read_text().count("seed 0") == 2
+
+
+def on_a_full_disk(*arguments: str) -> None:
+    """The command line; from the first step on process 0, which alone writes, has 5 kB a file."""
+    real_fit = experiment.fit
+
+    def fit(*args, **kwargs):
+        if distributed.is_main():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+        return real_fit(*args, **kwargs)
+
+    experiment.fit = fit
+    command_line(*arguments)
+
+
+def test_a_full_disk_in_mid_training_is_one_message(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = [*SMALL, "backbone=linear", "train.epochs=50", f"hydra.run.dir={run_dir}"]
+    process = Command(*arguments, cwd=tmp_path, program=on_a_full_disk, processes=2)
+    _, err = process.wait()
+    (message,) = messages(err)
+    assert str(run_dir) in message
+    assert process.returncode
 
 
 #: Python imports it at each start: it writes down which threads are left at the end of a process.

@@ -237,6 +237,28 @@ def test_a_named_checkpoint_that_is_missing_is_no_new_run(config: Config, run_di
             run(changed(config, {"train.resume": str(named)}), run_dir=run_dir)
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "named"),
+    [
+        ("linked", "", "linked"),
+        ("linked/checkpoint", "checkpoint", "linked"),
+        ("linked", "checkpoint", "linked/last.safetensors"),
+        ("links/epoch-1", "checkpoint/last.safetensors", "links/epoch-1"),
+    ],
+)
+def test_a_named_checkpoint_may_be_a_link(
+    link: str, target: str, named: str, halves, tmp_path: Path, run_dir: Path
+) -> None:
+    config, half, whole = halves
+    place = tmp_path / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(half / target)
+    if link == "linked/checkpoint":  # the large files are on another disk
+        shutil.copy2(half / "metrics.jsonl", tmp_path / "linked")
+    run(changed(config, {"train.resume": str(tmp_path / named)}), run_dir=run_dir)
+    assert rows(run_dir) == rows(whole)
+
+
 # --- who holds it ---
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from t5ts.analysis.statistics import Array, Estimate, log_ratio
 from t5ts.analysis.study import Run, Study, grouped, measured_on, varying
+from t5ts.analysis.words import arm_words
 from t5ts.config import OBJECTIVES
 
 
@@ -89,6 +90,7 @@ class Arm:
 
     Attributes:
         name: backbone-init-freeze, and what else tells it from other arms.
+        words, is_alone: The same in the field's words; whether its condition has no other such arm.
         backbone, model: Its option's name (and folder, if several share it); the model's name.
         donor: The run or Chronos-T5 that its weights, or those it is a control of, come from.
         weights: Which weights: encoder, init and donor.
@@ -115,6 +117,8 @@ class Arm:
         self.init, self.freeze = str(config["init.name"]), str(config["freeze.name"])
         self.name = f"{backbone}-{self.init}-{self.freeze}"
         self.model = str(config.get("backbone.title") or "T5")
+        self.words = arm_words(backbone, self.init, self.freeze, model=self.model)
+        self.is_alone = True
         self.maximize = OBJECTIVES.get(str(config["objective"]), "min") == "max"
         settings = runs[0].settings
         self.donor: str | None = settings.get("init.path") or settings.get("init.checkpoint")
@@ -325,6 +329,7 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
     extras = _extras([(arm.name, own(arm.runs[0])) for arm in arms])
     for arm, extra in zip(arms, extras, strict=True):
         arm.name += f" ({extra})" if extra else ""
+        arm.is_alone = [other.words for other in arms].count(arm.words) == 1
     order = _ORDER.index
     arms.sort(key=lambda arm: (order(arm.init), arm.backbone, order(arm.freeze), arm.name))
     return arms

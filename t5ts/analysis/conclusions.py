@@ -38,7 +38,7 @@ from t5ts.analysis.judgement import (
 from t5ts.analysis.statistics import ALPHA, log_ratio
 from t5ts.analysis.study import Run, Study, grouped
 from t5ts.analysis.validity import check_condition, check_pair, check_reading
-from t5ts.analysis.words import arm_label, sentence, sentences
+from t5ts.analysis.words import arm_label, faults, in_words, sentence, sentences
 from t5ts.errors import DataError
 
 #: The outcome if the pretrained arm beats random weights, by its result against its worst
@@ -145,7 +145,7 @@ def _outcome(study: Study, v: Verdict) -> str:
         if not pretrained:
             v.say("add_pretrained")
             return "no_pretrained"
-        others = [arm.name for arm in v.condition.arms if arm.init == RANDOM]
+        others = [in_words(arm) for arm in v.condition.arms if arm.init == RANDOM]
         needed = [f"init={RANDOM} freeze={arm.freeze}" for arm in pretrained]
         v.say("add_random", arm=pretrained[0], needed=needed, others=others)
         return "no_arm"
@@ -156,7 +156,7 @@ def _outcome(study: Study, v: Verdict) -> str:
     if not main.pair.seeds:
         return "no_seed"
     if main.broken:
-        v.reasons[:0] = [f"{check.name}: {check.detail}." for check in main.broken]
+        v.reasons.insert(0, faults(main))
         return "broken"
     if why := _not_learned(main, v.condition):
         v.facts["why"] = why

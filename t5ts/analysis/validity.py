@@ -12,7 +12,7 @@ import numpy as np
 from t5ts.analysis.arms import CHECKPOINT, RANDOM, Condition, Pair
 from t5ts.analysis.encoder import MOVES, NOT_PRETRAINED, loader_notes, scale_audit, schedule
 from t5ts.analysis.study import Run, grouped, varying
-from t5ts.analysis.words import plural
+from t5ts.analysis.words import in_words, plural
 
 #: With fewer paired seeds than this, a t interval is wide whatever the truth is.
 FEW_SEEDS = 5
@@ -143,8 +143,8 @@ def _differences(pair: Pair) -> Evidence:
 
     others = [k for k in differing if not k.startswith(weights)]
     if wrong := [k for k in others if k not in tuned[0] & tuned[1]]:
-        return BROKEN, f"{pair.name} differ in more than the weights: {shown(wrong)}"
-    detail = f"{pair.name}: {shown(differing) or 'no setting differs'}"
+        return BROKEN, f"also {shown(wrong)}"
+    detail = shown(differing) or "no setting differs"
     both = f" ({', '.join(others)} tuned in both arms, each at its own best)" if others else ""
     return OK, detail + both
 
@@ -202,7 +202,7 @@ def _budget(pair: Pair) -> Evidence:
 
 def _failed_seeds(pair: Pair) -> Evidence:
     """An arm that loses many of its seeds cannot be judged by the rest."""
-    lost = [(arm.name, arm.shown) for arm in pair.arms if arm.shown.failed]
+    lost = [(in_words(arm), arm.shown) for arm in pair.arms if arm.shown.failed]
     if not lost:
         return OK, "none failed at its best setting"
     too_many = any(len(point.failed) > FAILED_SHARE * point.num_seeds for _, point in lost)
@@ -221,7 +221,7 @@ def _same_start(pair: Pair) -> Evidence:
         for part in ("patch", "head")
     ]
     if wrong := [f"{part} at seed {seed}" for seed, part, (a, b) in started if a and b and a != b]:
-        return BROKEN, f"{pair.name} differ in {', '.join(wrong)}"
+        return BROKEN, f"differing: {', '.join(wrong)}"
     if unknown := {seed for seed, _, both in started if None in both}:
         return NOTE, f"not recorded at seed {', '.join(map(str, sorted(unknown)))}"
     return OK, f"equal at {len(pair.seeds)} seeds"
@@ -232,12 +232,12 @@ def _weights_proven(pair: Pair) -> Evidence:
     for arm in pair.arms:
         notes = [note for note in loader_notes(arm) if NOT_PRETRAINED.search(note)]
         if arm.is_pretrained and notes:
-            return BROKEN, f"loader notes on {arm.name}: {'; '.join(notes)}"
+            return BROKEN, f"loader notes on {in_words(arm)}: {'; '.join(notes)}"
     runs = [(arm, run, str(run.initial.get("encoder"))) for arm in pair.arms for run in arm.done]
     if unknown := [run.path for _, run, digest in runs if digest == "None"]:
         return NOTE, f"no checksum in {unknown[0]}"
     pretrained = {
-        arm.name: {digest for owner, _, digest in runs if owner is arm}
+        in_words(arm): {digest for owner, _, digest in runs if owner is arm}
         for arm in pair.arms
         if arm.is_pretrained
     }
@@ -252,7 +252,7 @@ def _weights_proven(pair: Pair) -> Evidence:
         or run.weights.get("tensors_sha256", digest) != digest
     ]
     is_shared = len({*checkpoints}) < len(checkpoints) or bool({*checkpoints} & digests)
-    control = pair.control.name
+    control = in_words(pair.control)
     faults = {
         f"{name} started from {len(found)} different encoders": len(found) > 1
         for name, found in pretrained.items()

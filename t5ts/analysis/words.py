@@ -105,7 +105,19 @@ def arm_words(backbone: str, init: str, freeze: str, *, model: str) -> str:
 
 def arm_label(arm: Any) -> str:
     """An arm in words, with its short name: T5 (text), gradual unfreezing (t5-staged)."""
-    return f"{arm_words(arm.backbone, arm.init, arm.freeze, model=arm.model)} ({arm.name})"
+    return f"{arm.words} ({arm.name})"
+
+
+def in_words(arm: Any) -> str:
+    """An arm in words, with its short name only if the words fit several arms."""
+    return str(arm.words) if arm.is_alone else arm_label(arm)
+
+
+def versus(pair: Any) -> str:
+    """Two arms in words; a schedule that they share is named once."""
+    one, other = map(in_words, pair.arms)
+    schedule = pair.control.words.rpartition(", ")[2]
+    return f"{one.removesuffix(f', {schedule}')} vs. {other}"
 
 
 def run_words(config: Any) -> str:
@@ -134,6 +146,12 @@ def sure(comparison: Any) -> str:
         f"{percent_interval(effect)} (95 % interval over {plural(effect.count, 'paired seed')}"
         f"{allowing}, Holm-adjusted p {probability(effect.p)})"
     )
+
+
+def faults(comparison: Any) -> str:
+    """The checks of a comparison that do not hold, and why."""
+    found = (f"{check.name} ({check.detail})" for check in comparison.broken)
+    return f"Does not hold: {'; '.join(found)}."
 
 
 def template(name: str, names: Mapping[str, Any], **options: Any) -> Any:
@@ -176,4 +194,7 @@ _FILTERS = {
     "probability": probability,
     "plural": plural,
     "label": arm_label,
+    "in_words": in_words,
+    "versus": versus,
+    "faults": faults,
 }

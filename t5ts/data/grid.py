@@ -240,4 +240,6 @@ def _find_months(dates: np.ndarray) -> tuple[Step, np.ndarray] | None:
         return None
     if unit is None and latest.astype(int) > 3 and (lasts - dates).max().astype(int) > 3:
         return None
+    if unit == "month" and dates[0] == lasts[0] and (dates < lasts).any():
+        unit = f"month (day {latest.astype(int) + 1})"
     return Step(count, unit or "month"), index // count

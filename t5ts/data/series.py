@@ -19,11 +19,14 @@ SPLITS = (
     "[0.7, 0.1, 0.2]), or two ISO dates (start of validation, start of test)."
 )
 FIRST_BUSINESS_DAY, LAST_BUSINESS_DAY = "month (first business day)", "month (last business day)"
+#: A day of the month that is the last one in the first row's month, but not in all.
+DAY_OF_MONTH = {f"month (day {day})": day for day in (28, 29, 30)}
 MONTH_S = 31_557_600 / 12
 # Mean seconds of the units that a step may count.
 UNITS_S = {
     "s": 1.0, "business day": 7 / 5 * 86_400,
     "month": MONTH_S, FIRST_BUSINESS_DAY: MONTH_S, LAST_BUSINESS_DAY: MONTH_S,
+    **dict.fromkeys(DAY_OF_MONTH, MONTH_S),
 }  # fmt: skip
 
 
@@ -59,10 +62,10 @@ class Step:
                 date = np.busday_offset(first, 0, roll="forward")
             elif self.unit == LAST_BUSINESS_DAY:
                 date = np.busday_offset(last, 0, roll="backward")
-            elif (date + 1).astype("datetime64[M]") > month:
-                date = last
             else:
-                date = min(first + (date - month.astype("datetime64[D]")), last)
+                is_last = (date + 1).astype("datetime64[M]") > month
+                day = DAY_OF_MONTH.get(self.unit, 31 if is_last else start.day)
+                date = min(first + (day - 1), last)
         return datetime.datetime.combine(datetime.date.fromisoformat(str(date)), start.time())
 
     def row(self, start: datetime.datetime, moment: datetime.datetime) -> int:

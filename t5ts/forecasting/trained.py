@@ -226,13 +226,31 @@ class TrainedForecaster:
 def _from_frame(frame: Any, config: CsvData) -> Series:
     """A polars or pandas frame via a file, so that it passes the same checks as a file."""
     if not isinstance(frame, pl.DataFrame):
-        if getattr(frame.index, "name", None) or frame.index.dtype.kind == "M":
-            frame = frame.reset_index(names=frame.index.name or "time")
-        frame = pl.DataFrame({str(name): frame[name].to_numpy() for name in frame.columns})
+        is_clock = frame.index.dtype.kind == "M"
+        if frame.index.name or is_clock:
+            named = (config.time if is_clock else None) or frame.index.name or "time"
+            frame = frame.reset_index(names=named)
+        frame = pl.DataFrame({str(name): _column(frame[name]) for name in frame.columns})
+    if mixed := [name for name, dtype in frame.schema.items() if dtype == pl.Object]:
+        raise DataError(f"the frame has neither numbers, times nor text in {', '.join(mixed)}.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{config.path}.parquet"
-        frame.write_parquet(path)
-        return load_series(replace(config, path=str(path)))
+        try:
+            frame.write_parquet(path)
+            return load_series(replace(config, path=str(path)))
+        except DataError as error:
+            raise DataError(str(error).replace(str(path), f"the {config.path}")) from error
+
+
+def _column(values: Any) -> pl.Series:
+    """A pandas column; of times with a zone, a place's is kept, since its days may begin there."""
+    if values.dtype.kind in "iuf" and values.hasnans:  # may be pandas' own missing value
+        return pl.Series(values.to_numpy("float64", na_value=math.nan))
+    if (zone := getattr(values.dtype, "tz", None)) is None:
+        return pl.Series(values.to_numpy())
+    times = pl.Series(values.dt.tz_convert(None).to_numpy())
+    place = str(zone) if "/" in str(zone) else "UTC"
+    return times.dt.replace_time_zone("UTC").dt.convert_time_zone(place)
 
 
 def load(path: str | Path) -> TrainedForecaster:

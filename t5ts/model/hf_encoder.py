@@ -247,7 +247,8 @@ def export_config(arch: HFArchitecture) -> dict[str, Any]:
             setattr(config, name, 0)  # None is not allowed by all
     if config.pad_token_id is not None and config.pad_token_id > 1:
         config.pad_token_id = None  # a row of the embedding; positions count from 0 or 1
-    config.vocab_size = (config.pad_token_id or 0) + 1
+    last_row = 1 if arch.model_type == "mpnet" else 0  # MPNet pads with 1, whatever its config says
+    config.vocab_size = max(last_row, config.pad_token_id or 0) + 1
     return {"model_type": arch.model_type, **config.to_diff_dict(), "dtype": "float32"}
 
 

@@ -144,21 +144,24 @@ def open_storage(url: str | None, sweep_dir: Path) -> BaseStorage:
         ) from error
 
 
-def _open_database(url: str, attempts: int = OPEN_ATTEMPTS) -> BaseStorage:
-    try:
-        # A connection that the server has closed meanwhile is replaced.
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-    except Exception as error:  # any driver error is about this URL
-        # The first process creates the tables; others at the same moment fail.
-        is_conflict = isinstance(error, IntegrityError) or "already exists" in str(error)
-        if attempts > 1 and isinstance(error, DBAPIError) and is_conflict:
-            time.sleep(random.uniform(0.1, 0.5))
-            return _open_database(url, attempts - 1)
-        cause = getattr(error, "orig", None) or error.__cause__ or error
-        words = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"hydra.sweeper.storage={without_password(url)} cannot be opened: {words}. Is the"
-            " database running, and its driver installed (pip install 't5ts[sweep]')? Allowed: null"
-            " (a journal file), postgresql+psycopg://USER:PASSWORD@HOST/NAME, mysql+pymysql://…,"
-            " sqlite:///FILE."
-        ) from error
+def _open_database(url: str) -> BaseStorage:
+    attempts = 0
+    while True:
+        attempts += 1
+        try:
+            # A connection that the server has closed meanwhile is replaced.
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except Exception as error:  # any driver error is about this URL
+            # The first process creates the tables; others at the same moment fail.
+            is_conflict = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if attempts < OPEN_ATTEMPTS and isinstance(error, DBAPIError) and is_conflict:
+                time.sleep(random.uniform(0.1, 0.5))
+                continue
+            cause = getattr(error, "orig", None) or error.__cause__ or error
+            words = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+            raise ConfigError(
+                f"hydra.sweeper.storage={without_password(url)} cannot be opened: {words}. Is the"
+                " database running, and its driver installed (pip install 't5ts[sweep]')? Allowed:"
+                " null (a journal file), postgresql+psycopg://USER:PASSWORD@HOST/NAME,"
+                " mysql+pymysql://…, sqlite:///FILE."
+            ) from error

@@ -70,8 +70,11 @@ def check_purpose(work: Work, ledgers: Sequence[Ledger]) -> None:
     """
     settings, path, purpose = work.settings, work.sweep_dir / PURPOSE, made_for(work)
     on_disk = read_trials(work.sweep_dir)
-    never = ["seeds:", *["settings.seed:"] * (settings.seeds > 1)]
-    never += ["grid:", "space.", "conditions."] * settings.is_grid
+    never = ["seeds:"]
+    if settings.seeds > 1:
+        never += ["settings.seed:"]
+    if settings.is_grid:
+        never += ["grid:", "space.", "conditions."]
     for study in (ledger.study for ledger in ledgers):
         before = study.user_attrs.get(MADE_FOR)
         lost = {} if before else {n: t for (s, n), t in on_disk.items() if s == study.study_name}

@@ -19,6 +19,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from t5ts.analysis.results import Result, read_json, read_metrics, read_result
@@ -83,10 +84,14 @@ class Work:
         storage, pruner = open_storage(settings.storage, self.sweep_dir), settings.make_pruner()
         for arm in self.space.arms:
             name = f"{settings.study_name}/{arm_name(arm)}" if arm else settings.study_name
-            known: Any = {"study_name": name, "storage": storage, "pruner": pruner}
-            new: Any = {"direction": settings.direction, "load_if_exists": True}
             grid = self.space.grid(arm) if settings.is_grid else None  # may refuse: before a study
-            study = optuna.create_study(**known, **new) if create else optuna.load_study(**known)
+            if create:
+                study = optuna.create_study(
+                    study_name=name, storage=storage, pruner=pruner,
+                    direction=StudyDirection[settings.direction.upper()], load_if_exists=True,
+                )  # fmt: skip
+            else:
+                study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
             n_trials = settings.n_trials if grid is None else min(settings.n_trials, len(grid))
             ledger = Ledger(
                 study, n_trials=n_trials, lost_after_s=settings.lost_after_s,
@@ -140,7 +145,9 @@ class Work:
             if settings.reuse and config.train.reuse_dir is None:
                 config.train.reuse_dir = str(self.sweep_dir / ".frozen")
                 config.train.reuse_max_gb = settings.reuse_max_gb
-            subdir = f"{ledger.name}/" * bool(ledger.arm) + config.hydra.sweep.subdir
+            subdir = config.hydra.sweep.subdir
+            if ledger.arm:
+                subdir = f"{ledger.name}/{subdir}"
             first = f"seed-{config.seed}" if settings.seeds > 1 else "."
             owner = trial_in(self.sweep_dir / subdir / first)
             if owner not in (None, (ledger.study.study_name, claim.slot)):
@@ -190,7 +197,8 @@ class TrialTask:
             self.write("running")
             path = run_dir / "result.json"
             try:
-                _ = path.exists() and read_result(path)
+                if path.exists():
+                    read_result(path)
             except DataError as error:  # the trial is run again
                 log.warning("%s is corrupt (%s): moved to result.json.corrupt", path, error)
                 path.replace(path.with_name("result.json.corrupt"))

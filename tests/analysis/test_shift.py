@@ -78,6 +78,7 @@ def test_every_arm_has_its_losses_and_their_ratio(findings: Findings) -> None:
         ood, again, test = (
             metric(findings, arm.name, f"{s}_loss") for s in ("ood", "shuffled", "test")
         )
+        assert rows[arm.name][1] == "5"
         assert float(rows[arm.name][3].split()[0]) == pytest.approx(ood.mean(), abs=1e-4)
         assert rows[arm.name][4] == factor(estimate(np.log(ood / test)))
         assert other[:2] == (arm.name, "5")
@@ -105,7 +106,8 @@ def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings: 
     assert [one.comparison.p_t for one in shifted] == pytest.approx(p)
     for one, x in zip(shifted, logs, strict=True):
         effect = one.comparison.effect
-        assert effect.low == pytest.approx(estimate(x, effect.tests).low)
+        ends = estimate(x, effect.tests)
+        assert (effect.low, effect.high) == pytest.approx((ends.low, ends.high))
         assert effect.excludes_zero() == (effect.p < 0.05)
         assert one.comparison.new_windows is not None
     (table,) = tables(findings, "Comparisons of the ood loss")

@@ -169,12 +169,12 @@ def test_whether_the_encoders_were_in_play(
         outcome = "alike"  # nothing was to move
     study = judged(tmp_path, {f"t5-{freeze}": effect, f"random-{freeze}": (0, effect[1])}, *changes)
     assert (study.main.outcome, study.kind) == (outcome, OUTCOMES[outcome])
-    said = [reason for reason in study.reasons if "in play in" in reason]
+    said = [reason for reason in study.reasons if "in play?" in reason]
     assert len(said) == len(seen)
     for init, reason in zip(seen, said, strict=True):
         idle = seen[init] in (IDENTITY, FLAT) or (init in moved and freeze == "none")
-        assert ("No:" in reason) == idle
-        assert ("Yes:" in reason) == (not idle and seen[init] is not UNSURE)
+        assert ("play? No:" in reason) == idle
+        assert ("play? Yes:" in reason) == (not idle and seen[init] is not UNSURE)
     shown = [block.caption for block in sections(study)[7].blocks if hasattr(block, "caption")]
     assert any("in play" in caption for caption in shown) == bool(seen)
 
@@ -224,7 +224,7 @@ def test_unpaired_seeds_are_left_out(
     assert main(study).pair.seeds == paired
     assert study.main.outcome == ("lower" if paired else "no_seed")
     assert status(study, "paired seeds") == "note"
-    assert any("6 of t5-none" in reason for reason in study.reasons) == bool(paired)
+    assert any("6 of T5 (text)" in reason for reason in study.reasons) == bool(paired)
 
 
 def status(study: Findings, name: str) -> str:
@@ -503,6 +503,7 @@ def test_a_broken_invariant_withholds_the_verdict(
     assert study.kind == WITHHELD
     assert [check.name for check in study.main.broken] == [invariant]
     assert evidence in study.main.broken[0].detail
+    assert f"{invariant} (" in study.reasons[0]
     assert STYLES[main(study).kind][1] == "X"  # drawn, and neither good nor bad
 
 
@@ -616,6 +617,15 @@ def test_final_runs_alone_know_their_search(
     assert status(study, "equal tuning budget") == ("broken" if before else "holds")
 
 
+def test_arms_are_in_words_after_the_first_reason(tmp_path: Path) -> None:
+    effects = {"t5-staged": -0.06, "t5-none": -0.01, "random-staged": 0.01, "random-none": 0}
+    study = judged(tmp_path, effects | {"matched-staged": -0.02, "matched-none": 0})
+    text = " ".join(study.reasons[1:])
+    assert not re.search(r"\w-(none|staged)", text)
+    assert "T5 (text), full fine-tuning vs. T5 (random), trained from scratch" in text
+    assert "T5 (text) vs. T5 (random), gradual unfreezing" in text  # which both share
+
+
 def test_plans_run_again_are_chosen_by_the_search(tmp_path: Path) -> None:
     """Fresh seeds test what the search chose, even where another plan looks better on them."""
     for freeze, searched, again in (("none", -0.05, 0.0), ("staged", 0.0, -0.05)):
@@ -625,12 +635,12 @@ def test_plans_run_again_are_chosen_by_the_search(tmp_path: Path) -> None:
     study = found(tmp_path)
     assert main(study).pair.name == "t5-none vs. random-none"
     assert not study.main.is_provisional
-    both = [reason for reason in study.reasons if "t5-staged to t5-none" in reason]
+    both = [reason for reason in study.reasons if "gradual unfreezing to T5" in reason]
     assert len(both) == 1  # and the first screen says so
     # But for a schedule that did not finish all of these seeds.
     for folder in list((tmp_path / "final").glob("t5-staged*"))[1:]:
         (folder / "result.json").unlink()
-    assert not any("t5-staged to t5-none" in reason for reason in found(tmp_path).reasons)
+    assert not any("gradual unfreezing to T5" in reason for reason in found(tmp_path).reasons)
 
 
 # Unfinished studies.
@@ -873,7 +883,8 @@ def test_two_checkpoints(
     shown = {(c.pair.kind, c.pair.name): c.kind for c in study.main.comparisons}
     pair = f"{FLAN}-t5-none vs. {V1_1}-t5-none"
     assert shown["checkpoint", pair] == shows
-    assert any(pair in reason for reason in study.reasons)
+    named = rf"\({FLAN}-t5-none\) vs\. .* \({V1_1}-t5-none\)"
+    assert any(re.search(named, reason) for reason in study.reasons)
     assert not [name for kind, name in shown if kind == "other" and f"vs. {FLAN}" in name]
     if best:
         assert main(study).pair.treatment.backbone == best

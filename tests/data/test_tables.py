@@ -490,6 +490,7 @@ def business_ends(roll: str, num=241) -> list[dt.datetime]:
     ("times", "season"),
     [(months(num=241), 12), (month_ends(num=241), 12), (months(3, num=241), 4),
      (business_ends("forward"), 12), (business_ends("backward"), 12),
+     *(([t.replace(day=min(t.day, 30)) for t in month_ends(num=241 + n)[n:]], 12) for n in (1, 3)),
      (months(12, start=(1800, 1), num=241), 1), (business_days(241), 5),
      (every(DAY, num=241), 7), (every(num=241), 24), (every(7 * DAY, num=241), 52)],
 )  # fmt: skip

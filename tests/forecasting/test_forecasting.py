@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,8 +124,13 @@ def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean: Path) -
     pandas = pytest.importorskip("pandas").DataFrame(
         {c: frame[c].to_numpy() for c in ("load", "temp")}, index=frame["time"].to_numpy()
     )
-    for data in (frame, swapped, pandas):
+    zoned = pandas.tz_localize("Europe/Berlin").rename_axis("time").reset_index()
+    for data in (frame, swapped, pandas, zoned):
         np.testing.assert_array_equal(forecaster.predict(data)["forecast"], expected)
+    # An index of times is the time, whatever the run's own file called it.
+    own = replace(forecaster.config, data=replace(forecaster.config.data, time="when"))
+    by_index = replace(forecaster, config=own).predict(pandas)
+    np.testing.assert_array_equal(by_index["forecast"], expected)
     values = frame.select("load", "temp").to_numpy()
     by_row = forecaster.predict(values)
     np.testing.assert_allclose(by_row["forecast"], expected, rtol=1e-6)
@@ -135,7 +141,15 @@ def test_a_gap_in_a_context_is_filled_from_the_past_alone(gappy: Path) -> None:
     forecaster = t5ts.load(gappy)
     held = table(gaps=True).with_columns(pl.col("load", "temp").forward_fill())
     ours = forecaster.predict()["forecast"].to_numpy()
-    np.testing.assert_array_equal(ours, forecaster.predict(held)["forecast"].to_numpy())
+    columns = {name: table(gaps=True)[name].to_numpy() for name in ("time", "load", "temp")}
+    pandas = pytest.importorskip("pandas").DataFrame(columns).convert_dtypes()  # has NA
+    for data in (held, pandas):
+        np.testing.assert_array_equal(ours, forecaster.predict(data)["forecast"].to_numpy())
+    # The markers of gaps in the run's file are gaps in arrays too.
+    own = replace(forecaster.config, data=replace(forecaster.config.data, nulls=["-9999"]))
+    raw = table(gaps=True).select("load", "temp").fill_null(-9999.0).to_numpy()
+    marked = replace(forecaster, config=own).predict(raw)["forecast"].to_numpy()
+    np.testing.assert_allclose(marked, ours, rtol=1e-6)
 
 
 def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler: Path) -> None:
@@ -172,6 +186,8 @@ def test_several_models_give_mean_and_spread(clean: Path, gappy: Path) -> None:
         (table(step="2h"), "2 h"),
         (table(SEQ_LEN - 1), f"{SEQ_LEN - 1} rows"),
         (np.zeros((100, 3)), "(100, 3)"),
+        (table().with_columns(temp=pl.Series([object()] * ROWS)), "temp"),
+        (table().drop("time"), "the frame"),
         ("absent.csv", "absent.csv"),
     ],
 )
@@ -339,8 +355,9 @@ def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_p
     frame = t5ts.results([tmp_path])
     assert frame["test_loss"].to_list() == [result.metrics["test_loss"]]
     assert t5ts.verdict([tmp_path, clean]).headline
-    for nonsense in ("int=t5", "~seed", "data.path=ü.csv"):
-        with pytest.raises(UserError):
+    wrong = {"int=t5": "init", "~seed": "seed", "data.path=ü.csv": "ü", "data.ar=[1]": "CsvData"}
+    for nonsense, named in wrong.items():
+        with pytest.raises(UserError, match=named):
             t5ts.run([*overrides, nonsense], run_dir=tmp_path / "nonsense")
 
 

@@ -381,6 +381,16 @@ def test_a_model_whose_code_fails_in_bf16_is_refused_there_alone() -> None:
         encoder.try_out()
 
 
+def test_an_export_has_the_row_that_mpnet_pads_with() -> None:
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    values = {"model_type": "mpnet", **sizes, "pad_token_id": 0}
+    arch = hf_architecture(values, num_layers=1, where="x")
+    with torch.device("meta"):
+        AutoModel.from_config(AutoConfig.for_model(**export_config(arch)))
+
+
 def test_an_exports_config_lists_the_attention_of_the_blocks_in_use_alone() -> None:
     from transformers import AutoConfig
 
