@@ -12,7 +12,7 @@ from t5ts.analysis.plots import arm_style
 from t5ts.analysis.sections import header, markdown, parse
 from t5ts.analysis.validity import BROKEN
 from t5ts.analysis.words import arm_label, template
-from t5ts.provenance import replacing, write_text
+from t5ts.provenance import write_parquet, write_text
 
 #: What a cell shows on a second line: an interval, the reason for none, or a name's data set.
 _SECOND_LINE = re.compile(r"(?s)(.+?) (\[.*\]|\(no interval .*\)|· .*)")
@@ -51,8 +51,7 @@ def write_report(findings: Findings, out: Path) -> Written:
     svgs = {name: (out / "figures" / f"{name}.svg").read_text(encoding="utf-8") for name in names}
     text = markdown(findings, names)
     table = findings.study.table()
-    with replacing(out / "results.parquet") as parquet:
-        table.write_parquet(parquet)
+    write_parquet(out / "results.parquet", table)
     write_text(out / "results.csv", table.write_csv())
     write_text(out / "report.md", text)
     write_text(out / "report.html", page(findings, text, svgs))

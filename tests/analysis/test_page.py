@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 from analysis.studies import arm_of
 from required import missing
+from runs import largest_file
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, draw, verdict
@@ -57,6 +58,17 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for init in ("t5", "random"):
             write_run(tmp_path / "study" / f"{init}-{seed}", Arm(init=init, freeze="none"), seed)
     return tmp_path / "study"
+
+
+@pytest.mark.parametrize("pictures", [{}, {"effects": PICTURES["effects"]}])
+def test_a_full_disk_is_one_message_and_nothing_half_written(
+    pictures: dict[str, Any], small: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("t5ts.analysis.figures.PICTURES", pictures)
+    with largest_file(100):
+        assert main([str(small), "--out", str(tmp_path / "report")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not [path for path in (tmp_path / "report").rglob("*") if path.is_file()]
 
 
 def test_all_files_are_there_and_ask_nothing_of_the_network(written: tuple[Path, str]) -> None:
