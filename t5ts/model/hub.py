@@ -176,6 +176,11 @@ def _download(hub_id: str, revision: str, commit: str, main: str) -> Path:
                     hub_id, name, revision=pinned, etag_timeout=_probe_timeout_s()
                 )
                 folder = Path(path).parent
+                if folder.name != commit:  # its config would belong to other weights
+                    raise WeightsError(
+                        f"{hub_id} moved from {commit} to {folder.name} during the download: run"
+                        " the same command again."
+                    )
                 _check_content(folder, [name])
                 if name.endswith(".index.json"):
                     wanted[:0] = shard_names(folder, name)
