@@ -40,19 +40,28 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "state": json.dumps(state), "crc32": _BLANK}
     with replacing(path) as temporary:
-        try:
-            save_file(on_cpu, temporary, metadata=metadata)
-        except SafetensorError as error:  # it contains the operating system's error as text
-            if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
-                raise
-            code = int(number[1])
-            raise OSError(code, os.strerror(code), str(temporary)) from error
+        save_tensors(temporary, on_cpu, metadata)
         place, checksum = _checksum(temporary)
         with temporary.open("r+b") as file:
             file.seek(place)
             file.write(checksum.encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: if the disk is full or not writable.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # it contains the operating system's error as text
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def read_state(path: Path) -> dict[str, Any]:

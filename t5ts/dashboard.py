@@ -7,7 +7,7 @@ from typing import Any
 
 from t5ts.command import finish
 from t5ts.errors import UserError
-from t5ts.tracking import GLOBAL_STEP, choose_mode, first_line
+from t5ts.tracking import GLOBAL_STEP, choose_mode, one_line
 
 #: Parts of the model with their own panel, from input to output; deeper blocks share one.
 COMPONENTS = ["patch", *(f"block_{i}" for i in range(6)), "final_norm", "head", "total"]
@@ -167,7 +167,7 @@ def _save(named: str, saved: str | None) -> str:
         raise
     except Exception as error:  # the client raises any error of its transport
         raise UserError(
-            f"W&B rejected the dashboard of {named}: {first_line(error)}. Check the project's name"
+            f"W&B rejected the dashboard of {named}: {one_line(error)}. Check the project's name"
             " (ENTITY/PROJECT), the login (wandb login) and the --renew address."
         ) from error
     return str(view.url)

@@ -99,8 +99,8 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
 def _write(donor: "Donor", folder: Path, verdict: Any) -> None:
     import torch
     from jinja2 import Environment, StrictUndefined
-    from safetensors.torch import save_file
 
+    from t5ts.checkpoint import save_tensors
     from t5ts.donor import EXPORT
     from t5ts.model.architecture import architecture_from
     from t5ts.model.checkpoint_file import file_sha256
@@ -119,10 +119,10 @@ def _write(donor: "Donor", folder: Path, verdict: Any) -> None:
             (config["vocab_size"], arch.d_model), donor.token_rms, dtype=torch.float32
         )
         names[placeholder] = ""
-        save_file(encoder, folder / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(folder / "model.safetensors", encoder, {"format": "pt"})
         text = json.dumps(config, indent=1) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
-    save_file(rest, folder / "forecaster.safetensors", metadata={"format": "pt"})
+    save_tensors(folder / "forecaster.safetensors", rest, {"format": "pt"})
     files = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     records = {"config": donor.config, "provenance": donor.provenance, "result": donor.result}
     facts = {"format": "t5ts-export-1", "files": files, "names": names, **records}

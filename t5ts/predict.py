@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from t5ts.command import finish
 from t5ts.errors import OutputError, UserError
-from t5ts.provenance import replacing
+from t5ts.provenance import replacing, write_parquet, write_text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -85,19 +85,20 @@ def _predict(options: argparse.Namespace) -> None:
     series = first.read(options.data, overrides)
     frame = predict(forecasters, series, start=options.start, end=options.end, every=options.every)
     try:
-        with replacing(out) as temporary:
-            if out.suffix == ".csv":
-                frame.write_csv(temporary, datetime_format="%Y-%m-%dT%H:%M:%S%.f")
-            else:
-                frame.write_parquet(temporary)
+        if out.suffix == ".csv":
+            write_text(out, frame.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.f"))
+        else:
+            write_parquet(out, frame)
+        if options.plot:
+            from t5ts.analysis.plots import draw_forecast
+
+            picture = out.with_suffix(".png")
+            with replacing(picture) as temporary:
+                before = past(series, frame, rows=2 * first.config.seq_len)
+                draw_forecast(frame, before, temporary)
+            print(picture)
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error}): give another --out.") from error
-    if options.plot:
-        from t5ts.analysis.plots import draw_forecast
-
-        picture = out.with_suffix(".png")
-        draw_forecast(frame, past(series, frame, rows=2 * first.config.seq_len), picture)
-        print(picture)
     if "actual" in frame.columns:
         _print_errors(errors(first, frame))
     print(f"{out}  ({len(frame):,} rows)")

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_parquet(path: Path, frame: Any) -> None:
+    """Write a polars frame atomically.
+
+    Raises:
+        OSError: if it cannot be written; polars itself would raise an error of its own.
+    """
+    buffer = BytesIO()
+    frame.write_parquet(buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def remove_if_unused(run_dir: Path) -> None:
     except DirectoryInUse:
         return
     except OSError as error:
-        log.warning("%s cannot be removed (%s)", run_dir, error)
+        with suppress(OSError):  # run.log may be on the same full disk, which has been reported
+            log.warning("%s cannot be removed (%s)", run_dir, error)
 
 
 @contextmanager

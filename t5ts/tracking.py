@@ -116,12 +116,12 @@ class WandbTracker(Tracker):
     ) -> None:
         self._run: Any = None
         self._run_dir, self._artifacts = run_dir, settings.artifacts
-        mode, why = choose_mode(settings.mode)
-        if mode == "disabled":
-            log.info("W&B: off (%s)", why)
-            return
         id_file = run_dir / "wandb-run-id"
         try:
+            mode, why = choose_mode(settings.mode)
+            if mode == "disabled":
+                log.info("W&B: off (%s)", why)
+                return
             import wandb
 
             self.resumed = id_file.is_file()
@@ -141,7 +141,7 @@ class WandbTracker(Tracker):
                 if mode == "offline":
                     raise
                 wandb.teardown()  # else the id counts as in use by the start that failed
-                why = f"online failed: {first_line(error)}"
+                why = f"online failed: {one_line(error)}"
                 self._run, where = _start(run_dir, "offline", why, arguments)
             id_file.write_text(f"{arguments['id']}\n")
             for pattern, step in STEP_METRICS.items():
@@ -190,7 +190,7 @@ class WandbTracker(Tracker):
         log.warning(
             "W&B failed and is left out of this run; metrics.jsonl has everything: %s: %s",
             type(error).__name__,
-            first_line(error),
+            one_line(error),
         )
 
 
@@ -237,8 +237,6 @@ def log_report(findings: "Findings", written: "Written", project: str) -> str:
     Raises:
         UserError: if W&B rejects it: unlike a run's tracking, this was requested.
     """
-    import wandb
-
     from t5ts.analysis.sections import Table, sections
 
     mode, why = choose_mode("auto")
@@ -260,6 +258,8 @@ def log_report(findings: "Findings", written: "Written", project: str) -> str:
     tables = {"runs": (runs.columns, runs.rows()), "final_performance": (final.columns, final.rows)}
     as_page = f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(notes)}</pre>'
     try:
+        import wandb
+
         run, where = _start(folder, mode, why, arguments)
         parts: dict[str, Any] = {"verdict": wandb.Html(as_page)}
         for picture in written.pictures:
@@ -275,7 +275,7 @@ def log_report(findings: "Findings", written: "Written", project: str) -> str:
         run.finish()
     except Exception as error:  # the client raises any error of its parts
         raise UserError(
-            f"W&B did not take the report for project {project}: {first_line(error)}. Check the"
+            f"W&B did not take the report for project {project}: {one_line(error)}. Check the"
             " project's name and the login (wandb login), or set WANDB_MODE=offline."
         ) from error
     return where
@@ -296,9 +296,9 @@ def _in_words_and_figures(findings: "Findings") -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), {"verdict": findings.kind, "headline": findings.headline, **known}
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).splitlines() or [""])[0]
+def one_line(error: Exception) -> str:
+    """An error's message, whose first line may say nothing ("1 validation error for Settings")."""
+    return " ".join(str(error).split())[:200]
 
 
 def choose_mode(asked: str) -> tuple[str, str]:
@@ -306,30 +306,39 @@ def choose_mode(asked: str) -> tuple[str, str]:
 
     Only auto has a choice: it looks at WANDB_MODE, then for a login and at whether the server (or
     the proxy before it) accepts a connection.
+
+    Raises:
+        UserError: if the address of the server or of the proxy is not valid.
     """
     if asked != "auto":
         return asked, f"tracker.mode={asked}"
     environment = os.environ.get("WANDB_MODE", "")
     if environment in ("online", "offline", "disabled"):
         return environment, f"WANDB_MODE={environment}"
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host = server.hostname or "api.wandb.ai"
+    try:
+        server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+        host = gate = server.hostname or "api.wandb.ai"
+        port = server.port or (443 if server.scheme == "https" else 80)
+        if proxy := getproxies().get(server.scheme):
+            first = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+            gate, port = first.hostname or host, first.port or 80
+    except ValueError as error:
+        raise UserError(
+            f"the address of W&B or of its proxy is not valid ({error}): check WANDB_BASE_URL,"
+            " HTTP_PROXY and HTTPS_PROXY."
+        ) from error
     if not (os.environ.get("WANDB_API_KEY") or _in_netrc(host)):
         return "offline", NOT_LOGGED_IN
-    port = server.port or (443 if server.scheme == "https" else 80)
-    if proxy := getproxies().get(server.scheme):
-        gate = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-        host, port = gate.hostname or host, gate.port or 80
-    if not _takes_connection(host, port):
-        return "offline", f"{host}:{port} is out of reach"
+    if not _takes_connection(gate, port):
+        return "offline", f"{gate}:{port} is out of reach"
     return "online", "logged in"
 
 
 def _in_netrc(host: str) -> bool:
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
+        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, RuntimeError, netrc.NetrcParseError):  # text or ~ unreadable
         return False
 
 

@@ -121,6 +121,7 @@ class HubServer:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.faults: list[Fault] = []
         self.token: str | None = None
+        self.commits = [COMMIT]  # main's is the last
         self.is_plain_mirror = False  # it then names no commits
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.endpoint = ""
@@ -199,17 +200,19 @@ class _Handler(BaseHTTPRequestHandler):
         files = self.hub.repos.get(hub_id)
         if files is None:
             return self._send(method, 404, b"", {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("", "main", COMMIT):
+        commits = self.hub.commits
+        commit = revision if revision in commits else commits[-1]
+        if revision not in ("", "main", *commits):
             return self._send(method, 404, b"", {"X-Error-Code": "RevisionNotFound"})
         if is_info:
             siblings = [{"rfilename": name} for name in sorted(files)]
-            info = {"id": hub_id, "modelId": hub_id, "sha": COMMIT, "siblings": siblings}
+            info = {"id": hub_id, "modelId": hub_id, "sha": commit, "siblings": siblings}
             return self._send(method, 200, json.dumps(info).encode(), fault=fault)
         if name not in files:
-            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
             return self._send(method, 404, b"", missing)
         etag = self.hub.etag(hub_id, name)
-        headers = {} if self.hub.is_plain_mirror else {"X-Repo-Commit": COMMIT}
+        headers = {} if self.hub.is_plain_mirror else {"X-Repo-Commit": commit}
         if len(etag) == 40:
             return self._send_file(method, files[name], fault, headers | {"ETag": f'"{etag}"'})
         # Another host, as the hub's CDN is: the client must not send it the token.

@@ -36,12 +36,15 @@ def test_one_switch_shows_every_line_and_a_log_that_takes_none_ends_the_run(tmp_
     dry = [*SMALL, *TINY_T5, "debug=fast_dev_run", "hydra.run.dir=run", "hydra.verbose=t5ts"]
     out, err = Command(*dry, cwd=tmp_path).wait()
     assert "at step 0, RMS" in out, err
-    (tmp_path / "other" / "run.log").mkdir(parents=True)
-    process = Command(*dry, "hydra.run.dir=other", cwd=tmp_path)
-    _, err = process.wait()
-    assert process.returncode == 2
-    assert err.startswith("t5ts: ")
-    assert "other cannot be written" in err
+    for refused in (["run.log"], ["run.log", ".lock"]):
+        for name in refused:
+            (tmp_path / "other" / name).mkdir(parents=True)
+        process = Command(*dry, "hydra.run.dir=other", cwd=tmp_path)
+        _, err = process.wait()
+        assert process.returncode == 2
+        assert err.startswith("t5ts: ")
+        assert "other cannot be written" in err
+        assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,29 @@ def test_user_errors_are_one_message_and_leave_nothing(
     for word in words:
         assert word in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HF_HUB_ETAG_TIMEOUT", "soon"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "10s"),
+        ("HF_ENDPOINT", "http://127.0.0.1:99999"),
+    ],
+)
+def test_a_wrong_variable_of_the_hub_is_one_message_where_the_hub_is_needed(
+    name: str, value: str, tmp_path: Path
+) -> None:
+    hub = {name: value, "HF_HOME": str(tmp_path / "cache")}
+    process = Command("init=t5", "tracker=none", "hydra.run.dir=run", cwd=tmp_path, **hub)
+    _, err = process.wait()
+    assert process.returncode == 2, err
+    assert name in err
+    assert not (tmp_path / "run").exists()
+    linear = [*SMALL, "backbone=linear", "debug=fast_dev_run", "hydra.run.dir=run"]
+    process = Command(*linear, cwd=tmp_path, **hub)
+    _, err = process.wait()
+    assert process.returncode == 0, err
 
 
 def test_t5_without_a_network_stops_with_the_remedy(tmp_path: Path) -> None:

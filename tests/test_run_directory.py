@@ -1,7 +1,6 @@
 """A run directory: its owner, the inputs of its numbers, and whether it is intact."""
 
 import logging
-import resource
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from runs import Compose, changed, flip, local_t5, read, rows, run, run_until
+from runs import Compose, changed, flip, largest_file, local_t5, read, rows, run, run_until
 
 from t5ts import experiment, run_directory
 from t5ts.analysis.results import read_json
@@ -326,16 +325,10 @@ def test_put_aside_never_meets_an_earlier_folder(run_dir: Path) -> None:
 def test_a_full_disk_is_one_message_and_the_run_resumes(
     config: Config, run_dir: Path, tmp_path: Path
 ) -> None:
-    """Simulated by a limit on a file's size: the kernel refuses the write in the same way."""
     whole = run(config, run_dir=tmp_path / "whole")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for limit in (100, 2000, (tmp_path / "whole" / "metrics.jsonl").stat().st_size - 100):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        try:
-            with pytest.raises(OutputError, match="File too large"):
-                run(config, run_dir=run_dir)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with largest_file(limit), pytest.raises(OutputError, match="File too large"):
+            run(config, run_dir=run_dir)
         assert not list(run_dir.rglob("*.tmp"))
     assert run(config, run_dir=run_dir).metrics == whole.metrics
     assert rows(run_dir) == rows(tmp_path / "whole")

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from runs import rows, run, run_until, wandb_records
 
+from benchmarks.simulated_runs import Arm, write_run
 from t5ts import experiment, report, tracking
 from t5ts.analysis.page import Written
 from t5ts.config import searched
 from t5ts.schema import TrackerConfig
-from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode
+from t5ts.tracking import MetricsFile, Tracker, WandbTracker, choose_mode, one_line
 
 WANDB_VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "HTTPS_PROXY", "https_proxy")
 
@@ -151,10 +152,46 @@ def test_a_failing_tracker_falls_silent_and_says_so_once(
     lost.finish({}, [])
     wandb_tracker(tmp_path / "run", project="no/slash:allowed").log({"val_loss": 1.0})
     assert caplog.text.count("W&B failed and is left out") == 2
+    assert one_line(ValueError("1 error:\n  mode\n")) == "1 error: mode"  # as pydantic's
     tracker = wandb_tracker(tmp_path / "next")
     tracker.log({"epoch": 0, "val_loss": 0.25})
     tracker.finish({}, [])
     assert wandb_summary(tmp_path / "next")["summary"]["val_loss"]["min"] == 0.25
+
+
+#: Variables that are wrong, and what the one message must name.
+WRONG_VARIABLES = {
+    "a port": ({"WANDB_BASE_URL": "http://127.0.0.1:99999"}, "Port out of range"),
+    "an address": ({"WANDB_BASE_URL": "http://[::1"}, "Invalid IPv6 URL"),
+    "a proxy": ({"WANDB_BASE_URL": "http://w.example.org", "http_proxy": "h:99999"}, "Port"),
+}
+
+
+@pytest.mark.parametrize(("variables", "named"), WRONG_VARIABLES.values(), ids=WRONG_VARIABLES)
+def test_a_wrong_variable_costs_no_run_and_refuses_a_report(
+    variables: dict[str, str], named: str, tmp_path: Path, caplog, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    tracker = wandb_tracker(tmp_path / "run", mode="auto")
+    tracker.log({"val_loss": 1.0})
+    (message,) = caplog.messages
+    assert "left out" in message
+    assert named in message
+    write_run(tmp_path / "study", Arm(init="t5", freeze="none"), 0)
+    assert report.main([str(tmp_path / "study"), "--wandb", "t5ts-test"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+@pytest.mark.parametrize("login", [b"\xff\xfe", None])
+def test_an_unreadable_login_is_none(login: bytes | None, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "netrc"
+    path.mkdir() if login is None else path.write_bytes(login)
+    assert choose_mode("auto")[0] == "offline"
+    monkeypatch.setenv("NETRC", "~no-such-user/netrc")
+    assert choose_mode("auto")[0] == "offline"
 
 
 def test_an_online_start_that_fails_goes_on_offline(

@@ -13,6 +13,7 @@ from t5ts.analysis.encoder import scale_audit
 from t5ts.analysis.judgement import Comparison, Findings
 from t5ts.analysis.plots import BLUE, GREY, ORANGE, arm_style, new_figure, own_style, whole_ticks
 from t5ts.analysis.words import arm_label, percent
+from t5ts.provenance import replacing
 
 #: More comparisons than this do not fit in a figure; the table has them all.
 MOST_EFFECTS = 24
@@ -26,6 +27,9 @@ OUTCOMES = {
     judgement.CANNOT_TELL: (GREY, "D", "grey diamond: cannot tell"),
     judgement.WITHHELD: (GREY, "X", "grey cross: an invariant is broken"),
 }
+
+#: How pictures are saved: without a date the same runs give the same file.
+FORMATS: dict[str, dict[str, Any]] = {"png": {"dpi": 120}, "svg": {"metadata": {"Date": None}}}
 
 
 def draw(findings: Findings, name: str) -> Any | None:
@@ -42,9 +46,9 @@ def save_figures(findings: Findings, folder: Path) -> list[str]:
         for name, picture in PICTURES.items():
             figure = picture(findings)
             if figure is not None:
-                figure.savefig(folder / f"{name}.png", dpi=120)
-                # Without a date the same runs give the same file.
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+                for kind, how in FORMATS.items():
+                    with replacing(folder / f"{name}.{kind}") as temporary:
+                        figure.savefig(temporary, format=kind, **how)
                 drawn.append(name)
     return drawn
 

@@ -1,7 +1,10 @@
 """The report as files: one self-contained page, Markdown, tables, pictures."""
 
+import fcntl
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +15,7 @@ from t5ts.analysis.plots import arm_style
 from t5ts.analysis.sections import header, markdown, parse
 from t5ts.analysis.validity import BROKEN
 from t5ts.analysis.words import arm_label, template
-from t5ts.provenance import replacing, write_text
+from t5ts.provenance import write_parquet, write_text
 
 #: What a cell shows on a second line: an interval, the reason for none, or a name's data set.
 _SECOND_LINE = re.compile(r"(?s)(.+?) (\[.*\]|\(no interval .*\)|· .*)")
@@ -44,19 +47,31 @@ class Written(NamedTuple):
 def write_report(findings: Findings, out: Path) -> Written:
     """Write report.html, report.md, results.csv, results.parquet and figures/ into a folder.
 
-    Each file is replaced as a whole: the report of a running sweep can be reloaded at any time.
+    Each file is replaced as a whole: the report of a running sweep can be reloaded at any time. Two
+    reports into one folder take turns.
     """
     out.mkdir(parents=True, exist_ok=True)
-    names = save_figures(findings, out / "figures")
-    svgs = {name: (out / "figures" / f"{name}.svg").read_text(encoding="utf-8") for name in names}
-    text = markdown(findings, names)
-    table = findings.study.table()
-    with replacing(out / "results.parquet") as parquet:
-        table.write_parquet(parquet)
-    write_text(out / "results.csv", table.write_csv())
-    write_text(out / "report.md", text)
-    write_text(out / "report.html", page(findings, text, svgs))
+    with _alone_in(out):
+        names = save_figures(findings, out / "figures")
+        svgs = {n: (out / "figures" / f"{n}.svg").read_text(encoding="utf-8") for n in names}
+        text = markdown(findings, names)
+        table = findings.study.table()
+        write_parquet(out / "results.parquet", table)
+        write_text(out / "results.csv", table.write_csv())
+        write_text(out / "report.md", text)
+        write_text(out / "report.html", page(findings, text, svgs))
     return Written(out / "report.html", names)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait for other processes that write there; a process that dies leaves no lock behind."""
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def page(findings: Findings, text: str, svgs: dict[str, str]) -> str:

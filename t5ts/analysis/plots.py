@@ -311,4 +311,4 @@ def draw_forecast(frame: "pl.DataFrame", past: "pl.DataFrame", path: Path) -> No
         axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")

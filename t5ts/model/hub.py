@@ -15,13 +15,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from t5ts.errors import Interrupted, WeightsError
 from t5ts.interruption import interrupt_on_signals
 from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sha256, shard_names
-
-PROBE_TIMEOUT_S = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "3"))  # for one small request
 
 _REMEDY = (
     "run `python -m t5ts.download backbone={name}` on a machine with network and set HF_HOME to a"
@@ -70,12 +68,34 @@ log = logging.getLogger("t5ts")
 T = TypeVar("T")
 
 
+def _settings() -> Any:
+    """huggingface_hub's settings, which it reads from the environment when it is imported.
+
+    Raises:
+        WeightsError: if one of them is not a number, or no address.
+    """
+    try:
+        from huggingface_hub import constants, file_download  # noqa: F401 - both read some
+    except ValueError as error:
+        raise WeightsError(
+            f"An environment variable of the hub is not valid ({error}): check HF_ENDPOINT,"
+            " HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds, whole numbers)."
+        ) from error
+    return constants
+
+
+def _probe_timeout_s() -> float:
+    """For one small request."""
+    return float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "3"))
+
+
 def cached_snapshot(hub_id: str, revision: str = "main") -> Path | None:
     """The cached commit's folder, if config and all weight files are there; nothing is verified.
 
     Raises:
         WeightsError: if the id is invalid, or the cache cannot be read.
     """
+    _settings()
     from huggingface_hub import try_to_load_from_cache
 
     with _explaining(hub_id, revision):
@@ -102,11 +122,9 @@ def fetch_snapshot(hub_id: str, revision: str = "main") -> Path:
         WeightsError: if it is unavailable or corrupted, with the reason and what to do.
         Interrupted: after SIGINT or SIGTERM; unfinished files are not kept.
     """
-    from huggingface_hub import constants
-
     folder = cached_snapshot(hub_id, revision)
     with _explaining(hub_id, revision):
-        if folder is None and constants.HF_HUB_OFFLINE:
+        if folder is None and _settings().HF_HUB_OFFLINE:
             raise OSError("offline mode")
         if folder is None:
             folder = _download(hub_id, revision, *_within_timeout(partial(_find, hub_id, revision)))
@@ -129,7 +147,7 @@ def _find(hub_id: str, revision: str) -> tuple[str, str]:
     """The commit of the revision, and its weight file or index: one small request."""
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(hub_id, revision=revision, timeout=PROBE_TIMEOUT_S)
+    info = HfApi().model_info(hub_id, revision=revision, timeout=_probe_timeout_s())
     names = [sibling.rfilename for sibling in info.siblings or []]
     if not info.sha:
         raise ValueError("the answer names no commit")
@@ -143,10 +161,10 @@ def _download(hub_id: str, revision: str, commit: str, main: str) -> Path:
 
     (`snapshot_download` waits for its threads until they finish or time out.)
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
     wanted = [main, "config.json"]  # a snapshot with a config always has its weights too
-    log.info("Downloading %s from %s; press Ctrl-C once to stop.", hub_id, constants.ENDPOINT)
+    log.info("Downloading %s from %s; press Ctrl-C once to stop.", hub_id, _settings().ENDPOINT)
     while wanted:
         name = wanted.pop(0)
         # The branch points to the cached commit only when everything is there.
@@ -154,8 +172,15 @@ def _download(hub_id: str, revision: str, commit: str, main: str) -> Path:
         try:
             with interrupt_on_signals(), _explaining(hub_id, revision, file=name):
                 _within_timeout(partial(_ask_first_byte, hub_id, commit, name))
-                path = hf_hub_download(hub_id, name, revision=pinned, etag_timeout=PROBE_TIMEOUT_S)
+                path = hf_hub_download(
+                    hub_id, name, revision=pinned, etag_timeout=_probe_timeout_s()
+                )
                 folder = Path(path).parent
+                if folder.name != commit:  # its config would belong to other weights
+                    raise WeightsError(
+                        f"{hub_id} moved from {commit} to {folder.name} during the download: run"
+                        " the same command again."
+                    )
                 _check_content(folder, [name])
                 if name.endswith(".index.json"):
                     wanted[:0] = shard_names(folder, name)
@@ -180,7 +205,7 @@ def _ask_first_byte(hub_id: str, commit: str, name: str) -> None:
 
     url = hf_hub_url(hub_id, name, revision=commit)
     headers = build_hf_headers() | {"Range": "bytes=0-0"}
-    with get_session().stream("GET", url, headers=headers, timeout=PROBE_TIMEOUT_S) as response:
+    with get_session().stream("GET", url, headers=headers, timeout=_probe_timeout_s()) as response:
         if response.status_code != 416:  # an empty file has no first byte
             hf_raise_for_status(response)
         next(response.iter_raw(), None)
@@ -233,7 +258,7 @@ def _within_timeout(work: Callable[[], T]) -> T:
             answer.set_exception(error)
 
     threading.Thread(target=target, daemon=True).start()
-    return answer.result(PROBE_TIMEOUT_S + 0.5)
+    return answer.result(_probe_timeout_s() + 0.5)
 
 
 @contextmanager
@@ -242,8 +267,6 @@ def _explaining(hub_id: str, revision: str, *, file: str | None = None) -> Itera
 
     `file` is what is being downloaded.
     """
-    from huggingface_hub import constants
-
     try:
         yield
     except (WeightsError, Interrupted):
@@ -251,13 +274,14 @@ def _explaining(hub_id: str, revision: str, *, file: str | None = None) -> Itera
     except Exception as error:
         facts = _facts(error, file)
         message = next(text for row, text in _TABLE.items() if facts.intersection(row.split()))
+        settings = _settings()
         why = (str(error).strip().splitlines() or [""])[0][:200]
         raise WeightsError(
             message.format(
                 what=hub_id if file is None else f"{file} of {hub_id}",
                 revision=revision,
-                endpoint=constants.ENDPOINT,
-                cache_dir=constants.HF_HUB_CACHE,
+                endpoint=settings.ENDPOINT,
+                cache_dir=settings.HF_HUB_CACHE,
                 remedy=_REMEDY.format(name=hub_id.split("/")[-1].replace("-", "_")),
                 why=f"{type(error).__name__}: {why}",
             )

@@ -5,7 +5,10 @@ import io
 import json
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,12 @@ import polars as pl
 import pytest
 from analysis.studies import arm_of
 from required import missing
+from runs import largest_file
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, draw, verdict
 from t5ts.analysis.figures import PICTURES, save_figures
+from t5ts.analysis.page import write_report
 from t5ts.analysis.sections import Picture, Table, parse, sections
 from t5ts.analysis.statistics import mean_interval
 from t5ts.analysis.words import arm_label, interval, number, percent, probability
@@ -57,6 +62,34 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for init in ("t5", "random"):
             write_run(tmp_path / "study" / f"{init}-{seed}", Arm(init=init, freeze="none"), seed)
     return tmp_path / "study"
+
+
+@pytest.mark.parametrize("pictures", [{}, {"effects": PICTURES["effects"]}])
+def test_a_full_disk_is_one_message_and_nothing_half_written(
+    pictures: dict[str, Any], small: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("t5ts.analysis.figures.PICTURES", pictures)
+    with largest_file(100):
+        assert main([str(small), "--out", str(tmp_path / "report")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not [path for path in (tmp_path / "report").rglob("*") if path.is_file()]
+
+
+def test_two_reports_into_one_folder_take_turns(small: Path, tmp_path: Path) -> None:
+    """Else one replaces the other's unfinished file, or mixes its own into it."""
+    findings, busy, overlaps = verdict(collect([small])), threading.Lock(), []
+
+    def draw_alone(findings: Any, folder: Path) -> list[str]:
+        overlaps.append(not busy.acquire(blocking=False))
+        time.sleep(0.1)
+        busy.release()
+        return save_figures(findings, folder)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
+        patch.setattr("t5ts.analysis.page.save_figures", draw_alone)
+        for written in [pool.submit(write_report, findings, tmp_path / "out") for _ in range(2)]:
+            assert written.result().page.is_file()
+    assert overlaps == [False, False]
 
 
 def test_all_files_are_there_and_ask_nothing_of_the_network(written: tuple[Path, str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import polars as pl
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Compose
+from runs import Compose, largest_file
 
 import t5ts
 from t5ts.config import stored_config
 from t5ts.errors import DataError, UserError, WeightsError
 from t5ts.experiment import run
 from t5ts.export import export
+from t5ts.export import main as export_main
 from t5ts.forecasting.tables import errors, predict
 from t5ts.forecasting.trained import TrainedForecaster
 from t5ts.predict import main
@@ -252,6 +254,28 @@ def test_command_writes_csv_parquet_and_picture(
     assert main([str(clean), "--from", "2024-01-20", "--out", str(parquet)]) == 0
     assert "mae load" in capsys.readouterr().out
     assert pl.read_parquet(parquet)["actual"].null_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "limit", "left"),
+    [
+        (main, 100, "forecast.csv"),
+        (main, 100, "forecast.parquet"),
+        (main, 5000, "forecast.csv --plot"),
+        (export_main, 100, "export"),
+        (export_main, 10_000, "export"),
+    ],
+)
+def test_a_full_disk_is_one_message_and_nothing_half_written(
+    command: Callable[[list[str]], int], limit: int, left: str, clean: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with largest_file(limit):
+        assert command([str(clean), "--out", *left.split()]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == left.split()[:1] * ("plot" in left)
+    assert command([str(clean), "--out", *left.split()]) == 0
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import COMMIT, TINY, Fault, HubServer, at, full_model, serve, write_checkpoint
 
 from t5ts.errors import WeightsError
+from t5ts.model import hub as hub_module
 from t5ts.model.hub import cached_snapshot
 from t5ts.model.weights import LoadReport, load_checkpoint
 
@@ -299,6 +300,23 @@ def test_offline_without_a_cache(hub: HubServer, cache: Path) -> None:
 def test_revisions(hub: HubServer, cache: Path) -> None:
     refused(hub, cache, "'v9'", "main", revision="v9")
     assert load(hub, cache, revision=COMMIT).revision == COMMIT
+
+
+def test_a_branch_that_moves_during_the_download_is_refused(
+    hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config would belong to other weights."""
+    moved = "ab" * 20
+
+    def find_and_move(*names: str, real: Callable[..., Any] = hub_module._find) -> tuple[str, str]:
+        found: tuple[str, str] = real(*names)
+        hub.commits.append(moved)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_module, "_find", find_and_move)
+        refused(hub, cache, COMMIT, moved, "again")
+    assert load(hub, cache).revision == moved
 
 
 @pytest.mark.parametrize(
