@@ -1,5 +1,6 @@
 """Details of the loop: compiled blocks, fp16 without synchronisation, rows sent once."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from t5ts.build import _set_tf32, build, device_and_precision, precision_name
 from t5ts.config import identity
 from t5ts.console import memory_needed
 from t5ts.errors import Interrupted
+from t5ts.output import FitState
 from t5ts.probes import GradientNorms
 
 
@@ -179,3 +181,12 @@ def test_tf32_is_for_gpus_and_recorded(tiny: Compose, monkeypatch: pytest.Monkey
         assert "TF32" in precision_name(setup)
     finally:
         _set_tf32(on=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "better"),
+    [(0.5, 0.4, True), (0.4, 0.4, False), (math.nan, 0.4, False), (0.1, math.nan, True)],
+)
+def test_an_undefined_objective_is_never_the_best(value: float, best: float, better: bool) -> None:
+    state = FitState(best_epoch=0, best_metrics={"val_corr": best})
+    assert train._is_better(value, state, "val_corr") is better
