@@ -40,7 +40,7 @@ class TrainingError(UserError):
     """A loss or a gradient is no longer finite; names the step and the checkpoint to resume."""
 
 
-class OutOfMemory(TrainingError):
+class OutOfMemory(UserError):
     """The run does not fit into the memory of its device."""
 
 

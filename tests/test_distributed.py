@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hydra import compose, initialize_config_dir
 from runs import Command, Compose, Loud, command_line, read, rows, run, wait_for_rows
 
 import t5ts.build
-from t5ts import distributed, experiment
+from t5ts import distributed, experiment, train
 from t5ts.build import build
 from t5ts.checkpoint import load_checkpoint
 from t5ts.checks import check
@@ -277,6 +278,28 @@ def test_a_full_disk_in_mid_training_is_one_message(tmp_path: Path) -> None:
     _, err = process.wait()
     (message,) = messages(err)
     assert str(run_dir) in message
+    assert process.returncode
+
+
+def out_of_memory_in_the_second(*arguments: str) -> None:
+    """The command line; in mid-training process 1 alone gets no more memory."""
+    real_step, steps = train.train_step, count(1)
+
+    def train_step(*args, **kwargs):
+        if distributed.rank() == 1 and next(steps) == 5:
+            raise MemoryError("no more")
+        return real_step(*args, **kwargs)
+
+    train.train_step = train_step
+    command_line(*arguments)
+
+
+def test_out_of_memory_in_one_process_is_one_message(tmp_path: Path) -> None:
+    arguments = [*SMALL, "backbone=linear", "train.epochs=50", f"hydra.run.dir={tmp_path / 'run'}"]
+    process = Command(*arguments, cwd=tmp_path, program=out_of_memory_in_the_second, processes=2)
+    _, err = process.wait()
+    (message,) = messages(err)
+    assert "train.batch_size" in message
     assert process.returncode
 
 
