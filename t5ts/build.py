@@ -87,8 +87,8 @@ def build(config: Config) -> Setup:
         data.splits = replace(data.splits, train=few[0], val=few[1], test=few[2])
     model, report = build_model(config, num_channels=len(data.series.channels))
     model.to(device)
-    if isinstance(model.encoder, HFEncoder):
-        with autocast_to(device, autocast):
+    if autocast is not None and isinstance(model.encoder, HFEncoder):
+        with autocast_to(device, autocast):  # in float32 it has been tried out
             model.encoder.try_out()
     is_dry = config.debug.fast_dev_run
     batch_size, num_windows = config.train.batch_size, len(data.splits.train)

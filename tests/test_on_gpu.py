@@ -17,7 +17,7 @@ import t5ts
 from t5ts.errors import ResumeError
 
 pytestmark = pytest.mark.gpu
-DRY = ["backbone.dropout=0", "train.epochs=3"]
+WITHOUT_DROPOUT = ["backbone.dropout=0", "train.epochs=3"]
 STAGED = ["freeze=staged", "freeze.unfreeze_epoch=1", "freeze.blocks_per_stage=1"]
 BACKBONES = {
     "t5": TINY_T5,
@@ -41,7 +41,7 @@ def losses(run_dir: Path) -> list[float]:
 def test_float32_agrees_with_the_cpu(backbone: str, small: Compose, tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         about = [f"train.device={device}", "train.precision=fp32", "train.tf32=false"]
-        run(small(*BACKBONES[backbone], *DRY, *about), run_dir=tmp_path / device)
+        run(small(*BACKBONES[backbone], *WITHOUT_DROPOUT, *about), run_dir=tmp_path / device)
     assert losses(tmp_path / "cuda") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-3)
     steps = [[r for r in rows(tmp_path / d) if r["kind"] == "step"] for d in ("cpu", "cuda")]
     for one, other in zip(*steps, strict=True):
@@ -52,7 +52,7 @@ def test_float32_agrees_with_the_cpu(backbone: str, small: Compose, tmp_path: Pa
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_near_float32(precision: str, tiny: Compose, tmp_path: Path) -> None:
     for name in ("fp32", precision):
-        run(tiny(*DRY, f"train.precision={name}"), run_dir=tmp_path / name)
+        run(tiny(*WITHOUT_DROPOUT, f"train.precision={name}"), run_dir=tmp_path / name)
     assert losses(tmp_path / precision) == pytest.approx(losses(tmp_path / "fp32"), rel=0.03)
 
 
@@ -86,7 +86,7 @@ def test_a_reused_frozen_phase_equals_a_cold_one(tiny: Compose, tmp_path: Path) 
 
 def test_compiled_blocks_change_little(tiny: Compose, tmp_path: Path) -> None:
     for name in ("false", "true"):
-        run(tiny(*STAGED, *DRY, f"train.compile={name}"), run_dir=tmp_path / name)
+        run(tiny(*STAGED, *WITHOUT_DROPOUT, f"train.compile={name}"), run_dir=tmp_path / name)
     assert losses(tmp_path / "true") == pytest.approx(losses(tmp_path / "false"), rel=0.02)
 
 
@@ -97,7 +97,7 @@ def test_predictions_are_the_runs_own(tmp_path: Path) -> None:
     start = pl.datetime(2024, 1, 1)
     times = pl.select(pl.datetime_range(start, start + pl.duration(hours=599), "1h").alias("time"))
     pl.concat([times, table], how="horizontal").write_csv(tmp_path / "load.csv")
-    csv = ["data=csv", f"data.path={tmp_path / 'load.csv'}", *DRY]
+    csv = ["data=csv", f"data.path={tmp_path / 'load.csv'}", *WITHOUT_DROPOUT]
     others = [override for override in SMALL if not override.startswith("data")]
     for precision in ("fp32", "bf16"):
         overrides = [*others, *TINY_T5, *csv, f"train.precision={precision}", "train.tf32=false"]
@@ -133,7 +133,6 @@ def test_several_workers_share_the_gpu(tmp_path: Path) -> None:
 
 
 def test_too_large_a_batch_is_one_message(tmp_path: Path) -> None:
-    """The run says what to lower; a sweep fails that trial and finishes the others."""
     cap = {"PYTORCH_CUDA_ALLOC_CONF": "per_process_memory_fraction:0.004"}
     large = [*SMALL, "backbone=t5_small", "init=random", "seq_len=128", "horizon=8"]
     out = t5ts_run(*large, "train.batch_size=512", f"hydra.run.dir={tmp_path / 'run'}",
