@@ -258,7 +258,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         isinstance(t, Tensor) and t.layout is torch.strided for t in stored.values()
     ):
         raise WeightsError(
-            f"{path} is not a plain state dict of dense tensors: save it again with save_pretrained."
+            f"{path} is not a plain state dict of dense tensors; save it again by save_pretrained."
         )
     return {str(name): tensor for name, tensor in stored.items()}
 

@@ -165,7 +165,7 @@ class HFEncoder(nn.Module):
 
     @torch.no_grad()
     def try_out(self) -> None:
-        """Raise WeightsError if the model does not encode embeddings alone, or fails in autocast."""
+        """Raise WeightsError if the model does not encode embeddings alone or fails in autocast."""
         device, kind = next(self.parameters()).device, self._model.config.model_type
         way_out = "another checkpoint or a newer transformers"
         if torch.is_autocast_enabled(device.type):
