@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from t5ts.errors import ConfigError, UserError
+from t5ts.interruption import stop_on_signals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,10 +96,12 @@ def setup() -> Iterator[None]:
         "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
         store=_store, rank=_rank, world_size=_world_size, timeout=TIMEOUT,
     )  # fmt: skip
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    # When one process ends, torchrun sends SIGTERM to the others: each still prints its message.
+    with stop_on_signals():
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
 
 
 def print_once(message: str) -> None:

@@ -13,17 +13,23 @@ log = logging.getLogger("t5ts")
 _stop = threading.Event()
 
 
-def _ask(_number: int, _frame: FrameType | None) -> None:
-    """Handle a signal: the first one requests a stop, the second stops immediately."""
+def _ask(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal: the first one requests a stop, Ctrl-C after it stops immediately.
+
+    Schedulers and torchrun repeat SIGTERM, and then kill: more of them must not break off what the
+    first one asked for, nor the message of a process that is ending.
+    """
     if _stop.is_set():
-        raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        return
     _stop.set()
     log.warning("stopping at the next step; press Ctrl-C again to stop immediately")
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """SIGINT and SIGTERM request a stop at a safe point; a second one stops immediately.
+    """SIGINT and SIGTERM request a stop at a safe point; SIGINT after it stops immediately.
 
     Nested uses share the outermost one's event: a signal that reaches a run when its last step is
     done also stops the sweep around it. The outermost restores the earlier handlers.

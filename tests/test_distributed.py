@@ -225,6 +225,19 @@ def test_fp16_overflow_in_one_process_is_skipped_in_both(two: Path) -> None:
     assert [own["ends"]["fp16"]["skipped_steps"] for own in seen(two)] == [skipped, skipped]
 
 
+def told_to_end_before_its_message(*arguments: str) -> None:
+    """The command line; torchrun's agent, twice, is faster than a process that lost its peer."""
+    real_print = distributed.print_own
+
+    def print_own(error):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        real_print(error)
+
+    distributed.print_own = print_own
+    command_line(*arguments)
+
+
 def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
     tiny: Compose, tmp_path: Path
 ) -> None:
@@ -238,7 +251,7 @@ def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
     run_dir = place / "run"
     command = [*SMALL, *TINY_T5, *overrides, f"hydra.run.dir={run_dir}"]
     for rank, number, rows_first in ((0, signal.SIGKILL, 6), (None, signal.SIGTERM, 30)):
-        process = Command(*command, cwd=place, processes=2)
+        process = Command(*command, cwd=place, processes=2, program=told_to_end_before_its_message)
         wait_for_rows(run_dir, rows_first, process)
         process.send_signal(number, rank=rank)
         _, err = process.wait()  # it ends: nobody waits for the one that is gone
