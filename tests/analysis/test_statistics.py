@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from benchmarks.coverage import FRESH, NULLS, TRUTH, crossed_study, losses
+from benchmarks.laws import FRESH, NULLS, TRUTH, crossed_study, losses
 from t5ts.analysis import effects
 from t5ts.analysis import statistics as s
 
