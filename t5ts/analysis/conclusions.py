@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,7 @@ from t5ts.analysis.judgement import (
     judge_family,
 )
 from t5ts.analysis.statistics import ALPHA, log_ratio
-from t5ts.analysis.study import Run, Study, grouped
+from t5ts.analysis.study import Study, grouped
 from t5ts.analysis.validity import check_condition, check_pair, check_reading
 from t5ts.analysis.words import arm_label, faults, in_words, sentence, sentences
 from t5ts.errors import DataError
@@ -267,13 +266,8 @@ def _not_learned(main: Comparison, condition: Condition) -> str:
 
 def _progress(study: Study, arms: Sequence[Arm]) -> list[tuple[str, int, int]]:
     """For everything unfinished: its name, the number of runs that ended, and the total."""
-
-    def sweep_of(run: Run) -> Any:
-        known = {"study", "number", "n_trials", "state"} <= run.trial.keys()
-        return (run.trial["study"], run.trial.get("arm")) if known else None
-
-    every = grouped((*study.runs, *study.left_out), sweep_of)
-    sweeps = {sweep_of(run) for arm in arms for run in arm.runs} - {None}
+    every = grouped((*study.runs, *study.left_out), lambda run: run.sweep)
+    sweeps = {run.sweep for arm in arms for run in arm.runs if run.sweep}
     found = []
     for sweep in sorted(sweeps, key=str):
         ended = {
@@ -286,7 +280,7 @@ def _progress(study: Study, arms: Sequence[Arm]) -> list[tuple[str, int, int]]:
         asked = max(int(run.trial["n_trials"]) for run in every[sweep])
         found.append((str(sweep[1] or sweep[0]), len(ended), asked))
     for arm in arms:
-        own = [run.is_open for run in arm.runs if sweep_of(run) is None]
+        own = [run.is_open for run in arm.runs if run.sweep is None]
         found.append((arm_label(arm), own.count(False), len(own)))
     return [(name, done, total) for name, done, total in found if done < total]
 

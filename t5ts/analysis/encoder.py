@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5ts.analysis.arms import PRETRAINED, Arm, short_path
-from t5ts.analysis.statistics import Estimate, log_ratio
+from t5ts.analysis.arms import Arm, short_path
+from t5ts.analysis.statistics import Estimate, largest, log_ratio
 from t5ts.analysis.study import Run, grouped
 from t5ts.analysis.words import NONE, plural
 
@@ -64,13 +64,13 @@ class InPlay(NamedTuple):
 def in_play(arm: Arm) -> InPlay | None:
     """Whether an arm's encoder took part; None if that was not recorded, or it has no encoder."""
     names = ("encoder_cosine_initial", "encoder_cosine", "bypassed_val_loss", "val_loss")
-    initial, selected, bypassed, val = ([run.metric(name) for run in arm.done] for name in names)
+    initial, selected, bypassed, val = map(arm.values, names)
     if not arm.done or not np.isfinite([*initial, *selected, *bypassed]).all():
         return None
     plan = ((run, *item) for run in arm.done for item in schedule(run).items())
     trains = any(n.startswith("block_") and min(at) < run.epochs_due for run, n, at in plan)
-    columns = ((run, n) for run in arm.done for n in run.evals if n.startswith(f"{MOVES}block_"))
-    moved = float(max((m for run, n in columns for m in run.curve(n)[1]), default=math.nan))
+    evals = (column for run in arm.done for column in run.evals.items())
+    moved = largest(column for name, column in evals if name.startswith(f"{MOVES}block_"))
     return InPlay(
         cosines=(float(np.mean(initial)), float(np.mean(selected))),
         bypassed=log_ratio(bypassed, val),
@@ -99,7 +99,7 @@ def scale_audit(arm: Arm) -> dict[str, float]:
 
 def loader_notes(arm: Arm) -> list[str]:
     """The loader's notes on a pretrained arm's weights, each note once."""
-    promised = PRETRAINED[arm.init].origin if arm.is_pretrained else "pretrained"
+    promised = arm.pretraining.origin if arm.is_pretrained else "pretrained"
     notes: list[str] = []
     for loaded in (run.weights for run in arm.runs):
         notes += [

@@ -78,7 +78,7 @@ class Comparison:
         self.p_permutation = permutation_p(np.log(treatment) - np.log(control))
         self.over_time: Estimate | None = None
         self.new_windows: Estimate | None = None
-        known = [run.window_losses(split) for run in pair.all_runs]
+        known = [run.window_losses(split) for run in pair.runs]
         losses = [x for x in known if x is not None]
         if losses and len(losses) == len(known) and len({len(x) for x in losses}) == 1:
             config = pair.treatment.runs[0].config
@@ -117,7 +117,7 @@ class Verdict:
         # The pretrained arm that validates best; the test windows play no part.
         self.main = min(
             (c for c in comparisons if c.pair.kind == "best"),
-            key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss(c.pair.treatment.best)),
+            key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss),
             default=None,
         )
         self.kind, self.outcome, self.headline = NOTHING, "", ""
@@ -186,15 +186,18 @@ class Findings:
         return (first or self.verdicts)[0]
 
 
+def shown_by(effect: Estimate, margin: float) -> str:
+    """What an effect shows of the first arm's loss."""
+    if effect.within(margin):
+        return ALIKE
+    return CANNOT_TELL if not effect.excludes_zero() else LOWER if effect.value < 0 else HIGHER
+
+
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
     """Adjust p and interval of one question's comparisons for each other; set what each shows."""
     count = max(1, sum(c.effect.is_known for c in family))
     for c, effect in zip(family, simultaneous([c.effect for c in family]), strict=True):
-        c.effect, c.family, c.kind = effect, count, CANNOT_TELL
-        if effect.within(margin):
-            c.kind = ALIKE
-        elif effect.excludes_zero():
-            c.kind = LOWER if effect.value < 0 else HIGHER
+        c.effect, c.family, c.kind = effect, count, shown_by(effect, margin)
 
 
 def answer(findings: Findings, margin: float) -> Findings:
@@ -207,8 +210,10 @@ def answer(findings: Findings, margin: float) -> Findings:
     lines = [f"{v.condition.name}: {v.kind}. {v.headline}" for v in verdicts]
     # The verdicts with an answer on each series: those on the most training data.
     answers = [v for v in verdicts if v.kind not in NO_VERDICT]
-    reached = grouped(answers, lambda v: v.condition.series)
-    judged = [[v for v in vs if _amount(v) == max(map(_amount, vs))] for vs in reached.values()]
+    judged = [
+        max(grouped(same, lambda v: v.condition.fraction).items())[1]
+        for same in grouped(answers, lambda v: v.condition.series).values()
+    ]
     count = len({v.condition.series for v in verdicts})
     kinds = {v.kind for v in verdicts}
     stopped = next((kind for kind in (WITHHELD, UNFINISHED) if kind in kinds), None)
@@ -230,10 +235,6 @@ def answer(findings: Findings, margin: float) -> Findings:
     return findings
 
 
-def _amount(v: Verdict) -> float:
-    return float(v.condition.config["data.fraction"])
-
-
 def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]:
     """The log effect on each data set: mean over its tasks and lengths, worst of the rivals."""
     effects = [[[c.effect.value for c in v.of_headline(kind)] for v in vs] for vs in judged]
@@ -248,12 +249,8 @@ def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -
     overall, against = mean_interval(effects), mean_interval(controls)
     treatments = {v.condition.name: v.main.pair.treatment for v in every if v.main}
     doubted = [name for name, arm in treatments.items() if is_doubted(arm)]
-    if overall.within(margin):
-        outcome = "alike"
-    elif not overall.excludes_zero():
-        outcome = "wide"
-    elif overall.value > 0:
-        outcome = "higher"
+    if (shown := shown_by(overall, margin)) != LOWER:
+        outcome = {ALIKE: "alike", CANNOT_TELL: "wide", HIGHER: "higher"}[shown]
     elif any(c.kind == WITHHELD for v in every for c in v.of_headline("control")):
         outcome = "unfair_control"
     elif len(controls) < len(effects):

@@ -113,7 +113,7 @@ def test_the_headlines_pair_and_numbers(tmp_path: Path) -> None:
     study = judged(tmp_path, arms | {"t5-none": -0.03, "random-none": -0.1})
     assert main(study).pair.name == "t5-staged vs. random-none"
     assert main(study).effect.value == pytest.approx(0.04, abs=0.01)
-    assert len(main(study).pair.runs) == 5
+    assert len(main(study).pair.seeds) == 5
     # The comparison under one plan, which says the opposite, is in the headline and in a table.
     assert "(t5-staged) vs. T5 (random), gradual unfreezing (random-staged)" in study.headline
     kinds = {(c.pair.kind, c.pair.name): c.kind for c in study.main.comparisons}
