@@ -3,7 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5ts.analysis.statistics import Array, Estimate, log_ratio
-from t5ts.analysis.study import Run, Study, grouped, measured_on, varying
+from t5ts.analysis.study import K, Run, Study, grouped, measured_on, varying
 from t5ts.analysis.words import arm_words
 
 
@@ -204,8 +205,8 @@ def _interface(runs: Sequence[Run]) -> str:
         return " or ".join(sorted({str(run.config.get(key) or default) for run in runs}))
 
     paths = {run.config.get("patch.path") for run in runs}
-    donors = sorted(str(path) for path in paths if path is not None)
-    origins = ["fresh"] * (None in paths) + [f"of {short_path(path, donors)}" for path in donors]
+    donors = short_names(sorted(str(path) for path in paths if path is not None), last_part, str)
+    origins = ["fresh"] * (None in paths) + [f"of {name}" for name in donors.values()]
     counts = {run.config.get("patch.num_prototypes") for run in runs}
     mixed = [f"{count} prototypes" for count in counts if count is not None]
     linear = ["a linear map"] * (None in counts and bool(mixed))
@@ -324,7 +325,10 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
         keys = {key for key in run.settings if key.startswith(_ARM_GROUPS)} - sampled
         return {key: run.settings[key] for key in keys}
 
-    encoders = _encoders(runs)
+    # Of several folders under one name (backbone=local) each is named.
+    encoders = short_names(
+        map(_encoder, runs), lambda e: e[0], lambda e: f"{e[0]}:{last_part(e[1])}", ":".join
+    )
     groups = grouped(runs, lambda run: json.dumps(own(run), sort_keys=True)).values()
     arms = [Arm(members, encoders[_encoder(members[0])]) for members in groups]
     names = told_apart([(arm.name, own(arm.runs[0])) for arm in arms])
@@ -346,20 +350,18 @@ def _encoder(run: Run) -> tuple[str, str]:
     return run.config["backbone.name"], str(run.config.get("backbone.path"))
 
 
-def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
-    """A name for each encoder, with its folder if several share one name (backbone=local)."""
-    found = dict.fromkeys(map(_encoder, runs))
-    folders = {name: [path for other, path in found if other == name] for name, _ in found}
-    return {
-        (name, path): f"{name}:{short_path(path, same)}" if len(same := folders[name]) > 1 else name
-        for name, path in found
-    }
+def short_names(items: Iterable[K], *forms: Callable[[K], str]) -> dict[K, str]:
+    """A name for each of different items: the first of its forms that no other has, or the last."""
+    found = {item: forms[-1](item) for item in items}
+    for form in reversed(forms[:-1]):
+        names = Counter(map(form, found))
+        found |= {item: form(item) for item in found if names[form(item)] == 1}
+    return found
 
 
-def short_path(path: str, among: Iterable[str] = ()) -> str:
-    """A path's last part; the whole path if another one has the same last part."""
-    name = Path(path).name
-    return path if any(p != path and Path(p).name == name for p in among) else name
+def last_part(path: str) -> str:
+    """The last part of a path."""
+    return Path(path).name
 
 
 def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair:

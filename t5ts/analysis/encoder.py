@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5ts.analysis.arms import Arm, short_path
+from t5ts.analysis.arms import Arm, last_part, short_names
 from t5ts.analysis.statistics import Estimate, largest, log_ratio
 from t5ts.analysis.study import Run, grouped
 from t5ts.analysis.words import NONE, plural
@@ -126,22 +126,19 @@ def checkpoint_of(arm: Arm) -> str:
     loaded = (run.weights for run in arm.runs)
     sources = {str(report["source"]) for report in loaded if report.get("source")} - {arm.backbone}
     if arm.init == "run":
-        sources = {short_path(source, sources) for source in sources}
+        sources = {*short_names(sources, last_part, str).values()}
     return f"{arm.backbone} ({', '.join(sorted(sources))})" if sources else arm.backbone
 
 
 def weights_names(arms: Sequence[Arm]) -> dict[tuple[str, str, str | None], str]:
     """A name for pretrained weights: the backbone, and what distinguishes several with it."""
-    every = dict.fromkeys(arm.weights for arm in arms if arm.is_pretrained)
-    donors = [str(donor) for *_, donor in every]
-
-    def name(backbone: str, init: str, donor: str | None) -> str:
-        same_backbone = sum(other[0] == backbone for other in every) > 1
-        same_init = sum(other[:2] == (backbone, init) for other in every) > 1
-        words = f"{backbone}-{init}" if same_backbone else backbone
-        return f"{words} ({short_path(str(donor), donors)})" if same_init else words
-
-    return {weights: name(*weights) for weights in every}
+    return short_names(
+        (arm.weights for arm in arms if arm.is_pretrained),
+        lambda of: of[0],
+        lambda of: f"{of[0]}-{of[1]}",
+        lambda of: f"{of[0]}-{of[1]} ({last_part(str(of[2]))})",
+        lambda of: f"{of[0]}-{of[1]} ({of[2]})",
+    )
 
 
 def encoder_source(arm: Arm) -> tuple[str, str, str]:

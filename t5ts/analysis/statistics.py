@@ -31,7 +31,7 @@ class Estimate:
     """A mean with its interval; all but value and count are NaN below two observations.
 
     Attributes:
-        low, high: Borders of the interval at 1 − 5 % / tests; see `simultaneous`.
+        low, high: Borders of the interval, at 95 % or the level that `simultaneous` sets.
         p: Two-sided p-value of the hypothesis that the true mean is 0, below 5 % if and only if
             the interval excludes 0: adjusted where the interval is.
         sd: Standard deviation of the observations.
@@ -46,7 +46,6 @@ class Estimate:
     sd: float
     count: int
     degrees: float = math.nan
-    tests: int = 1
 
     @property
     def is_known(self) -> bool:
@@ -157,7 +156,7 @@ def simultaneous(family: Sequence[Estimate]) -> list[Estimate]:
         p = min(1.0, max(p, left * e.p))
         wider = float(t.ppf(1 - ALPHA / tests / 2, e.degrees) / t.ppf(1 - ALPHA / 2, e.degrees))
         low, high = (e.value + wider * (border - e.value) for border in (e.low, e.high))
-        found[i] = replace(e, low=low, high=high, p=p, tests=tests)
+        found[i] = replace(e, low=low, high=high, p=p)
     return found
 
 

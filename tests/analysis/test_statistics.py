@@ -154,7 +154,6 @@ def test_resolvable_effects_are_resolved(count: int, pilot: int, tests: int) -> 
 def test_holm_intervals_by_hand(scores: tuple[float, ...], tests: tuple[int, ...]) -> None:
     family = [s.mean_interval([0.1]) if math.isnan(score) else scored(score) for score in scores]
     for before, after, k in zip(family, s.simultaneous(family), tests, strict=True):
-        assert after.tests == k
         if before.is_known:
             half = stats.t.ppf(1 - 0.05 / k / 2, 4) * before.sd / math.sqrt(5)
             assert (after.low, after.high) == pytest.approx(
