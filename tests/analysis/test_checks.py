@@ -20,8 +20,7 @@ from analysis.studies import (
     write,
 )
 
-from t5ts.analysis.figures import OUTCOMES as STYLES
-from t5ts.analysis.judgement import LOWER_HERE, WITHHELD
+from t5ts.analysis.judgement import WITHHELD
 
 WEIGHTS, BUDGET, PLANS = (
     "only the weights differ", "equal tuning budget", "equal tuning of the schedules",
@@ -76,9 +75,9 @@ def test_a_broken_invariant_withholds_the_verdict(
     tmp_path: Path, freeze: str, breaks: Change, broken: str, evidence: str
 ) -> None:
     study = judged(tmp_path, {f"t5-{freeze}": -0.06, f"random-{freeze}": 0}, breaks)
-    assert_shows(study, kind=WITHHELD, broken=[broken], evidence=evidence)
+    assert_shows(study, broken=[broken], evidence=evidence)
     assert f"{broken} (" in study.reasons[0]
-    assert STYLES[main(study).kind][1] == "X"  # drawn, and neither good nor bad
+    assert main(study).kind == WITHHELD
 
 
 def trials(init: str, rates: list[float], *, pruned: int = 0) -> list[Change]:
@@ -112,22 +111,22 @@ SIX = trials("t5", RATES)
     [
         # Two sweeps, each in its own folder, with arms identified by name.
         ([runs({name: effect}, arm_requires=[name], train__reuse_dir=f"{name}/.frozen")
-          for name, effect in GAIN.items()], {"kind": LOWER_HERE}),
+          for name, effect in GAIN.items()], {"outcome": "lower"}),
         ([runs(GAIN), about("t5-*", "scale_audit", output=50.0)],
-         {"kind": LOWER_HERE, "scale at step 0": "note"}),
+         {"outcome": "lower", "scale at step 0": "note"}),
         ([*SIX, *trials("random", RATES)], {BUDGET: "holds", "is_provisional": True}),
         # One drawn twice, and most of them cut short.
         ([*SIX, *trials("random", [*RATES[:5], RATES[0]])], {BUDGET: "holds"}),
-        ([*SIX, *trials("random", RATES, pruned=5)], {BUDGET: "broken", "kind": WITHHELD}),
+        ([*SIX, *trials("random", RATES, pruned=5)], {BUDGET: "broken", "outcome": "broken"}),
         ([runs(GAIN | OTHER_PLANS)], {PLANS: "none"}),
         ([runs(GAIN | OTHER_PLANS), runs(OTHER_PLANS, seeds=[0], freeze__unfreeze_epoch=5.0)],
          {PLANS: "note"}),
         # Final runs alone know their search.
-        ([again("t5-none", -0.06), again("random-none")], {BUDGET: "holds", "kind": LOWER_HERE}),
+        ([again("t5-none", -0.06), again("random-none")], {BUDGET: "holds", "outcome": "lower"}),
         ([again("t5-none", -0.06), again("random-none", trials=20)],
-         {BUDGET: "broken", "kind": WITHHELD}),
+         {BUDGET: "broken", "outcome": "broken"}),
         ([again("t5-none", -0.06), again("random-none", keys=["freeze.x"])],
-         {BUDGET: "broken", "kind": WITHHELD}),
+         {BUDGET: "broken", "outcome": "broken"}),
     ],
 )  # fmt: skip
 def test_what_may_differ(tmp_path: Path, changes: list[Change], expected: dict[str, Any]) -> None:
@@ -137,7 +136,7 @@ def test_what_may_differ(tmp_path: Path, changes: list[Change], expected: dict[s
 def test_runs_that_early_stopping_ended_are_whole(tmp_path: Path) -> None:
     """A run that ends before its last epoch without it is not."""
     longer = rewritten("*/config.yaml", "  epochs: 8\n", "  epochs: 10\n")
-    assert judged(tmp_path, runs(GAIN, epochs=8), longer).kind == WITHHELD
+    assert_shows(judged(tmp_path, runs(GAIN, epochs=8), longer), outcome="broken")
     edit(tmp_path, "*", "result.json", lambda result: result.update(stopped_epoch=8))
     study = found(tmp_path)
     assert_shows(study, broken=[])
@@ -152,11 +151,11 @@ def test_a_search_is_provisional_until_final_was_run(tmp_path: Path) -> None:
             effect = -0.06 * (init == "t5") + 0.1 * (rate != best)
             write(tmp_path, {f"{init}-none": effect}, optim__lr=rate)
     study = found(tmp_path)
-    assert_shows(study, is_provisional=True, kind=LOWER_HERE)
+    assert_shows(study, is_provisional=True, outcome="lower")
     chosen = [arm.best.settings["optim.lr"] for arm in main(study).pair.arms if arm.best]
     assert chosen == [1e-3, 1e-4]
     study = judged(tmp_path, again("t5-none", -0.03), again("random-none"))
-    assert_shows(study, is_provisional=False, kind=LOWER_HERE, seeds=[*range(100, 105)])
+    assert_shows(study, is_provisional=False, outcome="lower", seeds=[*range(100, 105)])
     assert main(study).effect.value == pytest.approx(-0.03, abs=0.01)
     assert main(study).pair.treatment.tried == 3
 

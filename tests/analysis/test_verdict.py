@@ -29,15 +29,7 @@ from analysis.studies import (
 )
 
 from benchmarks.simulated_runs import Arm, write_run
-from t5ts.analysis.judgement import (
-    ALIKE,
-    HIGHER,
-    LOWER,
-    LOWER_HERE,
-    NOTHING,
-    TRANSFERS,
-    WITHHELD,
-)
+from t5ts.analysis.judgement import ALIKE, HIGHER, LOWER
 from t5ts.analysis.sections import markdown, sections
 from t5ts.analysis.words import arm_label
 
@@ -237,27 +229,29 @@ def test_extra_seeds_do_not_choose_a_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("init", "failed", "kind"),
+    ("init", "failed", "outcome"),
     [
-        ("t5", 2, WITHHELD),
-        ("random", 2, WITHHELD),
-        ("t5", 1, TRANSFERS),
-        ("t5", 5, NOTHING),
-        ("matched", 1, TRANSFERS),
-        ("matched", 5, LOWER_HERE),
+        ("t5", 2, "broken"),
+        ("random", 2, "broken"),
+        ("t5", 1, "helps"),
+        ("t5", 5, "no_seed"),
+        ("matched", 1, "helps"),
+        ("matched", 5, "lower"),
     ],
 )
-def test_failed_seeds_come_first(tmp_path: Path, init: str, failed: int, kind: str) -> None:
+def test_failed_seeds_come_first(tmp_path: Path, init: str, failed: int, outcome: str) -> None:
     for arm, effect in WITH_CONTROL.items():
         write(tmp_path, {arm: effect}, seeds=range(failed * arm.startswith(init), 5))
     trial = {"state": "failed", "reason": "diverged"}
     write(tmp_path / "failed", {f"{init}-none": 0}, seeds=range(failed), stop_after=2, trial=trial)
-    assert_shows(found(tmp_path), kind=kind, headline=rf"^T5 \(.*\({init}-none\) .* {failed} of 5")
+    headline = rf"^T5 \(.*\({init}-none\) .* {failed} of 5"
+    assert_shows(found(tmp_path), outcome=outcome, headline=headline)
 
 
 def test_a_loss_that_is_not_finite_is_a_failed_seed(tmp_path: Path) -> None:
     lost = results("t5-none-[13]", lambda r: r["metrics"].update(test_loss=math.nan))
-    assert_shows(judged(tmp_path, GAIN, lost), kind=WITHHELD, headline=r"^T5 \(text\).* 2 of 5")
+    study = judged(tmp_path, GAIN, lost)
+    assert_shows(study, outcome="broken", headline=r"^T5 \(text\).* 2 of 5")
 
 
 @pytest.mark.parametrize("again_first", [False, True])
@@ -291,36 +285,36 @@ def loaded(**report: Any) -> Callable[[str], Change]:
 
 
 @pytest.mark.parametrize(
-    ("init", "change", "kind"),
+    ("init", "change", "outcome"),
     [
-        ("t5", noted("no tensor is constant"), TRANSFERS),
-        ("t5", noted("control, not pretrained: entries permuted inside each tensor"), WITHHELD),
-        ("t5", noted("note: control, not pretrained: redrawn from normals"), WITHHELD),
-        ("t5", noted("note: block_1 looks fresh"), LOWER_HERE),
-        ("t5", noted("note: pretrained on time series and not on text"), LOWER_HERE),
-        ("t5", noted("note: 2 tensors are no T5's"), TRANSFERS),
-        ("t5", loaded(origin="pretrained"), TRANSFERS),
-        ("t5", loaded(origin="control", is_control=True), WITHHELD),
-        ("t5", loaded(origin="time series"), LOWER_HERE),
-        ("t5", loaded(origin="barely trained"), LOWER_HERE),
-        ("t5", loaded(fresh_tensors=["block_1.wo"]), LOWER_HERE),
-        ("run", loaded(origin="time series"), TRANSFERS),
-        ("run", loaded(origin="barely trained"), LOWER_HERE),
-        ("run", loaded(origin="control"), WITHHELD),
+        ("t5", noted("no tensor is constant"), "helps"),
+        ("t5", noted("control, not pretrained: entries permuted inside each tensor"), "broken"),
+        ("t5", noted("note: control, not pretrained: redrawn from normals"), "broken"),
+        ("t5", noted("note: block_1 looks fresh"), "noted"),
+        ("t5", noted("note: pretrained on time series and not on text"), "noted"),
+        ("t5", noted("note: 2 tensors are no T5's"), "helps"),
+        ("t5", loaded(origin="pretrained"), "helps"),
+        ("t5", loaded(origin="control", is_control=True), "broken"),
+        ("t5", loaded(origin="time series"), "noted"),
+        ("t5", loaded(origin="barely trained"), "noted"),
+        ("t5", loaded(fresh_tensors=["block_1.wo"]), "noted"),
+        ("run", loaded(origin="time series"), "helps"),
+        ("run", loaded(origin="barely trained"), "noted"),
+        ("run", loaded(origin="control"), "broken"),
         # That a donor was trained is known from its run.
-        ("run", loaded(origin="time series", fresh_tensors=["block_1.wo"]), TRANSFERS),
-        ("chronos", loaded(origin="time series"), TRANSFERS),
-        ("chronos", loaded(origin="pretrained"), LOWER_HERE),
+        ("run", loaded(origin="time series", fresh_tensors=["block_1.wo"]), "helps"),
+        ("chronos", loaded(origin="time series"), "helps"),
+        ("chronos", loaded(origin="pretrained"), "noted"),
     ],
 )
 def test_what_the_loader_says_reaches_the_verdict(
-    tmp_path: Path, init: str, change: Callable[[str], Change], kind: str
+    tmp_path: Path, init: str, change: Callable[[str], Change], outcome: str
 ) -> None:
     keys = {"run": "init__path", "chronos": "init__checkpoint"}
     donor = {keys[init]: "donor"} if init in keys else {}
     arms = runs({f"{init}-none": -0.06, "random-none": 0, "matched-none": 0}, **donor)
     study = judged(tmp_path, arms, change(f"{init}-*"), loaded(origin="random")("random-*"))
-    assert_shows(study, kind=kind)
+    assert_shows(study, outcome=outcome)
 
 
 # Words of particular studies.
@@ -329,7 +323,7 @@ def test_what_the_loader_says_reaches_the_verdict(
 def test_a_language_model_has_its_own_name(tmp_path: Path) -> None:
     arms: Arms = {"gpt2-pretrained-none": -0.06, "gpt2-matched-none": 0, "gpt2-random-none": 0}
     findings = judged(tmp_path, runs(arms, backbone__title="GPT-2"))
-    assert findings.kind == TRANSFERS
+    assert_shows(findings, outcome="helps")
     assert "GPT-2" in markdown(findings).splitlines()[0]
     assert all(arm_label(arm).startswith("GPT-2 (") for arm in findings.main.condition.arms)
 
@@ -358,7 +352,7 @@ def test_runs_of_an_older_t5ts_without_newer_keys_are_compared(tmp_path: Path, n
         path.write_text(yaml.safe_dump(config))
     for path in tmp_path.glob("*/provenance.json"):
         path.unlink()  # then the data is known by its keys alone
-    assert_shows(found(tmp_path), kind=LOWER_HERE, seeds=[*range(5)])
+    assert_shows(found(tmp_path), outcome="lower", seeds=[*range(5)])
 
 
 def test_a_small_sure_difference_of_plans_does_not_matter(tmp_path: Path) -> None:
