@@ -125,26 +125,22 @@ class Gap(NamedTuple):
     catch_up: float
 
 
-def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
-    """Change per epoch of a gap (S, E) over two or more last epochs (E,): below 0 it is closing.
+def gap(pair: Pair) -> Gap | None:
+    """The gap in val_loss between two arms over time; None with fewer than 2 shared epochs.
 
-    A least-squares line per seed, then Student's t over the S seeds' slopes.
+    The slope is that of a least-squares line per seed, then Student's t over the seeds' slopes.
 
     Source: summary-measures analysis (Matthews et al. 1990).
     """
-    centred = epochs_E - np.mean(epochs_E)
-    return mean_interval(gap_SE @ centred / (centred @ centred))
-
-
-def gap(pair: Pair) -> Gap | None:
-    """The gap in val_loss between two arms over time; None with fewer than 2 shared epochs."""
     epochs, a, b = pair.curves("val_loss")
     if len(epochs) < 2:
         return None
     values = b - a
     # The last half, and at least two points.
     late = epochs >= min((epochs[0] + epochs[-1]) / 2, epochs[-2])
-    slope, end = late_slope(values[:, late], epochs[late]), mean_interval(values[:, -1])
+    centred = epochs[late] - np.mean(epochs[late])
+    slope = mean_interval(values[:, late] @ centred / (centred @ centred))
+    end = mean_interval(values[:, -1])
     catch_up = -end.value / slope.value if slope.value < 0 < end.value else math.inf
     return Gap(band(epochs, values), end, slope, float(epochs[late][0]), catch_up)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from t5ts.analysis.results import (
     FAILURE,
@@ -22,10 +21,10 @@ from t5ts.analysis.results import (
     read_metrics,
     read_result,
 )
+from t5ts.analysis.statistics import Array
 from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY, OBJECTIVES
 from t5ts.errors import DataError
 
-Array = npt.NDArray[np.float64]
 T = TypeVar("T")
 K = TypeVar("K")
 #: Files that mark a directory as a run directory.

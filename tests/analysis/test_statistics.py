@@ -1,6 +1,7 @@
 """Statistics against scipy, statsmodels, closed forms and simulated truth."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -258,14 +259,14 @@ def test_outlying_values(values: list[float], expected: list[int]) -> None:
     assert s.outlying(values) == expected
 
 
-def test_late_slope_is_the_mean_of_the_seeds_slopes() -> None:
-    epochs = np.array([5.0, 6.0, 8.0])
-    slopes = np.array([-0.1, -0.2, -0.15])
-    gaps = 1.0 + slopes[:, None] * epochs
-    found = effects.late_slope(gaps, epochs)
-    assert found.value == pytest.approx(slopes.mean())
-    expected = s.mean_interval(slopes)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+def test_a_gaps_slope_is_the_mean_of_the_seeds_slopes_over_the_last_half() -> None:
+    epochs, slopes = np.array([0.0, 5.0, 6.0, 8.0]), np.array([-0.1, -0.2, -0.15])
+    gaps = np.where(epochs < 4, 9, 1 + slopes[:, None] * epochs)
+    pair: Any = SimpleNamespace(curves=lambda _: (epochs, 0 * gaps, gaps))
+    found, expected = effects.gap(pair), s.mean_interval(slopes)
+    assert found is not None
+    assert found.late_from == 5
+    assert (found.slope.low, found.slope.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_effective_data_of_a_power_law() -> None:
