@@ -165,74 +165,87 @@ def write_run(
     log_final = math.log(0.4) + arm.effect + extra_effect
     log_final += 0.05 * shared.normal() + arm.seed_sd * own.normal()
     final = math.exp(log_final)
-    components = [line["component"] for line in plan(settings)]
-    starts = {line["component"]: line["start_epoch"] for line in plan(settings)}
-
-    def val_at(epoch: int) -> dict[str, float]:
-        loss = final + (arm.start - final) * (1 - arm.rate) ** epoch
-        loss *= math.exp(0.003 * own.normal())
-        return {
-            "val_loss": loss,
-            "val_mae": 0.8 * math.sqrt(loss),
-            "val_corr": 1 - loss,
-            "val_corr_constant_channels": 0.0,
-            "val_corr_delta": 0.9 - loss,
-            "val_corr_delta_constant_channels": 0.0,
-            "val_mase": math.sqrt(loss),
-            "val_skill": 1 - loss / 0.51,
-        }
-
-    def norms(epoch: int) -> dict[str, float]:
-        values = {
-            f"grad_norm/{c}": 0.0
-            if starts[c] is None or epoch < starts[c]
-            else 0.3 * math.exp(-0.1 * epoch + 0.2 * own.normal())
-            for c in components
-        }
-        return values | {"grad_norm/total": math.sqrt(sum(v * v for v in values.values()))}
-
     folder.mkdir(parents=True)
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast
     (folder / "config.yaml").write_text(yaml.dump(settings, Dumper=dumper, sort_keys=False))
     _write(folder / "provenance.json", _provenance(arm, seed, settings))
-    lines, best = [], (math.inf, 0, {})
+    rows: list[dict[str, Any]] = []
     for epoch in range(1 + (epochs if stop_after is None else stop_after)):
-        row: dict[str, Any] = {"kind": "eval", "epoch": epoch, "step": epoch * STEPS_PER_EPOCH}
-        if epoch:
-            for i in range(step_rows):
-                step = (epoch - 1) * STEPS_PER_EPOCH + (i + 1) * STEPS_PER_EPOCH // step_rows
-                step_row = {"kind": "step", "step": step, "train_loss": final, **norms(epoch - 1)}
-                lines.append(step_row | {"nonfinite_steps": 0, "lr/head": 1e-3, "epoch": epoch - 1})
-            lines.append(
-                {"kind": "probe", "step": step, "epoch": epoch - 1, "update_ratio/block_0": 1e-3}
-            )
-            mean = norms(epoch - 1)
-            row |= {"train_loss": final, **mean}
-            row |= {k.replace("grad_norm", "grad_norm_max"): 1.5 * v for k, v in mean.items()}
-        values = val_at(epoch)
-        trained = {c: max(0.0, epoch - (math.inf if s is None else s)) for c, s in starts.items()}
-        row |= values | {f"distance_from_init/{c}": 0.1 * trained[c] for c in components}
-        row |= {"perf/elapsed_s": 3.0 * epoch, "perf/eval_s": 0.2}
-        lines.append(row)
-        if values["val_loss"] < best[0]:
-            best = (values["val_loss"], epoch, values)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        rows += _rows(arm, plan(settings), epoch, final, step_rows, own)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if trial is not None:
         _write(folder / "trial.json", trial)
     if stop_after is None:
-        noise = own.normal(size=test_windows + 23)
-        noise = np.convolve(noise, np.ones(24) / 24, mode="valid")
-        time_effect = np.convolve(
-            np.random.default_rng(7).normal(size=test_windows + 23), np.ones(24) / 24, mode="valid"
-        )
-        losses = 1.1 * final * np.exp(0.5 * time_effect + 0.05 * (noise - noise.mean()))
-        losses *= 1.1 * final / losses.mean()
+        best = min((row for row in rows if row["kind"] == "eval"), key=lambda row: row["val_loss"])
+        losses = _test_losses(1.1 * final, test_windows, own)
         np.save(folder / "test_losses.npy", losses.astype(np.float32))
-        result = _result(arm, seed, settings, best, 1.1 * final, val_at(0))
+        result = _result(arm, seed, settings, best, 1.1 * final, _evaluation(arm, 0, final, own))
         _measure_besides(folder, arm, seed, result, losses)
         _write(folder / "result.json", result)
         _write(folder / "forecast_sample.json", _forecast(own))
     return folder
+
+
+def _evaluation(arm: Arm, epoch: int, final: float, rng: np.random.Generator) -> dict[str, float]:
+    """Validation metrics after an epoch, on the way from the arm's start to its final loss."""
+    loss = final + (arm.start - final) * (1 - arm.rate) ** epoch
+    loss *= math.exp(0.003 * rng.normal())
+    return {
+        "val_loss": loss,
+        "val_mae": 0.8 * math.sqrt(loss),
+        "val_corr": 1 - loss,
+        "val_corr_constant_channels": 0.0,
+        "val_corr_delta": 0.9 - loss,
+        "val_corr_delta_constant_channels": 0.0,
+        "val_mase": math.sqrt(loss),
+        "val_skill": 1 - loss / 0.51,
+    }
+
+
+def _rows(
+    arm: Arm,
+    lines: list[dict[str, Any]],
+    epoch: int,
+    final: float,
+    step_rows: int,
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to the evaluation after an epoch, from the last one on."""
+    starts = {x["component"]: math.inf if (e := x["start_epoch"]) is None else e for x in lines}
+    before, rows = epoch - 1, []
+    row: dict[str, Any] = {"kind": "eval", "epoch": epoch, "step": epoch * STEPS_PER_EPOCH}
+
+    def norms() -> dict[str, float]:
+        values = {
+            f"grad_norm/{name}": 0.3 * math.exp(-0.1 * before + 0.2 * rng.normal())
+            if before >= start
+            else 0.0
+            for name, start in starts.items()
+        }
+        return values | {"grad_norm/total": math.sqrt(sum(v * v for v in values.values()))}
+
+    if epoch:
+        for i in range(step_rows):
+            step = before * STEPS_PER_EPOCH + (i + 1) * STEPS_PER_EPOCH // step_rows
+            shown = {"kind": "step", "step": step, "train_loss": final, **norms()}
+            rows.append(shown | {"nonfinite_steps": 0, "lr/head": 1e-3, "epoch": before})
+        rows.append({"kind": "probe", "step": step, "epoch": before, "update_ratio/block_0": 1e-3})
+        mean = norms()
+        row |= {"train_loss": final, **mean}
+        row |= {k.replace("grad_norm", "grad_norm_max"): 1.5 * v for k, v in mean.items()}
+    row |= _evaluation(arm, epoch, final, rng)
+    row |= {f"distance_from_init/{k}": 0.1 * max(0.0, epoch - start) for k, start in starts.items()}
+    return [*rows, row | {"perf/elapsed_s": 3.0 * epoch, "perf/eval_s": 0.2}]
+
+
+def _test_losses(mean: float, windows: int, rng: np.random.Generator) -> np.ndarray:
+    """(W,) losses of overlapping windows: times that all runs share, and the run's own noise."""
+    over_a_day = np.ones(24) / 24
+    shared = np.random.default_rng(7).normal(size=windows + 23)
+    own = np.convolve(rng.normal(size=windows + 23), over_a_day, mode="valid")
+    times = np.convolve(shared, over_a_day, mode="valid")
+    losses = mean * np.exp(0.5 * times + 0.05 * (own - own.mean()))
+    return losses * (mean / losses.mean())
 
 
 def _measure_besides(
@@ -316,7 +329,7 @@ def _result(
     arm: Arm,
     seed: int,
     settings: dict[str, Any],
-    best: tuple[float, int, dict[str, float]],
+    best: dict[str, Any],
     test_loss: float,
     first: dict[str, float],
 ) -> dict[str, Any]:
@@ -335,9 +348,9 @@ def _result(
         "data": settings["data"]["name"],
         "seed": seed,
         "objective_name": "val_loss",
-        "objective": best[0],
-        "best_epoch": best[1],
-        "metrics": best[2] | test,
+        "objective": best["val_loss"],
+        "best_epoch": best["epoch"],
+        "metrics": {k: v for k, v in best.items() if k.startswith("val_")} | test,
         "initial": first,
         "baselines": {
             split: {

@@ -8,6 +8,10 @@
     draw(findings, "curves")                             # a matplotlib figure
     write_report(findings, Path("report"))               # report.html, report.md, tables, figures
 
+The way from runs to sentences: `study` reads run directories; `arms` groups them by settings into
+points, arms and conditions, and pairs the arms; `judgement` compares the arms of a pair, `validity`
+checks whether they may be compared, `conclusions` reaches the verdict, `sentences.j2` words it.
+
 Everything else in this package may change; these names and `Study`, `Run`, `Findings`, `Verdict`
 are for notebooks. They are imported on first use, so a training run does not wait for scipy.
 """

@@ -3,7 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t5ts.analysis.statistics import Array, Estimate, log_ratio
-from t5ts.analysis.study import Run, Study, grouped, measured_on, varying
+from t5ts.analysis.study import K, Run, Study, grouped, measured_on, varying
 from t5ts.analysis.words import arm_words
-from t5ts.config import OBJECTIVES
 
 
 class Pretraining(NamedTuple):
@@ -30,10 +30,12 @@ class Pretraining(NamedTuple):
     origin: str
 
 
-#: The pretrained inits, in the order in which they are shown.
+#: The pretrained inits, in the order in which they are shown; `Arm.pretraining` names the model.
 PRETRAINED = {
     "t5": Pretraining("T5's text pretraining", "T5's, pretrained on text", "pretrained"),
-    "pretrained": Pretraining("text pretraining", "pretrained on text", "pretrained"),
+    "pretrained": Pretraining(
+        "{model}'s text pretraining", "{model}'s, pretrained on text", "pretrained"
+    ),
     "run": Pretraining("the donor run's pretraining", "a trained donor run's", "time series"),
     "chronos": Pretraining(
         "Chronos's pretraining", "Chronos-T5's, pretrained on time series", "time series"
@@ -71,6 +73,7 @@ class Point:
         num_seeds: Seeds that ended, either way.
         known: The finished runs, one for each seed; all runs if none has finished.
         objective: Mean validation objective over the finished seeds; NaN without any.
+        loss: The same, signed so that lower is better; inf without any.
     """
 
     def __init__(self, runs: list[Run]) -> None:
@@ -83,6 +86,7 @@ class Point:
         self.known = list(self.finished.values()) or runs
         objectives = [run.objective for run in self.finished.values()]
         self.objective = float(np.mean(objectives)) if objectives else math.nan
+        self.loss = (-self.objective if runs[0].maximize else self.objective) if done else math.inf
 
 
 class Arm:
@@ -98,9 +102,9 @@ class Arm:
         ranked: Points with a finished run, the best first: by mean validation objective, of those
             with the most seeds. The test windows play no part. If the chosen setting was re-run on
             other seeds, only those runs count.
-        best: The first of them, or None.
+        best, loss: The first of them, or None; its loss, inf without one.
         finished, done: Its finished runs by seed, ascending, and as a list.
-        searched_point: The search's own runs of the setting that `final` re-ran, or None.
+        searched_loss: Of the search's own runs of the setting that `final` re-ran; inf without any.
         shown: The point to draw: the best, or the one with the most epochs if none has finished.
         tuned, searched: Settings that vary between the points; or did so in the earlier sweep.
         tried, trials: How many settings the best was chosen from, in how many trials (repeated
@@ -119,8 +123,7 @@ class Arm:
         self.model = str(config.get("backbone.title") or "T5")
         self.words = arm_words(backbone, self.init, self.freeze, model=self.model)
         self.is_alone = True
-        self.maximize = OBJECTIVES.get(str(config["objective"]), "min") == "max"
-        settings = runs[0].settings
+        self.maximize, settings = runs[0].maximize, runs[0].settings
         self.donor: str | None = settings.get("init.path") or settings.get("init.checkpoint")
         self.weights = backbone, self.init, self.donor
         self.is_pretrained = self.init in PRETRAINED
@@ -132,23 +135,25 @@ class Arm:
         self.ranked = [
             point
             for points in (self.final, self.points)
-            for point in sorted(points, key=lambda p: (-len(p.finished), self.loss(p)))
+            for point in sorted(points, key=lambda p: (-len(p.finished), p.loss))
             if point.finished
         ]
         self.best = self.ranked[0] if self.ranked else None
+        self.loss = self.best.loss if self.best else math.inf
         self.finished = self.best.finished if self.best else {}
         self.done = list(self.finished.values())
         rerun = self.best.settings if self.best and self.final else None
-        found = (p for p in self.points if p.finished and p.settings == rerun)
-        self.searched_point = next(found, None)
+        found = (point.loss for point in self.points if point.settings == rerun)
+        self.searched_loss = next(found, math.inf)
         every = (*self.points, *self.final)
         self.shown = self.best or max(every, key=lambda p: sum(run.epochs for run in p.runs))
         self.tuned = set(varying([point.settings for point in self.points]))
         self.searched = self.tuned.union(*(search["keys"] for search in before))
-        self.tried = max(len(self.points), *(search["trials"] for search in before), 1)
+        earlier = max((search["trials"] for search in before), default=0)
+        self.tried = max(len(self.points), earlier, 1)
         searched = [run for point in self.points for run in point.runs]
         trial_ids = {run.trial_id for first in searched for run in (first, *first.copies)}
-        self.trials = max(len(trial_ids), *(search["trials"] for search in before), 0)
+        self.trials = max(len(trial_ids), earlier)
         trained = searched or runs
         self.share_trained = sum(r.epochs for r in trained) / sum(r.epochs_due for r in trained)
         self.epochs_trained = sum(r.epochs - int(r.trial.get("reused_epochs") or 0) for r in runs)
@@ -160,27 +165,23 @@ class Arm:
     @property
     def pretraining(self) -> Pretraining:
         """What its init promises, naming the model."""
-        content, promise, origin = PRETRAINED[self.init]
-        if self.init == "pretrained":
-            content, promise = f"{self.model}'s {content}", f"{self.model}'s, {promise}"
-        return Pretraining(content, promise, origin)
+        return Pretraining(*(text.format(model=self.model) for text in PRETRAINED[self.init]))
 
     def is_control_of(self, arm: "Arm") -> bool:
         """Whether it has that arm's encoder with random weights, or weights made from the arm's."""
         is_made_of_it = self.init == RANDOM or self.donor == arm.donor
         return self.backbone == arm.backbone and not self.is_pretrained and is_made_of_it
 
-    def loss(self, point: Point | None) -> float:
-        """A point's objective, signed so that lower is better; inf without any."""
-        value = math.nan if point is None else point.objective
-        return math.inf if math.isnan(value) else -value if self.maximize else value
+    def values(self, metric: str) -> list[float]:
+        """A final metric of its finished runs, by seed; NaN where it is unknown."""
+        return [run.metric(metric) for run in self.done]
 
 
 class Condition:
     """Runs on the same data, for the same task and lengths: arms are compared within it.
 
     Attributes:
-        config: The settings that its runs share.
+        config, fraction: The settings that its runs share; that of the training data.
         series: Which data set: its checksum if known.
         interface: How windows become tokens and forecasts, which all arms share or tuned.
     """
@@ -188,6 +189,7 @@ class Condition:
     def __init__(self, runs: list[Run]) -> None:
         self.arms = _arms(runs)
         self.config = {key: json.loads(value) for key, value in runs[0].condition}
+        self.fraction = float(self.config["data.fraction"])
         self.runs = [run for arm in self.arms for run in arm.runs]
         prints = (json.loads(run.fingerprint)[0] for run in self.runs if run.fingerprint)
         self.series = str(next(prints, self.config["data.name"]))
@@ -203,8 +205,8 @@ def _interface(runs: Sequence[Run]) -> str:
         return " or ".join(sorted({str(run.config.get(key) or default) for run in runs}))
 
     paths = {run.config.get("patch.path") for run in runs}
-    donors = sorted(str(path) for path in paths if path is not None)
-    origins = ["fresh"] * (None in paths) + [f"of {short_path(path, donors)}" for path in donors]
+    donors = short_names(sorted(str(path) for path in paths if path is not None), last_part, str)
+    origins = ["fresh"] * (None in paths) + [f"of {name}" for name in donors.values()]
     counts = {run.config.get("patch.num_prototypes") for run in runs}
     mixed = [f"{count} prototypes" for count in counts if count is not None]
     linear = ["a linear map"] * (None in counts and bool(mixed))
@@ -220,7 +222,7 @@ class Pair:
         kind: Of `KINDS`.
         seeds: Seeds finished in both arms' best points, ascending.
         unpaired: Those that only one arm finished, by arm.
-        runs, all_runs: The runs (treatment's, control's) at each seed; the same in one list.
+        runs: The runs at these seeds: the treatment's, the control's, and so on.
         rivals: The arms that treatment and control were chosen from, including themselves.
         num_windows: Training windows in an epoch of the treatment; 0 if not recorded.
     """
@@ -232,8 +234,7 @@ class Pair:
         self.seeds = sorted(treatment.finished.keys() & control.finished.keys())
         lone = {arm: sorted(set(arm.finished) - set(self.seeds)) for arm in self.arms}
         self.unpaired = {arm: seeds for arm, seeds in lone.items() if seeds}
-        self.runs = [(treatment.finished[seed], control.finished[seed]) for seed in self.seeds]
-        self.all_runs = [run for both in self.runs for run in both]
+        self.runs = [arm.finished[seed] for seed in self.seeds for arm in self.arms]
         self.rivals = [treatment], [control]
         windows = treatment.runs[0].provenance.get("windows") or {}
         self.num_windows = int(windows.get("train") or 0)
@@ -247,7 +248,7 @@ class Pair:
         """
         found = []
         for chosen, arms in zip(self.arms, self.rivals, strict=True):
-            searched = [arm.loss(arm.searched_point) for arm in arms]  # inf: not searched
+            searched = [arm.searched_loss for arm in arms]
             if math.inf in searched or arms[int(np.argmin(searched))] is not chosen:
                 continue
             means = {
@@ -263,7 +264,7 @@ class Pair:
 
     def values(self, metric: str) -> tuple[Array, Array]:
         """A final metric of both arms by seed."""
-        found = np.array([run.metric(metric) for run in self.all_runs])
+        found = np.array([run.metric(metric) for run in self.runs])
         return found[::2], found[1::2]
 
     def log_ratio(self, metric: str) -> Estimate:
@@ -272,14 +273,14 @@ class Pair:
 
     def curves(self, metric: str) -> tuple[Array, Array, Array]:
         """Epochs (E,) evaluated in all paired runs, and both arms' curves (S, E)."""
-        if not self.seeds:
-            return np.empty(0), np.empty((0, 0)), np.empty((0, 0))
-        epochs, values = shared_epochs([run.curve(metric) for run in self.all_runs])
+        epochs, values = shared_epochs([run.curve(metric) for run in self.runs])
         return epochs, values[::2], values[1::2]
 
 
 def shared_epochs(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Epochs (E,) that all of C curves have, and their values there (C, E)."""
+    """Epochs (E,) that all of C curves have, and their values there (C, E); empty without any."""
+    if not curves:
+        return np.empty(0), np.empty((0, 0))
     epochs = reduce(np.intersect1d, (x for x, _ in curves))
     return epochs, np.stack([y[np.isin(x, epochs)] for x, y in curves])
 
@@ -291,14 +292,15 @@ def conditions(study: Study) -> list[Condition]:
     if len({arm.backbone for arm in arms}) == 1:
         for arm in arms:
             arm.name = arm.name.removeprefix(f"{arm.backbone}-")  # shared by all
-    found.sort(key=lambda c: (str(c.config.get("data.name")), -float(c.config["data.fraction"])))
-    for c, extra in zip(found, _extras([(c.name, c.config) for c in found]), strict=True):
-        c.name += f", {extra}" if extra else ""
+    found.sort(key=lambda c: (str(c.config.get("data.name")), -c.fraction))
+    names = told_apart([(c.name, c.config) for c in found], "{}, {}")
+    for c, name in zip(found, names, strict=True):
+        c.name = name
     return found
 
 
-def _extras(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-    """For each name, the settings that distinguish it from equal names; nulls are left out."""
+def told_apart(named: Sequence[tuple[str, dict[str, Any]]], form: str = "{} ({})") -> list[str]:
+    """Names, each of several equal ones with the settings that distinguish it, unless null."""
     found = []
     for name, own in named:
         keys = varying([settings for other, settings in named if other == name])
@@ -307,7 +309,7 @@ def _extras(named: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
             for k in keys
             if own.get(k) is not None
         ]
-        found.append(", ".join(parts))
+        found.append(form.format(name, ", ".join(parts)) if parts else name)
     return found
 
 
@@ -323,12 +325,15 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
         keys = {key for key in run.settings if key.startswith(_ARM_GROUPS)} - sampled
         return {key: run.settings[key] for key in keys}
 
-    encoders = _encoders(runs)
+    # Of several folders under one name (backbone=local) each is named.
+    encoders = short_names(
+        map(_encoder, runs), lambda e: e[0], lambda e: f"{e[0]}:{last_part(e[1])}", ":".join
+    )
     groups = grouped(runs, lambda run: json.dumps(own(run), sort_keys=True)).values()
     arms = [Arm(members, encoders[_encoder(members[0])]) for members in groups]
-    extras = _extras([(arm.name, own(arm.runs[0])) for arm in arms])
-    for arm, extra in zip(arms, extras, strict=True):
-        arm.name += f" ({extra})" if extra else ""
+    names = told_apart([(arm.name, own(arm.runs[0])) for arm in arms])
+    for arm, name in zip(arms, names, strict=True):
+        arm.name = name
         arm.is_alone = [other.words for other in arms].count(arm.words) == 1
     order = _ORDER.index
     arms.sort(key=lambda arm: (order(arm.init), arm.backbone, order(arm.freeze), arm.name))
@@ -345,20 +350,18 @@ def _encoder(run: Run) -> tuple[str, str]:
     return run.config["backbone.name"], str(run.config.get("backbone.path"))
 
 
-def _encoders(runs: Sequence[Run]) -> dict[tuple[str, str], str]:
-    """A name for each encoder, with its folder if several share one name (backbone=local)."""
-    found = dict.fromkeys(map(_encoder, runs))
-    folders = {name: [path for other, path in found if other == name] for name, _ in found}
-    return {
-        (name, path): f"{name}:{short_path(path, same)}" if len(same := folders[name]) > 1 else name
-        for name, path in found
-    }
+def short_names(items: Iterable[K], *forms: Callable[[K], str]) -> dict[K, str]:
+    """A name for each of different items: the first of its forms that no other has, or the last."""
+    found = {item: forms[-1](item) for item in items}
+    for form in reversed(forms[:-1]):
+        names = Counter(map(form, found))
+        found |= {item: form(item) for item in found if names[form(item)] == 1}
+    return found
 
 
-def short_path(path: str, among: Iterable[str] = ()) -> str:
-    """A path's last part; the whole path if another one has the same last part."""
-    name = Path(path).name
-    return path if any(p != path and Path(p).name == name for p in among) else name
+def last_part(path: str) -> str:
+    """The last part of a path."""
+    return Path(path).name
 
 
 def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair:
@@ -369,10 +372,10 @@ def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair
 
     def best(arms: list[Arm], others: list[Arm]) -> Arm:
         shared = {seed for other in others for seed in other.finished}
-        by_search = all(arm.searched_point for arm in arms)
-        chosen_by = {arm: arm.searched_point if by_search else arm.best for arm in arms}
+        by_search = all(arm.searched_loss < math.inf for arm in arms)
         seeds = {arm: len(arm.finished.keys() & shared) for arm in arms}
-        return min(arms, key=lambda arm: (-seeds[arm], arm.loss(chosen_by[arm])))
+        loss = {arm: arm.searched_loss if by_search else arm.loss for arm in arms}
+        return min(arms, key=lambda arm: (-seeds[arm], loss[arm]))
 
     pair = Pair(kind, best(treatments, controls), best(controls, treatments))
     pair.rivals = (treatments, controls)
@@ -381,7 +384,7 @@ def at_their_best(kind: str, treatments: list[Arm], controls: list[Arm]) -> Pair
 
 def chosen_from(arms: Sequence[Arm]) -> int:
     """Number of schedules and settings that one was chosen from on the seeds it is tested on."""
-    if all(arm.searched_point for arm in arms):
+    if all(arm.searched_loss < math.inf for arm in arms):
         return 1
     return sum(1 if arm.final else len(arm.points) for arm in arms)
 

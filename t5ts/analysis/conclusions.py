@@ -2,22 +2,16 @@
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from t5ts.analysis import statistics
 from t5ts.analysis.arms import RANDOM, Arm, Condition, conditions, pairs
-from t5ts.analysis.encoder import (
-    checkpoint_of,
-    in_play,
-    is_doubted,
-    loader_notes,
-    weights_names,
-)
+from t5ts.analysis.encoder import checkpoint_of, in_play, is_doubted, loader_notes, weights_names
 from t5ts.analysis.judgement import (
     ALIKE,
     CANNOT_TELL,
@@ -32,11 +26,11 @@ from t5ts.analysis.judgement import (
     Comparison,
     Findings,
     Verdict,
-    answer,
     judge_family,
+    shown_by,
 )
-from t5ts.analysis.statistics import ALPHA, log_ratio
-from t5ts.analysis.study import Run, Study, grouped
+from t5ts.analysis.statistics import ALPHA, log_ratio, mean_interval
+from t5ts.analysis.study import Study, grouped
 from t5ts.analysis.validity import check_condition, check_pair, check_reading
 from t5ts.analysis.words import arm_label, faults, in_words, sentence, sentences
 from t5ts.errors import DataError
@@ -80,7 +74,7 @@ def verdict(study: Study, *, margin: float = MARGIN) -> Findings:
                 c.kind = WITHHELD  # only this comparison
     verdicts = [_judge(study, *group, margin) for group in zip(found, compared, strict=True)]
     verdicts[0].checks += unread  # once
-    return answer(Findings(study=study, verdicts=verdicts), margin)
+    return _answer(Findings(study=study, verdicts=verdicts), margin)
 
 
 def _judge(study: Study, condition: Condition, found: list[Comparison], margin: float) -> Verdict:
@@ -267,13 +261,8 @@ def _not_learned(main: Comparison, condition: Condition) -> str:
 
 def _progress(study: Study, arms: Sequence[Arm]) -> list[tuple[str, int, int]]:
     """For everything unfinished: its name, the number of runs that ended, and the total."""
-
-    def sweep_of(run: Run) -> Any:
-        known = {"study", "number", "n_trials", "state"} <= run.trial.keys()
-        return (run.trial["study"], run.trial.get("arm")) if known else None
-
-    every = grouped((*study.runs, *study.left_out), sweep_of)
-    sweeps = {sweep_of(run) for arm in arms for run in arm.runs} - {None}
+    every = grouped((*study.runs, *study.left_out), lambda run: run.sweep)
+    sweeps = {run.sweep for arm in arms for run in arm.runs if run.sweep}
     found = []
     for sweep in sorted(sweeps, key=str):
         ended = {
@@ -286,7 +275,7 @@ def _progress(study: Study, arms: Sequence[Arm]) -> list[tuple[str, int, int]]:
         asked = max(int(run.trial["n_trials"]) for run in every[sweep])
         found.append((str(sweep[1] or sweep[0]), len(ended), asked))
     for arm in arms:
-        own = [run.is_open for run in arm.runs if sweep_of(run) is None]
+        own = [run.is_open for run in arm.runs if run.sweep is None]
         found.append((arm_label(arm), own.count(False), len(own)))
     return [(name, done, total) for name, done, total in found if done < total]
 
@@ -321,3 +310,79 @@ def _count_needed(v: Verdict, c: Comparison) -> None:
         for seeds in (n, 2 * n)
     )
     v.say("seeds_needed", n=n, now=now, twice=twice, count=count)
+
+
+def _answer(findings: Findings, margin: float) -> Findings:
+    """The study's answer: the main condition's, or what several data sets show together."""
+    main, verdicts = findings.main, findings.verdicts
+    findings.kind, findings.headline = main.kind, main.headline
+    findings.reasons = list(main.reasons)
+    if len(verdicts) == 1:
+        return findings
+    lines = [f"{v.condition.name}: {v.kind}. {v.headline}" for v in verdicts]
+    # The verdicts with an answer on each series: those on the most training data.
+    answers = [v for v in verdicts if v.kind not in NO_VERDICT]
+    judged = [
+        max(grouped(same, lambda v: v.condition.fraction).items())[1]
+        for same in grouped(answers, lambda v: v.condition.series).values()
+    ]
+    count = len({v.condition.series for v in verdicts})
+    kinds = {v.kind for v in verdicts}
+    stopped = next((kind for kind in (WITHHELD, UNFINISHED) if kind in kinds), None)
+    if count > 1 and stopped:
+        names = "; ".join(v.condition.name for v in verdicts if v.kind == stopped)
+        findings.kind, findings.reasons = stopped, lines
+        findings.headline = f"No verdict over {count} data sets: {stopped} on {names}."
+    elif len(judged) > 1:
+        findings.kind, findings.headline = _over_data(judged, count, margin)
+        p = statistics.wilcoxon_p(_mean_effects(judged, "best"))
+        findings.reasons = [sentence("wilcoxon", p=p), *lines]
+    else:
+        others = [v for v in verdicts if v is not main]
+        counts = Counter(v.kind for v in others)
+        withheld = [v.condition.name for v in others if v.kind == WITHHELD]
+        values = {"name": main.condition.name, "others": counts, "withheld": withheld}
+        findings.headline += " " + sentence("other_conditions", **values)
+        findings.reasons += lines
+    return findings
+
+
+def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]:
+    """The log effect on each data set: mean over its tasks and lengths, worst of the rivals."""
+    effects = [[[c.effect.value for c in v.of_headline(kind)] for v in vs] for vs in judged]
+    worst = [[max(own) for own in group if own] for group in effects]
+    return [float(np.mean(group)) for group in worst if group]
+
+
+def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -> tuple[str, str]:
+    """Kind and headline over several data sets, each of which counts once."""
+    every = list(chain(*judged))
+    effects, controls = (_mean_effects(judged, kind) for kind in ("best", "control"))
+    overall, against = mean_interval(effects), mean_interval(controls)
+    treatments = {v.condition.name: v.main.pair.treatment for v in every if v.main}
+    doubted = [name for name, arm in treatments.items() if is_doubted(arm)]
+    if (shown := shown_by(overall, margin)) != LOWER:
+        outcome = {ALIKE: "alike", CANNOT_TELL: "wide", HIGHER: "higher"}[shown]
+    elif any(c.kind == WITHHELD for v in every for c in v.of_headline("control")):
+        outcome = "unfair_control"
+    elif len(controls) < len(effects):
+        outcome = "lower"
+    elif not against.high < 0:
+        outcome = "text_or_scale"
+    else:
+        outcome = "noted" if doubted else "helps"
+    text = sentence(
+        "over_data",
+        effects=effects,
+        overall=overall,
+        checkpoints=list(dict.fromkeys(map(checkpoint_of, treatments.values()))),
+        missing=asked - len(judged),
+        outcome=outcome,
+        doubted=doubted,
+        promises=dict.fromkeys(arm.pretraining.promise for arm in treatments.values()),
+    )
+    failed = [f"{v.condition.name}: {line}" for v in every for line in v.failed]
+    text = " ".join([*failed, text])
+    if OUTCOMES[outcome] != CANNOT_TELL and any(v.is_provisional for v in every):
+        text = f"Provisional: {text} Settings were chosen and tested on the same seeds."
+    return OUTCOMES[outcome], text

@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, Point, shared_epochs
+from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, Point, shared_epochs, told_apart
 from t5ts.analysis.judgement import WITHHELD, Comparison, Findings, Verdict, judge_family
-from t5ts.analysis.statistics import Array, Estimate, log_ratio, mean_interval
+from t5ts.analysis.statistics import Array, Estimate, largest, log_ratio, mean_interval
 
 #: Settings of a series that do not identify it.
 _NOT_WHICH = ("name", "_target_", "fraction", "windows_per_epoch", "dir", "sha256")
@@ -38,7 +38,7 @@ def learning_curve(arm: Arm, metric: str) -> Band | None:
     While none is finished, the unfinished runs, up to the epoch that all have reached.
     """
     curves = [curve for run in arm.shown.known if len((curve := run.curve(metric))[0])]
-    epochs, values = shared_epochs(curves) if curves else (np.empty(0), np.empty(0))
+    epochs, values = shared_epochs(curves)
     return band(epochs, values) if len(epochs) else None
 
 
@@ -62,7 +62,7 @@ def initial(pair: Pair, metric: str, epoch: int) -> Estimate:
 
 def final(arm: Arm, metric: str) -> Estimate:
     """Mean over an arm's seeds of a final metric."""
-    return mean_interval([run.metric(metric) for run in arm.done])
+    return mean_interval(arm.values(metric))
 
 
 def speed(pair: Pair) -> dict[str, Any] | None:
@@ -79,7 +79,7 @@ def speed(pair: Pair) -> dict[str, Any] | None:
         algorithms", with a target that no arm can miss.
     """
     epochs, a, b = pair.curves("val_loss")
-    if len(epochs) < 2 or len(a) == 0:
+    if len(epochs) < 2:
         return None
     targets = np.maximum(a.min(axis=1), b.min(axis=1))
     to_a, to_b = (
@@ -125,26 +125,22 @@ class Gap(NamedTuple):
     catch_up: float
 
 
-def late_slope(gap_SE: Array, epochs_E: Array) -> Estimate:
-    """Change per epoch of a gap (S, E) over two or more last epochs (E,): below 0 it is closing.
+def gap(pair: Pair) -> Gap | None:
+    """The gap in val_loss between two arms over time; None with fewer than 2 shared epochs.
 
-    A least-squares line per seed, then Student's t over the S seeds' slopes.
+    The slope is that of a least-squares line per seed, then Student's t over the seeds' slopes.
 
     Source: summary-measures analysis (Matthews et al. 1990).
     """
-    centred = epochs_E - np.mean(epochs_E)
-    return mean_interval(gap_SE @ centred / (centred @ centred))
-
-
-def gap(pair: Pair) -> Gap | None:
-    """The gap in val_loss between two arms over time; None with fewer than 2 shared epochs."""
     epochs, a, b = pair.curves("val_loss")
-    if len(epochs) < 2 or len(a) == 0:
+    if len(epochs) < 2:
         return None
     values = b - a
     # The last half, and at least two points.
     late = epochs >= min((epochs[0] + epochs[-1]) / 2, epochs[-2])
-    slope, end = late_slope(values[:, late], epochs[late]), mean_interval(values[:, -1])
+    centred = epochs[late] - np.mean(epochs[late])
+    slope = mean_interval(values[:, late] @ centred / (centred @ centred))
+    end = mean_interval(values[:, -1])
     catch_up = -end.value / slope.value if slope.value < 0 < end.value else math.inf
     return Gap(band(epochs, values), end, slope, float(epochs[late][0]), catch_up)
 
@@ -182,25 +178,22 @@ def stability(arm: Arm) -> dict[str, Any]:
         largest_ratio: Largest update ratio (‖step‖ / ‖weights‖) of the encoder's blocks.
     """
 
-    def largest(columns: Iterable[Array]) -> float:
-        values = [value for column in columns for value in column if not math.isnan(value)]
-        return float(max(values, default=math.nan))
-
     jumps = []
     names, epochs, norms = gradient_map(arm) or ([], np.empty(0), np.empty((0, 0)))
+    at = dict(zip(epochs, norms.T, strict=True))
     for start in unfreezing(arm.shown):
         first = math.floor(start) + 1  # the epoch whose steps come after the unfreezing
-        before, after = (norms[:, epochs == epoch] for epoch in (first - 1, first))
-        if before.size and after.size:
-            both = zip(before[:, 0], after[:, 0], names, strict=True)
-            jumps += [(float(y / x), name) for x, y, name in both if x > 0]
+        if {first - 1, first} <= at.keys():
+            both = zip(at[first - 1], at[first], names, strict=True)
+            jumps += [(float(after / before), name) for before, after, name in both if before > 0]
     jump, component = max(jumps, default=(math.nan, ""))
     probes = (column for run in arm.runs for column in run.probes.items())
+    ratios = (column for name, column in probes if name.startswith("update_ratio/block_"))
     return {
-        "largest_norm": largest(r.evals.get("grad_norm_max/total", np.empty(0)) for r in arm.runs),
+        "largest_norm": largest(run.evals.get("grad_norm_max/total", ()) for run in arm.runs),
         "jump": jump,
         "component": component,
-        "largest_ratio": largest(x for name, x in probes if name.startswith("update_ratio/block_")),
+        "largest_ratio": largest(ratios),
     }
 
 
@@ -244,8 +237,8 @@ def effective_data_transferred(pairs: Sequence[Pair]) -> list[tuple[float, Estim
         return []
     sizes_F = np.array([pair.num_windows for pair in pairs], float)
     treated_FS, scratch_FS = (
-        np.array([[pair.arms[i].finished[s].metric("test_loss") for s in seeds] for pair in pairs])
-        for i in (0, 1)
+        np.array([[arm.finished[seed].metric("test_loss") for seed in seeds] for arm in arms])
+        for arms in zip(*(pair.arms for pair in pairs), strict=True)
     )
     found = []
     for size, losses_S in zip(sizes_F, treated_FS, strict=True):
@@ -273,13 +266,12 @@ class ShiftComparison(NamedTuple):
 
 def has(arm: Arm, metric: str) -> bool:
     """Whether a finished run of the arm's best point has this metric."""
-    return any(not math.isnan(run.metric(metric)) for run in arm.done)
+    return not np.isnan(arm.values(metric)).all()
 
 
 def ratio_to_test(arm: Arm, metric: str) -> Estimate:
     """Mean log of a loss over the test loss, paired over the seeds of the arm's best point."""
-    losses, test = ([run.metric(name) for run in arm.done] for name in (metric, "test_loss"))
-    return log_ratio(losses, test)
+    return log_ratio(arm.values(metric), arm.values("test_loss"))
 
 
 def beyond(pair: Pair, metric: str) -> Estimate:
@@ -299,22 +291,22 @@ def under_shift(findings: Findings) -> list[ShiftComparison]:
     """
     found: dict[str, list[ShiftComparison]] = {"weights": [], "freezing": []}
     for v in findings.verdicts:
-        for a, b in itertools.permutations(v.condition.arms, 2):
-            kind = "other"
-            if a.is_pretrained and b.init == RANDOM and a.freeze == b.freeze:
-                kind = "weights"
+        measured = [arm for arm in v.condition.arms if has(arm, "ood_loss")]
+        for a, b in itertools.permutations(measured, 2):
+            if a.is_pretrained and b.init == RANDOM and b.is_control_of(a) and a.freeze == b.freeze:
+                pair = Pair("weights", a, b)
             elif a.weights == b.weights and a.freeze == "staged" and b.freeze in ("none", "all"):
-                kind = "freezing"
-            pair = Pair(kind, a, b)
-            is_known = has(a, "ood_loss") and has(b, "ood_loss") and pair.seeds
-            if kind in found and a.backbone == b.backbone and is_known:
+                pair = Pair("freezing", a, b)
+            else:
+                continue
+            if pair.seeds:
                 c, more = Comparison(pair, split="ood"), beyond(pair, "ood_loss")
-                found[kind].append(ShiftComparison(v, c, more))
+                found[pair.kind].append(ShiftComparison(v, c, more))
     for family in found.values():
         judge_family([one.comparison for one in family], margin=findings.main.margin)
     every = [*found["weights"], *found["freezing"]]
     for v, c, _ in every:
-        series = {(run.provenance.get("ood") or {}).get("sha256") for run in c.pair.all_runs}
+        series = {(run.provenance.get("ood") or {}).get("sha256") for run in c.pair.runs}
         twins = (other for other in v.comparisons if other.pair.arms == c.pair.arms)
         if len(series) > 1 or any(other.kind == WITHHELD for other in twins):
             c.kind = WITHHELD
@@ -327,10 +319,8 @@ def series_names(condition: Condition) -> tuple[str, str]:
         {k.removeprefix(group): v for k, v in condition.config.items() if k.startswith(group)}
         for group in ("data.", "ood.")
     )
-    is_same = ours["name"] == theirs.get("name")
-    keys = [k for k in sorted({*ours} - {*_NOT_WHICH}) if is_same and ours[k] != theirs.get(k)]
-    parts = (", ".join(f"{k}={series[k]}" for k in keys if series.get(k) is not None)
-             for series in (ours, theirs))  # fmt: skip
-    names = zip((ours["name"], theirs.get("name")), parts, strict=True)
-    first, second = (f"{name} ({part})" if part else str(name) for name, part in names)
+    first, second = told_apart([
+        (str(series.get("name")), {k: v for k, v in series.items() if k not in _NOT_WHICH})
+        for series in (ours, theirs)
+    ])  # fmt: skip
     return first, second

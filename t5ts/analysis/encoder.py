@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5ts.analysis.arms import PRETRAINED, Arm, short_path
-from t5ts.analysis.statistics import Estimate, log_ratio
+from t5ts.analysis.arms import Arm, last_part, short_names
+from t5ts.analysis.statistics import Estimate, largest, log_ratio
 from t5ts.analysis.study import Run, grouped
 from t5ts.analysis.words import NONE, plural
 
@@ -64,13 +64,13 @@ class InPlay(NamedTuple):
 def in_play(arm: Arm) -> InPlay | None:
     """Whether an arm's encoder took part; None if that was not recorded, or it has no encoder."""
     names = ("encoder_cosine_initial", "encoder_cosine", "bypassed_val_loss", "val_loss")
-    initial, selected, bypassed, val = ([run.metric(name) for run in arm.done] for name in names)
+    initial, selected, bypassed, val = map(arm.values, names)
     if not arm.done or not np.isfinite([*initial, *selected, *bypassed]).all():
         return None
     plan = ((run, *item) for run in arm.done for item in schedule(run).items())
     trains = any(n.startswith("block_") and min(at) < run.epochs_due for run, n, at in plan)
-    columns = ((run, n) for run in arm.done for n in run.evals if n.startswith(f"{MOVES}block_"))
-    moved = float(max((m for run, n in columns for m in run.curve(n)[1]), default=math.nan))
+    evals = (column for run in arm.done for column in run.evals.items())
+    moved = largest(column for name, column in evals if name.startswith(f"{MOVES}block_"))
     return InPlay(
         cosines=(float(np.mean(initial)), float(np.mean(selected))),
         bypassed=log_ratio(bypassed, val),
@@ -99,7 +99,7 @@ def scale_audit(arm: Arm) -> dict[str, float]:
 
 def loader_notes(arm: Arm) -> list[str]:
     """The loader's notes on a pretrained arm's weights, each note once."""
-    promised = PRETRAINED[arm.init].origin if arm.is_pretrained else "pretrained"
+    promised = arm.pretraining.origin if arm.is_pretrained else "pretrained"
     notes: list[str] = []
     for loaded in (run.weights for run in arm.runs):
         notes += [
@@ -126,22 +126,19 @@ def checkpoint_of(arm: Arm) -> str:
     loaded = (run.weights for run in arm.runs)
     sources = {str(report["source"]) for report in loaded if report.get("source")} - {arm.backbone}
     if arm.init == "run":
-        sources = {short_path(source, sources) for source in sources}
+        sources = {*short_names(sources, last_part, str).values()}
     return f"{arm.backbone} ({', '.join(sorted(sources))})" if sources else arm.backbone
 
 
 def weights_names(arms: Sequence[Arm]) -> dict[tuple[str, str, str | None], str]:
     """A name for pretrained weights: the backbone, and what distinguishes several with it."""
-    every = dict.fromkeys(arm.weights for arm in arms if arm.is_pretrained)
-    donors = [str(donor) for *_, donor in every]
-
-    def name(backbone: str, init: str, donor: str | None) -> str:
-        same_backbone = sum(other[0] == backbone for other in every) > 1
-        same_init = sum(other[:2] == (backbone, init) for other in every) > 1
-        words = f"{backbone}-{init}" if same_backbone else backbone
-        return f"{words} ({short_path(str(donor), donors)})" if same_init else words
-
-    return {weights: name(*weights) for weights in every}
+    return short_names(
+        (arm.weights for arm in arms if arm.is_pretrained),
+        lambda of: of[0],
+        lambda of: f"{of[0]}-{of[1]}",
+        lambda of: f"{of[0]}-{of[1]} ({last_part(str(of[2]))})",
+        lambda of: f"{of[0]}-{of[1]} ({of[2]})",
+    )
 
 
 def encoder_source(arm: Arm) -> tuple[str, str, str]:

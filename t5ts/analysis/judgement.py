@@ -1,28 +1,23 @@
 """What comparing two arms shows, and the verdict that a study's comparisons add up to."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, chosen_from
-from t5ts.analysis.encoder import checkpoint_of, is_doubted
 from t5ts.analysis.statistics import (
     Estimate,
     crossed_log_ratio,
     diebold_mariano,
     log_ratio,
-    mean_interval,
     permutation_p,
     simultaneous,
-    wilcoxon_p,
 )
-from t5ts.analysis.study import Study, grouped
+from t5ts.analysis.study import Study
 from t5ts.analysis.validity import BROKEN, Check
-from t5ts.analysis.words import arm_label, sentence, sentences
+from t5ts.analysis.words import arm_label, sentences
 
 #: Relative differences of the loss below this do not matter; `--margin` changes it.
 MARGIN = 0.01
@@ -78,7 +73,7 @@ class Comparison:
         self.p_permutation = permutation_p(np.log(treatment) - np.log(control))
         self.over_time: Estimate | None = None
         self.new_windows: Estimate | None = None
-        known = [run.window_losses(split) for run in pair.all_runs]
+        known = [run.window_losses(split) for run in pair.runs]
         losses = [x for x in known if x is not None]
         if losses and len(losses) == len(known) and len({len(x) for x in losses}) == 1:
             config = pair.treatment.runs[0].config
@@ -117,7 +112,7 @@ class Verdict:
         # The pretrained arm that validates best; the test windows play no part.
         self.main = min(
             (c for c in comparisons if c.pair.kind == "best"),
-            key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss(c.pair.treatment.best)),
+            key=lambda c: (-len(c.pair.seeds), c.pair.treatment.loss),
             default=None,
         )
         self.kind, self.outcome, self.headline = NOTHING, "", ""
@@ -186,94 +181,15 @@ class Findings:
         return (first or self.verdicts)[0]
 
 
+def shown_by(effect: Estimate, margin: float) -> str:
+    """What an effect shows of the first arm's loss."""
+    if effect.within(margin):
+        return ALIKE
+    return CANNOT_TELL if not effect.excludes_zero() else LOWER if effect.value < 0 else HIGHER
+
+
 def judge_family(family: Sequence[Comparison], *, margin: float) -> None:
     """Adjust p and interval of one question's comparisons for each other; set what each shows."""
     count = max(1, sum(c.effect.is_known for c in family))
     for c, effect in zip(family, simultaneous([c.effect for c in family]), strict=True):
-        c.effect, c.family, c.kind = effect, count, CANNOT_TELL
-        if effect.within(margin):
-            c.kind = ALIKE
-        elif effect.excludes_zero():
-            c.kind = LOWER if effect.value < 0 else HIGHER
-
-
-def answer(findings: Findings, margin: float) -> Findings:
-    """The study's answer: the main condition's, or what several data sets show together."""
-    main, verdicts = findings.main, findings.verdicts
-    findings.kind, findings.headline = main.kind, main.headline
-    findings.reasons = list(main.reasons)
-    if len(verdicts) == 1:
-        return findings
-    lines = [f"{v.condition.name}: {v.kind}. {v.headline}" for v in verdicts]
-    # The verdicts with an answer on each series: those on the most training data.
-    answers = [v for v in verdicts if v.kind not in NO_VERDICT]
-    reached = grouped(answers, lambda v: v.condition.series)
-    judged = [[v for v in vs if _amount(v) == max(map(_amount, vs))] for vs in reached.values()]
-    count = len({v.condition.series for v in verdicts})
-    kinds = {v.kind for v in verdicts}
-    stopped = next((kind for kind in (WITHHELD, UNFINISHED) if kind in kinds), None)
-    if count > 1 and stopped:
-        names = "; ".join(v.condition.name for v in verdicts if v.kind == stopped)
-        findings.kind, findings.reasons = stopped, lines
-        findings.headline = f"No verdict over {count} data sets: {stopped} on {names}."
-    elif len(judged) > 1:
-        findings.kind, findings.headline = _over_data(judged, count, margin)
-        p = wilcoxon_p(_mean_effects(judged, "best"))
-        findings.reasons = [sentence("wilcoxon", p=p), *lines]
-    else:
-        others = [v for v in verdicts if v is not main]
-        counts = Counter(v.kind for v in others)
-        withheld = [v.condition.name for v in others if v.kind == WITHHELD]
-        values = {"name": main.condition.name, "others": counts, "withheld": withheld}
-        findings.headline += " " + sentence("other_conditions", **values)
-        findings.reasons += lines
-    return findings
-
-
-def _amount(v: Verdict) -> float:
-    return float(v.condition.config["data.fraction"])
-
-
-def _mean_effects(judged: Sequence[Sequence[Verdict]], kind: str) -> list[float]:
-    """The log effect on each data set: mean over its tasks and lengths, worst of the rivals."""
-    effects = [[[c.effect.value for c in v.of_headline(kind)] for v in vs] for vs in judged]
-    worst = [[max(own) for own in group if own] for group in effects]
-    return [float(np.mean(group)) for group in worst if group]
-
-
-def _over_data(judged: Sequence[Sequence[Verdict]], asked: int, margin: float) -> tuple[str, str]:
-    """Kind and headline over several data sets, each of which counts once."""
-    every = list(chain(*judged))
-    effects, controls = (_mean_effects(judged, kind) for kind in ("best", "control"))
-    overall, against = mean_interval(effects), mean_interval(controls)
-    treatments = {v.condition.name: v.main.pair.treatment for v in every if v.main}
-    doubted = [name for name, arm in treatments.items() if is_doubted(arm)]
-    if overall.within(margin):
-        outcome = "alike"
-    elif not overall.excludes_zero():
-        outcome = "wide"
-    elif overall.value > 0:
-        outcome = "higher"
-    elif any(c.kind == WITHHELD for v in every for c in v.of_headline("control")):
-        outcome = "unfair_control"
-    elif len(controls) < len(effects):
-        outcome = "lower"
-    elif not against.high < 0:
-        outcome = "text_or_scale"
-    else:
-        outcome = "noted" if doubted else "helps"
-    text = sentence(
-        "over_data",
-        effects=effects,
-        overall=overall,
-        checkpoints=list(dict.fromkeys(map(checkpoint_of, treatments.values()))),
-        missing=asked - len(judged),
-        outcome=outcome,
-        doubted=doubted,
-        promises=dict.fromkeys(arm.pretraining.promise for arm in treatments.values()),
-    )
-    failed = [f"{v.condition.name}: {line}" for v in every for line in v.failed]
-    text = " ".join([*failed, text])
-    if OUTCOMES[outcome] != CANNOT_TELL and any(v.is_provisional for v in every):
-        text = f"Provisional: {text} Settings were chosen and tested on the same seeds."
-    return OUTCOMES[outcome], text
+        c.effect, c.family, c.kind = effect, count, shown_by(effect, margin)

@@ -224,31 +224,29 @@ def baselines(v: Verdict, split: str) -> dict[str, dict[str, float]]:
 def against_baseline(arm: Arm, name: str) -> Estimate:
     """Mean log of an arm's test loss over that of a forecast that is not trained."""
     losses = [run.result.baselines["test"][name]["loss"] for run in arm.done if run.result]
-    return log_ratio([run.metric("test_loss") for run in arm.done], losses)
+    return log_ratio(arm.values("test_loss"), losses)
 
 
 def _regrets(v: Verdict) -> list[tuple[str, ...]]:
     """For each set of weights: name, best schedule, and the cost of the two simple schedules."""
-    rows: list[tuple[str, ...]] = []
+    rows = []
     arms = [arm for arm in v.condition.arms if arm.best and arm.freeze in ("none", "staged", "all")]
     for (backbone, init), group in grouped(arms, lambda arm: (arm.backbone, arm.init)).items():
-        best = min(group, key=lambda arm: arm.loss(arm.best))
-        plans = {arm.freeze: arm.best for arm in reversed(group)}
+        best = min(group, key=lambda arm: arm.loss)
+        simple = {arm.freeze: arm.best for arm in reversed(group)}
         # A sweep over the unfreeze epoch has "at once" as one of its points.
         staged = [p for arm in group if arm.freeze == "staged" for p in arm.points if p.finished]
         zero = [p for p in staged if p.settings.get("freeze.unfreeze_epoch") == 0]
-        simple = plans.get("all"), plans.get("none") or min(zero, key=best.loss, default=None)
-        if best.best and any(simple):
+        simple.setdefault("none", min(zero, key=lambda point: point.loss, default=None))
+        costs = {
+            plan: "is the best" if point is best.best else interval(effects.regret(best, point))
+            for plan, point in simple.items()
+            if point is not None and plan != "staged"
+        }
+        if costs and best.best:
             tuned = f" ({settings(best, best.best)})" if best.tuned else ""
-            costs = [
-                "not run"
-                if point is None
-                else "is the best"
-                if point is best.best
-                else interval(effects.regret(best, point))
-                for point in simple
-            ]
-            rows.append((f"{backbone}, {init}", best.name + tuned, *costs))
+            shown = (costs.get(plan, "not run") for plan in ("all", "none"))
+            rows.append((f"{backbone}, {init}", best.name + tuned, *shown))
     return rows
 
 

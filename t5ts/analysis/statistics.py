@@ -9,8 +9,9 @@ which is too small by √(4/5), and has no allowance for not knowing it; the t i
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ class Estimate:
     """A mean with its interval; all but value and count are NaN below two observations.
 
     Attributes:
-        low, high: Borders of the interval at 1 − 5 % / tests; see `simultaneous`.
+        low, high: Borders of the interval, at 95 % or the level that `simultaneous` sets.
         p: Two-sided p-value of the hypothesis that the true mean is 0, below 5 % if and only if
             the interval excludes 0: adjusted where the interval is.
         sd: Standard deviation of the observations.
@@ -45,7 +46,6 @@ class Estimate:
     sd: float
     count: int
     degrees: float = math.nan
-    tests: int = 1
 
     @property
     def is_known(self) -> bool:
@@ -90,6 +90,11 @@ def _t_estimate(mean: float, error: float, degrees: float, sd: float, count: int
     return Estimate(mean, mean - half, mean + half, p, sd, count, degrees)
 
 
+def largest(columns: Iterable[Values]) -> float:
+    """The largest of all values, NaN left out; NaN if there is none."""
+    return float(np.fmax.reduce([math.nan, *chain(*columns)]))
+
+
 def log_ratio(numerator: Values, denominator: Values) -> Estimate:
     """Mean log(numerator / denominator) over n pairs of positive values: geometric-mean ratio.
 
@@ -130,16 +135,6 @@ def wilcoxon_p(differences: Values) -> float:
     return float(wilcoxon(d).pvalue) if len(d) > 1 and np.any(d) else math.nan
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) step-down adjusted p-values of a family; NaN stay NaN and do not count."""
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN come last
-    adjusted = np.full(len(p), math.nan)
-    steps = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return [float(value) for value in adjusted]
-
-
 def simultaneous(family: Sequence[Estimate]) -> list[Estimate]:
     """A family's estimates with Holm's p-values, each with the interval that agrees with it.
 
@@ -151,29 +146,26 @@ def simultaneous(family: Sequence[Estimate]) -> list[Estimate]:
     """
     from scipy.stats import t
 
-    found = list(family)
-    adjusted = holm([estimate.p for estimate in family])
-    known = [i for i, p in enumerate(adjusted) if math.isfinite(p)]
+    found, tests, p = list(family), 1, 0.0
+    known = [i for i, estimate in enumerate(family) if math.isfinite(estimate.p)]
     known.sort(key=lambda i: family[i].p)
-    tests = len(known)
-    for place, i in enumerate(known):
-        if place and adjusted[known[place - 1]] < ALPHA:
-            tests = len(known) - place
+    for left, i in zip(range(len(known), 0, -1), known, strict=True):
+        if p < ALPHA:  # all before it were rejected
+            tests = left
         e = family[i]
+        p = min(1.0, max(p, left * e.p))
         wider = float(t.ppf(1 - ALPHA / tests / 2, e.degrees) / t.ppf(1 - ALPHA / 2, e.degrees))
         low, high = (e.value + wider * (border - e.value) for border in (e.low, e.high))
-        found[i] = replace(e, low=low, high=high, p=adjusted[i], tests=tests)
+        found[i] = replace(e, low=low, high=high, p=p)
     return found
 
 
-def robust_p(
-    differences: Values, *, rate: float = FAILURE_RATE, spreads: float = FAILURE_SPREADS
-) -> float:
+def robust_p(differences: Values) -> float:
     """p of the mean of (n,) differences against failures that these seeds happened not to show.
 
-    If one seed in ten (`rate`) fails by ten (`spreads`) standard deviations of the others, a lead
-    of one in the others is no gain on average; 59 % of studies of five seeds show no such failure.
-    The hypothesis is that the mean of seeds that did not fail is at most rate · spreads standard
+    If one seed in ten fails by ten standard deviations of the others, a lead of one in the others
+    is no gain on average; 59 % of studies of five seeds show no such failure. The hypothesis is
+    that the mean of seeds that did not fail is at most FAILURE_RATE · FAILURE_SPREADS standard
     deviations from 0. Below 5 % the direction holds even so. NaN for fewer than 2 seeds.
 
     Source: minimum-effect test with the noncentral t (Murphy & Myors 1999); the hypothesis from
@@ -188,7 +180,7 @@ def robust_p(
         return float(found.value == 0)
     n = found.count
     score = abs(found.value) / found.sd * math.sqrt(n)
-    shift = rate * spreads * math.sqrt(n)
+    shift = FAILURE_RATE * FAILURE_SPREADS * math.sqrt(n)
     # The other tail as an upper one too: scipy's lower tail is NaN for 20 seeds far from 0.
     return float(nct.sf(score, n - 1, shift) + nct.sf(score, n - 1, -shift))
 
@@ -307,14 +299,14 @@ def _spreads(pilot: int, count: int) -> tuple[Array, Array]:
     return first[:, None], later
 
 
-def resolvable_effect(*, sd: float, count: int, pilot: int | None = None, tests: int = 1) -> float:
+def resolvable_effect(*, sd: float, count: int, pilot: int, tests: int = 1) -> float:
     """The smallest true effect that `count` paired seeds show, at Holm's most stringent level.
 
     "Show": the interval excludes 0 on the right side, in 80 % of studies, averaged over what a
     pilot of few seeds may have missed of the spread. In the units of sd; NaN if that is unknown.
 
     Args:
-        sd: Standard deviation of paired differences, from `pilot` seeds (default: `count`).
+        sd: Standard deviation of paired differences, from `pilot` seeds.
         tests: Size of its family: held to 5 % / tests, which Holm's level never goes below.
 
     Source: "assurance" (O'Hagan, Stevens & Campbell 2005) with a pilot's spread as in Browne 1995.
@@ -323,7 +315,6 @@ def resolvable_effect(*, sd: float, count: int, pilot: int | None = None, tests:
     from scipy.special import ndtr
     from scipy.stats import t
 
-    pilot = count if pilot is None else pilot
     if not math.isfinite(sd) or min(count, pilot) < 2:
         return math.nan
     first, later = _spreads(pilot, count)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from t5ts.analysis.results import (
     FAILURE,
@@ -22,10 +21,10 @@ from t5ts.analysis.results import (
     read_metrics,
     read_result,
 )
-from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY
+from t5ts.analysis.statistics import Array
+from t5ts.config import MEASURED_BESIDES, NOT_IDENTITY, OBJECTIVES
 from t5ts.errors import DataError
 
-Array = npt.NDArray[np.float64]
 T = TypeVar("T")
 K = TypeVar("K")
 #: Files that mark a directory as a run directory.
@@ -62,8 +61,9 @@ class Run:
         written: When its result was written, in seconds of the epoch; inf without one.
         copies: Other trials of the same configuration, seed and data, left out for this one.
         problem: Why the run is left out (then it may lack all that follows); None if it is not.
-        arm: Backbone, init and freezing, by their options' names.
-        objective: The validation objective at the best epoch; NaN without a result.
+        arm, label: Backbone, init and freezing, by their options' names; that and the seed.
+        objective, maximize: The validation objective at the best epoch, NaN without a result;
+            whether higher is better.
         epochs, epochs_due: Evaluated so far; requested, or up to where early stopping ended it.
         is_open: Whether it may still finish.
         trial_id: Which trial it was; attempts of one trial share it.
@@ -123,14 +123,14 @@ class Run:
         c, result, provenance = self.config, self.result, self.provenance
         self.seed = int(c["seed"])
         self.arm = f"{c['backbone.name']}-{c['init.name']}-{c['freeze.name']}"
+        self.label = f"{self.arm} seed {self.seed}"
         self.objective = result.objective if result else math.nan
+        self.maximize = OBJECTIVES.get(str(c["objective"])) == "max"
         self.epochs = int(self.evals["epoch"][-1]) if len(self.evals.get("epoch", ())) else 0
         stopped = result.stopped_epoch if result else None
         self.epochs_due = int(c["train.epochs"]) if stopped is None else stopped
         self.is_open = result is None and self.state not in ("failed", "pruned")
-        known = {"study", "number"} <= self.trial.keys()
-        names = ("study", "arm", "number") if known else ()
-        self.trial_id = tuple(str(self.trial.get(name)) for name in names) or (str(self.path),)
+        self.trial_id = (*self.sweep, self.trial["number"]) if self.sweep else (str(self.path),)
         self.weights: dict[str, Any] = provenance.get("weights") or {}
         self.initial: dict[str, str] = provenance.get("initial_sha256") or {}
         series = provenance.get("data"), provenance.get("ood")
@@ -144,6 +144,12 @@ class Run:
         donors = ("init.path", "init.checkpoint") if c["init.name"] == "random" else ()
         apart = (*_NOT_SETTINGS, *_CONDITION, *donors)
         self.settings = {k: v for k, v in on.items() if not k.startswith(apart)}
+
+    @property
+    def sweep(self) -> tuple[Any, ...] | None:
+        """Study and arm of the sweep whose trial it was; None without one."""
+        is_known = {"study", "number", "n_trials", "state"} <= self.trial.keys()
+        return (self.trial["study"], self.trial.get("arm")) if is_known else None
 
     def metric(self, name: str) -> float:
         """A final metric (val_ at the best epoch, others of the same weights); NaN if unknown."""

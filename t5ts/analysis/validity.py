@@ -69,38 +69,37 @@ def check_condition(condition: Condition, pairs: Sequence[Pair]) -> list[Check]:
         for pair in pairs
         if pair.kind in ("freezing", "frozen_random") and pair.treatment.tried != pair.control.tried
     )
-    states = [run.state for run in runs if run.result is None]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-    named = [(run, f"{run.arm} seed {run.seed}") for run in runs]
+    states = Counter(run.state for run in runs if run.result is None)
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     failed = [
-        f"{name}: {run.trial.get('reason') or 'no reason given'}"
-        for run, name in named
+        f"{run.label}: {run.trial.get('reason') or 'no reason given'}"
+        for run in runs
         if run.state == "failed"
     ]
     worse = [
-        f"{name} ({run.metric('val_loss'):.4g})"
-        for run, name in named
+        f"{run.label} ({run.metric('val_loss'):.4g})"
+        for run in runs
         if run.result and run.metric("val_loss") > run.result.baselines["val"]["mean"]["loss"]
     ]
-    finished = f"{len(runs) - len(states)} of {len(runs)} runs; {counts}"
     found = [
-        ("equal tuning of the schedules", bool(unequal),
+        ("equal tuning of the schedules", unequal,
          f"settings tried: {unequal}. This favours the arm with more", ""),
-        ("finished", bool(states),
-         f"{finished}. Unfinished runs appear in curves, not in verdicts",
+        ("finished", states,
+         f"{len(runs) - states.total()} of {len(runs)} runs; {counts}."
+         " Unfinished runs appear in curves, not in verdicts",
          f"all {len(runs)} runs are finished"),
-        ("no run failed", bool(failed), f"{len(failed)} failed ({_first(failed)})",
+        ("no run failed", failed, f"{len(failed)} failed ({_first(failed)})",
          "no recorded failure"),
-        ("better than predicting the mean", bool(worse),
+        ("better than predicting the mean", worse,
          f"{len(worse)} runs are worse: {_first(worse)}."
          " Check the scaling, and whether the learning rate is too high",
          "every finished run, on validation"),
     ]  # fmt: skip
-    checks = [
+    return [
         Check(name, NOTE, note) if noted else Check(name, OK, good)
         for name, noted, note, good in found
+        if noted or good
     ]
-    return [check for check in checks if check.detail]
 
 
 def check_reading(left_out: Sequence[Run]) -> list[Check]:
@@ -216,8 +215,8 @@ def _failed_seeds(pair: Pair) -> Evidence:
 def _same_start(pair: Pair) -> Evidence:
     """At the same seed patch and head start from the same tensors, bit for bit."""
     started = [
-        (seed, part, [run.initial.get(part) for run in runs])
-        for seed, runs in zip(pair.seeds, pair.runs, strict=True)
+        (seed, part, [arm.finished[seed].initial.get(part) for arm in pair.arms])
+        for seed in pair.seeds
         for part in ("patch", "head")
     ]
     if wrong := [f"{part} at seed {seed}" for seed, part, (a, b) in started if a and b and a != b]:
@@ -233,36 +232,33 @@ def _weights_proven(pair: Pair) -> Evidence:
         notes = [note for note in loader_notes(arm) if NOT_PRETRAINED.search(note)]
         if arm.is_pretrained and notes:
             return BROKEN, f"loader notes on {in_words(arm)}: {'; '.join(notes)}"
-    runs = [(arm, run, str(run.initial.get("encoder"))) for arm in pair.arms for run in arm.done]
-    if unknown := [run.path for _, run, digest in runs if digest == "None"]:
+    runs = [(run, arm) for arm in pair.arms for run in arm.done]
+    start = {run: run.initial.get("encoder") for run, _ in runs}
+    if unknown := [run.path for run, _ in runs if start[run] is None]:
         return NOTE, f"no checksum in {unknown[0]}"
-    pretrained = {
-        in_words(arm): {digest for owner, _, digest in runs if owner is arm}
-        for arm in pair.arms
-        if arm.is_pretrained
-    }
-    checkpoints = [digest for found in pretrained.values() for digest in found]
-    drawn = [(run, digest) for arm, run, digest in runs if not arm.is_pretrained]
-    digests = {digest for _, digest in drawn}
-    made_from = {run.weights.get("checkpoint_sha256") for run, _ in drawn}
+    # Each pretrained arm's different encoders, and the control's runs if it was drawn.
+    loaded = {arm: {start[run] for run in arm.done} for arm in pair.arms if arm.is_pretrained}
+    checkpoints = [str(encoder) for encoders in loaded.values() for encoder in encoders]
+    drawn = [run for run, arm in runs if not arm.is_pretrained]
+    made_from = {run.weights.get("checkpoint_sha256") for run in drawn} - {None, *checkpoints}
     unlike = [
         run.path.name
-        for arm, run, digest in runs
+        for run, arm in runs
         if run.weights.get("init", arm.init) != arm.init
-        or run.weights.get("tensors_sha256", digest) != digest
+        or run.weights.get("tensors_sha256", start[run]) != start[run]
     ]
-    is_shared = len({*checkpoints}) < len(checkpoints) or bool({*checkpoints} & digests)
-    control = in_words(pair.control)
-    faults = {
-        f"{name} started from {len(found)} different encoders": len(found) > 1
-        for name, found in pretrained.items()
-    } | {
-        "both arms started from the same encoder tensors": is_shared,
-        f"{control}: two seeds started from the same encoder tensors": len(digests) < len(drawn),
-        f"{control} was made from another checkpoint": bool(made_from - {None, *checkpoints}),
-        f"trained weights other than those in the load report: {_first(unlike)}": bool(unlike),
-    }
-    if wrong := next((fault for fault, is_there in faults.items() if is_there), None):
+    control, different = in_words(pair.control), {start[run] for run in drawn}
+    faults = [
+        *((len(encoders) > 1, f"{in_words(arm)} started from {len(encoders)} different encoders")
+          for arm, encoders in loaded.items()),
+        (len({*checkpoints, *different}) < len(checkpoints) + len(different),
+         "both arms started from the same encoder tensors"),
+        (len(different) < len(drawn),
+         f"{control}: two seeds started from the same encoder tensors"),
+        (made_from, f"{control} was made from another checkpoint"),
+        (unlike, f"trained weights other than those in the load report: {_first(unlike)}"),
+    ]  # fmt: skip
+    if wrong := next((fault for is_there, fault in faults if is_there), None):
         return BROKEN, wrong
     detail = " and ".join(f"pretrained encoder {sha[:12]}… at every seed" for sha in checkpoints)
     return OK, detail + ("; the control's differs at each seed" if drawn else "")
@@ -272,7 +268,7 @@ def _freezing_proven(pair: Pair) -> Evidence:
     """Frozen parts have not moved from their initial tensors, and unfrozen parts have."""
     wrong: list[str] = []
     known = 0
-    for run in pair.all_runs:
+    for run in pair.runs:
         for component, starts in schedule(run).items():
             epochs, distances = run.curve(MOVES + component)
             known += len(epochs)
@@ -285,7 +281,7 @@ def _freezing_proven(pair: Pair) -> Evidence:
 
 def _same(pair: Pair, entry: Callable[[dict[str, Any]], Any], otherwise: str) -> Evidence:
     """Whether an entry of the provenance is the same in all paired runs."""
-    counts = Counter(json.dumps(entry(run.provenance), sort_keys=True) for run in pair.all_runs)
+    counts = Counter(json.dumps(entry(run.provenance), sort_keys=True) for run in pair.runs)
     if len(counts) > 1:
         shown = (f"{_short(value)} in {plural(n, 'run')}" for value, n in counts.items())
         return otherwise, "; ".join(shown)
@@ -308,10 +304,10 @@ def _short(value: str) -> str:
 def _selection(pair: Pair) -> Evidence:
     """The reported epoch is the one that validation selects, after all requested epochs."""
     wrong, stopped = [], []
-    for run in pair.all_runs:
+    for run in pair.runs:
         assert run.result is not None
         if run.result.stopped_epoch is not None:
-            stopped.append(f"{run.arm} seed {run.seed} at epoch {run.result.stopped_epoch}")
+            stopped.append(f"{run.label} at epoch {run.result.stopped_epoch}")
         epochs, values = run.curve(str(run.config["objective"]))
         if len(values) == 0:
             wrong.append(f"{run.path.name} has no curve")

@@ -1,12 +1,12 @@
 """Collecting run directories: the real format, and what cannot be read."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from analysis.studies import Change, rewritten
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis.plots import _gradient_norms
@@ -65,17 +65,6 @@ def test_runs_are_found_at_any_depth_and_previous_attempts_are_not(tmp_path: Pat
     assert sorted(run.seed for run in collect([tmp_path]).runs) == [0, 1]
 
 
-def replaced(name: str, old: str, new: str) -> Callable[[Path], object]:
-    """Change a file of a run."""
-
-    def change(folder: Path) -> None:
-        text = (folder / name).read_text()
-        assert re.search(old, text)
-        (folder / name).write_text(re.sub(old, new, text, count=1))
-
-    return change
-
-
 RESULT = '{"objective": 1, "metrics": {}, "initial": {}, "scale_audit": {}, "baselines": {}}'
 
 
@@ -84,22 +73,19 @@ RESULT = '{"objective": 1, "metrics": {}, "initial": {}, "scale_audit": {}, "bas
     [
         (lambda run: (run / "config.yaml").unlink(), "config.yaml"),
         (lambda run: (run / "config.yaml").write_text("a: ["), "YAML"),
-        (replaced("config.yaml", "  fraction: 1.0\n", ""), "data.fraction"),
-        (
-            replaced("config.yaml", "debug:\n  name: none", "debug:\n  name: overfit"),
-            "debug=overfit",
-        ),
+        (rewritten("config.yaml", "  fraction: 1.0\n", ""), "data.fraction"),
+        (rewritten("config.yaml", "(debug:\n  name:) none", r"\1 overfit"), "debug=overfit"),
         (lambda run: (run / "result.json").write_text("{"), "JSON"),
         (lambda run: (run / "result.json").write_text(RESULT), "this version"),
-        (replaced("metrics.jsonl", '"epoch": 3', '"epoch" 3'), "line"),
-        (replaced("metrics.jsonl", '"val_loss": [0-9.]+', '"val_loss": "low"'), "number"),
+        (rewritten("metrics.jsonl", '"epoch": 3', '"epoch" 3'), "line"),
+        (rewritten("metrics.jsonl", '"val_loss": [0-9.]+', '"val_loss": "low"'), "number"),
         (lambda run: (run / "metrics.jsonl").write_text("3\n"), "JSON object"),
         (lambda run: (run / "provenance.json").write_text("[]"), "JSON list"),
         (lambda run: (run / "provenance.json").write_bytes(b"\xff\xfe{}"), "JSON"),
     ],
 )
 def test_what_cannot_be_read_is_named_and_the_rest_is_used(
-    tmp_path: Path, damage: Callable[[Path], object], key: str
+    tmp_path: Path, damage: Change, key: str
 ) -> None:
     write_run(tmp_path / "good", T5, 0)
     damage(write_run(tmp_path / "bad", T5, 1))
