@@ -190,6 +190,8 @@ def test_several_models_give_mean_and_spread(clean: Path, gappy: Path) -> None:
         (np.zeros((100, 3)), "(100, 3)"),
         (table().with_columns(temp=pl.Series([object()] * ROWS)), "temp"),
         (table().drop("time"), "the frame"),
+        ([[1.0, 2.0]] * 100, "type list"),
+        (table()["load"], "type Series"),
         ("absent.csv", "absent.csv"),
     ],
 )
@@ -274,8 +276,31 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(
     with largest_file(limit):
         assert command([str(clean), "--out", *left.split()]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == left.split()[:1] * ("plot" in left)
+    assert not list(tmp_path.iterdir())
     assert command([str(clean), "--out", *left.split()]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "out", "status"),
+    [(main, "forecast.csv", 0), (main, "forecast.parquet --plot", 0), (export_main, "model", 2)],
+)
+def test_two_commands_with_one_out_do_not_disturb_each_other(
+    command: Callable[[list[str]], int], out: str, status: int, clean: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    real, second = Path.replace, list[int]()
+
+    def replace(self: Path, target: Path) -> Path:
+        if target.name == out.split()[0] and not second:
+            second.append(-1)
+            second[0] = command([str(clean), "--out", *out.split()])
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert command([str(clean), "--out", *out.split()]) == status
+    assert second == [0]
+    assert len(list(tmp_path.iterdir())) == len(out.split())
 
 
 @pytest.mark.parametrize(
@@ -361,6 +386,25 @@ def test_run_without_an_encoder_is_exported_and_loaded(
     assert t5ts.load(out).predict().equals(t5ts.load(run_dir).predict())
 
 
+def test_a_card_has_intervals_over_the_seeds_that_ran_beside(
+    composed: Compose, clean: Path, folder: Path, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    for number, setting in enumerate(["seed=0", "seed=1", "optim.lr=1"]):
+        overrides = [*CSV, "backbone=linear", f"data.path={folder / 'clean.csv'}", setting]
+        run(composed(*overrides, "train.epochs=1"), run_dir=sweep / str(number), pictures=False)
+    alone = export(sweep / "0", tmp_path / "alone") / "README.md"
+    assert "interval]" not in alone.read_text()
+    (sweep / "multirun.yaml").touch()
+    losses = [json.loads((sweep / name / "result.json").read_text())["metrics"]["test_loss"]
+              for name in "01"]  # fmt: skip
+    row = f"| test_loss | {losses[0]:.6g} | {np.mean(losses):.6g} ["
+    for name, study in (("within", []), ("told", [sweep, clean])):
+        card = (export(sweep / "0", tmp_path / name, study=study) / "README.md").read_text()
+        assert row in card
+        assert ("verdict" in card) == bool(study)
+
+
 @pytest.mark.parametrize("absent", ["token_scale", "scaler"])
 def test_a_run_of_an_older_t5ts_is_refused(clean: Path, tmp_path: Path, absent: str) -> None:
     copy = Path(shutil.copytree(clean, tmp_path / "old"))
@@ -376,13 +420,15 @@ def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_p
     overrides = [*CSV, "backbone=linear", f"data.path={folder / 'clean.csv'}", "train.epochs=1"]
     result = t5ts.run(overrides, run_dir=tmp_path / "linear")
     assert isinstance(t5ts.load(result.run_dir), TrainedForecaster)
-    frame = t5ts.results([tmp_path])
+    frame = t5ts.results(tmp_path)  # one, or several
     assert frame["test_loss"].to_list() == [result.metrics["test_loss"]]
     assert t5ts.verdict([tmp_path, clean]).headline
     wrong = {"int=t5": "init", "~seed": "seed", "data.path=ü.csv": "ü", "data.ar=[1]": "CsvData"}
     for nonsense, named in wrong.items():
         with pytest.raises(UserError, match=named):
             t5ts.run([*overrides, nonsense], run_dir=tmp_path / "nonsense")
+    with pytest.raises(UserError, match="init"):
+        t5ts.run("int=t5")
 
 
 def test_stored_configuration_is_the_runs(composed: Compose, clean: Path, folder: Path) -> None:
