@@ -3,13 +3,15 @@
 import math
 import os
 import signal
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
-from runs import read, rows
+from runs import Killed, killed_at_write, read, rows
 from sweep.conftest import Sweep, Training
 from sweep.sweeps import attempts, results, states
 
@@ -18,8 +20,8 @@ from t5ts.analysis.conclusions import _progress
 from t5ts.analysis.study import collect
 from t5ts.config import Config
 from t5ts.interruption import stop_on_signals
-from t5ts.sweep.ledger import is_released
-from t5ts.sweep.storage import JOURNAL
+from t5ts.sweep.ledger import is_released, owner_name
+from t5ts.sweep.storage import JOURNAL, Journal
 from t5ts.sweep.trial import TrialTask
 from t5ts.tracking import Tracker
 
@@ -163,6 +165,25 @@ def test_a_stop_at_any_seed_loses_and_doubles_nothing(
     assert values(tmp_path / "s", database) == pytest.approx({0: 0.301, 1: 0.302})
     assert done == EVERY
     assert len(seed_dirs(tmp_path / "s")) == 6
+
+
+def test_a_kill_at_any_write_loses_and_doubles_nothing(
+    sweep: Sweep, done: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = owner_name().replace(f"/{os.getpid()}/", "/0/")  # no process has this number
+    monkeypatch.setattr("t5ts.sweep.worker.owner_name", lambda: dead)
+    command = [*GRID, "hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=1"]
+    for number in count():
+        done.clear()
+        with suppress(Killed), killed_at_write(number, (Journal, "append_logs")):
+            assert sweep(str(number), *command)[0] == 0
+            break
+        assert sweep(str(number), *command)[0] == 0
+        assert values(tmp_path / str(number)) == pytest.approx({0: 0.301})
+        assert sorted(set(done)) == EVERY[:2]
+        assert len(done) <= 3  # the stand-in does not resume the one that was killed
+        assert len(seed_dirs(tmp_path / str(number))) == 2
+    assert number > 20
 
 
 @pytest.mark.parametrize(
