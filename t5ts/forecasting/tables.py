@@ -162,7 +162,7 @@ def _long(series: Series, rows_S: np.ndarray, **columns_TC: np.ndarray) -> pl.Da
     """A table row for each of these rows and each channel."""
     places = {
         "time": _times(series, np.repeat(rows_S, len(series.channels))),
-        "channel": series.channels * len(rows_S),
+        "channel": pl.Series(series.channels * len(rows_S), dtype=pl.String),  # also of no rows
     }
     return pl.DataFrame(places | {name: x[rows_S].ravel() for name, x in columns_TC.items()})
 

@@ -169,6 +169,7 @@ class TrainedForecaster:
             )
         if np.ma.isMaskedArray(values_TC):
             values_TC = np.ma.filled(values_TC.astype(float), np.nan)
+        values_TC = np.asarray(values_TC)  # a matrix has rows of two dimensions
         rows = len(values_TC)
         if rows < max(self.config.seq_len, 3):
             raise DataError(f"The array has {rows} rows; give at least {self.config.seq_len}.")
@@ -240,6 +241,8 @@ def _from_frame(frame: Any, config: CsvData) -> Series:
         if frame.index.name or is_clock:
             named = (config.time if is_clock else None) or frame.index.name or "time"
             frame = frame.reset_index(names=named)
+        if twice := frame.columns[frame.columns.duplicated()].tolist():
+            raise DataError(f"the frame has more than one column {twice[0]!r}.")
         frame = pl.DataFrame({str(name): _column(frame[name]) for name in frame.columns})
     if mixed := [name for name, dtype in frame.schema.items() if dtype == pl.Object]:
         raise DataError(f"the frame has neither numbers, times nor text in {', '.join(mixed)}.")

@@ -136,6 +136,9 @@ def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean: Path) -
     values = frame.select("load", "temp").to_numpy()
     by_row = forecaster.predict(values)
     np.testing.assert_allclose(by_row["forecast"], expected, rtol=1e-6)
+    assert forecaster.predict(np.asmatrix(values)).equals(by_row)
+    with pytest.raises(DataError, match="more than one column 'load'"):
+        forecaster.predict(pandas.assign(again=1.0).rename(columns={"again": "load"}))
     assert by_row["time"].to_list() == [*range(ROWS, ROWS + HORIZON)] * 2
 
 
@@ -150,8 +153,9 @@ def test_a_gap_in_a_context_is_filled_from_the_past_alone(gappy: Path) -> None:
     # The markers of gaps in the run's file are gaps in arrays too.
     own = replace(forecaster.config, data=replace(forecaster.config.data, nulls=["-9999"]))
     raw = table(gaps=True).select("load", "temp").fill_null(-9999.0).to_numpy()
-    marked = replace(forecaster, config=own).predict(raw)["forecast"].to_numpy()
-    np.testing.assert_allclose(marked, ours, rtol=1e-6)
+    for values in (raw, np.ma.masked_equal(raw, -9999.0)):
+        marked = replace(forecaster, config=own).predict(values)["forecast"].to_numpy()
+        np.testing.assert_allclose(marked, ours, rtol=1e-6)
 
 
 def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler: Path) -> None:
@@ -219,7 +223,7 @@ def test_impossible_spans_are_refused(clean: Path, span: dict[str, object]) -> N
 
 
 def test_span_keeps_to_its_ends_and_predicts_each_row_once(clean: Path) -> None:
-    frame = t5ts.load(clean).predict(start=500, end=519)
+    frame = t5ts.load(clean).predict(start=table()["time"][500], end=519)
     rows = table()["time"][500:520].to_list()
     assert frame.filter(channel="temp")["time"].to_list() == rows
     partly = t5ts.load(clean).predict(start=ROWS - 4, end=ROWS + 3)
@@ -323,6 +327,12 @@ def test_command_refuses_with_one_message(
     assert main([a.replace("RUN", str(clean)) for a in arguments]) == 2
     assert capsys.readouterr().err.startswith("t5ts: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("span", [[], ["--from", "2024-01-21", "--to", "2024-01-22"]])
+def test_filled_gaps_are_drawn(filler: Path, span: list[str], tmp_path: Path) -> None:
+    assert main([str(filler), *span, "--plot", "--out", str(tmp_path / "filled.csv")]) == 0
+    assert (tmp_path / "filled.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("option", ["--last", "--every=8"])
