@@ -51,6 +51,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the key and what is allowed.
     """
+    if {"-sc", "--shell-completion"}.intersection(arguments):
+        return  # its words (install=bash) are not overrides
     flags = [part for argument in arguments for part in argument.split("=", 1)]
     trees = [CONF]
     trees += [Path(value) for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
