@@ -146,6 +146,9 @@ class TrainedForecaster:
 
     def _data_config(self, data: str | Path | DataConfig | None, overrides: Sequence[str]) -> Any:
         own = data if isinstance(data, DataConfig) else self.config.data
+        if data is None and isinstance(own, CsvData):  # a relative path was that of another folder
+            source = str(self.provenance["data"]["source"])
+            own = replace(own, path=source if Path(source).is_file() else own.path)
         if isinstance(data, str | Path):
             if not isinstance(own, CsvData):  # the packaged weather is read as interpolate reads
                 missing = "interpolate" if self.provenance["data"]["gap_share"] else "error"

@@ -115,6 +115,8 @@ def test_the_future_follows_the_end_and_needs_nothing_but_the_last_context(clean
     assert "actual" not in future.columns
     assert future["origin"].unique().item() == table()["time"][-1]
     assert future["time"].unique().sort()[0] == table()["time"][-1] + np.timedelta64(1, "h")
+    own = replace(forecaster.config, data=replace(forecaster.config.data, path="clean.csv"))
+    assert replace(forecaster, config=own).predict().equals(future)  # trained in another folder
     tail = forecaster.predict(table().tail(SEQ_LEN))
     assert tail["forecast"].to_list() == future["forecast"].to_list()
 
