@@ -1,12 +1,4 @@
-"""`python -m t5ts.export RUN --out DIR`: a trained model as files that others can read.
-
-An export holds safetensors, JSON and Markdown only:
-
-    config.json, model.safetensors   the encoder, for transformers
-    forecaster.safetensors           patch embedding, head and normalisation
-    forecaster.json                  configuration, scaler, records, checksums of the above
-    README.md                        the model card
-"""
+"""`python -m t5ts.export RUN --out DIR`: a trained model as files for others (docs/predict.md)."""
 
 import argparse
 import json
