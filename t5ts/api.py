@@ -3,15 +3,15 @@
 import t5ts
 
 result = t5ts.run(["init=t5", "freeze=staged", "data=csv", "data.path=mine.csv"])
-t5ts.verdict(["outputs"]).headline          # what the report says first
-t5ts.results(["outputs"])                   # a polars row per run
+t5ts.verdict("outputs").headline            # what the report says first; also of several folders
+t5ts.results("outputs")                     # a polars row per run
 t5ts.load(result.run_dir).predict()         # the rows after the end of the data
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t5ts.analysis.results import Result
 
@@ -29,7 +29,7 @@ class RunResult(Result):
     run_dir: Path = Path()
 
 
-def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> RunResult:
+def run(overrides: str | Sequence[str] = (), *, run_dir: str | Path | None = None) -> RunResult:
     """Train one configuration, or resume it, or read its result where it is finished.
 
     Args:
@@ -39,31 +39,13 @@ def run(overrides: Sequence[str] = (), *, run_dir: str | Path | None = None) -> 
     Raises:
         UserError: with one message, for anything that the user can fix.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import open_dict
-    from omegaconf.errors import OmegaConfBaseException
+    from t5ts.checks import check, compose_config
 
-    from t5ts.checks import check, check_overrides, composition_message
-    from t5ts.config import CONF, from_hydra, register
-    from t5ts.errors import ConfigError
-
-    register()
-    check_overrides(overrides)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides), return_hydra_config=True)
-        folder = Path(composed.hydra.run.dir if run_dir is None else run_dir)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(composition_message(error)) from error
-    with open_dict(composed):
-        del composed["hydra"]
-    config = from_hydra(composed)
+    config, folder = compose_config(_listed(overrides))
     check(config)
     from t5ts.experiment import run as run_config
 
+    folder = folder if run_dir is None else Path(run_dir)
     return RunResult(**vars(run_config(config, run_dir=folder)), run_dir=folder)
 
 
@@ -74,7 +56,7 @@ def load(path: str | Path) -> "TrainedForecaster":
     return load_trained(path)
 
 
-def results(dirs: Sequence[str | Path]) -> "pl.DataFrame":
+def results(dirs: str | Path | Sequence[str | Path]) -> "pl.DataFrame":
     """One row per run at or below some directories: arm, seed, settings, metrics, state.
 
     Raises:
@@ -82,11 +64,16 @@ def results(dirs: Sequence[str | Path]) -> "pl.DataFrame":
     """
     from t5ts.analysis import collect
 
-    return collect(dirs).table()
+    return collect(_listed(dirs)).table()
 
 
-def verdict(dirs: Sequence[str | Path]) -> "Findings":
+def verdict(dirs: str | Path | Sequence[str | Path]) -> "Findings":
     """What the report of these directories concludes: `headline`, `reasons`, `kind`."""
     from t5ts import analysis
 
-    return analysis.verdict(analysis.collect(dirs))
+    return analysis.verdict(analysis.collect(_listed(dirs)))
+
+
+def _listed(given: Any) -> Sequence[Any]:
+    """One or several, as several; a lone path or override would be read letter by letter."""
+    return [given] if isinstance(given, str | Path) else given

@@ -11,14 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from t5ts import distributed
-from t5ts.config import CONF, SCHEMAS, Config, from_hydra
+from t5ts.config import CONF, SCHEMAS, Config, from_hydra, register
 from t5ts.errors import ConfigError
 from t5ts.schema import (
     CheckpointBackbone,
@@ -48,6 +51,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the key and what is allowed.
     """
+    if {"-sc", "--shell-completion"}.intersection(arguments):
+        return  # its words (install=bash) are not overrides
     flags = [part for argument in arguments for part in argument.split("=", 1)]
     trees = [CONF]
     trees += [Path(value) for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
@@ -82,6 +87,23 @@ def check_overrides(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{line}: allowed: a directory's path.")
     if of_ood and ("~data@ood" in arguments or not may_have_ood):
         raise ConfigError(f"{of_ood[0]} needs another series to test on: choose data@ood=OPTION.")
+
+
+def compose_config(overrides: Sequence[str]) -> tuple[Config, Path]:
+    """The configuration of a command line, and the run directory that it would have.
+
+    Raises:
+        ConfigError: as `check_overrides`, or if Hydra cannot compose it.
+    """
+    register()
+    check_overrides(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+        return _own(composed), Path(composed.hydra.run.dir)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(composition_message(error)) from error
 
 
 def composition_message(error: BaseException | None) -> str:

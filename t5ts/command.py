@@ -14,8 +14,8 @@ RESULT = logging.INFO + 5
 def finish(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit the process with its status.
 
-    A reader that closes the pipe early is not an error: there is no traceback, and the exit status
-    is that of a program that SIGPIPE ended.
+    A reader that closes the pipe early is not an error, nor is Ctrl-C: there is no traceback, and
+    the exit status is that of a program that the signal ended.
     """
     try:
         try:
@@ -25,6 +25,9 @@ def finish(main: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         _silence()
         status = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("t5ts: interrupted", file=sys.stderr)
+        status = 128 + signal.SIGINT
     sys.exit(status)
 
 

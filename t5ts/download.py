@@ -8,14 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from t5ts.checks import check_overrides
+from t5ts.checks import compose_config
 from t5ts.command import finish
-from t5ts.config import CONF, FULL_PARAMS, SCHEMAS, from_hydra, register
+from t5ts.config import CONF, FULL_PARAMS, SCHEMAS
 from t5ts.errors import Interrupted, UserError
 from t5ts.schema import CheckpointBackbone
 
@@ -62,20 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ |= {name: value for name, value in chosen.items() if value}
     logging.basicConfig(format="t5ts: %(message)s")
     logging.getLogger("t5ts").setLevel(logging.INFO)
-    register()
     try:
-        check_overrides(options.overrides)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            if options.list:
-                _list()
-            elif options.overrides:
-                _fetch(options.overrides)
-            else:
-                _verify_all()
+        if options.list:
+            _list()
+        elif options.overrides:
+            _fetch(options.overrides)
+        else:
+            _verify_all()
     except Interrupted as stop:
         print(f"t5ts: {stop}; run the same command again", file=sys.stderr)
         return 130
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except UserError as error:
         print(f"t5ts: {error}", file=sys.stderr)
         return 2
     return 0
@@ -99,7 +93,7 @@ def _cached(backbone: CheckpointBackbone) -> Path | None:
 
 def _fetch(overrides: Sequence[str]) -> None:
     """Fetch what is not cached, verify it, and print what was found."""
-    config = from_hydra(compose("config", overrides=list(overrides)))
+    config, _ = compose_config(overrides)
     asked = {override.split("=")[0].split(".")[0] for override in overrides}
     if not asked & {"backbone", "data"}:
         raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")

@@ -1,27 +1,21 @@
-"""`python -m t5ts.export RUN --out DIR`: a trained model as files that others can read.
-
-An export holds safetensors, JSON and Markdown only:
-
-    config.json, model.safetensors   the encoder, for transformers
-    forecaster.safetensors           patch embedding, head and normalisation
-    forecaster.json                  configuration, scaler, records, checksums of the above
-    README.md                        the model card
-"""
+"""`python -m t5ts.export RUN --out DIR`: a trained model as files for others (docs/predict.md)."""
 
 import argparse
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from t5ts.command import finish
 from t5ts.errors import OutputError, UserError
 
 if TYPE_CHECKING:
+    from t5ts.analysis.statistics import Estimate
+    from t5ts.analysis.study import Run, Study
     from t5ts.donor import Donor
     from t5ts.model.architecture import Architecture
 
@@ -40,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("run", metavar="RUN", type=Path, help="directory of a finished run")
     add("--out", type=Path, required=True, metavar="DIR", help="a new directory")
-    study = "run directories to report on: their verdict goes into the model card"
+    study = "directories of other runs: the model card gets their verdict, and intervals over the"
+    study += " seeds of this run's setting (default: intervals over those of its own sweep)"
     add("--study", type=Path, nargs="+", default=(), metavar="DIR", help=study)
     options = parser.parse_args(arguments)
     try:
@@ -61,7 +56,8 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
     Args:
         run: A run directory, or another export.
         out: A directory that does not exist, or is empty.
-        study: Run directories whose verdict goes into the model card.
+        study: Directories of runs, whose verdict goes into the model card, with intervals over the
+            seeds of this run's setting. Without it, intervals over those of the run's own sweep.
 
     Returns:
         `out`.
@@ -70,33 +66,46 @@ def export(run: str | Path, out: str | Path, *, study: Sequence[str | Path] = ()
         WeightsError: as `t5ts.donor.read_donor`.
         OutputError: if `out` is not empty or cannot be written.
     """
+    from t5ts.analysis import collect, verdict
     from t5ts.donor import read_donor
 
     donor, out = read_donor(run, key="RUN"), Path(out).expanduser()
-    verdict = None
-    if study:
-        from t5ts.analysis import collect
-        from t5ts.analysis import verdict as judge
-
-        verdict = judge(collect([Path(folder) for folder in study]))
-    temporary = out.with_name(f".{out.name}.unfinished")
+    # The sweep that the run belongs to, or one level more: the sweep of an arm, a trial's seeds.
+    home = [f for f in donor.folder.resolve().parents[:3] if (f / "multirun.yaml").is_file()][:1]
+    found = collect(study or home) if study or home else None
+    findings = verdict(found) if found and study else None
+    intervals = _intervals(found, donor) if found else {}
+    place = out.absolute()
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise OutputError(f"{out} exists and is not empty: give a new directory with --out.")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write(donor, temporary, verdict)
-        if out.exists():
-            out.rmdir()
-        temporary.replace(out)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # A folder of its own: another command may be writing the same export.
+        with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as folder:
+            complete = Path(folder) / place.name
+            complete.mkdir()
+            _write(donor, complete, intervals=intervals, verdict=findings)
+            complete.replace(place)
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error}): give another --out.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
-def _write(donor: "Donor", folder: Path, verdict: Any) -> None:
+def _intervals(study: "Study", donor: "Donor") -> dict[str, "Estimate"]:
+    """Test metrics over the seeds of a run's setting; none if it is not of the study."""
+    from t5ts.analysis.statistics import mean_interval
+
+    def setting(run: "Run") -> tuple[object, ...]:
+        return run.settings, run.condition, run.fingerprint
+
+    identity = donor.provenance["identity"]
+    of_run = [setting(r) for r in study.finished if r.provenance.get("identity") == identity]
+    seeds = [run for run in study.finished if setting(run) in of_run]
+    names = [name for name in donor.result["metrics"] if name.startswith("test_")]
+    return {name: mean_interval([run.metric(name) for run in seeds]) for name in names}
+
+
+def _write(donor: "Donor", folder: Path, **more: Any) -> None:
     import torch
     from jinja2 import Environment, StrictUndefined
 
@@ -130,7 +139,7 @@ def _write(donor: "Donor", folder: Path, verdict: Any) -> None:
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
         CARD.read_text(encoding="utf-8")
     )
-    card = template.render(donor=donor, counts=COUNTS, files=files, verdict=verdict)
+    card = template.render(donor=donor, counts=COUNTS, files=files, **more)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from t5ts.command import finish
 from t5ts.errors import OutputError, UserError
-from t5ts.provenance import replacing, write_parquet, write_text
+from t5ts.provenance import write_parquet, write_text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -85,22 +86,30 @@ def _predict(options: argparse.Namespace) -> None:
     series = first.read(options.data, overrides)
     frame = predict(forecasters, series, start=options.start, end=options.end, every=options.every)
     try:
-        if out.suffix == ".csv":
-            write_text(out, frame.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.f"))
-        else:
-            write_parquet(out, frame)
-        if options.plot:
-            from t5ts.analysis.plots import draw_forecast
+        # A folder of its own: another command may be writing the same file.
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            written = [Path(folder) / out.name]
+            if out.suffix == ".csv":
+                text = frame.write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.f")
+                write_text(written[0], text)
+            else:
+                write_parquet(written[0], frame)
+            if options.plot:
+                from t5ts.analysis.plots import draw_forecast
 
-            picture = out.with_suffix(".png")
-            with replacing(picture) as temporary:
-                before = past(series, frame, rows=2 * first.config.seq_len)
-                draw_forecast(frame, before, temporary)
-            print(picture)
+                # Of forecasts that overlap (--every) the latest: one line for each channel.
+                shown = frame.unique(("time", "channel"), keep="last", maintain_order=True)
+                before = past(series, shown, rows=2 * first.config.seq_len)
+                written.append(written[0].with_suffix(".png"))
+                draw_forecast(shown, before, written[1])
+            for path in written:
+                path.replace(out.with_name(path.name))
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error}): give another --out.") from error
     if "actual" in frame.columns:
         _print_errors(errors(first, frame))
+    if options.plot:
+        print(out.with_suffix(".png"))
     print(f"{out}  ({len(frame):,} rows)")
 
 

@@ -30,6 +30,7 @@ from t5ts.config import Config
 from t5ts.errors import Interrupted
 from t5ts.provenance import json_ready
 from t5ts.tasks import Batch, Forecast
+from t5ts.tracking import MetricsFile
 
 Compose = Callable[..., Config]
 run = partial(experiment.run, pictures=False)
@@ -64,6 +65,32 @@ def die_after(monkeypatch: pytest.MonkeyPatch, step: int, *, politely: bool) -> 
         return real(*args, should_stop=stop, **kwargs)
 
     monkeypatch.setattr(experiment, "fit", fit)
+
+
+@contextmanager
+def killed_at_write(number: int, *more: tuple[type, str]) -> Iterator[None]:
+    """Simulate kill -9 before the number-th write that lasts, after which there are no others.
+
+    Those writes are files that replace others, rows of metrics.jsonl, and calls of `more`.
+    """
+    left = number
+
+    def mortal(real: Callable[..., Any], *, is_counted: bool = True) -> Callable[..., Any]:
+        def write(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= is_counted
+            if left < 0:
+                raise Killed
+            return real(*args, **options)
+
+        return write
+
+    with pytest.MonkeyPatch.context() as patched:
+        for owner, name in ((Path, "replace"), (MetricsFile, "append"), *more):
+            patched.setattr(owner, name, mortal(getattr(owner, name)))
+        # A killed process does not tidy up.
+        patched.setattr(Path, "unlink", mortal(Path.unlink, is_counted=False))
+        yield
 
 
 def run_until(step: int, config: Config, run_dir: Path, *, politely: bool = True) -> None:

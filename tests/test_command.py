@@ -14,6 +14,7 @@ def main():
     sys.exit(3)
 finish(main)
 """
+ENDED = "from t5ts.command import finish; finish(lambda: exec('raise KeyboardInterrupt'))"
 LOGS = """
 import logging, sys
 from t5ts.command import ConsoleHandler, finish
@@ -46,6 +47,10 @@ def test_a_closed_pipe_is_no_error(code: str) -> None:
 
 def test_training_goes_on_when_nobody_reads_its_lines() -> None:
     assert unread(LOGS) == (0, "trained on\n")
+
+
+def test_ctrl_c_is_one_line() -> None:
+    assert unread(ENDED) == (130, "t5ts: interrupted\n")
 
 
 def test_the_status_is_mains() -> None:

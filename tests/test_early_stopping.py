@@ -1,13 +1,15 @@
 """Early stopping: when, equal over arms, and the same however often the run is killed."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import SMALL, TINY_T5
-from runs import Compose, Killed, assert_same_run, die_after, read, rows, run
+from runs import Compose, Killed, assert_same_run, die_after, killed_at_write, read, rows, run
 
 from t5ts import experiment
 from t5ts.analysis.results import Result
@@ -89,15 +91,10 @@ def whole(
 
 
 @pytest.mark.parametrize("place", ["before", "at", "told", "tested"])
-@pytest.mark.parametrize("politely", [True, False])
-def test_kills_around_the_stop_change_nothing(
-    place: str,
-    politely: bool,
-    whole: tuple[Config, Path, Result],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_stop_that_is_asked_for_around_the_early_one_changes_nothing(
+    place: str, whole: tuple[Config, Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed one step before the stop, at it, while its row is sent, and after it."""
+    """Interrupted one step before the early stop, at it, while its row is sent, and after it."""
     config, run_dir, result = whole
     per_epoch = read(run_dir / "provenance.json")["steps_per_epoch"]
     assert result.stopped_epoch is not None
@@ -107,27 +104,39 @@ def test_kills_around_the_stop_change_nothing(
     def after_epoch(row: Mapping[str, Any]) -> None:
         seen.append(row)
         if place == "told" and row["epoch"] == result.stopped_epoch:
-            raise Interrupted if politely else Killed
+            raise Interrupted
 
     def no_test(*_: Any, **__: Any) -> None:
-        raise Interrupted if politely else Killed
+        raise Interrupted
 
     with monkeypatch.context() as patched:
         if place in ("before", "at"):
-            die_after(patched, last - (place == "before"), politely=politely)
+            die_after(patched, last - (place == "before"), politely=True)
         if place == "tested":
             patched.setattr(experiment.Meter, "test", no_test)
-        if place == "at" and politely:  # a signal at the very end finds nothing to interrupt
+        # A signal at the very end finds nothing to interrupt.
+        with nullcontext() if place == "at" else pytest.raises(Interrupted):
             run(config, run_dir=tmp_path / "parts", after_epoch=after_epoch)
-        else:
-            with pytest.raises((Interrupted, Killed)):
-                run(config, run_dir=tmp_path / "parts", after_epoch=after_epoch)
     if place != "before":
         assert [row["ends_run"] for row in seen] == [False] * result.stopped_epoch + [True]
         die_after(monkeypatch, 1, politely=False)  # not one step more
     assert not any("ends_run" in row for row in rows(tmp_path / "parts"))
     run(config, run_dir=tmp_path / "parts")
     assert_same_run(run_dir, tmp_path / "parts")
+
+
+def test_a_kill_at_any_write_changes_nothing(fast: Compose, tmp_path: Path) -> None:
+    rarely = ["train.log_every=99", "train.probe_every=99"]
+    config, run_dir = stopping(fast(LATE, *rarely), 1), tmp_path / "whole"
+    assert run(config, run_dir=run_dir).stopped_epoch == 4
+    for number in count():
+        parts = tmp_path / str(number)
+        with suppress(Killed), killed_at_write(number):
+            run(config, run_dir=parts)
+            break
+        run(config, run_dir=parts)
+        assert_same_run(run_dir, parts)
+    assert number > 15
 
 
 def test_a_reused_phase_is_not_longer_than_the_run(fast: Compose, tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ def test_all_impossible_values_are_named_together(line: str, enter: Enter) -> No
     assert enter(*line.split()).fault(*(k for k in keys if "." in k or k in TOP)) is None
 
 
+def test_tab_completion_is_hydras(enter: Enter) -> None:
+    assert enter("-sc", "install=bash").status == 0
+
+
 @pytest.mark.parametrize(
     ("line", "runs"),
     [

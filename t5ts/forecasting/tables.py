@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -17,13 +17,16 @@ from t5ts.metrics import RegressionSums
 if TYPE_CHECKING:
     from t5ts.forecasting.trained import TrainedForecaster
 
+#: A row: its time (ISO 8601 as text, or a datetime or date) or its number.
+Place: TypeAlias = str | int | date
+
 
 def predict(
     forecasters: Sequence[TrainedForecaster],
     series: Series,
     *,
-    start: str | int | None = None,
-    end: str | int | None = None,
+    start: Place | None = None,
+    end: Place | None = None,
     every: int | None = None,
 ) -> pl.DataFrame:
     """Forecast with one model, or with the mean of several and its spread.
@@ -61,7 +64,7 @@ def predict(
     return _filled(forecasters, series, start, end)
 
 
-def row_of(series: Series, wanted: str | int, key: str, *, is_last: bool = False) -> int:
+def row_of(series: Series, wanted: Place, key: str, *, is_last: bool = False) -> int:
     """The row of a time or number; it may be after the data's end.
 
     For a time between two rows the later one; with `is_last` the earlier one, and for a date
@@ -70,16 +73,17 @@ def row_of(series: Series, wanted: str | int, key: str, *, is_last: bool = False
     Raises:
         DataError: if it is not a time, or the data have none.
     """
-    if isinstance(wanted, int) or wanted.lstrip("-").isdigit():
-        return int(wanted)
+    text = str(wanted).strip()
+    if text.lstrip("-").isdigit():
+        return int(text)
     if not series.start:
         raise DataError(f"{key} {wanted}: {series.name} has no times; give a row number.")
     later = timedelta(0)
     if is_last:
-        is_date = len(wanted.strip()) == len("2024-01-31")
+        is_date = len(text) == len("2024-01-31")
         later = timedelta(days=1) if is_date else timedelta(microseconds=1)
     try:
-        return series.step.row(moment(series.start), moment(wanted) + later) - int(is_last)
+        return series.step.row(moment(series.start), moment(text) + later) - int(is_last)
     except ValueError:
         raise DataError(f"{key} {wanted} is not an ISO time such as {series.time_of(0)}.") from None
 
@@ -92,8 +96,8 @@ def _label(series: Series, row: int) -> str | int:
 def _forecasts(
     forecasters: Sequence[TrainedForecaster],
     series: Series,
-    start: str | int | None,
-    end: str | int | None,
+    start: Place | None,
+    end: Place | None,
     every: int | None,
 ) -> pl.DataFrame:
     first, values_TC = forecasters[0], data_units(series)
@@ -158,7 +162,7 @@ def _long(series: Series, rows_S: np.ndarray, **columns_TC: np.ndarray) -> pl.Da
     """A table row for each of these rows and each channel."""
     places = {
         "time": _times(series, np.repeat(rows_S, len(series.channels))),
-        "channel": series.channels * len(rows_S),
+        "channel": pl.Series(series.channels * len(rows_S), dtype=pl.String),  # also of no rows
     }
     return pl.DataFrame(places | {name: x[rows_S].ravel() for name, x in columns_TC.items()})
 
@@ -166,8 +170,8 @@ def _long(series: Series, rows_S: np.ndarray, **columns_TC: np.ndarray) -> pl.Da
 def _filled(
     forecasters: Sequence[TrainedForecaster],
     series: Series,
-    start: str | int | None,
-    end: str | int | None,
+    start: Place | None,
+    end: Place | None,
 ) -> pl.DataFrame:
     """The series with its gaps filled; each from the window with the gap nearest its middle."""
     rows, seq_len = len(series.values_TC), forecasters[0].config.seq_len
@@ -201,7 +205,7 @@ def _filled(
 
 def past(series: Series, frame: pl.DataFrame, *, rows: int) -> pl.DataFrame:
     """The last rows before a forecast, for its picture: `time`, `channel`, `value`."""
-    end = row_of(series, str(frame["time"][0]), "time")
+    end = row_of(series, frame["time"][0], "time")
     return _long(series, np.arange(max(0, end - rows), end), value=data_units(series))
 
 

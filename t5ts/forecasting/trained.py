@@ -14,17 +14,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import polars as pl
 import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from t5ts.build import build_model, build_task, load_series
-from t5ts.config import CONF, Config, from_hydra, register, stored_config
+from t5ts.checks import compose_config
+from t5ts.config import Config, stored_config
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, carried
 from t5ts.donor import read_donor
 from t5ts.errors import DataError
-from t5ts.forecasting.tables import predict
+from t5ts.forecasting.tables import Place, predict
 from t5ts.model.forecaster import Forecaster
 from t5ts.model.patching import PatchEmbedding
 from t5ts.schema import CsvData, DataConfig, HFBackbone, InitConfig, T5Backbone
@@ -80,8 +83,8 @@ class TrainedForecaster:
         self,
         data: Data = None,
         *,
-        start: str | int | None = None,
-        end: str | int | None = None,
+        start: Place | None = None,
+        end: Place | None = None,
         every: int | None = None,
     ) -> pl.DataFrame:
         """Forecast in data units; a run that reconstructs fills the gaps instead.
@@ -90,7 +93,7 @@ class TrainedForecaster:
             data: A file; a polars or pandas frame with a column per channel and a time column (or a
                 DatetimeIndex); a (T, C) array; a data configuration; None for the run's own data.
                 It is scaled as the run's train rows were.
-            start, end: First and last time (ISO) or row number to predict; None for both: the
+            start, end: First and last time (ISO text, datetime) or row number to predict; None: the
                 `horizon` rows after the end of the data.
             every: Rows from one forecast of a span to the next; None for the horizon, so that each
                 row is predicted once.
@@ -121,8 +124,13 @@ class TrainedForecaster:
             series = load_series(self._data_config(data, overrides))
         elif isinstance(data, np.ndarray):
             series = self._from_array(data)
-        else:
+        elif isinstance(data, pl.DataFrame) or {"columns", "reset_index"} <= set(dir(data)):
             series = _from_frame(data, self._data_config("frame", overrides))
+        else:
+            raise DataError(
+                f"data of type {type(data).__name__}: give a polars or pandas frame, a NumPy array"
+                f" (T, {len(self.channels)}), or a file's path."
+            )
         rows, step = len(series.values_TC), str(series.step)
         problem = ""
         if series.channels != self.channels:
@@ -138,6 +146,9 @@ class TrainedForecaster:
 
     def _data_config(self, data: str | Path | DataConfig | None, overrides: Sequence[str]) -> Any:
         own = data if isinstance(data, DataConfig) else self.config.data
+        if data is None and isinstance(own, CsvData):  # a relative path was that of another folder
+            source = str(self.provenance["data"]["source"])
+            own = replace(own, path=source if Path(source).is_file() else own.path)
         if isinstance(data, str | Path):
             if not isinstance(own, CsvData):  # the packaged weather is read as interpolate reads
                 missing = "interpolate" if self.provenance["data"]["gap_share"] else "error"
@@ -159,6 +170,9 @@ class TrainedForecaster:
                 f"The array has shape {values_TC.shape}; {self.folder} needs (T,"
                 f" {len(self.channels)}), a column for each of {', '.join(self.channels)}."
             )
+        if np.ma.isMaskedArray(values_TC):
+            values_TC = np.ma.filled(values_TC.astype(float), np.nan)
+        values_TC = np.asarray(values_TC)  # a matrix has rows of two dimensions
         rows = len(values_TC)
         if rows < max(self.config.seq_len, 3):
             raise DataError(f"The array has {rows} rows; give at least {self.config.seq_len}.")
@@ -230,6 +244,8 @@ def _from_frame(frame: Any, config: CsvData) -> Series:
         if frame.index.name or is_clock:
             named = (config.time if is_clock else None) or frame.index.name or "time"
             frame = frame.reset_index(names=named)
+        if twice := frame.columns[frame.columns.duplicated()].tolist():
+            raise DataError(f"the frame has more than one column {twice[0]!r}.")
         frame = pl.DataFrame({str(name): _column(frame[name]) for name in frame.columns})
     if mixed := [name for name, dtype in frame.schema.items() if dtype == pl.Object]:
         raise DataError(f"the frame has neither numbers, times nor text in {', '.join(mixed)}.")
@@ -312,26 +328,17 @@ def with_overrides(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
     """A data configuration with `data.KEY=VALUE` applied, or after `data=NAME` another one.
 
     Raises:
-        DataError: for an unknown key or a wrong value.
+        ConfigError, DataError: for an unknown key or a wrong value.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if not overrides:
         return data
     if other := [text for text in overrides if text.split("=")[0].split(".")[0] != "data"]:
         raise DataError(f"{', '.join(other)}: only the data can be chosen here (data.KEY=VALUE).")
+    if any(text.startswith("data=") for text in overrides):
+        return compose_config(overrides)[0].data
     try:
-        if any(text.startswith("data=") for text in overrides):
-            register()
-            GlobalHydra.instance().clear()
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                return from_hydra(compose("config", overrides=list(overrides))).data
         given = OmegaConf.from_dotlist([text.removeprefix("data.") for text in overrides])
         changed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(data), given))
-    except (HydraException, OmegaConfBaseException) as error:
+    except OmegaConfBaseException as error:
         raise DataError(f"{', '.join(overrides)}: {str(error).splitlines()[0]}") from error
     return changed

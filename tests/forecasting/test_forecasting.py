@@ -115,6 +115,8 @@ def test_the_future_follows_the_end_and_needs_nothing_but_the_last_context(clean
     assert "actual" not in future.columns
     assert future["origin"].unique().item() == table()["time"][-1]
     assert future["time"].unique().sort()[0] == table()["time"][-1] + np.timedelta64(1, "h")
+    own = replace(forecaster.config, data=replace(forecaster.config.data, path="clean.csv"))
+    assert replace(forecaster, config=own).predict().equals(future)  # trained in another folder
     tail = forecaster.predict(table().tail(SEQ_LEN))
     assert tail["forecast"].to_list() == future["forecast"].to_list()
 
@@ -136,6 +138,9 @@ def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean: Path) -
     values = frame.select("load", "temp").to_numpy()
     by_row = forecaster.predict(values)
     np.testing.assert_allclose(by_row["forecast"], expected, rtol=1e-6)
+    assert forecaster.predict(np.asmatrix(values)).equals(by_row)
+    with pytest.raises(DataError, match="more than one column 'load'"):
+        forecaster.predict(pandas.assign(again=1.0).rename(columns={"again": "load"}))
     assert by_row["time"].to_list() == [*range(ROWS, ROWS + HORIZON)] * 2
 
 
@@ -150,8 +155,9 @@ def test_a_gap_in_a_context_is_filled_from_the_past_alone(gappy: Path) -> None:
     # The markers of gaps in the run's file are gaps in arrays too.
     own = replace(forecaster.config, data=replace(forecaster.config.data, nulls=["-9999"]))
     raw = table(gaps=True).select("load", "temp").fill_null(-9999.0).to_numpy()
-    marked = replace(forecaster, config=own).predict(raw)["forecast"].to_numpy()
-    np.testing.assert_allclose(marked, ours, rtol=1e-6)
+    for values in (raw, np.ma.masked_equal(np.where(raw < -1e3, 1e6, raw), 1e6)):
+        marked = replace(forecaster, config=own).predict(values)["forecast"].to_numpy()
+        np.testing.assert_allclose(marked, ours, rtol=1e-6)
 
 
 def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler: Path) -> None:
@@ -190,6 +196,8 @@ def test_several_models_give_mean_and_spread(clean: Path, gappy: Path) -> None:
         (np.zeros((100, 3)), "(100, 3)"),
         (table().with_columns(temp=pl.Series([object()] * ROWS)), "temp"),
         (table().drop("time"), "the frame"),
+        ([[1.0, 2.0]] * 100, "type list"),
+        (table()["load"], "type Series"),
         ("absent.csv", "absent.csv"),
     ],
 )
@@ -217,7 +225,7 @@ def test_impossible_spans_are_refused(clean: Path, span: dict[str, object]) -> N
 
 
 def test_span_keeps_to_its_ends_and_predicts_each_row_once(clean: Path) -> None:
-    frame = t5ts.load(clean).predict(start=500, end=519)
+    frame = t5ts.load(clean).predict(start=table()["time"][500], end=519)
     rows = table()["time"][500:520].to_list()
     assert frame.filter(channel="temp")["time"].to_list() == rows
     partly = t5ts.load(clean).predict(start=ROWS - 4, end=ROWS + 3)
@@ -274,8 +282,31 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(
     with largest_file(limit):
         assert command([str(clean), "--out", *left.split()]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == left.split()[:1] * ("plot" in left)
+    assert not list(tmp_path.iterdir())
     assert command([str(clean), "--out", *left.split()]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "out", "status"),
+    [(main, "forecast.csv", 0), (main, "forecast.parquet --plot", 0), (export_main, "model", 2)],
+)
+def test_two_commands_with_one_out_do_not_disturb_each_other(
+    command: Callable[[list[str]], int], out: str, status: int, clean: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    real, second = Path.replace, list[int]()
+
+    def replace(self: Path, target: Path) -> Path:
+        if target.name == out.split()[0] and not second:
+            second.append(-1)
+            second[0] = command([str(clean), "--out", *out.split()])
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    assert command([str(clean), "--out", *out.split()]) == status
+    assert second == [0]
+    assert len(list(tmp_path.iterdir())) == len(out.split())
 
 
 @pytest.mark.parametrize(
@@ -298,6 +329,12 @@ def test_command_refuses_with_one_message(
     assert main([a.replace("RUN", str(clean)) for a in arguments]) == 2
     assert capsys.readouterr().err.startswith("t5ts: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("span", [[], ["--from", "2024-01-21", "--to", "2024-01-22"]])
+def test_filled_gaps_are_drawn(filler: Path, span: list[str], tmp_path: Path) -> None:
+    assert main([str(filler), *span, "--plot", "--out", str(tmp_path / "filled.csv")]) == 0
+    assert (tmp_path / "filled.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("option", ["--last", "--every=8"])
@@ -361,6 +398,25 @@ def test_run_without_an_encoder_is_exported_and_loaded(
     assert t5ts.load(out).predict().equals(t5ts.load(run_dir).predict())
 
 
+def test_a_card_has_intervals_over_the_seeds_that_ran_beside(
+    composed: Compose, clean: Path, folder: Path, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    for number, setting in enumerate(["seed=0", "seed=1", "optim.lr=1"]):
+        overrides = [*CSV, "backbone=linear", f"data.path={folder / 'clean.csv'}", setting]
+        run(composed(*overrides, "train.epochs=1"), run_dir=sweep / str(number), pictures=False)
+    alone = export(sweep / "0", tmp_path / "alone") / "README.md"
+    assert "interval]" not in alone.read_text()
+    (sweep / "multirun.yaml").touch()
+    losses = [json.loads((sweep / name / "result.json").read_text())["metrics"]["test_loss"]
+              for name in "01"]  # fmt: skip
+    row = f"| test_loss | {losses[0]:.6g} | {np.mean(losses):.6g} ["
+    for name, study in (("within", []), ("told", [sweep, clean])):
+        card = (export(sweep / "0", tmp_path / name, study=study) / "README.md").read_text()
+        assert row in card
+        assert ("verdict" in card) == bool(study)
+
+
 @pytest.mark.parametrize("absent", ["token_scale", "scaler"])
 def test_a_run_of_an_older_t5ts_is_refused(clean: Path, tmp_path: Path, absent: str) -> None:
     copy = Path(shutil.copytree(clean, tmp_path / "old"))
@@ -376,13 +432,15 @@ def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_p
     overrides = [*CSV, "backbone=linear", f"data.path={folder / 'clean.csv'}", "train.epochs=1"]
     result = t5ts.run(overrides, run_dir=tmp_path / "linear")
     assert isinstance(t5ts.load(result.run_dir), TrainedForecaster)
-    frame = t5ts.results([tmp_path])
+    frame = t5ts.results(tmp_path)  # one, or several
     assert frame["test_loss"].to_list() == [result.metrics["test_loss"]]
     assert t5ts.verdict([tmp_path, clean]).headline
     wrong = {"int=t5": "init", "~seed": "seed", "data.path=ü.csv": "ü", "data.ar=[1]": "CsvData"}
     for nonsense, named in wrong.items():
         with pytest.raises(UserError, match=named):
             t5ts.run([*overrides, nonsense], run_dir=tmp_path / "nonsense")
+    with pytest.raises(UserError, match="init"):
+        t5ts.run("int=t5")
 
 
 def test_stored_configuration_is_the_runs(composed: Compose, clean: Path, folder: Path) -> None:

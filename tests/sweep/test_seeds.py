@@ -3,13 +3,15 @@
 import math
 import os
 import signal
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
-from runs import read, rows
+from runs import Killed, killed_at_write, read, rows
 from sweep.conftest import Sweep, Training
 from sweep.sweeps import attempts, results, states
 
@@ -18,8 +20,8 @@ from t5ts.analysis.conclusions import _progress
 from t5ts.analysis.study import collect
 from t5ts.config import Config
 from t5ts.interruption import stop_on_signals
-from t5ts.sweep.ledger import is_released
-from t5ts.sweep.storage import JOURNAL
+from t5ts.sweep.ledger import is_released, owner_name
+from t5ts.sweep.storage import JOURNAL, Journal
 from t5ts.sweep.trial import TrialTask
 from t5ts.tracking import Tracker
 
@@ -27,6 +29,10 @@ Runs = list[tuple[float, int]]
 #: Two settings on three seeds each.
 THREE = ["init=random", "seed=4", "hydra.sweeper.seeds=3"]
 GRID = [*THREE, "hydra/sweeper/sampler=grid", "optim.lr=1e-3,2e-3"]
+#: The same sampled; the pruner's bound comes on top.
+SAMPLED = [*THREE, "hydra/sweeper/sampler=random", "optim.lr=1e-3,2e-3"]
+SAMPLED += ["hydra/sweeper/pruner=none"]
+SAMPLED += ["hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner"]
 #: The objective that the stand-in gives: the seeds' noise is larger than the settings' difference.
 NOISE = {4: 0.5, 5: 0.1, 6: 0.3}
 
@@ -105,13 +111,8 @@ def test_a_failed_seed_fails_its_setting_with_its_reason(
 
 @pytest.mark.usefixtures("training")
 def test_the_first_seed_decides_on_pruning_for_all(sweep: Sweep, tmp_path: Path) -> None:
-    pruner = [
-        "hydra/sweeper/pruner=none",
-        "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner",
-        "+hydra.sweeper.pruner.upper=0.0015",
-    ]
-    lr = ["hydra/sweeper/sampler=random", "optim.lr=1e-3,2e-3", "hydra.sweeper.n_trials=6"]
-    assert sweep("s", *THREE, *pruner, *lr)[0] == 0
+    command = [*SAMPLED, "+hydra.sweeper.pruner.upper=0.0015", "hydra.sweeper.n_trials=6"]
+    assert sweep("s", *command)[0] == 0
     trials = attempts(tmp_path / "s", study="sweep")
     assert {t.state.name for t in trials} == {"COMPLETE", "PRUNED"}
     for trial in trials:
@@ -121,7 +122,7 @@ def test_the_first_seed_decides_on_pruning_for_all(sweep: Sweep, tmp_path: Path)
         assert trial.user_attrs["epochs"] == {"asked": 9, "trained": trained, "reused": 0}
         assert sorted(trial.intermediate_values) == list(range(2 if is_bad else 4))
     (tmp_path / "s" / JOURNAL).unlink()
-    assert sweep("s", *THREE, *pruner, *lr)[0] == 0
+    assert sweep("s", *command)[0] == 0
     for trial, rebuilt in zip(trials, attempts(tmp_path / "s", study="sweep"), strict=True):
         assert (trial.state, trial.user_attrs["epochs"]) == (
             rebuilt.state,
@@ -163,6 +164,31 @@ def test_a_stop_at_any_seed_loses_and_doubles_nothing(
     assert values(tmp_path / "s", database) == pytest.approx({0: 0.301, 1: 0.302})
     assert done == EVERY
     assert len(seed_dirs(tmp_path / "s")) == 6
+
+
+@pytest.mark.parametrize(
+    ("space", "seeds"), [(GRID, 2), ([*SAMPLED, "+hydra.sweeper.pruner.upper=1e-4"], 1)]
+)  # of a pruned trial the other seed never starts
+def test_a_kill_at_any_write_loses_and_doubles_nothing(
+    space: list[str], seeds: int, sweep: Sweep, done: Runs, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    dead = owner_name().replace(f"/{os.getpid()}/", "/0/")  # no process has this number
+    monkeypatch.setattr("t5ts.sweep.worker.owner_name", lambda: dead)
+    command = [*space, "hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=1"]
+    assert sweep("whole", *command)[0] == 0
+    whole, ends = values(tmp_path / "whole"), states(tmp_path / "whole")
+    assert ends == ["complete" if seeds == 2 else "pruned"]
+    for number in count():
+        done.clear()
+        with suppress(Killed), killed_at_write(number, (Journal, "append_logs")):
+            assert sweep(str(number), *command)[0] == 0
+            break
+        assert sweep(str(number), *command)[0] == 0
+        assert (values(tmp_path / str(number)), states(tmp_path / str(number))) == (whole, ends)
+        assert len(set(done)) == len(seed_dirs(tmp_path / str(number))) == seeds
+        assert len(done) <= seeds + 1  # the stand-in does not resume the one that was killed
+    assert number > 15
 
 
 @pytest.mark.parametrize(
