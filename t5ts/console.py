@@ -15,7 +15,9 @@ from t5ts.analysis.words import plural, run_words
 from t5ts.build import Dataset, Setup, token_scale
 from t5ts.config import Config
 from t5ts.data.sanity import check_sanity
+from t5ts.evaluation import autocast_to
 from t5ts.model.weights import describe
+from t5ts.probes import activation_bytes
 
 log = logging.getLogger("t5ts")
 
@@ -59,7 +61,7 @@ def announce(
             setup.autocast
         ],
     )
-    log.debug("memory     %s", memory_needed(setup))
+    log.debug("memory     %s", memory_needed(setup, config))
     room = MOST_LINES - len(("run", "weights", "data", "plan", "device", "tracker"))
     room -= setup.ood is not None
     if (more := len(warnings) - room) > 0:
@@ -149,15 +151,25 @@ def _log_plan(setup: Setup, plan: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def memory_needed(setup: Setup) -> str:
-    """Memory of parameters, gradients and optimizer when everything that ever trains does."""
+def memory_needed(setup: Setup, config: Config) -> str:
+    """Memory of a step when everything that ever trains does; runs one batch through the model."""
     parameters, plan = setup.optimizer.parameters, setup.optimizer.plan
     trained = [p for name, p in parameters.items() if plan[name].start_epoch is not None]
     size = sum(p.nbytes for p in trained) / 1e6
+    together = min(config.train.batch_size, setup.windows_per_epoch)
+    count = -(-together // (distributed.world_size() * config.train.grad_accumulation))
+    first_B = torch.arange(count)
+    batch = setup.task.batch(setup.data.splits.train.gather(first_B), first_B, epoch=0)
+
+    def forward() -> torch.Tensor:
+        with autocast_to(setup.device, setup.autocast):
+            return setup.task.loss(setup.model(batch.inputs_BCL), batch)
+
     return (
         f"parameters {sum(p.nbytes for p in parameters.values()) / 1e6:.1f} MB;"
         f" {sum(p.numel() for p in trained):,} are trained, whose gradients take {size:.1f} MB and"
-        f" optimizer state {2 * size:.1f} MB; activations come on top"
+        f" optimizer state {2 * size:.1f} MB; activations of {plural(count, 'window')} at a time"
+        f" {activation_bytes(setup.model, forward, trained) / 1e6:.1f} MB"
     )
 
 

@@ -1,7 +1,7 @@
 """Training diagnostics: gradient norms, update ratios, distance from the start."""
 
 import zlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,34 @@ class GradientNorms:
         add = _add_in_order if on_cpu else _add_by_mask
         squares_K = add(squares_G, self._places, len(self.components))
         return torch.cat([squares_K, squares_K.sum()[None]]).sqrt()
+
+
+def activation_bytes(
+    model: nn.Module, forward: Callable[[], Tensor], trained: Collection[nn.Parameter]
+) -> int:
+    """Bytes that a forward pass keeps for its backward pass if these parameters are trained.
+
+    The model's parameters do not count. What it draws from dropout's generator is not put back.
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    before = [parameter.requires_grad for parameter in trained]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            output = forward()
+    finally:
+        for parameter, required in zip(trained, before, strict=True):
+            parameter.requires_grad_(required)
+    del output  # until here its graph held all that was kept, so no address was used twice
+    return sum(nbytes for address, nbytes in kept.items() if address not in own)
 
 
 def _add_in_order(squares_G: Tensor, places_G: Tensor, count: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from t5ts import probes
-from t5ts.probes import DistanceFromInit, GradientNorms, UpdateRatios
+from t5ts.probes import DistanceFromInit, GradientNorms, UpdateRatios, activation_bytes
 
 
 def net() -> nn.ModuleDict:
@@ -98,3 +98,19 @@ def test_a_gpus_sums_by_component_are_the_cpus() -> None:
     torch.testing.assert_close(by_mask, in_order, equal_nan=True)
     assert by_mask.isnan().sum() == 1
     assert by_mask[4] == 0.0
+
+
+def test_activations_are_what_the_graph_keeps() -> None:
+    """A matrix product keeps its input if its weight is trained, a ReLU its output."""
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    model.requires_grad_(False)
+    layers = list(model.children())
+
+    def kept(*trained: nn.Module) -> int:
+        parameters = [p for layer in trained for p in layer.parameters()]
+        return activation_bytes(model, lambda: model(torch.ones(5, 3)), parameters)
+
+    assert kept(layers[3]) == 5 * 16 * 4
+    assert kept(layers[1]) == 5 * (8 + 16) * 4
+    assert kept(layers[0], layers[1], layers[3]) == 5 * (3 + 8 + 16) * 4
+    assert not [p for p in model.parameters() if p.requires_grad]

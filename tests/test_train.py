@@ -130,14 +130,17 @@ def test_a_long_run_says_once_how_long(
     assert rows(tmp_path / "short") == rows(tmp_path / "long")
 
 
-def test_the_memory_of_what_is_ever_trained_is_known_before(tiny: Compose) -> None:
+def test_the_memory_of_a_step_is_known_before_it(tiny: Compose) -> None:
     """In float32: gradients of 4 bytes, and two moments, of the parameters that the plan starts."""
-    setup = build(tiny("freeze=all"))
+    config = tiny("freeze=all")
+    setup = build(config)
     trained = sum(p.numel() for n, p in setup.optimizer.parameters.items() if "encoder" not in n)
-    line = memory_needed(setup)
+    line = memory_needed(setup, config)
     assert f"{trained:,} are trained" in line
     assert f"{4 * trained / 1e6:.1f} MB and optimizer state {8 * trained / 1e6:.1f} MB" in line
-    assert f"{trained:,}" not in memory_needed(build(tiny("freeze=staged")))
+    assert not [p for p in setup.model.encoder.parameters() if p.requires_grad]
+    staged = tiny("freeze=staged")
+    assert f"{trained:,}" not in memory_needed(build(staged), staged)
 
 
 @pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, None)])
