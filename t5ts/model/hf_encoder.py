@@ -19,7 +19,7 @@ _LAW_DRAWS = 400_000
 #: Configuration keys that do not affect what an encoder of patches computes.
 BOOKKEEPING = re.compile(
     r"architectures|auto_map|dtype|torch_dtype|transformers_version|_name_or_path|use_cache"
-    r"|model_type|vocab_size|tie_.*|is_decoder|.*_token_ids?|.*drop.*|id2label|label2id"
+    r"|model_type|vocab_size|tie_.*|.*_token_ids?|.*drop.*|id2label|label2id"
     r"|task_specific_params|summary_.*|problem_type|output_.*|return_dict|chunk_size.*"
     r"|classifier_.*|decoder_bias|sparse_pred.*"  # of heads
 )
@@ -120,11 +120,11 @@ class HFEncoder(nn.Module):
         factor = getattr(embedding, "scalar_embed_scale", factor)
         self.token_embedding = name, shape, float(factor)
         if shape != (arch.vocab_size, arch.d_model):
-            raise WeightsError(
-                f"{arch.model_type}: its token embedding is {shape}, its width {arch.d_model}:"
-                " models that project their embeddings cannot be used. Choose another checkpoint."
-            )
-        model.set_input_embeddings(_NoTokens(arch.d_model))
+            why = f"it projects its token embedding, {shape}, to its width of {arch.d_model}"
+            raise _unusable(arch, why)
+        no_tokens = nn.Identity()
+        no_tokens.weight = torch.empty(1, arch.d_model)  # some initialisers fill it
+        model.set_input_embeddings(no_tokens)
         for head in ("pooler", "contact_head"):
             if getattr(model, head, None) is not None:
                 setattr(model, head, None)
@@ -140,7 +140,7 @@ class HFEncoder(nn.Module):
             for name, child in parent.named_children():
                 if _is_norm(child) and child not in before:
                     self.final_layer_norm = child
-                elif name != part and not isinstance(child, _NoTokens):
+                elif name != part and child is not no_tokens:
                     self.stem[name] = child
             parent = getattr(parent, part)
         for module in list(self.modules()):
@@ -149,10 +149,7 @@ class HFEncoder(nn.Module):
         self.hf_names = {n: names[id(t)] for n, t in self.state_dict(keep_vars=True).items()}
         if len(self.hf_names) < len(names):
             lost = min(set(names.values()) - set(self.hf_names.values()))
-            raise WeightsError(
-                f"{arch.model_type} cannot be used: {lost} is outside its blocks. Choose another"
-                " checkpoint."
-            )
+            raise _unusable(arch, f"{lost} is outside its blocks")
         self.max_tokens = _max_tokens(model)
 
     def train(self, mode: bool = True) -> "HFEncoder":
@@ -185,13 +182,16 @@ class HFEncoder(nn.Module):
     @torch.no_grad()
     def try_out(self) -> None:
         """Raise WeightsError if the model does not encode embeddings alone or fails in autocast."""
-        device, kind = next(self.parameters()).device, self._model.config.model_type
-        way_out = "another checkpoint or a newer transformers"
+        device, about = next(self.parameters()).device, [self._model.config.model_type]
         if torch.is_autocast_enabled(device.type):
-            kind += f" under autocast to {torch.get_autocast_dtype(device.type)}"
-            way_out = "train.precision=fp32"
-        with _refusing(kind, way_out):
+            about[0] += f" under autocast to {torch.get_autocast_dtype(device.type)}"
+            about.append("train.precision=fp32")
+        with _refusing(*about):
             self(torch.zeros(1, 2, self.d_model, device=device))
+
+
+def _unusable(arch: HFArchitecture, why: str) -> WeightsError:
+    return WeightsError(f"{arch.model_type} cannot be used: {why}. Choose another checkpoint.")
 
 
 @contextmanager
@@ -231,8 +231,11 @@ def hf_init_law(arch: HFArchitecture) -> dict[str, float]:
     A matrix is drawn in the same way in every block, so the first that has it is enough. A stack
     of matrices (a mixture's experts) is one tall matrix.
     """
-    names = list(HFEncoder(arch, dropout=0.0, device="meta").hf_names)
-    kinds = {_kind(name): name for name in reversed(names)}  # its name where it comes first
+    names = {
+        name: re.sub(r"^block\.\d+\.", "block.", name)
+        for name in HFEncoder(arch, dropout=0.0, device="meta").hf_names
+    }
+    kinds = {kind: name for name, kind in reversed(names.items())}  # its name where it comes first
     last = max(int(n.split(".")[1]) for n in kinds.values() if n.startswith("block."))
     few = HFEncoder(replace(arch, num_layers=last + 1), dropout=0.0)
     tensors = {n: p for n, p in few.named_parameters() if n in kinds.values() and p.ndim > 1}
@@ -247,13 +250,9 @@ def hf_init_law(arch: HFArchitecture) -> dict[str, float]:
             squares[name] += p.detach().var(correction=0).item()
     return {
         name: (squares[first] / draws) ** 0.5
-        for name in names
-        if (first := kinds[_kind(name)]) in squares
+        for name, kind in names.items()
+        if (first := kinds[kind]) in squares
     }
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"^block\.\d+\.", "block.", name)
 
 
 def is_norm_weight(name: str) -> bool:
@@ -286,7 +285,7 @@ def _skeleton(arch: HFArchitecture, dropout: float) -> tuple[Any, str]:
     from transformers import AutoModel
 
     config = hf_config(arch)
-    config.use_cache = False
+    config.use_cache, config.return_dict = False, True
     for key, value in config.to_dict().items():
         is_dropout = "dropout" in key or key.endswith(("pdrop", "layerdrop"))
         if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):
@@ -301,10 +300,8 @@ def _skeleton(arch: HFArchitecture, dropout: float) -> tuple[Any, str]:
     path = max(lists, key=lambda name: lists[name], default="")
     sizes = [len(model.get_submodule(name)) for name in lists if not name.startswith(f"{path}.")]
     if sizes.count(config.num_hidden_layers) != 1 or not path:
-        raise WeightsError(
-            f"{arch.model_type} cannot be used: it is not a plain stack of"
-            f" {config.num_hidden_layers} blocks (does it share them?). Choose another checkpoint."
-        )
+        why = f"it is not a plain stack of {config.num_hidden_layers} blocks (does it share them?)"
+        raise _unusable(arch, why)
     return model.eval(), path
 
 
@@ -389,14 +386,6 @@ def _initialise(model: Any, wanted: Mapping[str, Tensor], generator: torch.Gener
         values = dict(made.named_parameters()) | dict(made.named_buffers())
         for name, tensor in unset.items():
             tensor.copy_(values[name])
-
-
-class _NoTokens(nn.Identity):
-    """Replaces the token embedding; some initialisers fill its weight."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = torch.empty(1, width)
 
 
 def _is_norm(module: nn.Module) -> bool:
