@@ -109,10 +109,11 @@ def read_encoder(
     return state, layout.embedding_scale * (squares / table.numel()) ** 0.5, num_full, notes
 
 
-def read_embedding(checkpoint: Checkpoint) -> Tensor:
-    """The token embedding, (V, D) float32, of a T5 that `read_encoder` accepted."""
-    name = next(name for name in _EMBEDDINGS if name in checkpoint.tensors)
-    return checkpoint.tensors[name].to(torch.float32, copy=True).contiguous()
+def read_embedding(checkpoint: Checkpoint, arch: Architecture) -> Tensor:
+    """The token embedding, (V, D) float32, of a checkpoint that `read_encoder` accepted."""
+    layout = _layout(checkpoint, arch)
+    table_VD = layout.tensors[layout.embedding].to(torch.float32, copy=True).contiguous()
+    return table_VD * layout.embedding_scale
 
 
 def _layout(checkpoint: Checkpoint, arch: Architecture) -> _Layout:

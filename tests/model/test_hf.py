@@ -371,6 +371,24 @@ def test_arms_are_paired_and_native_scale_is_the_checkpoints(
     assert not torch.equal(shuffled, own)
 
 
+@pytest.mark.parametrize("kind", ["bert", "xglm"])
+def test_prototypes_are_of_the_models_own_tokens(
+    small: Callable[..., Config], folders: dict[str, Path], kind: str
+) -> None:
+    arm = [*hf(folders[kind]), "patch=prototypes", "patch.bank_size=40"]
+    banks = {
+        init: dict(
+            build_model(small(*arm, f"init={init}"), num_channels=2)[0].patch.named_buffers()
+        )
+        for init in ("pretrained", "shuffled", "random")
+    }
+    tokens = oracle(kind).get_input_embeddings()(torch.arange(40)).detach()  # XGLM scales them
+    ours, mixed, drawn = (next(iter(bank.values())) for bank in banks.values())
+    assert {tuple(row) for row in ours.tolist()} == {tuple(row) for row in tokens.tolist()}
+    assert torch.equal(mixed.flatten().sort().values, ours.flatten().sort().values)
+    assert drawn.std().item() == pytest.approx(0.02 * (32**0.5 if kind == "xglm" else 1), rel=0.1)
+
+
 @pytest.mark.parametrize("freeze", ["all", "norms", "staged"])
 def test_frozen_is_frozen_and_keeps_nothing(
     small: Callable[..., Config], folders: dict[str, Path], tmp_path: Path, freeze: str
