@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -286,11 +286,11 @@ def _skeleton(arch: HFArchitecture, dropout: float) -> tuple[Any, str]:
 
     config = hf_config(arch)
     config.use_cache, config.return_dict = False, True
-    for key, value in config.to_dict().items():
-        is_dropout = "dropout" in key or key.endswith(("pdrop", "layerdrop"))
-        if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, key, 0.0 if key.endswith("layerdrop") else dropout)
     with torch.device("meta"), _refusing(arch.model_type):
+        for key, value in config.to_dict().items():
+            is_dropout = "dropout" in key or key.endswith(("pdrop", "layerdrop"))
+            if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):
+                setattr(config, key, 0.0 if key.endswith("layerdrop") else dropout)
         model = AutoModel.from_config(config, dtype=torch.float32)
     lists = {
         name: sum(p.numel() for p in module.parameters())
@@ -340,16 +340,13 @@ def _run_before(block: nn.Module, model: Any, arch: HFArchitecture) -> set[nn.Mo
     def stop(*_: Any) -> None:
         raise _ReachedError
 
-    hooks = [
-        module.register_forward_hook(lambda module, *_: ran.add(module))
-        for module in model.modules()
-    ]
-    hooks.append(block.register_forward_pre_hook(stop))
     seeded = _seeded(torch.Generator().manual_seed(0))  # BigBird makes modules in its forward
-    with seeded, _refusing(arch.model_type), suppress(_ReachedError):
+    with ExitStack() as stack, seeded, _refusing(arch.model_type), suppress(_ReachedError):
+        for module in model.modules():
+            hook = module.register_forward_hook(lambda module, *_: ran.add(module))
+            stack.callback(hook.remove)
+        stack.callback(block.register_forward_pre_hook(stop).remove)
         model(inputs_embeds=torch.zeros(1, 2, arch.d_model))
-    for hook in hooks:
-        hook.remove()
     return ran
 
 
