@@ -349,13 +349,13 @@ def _patch_problems(config: Config) -> Iterator[str]:
     if not patch.norm and patch.scale != "none":
         yield f"{scale} needs patch.norm=true: use patch=norm, or patch.scale=none."
     if patch.num_prototypes is not None:
-        lacks = None if isinstance(backbone, T5Backbone) else f"backbone={backbone.name}"
+        lacks = None if isinstance(backbone, CheckpointBackbone) else f"backbone={backbone.name}"
         if init.path is not None and init.name != "random" and patch.path is None:
             lacks = f"init.path={init.path} (a run)"
         if lacks is not None:
             prototypes = f"patch.num_prototypes={patch.num_prototypes}"
-            why = f"mixes a T5's token embeddings, and {lacks} has none"
-            yield f"{prototypes} {why}: use patch=norm, or a T5 checkpoint."
+            why = f"mixes a checkpoint's token embeddings, and {lacks} has none"
+            yield f"{prototypes} {why}: use patch=norm, or a backbone with a checkpoint."
     if patch.scale == "match_embedding":
         if not isinstance(backbone, CheckpointBackbone):
             yield f"{scale}: backbone={backbone.name} has no token embeddings; use another scale."

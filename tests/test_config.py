@@ -44,7 +44,7 @@ def is_possible(row: dict[str, str]) -> bool:
         (has_checkpoint or init == "random")
         and (is_t5 or init not in ("t5", "chronos"))
         and (has_encoder or (row["freeze"] == "none" and row["task"] != "reconstruct"))
-        and ((is_t5 and init != "run") or row["patch"] != "prototypes")
+        and ((has_checkpoint and init != "run") or row["patch"] != "prototypes")
     )
 
 

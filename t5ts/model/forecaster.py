@@ -119,13 +119,13 @@ class Forecaster(nn.Module):
 
 
 def _bypassed(block: nn.Module) -> Callable[..., Any]:
-    """A block's forward that returns its input, in a tuple if the block returns one (BLOOM's)."""
+    """A block's forward that returns its input, in a tuple if the block returns several things."""
     others: list[tuple[None, ...] | None] = []
 
     def forward(hidden_MND: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not others:
             real = type(block).forward(block, hidden_MND, *args, **kwargs)
-            others.append((None,) * (len(real) - 1) if isinstance(real, tuple) else None)
+            others.append((None,) * (len(real) - 1) if isinstance(real, tuple | list) else None)
         return hidden_MND if others[0] is None else (hidden_MND, *others[0])
 
     return forward
@@ -158,7 +158,7 @@ def scale_audit(model: Forecaster, x_BCL: Tensor) -> dict[str, float]:
     seen: dict[str, Tensor] = {}  # the latest block's replaces the one before
 
     def record(name: str, _: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        output = output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple | list) else output
         rms[name] = _rms(output)
         seen[name.partition("_")[0]] = output
         if name.startswith("block"):

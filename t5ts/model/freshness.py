@@ -131,7 +131,7 @@ def examine(
     structure: dict[str, float] = {}
     broken: list[str] = []
     for name, sigma in law.items():
-        matrix = state[name].float()
+        matrix = state[name].float().flatten(0, -2)  # experts on top of each other
         largest = matrix.abs().max()
         # Scaled to at most 1, so that fourth powers neither overflow nor vanish.
         centred = (matrix / largest if largest > 0 else matrix).sub_(matrix.mean() / largest)

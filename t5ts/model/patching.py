@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t5ts.errors import WeightsError
+from t5ts.model.architecture import architecture_from
 from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
 from t5ts.model.verify import read_embedding
 from t5ts.model.weights import CONTROLS, LoadReport
@@ -140,7 +141,7 @@ def token_bank(
 
     Args:
         report: Of the arm's encoder. A checkpoint's embedding is read from the files it names;
-            the controls transform all of it, as they do the encoder; "random" has T5's law.
+            the controls transform all of it, as they do the encoder; "random" has the model's law.
         num_rows: S.
         sample: Chooses the tokens, so that arms of one vocabulary have the same ones.
         own: Draws what is the arm's own: random weights and controls.
@@ -158,10 +159,10 @@ def token_bank(
     if report.init == "random":
         return torch.empty(num_rows, d_model).normal_(0.0, report.embedding_rms, generator=own)
     assert report.path is not None
-    files = open_checkpoint(report.path)
+    files = open_checkpoint(report.path, model_types=None)
     if {file.name: file_sha256(file) for file in files.files} != report.files:
         raise WeightsError(f"{report.path} has changed since its encoder was read: try again.")
-    state = {"embedding": read_embedding(files)}
+    state = {"embedding": read_embedding(files, architecture_from(report.architecture))}
     if report.init in CONTROLS:
         make, _ = CONTROLS[report.init]
         state = make(state, generator=own)

@@ -24,7 +24,7 @@ def empty_encoder(
 
 def encoder_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     """Names and shapes of an encoder's tensors, block by block."""
-    return {name: tuple(p.shape) for name, p in empty_encoder(arch).named_parameters()}
+    return {name: tuple(t.shape) for name, t in empty_encoder(arch).state_dict().items()}
 
 
 def init_law(arch: Architecture) -> dict[str, float]:

@@ -12,7 +12,13 @@ from torch import Tensor
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import Architecture, HFArchitecture, kind_of, t5_architecture
 from t5ts.model.checkpoint_file import Checkpoint
-from t5ts.model.hf_encoder import BOOKKEEPING, HFEncoder, hf_architecture, hf_config
+from t5ts.model.hf_encoder import (
+    BOOKKEEPING,
+    HFEncoder,
+    hf_architecture,
+    hf_config,
+    hf_tensors,
+)
 from t5ts.model.tensors import count, encoder_shapes
 
 # Published T5 v1.0 files carry this bias of the decoder's cross-attention, which no T5 has used
@@ -103,10 +109,11 @@ def read_encoder(
     return state, layout.embedding_scale * (squares / table.numel()) ** 0.5, num_full, notes
 
 
-def read_embedding(checkpoint: Checkpoint) -> Tensor:
-    """The token embedding, (V, D) float32, of a T5 that `read_encoder` accepted."""
-    name = next(name for name in _EMBEDDINGS if name in checkpoint.tensors)
-    return checkpoint.tensors[name].to(torch.float32, copy=True).contiguous()
+def read_embedding(checkpoint: Checkpoint, arch: Architecture) -> Tensor:
+    """The token embedding, (V, D) float32, of a checkpoint that `read_encoder` accepted."""
+    layout = _layout(checkpoint, arch)
+    table_VD = layout.tensors[layout.embedding].to(torch.float32, copy=True).contiguous()
+    return table_VD * layout.embedding_scale
 
 
 def _layout(checkpoint: Checkpoint, arch: Architecture) -> _Layout:
@@ -119,15 +126,14 @@ def _layout(checkpoint: Checkpoint, arch: Architecture) -> _Layout:
         return _Layout(tensors, names, shapes, "encoder.", embedding, 1.0)
     whole = HFEncoder(replace(arch, num_layers=_depth(arch)), dropout=0.0, device="meta")
     embedding, its_shape, scale = whole.token_embedding
-    shapes = {whole.hf_names[n]: tuple(p.shape) for n, p in whole.named_parameters()}
-    # Old files call a norm's weight and bias gamma and beta; heads have the base model's prefix.
-    tensors = {
-        re.sub("gamma$", "weight", re.sub("beta$", "bias", n)): t for n, t in tensors.items()
-    }
+    shapes = {whole.hf_names[n]: tuple(t.shape) for n, t in whole.state_dict().items()}
+    shapes[embedding] = its_shape
     if whole.prefix + embedding in tensors:
         tensors = {name.removeprefix(whole.prefix): tensor for name, tensor in tensors.items()}
+    if not shapes.keys() <= tensors.keys():
+        floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype in _FLOATS}
+        tensors = hf_tensors(arch, floats, where=str(checkpoint.folder))
     used = HFEncoder(arch, dropout=0.0, device="meta").hf_names
-    shapes[embedding] = its_shape
     return _Layout(tensors, used, shapes, whole.blocks_name, embedding, scale)
 
 
@@ -201,7 +207,7 @@ def finite_state(
 
 def _count(checkpoint: Checkpoint, arch: Architecture, layout: _Layout) -> tuple[int, list[str]]:
     """Parameters of the whole file, and notes; a T5's decoder is whole, or absent by config."""
-    config, sizes = checkpoint.config, {name: t.numel() for name, t in layout.tensors.items()}
+    config, sizes = checkpoint.config, {name: t.numel() for name, t in checkpoint.tensors.items()}
     # Tied tensors are the same parameters as the embedding, even if the file repeats them.
     tied = {_STALE_KEY, *_EMBEDDINGS} - {layout.embedding}
     if config.get("tie_word_embeddings", True):

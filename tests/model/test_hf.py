@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from forecasters import build_model as build_forecaster
 from runs import read, resumes_as_whole, rows
 from safetensors.torch import load_file, save_file
@@ -18,14 +19,16 @@ import t5ts
 from t5ts import experiment
 from t5ts.build import build, build_model
 from t5ts.checkpoint import load_checkpoint as load_saved
-from t5ts.config import FULL_PARAMS, Config
+from t5ts.config import CONF, FULL_PARAMS, Config
 from t5ts.donor import read_donor
 from t5ts.errors import ConfigError, WeightsError
 from t5ts.export import export
+from t5ts.model.checkpoint_file import Checkpoint
 from t5ts.model.encoders import store_in_bfloat16
 from t5ts.model.forecaster import scale_audit
 from t5ts.model.hf_encoder import HFEncoder, export_config, hf_architecture, hf_config
 from t5ts.model.tensors import random_state, state_digest
+from t5ts.model.verify import check_config
 from t5ts.model.weights import load_checkpoint
 
 SIZES = {
@@ -56,9 +59,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": OPT,
     "xglm": {"d_model": 32, "num_layers": 2, "attention_heads": 2, "ffn_dim": 64, "vocab_size": 40},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": 40},  # tuples
+    "roberta-prelayernorm": SIZES | {"pad_token_id": 1},  # its final norm is not beside its blocks
+    "mixtral": SIZES | {"num_key_value_heads": 1, "num_local_experts": 2},  # files by expert
 }
 run = partial(experiment.run, pictures=False)
-CAUSAL = ("gpt2", "llama", "qwen2", "opt", "bloom", "xglm")
+CAUSAL = ("gpt2", "llama", "qwen2", "opt", "bloom", "xglm", "mixtral")
 
 
 def arch_of(kind: str, num_layers: int | None = None) -> Any:
@@ -70,21 +75,24 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def oracle(kind: str, *, looks_trained: bool = True) -> Any:
-    """transformers' own model; as after training, its spreads, rows, columns and norms uneven."""
+    """transformers' own model, freshly initialised or as after training."""
     from transformers import AutoModel
 
     torch.manual_seed(3)
     model = AutoModel.from_config(hf_config(arch_of(kind))).eval()
+    return seem_trained(model) if looks_trained else model
+
+
+@torch.no_grad()
+def seem_trained(model: Any) -> Any:
+    """Make a model's spreads, rows, columns and norms uneven."""
     for name, p in model.named_parameters():
-        if not looks_trained:
-            break
-        with torch.no_grad():
-            if p.ndim == 2:
-                for shape in ((p.shape[0], 1), (1, p.shape[1])):
-                    p *= torch.randn(shape).mul_(0.4).exp_()
-                p *= 2.0 ** (3 * torch.rand(()))
-            elif name.endswith("weight"):
-                p *= torch.randn(p.shape).mul_(0.3).exp_()
+        if p.ndim >= 2:
+            for shape in ((*p.shape[:-1], 1), (*[1] * (p.ndim - 1), p.shape[-1])):
+                p *= torch.randn(shape).mul_(0.4).exp_()
+            p *= 2.0 ** (3 * torch.rand(()))
+        elif name.endswith("weight"):
+            p *= torch.randn(p.shape).mul_(0.3).exp_()
     return model
 
 
@@ -126,14 +134,15 @@ def test_forward_and_gradients_are_transformers(kind: str, tmp_path: Path) -> No
     assert report.embedding_rms == pytest.approx(table.square().mean().sqrt().item())
     assert report.origin == "pretrained"
     assert report.num_params_trained == sum(p.numel() for p in ours.parameters())
-    norms = [n for n, m in ours.named_modules() if "norm" in type(m).__name__.lower()]
+    norms = [n for n, m in ours.named_modules() if type(m).__name__.endswith("Norm")]
     assert norms
     assert all("layer_norm" in name for name in norms)
     places = {name.split(".")[0] for name, _ in ours.named_parameters()}
     assert places <= {"block", "stem", "final_layer_norm"}
-    assert ("final_layer_norm" in places) == (kind in ("modernbert", *CAUSAL))
+    has_final_norm = ("modernbert", "roberta-prelayernorm", *CAUSAL)
+    assert ("final_layer_norm" in places) == (kind in has_final_norm)
     # Rotary and sinusoidal positions have no parameters.
-    assert ("stem" in places) == (kind not in ("llama", "qwen2", "xglm"))
+    assert ("stem" in places) == (kind not in ("llama", "qwen2", "xglm", "mixtral"))
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -225,6 +234,68 @@ def test_a_fresh_checkpoint_is_refused(kind: str, tmp_path: Path) -> None:
         load_checkpoint(path=save(kind, tmp_path, looks_trained=False), arch=arch_of(kind))
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (
+            "deepseek_v3",
+            {"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
+            | {"n_group": 1, "topk_group": 1},
+        ),
+        ("apertus", {}),  # some parameters are set where they are made
+    ],
+)
+def test_buffers_that_a_file_holds_are_weights(
+    kind: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import AutoModel
+
+    values = {"model_type": kind, **SIZES, "moe_intermediate_size": 16, **more}
+    arch = hf_architecture(values, num_layers=None, where="x")
+    theirs = seem_trained(AutoModel.from_config(hf_config(arch)).eval())
+    held = theirs.state_dict()
+    for name in held.keys() - dict(theirs.named_parameters()).keys():
+        held[name] += 0.5
+    theirs.save_pretrained(tmp_path)
+    state, _ = load_checkpoint(path=tmp_path, arch=arch)
+    encoder = HFEncoder(arch, dropout=0.0).eval()
+    assert len(state) > len(dict(encoder.named_parameters()))
+    encoder.load_state_dict(state)
+    x = torch.randn(2, 4, 32, generator=generator())
+    assert torch.equal(encoder(x), theirs(inputs_embeds=x).last_hidden_state)
+    drawn, _ = random_state(arch, generator=generator())
+    assert drawn.keys() == state.keys()
+    assert all(torch.isfinite(tensor).all() for tensor in drawn.values())
+
+
+def test_dropout_on_the_tokens_is_the_models() -> None:
+    values = {"model_type": "biogpt", **SIZES}
+    encoder = HFEncoder(hf_architecture(values, num_layers=1, where="x"), dropout=0.5)
+    encoder.draw(generator())
+    entered: list[torch.Tensor] = []
+    encoder.block[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    for mode in (True, False):
+        encoder.train(mode)(torch.ones(4, 8, 32))
+    shares = [(hidden == 0).float().mean().item() for hidden in entered]
+    assert shares == [pytest.approx(0.5, abs=0.1), 0.0]
+
+
+def test_a_block_may_return_a_list_and_the_model_hold_a_buffer() -> None:
+    values = {"model_type": "openai-gpt", **GPT}
+    encoder = HFEncoder(hf_architecture(values, num_layers=None, where="x"), dropout=0.0)
+    encoder.draw(generator())
+    audit = scale_audit(build_forecaster(encoder), torch.randn(2, 3, 16, generator=generator()))
+    assert math.isfinite(audit["residual_ratio/block_1"])
+    assert all(buffer.is_meta for buffer in encoder.to("meta")._model.buffers())
+
+
+def test_a_norm_of_positions_is_no_final_norm() -> None:
+    more = {"relative_attention": True, "norm_rel_ebd": "layer_norm"}
+    values = {"model_type": "deberta-v2", **SIZES, **more}
+    encoder = HFEncoder(hf_architecture(values, num_layers=None, where="x"), dropout=0.0)
+    assert "stem.layer_norm.weight" in encoder.hf_names
+
+
 def test_old_names_and_a_heads_prefix_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
     expected, _ = load_checkpoint(path=folders["bert"], arch=arch_of("bert"))
     tensors = {
@@ -263,7 +334,10 @@ def test_another_architecture_is_refused_with_both_names(
     assert "512" in building(*hf(folders["bert"]), "seq_len=520", "patch.patch_len=1")
 
 
-@pytest.mark.parametrize("kind", ["layoutlm", "canine", "xlm", "squeezebert", "xmod"])
+UNUSABLE = ["layoutlm", "canine", "xlm", "squeezebert", "xmod", "flaubert", "albert", "beit"]
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
 def test_what_cannot_encode_embeddings_alone_is_refused(
     small: Callable[..., Config], tmp_path: Path, kind: str
 ) -> None:
@@ -295,6 +369,24 @@ def test_arms_are_paired_and_native_scale_is_the_checkpoints(
     own = one.encoder.state_dict()[name]
     assert torch.equal(shuffled.flatten().sort().values, own.flatten().sort().values)
     assert not torch.equal(shuffled, own)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xglm"])
+def test_prototypes_are_of_the_models_own_tokens(
+    small: Callable[..., Config], folders: dict[str, Path], kind: str
+) -> None:
+    arm = [*hf(folders[kind]), "patch=prototypes", "patch.bank_size=40"]
+    banks = {
+        init: dict(
+            build_model(small(*arm, f"init={init}"), num_channels=2)[0].patch.named_buffers()
+        )
+        for init in ("pretrained", "shuffled", "random")
+    }
+    tokens = oracle(kind).get_input_embeddings()(torch.arange(40)).detach()  # XGLM scales them
+    ours, mixed, drawn = (next(iter(bank.values())) for bank in banks.values())
+    assert {tuple(row) for row in ours.tolist()} == {tuple(row) for row in tokens.tolist()}
+    assert torch.equal(mixed.flatten().sort().values, ours.flatten().sort().values)
+    assert drawn.std().item() == pytest.approx(0.02 * (32**0.5 if kind == "xglm" else 1), rel=0.1)
 
 
 @pytest.mark.parametrize("freeze", ["all", "norms", "staged"])
@@ -391,13 +483,32 @@ def test_an_export_has_the_row_that_mpnet_pads_with() -> None:
         AutoModel.from_config(AutoConfig.for_model(**export_config(arch)))
 
 
-def test_an_exports_config_lists_the_attention_of_the_blocks_in_use_alone() -> None:
+@pytest.mark.parametrize(
+    ("kind", "more", "lists"),
+    [
+        (
+            "gpt_neo",
+            {"num_layers": 3, "attention_types": [[["global", "local", "local"], 1]]},
+            {"attention_layers": ["global", "local"]},
+        ),
+        ("codegen", {"n_embd": 32, "n_layer": 3, "n_head": 4, "rotary_dim": 4}, {}),
+        (
+            "exaone_moe",
+            SIZES | {"num_hidden_layers": 3, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+            {"mlp_layer_types": ["dense", "sparse"]},
+        ),
+    ],
+)
+def test_an_exports_config_is_of_the_blocks_in_use_alone(
+    kind: str, more: dict[str, Any], lists: dict[str, Any]
+) -> None:
     from transformers import AutoConfig
 
-    values = {"hidden_size": 32, "num_heads": 2, "num_layers": 3}
-    types = {"attention_types": [[["global", "local", "local"], 1]]}
-    arch = hf_architecture({"model_type": "gpt_neo", **values, **types}, num_layers=2, where="x")
-    assert AutoConfig.for_model(**export_config(arch)).attention_layers == ["global", "local"]
+    values = {"hidden_size": 32, "num_heads": 2, **more} if kind == "gpt_neo" else more
+    arch = hf_architecture({"model_type": kind, **values}, num_layers=2, where="x")
+    config = AutoConfig.for_model(**export_config(arch))
+    assert config.num_hidden_layers == 2
+    assert {name: getattr(config, name) for name in lists} == lists
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "xglm"])
@@ -434,6 +545,22 @@ def test_a_stopped_run_resumes_bit_for_bit(
 ) -> None:
     staged = ["freeze=staged", "freeze.unfreeze_epoch=1", "train.epochs=2"]
     resumes_as_whole(small(*hf(folders["bert"]), *staged), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("modernbert_base", {"classifier_pooling": "mean", "decoder_bias": True}),
+        ("qwen2_5_0_5b", {"sliding_window": 32768, "use_mrope": False, "bos_token_id": 151643}),
+        ("opt_125m", {"activation_dropout": 0.0, "prefix": "</s>", "bos_token_id": 2}),
+        ("distilbert", {"tie_weights_": True, "seq_classif_dropout": 0.2}),
+    ],
+)
+def test_presets_are_their_published_configuration(name: str, published: dict[str, Any]) -> None:
+    preset = yaml.safe_load((CONF / "backbone" / f"{name}.yaml").read_text())
+    arch = hf_architecture(preset["sizes"], num_layers=None, where=name)
+    checkpoint = Checkpoint(Path(name), preset["sizes"] | published, (), {})
+    assert check_config(checkpoint, arch) == arch
 
 
 @pytest.mark.parametrize("name", ["gpt2", "minilm_l6"])
