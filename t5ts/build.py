@@ -1,6 +1,7 @@
 """From a checked config to the objects of a run; nothing here trains or writes."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,12 @@ def build_optimizer(
         raise ConfigError(
             f"freeze.unfreeze_epoch={freeze.unfreeze_epoch} rounds to the end of the run (step"
             f" {total_steps} of {total_steps}): unfreeze earlier, train longer, or use freeze=all."
+        )
+    names = [name for name, _ in model.encoder.named_parameters()]
+    if freeze.always and not any(re.search(p, name) for p in freeze.always for name in names):
+        raise ConfigError(
+            f"freeze.always={freeze.always} matches no parameter of backbone={config.backbone.name}"
+            f" (whose first is {next(iter(names), 'none')}): choose other patterns, or freeze=all."
         )
     return PlannedOptimizer(
         model.named_parameters(),
