@@ -163,7 +163,9 @@ def series(count: int, place: Path, draws: random.Random, *, real: bool) -> Coun
         if status == 0 and when == "in training" and number == signal.SIGTERM:
             how = "exit 0 (look at it)"
         what = "; ".join(faults) and f"WRONG: {'; '.join(faults)}"
-        seen[f"{number.name} to rank {rank} {when}: {what or how}"] += 1
+        line = f"{number.name} to rank {rank} {when}: {what or how}"
+        print(line, flush=True)
+        seen[line] += 1
         if faults:
             print(f"--- {index} {number.name} {rank} {faults}\n{text[-4000:]}", file=sys.stderr)
     return seen
