@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,14 @@ def agent(said: Path) -> None:
     elastic_launch(config, member)()
 
 
-def pid_of(rank: int, parent: int) -> int | None:
-    """The process of this rank, by its own account or by the order in which they were started."""
+def pid_of(rank: int, parent: int, *, real: bool) -> int | None:
+    """The process of this rank, by its environment; a fork's, by the order of the starts."""
     pids = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    members = [int(pid) for pid in pids if b"resource_tracker" not in _line(pid)]
-    return members[rank] if len(members) == 2 else None
-
-
-def _line(pid: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+    for pid in pids:
+        with suppress(OSError):
+            if f"RANK={rank}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                return int(pid)
+    return int(pids[rank]) if len(pids) == 2 and not real else None
 
 
 def start(
@@ -89,7 +86,7 @@ def start(
 
     begun, when = time.monotonic(), "not"
     while number and wait() is None and time.monotonic() - begun < 150:
-        if (pid := pid_of(rank, process.pid)) is not None:
+        if (pid := pid_of(rank, process.pid, real=real)) is not None:
             time.sleep(after_s)
             when = moment()
             try:
