@@ -36,6 +36,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 def member() -> None:
     """A process of the run."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the agent's handler
     from t5ts.run import cli
 
     sys.argv = ["t5ts.run", *ARGUMENTS]
