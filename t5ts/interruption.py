@@ -1,13 +1,15 @@
-"""Signals that ask a run to stop: Ctrl-C, a scheduler's, the parent process's."""
+"""Signals that ask a run to stop, and a limit to what it waits for."""
 
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
+Done = TypeVar("Done")
 log = logging.getLogger("t5ts")
 #: The event that the installed handler of `stop_on_signals` sets.
 _stop = threading.Event()
@@ -55,6 +57,32 @@ def interrupt_on_signals() -> AbstractContextManager[None]:
     ignored.
     """
     return _handling(signal.default_int_handler)
+
+
+def within(limit_s: float, work: Callable[[], Done]) -> Done:
+    """Run `work` in a daemon thread, which is left to itself after `limit_s` seconds.
+
+    For calls without a timeout of their own that reaches everything, such as a name lookup.
+
+    Raises:
+        TimeoutError: if it takes longer.
+        BaseException: what `work` raises.
+    """
+    answer: Future[Done] = Future()
+
+    def target() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=target, daemon=True).start()
+    try:
+        return answer.result(limit_s)
+    except TimeoutError:
+        if answer.done():  # it raised that itself
+            raise
+        raise TimeoutError(f"no answer within {limit_s:g} s") from None
 
 
 def _is_main_thread() -> bool:

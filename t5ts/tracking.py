@@ -8,7 +8,6 @@ import math
 import netrc
 import os
 import socket
-import threading
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from t5ts.errors import UserError
+from t5ts.interruption import within
 from t5ts.provenance import json_ready
 from t5ts.schema import TrackerConfig
 
@@ -32,6 +32,9 @@ log = logging.getLogger("t5ts")
 REACH_TIMEOUT_S = 2.0
 #: Seconds that an online start may take before the run continues offline.
 INIT_TIMEOUT_S = 20.0
+#: Seconds after which W&B's own process (wandb-core) counts as hanging: when it starts, is sent a
+#: row or asked something, and when it uploads what is left at the end.
+START_S, ANSWER_S, UPLOAD_S = 90.0, 30.0, 600.0
 #: Why W&B is offline when nobody requested it.
 NOT_LOGGED_IN = "not logged in"
 #: W&B's key of the step, as in Lightning; `step` in metrics.jsonl.
@@ -135,19 +138,24 @@ class WandbTracker(Tracker):
                 "reinit": "finish_previous",
                 **about,
             }
-            try:
-                self._run, where = _start(run_dir, mode, why, arguments)
-            except wandb.errors.Error as error:
-                if mode == "offline":
-                    raise
-                wandb.teardown()  # else the id counts as in use by the start that failed
-                why = f"online failed: {one_line(error)}"
-                self._run, where = _start(run_dir, "offline", why, arguments)
+
+            def start() -> tuple[Any, str]:
+                try:
+                    run, where = _start(run_dir, mode, why, arguments)
+                except wandb.errors.Error as error:
+                    if mode == "offline":
+                        raise
+                    wandb.teardown()  # else the id counts as in use by the start that failed
+                    failed = f"online failed: {one_line(error)}"
+                    run, where = _start(run_dir, "offline", failed, arguments)
+                for pattern, step in STEP_METRICS.items():
+                    run.define_metric(pattern, step_metric=step)
+                for name, best in (("val_loss", "min"), ("val_corr", "max")):
+                    run.define_metric(name, step_metric="epoch", summary=best)
+                return run, where
+
+            self._run, where = within(START_S, start)
             id_file.write_text(f"{arguments['id']}\n")
-            for pattern, step in STEP_METRICS.items():
-                self._run.define_metric(pattern, step_metric=step)
-            for name, best in (("val_loss", "min"), ("val_corr", "max")):
-                self._run.define_metric(name, step_metric="epoch", summary=best)
             # Nothing to act on, if nobody has asked for it.
             log.log(logging.DEBUG if why == NOT_LOGGED_IN else logging.INFO, where)
         except Exception as error:  # a tracker may fail in any way, and never costs a run
@@ -157,7 +165,7 @@ class WandbTracker(Tracker):
         """Send one row, without the values that are of no use in W&B."""
         names = {"step": GLOBAL_STEP}
         sent = {names.get(k, k): v for k, v in _without_clutter(row).items() if k != "kind"}
-        self._attempt(lambda run: run.log(sent))
+        self._attempt(ANSWER_S, lambda run: run.log(sent))
 
     def finish(self, summary: Mapping[str, Any], images: Sequence[Path]) -> None:
         """Send the result and the pictures, and end W&B's run."""
@@ -172,21 +180,29 @@ class WandbTracker(Tracker):
                 _log_artifact(run, "model", {name: self._run_dir / name for name in names})
             run.finish()
 
-        self._attempt(send)
+        self._end(send)
 
     def abandon(self) -> None:
         """End W&B's run as failed; in a sweep the next trial begins in this process."""
-        self._attempt(lambda run: run.finish(exit_code=1))
+        self._end(lambda run: run.finish(exit_code=1))
 
-    def _attempt(self, send: Callable[[Any], None]) -> None:
-        if self._run is not None:
+    def _end(self, send: Callable[[Any], None]) -> None:
+        # Its process answers this at once; rows go into its socket's buffer also if it hangs.
+        self._attempt(ANSWER_S, lambda run: run.summary.keys())
+        self._attempt(UPLOAD_S, send)
+        self._run = None
+
+    def _attempt(self, limit_s: float, send: Callable[[Any], object]) -> None:
+        if (run := self._run) is not None:
             try:
-                send(self._run)
+                within(limit_s, lambda: send(run))
             except Exception as error:  # see __init__
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self._run = None
+        if isinstance(error, TimeoutError):
+            _kill_service()
         log.warning(
             "W&B failed and is left out of this run; metrics.jsonl has everything: %s: %s",
             type(error).__name__,
@@ -211,6 +227,23 @@ def _start(folder: Path, mode: str, why: str, arguments: Mapping[str, Any]) -> t
     )
     later = f"to upload later: wandb sync {Path(run.dir).parent}"
     return run, f"W&B: {mode} ({why})" + (f": {run.url}" if mode == "online" else f"; {later}")
+
+
+def _kill_service() -> None:
+    """End W&B's process, which hangs: this one would wait for it when it exits.
+
+    The next run of this process starts another.
+    """
+    import wandb
+    from wandb.sdk.wandb_setup import singleton
+
+    def kill() -> None:
+        service: Any = singleton()._connection
+        service._proc._process.kill()
+        wandb.teardown()
+
+    with suppress(Exception, SystemExit):  # of a client that has lost its process
+        within(ANSWER_S, kill)
 
 
 def _log_artifact(run: Any, kind: str, files: Mapping[str, Path]) -> None:
@@ -257,7 +290,8 @@ def log_report(findings: "Findings", written: "Written", project: str) -> str:
     runs, (notes, summary) = study.table(), _in_words_and_figures(findings)
     tables = {"runs": (runs.columns, runs.rows()), "final_performance": (final.columns, final.rows)}
     as_page = f'<pre style="white-space: pre-wrap; font: inherit">{html.escape(notes)}</pre>'
-    try:
+
+    def send() -> str:
         import wandb
 
         run, where = _start(folder, mode, why, arguments)
@@ -273,12 +307,17 @@ def log_report(findings: "Findings", written: "Written", project: str) -> str:
         if any(one.config.get("tracker.artifacts") for one in study.runs):
             _log_artifact(run, "report", {written.page.name: written.page})
         run.finish()
+        return where
+
+    try:
+        return within(UPLOAD_S, send)
     except Exception as error:  # the client raises any error of its parts
+        if isinstance(error, TimeoutError):
+            _kill_service()
         raise UserError(
             f"W&B did not take the report for project {project}: {one_line(error)}. Check the"
             " project's name and the login (wandb login), or set WANDB_MODE=offline."
         ) from error
-    return where
 
 
 def _in_words_and_figures(findings: "Findings") -> tuple[str, dict[str, Any]]:
@@ -344,12 +383,12 @@ def _in_netrc(host: str) -> bool:
 
 def _takes_connection(host: str, port: int) -> bool:
     """Whether a TCP connection succeeds in time, name look-up included."""
-    reached = threading.Event()
 
     def connect() -> None:
-        with suppress(OSError), socket.create_connection((host, port), timeout=REACH_TIMEOUT_S):
-            reached.set()
+        socket.create_connection((host, port), timeout=REACH_TIMEOUT_S).close()
 
-    # A look-up without a network can hang longer than any timeout given to it.
-    threading.Thread(target=connect, daemon=True).start()
-    return reached.wait(REACH_TIMEOUT_S)
+    try:
+        within(REACH_TIMEOUT_S, connect)
+    except OSError:
+        return False
+    return True

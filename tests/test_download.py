@@ -59,8 +59,10 @@ def test_list_shows_what_is_cached(capsys) -> None:
 def test_verify_needs_no_network_and_finds_damage(hub, tmp_path: Path, capsys) -> None:
     main(BACKBONE)
     asked = len(hub.asked("GET", ""))
-    assert main(["--verify", *BACKBONE]) == 0
+    refs = [(path, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("refs/*")]
+    assert main(["--verify", *BACKBONE]) == main(BACKBONE) == 0
     assert len(hub.asked("GET", "")) == asked
+    assert [(path, path.stat().st_mtime_ns) for path, _ in refs] == refs  # may be read-only
     (blob,) = [p for p in (tmp_path / "cache").rglob("blobs/*") if p.stat().st_size > 10_000]
     flip(blob, -100)
     assert main(["--verify", *BACKBONE]) == 2

@@ -1,9 +1,11 @@
 """A run directory: its owner, the inputs of its numbers, and whether it is intact."""
 
+import json
 import logging
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from t5ts.build import load_once
 from t5ts.config import Config
 from t5ts.data.windows import Windows
 from t5ts.errors import (
+    DataError,
     DirectoryInUse,
     InputsChanged,
     OutputError,
@@ -228,6 +231,21 @@ def test_a_damaged_finished_run_is_not_shown(name: str, halves, run_dir: Path) -
     assert not collect([run_dir]).runs  # nor does the report read it
     with pytest.raises(ResumeError, match=rf"{name}.*train\.resume=never"):
         run(config, run_dir=run_dir)
+
+
+def test_no_flipped_bit_of_a_record_is_read(tmp_path: Path) -> None:
+    """Nor one in the name of the checksum's own key; a record of an older t5ts has none."""
+    path = tmp_path / "record.json"
+    record = {"a": 1.5e-7, "b": [1, None, "é"], "c": {"crc": True}, "d": "0123abcd"}
+    write_json(path, record)
+    for place in range(8 * path.stat().st_size):
+        flip(path, place // 8, place % 8)
+        with suppress(DataError):
+            assert read_json(path) == record, path.read_bytes()  # 1E-7 is 1e-7
+        flip(path, place // 8, place % 8)
+    for older in (record, {}):
+        path.write_text(json.dumps(older))
+        assert read_json(path) == older
 
 
 def test_a_named_checkpoint_that_is_missing_is_no_new_run(config: Config, run_dir: Path) -> None:

@@ -1,11 +1,15 @@
 """metrics.jsonl is exact, and the tracker can fail in any way without costing a run."""
 
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 
 import pytest
-from runs import rows, run, run_until, wandb_records
+from conftest import SMALL
+from runs import Command, command_line, rows, run, run_until, wandb_records
+from wandb.sdk import wandb_setup
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts import experiment, report, tracking
@@ -157,6 +161,57 @@ def test_a_failing_tracker_falls_silent_and_says_so_once(
     tracker.log({"epoch": 0, "val_loss": 0.25})
     tracker.finish({}, [])
     assert wandb_summary(tmp_path / "next")["summary"]["val_loss"]["min"] == 0.25
+
+
+def stop_service() -> None:
+    """Stop W&B's own process: it takes what its socket's buffer holds, and answers nothing."""
+    process = wandb_setup.singleton()._connection._proc._process
+    os.kill(process.pid, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("rows_sent", [0, 300])
+def test_a_tracker_that_hangs_is_left_out_in_time(
+    rows_sent: int, tmp_path: Path, caplog, monkeypatch, wandb_summary
+) -> None:
+    """Few rows fit into the buffer, so the end waits for it; many do not, so a row does."""
+    monkeypatch.setattr(tracking, "ANSWER_S", 1.0)
+    hung = wandb_tracker(tmp_path / "hung")
+    stop_service()
+    for step in range(rows_sent):
+        hung.log({f"value/{number}": step + number / 7 for number in range(500)})
+    assert ("left out" in caplog.text) == (rows_sent > 0)
+    hung.finish({"objective": 0.5}, [])
+    assert caplog.text.count("left out") == 1
+    after = wandb_tracker(tmp_path / "next")
+    after.finish({"objective": 0.25}, [])
+    assert caplog.text.count("left out") == 1
+    assert wandb_summary(tmp_path / "next")["summary"]["objective"] == 0.25
+
+
+def stopped_with_the_first_step(*arguments: str) -> None:
+    """The command line; W&B's process is stopped when training begins."""
+    tracking.ANSWER_S = 1.0
+    real_fit = experiment.fit
+
+    def fit(*args, **kwargs):
+        stop_service()
+        return real_fit(*args, **kwargs)
+
+    experiment.fit = fit
+    command_line(*arguments)
+
+
+def test_a_run_whose_tracker_hangs_ends_with_its_result(tmp_path: Path) -> None:
+    """Also its process ends, which waits for W&B's when it exits."""
+    arguments = [*SMALL, "backbone=linear", "tracker=wandb", "hydra.run.dir=run"]
+    process = Command(
+        *arguments, cwd=tmp_path, program=stopped_with_the_first_step, WANDB_MODE="offline"
+    )
+    out, err = process.wait()
+    assert process.returncode == 0, out + err
+    assert (tmp_path / "run" / "result.json").is_file()
+    assert (out + err).count("left out") == 1
+    assert "Traceback" not in err
 
 
 #: Variables that are wrong, and what the one message must name.

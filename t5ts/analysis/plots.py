@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from t5ts.analysis.results import read_json, read_metrics
+from t5ts.provenance import replacing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -94,7 +95,7 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
     step_s = read_json(run_dir / "provenance.json")["data"].get("step_s")
     prediction = ("prediction", {"color": BLUE, "lw": 2}, sample)
     with own_style():
-        return _save(
+        return save_figures(
             {
                 "learning_curve": _learning_curve(run_dir, result_file or run_dir / "result.json"),
                 "forecast": draw_forecasts([prediction], step_s=step_s),
@@ -104,11 +105,14 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
         )
 
 
-def _save(figures: dict[str, Any], folder: Path) -> list[Path]:
-    for name, figure in figures.items():
+def save_figures(figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Write each figure as NAME.png, whole or not at all; returns the paths."""
+    paths = [folder / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
         folder.mkdir(exist_ok=True)
-        figure.savefig(folder / f"{name}.png", dpi=120)
-    return [folder / f"{name}.png" for name in figures]
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
+    return paths
 
 
 def _learning_curve(run_dir: Path, result_file: Path) -> Any:

@@ -120,8 +120,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """One of a run directory's JSON files.
 
     Raises:
-        DataError: if it cannot be read, is not a JSON object, or its checksum differs (an older
-            t5ts wrote none).
+        DataError: if it cannot be read, is not a JSON object, or its checksum differs or has lost
+            its key (an older t5ts wrote none).
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -132,6 +132,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} contains a JSON {type(value).__name__}, not an object.")
     crc32 = value.pop("crc32", None)
-    if crc32 is not None and crc32 != content_crc32(value):
+    is_whole = crc32 == content_crc32(value)
+    if crc32 is None:  # from an older t5ts, unless the key before the last value was crc32
+        rest = dict(value)
+        last = rest.popitem()[1] if rest else None
+        is_whole = last != content_crc32(rest)
+    if not is_whole:
         raise DataError(f"{path} is corrupted: its checksum differs.")
     return value

@@ -9,16 +9,15 @@ names it by. `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and the prox
 import logging
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from t5ts.errors import Interrupted, WeightsError
-from t5ts.interruption import interrupt_on_signals
+from t5ts.interruption import interrupt_on_signals, within
 from t5ts.model.checkpoint_file import CorruptError, choose_weight_file, file_sha256, shard_names
 
 _REMEDY = (
@@ -64,8 +63,10 @@ _PHRASES = {
 }
 _NETWORK_ERRORS = {"TransportError", "TimeoutError", "ConnectionError"}
 
+#: Seconds without a byte after which a partial file belongs to no living download.
+LEFT_AFTER_S = 60.0
+
 log = logging.getLogger("t5ts")
-T = TypeVar("T")
 
 
 def _settings() -> Any:
@@ -87,6 +88,11 @@ def _settings() -> Any:
 def _probe_timeout_s() -> float:
     """For one small request."""
     return float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "3"))
+
+
+def _probe_limit_s() -> float:
+    """For that request, its name lookup and further addresses of the host included."""
+    return _probe_timeout_s() + 0.5
 
 
 def cached_snapshot(hub_id: str, revision: str = "main") -> Path | None:
@@ -127,7 +133,9 @@ def fetch_snapshot(hub_id: str, revision: str = "main") -> Path:
         if folder is None and _settings().HF_HUB_OFFLINE:
             raise OSError("offline mode")
         if folder is None:
-            folder = _download(hub_id, revision, *_within_timeout(partial(_find, hub_id, revision)))
+            found = within(_probe_limit_s(), partial(_find, hub_id, revision))
+            folder = _download(hub_id, revision, *found)
+            _remove_leftovers(folder.parents[1])
         try:
             _check_content(folder, _names(folder))
         except CorruptError as error:
@@ -171,7 +179,7 @@ def _download(hub_id: str, revision: str, commit: str, main: str) -> Path:
         pinned = commit if wanted else revision
         try:
             with interrupt_on_signals(), _explaining(hub_id, revision, file=name):
-                _within_timeout(partial(_ask_first_byte, hub_id, commit, name))
+                within(_probe_limit_s(), partial(_ask_first_byte, hub_id, commit, name))
                 path = hf_hub_download(
                     hub_id, name, revision=pinned, etag_timeout=_probe_timeout_s()
                 )
@@ -243,22 +251,20 @@ def _check_content(folder: Path, names: Iterable[str]) -> None:
             raise CorruptError(f"{path} is corrupted: it does not have the hub's content hash.")
 
 
-def _within_timeout(work: Callable[[], T]) -> T:
-    """Run `work` in a daemon thread; TimeoutError soon after its own timeout.
+def _remove_leftovers(repo: Path) -> None:
+    """Remove the partial files of downloads that were killed, which the client never resumes.
 
-    A name lookup has no timeout that a client could set, and a host with several addresses is
-    tried with the full timeout on each.
+    Another process may be writing to one: then its lock is held, or, on file systems whose locks
+    hold nobody back, it has been written to lately.
     """
-    answer: Future[T] = Future()
+    from filelock import Timeout
+    from huggingface_hub.utils import WeakFileLock
 
-    def target() -> None:
-        try:
-            answer.set_result(work())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=target, daemon=True).start()
-    return answer.result(_probe_timeout_s() + 0.5)
+    for left in (repo / "blobs").glob("*.????????.incomplete"):
+        lock = repo.parent / ".locks" / repo.name / f"{left.name.split('.')[0]}.lock"
+        with suppress(Timeout, OSError), WeakFileLock(lock, timeout=0.01):
+            if time.time() - left.stat().st_mtime > LEFT_AFTER_S:
+                left.unlink()
 
 
 @contextmanager

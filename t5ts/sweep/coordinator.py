@@ -21,12 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.trial import TrialState
 from yaml import YAMLError
 
-from t5ts.analysis.plots import draw_run, draw_surfaces, own_style, surface_of
+from t5ts.analysis.plots import draw_run, draw_surfaces, own_style, save_figures, surface_of
 from t5ts.checks import check
 from t5ts.config import NOT_IDENTITY, from_hydra, values_without
 from t5ts.errors import ConfigError, DataError, Interrupted, UserError
 from t5ts.interruption import interrupt_on_signals
-from t5ts.provenance import without_password, write_yaml
+from t5ts.provenance import without_password, write_text, write_yaml
 from t5ts.sweep.display import Display, best_trials, budget_of
 from t5ts.sweep.ledger import Ledger
 from t5ts.sweep.pool import Pool
@@ -73,7 +73,7 @@ def sweep(config: DictConfig, arguments: Sequence[str], *, hydra_context: HydraC
     ledgers = work.ledgers(create=True)
     check_purpose(work, ledgers)
     command = shlex.join(["python", "-m", "t5ts.run", *map(without_password, sys.argv[1:])])
-    (work.sweep_dir / COMMAND).write_text(command + "\n")
+    write_text(work.sweep_dir / COMMAND, command + "\n")
     check_results(work, ledgers)
     display = Display(ledgers, work.space, settings)
     display.announce(epochs)
@@ -372,8 +372,4 @@ def _draw(work: Work, ledgers: Sequence[Ledger]) -> list[Path]:
             if low < high:
                 axes.set_ylim(low - (high - low) / 2, high + (high - low) / 2)
             figures["history"] = axes.figure
-        paths = [work.sweep_dir / "plots" / f"{key}.png" for key in figures]
-        for path, figure in zip(paths, figures.values(), strict=True):
-            path.parent.mkdir(exist_ok=True)
-            figure.savefig(path, dpi=120)
-    return paths
+        return save_figures(figures, work.sweep_dir / "plots")

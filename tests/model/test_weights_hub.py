@@ -292,6 +292,23 @@ def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
     assert load(hub, cache).tensors_sha256 == report.tensors_sha256
 
 
+def test_partial_files_of_killed_downloads_are_removed(hub: HubServer, cache: Path) -> None:
+    """A killed client leaves one under a name that no later one looks for."""
+    from huggingface_hub.utils import WeakFileLock
+
+    blobs, locks = cache / "models--t5-small" / "blobs", cache / ".locks" / "models--t5-small"
+    for folder in (blobs, locks):
+        folder.mkdir(parents=True)
+    lefts = {name: blobs / f"{name * 64}.0123abcd.incomplete" for name in "abc"}
+    for name, left in lefts.items():
+        left.write_bytes(b"1")
+        if name != "c":  # another process has just written to this one
+            os.utime(left, (0, 0))
+    with WeakFileLock(locks / f"{'b' * 64}.lock"):  # another process has this one
+        load(hub, cache)
+    assert {name for name, left in lefts.items() if left.exists()} == {"b", "c"}
+
+
 def test_offline_without_a_cache(hub: HubServer, cache: Path) -> None:
     refused(hub, cache, "HF_HUB_OFFLINE", "HF_HOME", offline=True)
     assert not hub.requests
