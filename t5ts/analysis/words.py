@@ -120,6 +120,11 @@ def versus(pair: Any) -> str:
     return f"{one.removesuffix(f', {schedule}')} vs. {other}"
 
 
+def without(headline: str, kind: str) -> str:
+    """A headline next to its verdict's kind, which it then need not begin with."""
+    return re.sub(rf"\b{kind}: (.)", lambda m: m[1].upper(), headline, count=1, flags=re.I)
+
+
 def run_words(config: Any) -> str:
     """The arm of a run's configuration in words."""
     model = getattr(config.backbone, "title", "T5")
@@ -196,5 +201,6 @@ _FILTERS = {
     "label": arm_label,
     "in_words": in_words,
     "versus": versus,
+    "without": without,
     "faults": faults,
 }

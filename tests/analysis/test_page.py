@@ -156,6 +156,20 @@ def test_long_names_leave_the_effects_their_width(small: Path) -> None:
     assert widths[1] == pytest.approx(widths[0], rel=0.01)
 
 
+def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study: Path) -> None:
+    findings, heights = verdict(collect([study])), []
+    for times in (1, 8):
+        findings.main.condition.arms *= times
+        figure = draw(findings, "curves")
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        heights.append(axes.get_window_extent().height)
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
+    lines = [line for line in axes.get_lines() if ": " in str(line.get_label())]
+    styles = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(styles) == len(lines) == 24
+
+
 def test_the_same_runs_give_the_same_pictures(
     study: Path, written: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -308,6 +322,11 @@ def test_page_by_keyboard(browser: Any, written: tuple[Path, str]) -> None:
 def test_page_on_a_telephone_in_the_dark(browser: Any, written: tuple[Path, str]) -> None:
     with opened(browser, written[0], width=360, scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        cut = page.locator(".scroll").evaluate_all(
+            "all => all.map(e => e.scrollWidth - e.clientWidth)"
+        )
+        assert max(cut) == 0
         assert page.locator(".headline").bounding_box()["y"] < 400
         # The evidence itself, not its labels alone: wide enough for a phone without scrolling.
         effects = page.locator("#picture-effects .still")

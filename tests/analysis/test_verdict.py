@@ -30,7 +30,7 @@ from t5ts.analysis.judgement import (
     WITHHELD,
     Findings,
 )
-from t5ts.analysis.sections import markdown, sections
+from t5ts.analysis.sections import header, markdown, sections
 from t5ts.analysis.study import collect
 from t5ts.analysis.words import arm_label
 
@@ -814,7 +814,20 @@ def test_of_one_data_set_the_other_conditions_are_in_the_headline(tmp_path: Path
         write(tmp_path / str(horizon), {"t5-none": effect, "random-none": 0}, horizon=horizon)
     study = found(tmp_path)
     assert study.main.condition.name in study.headline
-    assert f"1 {DOES_NOT}" in study.headline
+    assert f"{DOES_NOT} (1)" in study.headline
+
+
+@pytest.mark.parametrize("names", ["ab", "aa"])
+def test_of_several_conditions_each_answer_is_given_once(tmp_path: Path, names: str) -> None:
+    for name, horizon in zip(names, (24, 48), strict=True):
+        write(tmp_path / f"{name}{horizon}", {"t5-none": (0, 0.05), "random-none": (0, 0.05)},
+              data__name=name, horizon=horizon)  # fmt: skip
+    study = found(tmp_path)
+    assert {study.kind, *(v.kind for v in study.verdicts)} == {CANNOT_TELL}
+    told = [reason for reason in study.reasons if ", 128 → " in reason and CANNOT_TELL in reason]
+    assert len(told) == (2 if names == "ab" else 1)  # of one data set the headline is another
+    assert all(reason.lower().count(CANNOT_TELL) == 1 for reason in told)
+    assert CANNOT_TELL not in header(study)["headline"].lower().replace(f"{CANNOT_TELL} (1)", "")
 
 
 @pytest.mark.parametrize(
@@ -998,7 +1011,7 @@ def test_the_lab_logs_arms_and_its_table(tmp_path: Path) -> None:
         "shared-random-none)",
         "t5_efficient_tiny-random-none)",
     ]
-    assert "epoch 3, 4" in table.rows[0][4]
+    assert "epochs 3, 4" in table.rows[0][4]
 
 
 def test_pairs_name_their_question(tmp_path: Path) -> None:
