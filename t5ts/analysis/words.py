@@ -47,6 +47,8 @@ def percent(share: float, *, sign: bool = True) -> str:
     """0.0312 as +3.1 %."""
     if not math.isfinite(share):
         return NONE
+    if share > 10:  # few seeds give any number
+        return f"> {'+' if sign else ''}1,000\u00a0%"
     text = fixed(100 * share, digits=1 if abs(share) >= 0.0095 else 2)
     # A no-break space keeps the sign with its number.
     return ("+" if sign and not text.startswith("−") else "") + text + "\u00a0%"

@@ -224,6 +224,7 @@ def test_command_line_names_what_is_wrong(
 
 def test_numbers_in_words() -> None:
     assert percent(-0.0312) == "−3.1\u00a0%"
+    assert percent(48.3, sign=False) == "> 1,000\u00a0%"
     assert percent(0.002) == "+0.20\u00a0%"
     assert probability(0.0004) == "< 0.001"
     assert probability(0.0312) == "= 0.031"
