@@ -43,7 +43,10 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
             yield module, [word for word in words if not word.startswith("2>")]
 
 
-COMMANDS = {(module, *words) for page in PAGES for module, words in commands(joined(page))}
+REPORT = ROOT / "t5ts" / "analysis" / "report.md.j2"  # it suggests commands too
+COMMANDS = {
+    (module, *words) for page in (*PAGES, REPORT) for module, words in commands(joined(page))
+}
 COMMANDS |= {  # each preset opens with its own
     (module, *words)
     for preset in sorted((CONF / "experiment").glob("*.yaml"))
