@@ -71,7 +71,7 @@ def whole_ticks(ax: Any, label: str) -> None:
     """The x axis counts epochs or trials: integer ticks only."""
     from matplotlib.ticker import MaxNLocator
 
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel(label)
 
 

@@ -22,6 +22,7 @@ from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, draw, verdict
 from t5ts.analysis.figures import PICTURES, save_figures
 from t5ts.analysis.page import write_report
+from t5ts.analysis.plots import new_figure, whole_ticks
 from t5ts.analysis.sections import Picture, Table, parse, sections
 from t5ts.analysis.statistics import mean_interval
 from t5ts.analysis.words import arm_label, interval, number, percent, probability
@@ -154,6 +155,14 @@ def test_long_names_leave_the_effects_their_width(small: Path) -> None:
         figure.draw_without_rendering()
         widths.append(figure.axes[0].get_position().width)
     assert widths[1] == pytest.approx(widths[0], rel=0.01)
+
+
+def test_epochs_have_whole_ticks_even_if_there_is_one() -> None:
+    _, ((ax,),) = new_figure(1, 1, width=4, height=3)
+    whole_ticks(ax, "epoch")
+    ax.set_xlim(0.5, 1.5)
+    shown = [tick for tick in ax.get_xticks() if 0.5 <= tick <= 1.5]
+    assert shown == [1]
 
 
 def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study: Path) -> None:
