@@ -52,6 +52,7 @@ def _report(options: argparse.Namespace) -> None:
         raise UserError(f"--margin {options.margin}: must be a percentage between 0 and 100.")
     from t5ts.analysis import collect, verdict, write_report
     from t5ts.analysis.sections import in_short
+    from t5ts.analysis.words import without
 
     findings = verdict(collect(options.dirs), margin=options.margin / 100)
     out = options.out or options.dirs[0] / "report"
@@ -62,8 +63,7 @@ def _report(options: argparse.Namespace) -> None:
             f"the report cannot be written to {out} ({error.strerror}): choose another folder"
             " with --out DIR."
         ) from error
-    repeats = findings.headline.lower().startswith(findings.kind)
-    print("\n" + ("" if repeats else f"{findings.kind.upper()}: ") + f"{findings.headline}\n")
+    print(f"\n{findings.kind.upper()}: {without(findings.headline, findings.kind)}\n")
     for reason in findings.reasons:
         print(f"  - {reason}")
     print(f"\n{in_short(findings)}")

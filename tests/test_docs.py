@@ -43,7 +43,10 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
             yield module, [word for word in words if not word.startswith("2>")]
 
 
-COMMANDS = {(module, *words) for page in PAGES for module, words in commands(joined(page))}
+REPORT = ROOT / "t5ts" / "analysis" / "report.md.j2"  # it suggests commands too
+COMMANDS = {
+    (module, *words) for page in (*PAGES, REPORT) for module, words in commands(joined(page))
+}
 COMMANDS |= {  # each preset opens with its own
     (module, *words)
     for preset in sorted((CONF / "experiment").glob("*.yaml"))
@@ -197,7 +200,9 @@ def test_every_key_is_documented() -> None:
 def your_csv(tmp_path: Path) -> Path:
     """Hourly rows of two channels."""
     start = datetime(2024, 1, 1)
-    rows = (f"{start + timedelta(hours=i)},{i % 24},{(i * 7) % 31}" for i in range(1000))
+    rows = (
+        f"{start + timedelta(hours=i)},{i % 24},{(i * 7) % 31}" for i in range(240)
+    )  # as few as README allows
     path = tmp_path / "your.csv"
     path.write_text("\n".join(["time,load,price", *rows]) + "\n")
     return path

@@ -319,7 +319,7 @@ def _answer(findings: Findings, margin: float) -> Findings:
     findings.reasons = list(main.reasons)
     if len(verdicts) == 1:
         return findings
-    lines = [f"{v.condition.name}: {v.kind}. {v.headline}" for v in verdicts]
+    lines = {v: sentence("one_condition", v=v) for v in verdicts}
     # The verdicts with an answer on each series: those on the most training data.
     answers = [v for v in verdicts if v.kind not in NO_VERDICT]
     judged = [
@@ -330,20 +330,20 @@ def _answer(findings: Findings, margin: float) -> Findings:
     kinds = {v.kind for v in verdicts}
     stopped = next((kind for kind in (WITHHELD, UNFINISHED) if kind in kinds), None)
     if count > 1 and stopped:
-        names = "; ".join(v.condition.name for v in verdicts if v.kind == stopped)
-        findings.kind, findings.reasons = stopped, lines
-        findings.headline = f"No verdict over {count} data sets: {stopped} on {names}."
+        names = [v.condition.name for v in verdicts if v.kind == stopped]
+        findings.kind, findings.reasons = stopped, [*lines.values()]
+        findings.headline = sentence("no_answer", kind=stopped, count=count, names=names)
     elif len(judged) > 1:
         findings.kind, findings.headline = _over_data(judged, count, margin)
         p = statistics.wilcoxon_p(_mean_effects(judged, "best"))
-        findings.reasons = [sentence("wilcoxon", p=p), *lines]
+        findings.reasons = [sentence("wilcoxon", p=p), *lines.values()]
     else:
         others = [v for v in verdicts if v is not main]
         counts = Counter(v.kind for v in others)
         withheld = [v.condition.name for v in others if v.kind == WITHHELD]
         values = {"name": main.condition.name, "others": counts, "withheld": withheld}
         findings.headline += " " + sentence("other_conditions", **values)
-        findings.reasons += lines
+        findings.reasons += [lines[v] for v in others]
     return findings
 
 

@@ -12,11 +12,13 @@ from t5ts.analysis import effects, judgement, plots
 from t5ts.analysis.encoder import scale_audit
 from t5ts.analysis.judgement import Comparison, Findings
 from t5ts.analysis.plots import BLUE, GREY, ORANGE, arm_style, new_figure, own_style, whole_ticks
-from t5ts.analysis.words import arm_label, percent
+from t5ts.analysis.words import arm_label, in_words, percent, plural, versus
 from t5ts.provenance import replacing
 
 #: More comparisons than this do not fit in a figure; the table has them all.
 MOST_EFFECTS = 24
+#: Inches of a line in a legend below a figure.
+LEGEND_LINE = 0.2
 #: Most panels in a figure with one per arm.
 MOST_PANELS = 8
 #: Colour, marker and description of what a comparison shows.
@@ -67,7 +69,7 @@ def _shown_effects(findings: Findings) -> list[tuple[str, Comparison]]:
     if not several:
         kinds = ["best", "control", "weights", "frozen_random", "checkpoint", "freezing"]
     return [
-        (f"{c.pair.name}\n{v.condition.name}" if several else c.pair.name, c)
+        (f"{versus(c.pair)}\n{v.condition.name}" if several else versus(c.pair), c)
         for kind in kinds
         for v in findings.verdicts
         for c in v.comparisons
@@ -79,7 +81,7 @@ def _effects(findings: Findings) -> Any | None:
     shown = _shown_effects(findings)
     if not shown:
         return None
-    labels = ["\n".join(chain(*(wrap(line, 64) for line in x.split("\n")))) for x, _ in shown]
+    labels = ["\n".join(chain(*(wrap(line, 80) for line in x.split("\n")))) for x, _ in shown]
     height = 0.35 + 0.2 * (1 + max(label.count("\n") for label in labels))  # of a row
     figure, ((ax,),) = new_figure(1, 1, width=5.6, height=1.0 + height * len(shown))
     margin, half = 100 * findings.main.margin, 0.11 / height
@@ -119,7 +121,7 @@ def _curves(findings: Findings) -> Any | None:
     arms = findings.main.condition.arms
     if not any(effects.learning_curve(arm, "val_loss") for arm in arms):
         return None
-    figure, axes = new_figure(2, 1, width=8, height=7.5, sharex=True)
+    figure, axes = new_figure(2, 1, width=8, height=6.9 + LEGEND_LINE * len(arms), sharex=True)
     loss, corr = axes[:, 0]
     for ax, metric in ((loss, "val_loss"), (corr, "val_corr")):
         for place, arm in enumerate(arms):
@@ -157,13 +159,13 @@ def _draw_band(ax: Any, band: effects.Band, place: int, label: str) -> list[Any]
 
 def _gap(findings: Findings) -> Any | None:
     pairs = [c.pair for c in findings.main.comparisons if c.pair.kind in ("best", "weights")]
-    gaps = [(pair.name, gap) for pair in pairs if (gap := effects.gap(pair)) is not None]
+    gaps = [(versus(pair), gap) for pair in pairs if (gap := effects.gap(pair)) is not None]
     if not gaps:
         return None
-    figure, ((ax,),) = new_figure(1, 1, width=8, height=4)
+    figure, ((ax,),) = new_figure(1, 1, width=8, height=3.6 + LEGEND_LINE * len(gaps))
     ax.axhline(0, color="black", linewidth=0.8)
     for place, (name, gap) in enumerate(gaps):
-        _draw_band(ax, gap.band, place, f"{name} ({gap.band.seeds} seeds)")
+        _draw_band(ax, gap.band, place, f"{name} ({plural(gap.band.seeds, 'seed')})")
     whole_ticks(ax, "epoch")
     ax.set_ylabel("gap in val_loss\n(random − pretrained)")
     figure.legend(loc="outside lower center")
@@ -191,7 +193,7 @@ def _gradients(findings: Findings) -> Any | None:
         ax.invert_yaxis()
         ax.set_yticks(range(len(components)), components, fontsize=8)
         whole_ticks(ax, "epoch")
-        ax.set_title(arm.name, fontsize=9)
+        ax.set_title("\n".join(wrap(in_words(arm), 40)), fontsize=9)
         for start in effects.unfreezing(arm.shown):
             ax.axvline(start + 0.5, color=ORANGE, linewidth=1)
     bar = figure.colorbar(image, ax=axes, label="gradient norm (L2)", shrink=0.8, format="%.2g")
@@ -204,7 +206,7 @@ def _surface(findings: Findings) -> Any | None:
     condition, surfaces = findings.main.condition, []
     for arm in condition.arms:
         tried = [(p.settings, p.objective) for p in arm.points if p.finished]
-        surface = plots.surface_of(arm.name, tried, arm.tuned) if arm.tuned else None
+        surface = plots.surface_of(in_words(arm), tried, arm.tuned) if arm.tuned else None
         surfaces += [] if surface is None else [surface]
     if not surfaces:
         return None
@@ -217,7 +219,7 @@ def _scale(findings: Findings) -> Any | None:
     stages = max((list(audit) for _, audit in audits), key=len)
     if not stages:
         return None
-    figure, ((ax,),) = new_figure(1, 1, width=8, height=4.5)
+    figure, ((ax,),) = new_figure(1, 1, width=8, height=4 + LEGEND_LINE * len(audits))
     for place, (arm, audit) in enumerate(audits):
         here = [(x, audit[stage]) for x, stage in enumerate(stages) if stage in audit]
         if here:

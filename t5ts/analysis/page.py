@@ -34,7 +34,7 @@ _SCHEME = {
 #: The dashes of the arms' lines, in SVG.
 _DASHES = {"-": "", "--": "6 3", "-.": "7 2 2 2", ":": "2 3"}
 #: Numbers with their interval and unit, or a dash.
-_FIGURES = re.compile(r"[<−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e−+∞ ]*( vs\. [\d.]+)?")
+_FIGURES = re.compile(r"[<>−+–∞\[]?[\d.,∞ ]*[×\u00a0%\[\]\d.,e>−+∞ ]*( vs\. [\d.]+)?")
 
 
 class Written(NamedTuple):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,10 +52,11 @@ def own_style() -> Iterator[None]:
 
 def arm_style(place: int) -> dict[str, Any]:
     """Colour, dash and marker of the arm in this place, as matplotlib's line takes them."""
+    turn = place + place // len(ARM_COLOURS)  # else colours that repeat come with the same dash
     return {
         "color": ARM_COLOURS[place % len(ARM_COLOURS)],
-        "linestyle": ARM_DASHES[place % len(ARM_DASHES)],
-        "marker": ARM_MARKERS[place % len(ARM_MARKERS)],
+        "linestyle": ARM_DASHES[turn % len(ARM_DASHES)],
+        "marker": ARM_MARKERS[turn % len(ARM_MARKERS)],
     }
 
 
@@ -70,7 +72,7 @@ def whole_ticks(ax: Any, label: str) -> None:
     """The x axis counts epochs or trials: integer ticks only."""
     from matplotlib.ticker import MaxNLocator
 
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set_xlabel(label)
 
 
@@ -274,7 +276,7 @@ def draw_surfaces(surfaces: Sequence[Surface], objective: str, *, maximize: bool
         ax.set_yscale("log")
         whole_ticks(ax, "unfreeze epoch")
         ax.set_ylabel(rate)
-        ax.set_title(f"{arm}: best {values[best]:.4g}")
+        ax.set_title("\n".join([*wrap(arm, 42), f"best {values[best]:.4g}"]))
     figure.colorbar(shown, ax=axes, label=objective, extend="min" if maximize else "max")
     return figure
 

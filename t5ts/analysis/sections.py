@@ -121,17 +121,13 @@ def _escape(value: Any) -> Any:
 
 def header(findings: Findings) -> dict[str, Any]:
     """The values above the sections: badge, headline, reasons."""
-    kind, headline = findings.kind, findings.headline
-    badge = "Verdict withheld" if kind == WITHHELD else kind.capitalize()
-    if headline.startswith(f"{badge}: "):  # the badge shows it
-        headline = headline.removeprefix(f"{badge}: ")
-        headline = headline[:1].upper() + headline[1:]
+    kind = findings.kind
     arms = [arm for v in findings.verdicts for arm in v.condition.arms]
     models = dict.fromkeys(arm.model for arm in arms if arm.is_pretrained)
     return {
-        "badge": badge,
+        "badge": "Verdict withheld" if kind == WITHHELD else kind.capitalize(),
         "look": LOOKS.get(kind, "open"),
-        "headline": headline,
+        "headline": words.without(findings.headline, kind),
         "reasons": findings.reasons,
         "in_short": in_short(findings),
         "arm_words": sentence(

@@ -47,6 +47,8 @@ def percent(share: float, *, sign: bool = True) -> str:
     """0.0312 as +3.1 %."""
     if not math.isfinite(share):
         return NONE
+    if share > 10:  # few seeds give any number
+        return f"> {'+' if sign else ''}1,000\u00a0%"
     text = fixed(100 * share, digits=1 if abs(share) >= 0.0095 else 2)
     # A no-break space keeps the sign with its number.
     return ("+" if sign and not text.startswith("−") else "") + text + "\u00a0%"
@@ -118,6 +120,11 @@ def versus(pair: Any) -> str:
     one, other = map(in_words, pair.arms)
     schedule = pair.control.words.rpartition(", ")[2]
     return f"{one.removesuffix(f', {schedule}')} vs. {other}"
+
+
+def without(headline: str, kind: str) -> str:
+    """A headline next to its verdict's kind, which it then need not begin with."""
+    return re.sub(rf"\b{kind}: (.)", lambda m: m[1].upper(), headline, count=1, flags=re.I)
 
 
 def run_words(config: Any) -> str:
@@ -196,5 +203,6 @@ _FILTERS = {
     "label": arm_label,
     "in_words": in_words,
     "versus": versus,
+    "without": without,
     "faults": faults,
 }

@@ -38,7 +38,7 @@ from t5ts.analysis.judgement import (
     UNFINISHED,
     WITHHELD,
 )
-from t5ts.analysis.sections import markdown, sections
+from t5ts.analysis.sections import header, markdown, sections
 
 #: A seed that failed.
 FAILED = {"stop_after": 2, "trial": {"state": "failed", "reason": "diverged"}}
@@ -118,11 +118,24 @@ def borders(*values: int) -> list[Change]:
           for name in "abc" for fraction, effect in ((0.25, 0.06), (1.0, -0.06))],
          {"kind": LOWER_HERE}),
         # The other conditions of one data set are in the headline.
-        (by_horizon((24, -0.06), (48, 0.06)), {"headline": f"→ 24.*1 {DOES_NOT}"}),
+        (by_horizon((24, -0.06), (48, 0.06)), {"headline": rf"→ 24.*{DOES_NOT} \(1\)"}),
     ],
 )  # fmt: skip
 def test_conditions(tmp_path: Path, changes: list[Change], expected: dict[str, Any]) -> None:
     assert_shows(judged(tmp_path, *changes), **expected)
+
+
+@pytest.mark.parametrize("names", ["ab", "aa"])
+def test_of_several_conditions_each_answer_is_given_once(tmp_path: Path, names: str) -> None:
+    for name, horizon in zip(names, (24, 48), strict=True):
+        arms: Arms = {"t5-none": (0, 0.05), "random-none": (0, 0.05)}
+        write(tmp_path / f"{name}{horizon}", arms, data__name=name, horizon=horizon)
+    study = found(tmp_path)
+    assert {study.kind, *(v.kind for v in study.verdicts)} == {CANNOT_TELL}
+    told = [reason for reason in study.reasons if ", 128 → " in reason and CANNOT_TELL in reason]
+    assert len(told) == (2 if names == "ab" else 1)  # of one data set the headline is another
+    assert all(reason.lower().count(CANNOT_TELL) == 1 for reason in told)
+    assert CANNOT_TELL not in header(study)["headline"].lower().replace(f"{CANNOT_TELL} (1)", "")
 
 
 def test_conditions_and_interfaces_are_named_without_defaults_that_are_null(tmp_path: Path) -> None:

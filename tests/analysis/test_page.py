@@ -22,6 +22,7 @@ from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, draw, verdict
 from t5ts.analysis.figures import PICTURES, save_figures
 from t5ts.analysis.page import write_report
+from t5ts.analysis.plots import new_figure, whole_ticks
 from t5ts.analysis.sections import Picture, Table, parse, sections
 from t5ts.analysis.statistics import mean_interval
 from t5ts.analysis.words import arm_label, interval, number, percent, probability
@@ -156,6 +157,28 @@ def test_long_names_leave_the_effects_their_width(small: Path) -> None:
     assert widths[1] == pytest.approx(widths[0], rel=0.01)
 
 
+def test_epochs_have_whole_ticks_even_if_there_is_one() -> None:
+    _, ((ax,),) = new_figure(1, 1, width=4, height=3)
+    whole_ticks(ax, "epoch")
+    ax.set_xlim(0.5, 1.5)
+    shown = [tick for tick in ax.get_xticks() if 0.5 <= tick <= 1.5]
+    assert shown == [1]
+
+
+def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study: Path) -> None:
+    findings, heights = verdict(collect([study])), []
+    for times in (1, 8):
+        findings.main.condition.arms *= times
+        figure = draw(findings, "curves")
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        heights.append(axes.get_window_extent().height)
+    assert heights[1] == pytest.approx(heights[0], rel=0.1)
+    lines = [line for line in axes.get_lines() if ": " in str(line.get_label())]
+    styles = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+    assert len(styles) == len(lines) == 24
+
+
 def test_the_same_runs_give_the_same_pictures(
     study: Path, written: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -210,6 +233,7 @@ def test_command_line_names_what_is_wrong(
 
 def test_numbers_in_words() -> None:
     assert percent(-0.0312) == "−3.1\u00a0%"
+    assert percent(48.3, sign=False) == "> 1,000\u00a0%"
     assert percent(0.002) == "+0.20\u00a0%"
     assert probability(0.0004) == "< 0.001"
     assert probability(0.0312) == "= 0.031"
@@ -308,6 +332,11 @@ def test_page_by_keyboard(browser: Any, written: tuple[Path, str]) -> None:
 def test_page_on_a_telephone_in_the_dark(browser: Any, written: tuple[Path, str]) -> None:
     with opened(browser, written[0], width=360, scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        cut = page.locator(".scroll").evaluate_all(
+            "all => all.map(e => e.scrollWidth - e.clientWidth)"
+        )
+        assert max(cut) == 0
         assert page.locator(".headline").bounding_box()["y"] < 400
         # The evidence itself, not its labels alone: wide enough for a phone without scrolling.
         effects = page.locator("#picture-effects .still")
