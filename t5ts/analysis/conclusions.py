@@ -304,7 +304,7 @@ def _count_needed(v: Verdict, c: Comparison) -> None:
     v.seeds_needed = statistics.seeds_needed(sd=sd, count=n, margin=v.margin, tests=tests)
     count = "more than 10,000"
     if v.seeds_needed is not None:
-        count = f"about {max(v.seeds_needed, n + 1)}"
+        count = f"about {max(v.seeds_needed, n + 1):,}"
     now, twice = (
         statistics.resolvable_effect(sd=sd, count=seeds, pilot=n, tests=tests)
         for seeds in (n, 2 * n)

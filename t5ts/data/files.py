@@ -322,9 +322,10 @@ class TableFile:
         ):  # fmt: skip
             if is_wrong.any():
                 row = int(is_wrong.arg_max() or 0)
+                found = "an empty cell" if column[row] is None else repr(column[row])
                 raise DataError(
                     f"{self.path}: row {first + row + 1} of column {column.name!r} has "
-                    f"{column[row]!r}, {why}. Correct it, leave the column out (data.channels), or "
+                    f"{found}, {why}. Correct it, leave the column out (data.channels), or "
                     "add the value to data.nulls if it means a missing one."
                 )
         if np.isinf(values).any():

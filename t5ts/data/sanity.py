@@ -42,8 +42,9 @@ def check_sanity(series: Series, splits: WindowSplits) -> Sanity:
         variances.append(f"{name} {np.nanmean(square_C - mean_C**2):.3g}")
     span = f", {series.span[0]} … {series.span[1]}" if series.start else ""
     windows = (f"{part.name} {len(part)}" for part in (splits.train, splits.val, splits.test))
+    count = len(series.channels)
     line = (
-        f"{series.name}: {len(series.values_TC)} rows × {len(series.channels)} channels{span}, "
+        f"{series.name}: {len(series.values_TC)} rows × {count} channel{'s' * (count > 1)}{span}, "
         f"step {series.step}, gaps {series.gap_share:.2%}, {series.season_note}; windows "
         f"{', '.join(windows)}; variance after scaling {', '.join(variances)}"
     )

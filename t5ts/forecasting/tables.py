@@ -103,10 +103,10 @@ def _forecasts(
     first, values_TC = forecasters[0], data_units(series)
     rows, horizon, seq_len = len(values_TC), first.horizon, first.config.seq_len
     step = horizon if every is None else every
-    if step < 1:
-        raise DataError(f"--every {every}: give at least 1 row.")
+    if step < 1 or step % 1:
+        raise DataError(f"--every {every}: give a whole number of rows, at least 1.")
     begin = rows if start is None else row_of(series, start, "--from")
-    starts = np.arange(begin, max(begin, rows) + 1, step)  # the first row of each forecast
+    starts = np.arange(begin, max(begin, rows) + 1, int(step))  # the first row of each forecast
     most = int(starts[-1]) + horizon - 1
     stop = most if start is None else max(begin, rows - 1)
     if end is not None:

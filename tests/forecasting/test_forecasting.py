@@ -217,6 +217,7 @@ def test_data_of_another_kind_are_refused(clean: Path, data: object, named: str)
         {"start": "2024-01-20", "end": "2025-01-10"},
         {"end": "2024-01-20"},
         {"start": 500, "every": 0},
+        {"start": 500, "every": 2.5},
     ],
 )
 def test_impossible_spans_are_refused(clean: Path, span: dict[str, object]) -> None:
