@@ -21,7 +21,7 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.config import SEARCHED, Config, identity, searched, task_overrides
 from t5ts.console import announce, device_name, report
 from t5ts.draws import shuffle_time
-from t5ts.errors import OutOfMemory, ResumeError, TrainingError
+from t5ts.errors import ConfigError, OutOfMemory, ResumeError, TrainingError
 from t5ts.evaluation import autocast_to, evaluate, evaluate_baselines, reset_peak_memory
 from t5ts.interruption import stop_on_signals
 from t5ts.model.encoders import store_in_bfloat16
@@ -72,7 +72,7 @@ def run(
     log.disabled = not distributed.is_main()
     with (
         disk_errors(run_dir),
-        _memory_errors(),
+        _torch_errors(),
         ExitStack() as resources,
         stop_on_signals() as stop,
     ):
@@ -96,15 +96,21 @@ def run(
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn the allocators' errors into one message."""
+def _torch_errors() -> Iterator[None]:
+    """Turn the errors of allocators and of torch's compiler into one message."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        why, *more = (str(error) or type(error).__name__).splitlines()
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise ConfigError(
+                "train.compile=true: torch cannot compile this model here:"
+                f" {' '.join([why, *more[:1]]).strip()}. Install a C++ compiler (or set CXX to it),"
+                " or use train.compile=false."
+            ) from error
         is_of_gpu = isinstance(error, torch.OutOfMemoryError)
         if not (is_of_gpu or isinstance(error, MemoryError) or "allocate memory" in str(error)):
             raise
-        why = (str(error) or type(error).__name__).splitlines()[0]
         raise OutOfMemory(
             f"out of memory: {why} Lower train.batch_size (or raise train.grad_accumulation,"
             " which computes a batch in parts) and train.eval_batch_size,"

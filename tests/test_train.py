@@ -14,7 +14,7 @@ from t5ts import train
 from t5ts.build import _set_tf32, build, device_and_precision, precision_name
 from t5ts.config import identity
 from t5ts.console import memory_needed
-from t5ts.errors import Interrupted
+from t5ts.errors import ConfigError, Interrupted
 from t5ts.output import FitState
 from t5ts.probes import GradientNorms
 
@@ -26,6 +26,18 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     yield counter
     torch.compiler.reset()
+
+
+def test_a_compiler_that_fails_is_one_message(
+    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_compiler(*_: object) -> None:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=without_compiler))
+    torch.compiler.reset()
+    with pytest.raises(ConfigError, match=r"train\.compile=.*no compiler"):
+        run(tiny("train.compile=true", "debug=fast_dev_run"), run_dir=tmp_path / "run")
 
 
 def test_stages_of_unfreezing_compile_nothing_again(
