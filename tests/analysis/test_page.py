@@ -131,6 +131,16 @@ def test_a_section_with_nothing_to_show_is_one_line(tmp_path: Path) -> None:
     assert [len(content[number].blocks) for number in (0, 2, 6)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(("init", "asks"), [("t5", True), ("run", False), ("chronos", False)])
+def test_the_question_is_about_text_where_the_weights_are(
+    init: str, asks: bool, tmp_path: Path
+) -> None:
+    write_run(tmp_path / "run", Arm(init=init, freeze="none"), 0)
+    written = write_report(verdict(collect([tmp_path])), tmp_path / "out")
+    for text in (written.page.read_text(), (tmp_path / "out" / "report.md").read_text()):
+        assert ("text pretraining" in text) == asks
+
+
 def test_curves_draw_what_the_runs_hold(study: Path) -> None:
     findings = verdict(collect([study]))
     axes = draw(findings, "curves").axes[0]
