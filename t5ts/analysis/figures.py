@@ -13,7 +13,6 @@ from t5ts.analysis.encoder import scale_audit
 from t5ts.analysis.judgement import Comparison, Findings
 from t5ts.analysis.plots import BLUE, GREY, ORANGE, arm_style, new_figure, own_style, whole_ticks
 from t5ts.analysis.words import arm_label, in_words, percent, plural, versus
-from t5ts.provenance import replacing
 
 #: More comparisons than this do not fit in a figure; the table has them all.
 MOST_EFFECTS = 24
@@ -30,9 +29,6 @@ OUTCOMES = {
     judgement.WITHHELD: (GREY, "X", "grey cross: an invariant is broken"),
 }
 
-#: How pictures are saved: without a date the same runs give the same file.
-FORMATS: dict[str, dict[str, Any]] = {"png": {"dpi": 120}, "svg": {"metadata": {"Date": None}}}
-
 
 def draw(findings: Findings, name: str) -> Any | None:
     """One picture of a study, by its name in `PICTURES`, as a matplotlib figure; None if empty."""
@@ -42,17 +38,10 @@ def draw(findings: Findings, name: str) -> Any | None:
 
 def save_figures(findings: Findings, folder: Path) -> list[str]:
     """Draw every picture that has data, as PNG and SVG; returns their names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
     with own_style():
-        for name, picture in PICTURES.items():
-            figure = picture(findings)
-            if figure is not None:
-                for kind, how in FORMATS.items():
-                    with replacing(folder / f"{name}.{kind}") as temporary:
-                        figure.savefig(temporary, format=kind, **how)
-                drawn.append(name)
-    return drawn
+        drawn = {name: f for name, draws in PICTURES.items() if (f := draws(findings)) is not None}
+        plots.save_figures(drawn, folder, "png", "svg")
+    return list(drawn)
 
 
 def effect_key(findings: Findings) -> str:

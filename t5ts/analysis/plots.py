@@ -40,6 +40,9 @@ RATES = ("optim.encoder_lr_scale", "optim.lr")
 #: Name of the arm and of the second axis, (unfreeze epoch, rate, objective) of each setting.
 Surface = tuple[str, str, Any]
 
+#: How pictures are saved: without a date the same runs give the same file.
+FORMATS: dict[str, dict[str, Any]] = {"png": {"dpi": 120}, "svg": {"metadata": {"Date": None}}}
+
 
 @contextmanager
 def own_style() -> Iterator[None]:
@@ -107,13 +110,15 @@ def draw_run(run_dir: Path, *, result_file: Path | None = None) -> list[Path]:
         )
 
 
-def save_figures(figures: dict[str, Any], folder: Path) -> list[Path]:
-    """Write each figure as NAME.png, whole or not at all; returns the paths."""
-    paths = [folder / f"{name}.png" for name in figures]
-    for path, figure in zip(paths, figures.values(), strict=True):
-        folder.mkdir(exist_ok=True)
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=120, format="png")
+def save_figures(figures: dict[str, Any], folder: Path, *kinds: str) -> list[Path]:
+    """Write each figure as NAME.KIND (png by default), whole or not at all; returns the paths."""
+    paths = []
+    for name, figure in figures.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind in kinds or ("png",):
+            paths.append(folder / f"{name}.{kind}")
+            with replacing(paths[-1]) as temporary:
+                figure.savefig(temporary, format=kind, **FORMATS[kind])
     return paths
 
 

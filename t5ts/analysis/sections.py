@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from t5ts.analysis import effects, encoder, judgement, validity, words
-from t5ts.analysis.arms import KINDS, Arm, Pair, Point
+from t5ts.analysis.arms import KINDS, PRETRAINED, Arm, Pair, Point
 from t5ts.analysis.controls import last_seen
 from t5ts.analysis.effects import has
 from t5ts.analysis.figures import effect_key, unfreezes
@@ -123,7 +123,7 @@ def header(findings: Findings) -> dict[str, Any]:
     """The values above the sections: badge, headline, reasons."""
     kind = findings.kind
     arms = [arm for v in findings.verdicts for arm in v.condition.arms]
-    models = dict.fromkeys(arm.model for arm in arms if arm.is_pretrained)
+    subjects = dict.fromkeys(arm.pretraining.content for arm in arms if arm.is_pretrained)
     return {
         "badge": "Verdict withheld" if kind == WITHHELD else kind.capitalize(),
         "look": LOOKS.get(kind, "open"),
@@ -135,7 +135,7 @@ def header(findings: Findings) -> dict[str, Any]:
             backbones=list(dict.fromkeys(arm.backbone for arm in arms)),
             used={arm.init for arm in arms} | {arm.freeze for arm in arms},
         ),
-        "model": " or ".join(models) or "T5",
+        "subject": " or ".join(subjects) or PRETRAINED["t5"].content,
         "checks": sentence("checks", statuses=[c.status for c in findings.main.checks]),
     }
 
