@@ -312,9 +312,9 @@ def build_optimizer(
             f" {total_steps} of {total_steps}): unfreeze earlier, train longer, or use freeze=all."
         )
     names = [name for name, _ in model.encoder.named_parameters()]
-    if freeze.always and not any(re.search(p, name) for p in freeze.always for name in names):
+    if freeze.exempt and not any(re.search(p, name) for p in freeze.exempt for name in names):
         raise ConfigError(
-            f"freeze.always={freeze.always} matches no parameter of backbone={config.backbone.name}"
+            f"freeze.always={freeze.exempt} matches no parameter of backbone={config.backbone.name}"
             f" (whose first is {next(iter(names), 'none')}): choose other patterns, or freeze=all."
         )
     return PlannedOptimizer(

@@ -1,11 +1,10 @@
 """Impossible configurations, refused before any work starts: keys, ranges, choices and pairs."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from t5ts import distributed
 from t5ts.config import CONF, SCHEMAS, Config, from_hydra, register
@@ -101,7 +100,7 @@ def compose_config(overrides: Sequence[str]) -> tuple[Config, Path]:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = compose("config", overrides=list(overrides), return_hydra_config=True)
-        return _own(composed), Path(composed.hydra.run.dir)
+        return from_hydra(composed), Path(composed.hydra.run.dir)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(composition_message(error)) from error
 
@@ -113,6 +112,8 @@ def composition_message(error: BaseException | None) -> str:
     """
     lines: list[str] = []
     while error is not None:
+        if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key in _keys():
+            return _elsewhere(str(error.full_key))
         lines += (str(error) or type(error).__name__).splitlines()
         error = error.__cause__
     shown = (line.strip() for line in lines if "_type=" not in line and "use +" not in line)
@@ -158,6 +159,17 @@ def is_key(key: str) -> bool:
     return key in GROUPS or key in _keys()
 
 
+def _elsewhere(key: str) -> str:
+    """The message for a key that the chosen option lacks, with the options that have it."""
+    group, _, last = key.partition(".")
+    of = "data" if group == "ood" else group
+    named = [name for name, node in SCHEMAS[of].items() if last in {f.name for f in fields(node)}]
+    marks = [f"schema/{of}/{name}@" for name in named]
+    files = sorted((CONF / of).glob("*.yaml"))
+    having = [p.stem for p in files if any(mark in p.read_text() for mark in marks)]
+    return f"{key} is a setting of {group}={', '.join(having)}, not of the option chosen here."
+
+
 def _unknown(key: str) -> str:
     """The message for a key that no schema has, with the keys that may have been meant."""
     group, _, last = key.rpartition(".")
@@ -171,12 +183,19 @@ def _unknown(key: str) -> str:
 
 
 class CheckFirst(Callback):
-    """Hydra's callback: an impossible configuration is refused before it gets a directory."""
+    """Hydra's callback: an impossible configuration is refused before it gets a directory.
+
+    Args:
+        arm: The options that the chosen named arm consists of, by group; `from_hydra` reads them.
+    """
+
+    def __init__(self, arm: Mapping[str, str] | None = None) -> None:
+        pass
 
     def on_run_start(self, config: DictConfig, **_kwargs: Any) -> None:
         """Check the one run."""
         with _exit_if_refused():
-            check(_own(config))
+            check(from_hydra(config))
 
     def on_multirun_start(self, config: DictConfig, **_kwargs: Any) -> None:
         """Refuse intervals in Hydra's own grid search, and values that no job could have."""
@@ -195,17 +214,10 @@ class CheckFirst(Callback):
                         " hydra/sweeper=t5ts, or list values (A,B,C or range(A,B,STEP))."
                     )
             try:
-                common = _own(config)
+                common = from_hydra(config)
             except ConfigError:
                 return  # incomplete without the swept values; each job is checked before it starts
             _refuse_any(list(_structure_problems(common)) or list(field_problems(common)))
-
-
-def _own(config: DictConfig) -> Config:
-    own = config.copy()
-    with open_dict(own):
-        del own["hydra"]
-    return from_hydra(own)
 
 
 @contextmanager
@@ -239,7 +251,7 @@ def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
     """Keys not in the schema, added by YAML or by a `+` on the command line."""
     for key in vars(node).keys() - {f.name for f in fields(node)}:
         name = f"{prefix}{key}"
-        yield f"{name} is not a setting of this option." if name in _keys() else _unknown(name)
+        yield _elsewhere(name) if name in _keys() else _unknown(name)
     for f in fields(node):
         value = getattr(node, f.name)
         is_group = is_dataclass(f.type) or (isinstance(value, dict) and f.name != "sizes")
@@ -268,7 +280,7 @@ def field_problems(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _run_problems(config: Config) -> Iterator[str]:
-    """The loop, the second series, and the groups that a named arm consists of."""
+    """The loop and the second series."""
     train, ood, optim, freeze = config.train, config.ood, config.optim, config.freeze
     for key, length in (
         ("optim.warmup_epochs", optim.warmup_epochs),
@@ -288,14 +300,6 @@ def _run_problems(config: Config) -> Iterator[str]:
             "data.fraction and data.windows_per_epoch, not ood.fraction and ood.windows_per_epoch"
         )
         yield f"ood is only tested on: set {keys}."
-    for requirement in config.arm_requires:
-        group, _, pattern = requirement.partition("=")
-        name = getattr(getattr(config, group, None), "name", None)
-        if name is None:
-            yield f"arm_requires={requirement}: {group!r} is not a group; write GROUP=OPTION."
-        elif not fnmatchcase(name, pattern):
-            instead = f"leave {group} out, or choose all groups instead of arm=NAME"
-            yield f"the chosen arm sets {requirement}, but {group}={name}: {instead}."
 
 
 def _encoder_problems(config: Config) -> Iterator[str]:
@@ -381,9 +385,7 @@ def _freeze_problems(config: Config) -> Iterator[str]:
         yield f"{name} never unfreezes, but {start}: use freeze=staged."
     if freeze.name == "staged" and freeze.unfreeze_epoch is None:
         yield f"{name} needs freeze.unfreeze_epoch=NUMBER; to never unfreeze, use freeze=all."
-    if freeze.name in ("all", "none") and freeze.always:
-        yield f"{name} with freeze.always={freeze.always}: use freeze=norms or freeze=staged."
-    if freeze.name == "norms" and not freeze.always:
+    if freeze.name == "norms" and not freeze.exempt:
         yield f"{name} with an empty freeze.always trains nothing: use freeze=all."
     if freeze.unfreeze_epoch is not None and 0 < freeze.unfreeze_epoch >= epochs:
         end = f"is beyond the last epoch (train.epochs={epochs})"

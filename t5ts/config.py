@@ -10,12 +10,13 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from t5ts import schema
@@ -36,7 +37,6 @@ OBJECTIVES = {
 }
 #: Settings that cannot change a number of the run, and so are not part of its identity.
 NOT_IDENTITY = (
-    "arm_requires",
     "tracker",
     "train.resume",
     "train.resume_on_other_code",
@@ -72,6 +72,8 @@ MEASURED_BESIDES: dict[str, Any] = {
     for key in ("separator", "decimal", "time_format", "nulls", "encoding")
 }
 
+#: Top-level settings of an older t5ts, which cannot change a number.
+_NO_LONGER = ("claims", "arm_requires")
 #: Parameter counts of the presets' whole checkpoints, [least, most]. They were a setting until
 #: 2026-11-26, and identities still include them.
 FULL_PARAMS = {
@@ -108,8 +110,6 @@ class Config:
     horizon: int | None = schema.number(None, "[1, 1e6]")
     head: str = schema.choice("flatten", "flatten", "per_patch")
     objective: str = schema.choice("val_loss", *OBJECTIVES)
-    #: `group=pattern` (with shell wildcards): what the chosen arm consists of.
-    arm_requires: list[str] = field(default_factory=list)
     data: schema.DataConfig = MISSING
     #: Another series, whose test windows the selected checkpoint is measured on too.
     ood: schema.DataConfig | None = None
@@ -147,6 +147,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "process": schema.ProcessData,
     },
     "task": {"forecast": schema.TaskConfig, "reconstruct": schema.ReconstructTask},
+    "freeze": {"whole": schema.FreezeConfig, "partial": schema.PartialFreeze},
 }
 
 
@@ -156,7 +157,8 @@ def register() -> None:
     store.store(name="schema", node=Config)
     for group, schemas in SCHEMAS.items():
         for option, node in schemas.items():
-            store.store(group=f"schema/{group}", name=option, node=node)
+            # Below hydra, where neither --help nor tab completion offers them as options.
+            store.store(group=f"hydra/schema/{group}", name=option, node=node)
     resolvers: dict[str, Callable[..., Any]] = {
         "t5ts_identity": lambda _root_: identity(_root_),
         "t5ts_csv_name": lambda _parent_: csv_name(
@@ -170,12 +172,18 @@ def register() -> None:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
-def from_hydra(cfg: DictConfig) -> Config:
+def from_hydra(cfg: DictConfig, hydra: Any = None) -> Config:
     """Turn Hydra's composition into plain objects; `t5ts.checks.check` comes next.
 
+    Args:
+        cfg: With or without its hydra node.
+        hydra: That node, if `cfg` lacks it.
+
     Raises:
-        ConfigError: naming every key that must be given and is not, or that cannot be resolved.
+        ConfigError: naming every key that must be given and is not, or that cannot be resolved, or
+            every group whose option is not the chosen named arm's.
     """
+    hydra, cfg = cfg.get("hydra", hydra), _without_hydra(cfg)
     try:
         if missing := sorted(str(key) for key in OmegaConf.missing_keys(cfg)):
             named = ", ".join(missing)
@@ -184,7 +192,22 @@ def from_hydra(cfg: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, Config)
+    arm = {} if hydra is None else hydra.callbacks.check.get("arm", {})
+    if wrong := [
+        f"arm={hydra.runtime.choices.arm} has {group}={pattern}, but {group}={name}: leave {group}"
+        " out, or choose all groups instead of a named arm."
+        for group, pattern in arm.items()
+        if not fnmatchcase(name := getattr(config, group).name, pattern)
+    ]:
+        raise ConfigError("\n".join(wrong))
     return config
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    own = cfg.copy()
+    with open_dict(own):
+        own.pop("hydra", None)
+    return own
 
 
 def stored_config(values: Mapping[str, Any]) -> Config:
@@ -196,7 +219,7 @@ def stored_config(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: if it has a key or a value that this t5ts does not know.
     """
-    values = {key: value for key, value in values.items() if key != "claims"}  # an older name
+    values = {key: value for key, value in values.items() if key not in _NO_LONGER}
     if backbone := values.get("backbone"):
         values["backbone"] = {k: v for k, v in backbone.items() if k != "full_params"}
     try:
@@ -236,11 +259,12 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
     if isinstance(config, Config):
         values: Any = asdict(config)
     else:
-        root = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        values = OmegaConf.to_container(root, resolve=True)
+        values = OmegaConf.to_container(_without_hydra(config), resolve=True)
     backbone = values.get("backbone", {})
     if "hub_id" in backbone:
         backbone["full_params"] = FULL_PARAMS.get(backbone["name"])
+    if "freeze" in values:  # every option of it had `always` until 2026-11-26
+        values["freeze"].setdefault("always", [])
     for data in (values.get("data"), values.get("ood")):
         # All tables were once named csv: their runs keep their identity.
         if isinstance(data, dict) and "path" in data and data.get("name") == csv_name(data["path"]):

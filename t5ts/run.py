@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> float:
             with stop_on_signals() as stop:  # the multirun's own
                 if stop.is_set():
                     raise Interrupted("stopped between two jobs")
-        config = from_hydra(cfg)
+        config = from_hydra(cfg, job)
         check(config)
         from t5ts.experiment import run  # torch takes seconds to import, so only now
 

@@ -62,7 +62,7 @@ def forecaster_plan(freeze: FreezeConfig, optim: OptimConfig, *, num_blocks: int
         place = {"all_at_once": 0, "top_down": last - block, "bottom_up": block}[freeze.order]
         return freeze.unfreeze_epoch + place // freeze.blocks_per_stage * freeze.epochs_per_stage
 
-    for pattern in freeze.always:
+    for pattern in freeze.exempt:
         # One rule per block, so that layer decay also applies to these parameters.
         rules += [Rule(rf"^encoder\.block\.{i}\..*(?:{pattern})", 0.0, scale(i)) for i in blocks]
         rules.append(Rule(rf"^encoder\..*(?:{pattern})", 0.0, scale(last)))

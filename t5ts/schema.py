@@ -145,8 +145,19 @@ class FreezeConfig:
     blocks_per_stage: int = number(1, "[1, 1000]")
     epochs_per_stage: float = number(1.0, "(0, 1e5]")
     rewarmup_epochs: float = number(0.0, "[0, 1e5]")  # of what a stage unfreezes
-    always: list[str] = pattern([])  # regexes that train from the first step
     eval_mode: bool = False  # dropout off in what is wholly frozen
+
+    @property
+    def exempt(self) -> list[str]:
+        """Regular expressions of what trains from the first step."""
+        return getattr(self, "always", [])
+
+
+@dataclass(kw_only=True)
+class PartialFreeze(FreezeConfig):
+    """Freezing with exceptions."""
+
+    always: list[str] = pattern([])  # regexes that train from the first step
 
 
 @dataclass(kw_only=True)

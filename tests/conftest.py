@@ -109,7 +109,7 @@ def composed() -> Callable[..., Config]:
     @functools.cache
     def chosen(*choices: str) -> DictConfig:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("config", overrides=list(choices))
+            return compose("config", overrides=list(choices), return_hydra_config=True)
 
     def is_value(override: Override) -> bool:
         is_group = override.package is not None or (CONF / override.key_or_group).is_dir()

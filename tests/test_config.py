@@ -115,7 +115,6 @@ IMPOSSIBLE = [
     ("patch=prototypes init=run init.path=there", "num_prototypes init.path=there patch=norm"),
     ("backbone=local backbone.path=null", "backbone=local backbone.path=DIR"),
     ("train.batch_size=4 train.grad_accumulation=8", "accumulation=8 batch_size=4"),
-    ("freeze=all freeze.always=[layer_norm]", "freeze=all freeze.always"),
     ("freeze=norms freeze.always=[]", "freeze=norms freeze=all"),
     ("task=reconstruct horizon=12", "horizon=12 task=reconstruct horizon=null"),
     ("task=reconstruct data=synthetic data.horizon=24", "data.horizon=24 horizon=None"),

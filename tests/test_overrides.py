@@ -16,7 +16,7 @@ from t5ts.config import CONF
 
 Enter = Callable[..., Outcome]
 #: Keys without a dot, which are named in messages too.
-TOP = ("seed", "seq_len", "horizon", "objective", "arm_requires")
+TOP = ("seed", "seq_len", "horizon", "objective")
 FUZZED = 20
 
 
@@ -105,7 +105,7 @@ VALID = [
     "optim.lr=1e-3", "seed=3", "data=synthetic", "backbone=shared", "init=random", "freeze=staged",
     "train.epochs=4", "freeze.unfreeze_epoch=2", "freeze.always=[layer_norm]", "tracker=none",
     "data.name=mine", "backbone.dropout=0.2", "horizon=12", "optim.clip_norm=null", "seq_len=64",
-    "train.precision=bf16", "arm_requires=[init=random]", "data@ood=nyc_lga", "arm=log_fair",
+    "train.precision=bf16", "data@ood=nyc_lga", "arm=log_fair",
     "hydra.job.name=x", "patch.stride=8", "train.resume=never", "data.windows_per_epoch=64",
     "task=reconstruct", "debug=fast_dev_run", "experiment=demo",
 ]  # fmt: skip

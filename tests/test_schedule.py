@@ -18,7 +18,7 @@ from t5ts.schedule import (
     start_step,
     within_run,
 )
-from t5ts.schema import FreezeConfig, OptimConfig
+from t5ts.schema import OptimConfig, PartialFreeze
 
 NAMES = [
     "patch.projection.weight",
@@ -42,7 +42,7 @@ NAMES = [
 
 def plan(*, layer_decay: float = 1.0, unfreeze_epoch: float | None = 3.0, **freeze) -> dict:
     rules = forecaster_plan(
-        FreezeConfig(name="staged", unfreeze_epoch=unfreeze_epoch, **freeze),
+        PartialFreeze(name="staged", unfreeze_epoch=unfreeze_epoch, **freeze),
         OptimConfig(name="test", encoder_lr_scale=0.1, layer_decay=layer_decay),
         num_blocks=4,
     )

@@ -283,7 +283,7 @@ def test_a_run_directory_is_one_wandb_run(tmp_path: Path) -> None:
         (["optim.lr=0.00036728194"], ["lr=0.0003673"]),
         (["freeze.unfreeze_epoch=2", "+optim.lr=1e-3"], ["unfreeze_epoch=2", "lr=0.001"]),
         (["data=etth1", "tracker=none", "train.resume=never"], ["data=etth1"]),
-        (["train.reuse_dir=x", "hydra.sweeper.n_jobs=2", "arm_requires=[init=t5]"], []),
+        (["train.reuse_dir=x", "hydra.sweeper.n_jobs=2"], []),
     ],
 )
 def test_a_trial_is_called_after_what_was_searched(overrides: list[str], named: list[str]) -> None:

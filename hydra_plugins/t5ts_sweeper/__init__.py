@@ -92,8 +92,6 @@ class PlainSweeper(BasicSweeper):
         problems: dict[str, Exception] = {}
         for number, overrides in enumerate(jobs):
             config = loader.load_sweep_config(self.config, overrides)
-            with open_dict(config):
-                del config["hydra"]
             try:
                 check(from_hydra(config))
                 break

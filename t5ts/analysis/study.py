@@ -31,12 +31,11 @@ K = TypeVar("K")
 MARKS = frozenset({"metrics.jsonl", "provenance.json", "result.json", "trial.json"})
 _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MULTILINE)
 #: Settings that cannot change what a run is compared on, in addition to `NOT_IDENTITY`.
-#: arm_requires was called `claims` until 2026-11-25; `backbone.full_params` was a setting
-#: until 2026-11-26. `ood` is null if no other series is tested on; otherwise its keys are part of
-#: the condition.
-_NOT_SETTINGS = {*NOT_IDENTITY, "claims", "seed", "debug.", "train.threads", "train.device", "ood"}
+#: `claims`, `arm_requires` and `backbone.full_params` are no longer settings. `ood` is null if no
+#: other series is tested on; otherwise its keys are part of the condition.
+_NOT_SETTINGS = {*NOT_IDENTITY, "seed", "debug.", "train.threads", "train.device", "ood"}
 _NOT_SETTINGS |= {"train.log_every", "train.probe_every", "train.eval_batch_size"}
-_NOT_SETTINGS |= {"train.shuffled_test", "backbone.full_params"}
+_NOT_SETTINGS |= {"train.shuffled_test", "backbone.full_params", "claims", "arm_requires"}
 #: Settings that every t5ts config.yaml has.
 _NEEDED = {"seed", "seq_len", "horizon", "objective", "data.name", "data.fraction", "train.epochs"}
 _NEEDED |= {"backbone.name", "init.name", "freeze.name"}

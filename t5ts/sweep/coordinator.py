@@ -192,8 +192,6 @@ def _check_space(work: Work) -> int:
         for corner in work.space.corners(arm):
             try:
                 config = work.compose(corner, arm)
-                with open_dict(config):
-                    del config["hydra"]
                 checked = from_hydra(config)
                 check(checked)
             except (HydraException, OmegaConfBaseException, ConfigError) as error:

@@ -188,7 +188,7 @@ class TrialTask:
         from t5ts.experiment import run  # torch
 
         run_dir, settings = Path(HydraConfig.get().runtime.output_dir), self.work.settings
-        config = from_hydra(cfg)
+        config = from_hydra(cfg, HydraConfig.get())
         check(config)
         with stop_on_signals() as stop:
             if self.runs and stop.is_set():

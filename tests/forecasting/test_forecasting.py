@@ -15,7 +15,7 @@ from conftest import SMALL, TINY_T5
 from runs import Compose, largest_file
 
 import t5ts
-from t5ts.config import stored_config
+from t5ts.config import identity, stored_config
 from t5ts.errors import DataError, UserError, WeightsError
 from t5ts.experiment import run
 from t5ts.export import export
@@ -436,7 +436,12 @@ def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_p
     frame = t5ts.results(tmp_path)  # one, or several
     assert frame["test_loss"].to_list() == [result.metrics["test_loss"]]
     assert t5ts.verdict([tmp_path, clean]).headline
-    wrong = {"int=t5": "init", "~seed": "seed", "data.path=ü.csv": "ü", "data.ar=[1]": "CsvData"}
+    wrong = {
+        "int=t5": "init",
+        "~seed": "seed",
+        "data.path=ü.csv": "ü",
+        "data.ar=[1]": "data=synthetic",
+    }
     for nonsense, named in wrong.items():
         with pytest.raises(UserError, match=named):
             t5ts.run([*overrides, nonsense], run_dir=tmp_path / "nonsense")
@@ -453,3 +458,6 @@ def test_stored_configuration_is_the_runs(composed: Compose, clean: Path, folder
 
         config = composed(f"data={data}", "backbone=shared", "task=reconstruct")
         assert stored_config(asdict(config)) == config
+    values = asdict(config)
+    values |= {"arm_requires": [], "freeze": values["freeze"] | {"always": []}}
+    assert identity(stored_config(values)) == identity(config)  # as an older t5ts wrote it
