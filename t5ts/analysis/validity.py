@@ -53,6 +53,7 @@ def check_pair(pair: Pair) -> list[Check]:
         "same code": _same(pair, lambda about: about.get("git"), NOTE),
         "same versions": _same(pair, lambda about: about.get("versions"), NOTE),
         "same device": _same(pair, lambda run: (run.get("device"), run.get("processor")), NOTE),
+        "same number of threads": _threads(pair),
         "validation selected, after all epochs": _selection(pair),
         "paired seeds": _seeds(pair),
         "scale at step 0": _scale(pair),
@@ -288,6 +289,15 @@ def _same(pair: Pair, entry: Callable[[dict[str, Any]], Any], otherwise: str) ->
     value = next(iter(counts), "null")
     is_known = "null" not in (value, value.strip("[]"))
     return (OK, _short(value)) if is_known else (NOTE, "not recorded")
+
+
+def _threads(pair: Pair) -> Evidence | None:
+    """A note where runs on CPUs had different numbers of threads."""
+    recorded = [run.provenance for run in pair.runs if run.provenance.get("device") == "cpu"]
+    if len({about.get("threads") for about in recorded}) < 2:
+        return None
+    _, counts = _same(pair, lambda about: about.get("threads"), NOTE)
+    return NOTE, f"{counts}. Sums round differently, which can change the selected epoch"
 
 
 def _short(value: str) -> str:

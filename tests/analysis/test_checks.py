@@ -114,6 +114,9 @@ SIX = trials("t5", RATES)
           for name, effect in GAIN.items()], {"outcome": "lower"}),
         ([runs(GAIN), about("t5-*", "scale_audit", output=50.0)],
          {"outcome": "lower", "scale at step 0": "note"}),
+        ([runs(GAIN), about("*", threads=1)], {"same number of threads": "none"}),
+        ([runs(GAIN), about("*", threads=1), about("t5-*", threads=2)],
+         {"outcome": "lower", "same number of threads": "note"}),
         ([*SIX, *trials("random", RATES)], {BUDGET: "holds", "is_provisional": True}),
         # One drawn twice, and most of them cut short.
         ([*SIX, *trials("random", [*RATES[:5], RATES[0]])], {BUDGET: "holds"}),
