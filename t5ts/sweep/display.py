@@ -90,7 +90,8 @@ class Display:
             self.say(f"  fixed    {' '.join(space.fixed)}")
         trials = [ledger.n_trials for ledger in self._ledgers]
         to_do = sum(trials) - sum(map(len, self._shown.values()))
-        each = f" ({trials[0]} for each of {len(trials)} arms)" if len(trials) > 1 else ""
+        either = " to ".join(map(str, sorted({min(trials), max(trials)})))
+        each = f" ({either} for each of {len(trials)} arms)" if len(trials) > 1 else ""
         each += f" of {settings.seeds} seeds" if settings.seeds > 1 else ""
         self.say(
             f"budget     {plural(sum(trials), 'trial')}{each}, {to_do} to do: at most"
