@@ -320,8 +320,9 @@ def _encoder_problems(config: Config) -> Iterator[str]:
         allowed = "init=chronos, random, matched or shuffled, without init.path"
         yield f"init.checkpoint={init.checkpoint} with init={init.name}; allowed: {allowed}."
     if not isinstance(backbone, CheckpointBackbone):
-        if init.name != "random":
-            yield f"{chosen}, which has no checkpoint: use init=random, or backbone=t5_small."
+        if init.name != "random" or init.path or init.checkpoint or init.keep:
+            alone = "init=random without init.path, init.checkpoint and init.keep"
+            yield f"{chosen}, which has no checkpoint: use {alone}, or backbone=t5_small."
         return
     if isinstance(backbone, HFBackbone):
         if init.name == "t5":

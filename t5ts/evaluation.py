@@ -155,9 +155,8 @@ def peak_memory(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):
-        with _CLEAR_REFS.open("w"):  # writable, so that the reset was possible
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    with suppress(OSError), _CLEAR_REFS.open("w"):  # writable, so that the reset was possible
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         if found is not None:
             return 1024.0 * int(found[1])
     return math.nan

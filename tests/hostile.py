@@ -66,6 +66,8 @@ HOSTILE = [
     ("freeze=all freeze.always=[layer_norm]", "freeze=norms, staged"),
     ("backbone=linear backbone.stem=false", "backbone=patchtst, shared"),
     ("data@ood=etth1 ood.path=x", "ood=csv"),
+    *((f"backbone={b} init.{k}", "init.keep") for b in ("linear", "shared")
+      for k in ("keep=[x]", "path=x", "checkpoint=x")),
     ("ood.num_rows=5", "data@ood"),
     ("experiment=transfer_ood ~data@ood +ood.path=x", "data@ood"),
     ("--multirun hydra/sweeper=t5ts experiment=demo ood.seed=range(1,3)", "data@ood"),

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,6 +98,29 @@ def test_reused_equals_cold_bit_for_bit(
     assert warm.reused_epochs == about["epochs"] == shared
     # Epoch 0 at least: before the first step all plans are one.
     assert about["trained_by"]["run_dir"] == str((tmp_path / "first").resolve())
+
+
+@pytest.mark.parametrize(
+    ("starts", "settled", "patience", "frozen"),
+    [
+        ([0.0], 0, None, 0),
+        ([0.0, 3.0], 30, None, 3),
+        ([0.0, 5.99, 2.5], 60, None, 2),
+        ([0.0, 0.04], 0, None, 0),  # at step 0
+        ([0.0, None], 0, None, 8),
+        # It may end with the first epoch that is not better.
+        ([0.0, None], 0, 1, 0),
+        ([0.0, None], 21, 2, 4),
+        ([0.0, 5.0], 60, 2, 5),
+    ],
+)
+def test_whole_epochs_before_anything_unfreezes(
+    starts: list[float | None], settled: int, patience: int | None, frozen: int
+) -> None:
+    plan = {str(number): SimpleNamespace(start_epoch=start) for number, start in enumerate(starts)}
+    optimizer = SimpleNamespace(plan=plan, settled_step=settled)
+    setup: Any = SimpleNamespace(steps_per_epoch=10, epochs=8, optimizer=optimizer)
+    assert reuse.frozen_epochs(setup, patience) == frozen
 
 
 def test_a_prefix_grows_from_run_to_run(staged: Compose, tmp_path: Path) -> None:
@@ -308,7 +332,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
         staged("train.reuse_max_gb=0")
 
 
-def test_reused_epochs_are_the_runs_own(staged: Compose, tmp_path: Path) -> None:
+def test_reused_epochs_are_the_runs_own(
+    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A sweep receives them, their seconds count, and the best epoch may be among them."""
     # At such a rate the first step ruins the model.
     config = staged("freeze.unfreeze_epoch=3", "optim.lr=3", "optim.schedule=constant")
@@ -319,11 +345,14 @@ def test_reused_epochs_are_the_runs_own(staged: Compose, tmp_path: Path) -> None
         heard.append((row["epoch"], row["val_loss"]))
         time.sleep(pause_s if len(heard) <= EPOCHS else 0)
 
-    first = run(config, run_dir=tmp_path / "first", after_epoch=hear)
+    with monkeypatch.context() as patched:
+        patched.setattr("t5ts.train.peak_memory", lambda _device: 1e18)
+        first = run(config, run_dir=tmp_path / "first", after_epoch=hear)
     warm = run(config, run_dir=tmp_path / "warm", after_epoch=hear)
     assert (warm.reused_epochs, warm.best_epoch, first.best_epoch) == (3, 0, 0)
     assert_same_run(tmp_path / "warm", tmp_path / "first")
     assert heard[: EPOCHS + 1] == heard[EPOCHS + 1 :]
+    assert first.peak_memory_bytes == 1e18 > warm.peak_memory_bytes
     assert warm.seconds > 3 * pause_s  # the other's pauses before the end of epoch 3
     lines = read_metrics(tmp_path / "warm", "eval")
     assert ["perf/elapsed_s" in row for row in lines] == [False] * 4 + [True]

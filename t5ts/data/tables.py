@@ -18,7 +18,7 @@ from t5ts.data.times import TIME_NAMES, parse_times
 from t5ts.errors import DataError
 
 # Row labels written by pandas, and names of time columns: not used as channels.
-INDEX = re.compile(r"(_duplicated_\d+|Unnamed: \d+|__index_level_\d+__)?")
+INDEX = re.compile(r"(_duplicated_\d+|Unnamed: [\d.]+|__index_level_\d+__)?")
 CLOCKS = {*TIME_NAMES, "epoch", "unix", "unixtime", "unix_time", "unix_timestamp", "epoch_time"}
 
 

@@ -38,7 +38,7 @@ NORMS_TRAINED = 0.03
 OTHER_LAW = 0.35
 ZERO_ROWS = 0.25  # share of zero rows or columns that neither training nor rounding produces
 # No tensor tells such a training from none; only a run's own records prove it.
-_BRIEF = " (if it was trained, then too briefly to be seen: a finished run of t5ts is init=run)"
+_BRIEF = " (or trained too briefly to show: train longer, or use a finished run of t5ts: init=run)"
 _SPECTRUM_SIZE = 256  # largest corner of a matrix whose spectrum is computed, for speed
 
 

@@ -64,6 +64,7 @@ TABLES = {
     "year to hour, said": ("y,m,d,h,a\n" + text(form("%Y,%-m,%-d,%-H")).partition("\n")[2], {"time": "y+m+d+h", "time_format": "%Y %m %d %H"}),
     "pandas' index of dates": (PLAIN.replace("time,", ","), {}),
     "Unnamed: 0": ("Unnamed: 0,time,a\n" + "".join(f"{i},{line}\n" for i, line in enumerate(PLAIN.split("\n")[1:-1])), {}),
+    "Unnamed: 0.1": ("Unnamed: 0.1," + "".join(f"{i},{line}\n" for i, line in enumerate(PLAIN.split("\n")[:-1]))[2:], {}),
     "an epoch beside the date": ("date,timestamp,a\n" + "".join(f"{t},{UNIX + 3600 * i},{v}\n" for i, (t, v) in enumerate(zip(ISO, VALUES, strict=True))), {}),
     "a text column, channels said": ("time,a,b\n" + "".join(f"{line},calm\n" for line in PLAIN.split("\n")[1:-1]), {"channels": ["a"]}),
 }  # fmt: skip

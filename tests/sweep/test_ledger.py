@@ -24,9 +24,11 @@ from optuna.trial import TrialState
 
 from benchmarks.sweep_kills import run
 from t5ts.sweep.ledger import (
+    BUSY,
     DIED,
     REFUSED,
     STOPPED,
+    SURPLUS,
     Claim,
     Ledger,
     is_dead,
@@ -196,14 +198,16 @@ def test_whatever_dies_every_slot_has_one_result() -> None:
     )
 
 
-@pytest.mark.parametrize(("how", "next_slot"), [(DIED, 0), (STOPPED, 0), (REFUSED, 1)])
+@pytest.mark.parametrize(("how", "next_slot"), [(DIED, 0), (STOPPED, 0), (REFUSED, 1), (BUSY, 1)])
 def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(how: str, next_slot: int) -> None:
     ledger = open_ledger(InMemoryStorage(), 2)
     first = take(ledger, "one")
     assert first is not None
     ledger.release(first.trial._trial_id, how, "why")
     assert ledger.refused_by("one") == (["why"] if how == REFUSED else [])
+    assert ledger.refused_by("two") == []
     assert ledger.states().total() == 0
+    assert ledger.results() == []
     claims = [take(ledger, "two"), take(ledger, "two")]  # what was refused is tried last
     again = next(claim for claim in claims if claim is not None and claim.slot == 0)
     assert claims[0] is not None
@@ -212,6 +216,39 @@ def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(how: str, next_slot
     assert again.before == {how: 1}
     assert again.trial.number != first.trial.number
     assert ledger.refused_by("one") == []
+
+
+def test_an_attempt_repeats_everything_that_was_drawn_and_counts_what_ran() -> None:
+    """Its predecessor died between two draws; workers that lost the slot to another never ran."""
+    ledger = open_ledger(InMemoryStorage(), 1)
+    ends = [(DIED, "first"), (DIED, "second"), (SURPLUS, "lost the slot")]
+    for number, (how, reason) in enumerate(ends):
+        claim = take(ledger, f"{number}")
+        assert claim is not None
+        if number == 1:
+            drawn = {"y": claim.trial.suggest_float("y", 0, 1), **claim.trial.params}
+        ledger.release(claim.trial._trial_id, how, reason)
+    last = ledger.claim("last")
+    assert last is not None
+    assert {name: last.trial.suggest_float(name, 0, 1) for name in "xy"} == drawn
+    assert (last.before, last.last_reason) == ({DIED: 2}, "second")
+
+
+def test_a_smaller_sweep_of_a_study_counts_its_own_slots_only() -> None:
+    storage = InMemoryStorage()
+    larger, smaller = open_ledger(storage, 3), open_ledger(storage, 2)
+    for number in range(3):
+        assert not smaller.is_finished()
+        claim = take(larger, str(number))
+        assert claim is not None
+        if claim.slot:
+            larger.study.tell(claim.trial, 1.0)
+        else:
+            first = claim
+    assert smaller.finished() == 1  # of the two
+    larger.study.tell(first.trial, 1.0)
+    assert smaller.is_finished()
+    assert smaller.states().total() == 2
 
 
 def test_a_trial_that_ended_is_not_released() -> None:

@@ -23,6 +23,7 @@ def test_defaults_follow_the_run() -> None:
     assert settings.study_name == "sweep"
     assert make(experiment="unfreeze_lr").study_name == "unfreeze_lr"
     assert make("study_name=mine", experiment="unfreeze_lr").study_name == "mine"
+    assert make("arms=[data@ood,init]").arms == ["data@ood", "init"]
 
 
 def test_each_objective_brings_its_direction() -> None:
@@ -88,9 +89,14 @@ def test_a_slots_draws_follow_from_seed_and_slot() -> None:
     assert draws(settings, 3) != draws(make("seed=1"), 3)
     # A seed of the sampler's own wins; 0 is a seed.
     assert draws(make("sampler.seed=0"), 3) == draws(make("sampler.seed=0", "seed=7"), 3)
-    # A low-discrepancy sequence is one sequence: all slots draw from it with one seed.
-    qmc = make("hydra/sweeper/sampler=random", "sampler._target_=optuna.samplers.QMCSampler")
-    assert qmc.make_sampler(0)._seed == qmc.make_sampler(5)._seed
+    # A low-discrepancy sequence is one sequence, and one order leaves none out: all slots draw from
+    # it with one seed.
+    for name in ("QMC", "BruteForce"):
+        target = f"sampler._target_=optuna.samplers.{name}Sampler"
+        settings = make("hydra/sweeper/sampler=random", target)
+        studies = [optuna.create_study(sampler=settings.make_sampler(slot)) for slot in (0, 5)]
+        first, other = (study.ask().suggest_int("n", 0, 10**3) for study in studies)
+        assert first == other
 
 
 SAMPLERS = {
