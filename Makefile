@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run report test test-stock test-gpu notebooks check format bench controls wheel-check bench-sweep pretrain clean
+.PHONY: help install demo run report test test-kills test-stock test-gpu notebooks check format bench controls wheel-check bench-sweep pretrain clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ report: $(STAMP)  ## what run directories show: make report ARGS="multirun/..."
 
 test: $(STAMP)  ## the tests, offline on the CPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+test-kills: $(STAMP)  ## kills at every write of a run and of a sweep (`make test`: at each kind of write)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kills $(ARGS)
 
 test-stock: $(STAMP)  ## the tests together with hydra-optuna-sweeper (needs a package index)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m index tests/sweep/test_stock.py $(ARGS)

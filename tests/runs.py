@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from t5ts.tasks import Batch, Forecast
 from t5ts.tracking import MetricsFile
 
 Compose = Callable[..., Config]
+Kind = Callable[..., object]
 run = partial(experiment.run, pictures=False)
 HUB_ID = "google/t5-efficient-tiny"
 #: The backbone's own values would want the published checkpoint; these are the tiny stand-in's.
@@ -68,29 +70,47 @@ def die_after(monkeypatch: pytest.MonkeyPatch, step: int, *, politely: bool) -> 
 
 
 @contextmanager
-def killed_at_write(number: int, *more: tuple[type, str]) -> Iterator[None]:
+def killed_at_write(number: int | None, *more: tuple[type, str, Kind]) -> Iterator[list[object]]:
     """Simulate kill -9 before the number-th write that lasts, after which there are no others.
 
     Those writes are files that replace others, rows of metrics.jsonl, and calls of `more`.
-    """
-    left = number
 
-    def mortal(real: Callable[..., Any], *, is_counted: bool = True) -> Callable[..., Any]:
+    Yields:
+        The kind of each write that was begun.
+    """
+    kinds: list[object] = []
+
+    def mortal(real: Callable[..., Any], kind: Kind | None = None) -> Callable[..., Any]:
         def write(*args: Any, **options: Any) -> Any:
-            nonlocal left
-            left -= is_counted
-            if left < 0:
+            if kind is not None:
+                kinds.append(kind(*args))
+            if number is not None and len(kinds) > number:
                 raise Killed
             return real(*args, **options)
 
         return write
 
     with pytest.MonkeyPatch.context() as patched:
-        for owner, name in ((Path, "replace"), (MetricsFile, "append"), *more):
-            patched.setattr(owner, name, mortal(getattr(owner, name)))
-        # A killed process does not tidy up.
-        patched.setattr(Path, "unlink", mortal(Path.unlink, is_counted=False))
-        yield
+        for owner, name, kind in (
+            (Path, "replace", lambda _, to: re.findall(r"seed-\d+|[^/]+$", str(to))),
+            (MetricsFile, "append", lambda _, row: row["kind"]),
+            (Path, "unlink", None),  # a killed process does not tidy up
+            *more,
+        ):
+            patched.setattr(owner, name, mortal(getattr(owner, name), kind))
+        yield kinds
+
+
+def kill_points(kinds: list[object], *, every: bool) -> list[int]:
+    """Writes to be killed at: all, or the first that follows one kind and is of another."""
+    pairs = list(pairwise([None, *kinds]))
+    return [n for n, pair in enumerate(pairs) if every or pairs.index(pair) == n]
+
+
+#: Each kind of write in the default suite; every one with `make test-kills`.
+KILLS = pytest.mark.parametrize(
+    "every", [False, pytest.param(True, marks=pytest.mark.kills)], ids=["kinds", "every"]
+)
 
 
 def run_until(step: int, config: Config, run_dir: Path, *, politely: bool = True) -> None:

@@ -3,13 +3,23 @@
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import SMALL, TINY_T5
-from runs import Compose, Killed, assert_same_run, die_after, killed_at_write, read, rows, run
+from runs import (
+    KILLS,
+    Compose,
+    Killed,
+    assert_same_run,
+    die_after,
+    kill_points,
+    killed_at_write,
+    read,
+    rows,
+    run,
+)
 
 from t5ts import experiment
 from t5ts.analysis.results import Result
@@ -125,18 +135,18 @@ def test_a_stop_that_is_asked_for_around_the_early_one_changes_nothing(
     assert_same_run(run_dir, tmp_path / "parts")
 
 
-def test_a_kill_at_any_write_changes_nothing(fast: Compose, tmp_path: Path) -> None:
+@KILLS
+def test_a_kill_at_any_write_changes_nothing(every: bool, fast: Compose, tmp_path: Path) -> None:
     rarely = ["train.log_every=99", "train.probe_every=99"]
     config, run_dir = stopping(fast(LATE, *rarely), 1), tmp_path / "whole"
-    assert run(config, run_dir=run_dir).stopped_epoch == 4
-    for number in count():
+    with killed_at_write(None) as kinds:
+        assert run(config, run_dir=run_dir).stopped_epoch == 4
+    for number in kill_points(kinds, every=every):
         parts = tmp_path / str(number)
         with suppress(Killed), killed_at_write(number):
             run(config, run_dir=parts)
-            break
         run(config, run_dir=parts)
         assert_same_run(run_dir, parts)
-    assert number > 15
 
 
 def test_a_reused_phase_is_not_longer_than_the_run(fast: Compose, tmp_path: Path) -> None:

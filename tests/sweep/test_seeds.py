@@ -4,14 +4,13 @@ import math
 import os
 import signal
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
-from runs import Killed, killed_at_write, read, rows
+from runs import KILLS, Killed, kill_points, killed_at_write, read, rows
 from sweep.conftest import Sweep, Training
 from sweep.sweeps import attempts, results, states
 
@@ -166,29 +165,37 @@ def test_a_stop_at_any_seed_loses_and_doubles_nothing(
     assert len(seed_dirs(tmp_path / "s")) == 6
 
 
+@KILLS
 @pytest.mark.parametrize(
     ("space", "seeds"), [(GRID, 2), ([*SAMPLED, "+hydra.sweeper.pruner.upper=1e-4"], 1)]
 )  # of a pruned trial the other seed never starts
 def test_a_kill_at_any_write_loses_and_doubles_nothing(
-    space: list[str], seeds: int, sweep: Sweep, done: Runs, tmp_path: Path,
+    space: list[str], seeds: int, every: bool, sweep: Sweep, done: Runs, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     dead = owner_name().replace(f"/{os.getpid()}/", "/0/")  # no process has this number
     monkeypatch.setattr("t5ts.sweep.worker.owner_name", lambda: dead)
     command = [*space, "hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=1"]
-    assert sweep("whole", *command)[0] == 0
+    journal = (Journal, "append_logs", _record_kinds)
+    with killed_at_write(None, journal) as kinds:
+        assert sweep("whole", *command)[0] == 0
     whole, ends = values(tmp_path / "whole"), states(tmp_path / "whole")
     assert ends == ["complete" if seeds == 2 else "pruned"]
-    for number in count():
+    # Until a run starts the two are the same.
+    first = 0 if seeds == 2 or every else kinds.index(["seed-4", "trial.json"])
+    for number in kill_points(kinds[first:], every=every):
+        name = str(first + number)
         done.clear()
-        with suppress(Killed), killed_at_write(number, (Journal, "append_logs")):
-            assert sweep(str(number), *command)[0] == 0
-            break
-        assert sweep(str(number), *command)[0] == 0
-        assert (values(tmp_path / str(number)), states(tmp_path / str(number))) == (whole, ends)
-        assert len(set(done)) == len(seed_dirs(tmp_path / str(number))) == seeds
+        with suppress(Killed), killed_at_write(first + number, journal):
+            sweep(name, *command)
+        assert sweep(name, *command)[0] == 0
+        assert (values(tmp_path / name), states(tmp_path / name)) == (whole, ends)
+        assert len(set(done)) == len(seed_dirs(tmp_path / name)) == seeds
         assert len(done) <= seeds + 1  # the stand-in does not resume the one that was killed
-    assert number > 15
+
+
+def _record_kinds(_: Journal, logs: list[dict[str, Any]]) -> object:
+    return [(log["op_code"], *log.get("user_attr", ())) for log in logs]
 
 
 @pytest.mark.parametrize(
