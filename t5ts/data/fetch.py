@@ -8,14 +8,13 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import urllib.error
 import urllib.request
-from concurrent.futures import Future, wait
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from t5ts.errors import DataError
+from t5ts.interruption import within
 
 ETT_URL = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small"
 ETT_FILES = {"etth1": "ETTh1.csv", "etth2": "ETTh2.csv", "ettm1": "ETTm1.csv", "ettm2": "ETTm2.csv"}
@@ -107,18 +106,7 @@ def _open(url: str) -> HTTPResponse:
     """Open a URL, using the environment's proxies, or give up after CONNECT_S seconds.
 
     A socket's timeout does not bound name resolution and holds for each of a host's addresses in
-    turn, so the wait is bounded from outside, in a thread that the process need not wait for.
+    turn, so the wait is bounded from outside.
     """
-    answer: Future[HTTPResponse] = Future()
-
-    def work() -> None:
-        try:
-            # A fresh opener: urlopen's keeps the first proxies it saw.
-            answer.set_result(urllib.request.build_opener().open(url, timeout=STALL_S))
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    if not wait([answer], timeout=CONNECT_S).done:
-        raise TimeoutError(f"no answer in {CONNECT_S:g} s")
-    return answer.result()
+    # A fresh opener: urlopen's keeps the first proxies it saw.
+    return within(CONNECT_S, lambda: urllib.request.build_opener().open(url, timeout=STALL_S))
