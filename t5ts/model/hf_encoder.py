@@ -1,9 +1,8 @@
 """Any pretrained Transformer that transformers builds, as an encoder of patches."""
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +11,7 @@ from torch import Tensor, nn
 
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import HFArchitecture
-from t5ts.model.layers import mark_unset
 
-#: Draws of the token embedding and of each kind of matrix from which an init law is measured.
-_LAW_DRAWS = 400_000
 #: Configuration keys that do not affect what an encoder of patches computes.
 BOOKKEEPING = re.compile(
     r"architectures|auto_map|dtype|torch_dtype|transformers_version|_name_or_path|use_cache"
@@ -23,6 +19,8 @@ BOOKKEEPING = re.compile(
     r"|task_specific_params|summary_.*|problem_type|output_.*|return_dict|chunk_size.*"
     r"|classifier_.*|decoder_bias|sparse_pred.*"  # of heads
 )
+#: Norms beside the list of blocks that run before it; so does DeBERTa's, of `rel_embeddings`.
+_FIRST_NORMS = re.compile(r"(emb|per_layer)(?!.*after)")
 
 
 def hf_architecture(
@@ -41,37 +39,25 @@ def hf_architecture(
     from transformers import AutoConfig
 
     kind = str(values.get("model_type"))
-    if kind in ("t5", "mt5"):
-        raise WeightsError(f"{where} is a T5's: use backbone=local backbone.path=DIR.")
     without = ("model_type", "auto_map", "transformers_version", "_name_or_path", "torch_dtype")
     with _refusing(f"{where}: {kind}"):  # each model type has checks of its own
         config = AutoConfig.for_model(kind, **{k: v for k, v in values.items() if k not in without})
-        d_model, num_heads = config.hidden_size, config.num_attention_heads
-        vocab_size, depth = config.vocab_size, int(config.num_hidden_layers)
-        stored = config.to_diff_dict()
-    if config.is_encoder_decoder:
-        raise WeightsError(
-            f"{where}: {kind} has an encoder and a decoder; of those only T5 can be used. Choose an"
-            " encoder such as BERT or a decoder-only model such as GPT-2."
+        depth, width, vocab_size = config.num_hidden_layers, config.hidden_size, config.vocab_size
+        if kind in ("t5", "mt5") or config.is_encoder_decoder:
+            raise WeightsError("of models with a decoder only a T5 can be used, as backbone=local")
+        if not (1 <= depth <= 1000 and 1 <= width <= 100_000 and 1 <= vocab_size <= 10_000_000):
+            raise WeightsError(f"{depth} blocks of width {width}, {vocab_size} words: out of range")
+        in_use = depth if num_layers is None else num_layers
+        if not 1 <= in_use <= depth:
+            raise WeightsError(f"backbone.num_layers={num_layers}, but it has {depth} blocks")
+        return HFArchitecture(
+            model_type=kind,
+            d_model=width,
+            num_layers=in_use,
+            num_heads=config.num_attention_heads,
+            vocab_size=vocab_size,
+            config={k: v for k, v in config.to_diff_dict().items() if k not in (*without, "dtype")},
         )
-    if not (1 <= depth <= 1000 and 1 <= d_model <= 100_000 and 1 <= vocab_size <= 10_000_000):
-        raise WeightsError(
-            f"{where}: {depth} blocks of width {d_model} and {vocab_size} words are no language"
-            " model; allowed: 1 to 1,000, 100,000 and 10,000,000. Download config.json again."
-        )
-    if num_layers is not None and num_layers > depth:
-        raise WeightsError(
-            f"backbone.num_layers={num_layers}, but {where} describes {depth} blocks: at most"
-            f" {depth}, or null for all."
-        )
-    return HFArchitecture(
-        model_type=kind,
-        d_model=d_model,
-        num_layers=num_layers or depth,
-        num_heads=num_heads,
-        vocab_size=vocab_size,
-        config={k: v for k, v in stored.items() if k not in without and k != "dtype"},
-    )
 
 
 def hf_config(arch: HFArchitecture) -> Any:
@@ -91,66 +77,62 @@ class HFEncoder(nn.Module):
     Parameters are NaN until a state dict is loaded or `draw` is called.
 
     Args:
-        arch: Shape.
         dropout: Probability, wherever the architecture has one.
         device: "meta" for names and shapes without memory.
 
     Attributes:
-        hf_names: transformers' name of each tensor of the state dict (buffers such as DeepSeek's
-            `e_score_correction_bias` are among them).
-        token_embedding: transformers' name of the token embedding, its shape, and the factor that
-            the model applies to it.
+        hf_names: transformers' name of each tensor of the state dict (which has buffers, too).
+        token_embedding: Its name there, its shape, and the factor that the model applies to it.
         max_tokens: Most tokens that it has positions for.
+
+    Raises:
+        WeightsError: if the model is no plain stack of blocks on token embeddings.
     """
 
     _model: Any
 
     def __init__(self, arch: HFArchitecture, *, dropout: float, device: str = "cpu") -> None:
         super().__init__()
-        model, path = _skeleton(arch, dropout)
-        self.d_model = arch.d_model
-        self.num_blocks = arch.num_layers
-        self.prefix = f"{model.base_model_prefix}."
-        self.blocks_name = f"{path}."
-        with _refusing(arch.model_type):
-            embedding = model.get_input_embeddings()
-            name = next(n for n, p in model.named_parameters() if p is embedding.weight)
-            shape = tuple(embedding.weight.shape)
-        factor = getattr(embedding, "embed_scale", 1.0)  # Gemma's is a buffer
-        factor = getattr(embedding, "scalar_embed_scale", factor)
-        self.token_embedding = name, shape, float(factor)
-        if shape != (arch.vocab_size, arch.d_model):
-            why = f"it projects its token embedding, {shape}, to its width of {arch.d_model}"
-            raise _unusable(arch, why)
-        no_tokens = nn.Identity()
-        no_tokens.weight = torch.empty(1, arch.d_model)  # some initialisers fill it
-        model.set_input_embeddings(no_tokens)
-        for head in ("pooler", "contact_head"):
-            if getattr(model, head, None) is not None:
+        self.arch, self.d_model, self.num_blocks = arch, arch.d_model, arch.num_layers
+        with _refusing(arch.model_type), torch.no_grad():
+            model, path = _whole_model(arch, dropout, device)
+            self.prefix, self.blocks_name = f"{model.base_model_prefix}.", f"{path}."
+            tokens = model.get_input_embeddings()
+            name = next(n for n, p in model.named_parameters() if p is tokens.weight)
+            shape, factor = tuple(tokens.weight.shape), getattr(tokens, "embed_scale", 1.0)
+            factor = getattr(tokens, "scalar_embed_scale", factor)  # where the other is a buffer
+            self.token_embedding = name, shape, float(factor)
+            if shape != (arch.vocab_size, arch.d_model):
+                raise WeightsError(f"it projects its token embedding, {shape}, to {arch.d_model}")
+            no_tokens = nn.Identity()
+            no_tokens.weight = torch.empty(1, arch.d_model)  # some initialisers fill it
+            model.set_input_embeddings(no_tokens)
+            for head in {"pooler", "contact_head"} & model._modules.keys():
                 setattr(model, head, None)
-        blocks = model.get_submodule(path)
-        del blocks[arch.num_layers :]
-        _materialise(model, dict.fromkeys(blocks.modules(), device))
-        before = _run_before(blocks[0], model, arch)
-        names = {id(t): name for name, t in model.state_dict(keep_vars=True).items()}
-        self.block = blocks
-        self.stem = nn.ModuleDict()
-        parent = model
-        for part in path.split("."):
-            for name, child in parent.named_children():
-                if _is_norm(child) and child not in before:
-                    self.final_layer_norm = child
-                elif name != part and child is not no_tokens:
-                    self.stem[name] = child
-            parent = getattr(parent, part)
-        for module in list(self.modules()):
-            _name_norms(module)
-        object.__setattr__(self, "_model", model)  # not a child: its parts are registered above
-        self.hf_names = {n: names[id(t)] for n, t in self.state_dict(keep_vars=True).items()}
-        if len(self.hf_names) < len(names):
-            lost = min(set(names.values()) - set(self.hf_names.values()))
-            raise _unusable(arch, f"{lost} is outside its blocks")
-        self.max_tokens = _max_tokens(model)
+            self.block, self.stem = model.get_submodule(path), nn.ModuleDict()
+            del self.block[arch.num_layers :]
+            names = {id(t): name for name, t in model.state_dict(keep_vars=True).items()}
+            parent = model
+            for part in path.split("."):
+                for name, child in parent.named_children():
+                    is_first = _FIRST_NORMS.search(name) or "rel_embeddings" in parent._modules
+                    if _is_norm(child) and not is_first:
+                        self.final_layer_norm = child
+                    elif name != part and child is not no_tokens:
+                        self.stem[name] = child
+                parent = getattr(parent, part)
+            for module in list(self.modules()):
+                _name_norms(module)
+            for parameter in self.parameters():
+                parameter.fill_(torch.nan)  # uninitialised memory is often zeros
+            object.__setattr__(self, "_model", model)  # no child: its parts are registered above
+            self.hf_names = {n: names[id(t)] for n, t in self.state_dict(keep_vars=True).items()}
+            if lost := set(names.values()) - set(self.hf_names.values()):
+                raise WeightsError(f"{min(lost)} is outside its blocks")
+        self.max_tokens: int | None = getattr(model.config, "max_position_embeddings", None)
+        for table in (m for m in model.modules() if isinstance(m, nn.Embedding)):
+            if table.num_embeddings == self.max_tokens and table.padding_idx is not None:
+                self.max_tokens -= table.padding_idx + 1
 
     def train(self, mode: bool = True) -> "HFEncoder":
         """Set the mode, also of what holds the parts together; some drop out there."""
@@ -167,62 +149,77 @@ class HFEncoder(nn.Module):
 
         Source: transformers' `_init_weights` of the model.
         """
+        from transformers import AutoModel
+
         for module in self._model.modules():
             module._is_hf_initialized = False
-        own = self.state_dict()
-        wanted = {theirs: own[ours] for ours, theirs in self.hf_names.items()}
-        _initialise(self._model, wanted, generator)
+        with torch.random.fork_rng([]):
+            seed = int(torch.randint(2**62, (), generator=generator))
+            torch.default_generator.manual_seed(seed)
+            self._model.initialize_weights()
+            unset = {self.hf_names[n]: t for n, t in self.state_dict().items() if t.isnan().any()}
+            made = AutoModel.from_config(self._model.config).state_dict() if unset else {}
+        for name, tensor in unset.items():  # set where they are made, as in Apertus
+            tensor.copy_(made[name])
+
+    def draw_tokens(self) -> float:
+        """RMS of token embeddings by the architecture's law; every parameter is drawn anew."""
+        tokens = torch.nn.utils.skip_init(nn.Embedding, 400_000 // self.d_model + 1, self.d_model)
+        self._model.set_input_embeddings(tokens)
+        self.draw(torch.Generator().manual_seed(0))  # of the law: the same at every seed
+        rms = tokens.weight.detach().double().square().mean().sqrt().item()
+        return self.token_embedding[2] * rms
+
+    def convert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors under the whole model's names and in float32, as transformers does it.
+
+        It knows old names and other layouts (experts one by one, one matrix for queries, keys and
+        values). What the file lacks is absent; what the model lacks is empty.
+        """
+        from transformers.utils import logging
+
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # what is missing or foreign is an error of t5ts
+        with torch.random.fork_rng(devices=[]), _refusing(self.arch.model_type):
+            model, found = type(self._model).from_pretrained(
+                None,
+                config=hf_config(self.arch),
+                state_dict=dict(tensors),
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        logging.set_verbosity(verbosity)
+        absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+        held = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+        return held | {name: torch.empty(0) for name in found["unexpected_keys"]}
 
     def forward(self, tokens_MND: Tensor) -> Tensor:
         """Encode each row's tokens; (M, N, D) in and out, after the final norm if there is one."""
-        if tokens_MND.dtype in (torch.float16, torch.bfloat16):
-            tokens_MND = tokens_MND.float()
-        return self._model(inputs_embeds=tokens_MND).last_hidden_state
+        return self._model(inputs_embeds=tokens_MND.float()).last_hidden_state
 
     @torch.no_grad()
     def try_out(self) -> None:
         """Raise WeightsError if the model does not encode embeddings alone or fails in autocast."""
-        device, about = next(self.parameters()).device, [self._model.config.model_type]
+        device, kind = next(self.parameters()).device, self.arch.model_type
         if torch.is_autocast_enabled(device.type):
-            about[0] += f" under autocast to {torch.get_autocast_dtype(device.type)}"
-            about.append("train.precision=fp32")
-        with _refusing(*about):
+            kind += f" in {torch.get_autocast_dtype(device.type)} (use train.precision=fp32)"
+        with torch.random.fork_rng([]), _refusing(kind):  # BigBird makes modules in its first pass
             self(torch.zeros(1, 2, self.d_model, device=device))
 
 
-def _unusable(arch: HFArchitecture, why: str) -> WeightsError:
-    return WeightsError(f"{arch.model_type} cannot be used: {why}. Choose another checkpoint.")
-
-
 @contextmanager
-def _refusing(
-    kind: str, way_out: str = "another checkpoint or a newer transformers"
-) -> Iterator[None]:
-    """Turn any error of transformers' own code into a WeightsError for the architecture."""
+def _refusing(what: str) -> Iterator[None]:
+    """Turn any error into a WeightsError that names the architecture."""
     try:
         yield
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
+        why = error if isinstance(error, WeightsError) else f"{type(error).__name__}: {error}"
+        why = " ".join(str(why).split())[:200]
         raise WeightsError(
-            f"{kind} cannot encode patches with this transformers ({type(error).__name__}: {why})."
-            f" Use {way_out}; code that comes with a checkpoint is never run."
+            f"{what} cannot encode patches with this transformers: {why}. Use another checkpoint or"
+            " a newer transformers; code that comes with a checkpoint is never run."
         ) from error
-
-
-def hf_random_state(
-    arch: HFArchitecture, *, generator: torch.Generator
-) -> tuple[dict[str, Tensor], float]:
-    """Tensors freshly drawn from `generator` under the architecture's law, and its tokens' RMS."""
-    encoder = HFEncoder(arch, dropout=0.0)
-    encoder.draw(generator)
-    state = encoder.state_dict()
-    one = HFEncoder(replace(arch, num_layers=1), dropout=0.0)
-    rows = _LAW_DRAWS // arch.d_model + 1
-    embedding = torch.nn.utils.skip_init(nn.Embedding, rows, arch.d_model)
-    one._model.set_input_embeddings(embedding)
-    one.draw(torch.Generator().manual_seed(0))  # a property of the law: the same at every seed
-    rms = embedding.weight.detach().double().square().mean().sqrt().item()
-    return state, rms * encoder.token_embedding[2]
 
 
 def hf_init_law(arch: HFArchitecture) -> dict[str, float]:
@@ -231,28 +228,23 @@ def hf_init_law(arch: HFArchitecture) -> dict[str, float]:
     A matrix is drawn in the same way in every block, so the first that has it is enough. A stack
     of matrices (a mixture's experts) is one tall matrix.
     """
-    names = {
-        name: re.sub(r"^block\.\d+\.", "block.", name)
-        for name in HFEncoder(arch, dropout=0.0, device="meta").hf_names
-    }
-    kinds = {kind: name for name, kind in reversed(names.items())}  # its name where it comes first
-    last = max(int(n.split(".")[1]) for n in kinds.values() if n.startswith("block."))
+    names = list(HFEncoder(arch, dropout=0.0, device="meta").hf_names)
+    kinds = {name: re.sub(r"^block\.\d+\.", "block.", name) for name in names}
+    first = {kind: name for name, kind in reversed(kinds.items())}  # its name where it comes first
+    last = max(int(n.split(".")[1]) for n in first.values() if n.startswith("block."))
     few = HFEncoder(replace(arch, num_layers=last + 1), dropout=0.0)
-    tensors = {n: p for n, p in few.named_parameters() if n in kinds.values() and p.ndim > 1}
-    matrices = {n: p for n, p in tensors.items() if min(p.flatten(0, -2).shape) >= 16}
-    smallest = min((p.numel() for p in matrices.values()), default=_LAW_DRAWS)
-    draws = -(-_LAW_DRAWS // 10 // smallest)
-    generator = torch.Generator().manual_seed(0)
-    squares = dict.fromkeys(matrices, 0.0)
+    matrices = {
+        kinds[name]: p
+        for name, p in few.named_parameters()
+        if name == first[kinds[name]] and p.ndim > 1 and min(p.flatten(0, -2).shape) >= 16
+    }
+    draws = -(-40_000 // min((p.numel() for p in matrices.values()), default=40_000))
+    generator, variance = torch.Generator().manual_seed(0), dict.fromkeys(matrices, 0.0)
     for _ in range(draws):
         few.draw(generator)
-        for name, p in matrices.items():
-            squares[name] += p.detach().var(correction=0).item()
-    return {
-        name: (squares[first] / draws) ** 0.5
-        for name, kind in names.items()
-        if (first := kinds[kind]) in squares
-    }
+        for kind, p in matrices.items():
+            variance[kind] += p.detach().var(correction=0).item() / draws
+    return {name: variance[kind] ** 0.5 for name, kind in kinds.items() if kind in variance}
 
 
 def is_norm_weight(name: str) -> bool:
@@ -261,128 +253,43 @@ def is_norm_weight(name: str) -> bool:
 
 
 def export_config(arch: HFArchitecture) -> dict[str, Any]:
-    """The `config.json` of the blocks in use, with the smallest vocabulary."""
+    """The `config.json` of the blocks in use, with a vocabulary of two words.
+
+    Two, since the padding word may be 1, from which some models count positions.
+    """
     config = hf_config(arch)
-    for name, values in list(vars(config).items()):  # such as layer_types
-        if isinstance(values, list) and len(values) == config.num_hidden_layers:
-            setattr(config, name, values[: arch.num_layers])
-    config.num_hidden_layers = arch.num_layers
+    for name, value in list(vars(config).items()):
+        if name.endswith("_token_id") and value not in (None, 0, 1):
+            setattr(config, name, None if name == "pad_token_id" else 0)
+        elif isinstance(value, list) and len(value) == config.num_hidden_layers:  # as layer_types
+            setattr(config, name, value[: arch.num_layers])
+    config.num_hidden_layers, config.vocab_size = arch.num_layers, 2
     if getattr(config, "attention_layers", None):  # GPT-Neo's
         config.attention_types = [[config.attention_layers, 1]]
-    for name in list(vars(config)):
-        if name.endswith("_token_id") and name != "pad_token_id":
-            setattr(config, name, 0)  # None is not allowed by all
-    pad = getattr(config, "pad_token_id", None) or 0
-    if pad > 1:
-        config.pad_token_id, pad = None, 0  # a row of the embedding; positions count from 0 or 1
-    last_row = 1 if arch.model_type == "mpnet" else 0  # MPNet pads with 1, whatever its config says
-    config.vocab_size = max(last_row, pad) + 1
     return {"model_type": arch.model_type, **config.to_diff_dict(), "dtype": "float32"}
 
 
-def _skeleton(arch: HFArchitecture, dropout: float) -> tuple[Any, str]:
-    """The whole model without memory, in evaluation mode, and the name of its list of blocks."""
+def _whole_model(arch: HFArchitecture, dropout: float, device: str) -> tuple[Any, str]:
+    """The model in evaluation mode, its parameters unset, and the name of its list of blocks."""
     from transformers import AutoModel
+    from transformers.initialization import no_init_weights
 
     config = hf_config(arch)
     config.use_cache, config.return_dict = False, True
-    with torch.device("meta"), _refusing(arch.model_type):
-        for key, value in config.to_dict().items():
-            is_dropout = "dropout" in key or key.endswith(("pdrop", "layerdrop"))
-            if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):
-                setattr(config, key, 0.0 if key.endswith("layerdrop") else dropout)
-        model = AutoModel.from_config(config, dtype=torch.float32)
-    lists = {
-        name: sum(p.numel() for p in module.parameters())
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-    }
-    path = max(lists, key=lambda name: lists[name], default="")
-    sizes = [len(model.get_submodule(name)) for name in lists if not name.startswith(f"{path}.")]
-    if sizes.count(config.num_hidden_layers) != 1 or not path:
-        why = f"it is not a plain stack of {config.num_hidden_layers} blocks (does it share them?)"
-        raise _unusable(arch, why)
-    return model.eval(), path
-
-
-def hf_tensors(
-    arch: HFArchitecture, tensors: Mapping[str, Tensor], *, where: str
-) -> dict[str, Tensor]:
-    """A file's tensors under the names that the whole model has, in float32.
-
-    transformers converts old names, and models whose files have another layout (experts one by
-    one, one matrix for queries, keys and values). What the file lacks is absent; what the model
-    lacks is empty.
-    """
-    from transformers.utils import logging
-
-    config, verbosity = hf_config(arch), logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing or foreign is an error of t5ts
-    with _seeded(torch.Generator()), _refusing(f"{where}: {arch.model_type}"):
-        model, found = type(_skeleton(arch, 0.0)[0]).from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(tensors),
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    logging.set_verbosity(verbosity)
-    absent = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-    held = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
-    return held | {name: torch.empty(0) for name in found["unexpected_keys"]}
-
-
-def _run_before(block: nn.Module, model: Any, arch: HFArchitecture) -> set[nn.Module]:
-    """The modules that run before a block, found by a forward pass up to there."""
-    ran: set[nn.Module] = set()
-
-    def stop(*_: Any) -> None:
-        raise _ReachedError
-
-    seeded = _seeded(torch.Generator().manual_seed(0))  # BigBird makes modules in its forward
-    with ExitStack() as stack, seeded, _refusing(arch.model_type), suppress(_ReachedError):
-        for module in model.modules():
-            hook = module.register_forward_hook(lambda module, *_: ran.add(module))
-            stack.callback(hook.remove)
-        stack.callback(block.register_forward_pre_hook(stop).remove)
-        model(inputs_embeds=torch.zeros(1, 2, arch.d_model))
-    return ran
-
-
-class _ReachedError(Exception):
-    """The forward pass has come to the block of interest."""
-
-
-@torch.no_grad()
-def _materialise(model: Any, devices: Mapping[nn.Module, str]) -> None:
-    """Give a model memory, on the CPU unless `devices` differs: parameters NaN, buffers' values."""
-    for module in model.modules():
-        module.to_empty(device=devices.get(module, "cpu"), recurse=False)
-        mark_unset(module)
-    for parameter in model.parameters():  # transformers' mark for "leave it alone"
-        parameter._is_hf_initialized = True
-    buffers = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-    for buffer in buffers.values():
-        buffer.fill_(math.nan)
-    _initialise(model, buffers, torch.Generator().manual_seed(0))
-    for parameter in model.parameters():
-        del parameter._is_hf_initialized
-
-
-def _initialise(model: Any, wanted: Mapping[str, Tensor], generator: torch.Generator) -> None:
-    """Run `_init_weights`; what it leaves NaN of `wanted` gets the value that it is made with."""
-    from transformers import AutoModel
-
-    with _seeded(generator):
-        model.initialize_weights()
-    unset = {n: t for n, t in wanted.items() if not t.is_meta and t.isnan().any()}
-    if unset:
-        with _seeded(generator):
-            made = AutoModel.from_config(model.config, dtype=torch.float32)
-        values = dict(made.named_parameters()) | dict(made.named_buffers())
-        for name, tensor in unset.items():
-            tensor.copy_(values[name])
+    if dropout > 0.0 and arch.model_type == "mpt":  # attn_pdrop is a whole number there
+        raise WeightsError("transformers allows it no dropout: set backbone.dropout=0")
+    for key, value in config.to_dict().items():
+        is_dropout = "dropout" in key or key.endswith(("pdrop", "layerdrop"))
+        if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, key, 0.0 if key.endswith("layerdrop") else dropout)
+    with torch.device(device), no_init_weights(), torch.random.fork_rng([]):
+        model = AutoModel.from_config(config, dtype=torch.float32).eval()
+    depth = config.num_hidden_layers
+    lists = (item for item in model.named_modules() if isinstance(item[1], nn.ModuleList))
+    path, *others = [name for name, module in lists if len(module) == depth] or [""]
+    if not path or not all(name.startswith(f"{path}.") for name in others):
+        raise WeightsError(f"it is not one stack of {depth} blocks (does it share them?)")
+    return model, path
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -394,29 +301,9 @@ def _name_norms(module: nn.Module) -> None:
     renamed: dict[str, nn.Module | None] = {}
     for name, child in module._modules.items():
         ours = re.sub("layernorm", "layer_norm", name, flags=re.IGNORECASE)
-        if child is not None and _is_norm(child) and ours != "final_layer_norm":
-            ours = ours if "layer_norm" in ours else f"{ours}_layer_norm"
-            if ours != name:
-                module.__dict__[name] = child
-            renamed[ours] = child
-        else:
+        ours = ours if "layer_norm" in ours else f"{ours}_layer_norm"
+        if child is None or not _is_norm(child) or ours == name:
             renamed[name] = child
+        else:
+            renamed[ours] = vars(module)[name] = child
     module._modules = renamed
-
-
-def _max_tokens(model: Any) -> int | None:
-    """Number of positions that the model has; a table's padding row does not count."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == most:
-            return most - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return most
-
-
-@contextmanager
-def _seeded(generator: torch.Generator) -> Iterator[None]:
-    """Seed torch's global generator from another one, and restore it after the block."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

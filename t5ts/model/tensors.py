@@ -3,12 +3,13 @@
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from t5ts.model.architecture import Architecture, HFArchitecture
-from t5ts.model.hf_encoder import HFEncoder, hf_init_law, hf_random_state, is_norm_weight
+from t5ts.model.hf_encoder import HFEncoder, hf_init_law, is_norm_weight
 from t5ts.model.t5_encoder import T5Encoder
 
 
@@ -69,7 +70,12 @@ def random_state(
         scale_norms: Multiply norms' weights too, as HF's initialiser does.
     """
     if isinstance(arch, HFArchitecture):
-        state, rms = hf_random_state(arch, generator=generator)
+        encoder = HFEncoder(arch, dropout=0.0)
+        encoder.draw(generator)
+        state, rms = (
+            encoder.state_dict(),
+            HFEncoder(replace(arch, num_layers=1), dropout=0.0).draw_tokens(),
+        )
         for name, tensor in state.items():
             if tensor.ndim >= 2 or (scale_norms and is_norm_weight(name)):
                 tensor *= factor

@@ -17,7 +17,6 @@ from t5ts.model.hf_encoder import (
     HFEncoder,
     hf_architecture,
     hf_config,
-    hf_tensors,
 )
 from t5ts.model.tensors import count, encoder_shapes
 
@@ -132,7 +131,7 @@ def _layout(checkpoint: Checkpoint, arch: Architecture) -> _Layout:
         tensors = {name.removeprefix(whole.prefix): tensor for name, tensor in tensors.items()}
     if not shapes.keys() <= tensors.keys():
         floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype in _FLOATS}
-        tensors = hf_tensors(arch, floats, where=str(checkpoint.folder))
+        tensors = whole.convert(floats)
     used = HFEncoder(arch, dropout=0.0, device="meta").hf_names
     return _Layout(tensors, used, shapes, whole.blocks_name, embedding, scale)
 
