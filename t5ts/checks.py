@@ -163,8 +163,8 @@ def _elsewhere(key: str) -> str:
     """The message for a key that the chosen option lacks, with the options that have it."""
     group, _, last = key.partition(".")
     of = "data" if group == "ood" else group
-    named = [name for name, node in SCHEMAS[of].items() if last in {f.name for f in fields(node)}]
-    marks = [f"schema/{of}/{name}@" for name in named]
+    nodes = SCHEMAS[of].items()
+    marks = [f"schema/{of}/{name}@" for name, node in nodes if hasattr(node(), last)]
     files = sorted((CONF / of).glob("*.yaml"))
     having = [p.stem for p in files if any(mark in p.read_text() for mark in marks)]
     return f"{key} is a setting of {group}={', '.join(having)}, not of the option chosen here."

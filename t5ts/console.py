@@ -30,14 +30,14 @@ SHOWN_STAGES = 4
 
 
 def announce(
-    config: Config, setup: Setup, audit: dict[str, float], plan: list[dict[str, Any]]
+    config: Config, setup: Setup, audit: dict[str, float], plan: list[dict[str, Any]], how: str
 ) -> None:
     """Log, before the first step, what is trained and on which data.
 
     What the reader may act on is INFO, and shown on the terminal: at most `MOST_LINES` with the
     tracker's. The rest is DEBUG: it is in run.log, and shown with `hydra.verbose=t5ts`.
     """
-    log.info("run        %s (%s), seed %s", run_words(config), config.arm, config.seed)
+    log.info("run        %s (%s), seed %s%s", run_words(config), config.arm, config.seed, how)
     _log_weights(config, setup, audit)
     warnings = _log_data("data", setup.data)
     if setup.ood is not None:

@@ -161,7 +161,7 @@ class _Run:
         if self.checkpoint is not None:
             bring_in(self.checkpoint, self.run_dir)
         plan = plan_table(setup, lr=config.optim.lr)
-        announce(config, setup, self.audit, plan)
+        announce(config, setup, self.audit, plan, ", resumed" if self.checkpoint else "")
         write_yaml(self.run_dir / "config.yaml", asdict(config))
         task = {"name": config.task.name, **asdict(setup.task)}
         facts = {

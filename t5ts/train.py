@@ -163,9 +163,9 @@ class _Loop:
         span = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
         peak = peak_memory(self.setup.device) / 1e6
         memory = "" if math.isnan(peak) else f"; peak memory so far {peak:.0f} MB"
+        evaluation = f", {self.eval_s:.3g} s an evaluation" if self.eval_s else ""  # just resumed
         self.output.progress.say(
-            f"time       {step_s:.3g} s a step, {self.eval_s:.3g} s an evaluation: at this speed"
-            f" {span} to go{memory}"
+            f"time       {step_s:.3g} s a step{evaluation}: at this speed {span} to go{memory}"
         )
 
     def end_epoch(self) -> None:

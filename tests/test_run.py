@@ -188,7 +188,8 @@ def test_every_run_has_a_directory_named_by_its_identity_or_its_place_in_the_swe
         assert process.returncode == 0, err
     told = [line for line in out.splitlines() if line.startswith("t5_efficient_tiny-random-none  ")]
     assert [line.split()[-1][:7] for line in told] == ["sweep/0", "sweep/1"]
-    assert len(out.splitlines()) == len(told) + 1  # a warning is shown once
+    assert out.splitlines()[-1].endswith("python -m t5ts.report sweep")
+    assert len(out.splitlines()) == len(told) + 2  # a warning is shown once
     folders = list((tmp_path / "outputs" / "synthetic").iterdir())
     assert len(folders) == 2
     for folder in folders:

@@ -58,6 +58,7 @@ class PlainSweeper(BasicSweeper):
             for number, job in enumerate(returns)
             if job.status == JobStatus.FAILED
         }
+        print(f"next       python -m t5ts.report {sweep_dir}")
         bugs = [error for error in errors.values() if not isinstance(error, UserError)]
         for bug in bugs:
             traceback.print_exception(bug)

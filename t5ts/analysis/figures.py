@@ -127,8 +127,9 @@ def _curves(findings: Findings) -> Any | None:
     if result is not None:
         naive = next(iter(result.baselines["val"].values()))["loss"]  # the task's naive one
         loss.axhline(naive, color=GREY, linewidth=1, linestyle=(0, (1, 3)))
-        label = loss.text(1, naive, "naive forecast ", transform=loss.get_yaxis_transform(),
-                          ha="right", va="bottom", fontsize=8, color="0.3")  # fmt: skip
+        # On the left, where untrained curves are far above it.
+        label = loss.text(0, naive, " naive forecast", transform=loss.get_yaxis_transform(),
+                          va="bottom", fontsize=8, color="0.3")  # fmt: skip
         label.set_in_layout(False)
     whole_ticks(corr, "epoch")
     loss.set_ylabel("val_loss: MSE, train-standardised")

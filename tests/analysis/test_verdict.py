@@ -184,11 +184,11 @@ def test_whether_the_encoders_were_in_play(
     arms: Arms = {f"t5-{freeze}": (effect, sd), f"random-{freeze}": (0, sd)}
     study = judged(tmp_path, arms, *changes)
     assert_shows(study, outcome=outcome)
-    said = [reason for reason in study.reasons if "in play?" in reason]
+    said = [reason for reason in study.reasons if "use its encoder?" in reason]
     for (init, values), reason in zip(by_init.items(), said, strict=True):
         idle = values in (IDENTITY, FLAT) or (init in moved and freeze == "none")
-        assert ("play? No:" in reason) == idle
-        assert ("play? Yes:" in reason) == (not idle and values is not UNSURE)
+        assert ("encoder? No:" in reason) == idle
+        assert ("encoder? Yes:" in reason) == (not idle and values is not UNSURE)
 
 
 @pytest.mark.parametrize(("values", "answer"), [(IDENTITY, "no"), (USED, "yes")])
