@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
-import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
@@ -69,6 +67,8 @@ def _frozen_libraries() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Two test workers share two cores; and sums on one thread are the same everywhere."""
+    import torch  # not where tests are only handed out, which would wait for it
+
     torch.set_num_threads(1)
 
 
@@ -159,9 +159,3 @@ def tiny(small: Callable[..., Config]) -> Callable[..., Config]:
 def run_dir(tmp_path: Path) -> Path:
     """A place for one run."""
     return tmp_path / "run"
-
-
-@pytest.fixture(scope="session")
-def wandb_summary() -> Callable[[Path], dict[str, Any]]:
-    """The summary of the one offline run below a folder."""
-    return runs.wandb_summary
