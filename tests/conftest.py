@@ -53,6 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Short files come last, so that no worker waits long for the other."""
+    items.sort(key=lambda item: "/pretrain/" in item.nodeid)
+
+
 # Python's own collections go through all of torch, too often for a tenth of the suite's time.
 gc.set_threshold(20_000, 20, 50)
 

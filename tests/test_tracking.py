@@ -231,6 +231,7 @@ def test_a_wrong_variable_costs_no_run_and_refuses_a_report(
     assert "left out" in message
     assert named in message
     write_run(tmp_path / "study", Arm(init="t5", freeze="none"), 0)
+    monkeypatch.setattr("t5ts.analysis.figures.PICTURES", {})
     assert report.main([str(tmp_path / "study"), "--wandb", "t5ts-test"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
