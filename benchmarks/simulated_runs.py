@@ -271,7 +271,7 @@ def _measure_besides(
 
 
 def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2))
+    path.write_text(json.dumps(value))  # indented it would take ten times as long
 
 
 def _provenance(arm: Arm, seed: int, settings: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
-import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
@@ -55,6 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Short files come last, so that no worker waits long for the other."""
+    items.sort(key=lambda item: "/pretrain/" in item.nodeid)
+
+
 # Python's own collections go through all of torch, too often for a tenth of the suite's time.
 gc.set_threshold(20_000, 20, 50)
 
@@ -69,6 +72,8 @@ def _frozen_libraries() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Two test workers share two cores; and sums on one thread are the same everywhere."""
+    import torch  # not where tests are only handed out, which would wait for it
+
     torch.set_num_threads(1)
 
 
@@ -159,9 +164,3 @@ def tiny(small: Callable[..., Config]) -> Callable[..., Config]:
 def run_dir(tmp_path: Path) -> Path:
     """A place for one run."""
     return tmp_path / "run"
-
-
-@pytest.fixture(scope="session")
-def wandb_summary() -> Callable[[Path], dict[str, Any]]:
-    """The summary of the one offline run below a folder."""
-    return runs.wandb_summary

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import SMALL, TINY_T5
-from runs import rows
+from runs import rows, wandb_summary
 
 from t5ts import dashboard
 from t5ts.analysis.figures import PICTURES
@@ -33,9 +33,7 @@ def panels() -> list[Any]:
 
 
 def test_panels_show_what_a_run_logs_where_wandb_looks_for_it(
-    composed: Callable[..., Config],
-    wandb_summary: Callable[[Path], dict[str, Any]],
-    tmp_path: Path,
+    composed: Callable[..., Config], tmp_path: Path
 ) -> None:
     changes = ["freeze=staged", "freeze.unfreeze_epoch=1", "tracker=wandb", "tracker.mode=offline"]
     run(composed(*SMALL, *TINY_T5, *changes), run_dir=tmp_path)

@@ -327,18 +327,24 @@ atexit.register(write)
 """
 
 
+def torchrun(*arguments: str) -> None:
+    """The command's entry point, in a process that has imported torch already."""
+    from torch.distributed.run import main
+
+    main(list(arguments))
+
+
 def test_torchruns_own_command_line_trains_one_run(tmp_path: Path) -> None:
     """The other tests start torchrun's agent by itself, without its command line."""
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(AT_EXIT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [*SMALL, "backbone=linear", "debug=fast_dev_run", "hydra.run.dir=run"]
-    done = subprocess.run(
-        [*torchrun, "-m", "t5ts.run", *arguments],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "hook")},
-        capture_output=True, text=True,
+    arguments = ["--standalone", "--nproc-per-node=2", "-m", "t5ts.run", *SMALL]
+    process = Command(
+        *arguments, "backbone=linear", "debug=fast_dev_run", "hydra.run.dir=run",
+        cwd=tmp_path, program=torchrun, PYTHONPATH=str(tmp_path / "hook"),
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = process.wait()
+    assert process.returncode == 0, printed
     assert read(tmp_path / "run" / "provenance.json")["processes"] == 2
     assert read(tmp_path / "run" / "result.json")["metrics"]
     assert (tmp_path / "run" / "run.log").read_text().count("seed 0") == 1

@@ -209,11 +209,16 @@ def your_csv(tmp_path: Path) -> Path:
 
 
 def test_your_own_csv_from_the_run_to_the_forecast(
-    your_csv: Path, composed: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+    your_csv: Path,
+    composed: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """README's block, command by command, with few seeds and steps."""
+    """README's block, command by command, with few seeds and steps, and a report of one picture."""
+    from t5ts.analysis import figures
     from t5ts.experiment import run
 
+    monkeypatch.setattr(figures, "PICTURES", {"effects": figures.PICTURES["effects"]})
     block = joined(ROOT / "README.md").split("## Your own CSV")[1].split("## ")[0]
     with chdir(your_csv.parent):
         for module, words in commands(block):

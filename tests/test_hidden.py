@@ -104,7 +104,8 @@ def test_reconstruction_runs_and_says_what_it_masks(
     mask: str, head: str, tiny: Compose, run_dir: Path
 ) -> None:
     changes = [f"task.mask={mask}", f"head={head}", "freeze=staged", "freeze.unfreeze_epoch=1"]
-    result = experiment.run(tiny(*RECONSTRUCT, *changes), run_dir=run_dir)
+    draws = head == "per_patch"  # drawing takes longer than training
+    result = experiment.run(tiny(*RECONSTRUCT, *changes), run_dir=run_dir, pictures=draws)
     assert result.metrics["val_loss"] < result.initial["val_loss"]
     assert list(result.baselines["val"]) == ["linear_interpolation", "last_value", "mean"]
     line = result.baselines["val"]["linear_interpolation"]["loss"]
@@ -114,7 +115,8 @@ def test_reconstruction_runs_and_says_what_it_masks(
     task = read(run_dir / "provenance.json")["task"]
     assert (task["name"], task["mask"], task["ratio"]) == ("reconstruct", mask, 0.15)
     assert "5 of the 32 steps" in task["notes"][0]
-    assert all(p.stat().st_size > 5000 for p in (run_dir / "plots").glob("*.png"))
+    sizes = [path.stat().st_size for path in (run_dir / "plots").glob("*.png")]
+    assert (len(sizes), min(sizes, default=9999) > 5000) == (3 * draws, True)
     for window in read(run_dir / "forecast_sample.json")["windows"]:
         pairs = list(zip(window["context"], window["truth"], strict=True))
         assert sum(seen is None for seen, _ in pairs) == 5

@@ -48,27 +48,22 @@ def test_one_switch_shows_every_line_and_a_log_that_takes_none_ends_the_run(tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "named"),
     [
-        (["optim.lrr=1"], ["optim.lrr"]),
-        (["backbone=0"], ["backbone=0", "t5_small"]),
-        (["data=csv", "data.path=missing.csv"], ["missing.csv"]),
-        (["backbone=local", "backbone.path=nowhere", "init=t5"], ["nowhere"]),
-        (["hydra.job_logging.handlers.console.class=none"], ["console"]),
-        (["~hydra.callbacks.check"], ["hydra.callbacks.check"]),
-        (["hydra.callbacks={}"], ["hydra.callbacks"]),
+        (["data=csv", "data.path=missing.csv"], "missing.csv"),
+        (["backbone=local", "backbone.path=nowhere", "init=t5"], "nowhere"),
     ],
 )
 def test_user_errors_are_one_message_and_leave_nothing(
-    arguments: list[str], words: list[str], tmp_path: Path
+    arguments: list[str], named: str, tmp_path: Path
 ) -> None:
+    """Found by a run that has begun; tests/test_overrides.py has those that are found before it."""
     process = Command(*arguments, "hydra.run.dir=run", cwd=tmp_path)
     out, err = process.wait()
     assert process.returncode == 2
     assert "Traceback" not in out + err
     assert err.startswith("t5ts: ")
-    for word in words:
-        assert word in err
+    assert named in err
     assert not (tmp_path / "run").exists()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
-from runs import Command, command_line, rows, run, run_until, wandb_records
+from runs import Command, command_line, rows, run, run_until, wandb_records, wandb_summary
 from wandb.sdk import wandb_setup
 
 from benchmarks.simulated_runs import Arm, write_run
@@ -85,9 +85,7 @@ def test_the_mode_is_what_is_asked_for_or_what_works(
         assert choose_mode(asked)[0] == mode
 
 
-def test_an_offline_run_reads_back_with_wandbs_own_tool(
-    tmp_path: Path, caplog, wandb_summary
-) -> None:
+def test_an_offline_run_reads_back_with_wandbs_own_tool(tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO", logger="t5ts")
     tracker = wandb_tracker(tmp_path / "run")
     for epoch, (loss, corr) in enumerate([(0.9, 0.1), (0.5, 0.6), (0.7, 0.4)]):
@@ -145,9 +143,7 @@ def test_a_study_and_its_report_are_one_group_with_artifacts(
     assert "report.html" in artifacts["report"]
 
 
-def test_a_failing_tracker_falls_silent_and_says_so_once(
-    tmp_path: Path, caplog, wandb_summary
-) -> None:
+def test_a_failing_tracker_falls_silent_and_says_so_once(tmp_path: Path, caplog) -> None:
     """As with a full disk or a dead service process; the next trial of the process is its own."""
     lost = wandb_tracker(tmp_path / "lost")
     lost._run = object()  # whose every call fails
@@ -171,7 +167,7 @@ def stop_service() -> None:
 
 @pytest.mark.parametrize("rows_sent", [0, 300])
 def test_a_tracker_that_hangs_is_left_out_in_time(
-    rows_sent: int, tmp_path: Path, caplog, monkeypatch, wandb_summary
+    rows_sent: int, tmp_path: Path, caplog, monkeypatch
 ) -> None:
     """Few rows fit into the buffer, so the end waits for it; many do not, so a row does."""
     monkeypatch.setattr(tracking, "ANSWER_S", 1.0)
@@ -235,6 +231,7 @@ def test_a_wrong_variable_costs_no_run_and_refuses_a_report(
     assert "left out" in message
     assert named in message
     write_run(tmp_path / "study", Arm(init="t5", freeze="none"), 0)
+    monkeypatch.setattr("t5ts.analysis.figures.PICTURES", {})
     assert report.main([str(tmp_path / "study"), "--wandb", "t5ts-test"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
@@ -249,9 +246,7 @@ def test_an_unreadable_login_is_none(login: bytes | None, tmp_path: Path, monkey
     assert choose_mode("auto")[0] == "offline"
 
 
-def test_an_online_start_that_fails_goes_on_offline(
-    tmp_path: Path, monkeypatch, caplog, wandb_summary
-) -> None:
+def test_an_online_start_that_fails_goes_on_offline(tmp_path: Path, monkeypatch, caplog) -> None:
     """The client held the failed start's id for a run in use, and no row went anywhere."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)

@@ -8,7 +8,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -210,15 +210,21 @@ def _readings(
     has_zone = re.match(ZONE, plain[0])
     start = plain.str.extract(ZONE, 1) if has_zone else plain
     readings = []
-    for form in FORMATS:
-        if 1000 <= (_strptime(start, form).dt.year()[0] or 0) <= 9999:
-            label = "" if re.fullmatch(UNNOTED, form) else form
-            if has_zone:
-                label += " and converted to UTC" if label else "UTC"
-                readings.append(_Reading(label, partial(_read_zoned, form=form)))
-            else:
-                readings.append(_Reading(label, partial(_read_texts, form=form)))
+    for form in _forms(start[0]):
+        label = "" if re.fullmatch(UNNOTED, form) else form
+        if has_zone:
+            label += " and converted to UTC" if label else "UTC"
+            readings.append(_Reading(label, partial(_read_zoned, form=form)))
+        else:
+            readings.append(_Reading(label, partial(_read_texts, form=form)))
     return readings
+
+
+@lru_cache
+def _forms(start: str | None) -> list[str]:
+    """Of all formats those of this text; trying them takes longer than reading a small table."""
+    texts = pl.Series([start], dtype=pl.String)
+    return [form for form in FORMATS if 1000 <= (_strptime(texts, form).dt.year()[0] or 0) <= 9999]
 
 
 def _number_readings(first: Any, unit: str | None) -> list[_Reading]:

@@ -17,6 +17,8 @@ Arms = dict[str, float | tuple[float, float]]
 Change = Callable[[Path], object]
 GAIN: Arms = {"t5-none": -0.06, "random-none": 0}
 ZEROS = "0" * 64
+#: The files of each run that was written: most studies here have runs of others.
+_written: dict[str, dict[str, bytes]] = {}
 
 
 def write(root: Path, arms: Arms, *, seeds: Iterable[int] = range(5), **changes: Any) -> None:
@@ -28,7 +30,18 @@ def write(root: Path, arms: Arms, *, seeds: Iterable[int] = range(5), **changes:
         arm = Arm(init=init, freeze=freeze, effect=value, seed_sd=sd, **named)
         for seed in seeds:
             folder = "-".join([name, str(seed), *(str(v) for v in changes.values())])
-            write_run(root / folder.replace("/", "_"), arm, seed, **changes)
+            _write_run(root / folder.replace("/", "_"), arm, seed, **changes)
+
+
+def _write_run(folder: Path, arm: Arm, seed: int, **changes: Any) -> None:
+    key = repr((arm, seed, changes))
+    if key not in _written:
+        write_run(folder, arm, seed, **changes)
+        _written[key] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        return
+    folder.mkdir(parents=True)
+    for name, content in _written[key].items():
+        (folder / name).write_bytes(content)
 
 
 def found(root: Path) -> Findings:

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 from analysis.studies import arm_of
 from required import missing
-from runs import largest_file
+from runs import largest_file, wandb_summary
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis import collect, draw, verdict
@@ -133,8 +133,9 @@ def test_a_section_with_nothing_to_show_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("init", "asks"), [("t5", True), ("run", False), ("chronos", False)])
 def test_the_question_is_about_text_where_the_weights_are(
-    init: str, asks: bool, tmp_path: Path
+    init: str, asks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("t5ts.analysis.figures.PICTURES", {})
     write_run(tmp_path / "run", Arm(init=init, freeze="none"), 0)
     written = write_report(verdict(collect([tmp_path])), tmp_path / "out")
     for text in (written.page.read_text(), (tmp_path / "out" / "report.md").read_text()):
@@ -377,9 +378,7 @@ def test_a_broken_invariant_stands_in_red_at_the_top(browser: Any, small: Path) 
         assert page.locator("#section-7 tr.broken").count() == 1
 
 
-def test_report_is_logged_as_one_run(
-    small: Path, monkeypatch: pytest.MonkeyPatch, wandb_summary: Any
-) -> None:
+def test_report_is_logged_as_one_run(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     out = small.parent / "out"
     assert main([str(small), "--out", str(out), "--wandb", "t5ts-test"]) == 0

@@ -147,9 +147,12 @@ class AcceleratorError(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    "error", [AcceleratorError("launch failure"), RuntimeError("CUDA error: illegal access")]
+    ("error", "times", "ended"),
+    [
+        (AcceleratorError("launch failure"), 1, "complete"),
+        (RuntimeError("CUDA error: illegal access"), 9, "fail"),
+    ],
 )
-@pytest.mark.parametrize(("times", "ended"), [(1, "complete"), (9, "fail")])
 def test_a_gpu_that_fails_ends_the_worker_and_the_trial_only_if_it_breaks_each(
     sweep: Sweep, training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     error: Exception, times: int, ended: str,

@@ -317,7 +317,6 @@ def test_a_space_that_the_grammar_cannot_say(
         (["train.epochs=interval(1,9)"], "int(interval(A,B))"),
         (["train.epochs=1.5,2"], "train.epochs=1.5"),
         (["freeze=staged", "freeze.unfreeze_epoch=range(0,9)"], "(freeze.unfreeze_epoch=8)"),
-        ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0"),
         ([LR, "hydra.sweeper.storage=sqlite:////no/such/folder/x.db"], "hydra.sweeper.storage"),
         ([LR, "hydra.sweep.dir=/proc/no"], "hydra.sweep.dir"),
         (["experiment=final"], "hydra.sweeper.best_of"),
