@@ -155,12 +155,13 @@ class HFEncoder(nn.Module):
         for module in self._model.modules():
             module._is_hf_initialized = False
         with torch.random.fork_rng([]):
-            seed = int(torch.randint(2**62, (), generator=generator))
-            torch.default_generator.manual_seed(seed)
+            _seed(generator)
             self._model.initialize_weights()
             unset = {self.hf_names[n]: t for n, t in self.state_dict().items() if t.isnan().any()}
-            made = AutoModel.from_config(self._model.config).state_dict() if unset else {}
-        for name, tensor in unset.items():  # set where they are made, as in Apertus
+            if unset:  # drawn or set where they are made, as in OpenAI's GPT and Apertus
+                _seed(generator)
+                made = AutoModel.from_config(self._model.config).state_dict()
+        for name, tensor in unset.items():
             tensor.copy_(made[name])
 
     def draw_tokens(self) -> float:
@@ -319,3 +320,8 @@ def _name_norms(module: nn.Module) -> None:
         else:
             renamed[ours] = vars(module)[name] = child
     module._modules = renamed
+
+
+def _seed(generator: torch.Generator) -> None:
+    """Seed torch's global generator, which transformers draws from, from another one."""
+    torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
