@@ -168,14 +168,6 @@ def test_a_model_whose_dropout_cannot_be_set_has_none() -> None:
         HFEncoder(arch, dropout=0.1)
 
 
-def test_a_model_whose_code_fails_in_bf16_is_refused_there_alone() -> None:
-    encoder = HFEncoder(arch_of("deberta"), dropout=0.0)
-    encoder.draw(torch.Generator())
-    encoder.try_out()
-    with pytest.raises(WeightsError, match=r"train\.precision=fp32"), torch.autocast("cpu"):
-        encoder.try_out()
-
-
 @pytest.mark.parametrize(
     ("kind", "more", "lists"),
     [

@@ -158,6 +158,17 @@ def test_a_stopped_run_resumes_bit_for_bit(
     resumes_as_whole(small(*hf(folders["bert"]), *staged), tmp_path)
 
 
+def test_a_model_that_fails_in_bf16_is_refused_before_training(
+    small: Callable[..., Config], tmp_path: Path
+) -> None:
+    folder = save("deberta", tmp_path / "model", looks_trained=False)
+    arm = [*hf(folder)[:2], "init=random"]
+    build(small(*arm, "train.precision=fp32"))
+    with pytest.raises(WeightsError, match=r"train\.precision=fp32"):
+        run(small(*arm, "train.precision=bf16"), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.gpu
 def test_runs_on_a_gpu(kind: str, small: Callable[..., Config], tmp_path: Path) -> None:
@@ -202,13 +213,3 @@ def test_a_frozen_language_model_takes_two_bytes_a_weight(small: Callable[..., C
     held = torch.cuda.memory_allocated() - before
     weights = sum(p.numel() for p in setup.model.encoder.parameters())
     assert held < 2.2 * weights + 8 * 2**20
-
-
-@pytest.mark.gpu
-def test_a_model_that_fails_in_bf16_is_refused_before_training(
-    small: Callable[..., Config], tmp_path: Path
-) -> None:
-    folder = save("deberta", tmp_path / "m", looks_trained=False)
-    with pytest.raises(WeightsError, match=r"train\.precision=fp32"):
-        run(small(*hf(folder)[:2], "init=random"), run_dir=tmp_path / "run")
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
