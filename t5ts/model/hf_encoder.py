@@ -19,8 +19,6 @@ BOOKKEEPING = re.compile(
     r"|task_specific_params|summary_.*|problem_type|output_.*|return_dict|chunk_size.*"
     r"|classifier_.*|decoder_bias|sparse_pred.*"  # of heads
 )
-#: Norms beside the list of blocks that run before it; so does DeBERTa's, of `rel_embeddings`.
-_FIRST_NORMS = re.compile(r"(emb|per_layer)(?!.*after)")
 
 
 def hf_architecture(
@@ -114,9 +112,12 @@ class HFEncoder(nn.Module):
             names = {id(t): name for name, t in model.state_dict(keep_vars=True).items()}
             parent = model
             for part in path.split("."):
+                is_after = False  # modules are made in the order of their use, but for OPT's,
                 for name, child in parent.named_children():
-                    is_first = _FIRST_NORMS.search(name) or "rel_embeddings" in parent._modules
-                    if _is_norm(child) and not is_first:
+                    is_after |= name in (part, "final_layer_norm")
+                    # DeBERTa's norm of `rel_embeddings` and one of Gemma 3n's.
+                    is_early = "rel_embeddings" in parent._modules or "per_layer" in name
+                    if is_after and not is_early and _is_norm(child):
                         self.final_layer_norm = child
                     elif name != part and child is not no_tokens:
                         self.stem[name] = child
@@ -154,12 +155,13 @@ class HFEncoder(nn.Module):
         for module in self._model.modules():
             module._is_hf_initialized = False
         with torch.random.fork_rng([]):
-            seed = int(torch.randint(2**62, (), generator=generator))
-            torch.default_generator.manual_seed(seed)
+            _seed(generator)
             self._model.initialize_weights()
             unset = {self.hf_names[n]: t for n, t in self.state_dict().items() if t.isnan().any()}
-            made = AutoModel.from_config(self._model.config).state_dict() if unset else {}
-        for name, tensor in unset.items():  # set where they are made, as in Apertus
+            if unset:  # drawn or set where they are made, as in OpenAI's GPT and Apertus
+                _seed(generator)
+                made = AutoModel.from_config(self._model.config).state_dict()
+        for name, tensor in unset.items():
             tensor.copy_(made[name])
 
     def draw_tokens(self) -> float:
@@ -200,12 +202,23 @@ class HFEncoder(nn.Module):
 
     @torch.no_grad()
     def try_out(self) -> None:
-        """Raise WeightsError if the model does not encode embeddings alone or fails in autocast."""
+        """Raise WeightsError if the model does not encode embeddings alone, or fails in autocast.
+
+        The norm that runs last must be `final_layer_norm`, or a block's where there is none.
+        """
         device, kind = next(self.parameters()).device, self.arch.model_type
         if torch.is_autocast_enabled(device.type):
             kind += f" in {torch.get_autocast_dtype(device.type)} (use train.precision=fp32)"
         with torch.random.fork_rng([]), _refusing(kind):  # BigBird makes modules in its first pass
+            ran: list[nn.Module] = []
+            norms = [module for module in self.modules() if _is_norm(module)]
+            hooks = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in norms]
             self(torch.zeros(1, 2, self.d_model, device=device))
+            for hook in hooks:
+                hook.remove()
+            final = getattr(self, "final_layer_norm", None)
+            if ran and ran[-1] is not final and (final or ran[-1] in {*self.stem.modules()}):
+                raise WeightsError(f"its last norm is an unexpected one ({ran[-1]})")
 
 
 @contextmanager
@@ -307,3 +320,8 @@ def _name_norms(module: nn.Module) -> None:
         else:
             renamed[ours] = vars(module)[name] = child
     module._modules = renamed
+
+
+def _seed(generator: torch.Generator) -> None:
+    """Seed torch's global generator, which transformers draws from, from another one."""
+    torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
