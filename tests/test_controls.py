@@ -59,6 +59,15 @@ def test_a_donors_encoder_helps_behind_its_own_interface(
     assert losses["run"] < 0.9 * min(losses[init] for init in ("random", "matched", "shuffled"))
 
 
+def test_the_donor_of_english_has_not_seen_the_controls_text(
+    composed: Callable[..., Config],
+) -> None:
+    donor, control = (composed(f"experiment=english_{name}").data for name in ("donor", "control"))
+    first_row = control.splits[0] * control.num_rows * (1 - control.fraction)
+    assert first_row > donor.num_rows
+    assert (donor.seed, donor.num_channels) == (control.seed, control.num_channels)
+
+
 @pytest.mark.parametrize(
     ("recorded", "used", "is_this_code"),
     [
