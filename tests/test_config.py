@@ -20,6 +20,7 @@ from t5ts.config import (
     Config,
     identity,
     register,
+    searched,
     searched_folder,
     stored_config,
     sweep_name,
@@ -275,6 +276,8 @@ def test_a_jobs_directory_ends_with_what_was_searched() -> None:
         ))  # fmt: skip
 
     assert ending("") == ending("seed") == ""
+    besides = ["tracker.mode=offline", "hydra.sweeper.seed=1", "seed=2", "+optim.lr=1e-3"]
+    assert searched(besides) == ["lr=0.001"]
     assert ending("seed optim.lr") == "-lr=0.0003673"
     assert ending("data.path") == "-path=__a_b_c.csv"
     assert ending("horizon") == "-horizon=_x_"  # as typed: nothing is looked up
