@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from itertools import combinations
 from operator import attrgetter
 from typing import Any, get_args
@@ -13,7 +13,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from t5ts.checks import check_overrides
-from t5ts.config import CONF, SCHEMAS, SEARCHED, Config, identity, register, searched_folder
+from t5ts.config import (
+    CONF,
+    SCHEMAS,
+    SEARCHED,
+    Config,
+    identity,
+    register,
+    searched,
+    searched_folder,
+    stored_config,
+    sweep_name,
+)
 from t5ts.errors import ConfigError
 
 GROUPS = {
@@ -245,6 +256,7 @@ def test_identity_is_that_of_the_numbers(one: str, other: str, composed) -> None
     [
         "seed=1", "optim.lr=0.002", "init=t5", "data.fraction=0.5", "train.precision=bf16",
         "data@ood=nyc_lga", "train.shuffled_test=true", "train.early_stopping_epochs=2",
+        "train.tf32=false", "patch.bank_size=7",
         *(f"{CSV} data.{key}" for key in ("separator=tab", "decimal=','", "time_format=s",
                                           "nulls=[-9999]", "encoding=latin-1")),
     ],
@@ -263,6 +275,31 @@ def test_a_jobs_directory_ends_with_what_was_searched() -> None:
         ))  # fmt: skip
 
     assert ending("") == ending("seed") == ""
+    besides = ["tracker.mode=offline", "hydra.sweeper.seed=1", "seed=2", "+optim.lr=1e-3"]
+    assert searched(besides) == ["lr=0.001"]
     assert ending("seed optim.lr") == "-lr=0.0003673"
     assert ending("data.path") == "-path=__a_b_c.csv"
     assert ending("horizon") == "-horizon=_x_"  # as typed: nothing is looked up
+
+
+def test_a_study_is_found_again_by_its_command_and_purpose() -> None:
+    def name(*task: str, kind: str = "T5tsSweeper", **sweeper: str) -> str:
+        node = {"_target_": f"a.{kind}", "best_of": None, "study_name": None} | sweeper
+        runtime = {"choices": {"experiment": None}}
+        hydra = {"sweeper": node, "overrides": {"task": list(task)}, "runtime": runtime}
+        return sweep_name("now", OmegaConf.create({"hydra": hydra}))
+
+    first = name("a=1", "b=2")
+    assert first == name("b=2", "a=1")
+    assert first.startswith("sweep-")
+    others = [name("a=1"), name("a=1", "b=2", best_of="x"), name("a=1", "b=2", study_name="mine")]
+    assert len({first, *others}) == 4
+    assert name("a=1", kind="BasicSweeper") == "now"
+
+
+@pytest.mark.parametrize("backbone", ["linear", "shared", "t5_micro", "minilm_l6"])
+def test_a_stored_configuration_has_its_own_schemas(backbone: str, composed) -> None:
+    config = composed(f"backbone={backbone}", "data@ood=nyc_lga")
+    found = stored_config(asdict(config))
+    assert type(found.backbone) is type(config.backbone)
+    assert found == config
