@@ -64,7 +64,7 @@ HOSTILE = [
     ("[]", "[]"),
     ("été=1", "été"),
     ("data=synthetic +data.path=x", "data=csv"),
-    ("freeze=all freeze.always=[layer_norm]", "freeze=norms, staged"),
+    ("freeze=all freeze.always=[layer_norm]", "freeze=norms, staged_norms"),
     ("backbone=linear backbone.stem=false", "backbone=patchtst, shared"),
     ("data@ood=etth1 ood.path=x", "ood=csv"),
     *((f"backbone={b} init.{k}", "init.keep") for b in ("linear", "shared")
@@ -77,7 +77,8 @@ HOSTILE = [
     ("seed=", "seed"),
     ("seed=[1,2]", "seed"),
     ("optim.lr=fast", "optim.lr"),
-    ("freeze=staged freeze.always=layer_norm", "freeze.always"),
+    ("freeze=staged freeze.always=[layer_norm]", "freeze=norms, staged_norms"),
+    ("freeze=norms freeze.always=layer_norm", "freeze.always"),
     ("arm_requires=[init=t5]", "arm_requires"),
     ("backbone.path=[a,b]", "backbone.path"),
     ("optim=null", "optim"),

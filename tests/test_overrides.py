@@ -47,7 +47,7 @@ def test_tab_completion_is_hydras(enter: Enter) -> None:
     [
         ("", 1),
         ("init=t5 freeze=staged freeze.unfreeze_epoch=2.5 optim.lr=3e-4 seed=1", 1),
-        ("freeze.always=[layer_norm,'block.0'] freeze=staged tracker.tags=[a,b]", 1),
+        ("freeze.always=[layer_norm,'block.0'] freeze=staged_norms tracker.tags=[a,b]", 1),
         ("++optim.lr=0.1 data@ood=nyc_lga ~data@ood", 1),
         ("data=csv 'data.path=~/x.csv'", 0),
         ("data=csv data.path='~/x.csv' data.name=my.v2", 1),
