@@ -119,7 +119,14 @@ def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(
         build(tiny(*staged, "freeze.unfreeze_epoch=1.99"))
     build(tiny(*staged, "freeze.unfreeze_epoch=1.99", "debug=fast_dev_run"))  # is no result
     with pytest.raises(ConfigError, match="laier_norm"):  # it would train nothing more
-        build(tiny(*staged, "freeze=staged_norms", "freeze.unfreeze_epoch=1", "freeze.always=[laier_norm]"))
+        build(
+            tiny(
+                *staged,
+                "freeze=staged_norms",
+                "freeze.unfreeze_epoch=1",
+                "freeze.always=[laier_norm]",
+            )
+        )
 
 
 @settings(max_examples=40, deadline=None)

@@ -111,7 +111,12 @@ def test_a_wrong_checksum_is_refused_before_and_after(server, ettm1, tmp_path):
 
 @pytest.mark.parametrize(
     ("fault", "named"),
-    [("404", "404"), ("503", "503"), ("cut", r"of \d+ bytes"), ("silent", "no answer within 0.3 s")],
+    [
+        ("404", "404"),
+        ("503", "503"),
+        ("cut", r"of \d+ bytes"),
+        ("silent", "no answer within 0.3 s"),
+    ],
 )
 def test_faults_are_one_message_and_leave_nothing(
     server, ettm1, tmp_path, monkeypatch, fault, named
