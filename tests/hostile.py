@@ -63,8 +63,8 @@ HOSTILE = [
     ("[]", "[]"),
     ("été=1", "été"),
     ("data=synthetic +data.path=x", "of this option"),
-    *((f"backbone={b} init.{k}", "init.keep") for b in ("linear", "shared")
-      for k in ("keep=[x]", "path=x", "checkpoint=x")),
+    *((f"backbone={b} init.{k}=x", f"init.{k}") for b in ("linear", "shared")
+      for k in ("path", "checkpoint")),
     ("ood.num_rows=5", "data@ood"),
     ("experiment=transfer_ood ~data@ood +ood.path=x", "data@ood"),
     ("--multirun hydra/sweeper=t5ts experiment=demo ood.seed=range(1,3)", "data@ood"),
