@@ -320,8 +320,8 @@ def _encoder_problems(config: Config) -> Iterator[str]:
         allowed = "init=chronos, random, matched or shuffled, without init.path"
         yield f"init.checkpoint={init.checkpoint} with init={init.name}; allowed: {allowed}."
     if not isinstance(backbone, CheckpointBackbone):
-        if init.name != "random" or init.path or init.checkpoint or init.keep:
-            alone = "init=random without init.path, init.checkpoint and init.keep"
+        if init.name != "random" or init.path or init.checkpoint:
+            alone = "init=random without init.path and init.checkpoint"
             yield f"{chosen}, which has no checkpoint: use {alone}, or backbone=t5_small."
         return
     if isinstance(backbone, HFBackbone):

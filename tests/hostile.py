@@ -67,8 +67,8 @@ HOSTILE = [
     ("freeze=all freeze.always=[layer_norm]", "freeze=norms, staged_norms"),
     ("backbone=linear backbone.stem=false", "backbone=patchtst, shared"),
     ("data@ood=etth1 ood.path=x", "ood=csv"),
-    *((f"backbone={b} init.{k}", "init.keep") for b in ("linear", "shared")
-      for k in ("keep=[x]", "path=x", "checkpoint=x")),
+    *((f"backbone={b} init.{k}=x", f"init.{k}") for b in ("linear", "shared")
+      for k in ("path", "checkpoint")),
     ("ood.num_rows=5", "data@ood"),
     ("experiment=transfer_ood ~data@ood +ood.path=x", "data@ood"),
     ("--multirun hydra/sweeper=t5ts experiment=demo ood.seed=range(1,3)", "data@ood"),
