@@ -263,6 +263,8 @@ def values_without(config: DictConfig | Config, keys: Sequence[str]) -> dict[str
     backbone = values.get("backbone", {})
     if "hub_id" in backbone:
         backbone["full_params"] = FULL_PARAMS.get(backbone["name"])
+    if "sizes" not in backbone:  # a T5 had no card until 2026-11-26
+        backbone.pop("card", None)
     if "freeze" in values:  # every option of it had `always` until 2026-11-26
         values["freeze"].setdefault("always", [])
     for data in (values.get("data"), values.get("ood")):

@@ -79,7 +79,7 @@ def _presets() -> Iterator[CheckpointBackbone]:
     """Every backbone on the hub or packaged with t5ts."""
     for path in sorted((CONF / "backbone").glob("*.yaml")):
         values: Any = OmegaConf.load(path)
-        schema = values.pop("defaults")[0].removeprefix("/schema/backbone/").partition("@")[0]
+        schema = values.pop("defaults")[0].rpartition("/")[2].partition("@")[0]
         if values.get("hub_id") or values.get("sha256"):
             preset: Any = OmegaConf.to_object(OmegaConf.merge(SCHEMAS["backbone"][schema], values))
             yield preset
@@ -123,11 +123,10 @@ def _list() -> None:
                 where = f"{size / 1e6:.0f} MB in {folder}"
         except UserError as error:
             where = str(error)
-        card = getattr(backbone, "card", "")
         parameters = f"{sum(FULL_PARAMS.get(backbone.name, [0])) / 2e6:.0f} M"
         print(
             f"{backbone.name:<21}{backbone.path or backbone.hub_id:<40}{parameters:>10}"
-            f"  {backbone.licence:<11} {where}{f'; {card}' if card else ''}"
+            f"  {backbone.licence:<11} {where}; {backbone.card}"
         )
 
 

@@ -111,8 +111,9 @@ def _write(donor: "Donor", folder: Path, **more: Any) -> None:
 
     from t5ts.checkpoint import save_tensors
     from t5ts.donor import EXPORT
-    from t5ts.model.architecture import architecture_from
+    from t5ts.model.architecture import HFArchitecture, architecture_from
     from t5ts.model.checkpoint_file import file_sha256
+    from t5ts.model.hf_encoder import check_export
     from t5ts.provenance import write_json
 
     rest = {name: tensor.contiguous() for name, tensor in donor.tensors.items()}
@@ -120,6 +121,8 @@ def _write(donor: "Donor", folder: Path, **more: Any) -> None:
     if (weights := donor.provenance["weights"]) is not None:
         arch = architecture_from(weights["architecture"])
         config, names, placeholder = _for_transformers(arch)
+        if isinstance(arch, HFArchitecture):
+            check_export(arch, config, donor.part("encoder."))
         ours = [name for name in rest if name.startswith("encoder.")]
         encoder = {names.get(name, name): rest.pop(name) for name in ours}
         # transformers needs a token embedding, which a forecaster lacks. One row, at the RMS

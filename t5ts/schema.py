@@ -78,6 +78,7 @@ class CheckpointBackbone(BackboneConfig):
     path: str | None = text(None)  # a folder, or packaged:NAME
     sha256: str | None = text(None)  # of the weight file, where it is fixed
     licence: str = ""
+    card: str = ""  # what to know about its weights
     embedding_rms: float | None = number(None, "(0, 1e6]")  # of its token embeddings
 
 
@@ -99,7 +100,6 @@ class HFBackbone(CheckpointBackbone):
     """Any other Transformer that transformers builds."""
 
     title: str = text("the language model")  # in reports
-    card: str = ""  # what to know about its weights
     sizes: dict[str, Any] = field(default_factory=dict)  # its config.json; empty = the checkpoint's
     num_layers: int | None = number(None, "[1, 1000]")  # the first blocks; null = all
 

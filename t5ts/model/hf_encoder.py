@@ -282,6 +282,29 @@ def export_config(arch: HFArchitecture) -> dict[str, Any]:
     return {"model_type": arch.model_type, **config.to_diff_dict(), "dtype": "float32"}
 
 
+@torch.no_grad()
+def check_export(
+    arch: HFArchitecture, config: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> None:
+    """Raise WeightsError if transformers' model of this `export_config` computes something else.
+
+    Blocks may know the depth of their model, as MiniCPM's do.
+    """
+    ends = hf_architecture(config, num_layers=None, where="the export's config.json")
+    tokens_MND = torch.randn(1, 4, arch.d_model, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for one in (arch, ends):
+        encoder = HFEncoder(one, dropout=0.0)
+        encoder.load_state_dict(state)
+        outputs.append(encoder(tokens_MND))
+    if not torch.allclose(outputs[0], outputs[1], atol=1e-5, equal_nan=True):
+        raise WeightsError(
+            f"transformers' {arch.model_type} of {arch.num_layers} blocks computes something else"
+            " than the first blocks of the whole model: it can be exported with all blocks only"
+            " (backbone.num_layers=null)."
+        )
+
+
 def _whole_model(arch: HFArchitecture, dropout: float, device: str) -> tuple[Any, str]:
     """The model in evaluation mode, its parameters unset, and the name of its list of blocks."""
     from transformers import AutoModel

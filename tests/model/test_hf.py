@@ -1,6 +1,7 @@
 """Encoders of other architectures, built by transformers: forward, draws, names, exports."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from language_models import CAUSAL, FAMILIES, GPT, arch_of, generator, oracle
 
 from t5ts.errors import WeightsError
 from t5ts.model.forecaster import scale_audit
-from t5ts.model.hf_encoder import HFEncoder, export_config
+from t5ts.model.hf_encoder import HFEncoder, check_export, export_config
 from t5ts.model.tensors import random_state
 from t5ts.model.weights import load_checkpoint
 
@@ -196,3 +197,19 @@ def test_an_exports_config_is_of_the_blocks_in_use_alone(
     assert {name: getattr(config, name) for name in lists} == lists
     with torch.device("meta"):
         AutoModel.from_config(config)
+
+
+@pytest.mark.parametrize(("in_use", "is_refused"), [(1, True), (3, False)])
+def test_an_export_that_would_compute_something_else_is_refused(
+    in_use: int, is_refused: bool
+) -> None:
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "head_dim": 8, "v_head_dim": 16}
+    parts = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "num_key_value_heads": 2}
+    arch = arch_of("minicpm3", in_use, num_hidden_layers=3, **ranks, **parts)  # scaled by its depth
+    encoder = HFEncoder(arch, dropout=0.0)
+    encoder.draw(generator())
+    told = (
+        pytest.raises(WeightsError, match=r"backbone\.num_layers") if is_refused else nullcontext()
+    )
+    with told:
+        check_export(arch, export_config(arch), encoder.state_dict())
