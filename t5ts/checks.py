@@ -1,5 +1,6 @@
 """Impossible configurations, refused before any work starts: keys, ranges, choices and pairs."""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from t5ts import distributed
 from t5ts.config import CONF, SCHEMAS, Config, from_hydra, register
@@ -36,6 +37,8 @@ from t5ts.schema import (
 REMOVABLE = ("arm", "experiment", "data@ood", "ood")
 #: Hydra's directories, without which a run would write into the working directory.
 DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
+#: OmegaConf's message on a key that the chosen option lacks, as it is or in one of Hydra's.
+_ABSENT = re.compile(r"(?s)(?P<where>In '[^']*': )?[^\n]*\n?Key '.*full_key: (?P<key>\S+)")
 GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
 
 
@@ -112,8 +115,8 @@ def composition_message(error: BaseException | None) -> str:
     """
     lines: list[str] = []
     while error is not None:
-        if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key in _keys():
-            return _elsewhere(str(error.full_key))
+        if (found := _ABSENT.search(str(error))) and found["key"] in _keys():
+            return (found["where"] or "") + _elsewhere(found["key"])
         lines += (str(error) or type(error).__name__).splitlines()
         error = error.__cause__
     shown = (line.strip() for line in lines if "_type=" not in line and "use +" not in line)

@@ -67,6 +67,7 @@ HOSTILE = [
     ("freeze=all freeze.always=[layer_norm]", "freeze=norms, staged_norms"),
     ("backbone=linear backbone.stem=false", "backbone=patchtst, shared"),
     ("data@ood=etth1 ood.path=x", "ood=csv"),
+    ("experiment=demo data=etth1", "data=csv, nyc_weather"),
     *((f"backbone={b} init.{k}=x", f"init.{k}") for b in ("linear", "shared")
       for k in ("path", "checkpoint")),
     ("ood.num_rows=5", "data@ood"),

@@ -5,6 +5,7 @@ heavy. The settings and their defaults are `conf/hydra/sweeper/t5ts.yaml`.
 """
 
 import math
+import shlex
 import sys
 import traceback
 from collections import Counter
@@ -58,7 +59,7 @@ class PlainSweeper(BasicSweeper):
             for number, job in enumerate(returns)
             if job.status == JobStatus.FAILED
         }
-        print(f"next       python -m t5ts.report {sweep_dir}")
+        print(f"next       python -m t5ts.report {shlex.quote(str(sweep_dir))}")
         bugs = [error for error in errors.values() if not isinstance(error, UserError)]
         for bug in bugs:
             traceback.print_exception(bug)

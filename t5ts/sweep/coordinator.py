@@ -316,7 +316,7 @@ def _finish(work: Work, display: Display, ledgers: Sequence[Ledger]) -> None:
             display.say(f"best trial {folder / 'plots'}")
         except DataError as error:  # written by an older t5ts
             display.say(f"best trial {folder}: no plots ({error})")
-    display.say(f"next       python -m t5ts.report {work.sweep_dir}")
+    display.say(f"next       python -m t5ts.report {shlex.quote(str(work.sweep_dir))}")
 
 
 def _results(work: Work, ledger: Ledger) -> dict[str, Any]:
