@@ -1,4 +1,4 @@
-"""README and docs: commands compose or parse, links resolve, the README's CSV block runs."""
+"""README and docs: runs are dry-run, other commands parsed; links; the CSV block for real."""
 
 import argparse
 import importlib
@@ -7,17 +7,25 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir
+from dataclasses import replace
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
+from data.ett_files import write_ett
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
+from language_models import SIZES, save
 
 from t5ts.checks import check_overrides
 from t5ts.config import CONF, Config
+from t5ts.data.fetch import ETT_FILES
+from t5ts.model.checkpoint_file import file_sha256
+from t5ts.schema import EttData, HFBackbone, T5Backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,6 +92,81 @@ def test_there_are_commands() -> None:
 def test_run_commands_compose(words: tuple[str, ...], composed: Callable[..., Config]) -> None:
     if not {"--help", "--cfg"} & set(words):
         composed(*jobs(words)[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that the pages' commands name: tables, ETT's files, a BERT (`DIR`)."""
+    place = tmp_path_factory.mktemp("docs")
+    save("bert", place / "DIR")
+    for name in ("etth1", "etth2"):
+        write_ett(place, name)
+    times = pl.datetime_range(datetime(2022, 1, 1), datetime(2025, 12, 31), "1d", eager=True)
+    values = np.random.default_rng(0).normal(size=len(times)).cumsum()
+    wide = pl.DataFrame({"time": times, "load": values, "price": values + 1})
+    for name in ("your.csv", "bars.csv"):
+        wide.write_csv(place / name)
+    wide.write_parquet(place / "bars.parquet")
+    long = wide.unpivot(index="time", variable_name="sensor", value_name="reading")
+    long.rename({"time": "when"}).write_csv(place / "long.csv")
+    return place
+
+
+#: What only a whole study has: a donor, another sweep.
+OF_A_STUDY = ("init.path", "patch.path", "experiment=final", "_control", "when_to_unfreeze")
+
+
+def small(config: Config, folder: Path, packaged: Config) -> Config:
+    """The same, dry-run in a second: few steps, a small encoder, files that are there."""
+    backbone: Any = config.backbone
+    if isinstance(backbone, HFBackbone) and config.init.name == "random":
+        sizes = {"model_type": "bert", **SIZES}
+        backbone = replace(backbone, sizes=sizes, num_layers=1)
+    elif isinstance(backbone, HFBackbone):
+        where = {"hub_id": None, "path": str(folder / "DIR"), "sizes": {}, "num_layers": 1}
+        backbone = replace(backbone, **where)
+    elif isinstance(backbone, T5Backbone) and config.init.name != "random":
+        backbone = packaged.backbone
+    elif isinstance(backbone, T5Backbone):
+        sizes = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2}
+        backbone = replace(backbone, **sizes)
+    data: Any = {}
+    for key in ("data", "ood"):
+        series = getattr(config, key)
+        if isinstance(series, EttData):
+            file = folder / ETT_FILES[series.dataset]
+            series = replace(series, dir=str(folder), sha256=file_sha256(file))
+        elif hasattr(series, "num_rows"):
+            series = replace(series, num_rows=min(series.num_rows, 4000))
+        data[key] = series
+    debug = config.debug
+    if debug.name == "none":
+        debug = replace(debug, name="fast_dev_run", fast_dev_run=True)
+    train = replace(config.train, epochs=1, batch_size=4, eval_batch_size=16, threads=1)
+    optim = replace(config.optim, warmup_epochs=0.0)
+    tracker = replace(config.tracker, name="none")
+    freeze = config.freeze
+    if freeze.unfreeze_epoch:
+        freeze = replace(freeze, unfreeze_epoch=0.0)
+    parts: Any = {"debug": debug, "train": train, "optim": optim, "tracker": tracker}
+    return replace(config, backbone=backbone, freeze=freeze, **data, **parts)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [w for w in RUNS if not any(text in " ".join(w) for text in (*OF_A_STUDY, "--help", "--cfg"))],
+    ids=" ".join,
+)
+def test_run_commands_run(
+    words: tuple[str, ...], composed: Callable[..., Config], folder: Path, tmp_path: Path
+) -> None:
+    """The first job of each, as a dry run."""
+    from t5ts.experiment import run
+
+    config = composed(*jobs(words)[0])
+    with chdir(folder):
+        made = small(config, folder, composed("backbone=t5_tiny_en", "init=t5"))
+        assert run(made, run_dir=tmp_path / "run", pictures=False).arm == made.arm
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=" ".join)
