@@ -197,7 +197,7 @@ def from_hydra(cfg: DictConfig, hydra: Any = None) -> Config:
         f"arm={hydra.runtime.choices.arm} has {group}={pattern}, but {group}={name}: leave {group}"
         " out, or choose all groups instead of a named arm."
         for group, pattern in arm.items()
-        if not fnmatchcase(name := getattr(config, group).name, pattern)
+        if not fnmatchcase(name := str(getattr(getattr(config, group, ""), "name", None)), pattern)
     ]:
         raise ConfigError("\n".join(wrong))
     return config

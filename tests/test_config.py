@@ -18,6 +18,7 @@ from t5ts.config import (
     SCHEMAS,
     SEARCHED,
     Config,
+    from_hydra,
     identity,
     register,
     searched,
@@ -264,6 +265,16 @@ def test_identity_is_that_of_the_numbers(one: str, other: str, composed) -> None
 def test_identity_changes_with_whatever_changes_numbers(more: str, composed) -> None:
     plain = CSV.split() if CSV in more else []
     assert identity(composed(*plain)) != identity(composed(*more.split()))
+
+
+def test_a_named_arm_of_ones_own_may_name_groups_only() -> None:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config")
+    arm = {"init": "random", "no_group": "x"}
+    hydra = {"callbacks": {"check": {"arm": arm}}, "runtime": {"choices": {"arm": "mine"}}}
+    with pytest.raises(ConfigError, match=r"^arm=mine has no_group=x[^\n]*$"):
+        from_hydra(cfg, OmegaConf.create(hydra))
 
 
 def test_a_jobs_directory_ends_with_what_was_searched() -> None:
