@@ -37,7 +37,8 @@ def announce(
     What the reader may act on is INFO, and shown on the terminal: at most `MOST_LINES` with the
     tracker's. The rest is DEBUG: it is in run.log, and shown with `hydra.verbose=t5ts`.
     """
-    log.info("run        %s (%s), seed %s%s", run_words(config), config.arm, config.seed, how)
+    words = run_words(config, setup.report)
+    log.info("run        %s (%s), seed %s%s", words, config.arm, config.seed, how)
     _log_weights(config, setup, audit)
     warnings = _log_data("data", setup.data)
     if setup.ood is not None:

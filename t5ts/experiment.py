@@ -87,7 +87,7 @@ def run(
         else:
             job = distributed.main_first(lambda: _Run(config, run_dir, past))
             distributed.on_main(job.begin)
-            tracker = _build_tracker(config, run_dir, group)
+            tracker = _build_tracker(config, job.setup, run_dir, group)
             resources.push(lambda kind, *_: tracker.abandon() if kind else None)
             state = job.train(tracker, after_epoch, stop.is_set)
             result = job.test(state, tracker, pictures=pictures)
@@ -382,7 +382,7 @@ class Meter:
         return metrics, window_losses
 
 
-def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
+def _build_tracker(config: Config, setup: Setup, run_dir: Path, group: str | None) -> Tracker:
     if config.tracker.name == "none" or not distributed.is_main():
         return Tracker()
     name = [f"{config.arm}-s{config.seed}"]
@@ -392,7 +392,7 @@ def _build_tracker(config: Config, run_dir: Path, group: str | None) -> Tracker:
         name += searched(task_overrides(hydra), None if keys is None else keys.split())
     return WandbTracker(
         run_dir=run_dir,
-        config=asdict(config) | {"arm": run_words(config)},
+        config=asdict(config) | {"arm": run_words(config, setup.report)},
         settings=config.tracker,
         group=config.tracker.group or group or config.data.name,
         job_type=config.arm,

@@ -95,11 +95,15 @@ class T5Backbone(CheckpointBackbone):
     feed_forward_proj: str = choice("relu", "relu", "gated-gelu")
 
 
+#: The title of a backbone without one.
+UNNAMED = "the language model"
+
+
 @dataclass(kw_only=True)
 class HFBackbone(CheckpointBackbone):
     """Any other Transformer that transformers builds."""
 
-    title: str = text("the language model")  # in reports
+    title: str = text(UNNAMED)  # in reports; unless set, its checkpoint's model type
     sizes: dict[str, Any] = field(default_factory=dict)  # its config.json; empty = the checkpoint's
     num_layers: int | None = number(None, "[1, 1000]")  # the first blocks; null = all
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from t5ts.analysis.statistics import Array, Estimate, log_ratio
 from t5ts.analysis.study import K, Run, Study, grouped, measured_on, varying
-from t5ts.analysis.words import arm_words
+from t5ts.analysis.words import arm_words, model_name
 
 
 class Pretraining(NamedTuple):
@@ -120,7 +120,8 @@ class Arm:
         self.backbone, self.runs = backbone, runs
         self.init, self.freeze = str(config["init.name"]), str(config["freeze.name"])
         self.name = f"{backbone}-{self.init}-{self.freeze}"
-        self.model = str(config.get("backbone.title") or "T5")
+        built = [run.weights["architecture"] for run in runs if run.weights.get("architecture")]
+        self.model = model_name(config.get("backbone.title"), built[0] if built else {})
         self.words = arm_words(backbone, self.init, self.freeze, model=self.model)
         self.is_alone = True
         self.maximize, settings = runs[0].maximize, runs[0].settings
@@ -158,8 +159,7 @@ class Arm:
         self.share_trained = sum(r.epochs for r in trained) / sum(r.epochs_due for r in trained)
         self.epochs_trained = sum(r.epochs - int(r.trial.get("reused_epochs") or 0) for r in runs)
         sizes = {key: config.get(f"backbone.{key}") for key in _SIZES}
-        built = (run.weights["architecture"] for run in runs if run.weights.get("architecture"))
-        shape = next(built, None if None in sizes.values() else sizes)
+        shape = built[0] if built else None if None in sizes.values() else sizes
         self.architecture = shape and {k: v for k, v in shape.items() if k != "vocab_size"}
 
     @property

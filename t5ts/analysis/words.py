@@ -9,6 +9,7 @@ from typing import Any
 
 from t5ts.analysis import statistics
 from t5ts.analysis.statistics import Estimate
+from t5ts.schema import UNNAMED
 
 NONE = "–"
 #: Backbones that are not a T5.
@@ -127,10 +128,22 @@ def without(headline: str, kind: str) -> str:
     return re.sub(rf"\b{kind}: (.)", lambda m: m[1].upper(), headline, count=1, flags=re.I)
 
 
-def run_words(config: Any) -> str:
-    """The arm of a run's configuration in words."""
-    model = getattr(config.backbone, "title", "T5")
+def run_words(config: Any, report: Any) -> str:
+    """The arm of a run's configuration and of its encoder's load report, or None, in words."""
+    architecture = {} if report is None else report.architecture
+    model = model_name(getattr(config.backbone, "title", None), architecture)
     return arm_words(config.backbone.name, config.init.name, config.freeze.name, model=model)
+
+
+def model_name(title: str | None, architecture: Mapping[str, Any]) -> str:
+    """A model's name: its backbone's title, else its model type in capitals (RoBERTa, GPT-2)."""
+    kind = architecture.get("model_type")
+    if kind is None or title not in (None, UNNAMED):
+        return title or "T5"
+    # Abbreviations: these, and what has no vowel.
+    short = r"bert|gpt|^opt$|(?<![a-z])[b-df-hj-np-tv-z]{3,}(?![a-z])"
+    name = re.sub(short, lambda m: m[0].upper(), str(kind).replace("_", "-"))
+    return re.sub(r"\b[a-z]", lambda m: m[0].upper(), re.sub(r"GPT(?=\d)", "GPT-", name))
 
 
 def plural(count: int, noun: str) -> str:

@@ -32,6 +32,7 @@ from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis.judgement import ALIKE, HIGHER, LOWER
 from t5ts.analysis.sections import markdown, sections
 from t5ts.analysis.words import arm_label
+from t5ts.schema import UNNAMED
 
 WITH_CONTROL: Arms = GAIN | {"matched-none": 0}
 EQUAL: Arms = {"t5-none": (0, 0.0005), "random-none": (0, 0.0005)}
@@ -320,12 +321,27 @@ def test_what_the_loader_says_reaches_the_verdict(
 # Words of particular studies.
 
 
-def test_a_language_model_has_its_own_name(tmp_path: Path) -> None:
-    arms: Arms = {"gpt2-pretrained-none": -0.06, "gpt2-matched-none": 0, "gpt2-random-none": 0}
-    findings = judged(tmp_path, runs(arms, backbone__title="GPT-2"))
+@pytest.mark.parametrize(
+    ("title", "kind", "name"),
+    [
+        ("GPT-2", None, "GPT-2"),  # old records
+        ("MiniLM-L6", "bert", "MiniLM-L6"),
+        (UNNAMED, "gpt2", "GPT-2"),
+        (UNNAMED, "xlm-roberta", "XLM-RoBERTa"),
+        (UNNAMED, "llama", "Llama"),
+        (UNNAMED, None, UNNAMED),
+    ],
+)
+def test_a_language_model_has_its_own_name(
+    tmp_path: Path, title: str, kind: str | None, name: str
+) -> None:
+    arms: Arms = {"hf-pretrained-none": -0.06, "hf-matched-none": 0, "hf-random-none": 0}
+    built = {} if kind is None else {"model_type": kind}
+    change = about("*", "weights", architecture=built)
+    findings = judged(tmp_path, runs(arms, backbone__title=title), change)
     assert_shows(findings, outcome="helps")
-    assert "GPT-2" in markdown(findings).splitlines()[0]
-    assert all(arm_label(arm).startswith("GPT-2 (") for arm in findings.main.condition.arms)
+    assert name in markdown(findings).splitlines()[0]
+    assert all(arm_label(arm).startswith(f"{name} (") for arm in findings.main.condition.arms)
 
 
 def test_arms_are_in_words_after_the_first_reason(tmp_path: Path) -> None:

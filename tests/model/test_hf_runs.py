@@ -12,6 +12,7 @@ from runs import read, resumes_as_whole, rows
 
 import t5ts
 from t5ts import experiment
+from t5ts.analysis.words import run_words
 from t5ts.build import build, build_model
 from t5ts.checkpoint import load_checkpoint as load_saved
 from t5ts.config import Config
@@ -30,7 +31,9 @@ def test_arms_are_paired_and_native_scale_is_the_checkpoints(
     models, reports = {}, {}
     for init in ("pretrained", "random", "matched", "shuffled"):
         overrides = [*hf(folders["bert"]), f"init={init}", "patch.scale=native"]
-        models[init], reports[init] = build_model(small(*overrides), num_channels=2)
+        config = small(*overrides)
+        models[init], reports[init] = build_model(config, num_channels=2)
+        assert run_words(config, reports[init]).startswith("BERT (")
     one = models["pretrained"]
     for init, model in models.items():
         assert torch.equal(model.head.weight, one.head.weight)
