@@ -240,10 +240,16 @@ def _reading(path: Path) -> Iterator[BufferedReader]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     with _reading(path) as file:
-        values = json.loads(file.read().decode("utf-8"))
+        values = json.loads(file.read().decode("utf-8"), object_hook=_special_float)
         if not isinstance(values, dict):
             raise TypeError(f"a {type(values).__name__}, not a JSON object")
     return values
+
+
+def _special_float(values: dict[str, Any]) -> Any:
+    """A number that transformers writes as an object, since JSON has no infinity."""
+    is_number = values.keys() == {"__float__"}
+    return float(values["__float__"]) if is_number else values
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -19,6 +19,12 @@ BOOKKEEPING = re.compile(
     r"|task_specific_params|summary_.*|problem_type|output_.*|return_dict|chunk_size.*"
     r"|classifier_.*|decoder_bias|sparse_pred.*"  # of heads
 )
+#: Why some popular models are refused, and what to use instead.
+INSTEAD = {
+    "albert": "all its blocks are one, and its tokens are narrower than its blocks; use a BERT",
+    "xlm": "its blocks are spread over four lists; use an XLM-RoBERTa",
+    "flaubert": "its blocks are spread over four lists; use a CamemBERT",
+}
 
 
 def hf_architecture(
@@ -100,8 +106,8 @@ class HFEncoder(nn.Module):
             shape, factor = tuple(tokens.weight.shape), getattr(tokens, "embed_scale", 1.0)
             factor = getattr(tokens, "scalar_embed_scale", factor)  # where the other is a buffer
             self.token_embedding = name, shape, float(factor)
-            if shape != (arch.vocab_size, arch.d_model):
-                raise WeightsError(f"it projects its token embedding, {shape}, to {arch.d_model}")
+            if shape != (arch.vocab_size, arch.d_model) or len([*tokens.parameters()]) > 1:
+                raise WeightsError(f"it projects its token embedding, {shape}, or has a norm in it")
             no_tokens = nn.Identity()
             no_tokens.weight = torch.empty(1, arch.d_model)  # some initialisers fill it
             model.set_input_embeddings(no_tokens)
@@ -109,14 +115,16 @@ class HFEncoder(nn.Module):
                 setattr(model, head, None)
             self.block, self.stem = model.get_submodule(path), nn.ModuleDict()
             del self.block[arch.num_layers :]
+            for module in model.modules():  # whole numbers, as MRA's positions, are no weights
+                ints = {n for n, t in module.named_buffers(recurse=False) if t.dtype == torch.int64}
+                module._non_persistent_buffers_set |= ints
             names = {id(t): name for name, t in model.state_dict(keep_vars=True).items()}
             parent = model
             for part in path.split("."):
                 is_after = False  # modules are made in the order of their use, but for OPT's,
                 for name, child in parent.named_children():
                     is_after |= name in (part, "final_layer_norm")
-                    # DeBERTa's norm of `rel_embeddings` and one of Gemma 3n's.
-                    is_early = "rel_embeddings" in parent._modules or "per_layer" in name
+                    is_early = "rel_embeddings" in parent._modules  # DeBERTa's norm of these
                     if is_after and not is_early and _is_norm(child):
                         self.final_layer_norm = child
                     elif name != part and child is not no_tokens:
@@ -131,8 +139,8 @@ class HFEncoder(nn.Module):
             if lost := set(names.values()) - set(self.hf_names.values()):
                 raise WeightsError(f"{min(lost)} is outside its blocks")
         self.max_tokens: int | None = getattr(model.config, "max_position_embeddings", None)
-        for table in (m for m in model.modules() if isinstance(m, nn.Embedding)):
-            if table.num_embeddings == self.max_tokens and table.padding_idx is not None:
+        for table in (m for m in model.modules() if getattr(m, "padding_idx", None) is not None):
+            if len(getattr(table, "weight", ())) == self.max_tokens:
                 self.max_tokens -= table.padding_idx + 1
 
     def train(self, mode: bool = True) -> "HFEncoder":
@@ -198,7 +206,8 @@ class HFEncoder(nn.Module):
 
     def forward(self, tokens_MND: Tensor) -> Tensor:
         """Encode each row's tokens; (M, N, D) in and out, after the final norm if there is one."""
-        return self._model(inputs_embeds=tokens_MND.float()).last_hidden_state
+        own = tokens_MND.to(torch.float32, copy=True)  # CTRL scales it in place
+        return self._model(inputs_embeds=own).last_hidden_state
 
     @torch.no_grad()
     def try_out(self) -> None:
@@ -213,7 +222,8 @@ class HFEncoder(nn.Module):
             ran: list[nn.Module] = []
             norms = [module for module in self.modules() if _is_norm(module)]
             hooks = [m.register_forward_hook(lambda m, *_: ran.append(m)) for m in norms]
-            self(torch.zeros(1, 2, self.d_model, device=device))
+            # Not zeros, which an unset table may hold: Gemma 4 looks tokens up by their embedding.
+            self(torch.linspace(-1, 1, 2 * self.d_model, device=device).view(1, 2, -1))
             for hook in hooks:
                 hook.remove()
             final = getattr(self, "final_layer_norm", None)
@@ -229,9 +239,10 @@ def _refusing(what: str) -> Iterator[None]:
     except Exception as error:
         why = error if isinstance(error, WeightsError) else f"{type(error).__name__}: {error}"
         why = " ".join(str(why).split())[:200]
+        advice = "Use another checkpoint or a newer transformers; code that comes with a checkpoint"
+        advice = "Set backbone.dropout=0." if "dropout" in why else f"{advice} is never run."
         raise WeightsError(
-            f"{what} cannot encode patches with this transformers: {why}. Use another checkpoint or"
-            " a newer transformers; code that comes with a checkpoint is never run."
+            f"{what} cannot encode patches with this transformers: {why}. {advice}"
         ) from error
 
 
@@ -257,7 +268,8 @@ def hf_init_law(arch: HFArchitecture) -> dict[str, float]:
         few.draw(generator)
         for kind, p in matrices.items():
             variance[kind] += p.detach().var(correction=0).item() / draws
-    return {name: variance[kind] ** 0.5 for name, kind in kinds.items() if kind in variance}
+    # Without those that begin as zeros.
+    return {name: variance[kind] ** 0.5 for name, kind in kinds.items() if variance.get(kind)}
 
 
 def is_norm_weight(name: str) -> bool:
@@ -276,7 +288,7 @@ def export_config(arch: HFArchitecture) -> dict[str, Any]:
             setattr(config, name, None if name == "pad_token_id" else 0)
         elif isinstance(value, list) and len(value) == config.num_hidden_layers:  # as layer_types
             setattr(config, name, value[: arch.num_layers])
-    config.num_hidden_layers, config.vocab_size = arch.num_layers, 2
+    config.num_hidden_layers, config.vocab_size, config.use_cache = arch.num_layers, 2, False
     if getattr(config, "attention_layers", None):  # GPT-Neo's
         config.attention_types = [[config.attention_layers, 1]]
     return {"model_type": arch.model_type, **config.to_diff_dict(), "dtype": "float32"}
@@ -290,19 +302,23 @@ def check_export(
 
     Blocks may know the depth of their model, as MiniCPM's do.
     """
-    ends = hf_architecture(config, num_layers=None, where="the export's config.json")
     tokens_MND = torch.randn(1, 4, arch.d_model, generator=torch.Generator().manual_seed(0))
-    outputs = []
-    for one in (arch, ends):
-        encoder = HFEncoder(one, dropout=0.0)
-        encoder.load_state_dict(state)
-        outputs.append(encoder(tokens_MND))
-    if not torch.allclose(outputs[0], outputs[1], atol=1e-5, equal_nan=True):
-        raise WeightsError(
-            f"transformers' {arch.model_type} of {arch.num_layers} blocks computes something else"
-            " than the first blocks of the whole model: it can be exported with all blocks only"
-            " (backbone.num_layers=null)."
-        )
+    why = "computes something else"
+    try:
+        ends = hf_architecture(config, num_layers=None, where="the export's config.json")
+        outputs = []
+        for one in (arch, ends):
+            encoder = HFEncoder(one, dropout=0.0)
+            encoder.load_state_dict(state)
+            outputs.append(encoder(tokens_MND))
+        if torch.allclose(outputs[0], outputs[1], atol=1e-5, equal_nan=True):
+            return
+    except (WeightsError, RuntimeError) as error:  # it may list settings or tensors by block
+        why = f"cannot be built ({' '.join(str(error).split())[:200]})"
+    raise WeightsError(
+        f"transformers' {arch.model_type} of the first {arch.num_layers} blocks alone {why}: it can"
+        " be exported with all blocks only (backbone.num_layers=null)."
+    )
 
 
 def _whole_model(arch: HFArchitecture, dropout: float, device: str) -> tuple[Any, str]:
@@ -313,7 +329,7 @@ def _whole_model(arch: HFArchitecture, dropout: float, device: str) -> tuple[Any
     config = hf_config(arch)
     config.use_cache, config.return_dict = False, True
     if dropout > 0.0 and arch.model_type == "mpt":  # attn_pdrop is a whole number there
-        raise WeightsError("transformers allows it no dropout: set backbone.dropout=0")
+        raise WeightsError("it has no dropout")
     for key, value in config.to_dict().items():
         is_dropout = "dropout" in key or key.endswith(("pdrop", "layerdrop"))
         if is_dropout and isinstance(value, int | float) and not isinstance(value, bool):
@@ -322,14 +338,19 @@ def _whole_model(arch: HFArchitecture, dropout: float, device: str) -> tuple[Any
         model = AutoModel.from_config(config, dtype=torch.float32).eval()
     depth = config.num_hidden_layers
     lists = (item for item in model.named_modules() if isinstance(item[1], nn.ModuleList))
-    path, *others = [name for name, module in lists if len(module) == depth] or [""]
-    if not path or not all(name.startswith(f"{path}.") for name in others):
-        raise WeightsError(f"it is not one stack of {depth} blocks (does it share them?)")
+    sizes = {name: len(module) for name, module in lists if _has_parameters(module)}
+    path = next((name for name, size in sizes.items() if size == depth), "")
+    if not path or not all(f"{name}.".startswith(f"{path}.") for name in sizes):
+        raise WeightsError(INSTEAD.get(arch.model_type, f"it is not one stack of {depth} blocks"))
     return model, path
 
 
+def _has_parameters(module: nn.Module, *, below: bool = True) -> bool:
+    return any(True for _ in module.parameters(below))
+
+
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and any(True for _ in module.parameters(False))
+    return "norm" in type(module).__name__.lower() and _has_parameters(module, below=False)
 
 
 def _name_norms(module: nn.Module) -> None:

@@ -142,6 +142,15 @@ def test_unusual_models_are_audited_and_their_final_norm_is_found(
     assert all(buffer.is_meta for buffer in encoder.to("meta")._model.buffers())
 
 
+def test_tokens_are_left_as_they_are() -> None:
+    arch = arch_of("ctrl", n_embd=32, n_layer=2, n_head=2, dff=64)  # its code scales them in place
+    encoder = HFEncoder(arch, dropout=0.0).eval()
+    encoder.draw(generator())
+    tokens = torch.ones(1, 3, 32)
+    assert torch.equal(encoder(tokens), encoder(tokens))
+    assert torch.equal(tokens, torch.ones(1, 3, 32))
+
+
 def test_a_norm_in_the_wrong_place_is_noticed() -> None:
     encoder = HFEncoder(arch_of("gpt2"), dropout=0.0)
     encoder.draw(generator())
@@ -162,8 +171,9 @@ def test_dropout_on_the_tokens_is_the_models() -> None:
     assert shares == [pytest.approx(0.5, abs=0.1), 0.0]
 
 
-def test_a_model_whose_dropout_cannot_be_set_has_none() -> None:
-    arch = arch_of("mpt", d_model=32, n_layers=2, n_heads=2)
+@pytest.mark.parametrize("kind", ["mpt", "diffllama"])
+def test_a_model_whose_dropout_cannot_be_set_has_none(kind: str) -> None:
+    arch = arch_of(kind, **({"d_model": 32, "n_layers": 2, "n_heads": 2} if kind == "mpt" else {}))
     HFEncoder(arch, dropout=0.0)
     with pytest.raises(WeightsError, match=r"backbone\.dropout=0"):
         HFEncoder(arch, dropout=0.1)
@@ -199,13 +209,32 @@ def test_an_exports_config_is_of_the_blocks_in_use_alone(
         AutoModel.from_config(config)
 
 
-@pytest.mark.parametrize(("in_use", "is_refused"), [(1, True), (3, False)])
+RANKS = {"q_lora_rank": 16, "kv_lora_rank": 16, "head_dim": 8, "v_head_dim": 16} | {
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "in_use", "is_refused"),
+    [
+        ("minicpm3", RANKS, 1, True),  # scaled by its depth
+        ("minicpm3", RANKS, 3, False),
+        ("gpt_neox_japanese", {}, 1, True),  # only its last block has a bias
+        ("embedding_gemma2_text", {"num_key_value_heads": 1}, 1, True),  # settings by block
+        (
+            "granite_swa",
+            {"num_key_value_heads": 1},
+            1,
+            False,
+        ),  # another list has one module, without parameters
+    ],
+)
 def test_an_export_that_would_compute_something_else_is_refused(
-    in_use: int, is_refused: bool
+    kind: str, more: dict[str, Any], in_use: int, is_refused: bool
 ) -> None:
-    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "head_dim": 8, "v_head_dim": 16}
-    parts = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "num_key_value_heads": 2}
-    arch = arch_of("minicpm3", in_use, num_hidden_layers=3, **ranks, **parts)  # scaled by its depth
+    arch = arch_of(kind, in_use, num_hidden_layers=3, **more)
     encoder = HFEncoder(arch, dropout=0.0)
     encoder.draw(generator())
     told = (

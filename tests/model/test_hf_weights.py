@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from t5ts.build import build_model
 from t5ts.config import CONF, FULL_PARAMS, Config
 from t5ts.errors import ConfigError, WeightsError
-from t5ts.model.checkpoint_file import Checkpoint
+from t5ts.model.checkpoint_file import Checkpoint, read_config
 from t5ts.model.hf_encoder import HFEncoder, hf_architecture
 from t5ts.model.verify import check_config
 from t5ts.model.weights import load_checkpoint
@@ -84,6 +84,17 @@ def test_old_names_and_a_heads_prefix_are_read(folders: dict[str, Path], tmp_pat
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
 
 
+@pytest.mark.parametrize("kind", ["mra", "granitemoehybrid"])
+def test_what_a_file_holds_besides_weights_is_read(kind: str, tmp_path: Path) -> None:
+    """Whole numbers (MRA's positions), and an infinity in config.json (a limit of Mamba's)."""
+    more = {"mamba_d_head": 16, "mamba_n_heads": 4, "num_key_value_heads": 1}
+    oracle(kind, **(more if kind != "mra" else {})).save_pretrained(tmp_path)
+    values = read_config(tmp_path, model_types=None)
+    arch = hf_architecture(values, num_layers=None, where="x")
+    state, _ = load_checkpoint(path=tmp_path, arch=arch)
+    HFEncoder(arch, dropout=0.0).load_state_dict(state)
+
+
 def test_another_architecture_is_refused_with_both_names(
     small: Callable[..., Config], folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -103,16 +114,27 @@ def test_another_architecture_is_refused_with_both_names(
     assert "512" in building(*hf(folders["bert"]), "seq_len=520", "patch.patch_len=1")
 
 
-UNUSABLE = ["layoutlm", "canine", "xlm", "squeezebert", "xmod", "flaubert", "albert", "beit"]
+UNUSABLE = {
+    "layoutlm": "",
+    "canine": "",
+    "xlm": "XLM-RoBERTa",
+    "squeezebert": "",
+    "xmod": "",
+    "flaubert": "CamemBERT",
+    "albert": "BERT",
+    "beit": "",
+    "git": "stack",  # it has an image encoder, too
+    "inkling_text": "norm",  # of its token embedding
+}
 
 
-@pytest.mark.parametrize("kind", UNUSABLE)
+@pytest.mark.parametrize(("kind", "words"), UNUSABLE.items())
 def test_what_cannot_encode_embeddings_alone_is_refused(
-    small: Callable[..., Config], tmp_path: Path, kind: str
+    small: Callable[..., Config], tmp_path: Path, kind: str, words: str
 ) -> None:
     sizes = SIZES | {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "n_words": 40}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **sizes}))
-    with pytest.raises(WeightsError, match=kind):
+    with pytest.raises(WeightsError, match=f"{kind}.*{words}"):
         build_model(small(*hf(tmp_path)[:2], "init=random"), num_channels=2)
 
 
