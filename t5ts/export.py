@@ -109,6 +109,7 @@ def _write(donor: "Donor", folder: Path, **more: Any) -> None:
     import torch
     from jinja2 import Environment, StrictUndefined
 
+    from t5ts.analysis.words import model_name
     from t5ts.checkpoint import save_tensors
     from t5ts.donor import EXPORT
     from t5ts.model.architecture import HFArchitecture, architecture_from
@@ -120,7 +121,7 @@ def _write(donor: "Donor", folder: Path, **more: Any) -> None:
     names: dict[str, str] = {}  # transformers' names, where they differ from ours
     if (weights := donor.provenance["weights"]) is not None:
         arch = architecture_from(weights["architecture"])
-        config, names, placeholder = _for_transformers(arch)
+        config, names, placeholder, factor = _for_transformers(arch)
         if isinstance(arch, HFArchitecture):
             check_export(arch, config, donor.part("encoder."))
         ours = [name for name in rest if name.startswith("encoder.")]
@@ -128,7 +129,7 @@ def _write(donor: "Donor", folder: Path, **more: Any) -> None:
         # transformers needs a token embedding, which a forecaster lacks. One row, at the RMS
         # of the tokens that the encoder was trained on: backbone=local reads its scale there.
         encoder[placeholder] = next(iter(encoder.values())).new_full(
-            (config["vocab_size"], arch.d_model), donor.token_rms, dtype=torch.float32
+            (config["vocab_size"], arch.d_model), donor.token_rms / factor, dtype=torch.float32
         )
         names[placeholder] = ""
         save_tensors(folder / "model.safetensors", encoder, {"format": "pt"})
@@ -142,12 +143,15 @@ def _write(donor: "Donor", folder: Path, **more: Any) -> None:
     template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
         CARD.read_text(encoding="utf-8")
     )
-    card = template.render(donor=donor, counts=COUNTS, files=files, **more)
+    model = model_name(
+        donor.config["backbone"].get("title"), (weights or {}).get("architecture", {})
+    )
+    card = template.render(donor=donor, model=model, counts=COUNTS, files=files, **more)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _for_transformers(arch: "Architecture") -> tuple[dict[str, Any], dict[str, str], str]:
-    """An encoder's config.json, and transformers' names of its tensors and of the embedding."""
+def _for_transformers(arch: "Architecture") -> tuple[dict[str, Any], dict[str, str], str, float]:
+    """An encoder's config.json; transformers' names of its tensors; its embedding's, and factor."""
     from t5ts.donor import PLACEHOLDER
     from t5ts.model.architecture import HFArchitecture
     from t5ts.model.hf_encoder import HFEncoder, export_config
@@ -155,7 +159,8 @@ def _for_transformers(arch: "Architecture") -> tuple[dict[str, Any], dict[str, s
     if isinstance(arch, HFArchitecture):
         shell = HFEncoder(arch, dropout=0.0, device="meta")
         names = {f"encoder.{ours}": theirs for ours, theirs in shell.hf_names.items()}
-        return export_config(arch), names, shell.token_embedding[0]
+        placeholder, _, factor = shell.token_embedding
+        return export_config(arch), names, placeholder, factor
     config = {
         **asdict(arch),
         "model_type": "t5",
@@ -169,7 +174,7 @@ def _for_transformers(arch: "Architecture") -> tuple[dict[str, Any], dict[str, s
         "eos_token_id": 0,
         "torch_dtype": "float32",
     }
-    return config, {}, PLACEHOLDER
+    return config, {}, PLACEHOLDER, 1.0
 
 
 def command() -> None:

@@ -19,6 +19,7 @@ BOOKKEEPING = re.compile(
     r"|task_specific_params|summary_.*|problem_type|output_.*|return_dict|chunk_size.*"
     r"|classifier_.*|decoder_bias|sparse_pred.*"  # of heads
 )
+ADVICE = "Use another checkpoint or a newer transformers; code that comes with one is never run."
 #: Why some popular models are refused, and what to use instead.
 INSTEAD = {
     "albert": "all its blocks are one, and its tokens are narrower than its blocks; use a BERT",
@@ -232,18 +233,18 @@ class HFEncoder(nn.Module):
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def _refusing(
+    what: str, cannot: str = "encode patches with this transformers", advice: str = ADVICE
+) -> Iterator[None]:
     """Turn any error into a WeightsError that names the architecture."""
     try:
         yield
     except Exception as error:
-        why = error if isinstance(error, WeightsError) else f"{type(error).__name__}: {error}"
-        why = " ".join(str(why).split())[:200]
-        advice = "Use another checkpoint or a newer transformers; code that comes with a checkpoint"
-        advice = "Set backbone.dropout=0." if "dropout" in why else f"{advice} is never run."
-        raise WeightsError(
-            f"{what} cannot encode patches with this transformers: {why}. {advice}"
-        ) from error
+        why = error.__cause__ if isinstance(error, WeightsError) and error.__cause__ else error
+        name = "" if isinstance(why, WeightsError) else f"{type(why).__name__}: "
+        text = f"{name}{' '.join(str(why).split())[:200]}".rstrip(".")
+        advice = "Set backbone.dropout=0." if "dropout" in text else advice
+        raise WeightsError(f"{what} cannot {cannot}: {text}. {advice}") from error
 
 
 def hf_init_law(arch: HFArchitecture) -> dict[str, float]:
@@ -302,23 +303,17 @@ def check_export(
 
     Blocks may know the depth of their model, as MiniCPM's do.
     """
-    tokens_MND = torch.randn(1, 4, arch.d_model, generator=torch.Generator().manual_seed(0))
-    why = "computes something else"
-    try:
-        ends = hf_architecture(config, num_layers=None, where="the export's config.json")
+    what, advice = f"{arch.model_type}'s first {arch.num_layers} blocks alone", "All blocks can"
+    with _refusing(what, "be exported", f"{advice} (backbone.num_layers=null)."):
+        ends = hf_architecture(config, num_layers=None, where="config.json")
+        tokens_MND = torch.randn(1, 4, arch.d_model, generator=torch.Generator().manual_seed(0))
         outputs = []
         for one in (arch, ends):
             encoder = HFEncoder(one, dropout=0.0)
             encoder.load_state_dict(state)
             outputs.append(encoder(tokens_MND))
-        if torch.allclose(outputs[0], outputs[1], atol=1e-5, equal_nan=True):
-            return
-    except (WeightsError, RuntimeError) as error:  # it may list settings or tensors by block
-        why = f"cannot be built ({' '.join(str(error).split())[:200]})"
-    raise WeightsError(
-        f"transformers' {arch.model_type} of the first {arch.num_layers} blocks alone {why}: it can"
-        " be exported with all blocks only (backbone.num_layers=null)."
-    )
+        if not torch.allclose(outputs[0], outputs[1], atol=1e-5, equal_nan=True):
+            raise WeightsError("transformers computes something else")
 
 
 def _whole_model(arch: HFArchitecture, dropout: float, device: str) -> tuple[Any, str]:
@@ -338,19 +333,17 @@ def _whole_model(arch: HFArchitecture, dropout: float, device: str) -> tuple[Any
         model = AutoModel.from_config(config, dtype=torch.float32).eval()
     depth = config.num_hidden_layers
     lists = (item for item in model.named_modules() if isinstance(item[1], nn.ModuleList))
-    sizes = {name: len(module) for name, module in lists if _has_parameters(module)}
+    sizes = {name: len(module) for name, module in lists if [*module.parameters()]}
     path = next((name for name, size in sizes.items() if size == depth), "")
     if not path or not all(f"{name}.".startswith(f"{path}.") for name in sizes):
-        raise WeightsError(INSTEAD.get(arch.model_type, f"it is not one stack of {depth} blocks"))
+        raise WeightsError(
+            INSTEAD.get(arch.model_type, f"it has other lists than one of {depth} blocks")
+        )
     return model, path
 
 
-def _has_parameters(module: nn.Module, *, below: bool = True) -> bool:
-    return any(True for _ in module.parameters(below))
-
-
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and _has_parameters(module, below=False)
+    return "norm" in type(module).__name__.lower() and any(True for _ in module.parameters(False))
 
 
 def _name_norms(module: nn.Module) -> None:

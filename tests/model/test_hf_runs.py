@@ -12,15 +12,18 @@ from runs import read, resumes_as_whole, rows
 
 import t5ts
 from t5ts import experiment
-from t5ts.analysis.words import run_words
+from t5ts.analysis.words import model_name, run_words
 from t5ts.build import build, build_model
 from t5ts.checkpoint import load_checkpoint as load_saved
 from t5ts.config import Config
 from t5ts.donor import read_donor
 from t5ts.errors import WeightsError
 from t5ts.export import export
+from t5ts.model.checkpoint_file import read_config
 from t5ts.model.encoders import store_in_bfloat16
+from t5ts.model.hf_encoder import hf_architecture
 from t5ts.model.tensors import state_digest
+from t5ts.model.weights import load_checkpoint
 
 run = partial(experiment.run, pictures=False)
 
@@ -136,6 +139,7 @@ def test_staged_runs_are_exported_and_read_again(
     config = small(*hf(folders[kind]), *staged, *layers)
     run(config, run_dir=tmp_path / "run")
     out = export(tmp_path / "run", tmp_path / "out")
+    assert f"({model_name(None, {'model_type': kind})}) encoder" in (out / "README.md").read_text()
     forecasters = [t5ts.load(tmp_path / "run"), t5ts.load(out)]
     a, b = (f.model(torch.ones(1, 2, 32)) for f in forecasters)
     assert torch.equal(a, b)
@@ -146,6 +150,10 @@ def test_staged_runs_are_exported_and_read_again(
     )
     weights = read(tmp_path / "run" / "provenance.json")["weights"]
     assert weights["files"]["model.safetensors"] == weights["weights_sha256"]
+    exported = hf_architecture(read_config(out, model_types=None), num_layers=None, where="x")
+    _, again = load_checkpoint(path=out, arch=exported)
+    rms = read_donor(out, key="x").token_rms
+    assert again.embedding_rms == pytest.approx(rms)  # XGLM scales its tokens
     donor = small(*hf(folders[kind]), *layers, "init=run", f"init.path={out}")
     model, report = build_model(donor, num_channels=2)
     assert report is not None

@@ -123,7 +123,7 @@ UNUSABLE = {
     "flaubert": "CamemBERT",
     "albert": "BERT",
     "beit": "",
-    "git": "stack",  # it has an image encoder, too
+    "git": "lists",  # it has an image encoder, too
     "inkling_text": "norm",  # of its token embedding
 }
 
