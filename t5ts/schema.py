@@ -131,6 +131,7 @@ class InitConfig:
     path: str | None = text(None)  # a finished run, whose encoder is the checkpoint
     checkpoint: str | None = text(None)  # a Chronos-T5 (hub id or folder) to be the checkpoint
     keep: list[str] = pattern([])  # regexes: tensors that random weights and controls take from it
+    allow_untrained: bool = False  # accept a checkpoint that looks freshly initialised, with a note
     factor: float = number(1.0, "(0, 1000]")  # of T5's init law; Chronos has 0.05
     scale_norms: bool = False  # whether `factor` also scales the LayerNorm weights (HF does)
 
