@@ -241,7 +241,7 @@ class CsvData(DataConfig):
     season: int | None = number(None, "[1, 1e9]")
     separator: str | None = None  # null = detected, like the four below
     decimal: str | None = None
-    time_format: str | None = text(None)  # strptime's, or s, ms, us, ns, excel
+    time_format: str | None = text(None)  # strptime's, or s, ms, us, ns, excel, mjd
     nulls: list[str] | None = None  # more spellings of a missing value than the usual ones
     encoding: str | None = text(None)
 

@@ -391,3 +391,21 @@ def test_trials_stay_in_the_sweeps_directory(
     assert (status, "hydra.sweep.subdir" in output) == (2, True)
     assert not training.done
     assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_whose_trial_lost_a_parameter_is_refused_and_rebuilt(
+    sweep: Sweep, training: Training, tmp_path: Path
+) -> None:
+    """Each record has a checksum, but one that is gone leaves no trace in the others."""
+    journal = tmp_path / "s" / JOURNAL
+    assert sweep("s", *GRID)[0] == 0
+    best = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
+    records = journal.read_text().splitlines(keepends=True)
+    kept = [line for line in records if '"param_name":"optim.lr"' not in line]
+    journal.write_text("".join(kept))
+    status, _, output = sweep("s", *GRID)
+    assert (status, "optim.lr" in output) == (2, True)
+    journal.unlink()
+    assert sweep("s", *GRID)[0] == 0
+    assert yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text()) == best
+    assert len(training.done) == 4
