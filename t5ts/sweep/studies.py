@@ -147,9 +147,9 @@ def check_results(work: Work, ledgers: Sequence[Ledger]) -> dict[tuple[str, int]
         ResumeError: naming the trials that differ, and how to fix it.
     """
     found, params = {}, {}
-    for key, (folders, record) in read_trials(work.sweep_dir).items():
+    for key, (runs, record) in read_trials(work.sweep_dir).items():
         if record.get("state") == "complete":
-            found[key], params[key] = folders, record.get("params")
+            found[key], params[key] = runs, record.get("params")
     problems = []
     for ledger in ledgers:
         name = ledger.study.study_name
