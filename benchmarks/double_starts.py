@@ -1,8 +1,8 @@
 """The same command started twice at the same moment: one trains, the other is refused or waits.
 
-    python -m benchmarks.double_starts [--pairs 30] [--kinds run sweep report]
+    python -m benchmarks.double_starts [--pairs 30] [--starts 2] [--kinds run sweep sqlite grid …]
 
-Both processes are forked from one that has torch loaded and start within microseconds, closer than
+The processes are forked from one that has torch loaded and start within microseconds, closer than
 a shell can start them. Counted for each pair: how both ended, and whether anything is lost, damaged
 or trained twice.
 """
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ TINY = (
     " data.windows_per_epoch=64 train.epochs=3 train.batch_size=32 tracker=none train.threads=1"
 )
 SWEEP = "hydra/sweeper=t5ts hydra.sweeper.n_trials=3 optim.lr=interval(1e-4,1e-2)"
+SQLITE = "hydra.sweeper.storage=sqlite:///study.db"
+
+
+#: Exit statuses, what was printed, and what was lost or trained twice.
+Outcome = tuple[list[int], list[str], str | None]
 
 
 def start(command: list[str], said: Path, barrier: Any) -> None:
@@ -38,11 +44,11 @@ def start(command: list[str], said: Path, barrier: Any) -> None:
     sys.exit(report.main(arguments) if kind == "report" else run.cli())
 
 
-def pair(command: list[str], place: Path) -> tuple[list[int], list[str]]:
-    """Two starts at once; their exit statuses, and what they printed."""
+def start_at_once(command: list[str], place: Path, starts: int) -> tuple[list[int], list[str]]:
+    """Several starts at once; their exit statuses, and what they printed."""
     fork = multiprocessing.get_context("fork")
-    barrier = fork.Barrier(2)
-    said = [place / f"said-{number}.txt" for number in range(2)]
+    barrier = fork.Barrier(starts)
+    said = [place / f"said-{number}.txt" for number in range(starts)]
     both = [fork.Process(target=start, args=(command, path, barrier)) for path in said]
     for process in both:
         process.start()
@@ -62,16 +68,16 @@ def fault_of_run(folder: Path) -> str | None:
     return "moved aside" if list(folder.glob("previous-*")) else None
 
 
-def run_once(place: Path) -> tuple[list[int], list[str], str | None]:
+def run_once(place: Path, starts: int) -> Outcome:
     """One run."""
-    statuses, said = pair(["run", *TINY.split(), "hydra.run.dir=it"], place)
+    statuses, said = start_at_once(["run", *TINY.split(), "hydra.run.dir=it"], place, starts)
     return statuses, said, fault_of_run(place / "it")
 
 
-def sweep_once(place: Path) -> tuple[list[int], list[str], str | None]:
-    """A study of three trials."""
-    command = ["run", "--multirun", *TINY.split(), *SWEEP.split(), "hydra.sweep.dir=it"]
-    statuses, said = pair(command, place)
+def sweep_once(place: Path, starts: int, how: str = SWEEP) -> Outcome:
+    """A study of three trials, or a grid of three jobs."""
+    command = ["run", "--multirun", *TINY.split(), *how.split(), "hydra.sweep.dir=it"]
+    statuses, said = start_at_once(command, place, starts)
     trials = [path.parent for path in (place / "it").glob("**/metrics.jsonl")]
     faults = [fault for trial in trials if (fault := fault_of_run(trial))]
     if len(trials) != 3:
@@ -79,18 +85,22 @@ def sweep_once(place: Path) -> tuple[list[int], list[str], str | None]:
     return statuses, said, "; ".join(faults) or None
 
 
-def report_once(place: Path) -> tuple[list[int], list[str], str | None]:
+def report_once(place: Path, starts: int) -> Outcome:
     """The report on one run."""
-    statuses, said = pair(["report", "../study", "--out", "it"], place)
+    statuses, said = start_at_once(["report", "../study", "--out", "it"], place, starts)
     page = place / "it" / "report.html"
     whole = page.is_file() and page.read_text().rstrip().endswith("</html>")
     left = [path.name for path in (place / "it").rglob("*tmp*")]
     return statuses, said, None if whole and not left else f"damaged or left over: {left}"
 
 
-KINDS: dict[str, Callable[[Path], tuple[list[int], list[str], str | None]]] = {
+KINDS: dict[str, Callable[[Path, int], Outcome]] = {
     "run": run_once,
     "sweep": sweep_once,
+    "workers": partial(sweep_once, how=f"{SWEEP} hydra.sweeper.n_jobs=2"),
+    "sqlite": partial(sweep_once, how=f"{SWEEP} {SQLITE}"),
+    "sqlite-workers": partial(sweep_once, how=f"{SWEEP} {SQLITE} hydra.sweeper.n_jobs=2"),
+    "grid": partial(sweep_once, how="optim.lr=1e-3,3e-3,1e-2"),
     "report": report_once,
 }
 
@@ -99,6 +109,7 @@ def main() -> int:
     """Print a line per kind; the exit status is 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--starts", type=int, default=2)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args()
     import torch
@@ -111,14 +122,15 @@ def main() -> int:
         os.chdir(folder)
         Path("first").mkdir()
         os.chdir("first")
-        pair(["run", *TINY.split(), "hydra.run.dir=../study/0"], Path.cwd())  # for the reports
+        study = ["run", *TINY.split(), "hydra.run.dir=../study/0"]
+        start_at_once(study, Path.cwd(), 1)  # for the reports
         for kind in options.kinds:
             ended: Counter[str] = Counter()
             for number in range(options.pairs):
                 place = Path(folder) / f"{kind}-{number}"
                 place.mkdir()
                 os.chdir(place)
-                statuses, said, fault = KINDS[kind](place)
+                statuses, said, fault = KINDS[kind](place, options.starts)
                 unclean = any("Traceback" in text for text in said)
                 how = f"exit {min(statuses)} and {max(statuses)}"
                 ended[
@@ -128,7 +140,7 @@ def main() -> int:
                     lost += 1
                     print("\n".join(said), file=sys.stderr)
             print(
-                f"{kind:7s} {'; '.join(f'{how}: {count}' for how, count in ended.items())}",
+                f"{kind:14s} {'; '.join(f'{how}: {count}' for how, count in ended.items())}",
                 flush=True,
             )
     return 1 if lost else 0

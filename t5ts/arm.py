@@ -69,9 +69,10 @@ def load_encoder(config: Config, arch: Architecture) -> tuple[dict[str, Tensor],
     Raises:
         WeightsError: as `load_donor`, `chronos_source` and `load_checkpoint`.
     """
+    allow_untrained = config.init.allow_untrained
     if config.init.path:
-        return load_donor(config.init.path, arch=arch)
-    return load_checkpoint(arch=arch, **_checkpoint(config))
+        return load_donor(config.init.path, arch=arch, allow_untrained=allow_untrained)
+    return load_checkpoint(arch=arch, allow_untrained=allow_untrained, **_checkpoint(config))
 
 
 def _checkpoint(config: Config) -> dict[str, Any]:

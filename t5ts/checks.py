@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from t5ts import distributed
@@ -208,6 +208,7 @@ class CheckFirst(Callback):
                     "--multirun under torchrun, which trains one run in several processes: for"
                     " several runs use a launcher (hydra/launcher=joblib) without torchrun."
                 )
+            _check_subdir(config)
             if "PlainSweeper" not in str(config.hydra.sweeper.get("_target_")):
                 return
             for line in config.hydra.overrides.task:
@@ -221,6 +222,23 @@ class CheckFirst(Callback):
             except ConfigError:
                 return  # incomplete without the swept values; each job is checked before it starts
             _refuse_any(list(_structure_problems(common)) or list(field_problems(common)))
+
+
+def _check_subdir(config: DictConfig) -> None:
+    """Refuse directories of jobs that are not below the sweep's."""
+    composed = config.copy()
+    with read_write(composed.hydra), open_dict(composed.hydra):
+        composed.hydra.job.num = composed.hydra.job.id = 0
+    try:
+        subdir = composed.hydra.sweep.subdir
+    except OmegaConfBaseException:
+        return  # it needs a swept value
+    path = PurePath(str(subdir or ""))
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ConfigError(
+            f"hydra.sweep.subdir={subdir}: allowed: a path below the sweep's directory, without"
+            " '..'; to move the sweep, set hydra.sweep.dir=DIR."
+        )
 
 
 @contextmanager

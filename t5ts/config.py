@@ -62,6 +62,7 @@ MEASURED_BESIDES: dict[str, Any] = {
     "init.path": None,
     "init.checkpoint": None,
     "init.keep": [],
+    "init.allow_untrained": False,
     "patch.init": "fresh",
     "patch.path": None,
     "patch.num_prototypes": None,

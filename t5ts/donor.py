@@ -125,7 +125,9 @@ def norm_rms(tensors: Mapping[str, Tensor], prefix: str = "") -> float:
     return (weight.double().square() + bias.double().square()).mean().sqrt().item()
 
 
-def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tensor], LoadReport]:
+def load_donor(
+    path: str | Path, *, arch: Architecture, allow_untrained: bool = False
+) -> tuple[dict[str, Tensor], LoadReport]:
     """The encoder of a finished run (`init.path`) as a checkpoint, verified as one.
 
     Returns:
@@ -133,7 +135,7 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
 
     Raises:
         WeightsError: as `read_donor`; if the encoder is not of this shape, or looks freshly
-            initialised (it was never trained).
+            initialised (it was never trained) and `allow_untrained` is not set.
     """
     donor = read_donor(path, key="init.path")
     found, shapes, where = donor.part("encoder."), encoder_shapes(arch), f"init.path={path}"
@@ -146,6 +148,7 @@ def load_donor(path: str | Path, *, arch: Architecture) -> tuple[dict[str, Tenso
         state,
         arch,
         is_trained=is_trained,
+        allow_untrained=allow_untrained,
         trained_on="time series",
         checks=[
             f"best checkpoint of the finished run {donor.provenance['identity']}, its CRC-32 right",

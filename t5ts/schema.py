@@ -135,6 +135,7 @@ class InitConfig:
     path: str | None = text(None)  # a finished run, whose encoder is the checkpoint
     checkpoint: str | None = text(None)  # a Chronos-T5 (hub id or folder) to be the checkpoint
     keep: list[str] = pattern([])  # regexes: tensors that random weights and controls take from it
+    allow_untrained: bool = False  # accept a checkpoint that looks freshly initialised, with a note
     factor: float = number(1.0, "(0, 1000]")  # of T5's init law; Chronos has 0.05
     scale_norms: bool = False  # whether `factor` also scales the LayerNorm weights (HF does)
 
@@ -244,7 +245,7 @@ class CsvData(DataConfig):
     season: int | None = number(None, "[1, 1e9]")
     separator: str | None = None  # null = detected, like the four below
     decimal: str | None = None
-    time_format: str | None = text(None)  # strptime's, or s, ms, us, ns, excel
+    time_format: str | None = text(None)  # strptime's, or s, ms, us, ns, excel, mjd
     nulls: list[str] | None = None  # more spellings of a missing value than the usual ones
     encoding: str | None = text(None)
 

@@ -258,6 +258,7 @@ def test_identity_is_that_of_the_numbers(one: str, other: str, composed) -> None
         "seed=1", "optim.lr=0.002", "init=t5", "data.fraction=0.5", "train.precision=bf16",
         "data@ood=nyc_lga", "train.shuffled_test=true", "train.early_stopping_epochs=2",
         "train.tf32=false", "patch.bank_size=7",
+        "init.allow_untrained=true",
         *(f"{CSV} data.{key}" for key in ("separator=tab", "decimal=','", "time_format=s",
                                           "nulls=[-9999]", "encoding=latin-1")),
     ],

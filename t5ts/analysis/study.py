@@ -36,7 +36,7 @@ _NONFINITE = re.compile(rb'^\{"kind": "step".*?"nonfinite_steps": (\d+)', re.MUL
 _NOT_SETTINGS = {*NOT_IDENTITY, "seed", "debug.", "train.threads", "train.device", "ood"}
 _NOT_SETTINGS |= {"train.log_every", "train.probe_every", "train.eval_batch_size"}
 _NOT_SETTINGS |= {"train.shuffled_test", "backbone.card", "backbone.full_params"}
-_NOT_SETTINGS |= {"claims", "arm_requires"}
+_NOT_SETTINGS |= {"claims", "arm_requires", "init.allow_untrained"}
 #: Settings that every t5ts config.yaml has.
 _NEEDED = {"seed", "seq_len", "horizon", "objective", "data.name", "data.fraction", "train.epochs"}
 _NEEDED |= {"backbone.name", "init.name", "freeze.name"}

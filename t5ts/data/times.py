@@ -34,10 +34,10 @@ DIGITS = {
     12: ("%Y%m%d%H%M",), 14: ("%Y%m%d%H%M%S",), 17: ("%Y%m%d%H%M%S%3f",),
 }  # fmt: skip
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
-EXCEL = "excel"
-# Microseconds in a unit, and Excel's number of 1970-01-01.
-UNITS_US = {"s": 10**6, "ms": 10**3, "us": 1, "ns": 1e-3, EXCEL: DAY_US}
-EXCEL_DAYS = 25_569
+EXCEL, JULIAN = "excel", "mjd"
+# Microseconds in a unit, and the day numbers of 1970-01-01.
+UNITS_US = {"s": 10**6, "ms": 10**3, "us": 1, "ns": 1e-3, EXCEL: DAY_US, JULIAN: DAY_US}
+DAYS_1970 = {EXCEL: 25_569, JULIAN: 40_587}
 PLAUSIBLE_US = (31_536_000 * 10**6, 4_102_444_800 * 10**6)  # 1971 and 2100
 # Time zone names with one unambiguous offset (CST, IST and BST have none), in minutes.
 ZONES = {"Z": 0, "UTC": 0, "GMT": 0, "UT": 0, "WET": 0, "WEST": 60, "CET": 60, "CEST": 120,
@@ -63,7 +63,8 @@ ALLOWED = (
     "us or ns from 1971 to 2100); hours run from 00 to 23; all rows or none have a UTC offset "
     f"(+01:00, {', '.join(ZONES)}) or one place (Europe/Paris) where no hour is skipped or "
     "repeated; of an interval keep the start. For anything else set "
-    "data.time_format='%m/%d/%y %H:%M' or the like, or =s for a counter of rows or seconds."
+    "data.time_format='%m/%d/%y %H:%M' or the like, =mjd for modified Julian days, or =s for a "
+    "counter of rows or seconds."
 )
 
 
@@ -106,7 +107,7 @@ def parse_times(
     Args:
         pieces: Strings (without blanks around them), numbers, dates or datetimes, in file order.
         where: File and column, for messages.
-        time_format: A strptime format, or s, ms, us, ns (epochs), or excel. None detects it.
+        time_format: A strptime format, s, ms, us, ns (epochs), excel or mjd (days), None detects.
 
     Returns:
         (T,) int64, and notes on how they were read.
@@ -163,7 +164,9 @@ def parse_times(
                 f"{other.label!r}. Set data.time_format=FORMAT."
             )
     notes = [f"times read as {chosen.label}"] if chosen.label else []
-    if chosen.label == EXCEL:  # days with few decimals: to the second, else to the millisecond
+    if chosen.label == EXCEL and time_format is None:
+        notes[0] += "'s days; if they are modified Julian days, set data.time_format=mjd"
+    if chosen.label in DAYS_1970:  # days with few decimals: to the second, else to the millisecond
         seconds_us = np.rint(times_us / 1e6).astype(np.int64) * 10**6
         times_us = seconds_us if np.abs(times_us - seconds_us).max() <= 50_000 else times_us
     # Local midnights are 23 or 25 hours apart when the clocks change: the regular grid is then
@@ -235,8 +238,9 @@ def _number_readings(first: Any, unit: str | None) -> list[_Reading]:
         digits = len(str(int(float(first)))) if 0 < float(first) < 1e17 else 0
         for form, kind in zip(DIGITS.get(digits, ()), ("date", "rival"), strict=False):
             readings.append(_Reading(form, partial(_read_digits, form=form, digits=digits), kind))
-    for name in UNITS_US if unit is None else [unit]:
-        label = EXCEL if name == EXCEL else f"epoch times in {name}"
+    # Modified Julian days look like Excel's of other years.
+    for name in [n for n in UNITS_US if n != JULIAN] if unit is None else [unit]:
+        label = name if name in DAYS_1970 else f"epoch times in {name}"
         readings.append(_Reading(label, partial(_read_epochs, unit=name, limits=limits)))
     return readings
 
@@ -310,10 +314,10 @@ def _read_digits(column: pl.Series, *, form: str, digits: int) -> tuple[pl.Serie
 
 def _read_epochs(column: pl.Series, *, unit: str, limits: tuple[int, int]) -> tuple[pl.Series]:
     numbers = _numbers(column)
-    size_us, first_day = UNITS_US[unit], EXCEL_DAYS if unit == EXCEL else 0
+    size_us, first_day = UNITS_US[unit], DAYS_1970.get(unit, 0)
     low, high = (limit / size_us + first_day for limit in limits)
     numbers = numbers.set(~numbers.is_between(low, high, closed="left"), None)
-    if unit == EXCEL:
+    if first_day:
         micros = ((numbers - first_day) * 86_400e3).round() * 1000
     elif unit == "ns":
         micros = numbers // 1000

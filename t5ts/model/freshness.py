@@ -37,8 +37,6 @@ NORMS_TRAINED = 0.03
 # are smaller by 1/√d_kv: those are off by more, brief training by less.
 OTHER_LAW = 0.35
 ZERO_ROWS = 0.25  # share of zero rows or columns that neither training nor rounding produces
-# No tensor tells such a training from none; only a run's own records prove it.
-_BRIEF = " (or trained too briefly to show: train longer, or use a finished run of t5ts: init=run)"
 _SPECTRUM_SIZE = 256  # largest corner of a matrix whose spectrum is computed, for speed
 
 
@@ -89,12 +87,11 @@ class Freshness:
                 f"{self.factor:.3g} (distance {self.law_distance:.2g}, trained is above "
                 f"{LAW_LIMIT:g}), and its LayerNorm weights vary by {self.norm_spread:.0%} (0 % is "
                 "constant; otherwise, were the matrices left out when it was saved or converted?)"
-                f"{_BRIEF}"
             )
         if is_fresh and not self.norm_spread:
             return (
                 f"all LayerNorm weights are constant, and in each of its {self.num_matrices} "
-                f"matrices rows and columns scatter as independent draws do{_BRIEF}"
+                f"matrices rows and columns scatter as independent draws do"
             )
         if self.fresh:
             return (

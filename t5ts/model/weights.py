@@ -174,6 +174,7 @@ def load_checkpoint(
     arch: Architecture | None = None,
     expected_sha256: str | None = None,
     must_be_chronos: bool = False,
+    allow_untrained: bool = False,
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Load and verify a checkpoint's encoder from the hub (or its cache) or from a folder.
 
@@ -184,6 +185,7 @@ def load_checkpoint(
         arch: The shape the config must have; None takes the config's, which must be a T5's.
         expected_sha256: SHA-256 that the weight file must have.
         must_be_chronos: Refuse models other than Chronos, and allow a different vocabulary.
+        allow_untrained: Accept one that looks freshly initialised; the report has a note then.
 
     Returns:
         float32 tensors by the encoder's names, and what was verified.
@@ -207,6 +209,7 @@ def load_checkpoint(
         state,
         found,
         trained_on="time series" if is_chronos else "pretrained",
+        allow_untrained=allow_untrained,
         checks=[
             f"config.json is a {kind_of(found)}'s"
             + ("" if arch is None else " and equals the backbone's values"),
@@ -250,6 +253,7 @@ def verified_report(
     trained_on: str,
     checks: list[str],
     is_trained: bool = False,
+    allow_untrained: bool = False,
     **facts: Any,
 ) -> LoadReport:
     """The report of a complete encoder, which is refused if it looks freshly initialised.
@@ -259,17 +263,32 @@ def verified_report(
         trained_on: Its origin, unless it shows no sign of training.
         checks: What was verified before, in words.
         is_trained: It is known to have been trained, however briefly, and so is never refused.
+        allow_untrained: Looking freshly initialised is a note; what is broken is still refused.
         facts: The report's other fields.
     """
     norms = {name: tensor for name, tensor in state.items() if is_norm_weight(name)}
     seen = examine(state, init_law(arch), norms)
+    looks = [
+        f"not a random initialisation: distance {seen.law_distance:.3g} from the init law "
+        f"(fresh: below {LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}"
+    ]
     if is_trained:  # a small encoder may show no structure, but it is not a control
         seen = replace(seen, has_structure=True)
     elif seen.verdict is not None:
-        raise WeightsError(
-            f"{facts['path']} looks freshly initialised, not pretrained: {seen.verdict}. Use a"
-            " trained checkpoint; if you want random weights, set init=random."
-        )
+        if seen.broken or not allow_untrained:
+            # No tensor tells a brief training from none; only a run's own records prove it.
+            brief = (
+                " If it was trained too briefly to show, train longer, use a finished run of t5ts"
+                " (init=run), or, as a last resort, set init.allow_untrained=true: reports then"
+                " say that its weights look freshly initialised."
+            )
+            raise WeightsError(
+                f"{facts['path']} looks freshly initialised, not pretrained: {seen.verdict}. Use a"
+                " trained checkpoint; if you want random weights, set init=random."
+                + ("" if seen.broken else brief)
+            )
+        accepted = "note: looks freshly initialised, accepted by init.allow_untrained=true"
+        looks = [accepted, f"as {seen.verdict}"]
     return LoadReport(
         origin=trained_on if seen.origin == "pretrained" else seen.origin,
         fresh_tensors=list(seen.structureless),
@@ -277,8 +296,7 @@ def verified_report(
             *checks,
             f"all {len(state)} encoder tensors present with their shapes, none unexpected",
             "all values finite",
-            f"not a random initialisation: distance {seen.law_distance:.3g} from the init law "
-            f"(fresh: below {LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}",
+            *looks,
             *seen.notes,
         ],
         **_facts(state, arch),

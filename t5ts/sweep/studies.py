@@ -146,13 +146,16 @@ def check_results(work: Work, ledgers: Sequence[Ledger]) -> dict[tuple[str, int]
     Raises:
         ResumeError: naming the trials that differ, and how to fix it.
     """
-    trials = read_trials(work.sweep_dir).items()
-    found = {key: folders for key, (folders, record) in trials if record.get("state") == "complete"}
+    found, params = {}, {}
+    for key, (runs, record) in read_trials(work.sweep_dir).items():
+        if record.get("state") == "complete":
+            found[key], params[key] = runs, record.get("params")
     problems = []
     for ledger in ledgers:
         name = ledger.study.study_name
         for trial in ledger.results():
-            folders = found.get((name, trial.user_attrs.get("slot", -1)))
+            key = name, trial.user_attrs.get("slot", -1)
+            folders = found.get(key)
             if trial.state != TrialState.COMPLETE or not folders:
                 continue
             named = ", ".join(str(folder / "result.json") for folder in folders)
@@ -164,6 +167,8 @@ def check_results(work: Work, ledgers: Sequence[Ledger]) -> dict[tuple[str, int]
             else:
                 if not math.isclose(trial.values[0], value, rel_tol=1e-9):
                     problems.append(f"study {name} has {trial.value}, {named} has {value}")
+                elif params[key] not in (None, json.loads(json.dumps(trial.params))):
+                    problems.append(f"study {name} has {trial.params}, {named} {params[key]}")
     if problems:
         names = [ledger.study.study_name for ledger in ledgers]
         how = how_to_rebuild(work.settings.storage, work.sweep_dir, names)

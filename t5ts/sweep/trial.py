@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 import time
+import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -133,8 +134,11 @@ class Work:
             try:
                 find_function(path)(self.config, trial)
             except Exception as error:  # any error of the user's function
-                log.error("custom_search_space=%s failed", path, exc_info=error)
-                raise ConfigError(f"{path} raised {type(error).__name__}: {error}") from error
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                raise ConfigError(
+                    f"hydra.sweeper.custom_search_space={path} raised {type(error).__name__}:"
+                    f" {error} ({frame.filename}, line {frame.lineno})"
+                ) from error
         config = self.compose(trial.params, ledger.arm)
         with open_dict(config):
             # The directory comes from the sweep's command, not from the setting's.

@@ -292,6 +292,7 @@ def loaded(**report: Any) -> Callable[[str], Change]:
         ("t5", noted("control, not pretrained: entries permuted inside each tensor"), "broken"),
         ("t5", noted("note: control, not pretrained: redrawn from normals"), "broken"),
         ("t5", noted("note: block_1 looks fresh"), "noted"),
+        ("t5", noted("note: looks freshly initialised, accepted"), "noted"),
         ("t5", noted("note: pretrained on time series and not on text"), "noted"),
         ("t5", noted("note: 2 tensors are no T5's"), "helps"),
         ("t5", loaded(origin="pretrained"), "helps"),

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from t5ts.data.sources import load_csv
+from t5ts.data.times import iso, parse_times
 from tests.data.table_files import (
     DAY,
     DAY1,
@@ -66,6 +67,8 @@ TIMES = {
         ("1 business day", [t + 16 * HOUR for t in business_days()]), ("1 month", [t + 12 * HOUR for t in months()]))},
     "YYYY": ([str(1980 + i) for i in range(N)], dt.datetime(1980, 1, 1), "12 months", {}),
     "Excel days": ([int(excel(t)) for t in every(DAY)], DAY1, 86_400, {}),
+    "Julian days, said": ([int(excel(t)) + 15_018 for t in every(DAY)], DAY1, 86_400, {"time_format": "mjd"}),
+    "Julian hours, said": ([f"{excel(t) + 15_018:.9f}" for t in every()], T0, 3600, {"time_format": "mjd"}),
     "Excel hours": ([f"{excel(t):.9f}" for t in every()], T0, 3600, {}),
     **{f"epoch {u}": ([(UNIX + 60 * i) * 1000**p for i in range(N)], T0, 60, {}) for p, u in enumerate(("s", "ms", "us", "ns"))},
     "epoch s, halves": ([UNIX + i / 2 for i in range(N)], T0, 0.5, {}),
@@ -197,3 +200,11 @@ def test_skipped_and_unsorted_times_are_gaps_and_noted(tmp_path, times, step):
     assert [note.split()[0] for note in series.notes] == ["rows", "3", "3"]
     assert series.gap_share == pytest.approx(3 / N)
     assert not series.fills_contexts
+
+
+@pytest.mark.parametrize(("unit", "year"), [(None, 2054), ("mjd", 2013)])
+def test_modified_julian_days_look_like_excels_and_the_note_says_so(unit, year):
+    times_us, notes = parse_times([pl.Series([56_293, 56_294])], where="x", time_format=unit)
+    assert iso(times_us[0]).startswith(str(year))
+    assert str(year) in notes[0]
+    assert "mjd" in notes[0]

@@ -19,8 +19,14 @@ from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.checkpoint_file import checkpoint_folder, read_architecture
 from t5ts.model.freshness import LAW_LIMIT, Freshness, examine
-from t5ts.model.tensors import init_law, matched_state, random_state, shuffled_state
-from t5ts.model.weights import load_checkpoint
+from t5ts.model.tensors import (
+    empty_encoder,
+    init_law,
+    matched_state,
+    random_state,
+    shuffled_state,
+)
+from t5ts.model.weights import LoadReport, load_checkpoint, verified_report
 
 
 def look(state: dict[str, Tensor], arch: T5Architecture = TINY) -> Freshness:
@@ -215,3 +221,55 @@ def test_a_pretrained_encoder_passes_in_every_precision(
     assert seen.verdict is None
     assert seen.origin == "pretrained"
     assert not seen.structureless
+
+
+def briefly_trained() -> dict[str, Tensor]:
+    """50 steps of AdamW at a low rate, its LayerNorms frozen, from a fresh draw."""
+    encoder = empty_encoder(TINY, dropout=0.0, device="cpu")
+    encoder.load_state_dict(draw())
+    encoder.requires_grad_(True)
+    law = init_law(TINY)
+    trained = [p for name, p in encoder.named_parameters() if name in law]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    tokens_MND = torch.randn(8, 12, TINY.d_model, generator=torch.Generator().manual_seed(1))
+    for _ in range(50):
+        optimizer.zero_grad()
+        (encoder(tokens_MND).roll(1, 1) - tokens_MND).square().mean().backward()
+        optimizer.step()
+    return {name: tensor.detach().clone() for name, tensor in encoder.state_dict().items()}
+
+
+@pytest.mark.parametrize("make", [draw, briefly_trained])
+def test_what_looks_fresh_is_accepted_only_on_request_and_noted(
+    make: Callable[[], dict[str, Tensor]], tmp_path: Path
+) -> None:
+    state = make()
+    tensors = full_model(TINY) | {f"encoder.{name}": tensor for name, tensor in state.items()}
+    folder = write_checkpoint(tmp_path / "t5", TINY, tensors)
+    with pytest.raises(WeightsError, match=r"init\.allow_untrained=true"):
+        load_checkpoint(path=folder)
+    loaded, report = load_checkpoint(path=folder, allow_untrained=True)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert report.origin == "barely trained"
+    assert [c for c in report.checks if c.startswith("note: looks freshly initialised")]
+    assert not [c for c in report.checks if "not a random" in c]
+
+
+def test_partly_fresh_is_accepted_on_request_and_broken_never(tiny_en: dict[str, Tensor]) -> None:
+    arch = read_architecture(PACKAGED)
+    partly = tiny_en | {WI: initialised("hf", arch)[WI]}
+    broken = partly | {"final_layer_norm.weight": torch.zeros(arch.d_model)}
+    report = verified(partly, arch)
+    assert report.origin == "pretrained"
+    assert [c for c in report.checks if c.startswith("note: looks freshly")]
+    assert WI in report.fresh_tensors
+    with pytest.raises(WeightsError) as caught:
+        verified(broken, arch)
+    assert "allow_untrained" not in str(caught.value)
+
+
+def verified(state: dict[str, Tensor], arch: T5Architecture) -> LoadReport:
+    facts = {"init": "t5", "source": "x", "path": "x", "embedding_rms": 1.0}
+    return verified_report(
+        state, arch, trained_on="pretrained", checks=[], allow_untrained=True, **facts
+    )

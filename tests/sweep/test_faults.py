@@ -14,6 +14,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 from runs import read
 from sweep.conftest import Sweep, Training
@@ -376,3 +377,35 @@ def test_a_plain_multirun_goes_on_past_a_job_that_cannot_be(
     status, _, output = sweep("s", "optim.lr=-1,1e-3", plain=True)
     assert (status, training.done) == (2, [1e-3])
     assert "#0 optim.lr=-1" in output
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("subdir", ["../x", "a/../../x", "/tmp/x", "", ".", "null", "'${x:}'"])
+def test_trials_stay_in_the_sweeps_directory(
+    sweep: Sweep, training: Training, tmp_path: Path, subdir: str, plain: bool
+) -> None:
+    OmegaConf.register_new_resolver("x", lambda: "../x", replace=True)
+    grid = ["init=random", "optim.lr=1e-3,2e-3", f"hydra.sweep.subdir={subdir}"]
+    grid += [] if plain else GRID[1:2]
+    status, _, output = sweep("s/t", *grid, plain=plain)
+    assert (status, "hydra.sweep.subdir" in output) == (2, True)
+    assert not training.done
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_whose_trial_lost_a_parameter_is_refused_and_rebuilt(
+    sweep: Sweep, training: Training, tmp_path: Path
+) -> None:
+    """Each record has a checksum, but one that is gone leaves no trace in the others."""
+    journal = tmp_path / "s" / JOURNAL
+    assert sweep("s", *GRID)[0] == 0
+    best = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
+    records = journal.read_text().splitlines(keepends=True)
+    kept = [line for line in records if '"param_name":"optim.lr"' not in line]
+    journal.write_text("".join(kept))
+    status, _, output = sweep("s", *GRID)
+    assert (status, "optim.lr" in output) == (2, True)
+    journal.unlink()
+    assert sweep("s", *GRID)[0] == 0
+    assert yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text()) == best
+    assert len(training.done) == 4

@@ -300,9 +300,12 @@ def test_a_space_that_the_grammar_cannot_say(
     assert decays == [decay]
 
     wrong = [*space, f"{function}.wrong", "hydra.sweeper.max_failure_rate=1"]
-    assert sweep("w", *wrong)[0] == 0
+    status, _, said = sweep("w", *wrong)
+    assert (status, "Traceback" in said) == (0, False)
     (attempt,) = attempts(tmp_path / "w", study="sweep")
-    assert "no such tie" in attempt.user_attrs["reason"]
+    reason = attempt.user_attrs["reason"]
+    for part in ("hydra.sweeper.custom_search_space", "no such tie", "t5ts_test_space.py, line 5"):
+        assert part in reason
 
 
 @pytest.mark.parametrize(
