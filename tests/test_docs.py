@@ -5,7 +5,7 @@ import importlib
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import chdir
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -83,13 +83,13 @@ def jobs(words: Iterable[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*map(values_of, own)))
 
 
-def test_there_are_commands() -> None:
+def test_there_are_commands():
     assert len(RUNS) > 40
     assert {module for module, *_ in OTHERS} >= {"t5ts.report", "t5ts.download", "t5ts.dashboard"}
 
 
 @pytest.mark.parametrize("words", RUNS, ids=" ".join)
-def test_run_commands_compose(words: tuple[str, ...], composed: Callable[..., Config]) -> None:
+def test_run_commands_compose(words, composed):
     if not {"--help", "--cfg"} & set(words):
         composed(*jobs(words)[0])
 
@@ -157,9 +157,7 @@ def small(config: Config, folder: Path, packaged: Config) -> Config:
     [w for w in RUNS if not any(text in " ".join(w) for text in (*OF_A_STUDY, "--help", "--cfg"))],
     ids=" ".join,
 )
-def test_run_commands_run(
-    words: tuple[str, ...], composed: Callable[..., Config], folder: Path, tmp_path: Path
-) -> None:
+def test_run_commands_run(words, composed, folder, tmp_path):
     """The first job of each, as a dry run."""
     from t5ts.experiment import run
 
@@ -170,7 +168,7 @@ def test_run_commands_run(
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=" ".join)
-def test_other_commands_parse(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_commands_parse(command, monkeypatch):
     """A real `main` up to its `parse_args`; then nothing happens."""
     module, *words = command
     if not module.startswith("t5ts."):
@@ -194,19 +192,19 @@ def test_other_commands_parse(command: tuple[str, ...], monkeypatch: pytest.Monk
         importlib.import_module(module).main(words)
 
 
-def test_the_front_door_stays_small() -> None:
+def test_the_front_door_stays_small():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     assert (ROOT / "README.md").stat().st_size <= 7_500
     assert (ROOT / "docs" / "report.webp").stat().st_size <= 150_000
 
 
-def test_ci_runs_the_steps_of_its_script() -> None:
+def test_ci_runs_the_steps_of_its_script():
     steps = re.findall(r"^make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), flags=re.M)
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     assert re.findall(r"run: make ([a-z-]+)", workflow) == steps
 
 
-def test_make_targets_exist() -> None:
+def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     named = {
         target
@@ -218,7 +216,7 @@ def test_make_targets_exist() -> None:
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
         r"^\[\w+\]: (\S+)", text, flags=re.M
@@ -236,7 +234,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_pages_name_exist(page: Path) -> None:
+def test_files_that_pages_name_exist(page):
     for path in re.findall(
         r"`((?:t5ts|conf|tests|scripts|docs|tools)/[\w./-]+)`", page.read_text()
     ):
@@ -245,13 +243,13 @@ def test_files_that_pages_name_exist(page: Path) -> None:
         assert len(line) <= 125, line
 
 
-def test_the_tree_names_what_is_there() -> None:
+def test_the_tree_names_what_is_there():
     tree = (ROOT / "docs" / "developers.md").read_text().split("## The tree")[1].split("```")[1]
     named = set(re.findall(r"[\w.]+\.py\b", tree))
     assert named == {path.name for path in (ROOT / "t5ts").glob("*.py")} - {"__init__.py"}
 
 
-def test_every_option_is_documented() -> None:
+def test_every_option_is_documented():
     text = (ROOT / "docs" / "configuration.md").read_text()
     for group in CONF.iterdir():
         if group.is_dir() and group.name != "hydra":
@@ -259,7 +257,7 @@ def test_every_option_is_documented() -> None:
                 assert f"`{option.stem}`" in text, option
 
 
-def test_every_key_is_documented() -> None:
+def test_every_key_is_documented():
     """Of the groups whose keys have a table; internal keys are left out."""
     from dataclasses import fields
 
@@ -291,12 +289,7 @@ def your_csv(tmp_path: Path) -> Path:
     return path
 
 
-def test_your_own_csv_from_the_run_to_the_forecast(
-    your_csv: Path,
-    composed: Callable[..., Config],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_your_own_csv_from_the_run_to_the_forecast(your_csv, composed, capsys, monkeypatch):
     """README's block, command by command, with few seeds and steps, and a report of one picture."""
     from t5ts.analysis import figures
     from t5ts.experiment import run

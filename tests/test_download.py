@@ -31,7 +31,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "")
 
 
-def test_fetch_verifies_and_prints_the_verdict(hub, capsys) -> None:
+def test_fetch_verifies_and_prints_the_verdict(hub, capsys):
     assert main([*BACKBONE, "--token", "secret"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
@@ -43,7 +43,7 @@ def test_fetch_verifies_and_prints_the_verdict(hub, capsys) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_list_shows_what_is_cached(capsys) -> None:
+def test_list_shows_what_is_cached(capsys):
     assert main(BACKBONE) == 0
     capsys.readouterr()
     assert main(["--list"]) == 0
@@ -56,7 +56,7 @@ def test_list_shows_what_is_cached(capsys) -> None:
     assert all(len(line.partition("; ")[2].split()) > 3 for line in lines)  # its card
 
 
-def test_verify_needs_no_network_and_finds_damage(hub, tmp_path: Path, capsys) -> None:
+def test_verify_needs_no_network_and_finds_damage(hub, tmp_path, capsys):
     main(BACKBONE)
     asked = len(hub.asked("GET", ""))
     refs = [(path, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("refs/*")]
@@ -79,9 +79,7 @@ def download_command(*arguments: str) -> None:
     ("module", "number"),
     [("download", signal.SIGTERM), ("download", signal.SIGKILL), ("run", signal.SIGINT)],
 )
-def test_a_signal_ends_a_download_and_the_same_command_completes_it(
-    hub, tmp_path: Path, module: str, number: signal.Signals
-) -> None:
+def test_a_signal_ends_a_download_and_the_same_command_completes_it(hub, tmp_path, module, number):
     """It stops at once, with one line; the unfinished file is never used as a checkpoint."""
     hub.faults = [Fault("cdn/", stall_after=1000)]
     home = tmp_path / "home"
@@ -116,7 +114,7 @@ def test_a_signal_ends_a_download_and_the_same_command_completes_it(
         assert main(["--verify", *BACKBONE]) == 0
 
 
-def test_data_is_fetched_or_read_by_name(tmp_path: Path, capsys) -> None:
+def test_data_is_fetched_or_read_by_name(tmp_path, capsys):
     write_ett(tmp_path, "etth1")
     digest = file_sha256(tmp_path / "ETTh1.csv")
     assert main(["data=etth1", f"data.dir={tmp_path}", f"data.sha256={digest}"]) == 0
@@ -135,7 +133,7 @@ def test_data_is_fetched_or_read_by_name(tmp_path: Path, capsys) -> None:
         (["backbone=local", "backbone.path=nowhere"], 2, "nowhere"),
     ],
 )
-def test_bad_input_is_one_message(arguments, status, word, capsys) -> None:
+def test_bad_input_is_one_message(arguments, status, word, capsys):
     assert main(arguments) == status
     message = capsys.readouterr().err
     assert word in message

@@ -56,9 +56,7 @@ def gappy(composed: Callable[..., Config], tmp_path: Path) -> Compose:
 # ---------------------------------------------------------------------- data.missing=mask
 
 
-def test_training_on_gaps_learns_and_scores_observed_targets_alone(
-    gappy: Compose, run_dir: Path
-) -> None:
+def test_training_on_gaps_learns_and_scores_observed_targets_alone(gappy, run_dir):
     result = run(gappy(), run_dir=run_dir)
     assert result.metrics["val_loss"] < 0.8 * result.initial["val_loss"]
     assert all(
@@ -68,25 +66,21 @@ def test_training_on_gaps_learns_and_scores_observed_targets_alone(
     assert any(value is None for window in truth for value in window["truth"])
 
 
-def test_a_split_without_any_target_is_refused_before_training(
-    gappy: Compose, tmp_path: Path, run_dir: Path
-) -> None:
+def test_a_split_without_any_target_is_refused_before_training(gappy, tmp_path, run_dir):
     write_csv(tmp_path / "bars.csv", empty=slice(420, 480))
     with pytest.raises(DataError, match=r"data\.splits"):
         run(gappy(), run_dir=run_dir)
     assert not (run_dir / "metrics.jsonl").exists()
 
 
-def test_train_targets_that_are_all_gaps_are_refused(gappy: Compose, tmp_path: Path) -> None:
+def test_train_targets_that_are_all_gaps_are_refused(gappy, tmp_path):
     write_csv(tmp_path / "bars.csv", empty=slice(402, 420))
     with pytest.raises(DataError, match=r"data\.fraction"):
         build(gappy("data.fraction=0.12"))
     build(gappy("data.fraction=0.5"))
 
 
-def test_gradient_accumulation_weighs_parts_by_their_targets(
-    gappy: Compose, tmp_path: Path
-) -> None:
+def test_gradient_accumulation_weighs_parts_by_their_targets(gappy, tmp_path):
     """Parts have unequal numbers of targets; weighing them by windows would change the gradient."""
     common = ["backbone.dropout=0", "train.epochs=1", "train.batch_size=50"]
     whole = run(gappy(*common), run_dir=tmp_path / "1")
@@ -100,9 +94,7 @@ def test_gradient_accumulation_weighs_parts_by_their_targets(
 @pytest.mark.parametrize(
     ("mask", "head"), [("token", "flatten"), ("value", "flatten"), ("token", "per_patch")]
 )
-def test_reconstruction_runs_and_says_what_it_masks(
-    mask: str, head: str, tiny: Compose, run_dir: Path
-) -> None:
+def test_reconstruction_runs_and_says_what_it_masks(mask, head, tiny, run_dir):
     changes = [f"task.mask={mask}", f"head={head}", "freeze=staged", "freeze.unfreeze_epoch=1"]
     draws = head == "per_patch"  # drawing takes longer than training
     result = experiment.run(tiny(*RECONSTRUCT, *changes), run_dir=run_dir, pictures=draws)
@@ -123,14 +115,14 @@ def test_reconstruction_runs_and_says_what_it_masks(
         assert all((seen is None) != (asked is None) for seen, asked in pairs)
 
 
-def test_reconstruction_resumed_equals_uninterrupted(tiny: Compose, tmp_path: Path) -> None:
+def test_reconstruction_resumed_equals_uninterrupted(tiny, tmp_path):
     config = tiny(*RECONSTRUCT, "head=per_patch", "train.epochs=2")
     resumes_as_whole(config, tmp_path)
 
 
 def test_the_train_mask_is_another_in_every_epoch_and_the_seed_pairs_it(
-    tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    tiny, monkeypatch, tmp_path
+):
     import t5ts.tasks as module
 
     asked: list[tuple[int, int | None]] = []

@@ -84,7 +84,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def test_imports_point_one_way_and_heavy_libraries_stay_in_their_rooms() -> None:
+def test_imports_point_one_way_and_heavy_libraries_stay_in_their_rooms():
     checked = 0
     for path in PACKAGE.rglob("*.py"):
         if path.name == "__init__.py":
@@ -116,7 +116,7 @@ HEAVY = ("torch", "transformers", "wandb", "matplotlib", "polars", "optuna")
     ],
     ids=["command line", "run", "analysis"],
 )
-def test_what_importing_leaves_out(code: str, kept_out: tuple[str, ...]) -> None:
+def test_what_importing_leaves_out(code, kept_out):
     code = f"import sys; {code}; print([m for m in {kept_out} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

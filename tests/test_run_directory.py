@@ -96,9 +96,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("edited", EDITS.values(), ids=EDITS)
-def test_other_data_is_refused_and_the_old_data_is_welcome(
-    edited: list[float], config: Config, csv: Path, run_dir: Path
-) -> None:
+def test_other_data_is_refused_and_the_old_data_is_welcome(edited, config, csv, run_dir):
     interrupt(config, run_dir)
     left = snapshot(run_dir)
     write(csv, edited)
@@ -117,9 +115,7 @@ def test_other_data_is_refused_and_the_old_data_is_welcome(
     assert anew.baselines != result.baselines
 
 
-def test_other_weights_and_another_other_series_are_refused(
-    small: Compose, csv: Path, tmp_path: Path, run_dir: Path, config: Config
-) -> None:
+def test_other_weights_and_another_other_series_are_refused(small, csv, tmp_path, run_dir, config):
     """Else a resumed run's provenance would name weights that its numbers do not come from."""
     path = local_t5(tmp_path / "t5")
     local = small("backbone=local", f"backbone.path={path}", "init=t5", "train.epochs=1")
@@ -144,9 +140,7 @@ def test_other_weights_and_another_other_series_are_refused(
 
 
 @pytest.mark.parametrize("finished", [0, 1])
-def test_another_precision_is_refused(
-    finished: int, halves, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_precision_is_refused(finished, halves, run_dir, monkeypatch):
     """device=auto has one identity on a CPU and on a GPU."""
     config, *parts = halves
     shutil.copytree(parts[finished], run_dir)
@@ -158,8 +152,8 @@ def test_another_precision_is_refused(
 
 
 def test_other_code_is_told_when_shown_and_refused_when_resumed(
-    halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
-) -> None:
+    halves, tmp_path, monkeypatch, caplog
+):
     config, half, whole = halves
     for part in (half, whole):
         shutil.copytree(part, tmp_path / part.name)
@@ -198,9 +192,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
 def test_damage_is_found_before_training_and_the_advice_works(
-    name: str, damage: Callable[[Path], None], halves, run_dir: Path,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
+    name, damage, halves, run_dir, monkeypatch, tmp_path
+):
     config, half, whole = halves
     shutil.copytree(half, run_dir)
     damage(run_dir / name)
@@ -223,7 +216,7 @@ def test_damage_is_found_before_training_and_the_advice_works(
 @pytest.mark.parametrize(
     "name", ["result.json", "provenance.json", "config.yaml", "metrics.jsonl", "test_losses.npy"]
 )
-def test_a_damaged_finished_run_is_not_shown(name: str, halves, run_dir: Path) -> None:
+def test_a_damaged_finished_run_is_not_shown(name, halves, run_dir):
     config, _, whole = halves
     shutil.copytree(whole, run_dir)
     assert collect([run_dir]).runs
@@ -233,7 +226,7 @@ def test_a_damaged_finished_run_is_not_shown(name: str, halves, run_dir: Path) -
         run(config, run_dir=run_dir)
 
 
-def test_no_flipped_bit_of_a_record_is_read(tmp_path: Path) -> None:
+def test_no_flipped_bit_of_a_record_is_read(tmp_path):
     """Nor one in the name of the checksum's own key; a record of an older t5ts has none."""
     path = tmp_path / "record.json"
     record = {"a": 1.5e-7, "b": [1, None, "é"], "c": {"crc": True}, "d": "0123abcd"}
@@ -248,7 +241,7 @@ def test_no_flipped_bit_of_a_record_is_read(tmp_path: Path) -> None:
         assert read_json(path) == older
 
 
-def test_a_named_checkpoint_that_is_missing_is_no_new_run(config: Config, run_dir: Path) -> None:
+def test_a_named_checkpoint_that_is_missing_is_no_new_run(config, run_dir):
     for named in (run_dir, run_dir / "elsewhere"):
         with pytest.raises(ResumeError):
             run(changed(config, {"train.resume": str(named)}), run_dir=run_dir)
@@ -263,9 +256,7 @@ def test_a_named_checkpoint_that_is_missing_is_no_new_run(config: Config, run_di
         ("links/epoch-1", "checkpoint/last.safetensors", "links/epoch-1"),
     ],
 )
-def test_a_named_checkpoint_may_be_a_link(
-    link: str, target: str, named: str, halves, tmp_path: Path, run_dir: Path
-) -> None:
+def test_a_named_checkpoint_may_be_a_link(link, target, named, halves, tmp_path, run_dir):
     config, half, whole = halves
     place = tmp_path / link
     place.parent.mkdir(exist_ok=True)
@@ -279,7 +270,7 @@ def test_a_named_checkpoint_may_be_a_link(
 # --- who holds it ---
 
 
-def test_what_another_process_holds_is_left_alone(config: Config, run_dir: Path) -> None:
+def test_what_another_process_holds_is_left_alone(config, run_dir):
     with locked(run_dir):
         (run_dir / "run.log").write_text("a line")
         left = snapshot(run_dir)
@@ -294,9 +285,7 @@ def test_what_another_process_holds_is_left_alone(config: Config, run_dir: Path)
         assert (run_dir / ".lock").is_file()
 
 
-def test_a_refused_run_leaves_no_empty_parents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_run_leaves_no_empty_parents(tmp_path, monkeypatch):
     here, folders = tmp_path / "here", ("outputs/data/run", "kept/run", "../elsewhere/run")
     for folder in folders:
         (here / folder).mkdir(parents=True)
@@ -308,9 +297,7 @@ def test_a_refused_run_leaves_no_empty_parents(
     assert left == ["elsewhere", "here", "here/kept", "here/kept/note"]
 
 
-def test_a_lock_whose_file_was_removed_holds_nothing(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_whose_file_was_removed_holds_nothing(run_dir, monkeypatch):
     """Another process removes the directory between this one's open and its lock."""
     real = run_directory.fcntl.flock
     calls = []
@@ -327,7 +314,7 @@ def test_a_lock_whose_file_was_removed_holds_nothing(
     assert len(calls) == 2
 
 
-def test_put_aside_never_meets_an_earlier_folder(run_dir: Path) -> None:
+def test_put_aside_never_meets_an_earlier_folder(run_dir):
     for name in ("previous-2", "previous-3"):
         (run_dir / name).mkdir(parents=True)
     for attempt in "012":
@@ -340,9 +327,7 @@ def test_put_aside_never_meets_an_earlier_folder(run_dir: Path) -> None:
 # --- the disk ---
 
 
-def test_a_full_disk_is_one_message_and_the_run_resumes(
-    config: Config, run_dir: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_one_message_and_the_run_resumes(config, run_dir, tmp_path):
     whole = run(config, run_dir=tmp_path / "whole")
     for limit in (100, 2000, (tmp_path / "whole" / "metrics.jsonl").stat().st_size - 100):
         with largest_file(limit), pytest.raises(OutputError, match="File too large"):
@@ -352,7 +337,7 @@ def test_a_full_disk_is_one_message_and_the_run_resumes(
     assert rows(run_dir) == rows(tmp_path / "whole")
 
 
-def test_a_directory_that_is_removed_or_cannot_be_made(config: Config, run_dir: Path) -> None:
+def test_a_directory_that_is_removed_or_cannot_be_made(config, run_dir):
     def remove(row: Any) -> None:
         if row["epoch"] == 1:
             shutil.rmtree(run_dir)
@@ -369,7 +354,7 @@ def test_a_directory_that_is_removed_or_cannot_be_made(config: Config, run_dir: 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is not known")
-def test_the_peak_of_memory_is_the_runs_own(config: Config, tmp_path: Path) -> None:
+def test_the_peak_of_memory_is_the_runs_own(config, tmp_path):
     ballast = np.ones(60_000_000)  # 480 MB before the run are none of its own
     low = run(config, run_dir=tmp_path / "a").peak_memory_bytes
     del ballast
@@ -381,9 +366,7 @@ def test_the_peak_of_memory_is_the_runs_own(config: Config, tmp_path: Path) -> N
     assert after == pytest.approx(high, abs=100e6)
 
 
-def test_what_a_data_set_needs_is_computed_once(
-    config: Config, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_data_set_needs_is_computed_once(config, csv, tmp_path, monkeypatch):
     read_test: list[str] = []
     real = Windows.gather
 
@@ -405,7 +388,7 @@ def test_what_a_data_set_needs_is_computed_once(
     assert run(config, run_dir=tmp_path / "c").baselines != first.baselines
 
 
-def test_epochs_are_logged_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_epochs_are_logged_on_a_terminal_too(monkeypatch, caplog):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     caplog.set_level(logging.INFO, logger="t5ts")
     with ProgressBar(total_steps=10) as bar:
@@ -416,9 +399,7 @@ def test_epochs_are_logged_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.parametrize("place", ["evaluate", "_forecast_sample"])
-def test_the_tracker_is_ended_wherever_a_run_fails(
-    place: str, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tracker_is_ended_wherever_a_run_fails(place, config, run_dir, monkeypatch):
     ended: list[int] = []
 
     class Watched(Tracker):

@@ -67,8 +67,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("pictures", [{}, {"effects": PICTURES["effects"]}])
 def test_a_full_disk_is_one_message_and_nothing_half_written(
-    pictures: dict[str, Any], small: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
+    pictures, small, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("t5ts.analysis.figures.PICTURES", pictures)
     with largest_file(100):
         assert main([str(small), "--out", str(tmp_path / "report")]) == 2
@@ -76,7 +76,7 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(
     assert not [path for path in (tmp_path / "report").rglob("*") if path.is_file()]
 
 
-def test_two_reports_into_one_folder_take_turns(small: Path, tmp_path: Path) -> None:
+def test_two_reports_into_one_folder_take_turns(small, tmp_path):
     """Else one replaces the other's unfinished file, or mixes its own into it."""
     findings, busy, overlaps = verdict(collect([small])), threading.Lock(), []
 
@@ -93,7 +93,7 @@ def test_two_reports_into_one_folder_take_turns(small: Path, tmp_path: Path) -> 
     assert overlaps == [False, False]
 
 
-def test_all_files_are_there_and_ask_nothing_of_the_network(written: tuple[Path, str]) -> None:
+def test_all_files_are_there_and_ask_nothing_of_the_network(written):
     report, said = written
     names = {path.name for path in report.iterdir()}
     assert names == {"report.html", "report.md", "results.csv", "results.parquet", "figures"}
@@ -108,7 +108,7 @@ def test_all_files_are_there_and_ask_nothing_of_the_network(written: tuple[Path,
     assert {address.split(":")[0] for address in asked} <= {"data"}
 
 
-def test_markdown_and_what_is_read_back_from_it(written: tuple[Path, str]) -> None:
+def test_markdown_and_what_is_read_back_from_it(written):
     report, _ = written
     text = (report / "report.md").read_text()
     assert "**Transfers.**" in text[:100]
@@ -125,16 +125,14 @@ def test_markdown_and_what_is_read_back_from_it(written: tuple[Path, str]) -> No
     assert table == Table(caption="Sizes", columns=("a", "b"), rows=[("x|y", "")])
 
 
-def test_a_section_with_nothing_to_show_is_one_line(tmp_path: Path) -> None:
+def test_a_section_with_nothing_to_show_is_one_line(tmp_path):
     write_run(tmp_path / "run", Arm(init="t5", freeze="none"), 0, stop_after=2)
     content = sections(verdict(collect([tmp_path])))
     assert [len(content[number].blocks) for number in (0, 2, 6)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("init", "asks"), [("t5", True), ("run", False), ("chronos", False)])
-def test_the_question_is_about_text_where_the_weights_are(
-    init: str, asks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_question_is_about_text_where_the_weights_are(init, asks, tmp_path, monkeypatch):
     monkeypatch.setattr("t5ts.analysis.figures.PICTURES", {})
     write_run(tmp_path / "run", Arm(init=init, freeze="none"), 0)
     written = write_report(verdict(collect([tmp_path])), tmp_path / "out")
@@ -142,7 +140,7 @@ def test_the_question_is_about_text_where_the_weights_are(
         assert ("text pretraining" in text) == asks
 
 
-def test_curves_draw_what_the_runs_hold(study: Path) -> None:
+def test_curves_draw_what_the_runs_hold(study):
     findings = verdict(collect([study]))
     axes = draw(findings, "curves").axes[0]
     arm = arm_of(findings, "t5-staged")
@@ -156,7 +154,7 @@ def test_curves_draw_what_the_runs_hold(study: Path) -> None:
         assert {arm_label(arm) for arm in findings.main.condition.arms} <= texts
 
 
-def test_long_names_leave_the_effects_their_width(small: Path) -> None:
+def test_long_names_leave_the_effects_their_width(small):
     findings = verdict(collect([small]))
     widths = []
     for name in ("short", " ".join(["data.columns=['temperature', 'pressure']"] * 12)):
@@ -168,7 +166,7 @@ def test_long_names_leave_the_effects_their_width(small: Path) -> None:
     assert widths[1] == pytest.approx(widths[0], rel=0.01)
 
 
-def test_epochs_have_whole_ticks_even_if_there_is_one() -> None:
+def test_epochs_have_whole_ticks_even_if_there_is_one():
     _, ((ax,),) = new_figure(1, 1, width=4, height=3)
     whole_ticks(ax, "epoch")
     ax.set_xlim(0.5, 1.5)
@@ -176,7 +174,7 @@ def test_epochs_have_whole_ticks_even_if_there_is_one() -> None:
     assert shown == [1]
 
 
-def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study: Path) -> None:
+def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study):
     findings, heights = verdict(collect([study])), []
     for times in (1, 8):
         findings.main.condition.arms *= times
@@ -190,16 +188,14 @@ def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study: Path
     assert len(styles) == len(lines) == 24
 
 
-def test_the_same_runs_give_the_same_pictures(
-    study: Path, written: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_the_same_runs_give_the_same_pictures(study, written, tmp_path):
     assert save_figures(verdict(collect([study])), tmp_path) == list(PICTURES)
     for name in PICTURES:
         first, again = (d / f"{name}.svg" for d in (written[0] / "figures", tmp_path))
         assert first.read_bytes() == again.read_bytes(), name
 
 
-def test_forecasts_are_drawn_in_time_where_it_is_known(small: Path) -> None:
+def test_forecasts_are_drawn_in_time_where_it_is_known(small):
     labels = []
     for step_s in (3600.0, None):
         for path in small.glob("*/provenance.json"):
@@ -224,13 +220,7 @@ def test_forecasts_are_drawn_in_time_where_it_is_known(small: Path) -> None:
         (["study", "--wandb=t5ts-test"], "WANDB_MODE"),
     ],
 )
-def test_command_line_names_what_is_wrong(
-    options: list[str],
-    named: str,
-    small: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_command_line_names_what_is_wrong(options, named, small, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(small.parent)
     Path("empty").mkdir()
@@ -242,7 +232,7 @@ def test_command_line_names_what_is_wrong(
     assert Path("study/report/report.html").is_file() == (named == "WANDB_MODE")
 
 
-def test_numbers_in_words() -> None:
+def test_numbers_in_words():
     assert percent(-0.0312) == "−3.1\u00a0%"
     assert percent(48.3, sign=False) == "> 1,000\u00a0%"
     assert percent(0.002) == "+0.20\u00a0%"
@@ -295,7 +285,7 @@ def brightness(page: Any) -> tuple[int, list[int]]:
 
 
 @pytest.mark.slow
-def test_page_in_a_browser(browser: Any, written: tuple[Path, str]) -> None:
+def test_page_in_a_browser(browser, written):
     with opened(browser, written[0], width=1280) as page:
         assert page.locator("h2").count() == 8
         heights = page.locator("figure svg").evaluate_all("all => all.map(e => e.clientHeight)")
@@ -318,7 +308,7 @@ def test_page_in_a_browser(browser: Any, written: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_page_by_keyboard(browser: Any, written: tuple[Path, str]) -> None:
+def test_page_by_keyboard(browser, written):
     with opened(browser, written[0], width=1280) as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
@@ -340,7 +330,7 @@ def test_page_by_keyboard(browser: Any, written: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_page_on_a_telephone_in_the_dark(browser: Any, written: tuple[Path, str]) -> None:
+def test_page_on_a_telephone_in_the_dark(browser, written):
     with opened(browser, written[0], width=360, scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -362,7 +352,7 @@ def test_page_on_a_telephone_in_the_dark(browser: Any, written: tuple[Path, str]
 
 
 @pytest.mark.slow
-def test_a_broken_invariant_stands_in_red_at_the_top(browser: Any, small: Path) -> None:
+def test_a_broken_invariant_stands_in_red_at_the_top(browser, small):
     path = small / "t5-0" / "provenance.json"
     provenance = json.loads(path.read_text())
     provenance["initial_sha256"]["head"] = "<b>0</b>"
@@ -378,7 +368,7 @@ def test_a_broken_invariant_stands_in_red_at_the_top(browser: Any, small: Path) 
         assert page.locator("#section-7 tr.broken").count() == 1
 
 
-def test_report_is_logged_as_one_run(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_is_logged_as_one_run(small, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     out = small.parent / "out"
     assert main([str(small), "--out", str(out), "--wandb", "t5ts-test"]) == 0

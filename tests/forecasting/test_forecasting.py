@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def filler(composed: Compose, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["clean", "gappy"])
-def test_predictions_are_the_runs_own(name: str, request: pytest.FixtureRequest) -> None:
+def test_predictions_are_the_runs_own(name, request):
     run_dir = request.getfixturevalue(name)
     sample = json.loads((run_dir / "forecast_sample.json").read_text())
     forecaster = t5ts.load(run_dir)
@@ -92,7 +91,7 @@ def test_predictions_are_the_runs_own(name: str, request: pytest.FixtureRequest)
         np.testing.assert_allclose(frame["actual"].to_numpy(), truth, rtol=1e-6)
 
 
-def test_errors_over_all_test_windows_are_the_runs_test_metrics(clean: Path) -> None:
+def test_errors_over_all_test_windows_are_the_runs_test_metrics(clean):
     forecaster = t5ts.load(clean)
     first = forecaster.provenance["data"]["borders"][1]
     frame = forecaster.predict(start=first, end=ROWS - 1, every=1)
@@ -108,7 +107,7 @@ def test_errors_over_all_test_windows_are_the_runs_test_metrics(clean: Path) -> 
     assert ours["mae load"] == pytest.approx((of_load["forecast"] - of_load["actual"]).abs().mean())
 
 
-def test_the_future_follows_the_end_and_needs_nothing_but_the_last_context(clean: Path) -> None:
+def test_the_future_follows_the_end_and_needs_nothing_but_the_last_context(clean):
     forecaster = t5ts.load(clean)
     future = forecaster.predict()
     assert len(future) == 2 * HORIZON
@@ -121,7 +120,7 @@ def test_the_future_follows_the_end_and_needs_nothing_but_the_last_context(clean
     assert tail["forecast"].to_list() == future["forecast"].to_list()
 
 
-def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean: Path) -> None:
+def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean):
     forecaster, frame = t5ts.load(clean), table()
     expected = forecaster.predict()["forecast"].to_numpy()
     swapped = frame.select("temp", "time", "load")
@@ -144,7 +143,7 @@ def test_files_frames_and_arrays_of_the_same_values_give_the_same(clean: Path) -
     assert by_row["time"].to_list() == [*range(ROWS, ROWS + HORIZON)] * 2
 
 
-def test_a_gap_in_a_context_is_filled_from_the_past_alone(gappy: Path) -> None:
+def test_a_gap_in_a_context_is_filled_from_the_past_alone(gappy):
     forecaster = t5ts.load(gappy)
     held = table(gaps=True).with_columns(pl.col("load", "temp").forward_fill())
     ours = forecaster.predict()["forecast"].to_numpy()
@@ -160,7 +159,7 @@ def test_a_gap_in_a_context_is_filled_from_the_past_alone(gappy: Path) -> None:
         np.testing.assert_allclose(marked, ours, rtol=1e-6)
 
 
-def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler: Path) -> None:
+def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler):
     forecaster, given = t5ts.load(filler), table(gaps=True)
     filled = forecaster.predict()
     assert len(filled) == 2 * ROWS
@@ -178,7 +177,7 @@ def test_reconstruction_fills_gaps_and_keeps_every_other_value(filler: Path) -> 
     assert gap == pytest.approx(expected)
 
 
-def test_several_models_give_mean_and_spread(clean: Path, gappy: Path) -> None:
+def test_several_models_give_mean_and_spread(clean, gappy):
     two = [t5ts.load(clean), t5ts.load(gappy)]
     both = predict(two, two[0].read())
     each = np.stack([predict([one], two[0].read())["forecast"].to_numpy() for one in two])
@@ -201,7 +200,7 @@ def test_several_models_give_mean_and_spread(clean: Path, gappy: Path) -> None:
         ("absent.csv", "absent.csv"),
     ],
 )
-def test_data_of_another_kind_are_refused(clean: Path, data: object, named: str) -> None:
+def test_data_of_another_kind_are_refused(clean, data, named):
     with pytest.raises(DataError) as caught:
         t5ts.load(clean).predict(data)
     assert named in str(caught.value)
@@ -220,12 +219,12 @@ def test_data_of_another_kind_are_refused(clean: Path, data: object, named: str)
         {"start": 500, "every": 2.5},
     ],
 )
-def test_impossible_spans_are_refused(clean: Path, span: dict[str, object]) -> None:
+def test_impossible_spans_are_refused(clean, span):
     with pytest.raises(DataError):
         t5ts.load(clean).predict(**span)  # type: ignore[arg-type]
 
 
-def test_span_keeps_to_its_ends_and_predicts_each_row_once(clean: Path) -> None:
+def test_span_keeps_to_its_ends_and_predicts_each_row_once(clean):
     frame = t5ts.load(clean).predict(start=table()["time"][500], end=519)
     rows = table()["time"][500:520].to_list()
     assert frame.filter(channel="temp")["time"].to_list() == rows
@@ -242,15 +241,13 @@ def test_span_keeps_to_its_ends_and_predicts_each_row_once(clean: Path) -> None:
         ("2024-01-21T05:00+02:00", "2024-01-21 03:00"),
     ],
 )
-def test_the_last_row_of_a_span(clean: Path, end: str, last: str) -> None:
+def test_the_last_row_of_a_span(clean, end, last):
     frame = t5ts.load(clean).predict(start="2024-01-21", end=end)
     assert f"{frame['time'].max():%Y-%m-%d %H:%M}" == last
     assert f"{frame['time'].min():%Y-%m-%d %H:%M}" == "2024-01-21 00:00"
 
 
-def test_command_writes_csv_parquet_and_picture(
-    clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_writes_csv_parquet_and_picture(clean, tmp_path, capsys):
     data = tmp_path / "other.csv"
     table().write_csv(data, separator="^")
     out = tmp_path / "forecast.csv"
@@ -276,9 +273,8 @@ def test_command_writes_csv_parquet_and_picture(
     ],
 )
 def test_a_full_disk_is_one_message_and_nothing_half_written(
-    command: Callable[[list[str]], int], limit: int, left: str, clean: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    command, limit, left, clean, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with largest_file(limit):
         assert command([str(clean), "--out", *left.split()]) == 2
@@ -292,9 +288,8 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(
     [(main, "forecast.csv", 0), (main, "forecast.parquet --plot", 0), (export_main, "model", 2)],
 )
 def test_two_commands_with_one_out_do_not_disturb_each_other(
-    command: Callable[[list[str]], int], out: str, status: int, clean: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    command, out, status, clean, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     real, second = Path.replace, list[int]()
 
@@ -322,10 +317,7 @@ def test_two_commands_with_one_out_do_not_disturb_each_other(
         ["absent", "--out", "forecast.csv"],
     ],
 )
-def test_command_refuses_with_one_message(
-    clean: Path, arguments: list[str], capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
+def test_command_refuses_with_one_message(clean, arguments, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main([a.replace("RUN", str(clean)) for a in arguments]) == 2
     assert capsys.readouterr().err.startswith("t5ts: ")
@@ -333,21 +325,19 @@ def test_command_refuses_with_one_message(
 
 
 @pytest.mark.parametrize("span", [[], ["--from", "2024-01-21", "--to", "2024-01-22"]])
-def test_filled_gaps_are_drawn(filler: Path, span: list[str], tmp_path: Path) -> None:
+def test_filled_gaps_are_drawn(filler, span, tmp_path):
     assert main([str(filler), *span, "--plot", "--out", str(tmp_path / "filled.csv")]) == 0
     assert (tmp_path / "filled.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("option", ["--last", "--every=8"])
-def test_a_reconstruction_refuses_options_of_forecasts(
-    filler: Path, option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_reconstruction_refuses_options_of_forecasts(filler, option, capsys, tmp_path):
     assert main([str(filler), option, "--out", str(tmp_path / "filled.csv")]) == 2
     assert option.split("=")[0] in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_export_is_the_run_and_its_encoder_is_transformers(clean: Path, tmp_path: Path) -> None:
+def test_export_is_the_run_and_its_encoder_is_transformers(clean, tmp_path):
     from transformers import T5EncoderModel
 
     out = export(clean, tmp_path / "model")
@@ -376,9 +366,7 @@ def test_export_is_the_run_and_its_encoder_is_transformers(clean: Path, tmp_path
         ("run/result.json", b'"seconds": ', b'"seconds": 1'),
     ],
 )
-def test_damaged_files_are_refused(
-    clean: Path, tmp_path: Path, file: str, old: bytes, new: bytes
-) -> None:
+def test_damaged_files_are_refused(clean, tmp_path, file, old, new):
     run_dir = shutil.copytree(clean, tmp_path / "run")
     out = export(clean, tmp_path / "model")
     damaged = tmp_path / file
@@ -390,18 +378,14 @@ def test_damaged_files_are_refused(
     assert t5ts.load(out if damaged.parent == run_dir else run_dir)
 
 
-def test_run_without_an_encoder_is_exported_and_loaded(
-    composed: Compose, folder: Path, tmp_path: Path
-) -> None:
+def test_run_without_an_encoder_is_exported_and_loaded(composed, folder, tmp_path):
     run_dir = finished(composed, folder, "linear", "backbone=linear", gaps=False)
     out = export(run_dir, tmp_path / "model")
     assert not (out / "model.safetensors").exists()
     assert t5ts.load(out).predict().equals(t5ts.load(run_dir).predict())
 
 
-def test_a_card_has_intervals_over_the_seeds_that_ran_beside(
-    composed: Compose, clean: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_a_card_has_intervals_over_the_seeds_that_ran_beside(composed, clean, folder, tmp_path):
     sweep = tmp_path / "sweep"
     for number, setting in enumerate(["seed=0", "seed=1", "optim.lr=1"]):
         overrides = [*CSV, "backbone=linear", f"data.path={folder / 'clean.csv'}", setting]
@@ -419,7 +403,7 @@ def test_a_card_has_intervals_over_the_seeds_that_ran_beside(
 
 
 @pytest.mark.parametrize("absent", ["token_scale", "scaler"])
-def test_a_run_of_an_older_t5ts_is_refused(clean: Path, tmp_path: Path, absent: str) -> None:
+def test_a_run_of_an_older_t5ts_is_refused(clean, tmp_path, absent):
     copy = Path(shutil.copytree(clean, tmp_path / "old"))
     provenance = json.loads((copy / "provenance.json").read_text())
     (provenance if absent == "token_scale" else provenance["data"]).pop(absent)
@@ -429,7 +413,7 @@ def test_a_run_of_an_older_t5ts_is_refused(clean: Path, tmp_path: Path, absent: 
         t5ts.load(copy)
 
 
-def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_path: Path) -> None:
+def test_python_interface_runs_reads_and_judges(clean, folder, tmp_path):
     overrides = [*CSV, "backbone=linear", f"data.path={folder / 'clean.csv'}", "train.epochs=1"]
     result = t5ts.run(overrides, run_dir=tmp_path / "linear")
     assert isinstance(t5ts.load(result.run_dir), TrainedForecaster)
@@ -449,7 +433,7 @@ def test_python_interface_runs_reads_and_judges(clean: Path, folder: Path, tmp_p
         t5ts.run("int=t5")
 
 
-def test_stored_configuration_is_the_runs(composed: Compose, clean: Path, folder: Path) -> None:
+def test_stored_configuration_is_the_runs(composed, clean, folder):
     expected = composed(*CSV, *TINY_T5, f"data.path={folder / 'clean.csv'}", "train.epochs=2",
                         "train.progress=false")  # fmt: skip
     assert t5ts.load(clean).config == expected

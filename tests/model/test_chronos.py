@@ -48,9 +48,7 @@ def hub(chronos: Path, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
-def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
-    hub: HubServer, chronos: Path, composed: Compose
-) -> None:
+def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(hub, chronos, composed):
     assert hub.endpoint
     arm = partial(composed, *SMALL, "backbone=t5_efficient_tiny", "patch.scale=native")
     stored = load_file(chronos / "model.safetensors")
@@ -75,9 +73,7 @@ def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_download_fetches_the_one_of_the_backbones_shape(
-    hub: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_download_fetches_the_one_of_the_backbones_shape(hub, capsys):
     chosen = ["backbone=t5_efficient_tiny", "init=chronos"]
     assert main(chosen) == 0
     assert ID in capsys.readouterr().out
@@ -106,23 +102,19 @@ def edit_config(folder: Path, **changes: Any) -> None:
         (partial(edit_config, d_ff=512), "d_ff"),
     ],
 )
-def test_what_is_no_chronos_of_that_shape_is_refused(
-    spoil: Callable[[Path], None], named: str, tmp_path: Path
-) -> None:
+def test_what_is_no_chronos_of_that_shape_is_refused(spoil, named, tmp_path):
     folder = write(tmp_path / "spoilt", ARCH)
     spoil(folder)
     with pytest.raises(WeightsError, match=named):
         load_checkpoint(path=folder, arch=ARCH, must_be_chronos=True)
 
 
-def test_sizes_that_were_not_published_are_named() -> None:
+def test_sizes_that_were_not_published_are_named():
     with pytest.raises(WeightsError, match="256, 384, 512, 768, 1024"):
         chronos_source(None, SMALLEST.d_model)
 
 
-def test_a_finished_run_is_shown_again_until_the_checkpoint_changes(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_a_finished_run_is_shown_again_until_the_checkpoint_changes(composed, tmp_path):
     folder = write(tmp_path / "chronos", SMALLEST)
     checkpoint = f"init.checkpoint={folder}"
     config = composed(*SMALL, *TINY_T5, "init=chronos", checkpoint, "train.epochs=1")

@@ -15,7 +15,7 @@ from t5ts.model.normalize import (
 )
 
 
-def test_statistics_are_each_windows_and_channels_own() -> None:
+def test_statistics_are_each_windows_and_channels_own():
     x = torch.randn(4, 3, 20, dtype=torch.float64) * 5 + 2
     normed, mean, divisor = InstanceNorm()(x)
     torch.testing.assert_close(mean, x.mean(-1, keepdim=True))
@@ -31,7 +31,7 @@ def test_statistics_are_each_windows_and_channels_own() -> None:
     st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20),
     st.floats(-1e3, 1e3),
 )
-def test_inverse_returns_any_context(values: list[float], level: float) -> None:
+def test_inverse_returns_any_context(values, level):
     x = torch.tensor(values, dtype=torch.float64)[None, None] + level
     norm = InstanceNorm()
     normed, mean, divisor = norm(x)
@@ -40,7 +40,7 @@ def test_inverse_returns_any_context(values: list[float], level: float) -> None:
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, -1e6, 123456.789])
-def test_constant_window_becomes_zeros_and_returns_to_its_level(level: float) -> None:
+def test_constant_window_becomes_zeros_and_returns_to_its_level(level):
     x = torch.full((1, 1, 96), level)  # float32, where a naive mean would be off by its rounding
     norm = InstanceNorm()
     normed, mean, divisor = norm(x)
@@ -50,7 +50,7 @@ def test_constant_window_becomes_zeros_and_returns_to_its_level(level: float) ->
     torch.testing.assert_close(forecast, torch.full((1, 1, 4), level), rtol=1e-6, atol=2 * MIN_STD)
 
 
-def test_nan_spreads_to_its_own_window_and_channel_only() -> None:
+def test_nan_spreads_to_its_own_window_and_channel_only():
     x = torch.randn(2, 2, 8)
     x[0, 1, 3] = math.nan
     norm = InstanceNorm()
@@ -62,7 +62,7 @@ def test_nan_spreads_to_its_own_window_and_channel_only() -> None:
         assert torch.equal(result.isnan(), expected)
 
 
-def test_half_precision_context_is_normalised_in_float32() -> None:
+def test_half_precision_context_is_normalised_in_float32():
     normed, mean, divisor = InstanceNorm()(torch.randn(1, 1, 8).half() + 1000)
     assert {normed.dtype, mean.dtype, divisor.dtype} == {torch.float32}
     assert InstanceNorm().invert(torch.zeros(1, 1, 2).half(), mean, divisor).dtype == torch.float32
@@ -80,7 +80,7 @@ def hidden_windows() -> torch.Tensor:
     return x
 
 
-def test_visible_statistics_against_numpy() -> None:
+def test_visible_statistics_against_numpy():
     x = hidden_windows()
     normed, mean, divisor = VisibleInstanceNorm()(x)
     for b, c in np.ndindex(6, 3):
@@ -91,7 +91,7 @@ def test_visible_statistics_against_numpy() -> None:
     assert torch.equal(normed.isnan(), x.isnan())
 
 
-def test_a_window_that_is_constant_where_visible_becomes_zeros() -> None:
+def test_a_window_that_is_constant_where_visible_becomes_zeros():
     x = torch.full((1, 1, 20), 123456.789)
     x[..., 15:] = math.nan
     normed, _, divisor = VisibleInstanceNorm()(x)

@@ -49,9 +49,7 @@ def patchings(draw: st.DrawFn) -> tuple[int, int, int]:
 
 @settings(max_examples=30, deadline=None)
 @given(patchings(), st.integers(1, 3), st.integers(1, 3))
-def test_patches_equal_numpy_slices(
-    patching: tuple[int, int, int], num_windows: int, num_channels: int
-) -> None:
+def test_patches_equal_numpy_slices(patching, num_windows, num_channels):
     seq_len, patch_len, stride = patching
     x = np.random.default_rng(0).normal(size=(num_windows, num_channels, seq_len))
     expected: list[list[list[float]]] = []
@@ -88,14 +86,14 @@ def test_patches_equal_numpy_slices(
 
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
-def test_plain_tokens_have_about_their_patch_rms(channels: str) -> None:
+def test_plain_tokens_have_about_their_patch_rms(channels):
     patch = build_patch(d_model=512, channels=channels)
     x = 3.0 * torch.randn(64, 3, 16, generator=torch.Generator().manual_seed(1))
     assert patch(x).square().mean().sqrt().item() == pytest.approx(3.0, rel=0.05)
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.5])
-def test_normed_tokens_have_the_scale_asked_for(scale: float) -> None:
+def test_normed_tokens_have_the_scale_asked_for(scale):
     patch = build_patch(d_model=64, norm=True, scale=scale)
     tokens = patch(100.0 * torch.randn(4, 3, 16))
     torch.testing.assert_close(
@@ -104,7 +102,7 @@ def test_normed_tokens_have_the_scale_asked_for(scale: float) -> None:
 
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
-def test_whole_context_reshapes_and_learns_nothing(channels: str) -> None:
+def test_whole_context_reshapes_and_learns_nothing(channels):
     patch = WholeContext(seq_len=5, num_channels=3, channels=channels)
     x = torch.randn(2, 3, 5)
     tokens = patch(x)
@@ -122,7 +120,7 @@ def test_whole_context_reshapes_and_learns_nothing(channels: str) -> None:
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
 @pytest.mark.parametrize("stride", [None, 3])
-def test_each_hidden_place_adds_its_vector(channels: str, stride: int | None) -> None:
+def test_each_hidden_place_adds_its_vector(channels, stride):
     """Against the rule by hand; 16 steps at stride 3 also overlap, and 4 + 3·4 needs no padding."""
     patch = build_patch(channels=channels, stride=stride, hidden="token").double()
     x = torch.randn(2, 3, 16, dtype=torch.float64)
@@ -135,7 +133,7 @@ def test_each_hidden_place_adds_its_vector(channels: str, stride: int | None) ->
     torch.testing.assert_close(patch(x), expected)
 
 
-def test_a_wholly_hidden_patch_is_one_token_and_padding_repeats_the_mark() -> None:
+def test_a_wholly_hidden_patch_is_one_token_and_padding_repeats_the_mark():
     patch = build_patch(norm=True, hidden="token")
     x = torch.randn(2, 3, 16)
     x[..., 4:8] = torch.nan
@@ -145,7 +143,7 @@ def test_a_wholly_hidden_patch_is_one_token_and_padding_repeats_the_mark() -> No
     assert build_patch(seq_len=14).patches(x[..., 2:])[0, 0].isnan().tolist() == [1, 1, 1, 0]
 
 
-def test_the_mask_token_leaves_projection_and_visible_tokens_as_they_are() -> None:
+def test_the_mask_token_leaves_projection_and_visible_tokens_as_they_are():
     """Arms with and without hidden steps are paired: the token is drawn last."""
     x = torch.randn(2, 3, 16)
     plain, value, token = (build_patch(hidden=hidden) for hidden in ("none", "value", "token"))
@@ -159,7 +157,7 @@ def test_the_mask_token_leaves_projection_and_visible_tokens_as_they_are() -> No
 
 
 @pytest.mark.parametrize("hidden", ["none", "token"])
-def test_a_token_is_the_softmax_weighted_sum_of_prototypes(hidden: str) -> None:
+def test_a_token_is_the_softmax_weighted_sum_of_prototypes(hidden):
     bank = np.random.default_rng(0).normal(size=(7, 8))
     prototypes = {"num_prototypes": 5, "bank_SD": torch.from_numpy(bank), "norm": True}
     patch = build_patch(channels="mixing", scale=3.0, hidden=hidden, **prototypes).double()
@@ -190,9 +188,7 @@ def arm(composed: Callable[..., Config], tmp_path: Path) -> Callable[..., Config
     return lambda *more: composed(*small, "patch.bank_size=100", "train.epochs=2", *more)
 
 
-def test_arms_share_what_trains_and_have_banks_of_their_own(
-    arm: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_arms_share_what_trains_and_have_banks_of_their_own(arm, tmp_path):
     table = load_file(tmp_path / "t5" / "model.safetensors")["shared.weight"].float().numpy()
     banks, summaries = {}, {}
     for init in ("t5", "random", "matched", "shuffled"):
@@ -228,9 +224,7 @@ def test_arms_share_what_trains_and_have_banks_of_their_own(
         build(arm("init=t5", "patch.bank_size=101"))
 
 
-def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(
-    arm: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(arm, tmp_path):
     staged = ["init=t5", "freeze=staged", "freeze.unfreeze_epoch=1"]
     config = arm(*staged)
     resumes_as_whole(config, tmp_path)
@@ -248,7 +242,7 @@ def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(
     assert t5ts.load(tmp_path / "warm").predict().equals(expected)
 
 
-def test_weights_come_from_the_generator_alone() -> None:
+def test_weights_come_from_the_generator_alone():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     first = build_patch(seed=5, norm=True)

@@ -127,7 +127,7 @@ def refused(
     return message
 
 
-def test_a_checkpoint_is_downloaded_once(hub: HubServer, cache: Path) -> None:
+def test_a_checkpoint_is_downloaded_once(hub, cache):
     report = load(hub, cache, arch=TINY)
     asked = len(hub.requests)
     assert load(hub, cache, arch=TINY) == report  # from the cache
@@ -138,13 +138,13 @@ def test_a_checkpoint_is_downloaded_once(hub: HubServer, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("hub_id", ["google/t5-small", "a/b/c", "zzzz"])
-def test_wrong_ids_are_named(hub: HubServer, cache: Path, hub_id: str) -> None:
+def test_wrong_ids_are_named(hub, cache, hub_id):
     refused(hub, cache, repr(hub_id), "t5-small", hub_id=hub_id)
     hub.faults = [Fault(status=401, headers={"X-Error-Message": "Invalid username or password."})]
     refused(hub, cache, "401" if hub_id != "a/b/c" else hub_id, "HF_TOKEN", hub_id=hub_id)
 
 
-def test_token_is_used_and_stays_on_the_hub(hub: HubServer, cache: Path) -> None:
+def test_token_is_used_and_stays_on_the_hub(hub, cache):
     hub.token = "hf_right"
     refused(hub, cache, "401", "HF_TOKEN")
     refused(hub, cache, "401", "HF_TOKEN", token="hf_wrong")
@@ -188,9 +188,7 @@ FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_one_message_and_leaves_nothing(
-    hub: HubServer, cache: Path, fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_fault_is_one_message_and_leaves_nothing(hub, cache, fault, monkeypatch):
     hub.faults = [FAULTS[fault][0]]
     most = 25 if fault == "loop" else 2
     with monkeypatch.context() as patched:
@@ -202,7 +200,7 @@ def test_each_fault_is_one_message_and_leaves_nothing(
     assert load(hub, cache).files[WEIGHTS] == hub.etag(NAME, WEIGHTS)
 
 
-def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(cache, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -224,8 +222,8 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_failing_proxy_is_one_message_without_its_password(
-    hub: HubServer, cache: Path, monkeypatch: Any, scheme: str, proxy: str, named: str
-) -> None:
+    hub, cache, monkeypatch, scheme, proxy, named
+):
     from huggingface_hub.utils import close_session
 
     hub.faults = [Fault(status=407)]
@@ -238,12 +236,12 @@ def test_a_failing_proxy_is_one_message_without_its_password(
     assert load(hub, cache).revision == COMMIT
 
 
-def test_dropped_connection_is_resumed(hub: HubServer, cache: Path) -> None:
+def test_dropped_connection_is_resumed(hub, cache):
     hub.faults = [Fault(where="/cdn/", drop_after=100_000, times=2)]
     assert load(hub, cache).files[WEIGHTS] == hub.etag(NAME, WEIGHTS)
 
 
-def test_mirror_without_commits_is_refused_before_the_download(hub: HubServer, cache: Path) -> None:
+def test_mirror_without_commits_is_refused_before_the_download(hub, cache):
     hub.is_plain_mirror = True
     refused(hub, cache, "X-Repo-Commit", "HF_ENDPOINT")
     assert all(request.get("range") == "bytes=0-0" for request in hub.asked("GET", "/cdn/"))
@@ -271,13 +269,8 @@ def cut(path: Path) -> None:
     ],
 )
 def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
-    hub: HubServer,
-    cache: Path,
-    sharded: Path,
-    name: str,
-    damage: Callable[[Path], object],
-    dereferenced: bool,
-) -> None:
+    hub, cache, sharded, name, damage, dereferenced
+):
     if name in (INDEX, "model-1.safetensors"):
         hub.add(NAME, sharded)
     report = load(hub, cache)
@@ -296,7 +289,7 @@ def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
     assert load(hub, cache).tensors_sha256 == report.tensors_sha256
 
 
-def test_partial_files_of_killed_downloads_are_removed(hub: HubServer, cache: Path) -> None:
+def test_partial_files_of_killed_downloads_are_removed(hub, cache):
     """A killed client leaves one under a name that no later one looks for."""
     from huggingface_hub.utils import WeakFileLock
 
@@ -313,19 +306,17 @@ def test_partial_files_of_killed_downloads_are_removed(hub: HubServer, cache: Pa
     assert {name for name, left in lefts.items() if left.exists()} == {"b", "c"}
 
 
-def test_offline_without_a_cache(hub: HubServer, cache: Path) -> None:
+def test_offline_without_a_cache(hub, cache):
     refused(hub, cache, "HF_HUB_OFFLINE", "HF_HOME", offline=True)
     assert not hub.requests
 
 
-def test_revisions(hub: HubServer, cache: Path) -> None:
+def test_revisions(hub, cache):
     refused(hub, cache, "'v9'", "main", revision="v9")
     assert load(hub, cache, revision=COMMIT).revision == COMMIT
 
 
-def test_a_branch_that_moves_during_the_download_is_refused(
-    hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_branch_that_moves_during_the_download_is_refused(hub, cache, monkeypatch):
     """Its config would belong to other weights."""
     moved = "ab" * 20
 
@@ -349,16 +340,14 @@ def test_a_branch_that_moves_during_the_download_is_refused(
         (None, "config.json"),
     ],
 )
-def test_repositories_without_a_checkpoint(
-    hub: HubServer, cache: Path, tiny: Path, name: str | None, named: str
-) -> None:
+def test_repositories_without_a_checkpoint(hub, cache, tiny, name, named):
     config = (tiny / "config.json").read_bytes()
     hub.add(NAME, {WEIGHTS: b"1"} if name is None else {"config.json": config, name: b"1"})
     refused(hub, cache, named)
     assert not hub.asked("GET", "/resolve/")
 
 
-def test_shards(hub: HubServer, cache: Path, sharded: Path) -> None:
+def test_shards(hub, cache, sharded):
     whole = load(hub, cache)
     hub.add(NAME, sharded)
     report = load(hub, cache.parent / "other")
@@ -375,7 +364,7 @@ def test_shards(hub: HubServer, cache: Path, sharded: Path) -> None:
     refused(hub, cache.parent / "fourth", INDEX)
 
 
-def test_local_disk(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_disk(hub, cache, monkeypatch):
     from huggingface_hub import file_download
 
     full = OSError(errno.ENOSPC, "No space left on device")
@@ -393,7 +382,7 @@ def test_local_disk(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
     refused(hub, cache, str(cache), "HF_HOME")
 
 
-def test_two_runs_at_once_download_once(hub: HubServer, cache: Path) -> None:
+def test_two_runs_at_once_download_once(hub, cache):
     hub.faults = [Fault(where="/cdn/", hang_s=0.3, times=1)]
     reports: list[LoadReport] = []
 
