@@ -213,7 +213,7 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
         )
 
     experiment = ModuleType("t5ts.experiment")
-    experiment.run = begin  # type: ignore[attr-defined]
+    experiment.run = begin
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "t5ts.experiment", experiment)
         # It composes everything once more to read hydra.mode, and ignores all errors.

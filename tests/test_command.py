@@ -33,8 +33,6 @@ def unread(code: str) -> tuple[int, str]:
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
     return process.returncode, said

@@ -86,7 +86,6 @@ def test_a_report_quotes_controls_of_its_own_code_alone(
     assert controls.last_seen(findings.study.runs) is None
     controls.RECORD.write_text(json.dumps(record))
     seen = controls.last_seen(findings.study.runs)
-    assert seen is not None
     assert seen["is_this_code"] is is_this_code
     text = markdown(findings)
     assert ("-31.8" in text) == bool(is_this_code)

@@ -41,7 +41,7 @@ def run_lengths(mask_L: np.ndarray) -> list[int]:
     return [len(list(run)) for is_masked, run in itertools.groupby(mask_L) if is_masked]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data(), ratio=st.floats(0.01, 0.99), seq_len=st.integers(2, 60))
 def test_every_span_and_every_window_is_as_stated(data, ratio, seq_len):
     max_len = data.draw(st.integers(1, seq_len - 1))

@@ -29,7 +29,7 @@ class LastSteps(nn.Module):
         self.dropout = nn.Dropout(0.9)
 
     def forward(self, x_BCL: Tensor) -> Tensor:
-        return self.dropout(x_BCL[..., -4:])  # type: ignore[no-any-return]
+        return self.dropout(x_BCL[..., -4:])
 
 
 @pytest.mark.parametrize(("limit", "num"), [(None, NUM), (9, 9), (1000, NUM)])

@@ -20,8 +20,6 @@ def test_there_are_three():
 def test_outputs_are_stored_and_fresh(path):
     """`make notebooks ARGS=--store` renews them."""
     spec = importlib.util.spec_from_file_location("run_notebooks", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     notebook = script.nbformat.read(path, as_version=4)

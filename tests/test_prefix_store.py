@@ -83,7 +83,7 @@ def test_kill_9_while_publishing_leaves_no_entry(tmp_path):
 
 
 def die_at_the_rename(folder: Path) -> None:
-    Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     PrefixStore(folder, max_bytes=10**6).publish(KEY, 1, b"half a promise")
 
 

@@ -345,7 +345,7 @@ def test_a_directory_that_is_removed_or_cannot_be_made(config, run_dir):
     with pytest.raises(OutputError, match=str(run_dir)):
         run(config, run_dir=run_dir, after_epoch=remove)
     assert not run_dir.exists()
-    for place in ("/proc/none/run", str(Path(config.data.path) / "run")):  # type: ignore[attr-defined]
+    for place in ("/proc/none/run", str(Path(config.data.path) / "run")):
         with pytest.raises(OutputError, match=place):
             run(config, run_dir=Path(place))
 

@@ -126,7 +126,7 @@ def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(tiny, run_dir,
         )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     total=st.integers(2, 500),
     warmup=st.integers(0, 50),

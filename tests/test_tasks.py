@@ -207,8 +207,6 @@ def test_the_mask_token_learns_and_tells_what_is_hidden():
     batch = TASK.batch(windows(), INDEX)
     TASK.loss(forecaster(batch.inputs_BCL), batch).backward()
     token = forecaster.patch.mask_token
-    assert token is not None
-    assert token.grad is not None
     assert bool((token.grad != 0).any(dim=1).all())  # every place of a patch
     # A value at the visible mean is not taken for a hidden one; with `value` it is.
     flat = torch.zeros(1, 1, L).repeat(1, C, 1)

@@ -109,7 +109,6 @@ def test_seeds_needed_decide_whatever_the_truth(pilot):
     for truth in (0.0, 0.006, 0.012, 0.03):
         decided = []
         for count in announced:
-            assert count is not None
             later = draw.normal(truth, sd, (50, count))
             deviations = later.std(axis=1, ddof=1)
             decided += [*decides(later.mean(axis=1), deviations, count=count, margin=margin)]
@@ -264,7 +263,6 @@ def test_a_gaps_slope_is_the_mean_of_the_seeds_slopes_over_the_last_half():
     gaps = np.where(epochs < 4, 9, 1 + slopes[:, None] * epochs)
     pair: Any = SimpleNamespace(curves=lambda _: (epochs, 0 * gaps, gaps))
     found, expected = effects.gap(pair), s.mean_interval(slopes)
-    assert found is not None
     assert found.late_from == 5
     assert (found.slope.low, found.slope.high) == pytest.approx((expected.low, expected.high))
 
@@ -289,7 +287,6 @@ def test_seeds_needed_are_the_fewest_where_the_spread_is_known():
     margin, sd = 0.01, 0.02
     for tests in (1, 6):
         n = s.seeds_needed(sd=sd, count=100_000, margin=margin, tests=tests)
-        assert n is not None
         for count, enough in ((n, True), (n - 1, False)):
             draw = rng(3).standard_normal(400_000)
             spread = sd * np.sqrt(rng(4).chisquare(count - 1, 400_000) / (count - 1))

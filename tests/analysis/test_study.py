@@ -39,7 +39,6 @@ def test_a_real_run_is_read_and_drawn(real):
     assert len(found.curve("val_loss")[0]) == 5
     assert "update_ratio/head" in found.probes
     losses = found.window_losses()
-    assert losses is not None
     assert len(losses) == found.provenance["windows"]["test"]
     assert losses.mean() == pytest.approx(found.metric("test_loss"), rel=1e-5)
     axes = _gradient_norms(real).axes[0]

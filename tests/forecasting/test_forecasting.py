@@ -221,7 +221,7 @@ def test_data_of_another_kind_are_refused(clean, data, named):
 )
 def test_impossible_spans_are_refused(clean, span):
     with pytest.raises(DataError):
-        t5ts.load(clean).predict(**span)  # type: ignore[arg-type]
+        t5ts.load(clean).predict(**span)
 
 
 def test_span_keeps_to_its_ends_and_predicts_each_row_once(clean):

@@ -1,7 +1,6 @@
 """`init=chronos`: a T5 encoder pretrained on time series, through the same loader and checks."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import SMALL, TINY_T5
 from hub_server import HubServer, at, full_model, serve, write_checkpoint
+from safetensors.torch import load_file, save_file
 
 from t5ts.build import build_model, token_scale
 from t5ts.config import Config

@@ -104,7 +104,6 @@ def test_dropout_drops_that_share_and_keeps_the_mean(p, dtype):
         1.0, abs=4 * noise / (1 - p) + 2**-8 * (dtype is torch.bfloat16)
     )
     y.sum().backward()
-    assert x.grad is not None
     assert torch.equal(x.grad, y.detach())  # what was dropped has no gradient, the rest the scale
     # Neighbours share a draw: all lags inside one must be uncorrelated.
     centred = kept.double() - kept.double().mean()
@@ -122,7 +121,6 @@ def test_position_bias_is_shared_by_blocks_and_can_be_frozen():
         p.requires_grad_(False)
     parameter.requires_grad_(True)
     encoder(tokens).sum().backward()
-    assert parameter.grad is not None
     assert parameter.grad.abs().sum() > 0
     parameter.grad = None
     parameter.requires_grad_(False)

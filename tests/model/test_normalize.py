@@ -26,7 +26,7 @@ def test_statistics_are_each_windows_and_channels_own():
         assert InstanceNorm()(wave * std)[2].item() == pytest.approx(max(std, MIN_STD), rel=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20),
     st.floats(-1e3, 1e3),

@@ -47,7 +47,7 @@ def patchings(draw: st.DrawFn) -> tuple[int, int, int]:
     return seq_len, patch_len, draw(st.integers(1, patch_len))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(patchings(), st.integers(1, 3), st.integers(1, 3))
 def test_patches_equal_numpy_slices(patching, num_windows, num_channels):
     seq_len, patch_len, stride = patching
@@ -126,7 +126,6 @@ def test_each_hidden_place_adds_its_vector(channels, stride):
     x = torch.randn(2, 3, 16, dtype=torch.float64)
     x[torch.rand(x.shape) < 0.3] = torch.nan
     pieces = patch.patches(x)
-    assert patch.mask_token is not None
     expected = pieces.nan_to_num(0.0) @ patch.projection.weight.T + patch.projection.bias
     for place in range(pieces.shape[-1]):
         expected += pieces.isnan()[..., place, None] * patch.mask_token[place]
@@ -215,7 +214,6 @@ def test_arms_share_what_trains_and_have_banks_of_their_own(arm, tmp_path):
         few = build(arm(f"init={init}", "patch.bank_size=9")).model
         np.testing.assert_array_equal(few.patch.get_buffer("bank"), banks[init][:9])
     report = build(arm("init=t5")).report
-    assert report is not None
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 1, 3)]
     first = token_bank(report, num_rows=9, sample=generators[0], own=generators[1])
     again = token_bank(report, num_rows=9, sample=generators[2], own=generators[3])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, write_checkpoint
 
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import (
@@ -81,7 +78,7 @@ def test_matched_keeps_each_tensors_mean_and_std_exactly():
         assert torch.equal(ours, theirs) == (name == "one")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     shape=st.lists(st.integers(1, 7), min_size=1, max_size=2),
     seed=st.integers(0, 2**31),

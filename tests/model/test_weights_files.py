@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import TINY, config_json, full_model, write_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from hub_server import TINY, config_json, full_model, write_checkpoint
 
 from t5ts.errors import WeightsError
 from t5ts.model.checkpoint_file import read_architecture

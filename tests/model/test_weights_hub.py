@@ -7,7 +7,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,10 +16,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import COMMIT, TINY, Fault, HubServer, at, full_model, serve, write_checkpoint
+from safetensors.torch import load_file, save_file
 
 from t5ts.errors import WeightsError
 from t5ts.model import hub as hub_module

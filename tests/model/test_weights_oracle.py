@@ -1,15 +1,11 @@
 """transformers as the judge: same init law, same tensors, its fresh models refused."""
 
 import math
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import TINY, at, full_model, serve, write_checkpoint
 
 from t5ts.errors import WeightsError

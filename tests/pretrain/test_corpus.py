@@ -45,7 +45,7 @@ def test_repeats_are_dropped_whatever_their_case_and_marks(tmp_path):
 
 
 @given(seed=st.integers(0, 1000), share=st.floats(0.05, 0.9))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_parts_are_disjoint_and_nothing_is_lost(tmp_path_factory, seed, share):
     root = tmp_path_factory.mktemp("corpus")
     paragraphs = [sentence(1000 * seed + i % 150) for i in range(300)]

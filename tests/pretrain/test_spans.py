@@ -54,7 +54,7 @@ def test_counts_of_the_papers_row():
 
 
 @given(length=st.integers(2, 400), seed=st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_inverting_the_corruption_gives_the_text(length, seed):
     tokens = np.arange(2000, 2000 + length)
     mask = noise_mask(length, np.random.default_rng(seed))
@@ -68,7 +68,7 @@ def test_inverting_the_corruption_gives_the_text(length, seed):
 
 
 @given(length=st.integers(2, 600), seed=st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_noise_share_and_spans(length, seed):
     mask = noise_mask(length, np.random.default_rng(seed))
     num_noise, num_spans = span_counts(length)

@@ -101,7 +101,7 @@ def sweep(
         assert "Traceback" not in output.err or status == 1
         return int(status), output.out, output.err
 
-    go.drawn = drawn  # type: ignore[attr-defined]
+    go.drawn = drawn
     yield go
     GlobalHydra.instance().clear()
 

@@ -164,7 +164,7 @@ def test_a_gpu_that_fails_ends_the_worker_and_the_trial_only_if_it_breaks_each(
 def test_a_result_whose_worker_died_before_it_said_so_counts_with_its_epochs(
     sweep, training, tmp_path
 ):
-    training.after = raises(KeyboardInterrupt(), times=1)  # type: ignore[arg-type]
+    training.after = raises(KeyboardInterrupt(), times=1)
     random = ["init=random", "hydra/sweeper/sampler=random", "optim.lr=1e-3,2e-3"]
     random.append("hydra.sweeper.n_trials=6")
     assert sweep("s", *random)[0] == 130
@@ -316,7 +316,7 @@ def test_trials_draw_nothing_but_the_best_ones_do(sweep, training, tmp_path):
     best = next(
         d for d in run_dirs(tmp_path / "s").values() if read(d / "trial.json")["values"] == [1e-3]
     )
-    assert sweep.drawn == [best]  # type: ignore[attr-defined]
+    assert sweep.drawn == [best]
     assert sweep("plain", *GRID[2:], plain=True)[0] == 0
     assert training.pictures == [False] * 8
 

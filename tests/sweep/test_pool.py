@@ -75,7 +75,6 @@ def test_a_workers_last_message_needs_no_disk():
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full,
             env=environment(),
         )  # fmt: skip
-        assert process.stdin is not None
         process.stdin.write(pickle.dumps(None))  # no work at all: an error like any other
         process.stdin.flush()
         assert process.wait(timeout=120) == 1

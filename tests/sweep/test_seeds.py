@@ -87,7 +87,7 @@ def test_a_trial_is_the_mean_over_its_seeds(sweep, done, tmp_path):
     best = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
     assert (best["trials"], best["settings"], best["seeds"], best["trial"]) == (2, 2, 3, 0)
     assert best["best_value"] == pytest.approx(0.301)
-    assert [path.name for path in sweep.drawn] == ["seed-4"]  # type: ignore[attr-defined]
+    assert [path.name for path in sweep.drawn] == ["seed-4"]
     assert sweep("s", *GRID)[0] == 0
     assert len(done) == 6
 
@@ -269,7 +269,7 @@ def test_its_runs_are_those_of_the_seeds_alone_and_the_report_pairs_them(
     (arm,) = _arms(collect([tmp_path / "s"]))
     assert (arm.tried, arm.trials) == (2, 2)
     assert all(sorted(setting.finished) == [0, 1] for setting in arm.points)
-    means = [fmean(r.result.objective for r in p.finished.values()) for p in arm.points]  # type: ignore[union-attr]
+    means = [fmean(r.result.objective for r in p.finished.values()) for p in arm.points]
     assert sorted(means) == sorted(values(tmp_path / "s").values())
 
 

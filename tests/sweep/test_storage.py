@@ -26,7 +26,7 @@ def finished(folder: Path) -> int:
     return len(optuna.load_study(study_name="study", storage=storage).get_trials())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cut=st.integers(1, 400))
 def test_a_journal_that_was_cut_anywhere_goes_on(tmp_path_factory, cut):
     """Whole records before the cut count; the one that was cut does not, and new ones follow."""
@@ -58,7 +58,7 @@ def trials(folder: Path) -> list[tuple[int, str, list[float] | None]]:
     return [(t.number, t.state.name, t.values) for t in study.get_trials()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("study")

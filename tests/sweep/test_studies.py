@@ -34,7 +34,7 @@ def open_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
         )  # fmt: skip
         work = Work(
             config=config, hydra_context=None, settings=settings, space=found, sweep_dir=tmp_path
-        )  # type: ignore[arg-type]
+        )
         ledgers = work.ledgers(create=True)
         check_purpose(work, ledgers)
         return [ledger.study for ledger in ledgers]
