@@ -154,18 +154,18 @@ def composed() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def small(composed: Callable[..., Config]) -> Callable[..., Config]:
+def small(composed) -> Callable[..., Config]:
     """Compose the small setting with more overrides (a backbone among them)."""
     return lambda *overrides: composed(*SMALL, *overrides)
 
 
 @pytest.fixture
-def tiny(small: Callable[..., Config]) -> Callable[..., Config]:
+def tiny(small) -> Callable[..., Config]:
     """Compose the small setting with a tiny T5 and more overrides."""
     return lambda *overrides: small(*TINY_T5, *overrides)
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(tmp_path) -> Path:
     """A place for one run."""
     return tmp_path / "run"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from analysis.studies import edit, found, write
+from runs import run
 
 from t5ts.analysis import controls
 from t5ts.analysis.sections import markdown
-from t5ts.experiment import run
 from t5ts.provenance import LOADED_CODE
 
 #: experiment=text_in_disguise in 24 steps of 16 windows.
@@ -29,7 +29,7 @@ SMALLER = [
 def test_pretraining_on_english_helps_on_english_in_disguise(composed, tmp_path):
     loss = {}
     for init in ("t5", "random"):
-        result = run(composed(*SMALLER, f"init={init}"), run_dir=tmp_path / init, pictures=False)
+        result = run(composed(*SMALLER, f"init={init}"), run_dir=tmp_path / init)
         loss[init] = result.metrics["test_loss"] / result.baselines["test"]["mean"]["loss"]
     assert loss["t5"] < 0.985 < loss["random"]
 
@@ -40,13 +40,13 @@ def test_a_donors_encoder_helps_behind_its_own_interface(composed, tmp_path):
     small = ["backbone.d_model=32", "backbone.d_ff=64", "backbone.d_kv=8", "backbone.num_layers=2"]
     small += ["seq_len=64", "train.progress=false", "train.eval_batch_size=1024"]
     long = ["data.num_rows=16000", "data.windows_per_epoch=12000", "train.epochs=1"]
-    run(composed("experiment=donor", *small, *long), run_dir=tmp_path / "donor", pictures=False)
+    run(composed("experiment=donor", *small, *long), run_dir=tmp_path / "donor")
 
     def loss_of(init: str) -> float:
         given = [f"init={init}", f"init.path={tmp_path / 'donor'}", "data.num_rows=6000"]
         few = ["data.fraction=0.5", "train.epochs=1", "data.windows_per_epoch=2048"]
         config = composed("experiment=positive_control", *small, *given, *few)
-        return run(config, run_dir=tmp_path / init, pictures=False).metrics["test_loss"]
+        return run(config, run_dir=tmp_path / init).metrics["test_loss"]
 
     losses = {init: loss_of(init) for init in ("run", "random", "matched", "shuffled")}
     assert losses["run"] < 0.9 * min(losses[init] for init in ("random", "matched", "shuffled"))

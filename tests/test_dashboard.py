@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +19,7 @@ from t5ts.tracking import GLOBAL_STEP
 
 
 @pytest.fixture(autouse=True)
-def _not_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _not_logged_in(monkeypatch, tmp_path) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -82,7 +81,7 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(monkeypatch) -> Server:
     import wandb
     from wandb_workspaces.workspaces import interface, internal
 

@@ -133,9 +133,7 @@ def main(where: str) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 meddle(name, seen, patch, stops=stops)
                 try:
-                    result = experiment.run(
-                        config_of(*overrides), run_dir=folder / name, pictures=False
-                    )
+                    result = run(config_of(*overrides), run_dir=folder / name)
                     seen["outcomes"].append(result.objective)
                 except (UserError, Interrupted) as error:
                     seen["outcomes"].append(type(error).__name__)
@@ -143,7 +141,7 @@ def main(where: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory) -> Path:
     """The folder in which two processes have done the program's runs."""
     folder = tmp_path_factory.mktemp("two")
     process = Command(str(folder), cwd=folder, program=main, processes=2)
@@ -280,16 +278,6 @@ def on_a_full_disk(*arguments: str) -> None:
     command_line(*arguments)
 
 
-def test_a_full_disk_in_mid_training_is_one_message(tmp_path):
-    run_dir = tmp_path / "run"
-    arguments = [*SMALL, "backbone=linear", "train.epochs=50", f"hydra.run.dir={run_dir}"]
-    process = Command(*arguments, cwd=tmp_path, program=on_a_full_disk, processes=2)
-    _, err = process.wait()
-    (message,) = messages(err)
-    assert str(run_dir) in message
-    assert process.returncode
-
-
 def out_of_memory_in_the_second(*arguments: str) -> None:
     """The command line; in mid-training process 1 alone gets no more memory."""
     real_step, steps = train.train_step, count(1)
@@ -301,15 +289,6 @@ def out_of_memory_in_the_second(*arguments: str) -> None:
 
     train.train_step = train_step
     command_line(*arguments)
-
-
-def test_out_of_memory_in_one_process_is_one_message(tmp_path):
-    arguments = [*SMALL, "backbone=linear", "train.epochs=50", f"hydra.run.dir={tmp_path / 'run'}"]
-    process = Command(*arguments, cwd=tmp_path, program=out_of_memory_in_the_second, processes=2)
-    _, err = process.wait()
-    (message,) = messages(err)
-    assert "train.batch_size" in message
-    assert process.returncode
 
 
 #: Python imports it at each start: it writes down which threads are left at the end of a process.
@@ -348,23 +327,30 @@ def test_torchruns_own_command_line_trains_one_run(tmp_path):
         assert "gloo" not in (tmp_path / f"threads-{rank}").read_text()
 
 
+LONG = " ".join([*SMALL, "backbone=linear train.epochs=50"])
+
+
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("program", "arguments", "named"),
     [
-        ("--multirun seed=0,1", "--multirun"),
-        ("seed=x", "seed=x"),
-        ("data=csv data.path=missing.csv", "missing.csv"),  # process 0 finds it first
-        ("backbone=linear train.resume=nowhere", "nowhere"),  # process 0 alone looks
+        (command_line, "--multirun seed=0,1", "--multirun"),
+        (command_line, "seed=x", "seed=x"),
+        (command_line, "data=csv data.path=missing.csv", "missing.csv"),  # process 0 finds it first
+        (command_line, "backbone=linear train.resume=nowhere", "nowhere"),  # process 0 alone looks
+        (on_a_full_disk, LONG, "HERE"),
+        (out_of_memory_in_the_second, LONG, "train.batch_size"),
     ],
 )
-def test_nonsense_is_refused_with_one_message(tmp_path, arguments, named):
-    places = [f"hydra.{mode}.dir={tmp_path / 'here'}" for mode in ("run", "sweep")]
-    process = Command(*arguments.split(), *places, cwd=tmp_path, processes=2)
+def test_a_fault_is_one_message(program, arguments, named, tmp_path):
+    """Nonsense leaves nothing; a fault in mid-training leaves the run's directory."""
+    here = tmp_path / "here"
+    places = [f"hydra.{mode}.dir={here}" for mode in ("run", "sweep")]
+    process = Command(*arguments.split(), *places, cwd=tmp_path, program=program, processes=2)
     _, err = process.wait()
     assert process.returncode
     (message,) = messages(err)
-    assert named in message
-    assert not list(tmp_path.iterdir())
+    assert named.replace("HERE", str(here)) in message
+    assert list(tmp_path.iterdir()) == [here] * (program is not command_line)
 
 
 def messages(err: str) -> list[str]:

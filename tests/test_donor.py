@@ -22,26 +22,26 @@ TRAINED = ["init=random", "train.epochs=2", "patch.scale=native"]
 
 
 @pytest.fixture(scope="module")
-def donor(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def donor(composed, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("donor")
     run(composed(*SMALL, *TINY_T5, *TRAINED), run_dir=folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def another(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def another(composed, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("another")
     run(composed(*SMALL, *TINY_T5, *TRAINED, "seed=1"), run_dir=folder)
     return folder
 
 
 @pytest.fixture
-def copy(donor: Path, tmp_path: Path) -> Path:
+def copy(donor, tmp_path) -> Path:
     return Path(shutil.copytree(donor, tmp_path / "copy"))
 
 
 @pytest.fixture
-def arm(composed: Compose, donor: Path) -> Compose:
+def arm(composed, donor) -> Compose:
     return lambda *overrides: composed(*SMALL, *TINY_T5, f"init.path={donor}", *overrides)
 
 

@@ -2,15 +2,14 @@
 
 import signal
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import pytest
 from data.ett_files import write_ett
 from hub_server import Fault, HubServer, at, serve
 from runs import HUB_BACKBONE as BACKBONE
-from runs import HUB_ID, Command, command_line, flip, local_t5
+from runs import HUB_ID, Command, command_line, flip, local_t5, wait_for
 
 from t5ts.download import command, main
 from t5ts.model import hub as hub_module
@@ -18,14 +17,14 @@ from t5ts.model.checkpoint_file import file_sha256
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
+def hub(tmp_path) -> Iterator[HubServer]:
     with serve() as server, at(server.endpoint, tmp_path / "cache"):
         server.add(HUB_ID, local_t5(tmp_path / "served"))
         yield server
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(monkeypatch) -> None:
     """Environment variables that options set are restored afterwards."""
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "")
@@ -92,11 +91,8 @@ def test_a_signal_ends_a_download_and_the_same_command_completes_it(hub, tmp_pat
         HF_HUB_DOWNLOAD_TIMEOUT="120",  # the server stalls
         **(places if module == "run" else {}),
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not any(h.get("range") != "bytes=0-0" for h in hub.asked("GET", "cdn/")):
-        assert process.returncode is None, process.wait()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    asked = partial(hub.asked, "GET", "cdn/")
+    wait_for(process, lambda: any(h.get("range") != "bytes=0-0" for h in asked()))
     process.send_signal(number)
     _, errors = process.wait()
     if number == signal.SIGKILL:

@@ -35,7 +35,7 @@ PATIENCE = 2
 
 
 @pytest.fixture
-def fast(composed: Compose) -> Compose:
+def fast(composed) -> Compose:
     return lambda words, *more: composed(*FAST, *words.split(), *more)
 
 
@@ -89,9 +89,7 @@ def test_a_run_that_goes_on_improving_is_not_stopped(small, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(
-    composed: Compose, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Config, Path, Result]:
+def whole(composed, tmp_path_factory) -> tuple[Config, Path, Result]:
     """A run that early stopping ends: config, directory, result."""
     config = stopping(composed(*FAST, *LATE.split()))
     run_dir = tmp_path_factory.mktemp("whole")

@@ -1,51 +1,38 @@
 """Whole runs in which steps are hidden: masked by the task, or missing in the data."""
 
-import datetime
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data.table_files import series_table
 from runs import Compose, read, resumes_as_whole, rows, run
 
 from t5ts import experiment
 from t5ts.build import build
-from t5ts.config import Config
 from t5ts.errors import DataError
 
 RECONSTRUCT = ["task=reconstruct", "horizon=null"]
 
 
-def write_csv(path: Path, *, rows: int = 600, gaps: float = 0.2, empty: slice | None = None) -> str:
+def write_csv(path: Path, *, empty: slice = slice(0)) -> str:
     """Two seasonal minute-bar channels with single gaps, a long one, and a choice of rows empty."""
     rng = np.random.default_rng(0)
-    t = np.arange(rows)[:, None]
-    values = 10 * np.sin(2 * np.pi * (t / 24 + [0.0, 0.3])) + rng.normal(size=(rows, 2)) + 50
-    values[rng.random(values.shape) < gaps] = np.nan
-    values[100:150, 1] = np.nan
-    if empty is not None:
-        values[empty] = np.nan
-    start = datetime.datetime(2024, 1, 1)
-    lines = ["time,a,b"]
-    for i, row in enumerate(values):
-        when = (start + datetime.timedelta(minutes=i)).isoformat(sep=" ")
-        lines.append(",".join([when, *("" if np.isnan(v) else f"{v:.4f}" for v in row)]))
-    path.write_text("\n".join(lines) + "\n")
+    t = np.arange(600)[:, None]
+    values = 10 * np.sin(2 * np.pi * (t / 24 + [0.0, 0.3])) + rng.normal(size=(600, 2)) + 50
+    values[rng.random(values.shape) < 0.2] = np.nan
+    values[100:150, 1] = values[empty] = np.nan
+    series_table(minutes=1, a=values[:, 0], b=values[:, 1]).write_csv(path)
     return str(path)
 
 
-def csv(path: str) -> list[str]:
-    return ["data=csv", f"data.path={path}", "data.missing=mask", "data.season=24"]
-
-
 @pytest.fixture
-def gappy(composed: Callable[..., Config], tmp_path: Path) -> Compose:
+def gappy(composed, tmp_path) -> Compose:
     """A small run on a table with gaps."""
-    table = write_csv(tmp_path / "bars.csv")
     settings = [
         "seq_len=32", "horizon=8", "patch.patch_len=8", "train.epochs=3", "optim.lr=3e-3",
-        "tracker=none", "train.log_every=2", *csv(table),
+        "tracker=none", "train.log_every=2", "data=csv", "data.missing=mask", "data.season=24",
+        f"data.path={write_csv(tmp_path / 'bars.csv')}",
     ]  # fmt: skip
     encoder = ["backbone=shared", "backbone.d_model=16", "backbone.num_layers=1"]
     return lambda *overrides: composed(

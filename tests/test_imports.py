@@ -10,49 +10,21 @@ import pytest
 import t5ts
 
 PACKAGE = Path(t5ts.__file__).parent
-#: A module may import from lower numbers, and at its own level only from its own package.
-LEVELS = {
-    "errors": 0,
-    "command": 0,
-    "schema": 0,
-    "config": 1,
-    "distributed": 1,
-    "checks": 2,
-    "draws": 0,
-    "schedule": 2,
-    "metrics": 2,
-    "tasks": 1,
-    "provenance": 1,
-    "progress": 1,
-    "data": 2,
-    "model": 2,
-    "analysis": 2,
-    "optim": 3,
-    "probes": 3,
-    "checkpoint": 2,
-    "tracking": 3,
-    "interruption": 0,
-    "run_directory": 6,
-    "evaluation": 3,
-    "output": 4,
-    "donor": 3,
-    "arm": 4,
-    "build": 5,
-    "train": 6,
-    "reuse": 6,
-    "console": 6,
-    "experiment": 7,
-    "sweep": 8,
-    "api": 9,
-    "run": 10,
-    "__main__": 10,
-    "forecasting": 8,
-    "export": 9,
-    "predict": 9,
-    "report": 9,
-    "dashboard": 9,
-    "download": 9,
-}
+#: A module may import from tiers above its own, and in its own only from its own package.
+TIERS = [
+    "errors command schema draws interruption",
+    "config distributed tasks provenance progress",
+    "checks schedule metrics data model analysis checkpoint",
+    "optim probes tracking evaluation donor",
+    "output arm",
+    "build",
+    "run_directory train reuse console",
+    "experiment",
+    "sweep forecasting",
+    "api export predict report dashboard download",
+    "run __main__",
+]
+LEVELS = {name: level for level, tier in enumerate(TIERS) for name in tier.split()}
 #: Who alone may import a library, since it is slow or a matter of one room.
 ROOMS = {
     # T5's encoder is t5ts's own; the others' are transformers'.

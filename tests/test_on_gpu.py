@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
+from data.table_files import series_table
 from runs import assert_same_run, changed, read, resumes_as_whole, rows, run, run_until
 
 import t5ts
@@ -90,11 +90,8 @@ def test_compiled_blocks_change_little(tiny, tmp_path):
 
 def test_predictions_are_the_runs_own(tmp_path):
     hours = np.arange(600)
-    noise = np.random.default_rng(0).normal(0, 1, 600)
-    table = pl.DataFrame({"load": 1000 + 50 * np.sin(hours / 24 * 2 * np.pi) + noise})
-    start = pl.datetime(2024, 1, 1)
-    times = pl.select(pl.datetime_range(start, start + pl.duration(hours=599), "1h").alias("time"))
-    pl.concat([times, table], how="horizontal").write_csv(tmp_path / "load.csv")
+    load = 1000 + 50 * np.sin(hours / 24 * 2 * np.pi) + np.random.default_rng(0).normal(size=600)
+    series_table(load=load).write_csv(tmp_path / "load.csv")
     csv = ["data=csv", f"data.path={tmp_path / 'load.csv'}", *WITHOUT_DROPOUT]
     others = [override for override in SMALL if not override.startswith("data")]
     for precision in ("fp32", "bf16"):

@@ -1,12 +1,12 @@
 """Another series: tested on once, by its own scale and season, and nothing else changes."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from data.table_files import series_table
 from runs import changed, read, rows, run
 
 from t5ts import experiment
@@ -23,18 +23,6 @@ OTHER = [
     "data@ood=synthetic", "ood.num_rows=500", "ood.seed=5", "ood.season=12",
     "ood.season_amplitude=30", "ood.noise_std=9", "ood.trend=0.1",
 ]  # fmt: skip
-
-
-def write(path: Path, values_T: np.ndarray, *, minutes: int = 60) -> str:
-    """A table of two channels; a blank for NaN."""
-    start = np.datetime64("2020-01-01T00:00:00")
-    times = (start + np.timedelta64(i * minutes, "m") for i in range(len(values_T)))
-    lines = (
-        f"{time},{'' if np.isnan(value) else value},{i % 7}"
-        for i, (time, value) in enumerate(zip(times, values_T, strict=True))
-    )
-    path.write_text("\n".join(["time,a,b", *lines]))
-    return str(path)
 
 
 def test_it_is_read_once_after_training_and_the_tracker_hears_of_it(small, tmp_path, monkeypatch):
@@ -78,7 +66,8 @@ def test_a_run_begins_with_both_series_and_warns_of_another_step(small, tmp_path
     """And gaps of the other series alone are hidden from the model, and not scored."""
     values_T = np.sin(np.arange(400) * 0.07)
     values_T[::50] = np.nan
-    path = write(tmp_path / "other.csv", values_T, minutes=15)
+    path = tmp_path / "other.csv"
+    series_table(minutes=15, a=values_T, b=np.arange(400) % 7).write_csv(path)
     more = ["ood.time=time", "ood.missing=mask", "ood.season=96"]
     config = small(*LINEAR, "data@ood=csv", f"ood.path={path}", *more)
     with caplog.at_level(logging.DEBUG, logger="t5ts"):

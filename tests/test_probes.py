@@ -14,7 +14,7 @@ def net() -> nn.ModuleDict:
 
 
 @pytest.fixture(autouse=True)
-def _components(monkeypatch: pytest.MonkeyPatch) -> None:
+def _components(monkeypatch) -> None:
     monkeypatch.setattr(probes, "component_of", lambda name: name.split(".")[0])
 
 

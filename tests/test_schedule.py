@@ -9,14 +9,7 @@ from runs import read, rows, run
 
 from t5ts.build import build
 from t5ts.errors import ConfigError
-from t5ts.schedule import (
-    Rule,
-    assign,
-    forecaster_plan,
-    lr_factor,
-    start_step,
-    within_run,
-)
+from t5ts.schedule import Rule, assign, forecaster_plan, lr_factor, start_step, within_run
 from t5ts.schema import OptimConfig, PartialFreeze
 
 NAMES = [

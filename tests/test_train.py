@@ -19,7 +19,7 @@ from t5ts.probes import GradientNorms
 
 
 @pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+def compilations(monkeypatch) -> CompileCounter:
     """Counts what torch.compile compiles, and compiles nothing: no C compiler is needed."""
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
@@ -58,7 +58,7 @@ def test_gradient_norms_are_logged_as_they_are_before_clipping(small, run_dir):
 
 
 @pytest.fixture
-def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+def fp16(monkeypatch) -> None:
     """fp16 on the CPU, where users are refused it, with losses that overflow at first."""
     monkeypatch.setattr(
         "t5ts.build.device_and_precision", lambda _: (torch.device("cpu"), torch.float16)

@@ -42,7 +42,7 @@ def study(root: Path, chosen: Iterable[Arm], *, seeds: int = 5, **changes: Any) 
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def findings(tmp_path_factory) -> Findings:
     return study(tmp_path_factory.mktemp("study"), arms())
 
 

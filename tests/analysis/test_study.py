@@ -1,34 +1,27 @@
 """Collecting run directories: the real format, and what cannot be read."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from analysis.studies import rewritten
+from conftest import SMALL, TINY_T5
+from runs import run
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis.plots import _gradient_norms
 from t5ts.analysis.study import collect
-from t5ts.config import Config
 from t5ts.errors import DataError
-from t5ts.experiment import run
 
 T5 = Arm(init="t5", freeze="none")
 
 
 @pytest.fixture(scope="module")
-def real(composed: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real(composed, tmp_path_factory) -> Path:
     """One real run of the small setting."""
-    from conftest import SMALL, TINY_T5
-
     folder = tmp_path_factory.mktemp("real")
-    run(
-        composed(*SMALL, *TINY_T5, "freeze=staged", "freeze.unfreeze_epoch=1"),
-        run_dir=folder,
-        pictures=False,
-    )
+    run(composed(*SMALL, *TINY_T5, "freeze=staged", "freeze.unfreeze_epoch=1"), run_dir=folder)
     return folder
 
 

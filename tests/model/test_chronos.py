@@ -1,7 +1,7 @@
 """`init=chronos`: a T5 encoder pretrained on time series, through the same loader and checks."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,12 @@ import pytest
 import torch
 from conftest import SMALL, TINY_T5
 from hub_server import HubServer, at, full_model, serve, write_checkpoint
+from runs import run
 from safetensors.torch import load_file, save_file
 
 from t5ts.build import build_model, token_scale
-from t5ts.config import Config
 from t5ts.download import main
 from t5ts.errors import InputsChanged, WeightsError
-from t5ts.experiment import run
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import random_state
 from t5ts.model.weights import chronos_source, load_checkpoint
@@ -25,7 +24,6 @@ ID = "amazon/chronos-t5-tiny"
 ARCH = T5Architecture(d_model=256, d_ff=1024, d_kv=64, num_layers=4, num_heads=4, vocab_size=4096)
 SMALLEST = T5Architecture(d_model=16, d_ff=32, d_kv=8, num_layers=2, num_heads=2, vocab_size=50)
 CONFIG = {"chronos_config": {"n_tokens": 4096}, "initializer_factor": 0.05}
-Compose = Callable[..., Config]
 
 
 def write(folder: Path, arch: T5Architecture, **changes: Any) -> Path:
@@ -34,12 +32,12 @@ def write(folder: Path, arch: T5Architecture, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chronos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chronos(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("chronos") / "tiny", ARCH)
 
 
 @pytest.fixture
-def hub(chronos: Path, tmp_path: Path) -> Iterator[HubServer]:
+def hub(chronos, tmp_path) -> Iterator[HubServer]:
     with serve() as server, at(server.endpoint, tmp_path / "cache"):
         server.add(ID, chronos)
         yield server
@@ -115,11 +113,11 @@ def test_a_finished_run_is_shown_again_until_the_checkpoint_changes(composed, tm
     folder = write(tmp_path / "chronos", SMALLEST)
     checkpoint = f"init.checkpoint={folder}"
     config = composed(*SMALL, *TINY_T5, "init=chronos", checkpoint, "train.epochs=1")
-    first = run(config, run_dir=tmp_path / "run", pictures=False)
-    assert run(config, run_dir=tmp_path / "run", pictures=False) == first
+    first = run(config, run_dir=tmp_path / "run")
+    assert run(config, run_dir=tmp_path / "run") == first
     path = folder / "model.safetensors"
     norm = "encoder.final_layer_norm.weight"
     tensors = load_file(path)
     save_file(tensors | {norm: tensors[norm] * 2}, path)
     with pytest.raises(InputsChanged):
-        run(config, run_dir=tmp_path / "run", pictures=False)
+        run(config, run_dir=tmp_path / "run")

@@ -8,11 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5ts.model.normalize import (
-    MIN_STD,
-    InstanceNorm,
-    VisibleInstanceNorm,
-)
+from t5ts.model.normalize import MIN_STD, InstanceNorm, VisibleInstanceNorm
 
 
 def test_statistics_are_each_windows_and_channels_own():
@@ -27,10 +23,7 @@ def test_statistics_are_each_windows_and_channels_own():
 
 
 @settings(max_examples=20)
-@given(
-    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20),
-    st.floats(-1e3, 1e3),
-)
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20), st.floats(-1e3, 1e3))
 def test_inverse_returns_any_context(values, level):
     x = torch.tensor(values, dtype=torch.float64)[None, None] + level
     norm = InstanceNorm()

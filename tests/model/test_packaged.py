@@ -22,11 +22,7 @@ ARCH = T5Architecture(
 
 
 def test_packaged_checkpoint_is_verified_like_any_other():
-    state, report = load_checkpoint(
-        path=YAML.path,
-        arch=ARCH,
-        expected_sha256=YAML.sha256,
-    )
+    state, report = load_checkpoint(path=YAML.path, arch=ARCH, expected_sha256=YAML.sha256)
     assert report.source == "packaged:t5_tiny_en"
     assert report.files["model.safetensors"] == YAML.sha256
     assert report.num_params_trained == count(encoder_shapes(ARCH))

@@ -2,8 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +10,15 @@ import torch
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import local_t5, resumes_as_whole
+from runs import local_t5, resumes_as_whole, run
 from safetensors.torch import load_file
 
 import t5ts
-from t5ts import experiment
 from t5ts.build import build, build_model, setup_summary
 from t5ts.config import Config
 from t5ts.errors import WeightsError
 from t5ts.export import export
 from t5ts.model.patching import PatchEmbedding, WholeContext, token_bank
-
-run = partial(experiment.run, pictures=False)
 
 
 def build_patch(seed: int = 0, **changes: Any) -> PatchEmbedding:
@@ -180,7 +175,7 @@ def test_a_token_is_the_softmax_weighted_sum_of_prototypes(hidden):
 
 
 @pytest.fixture
-def arm(composed: Callable[..., Config], tmp_path: Path) -> Callable[..., Config]:
+def arm(composed, tmp_path) -> Callable[..., Config]:
     """An arm of a checkpoint with 100 tokens of width 64, on prototypes."""
     folder = local_t5(tmp_path / "t5")
     small = [*SMALL, "backbone=local", f"backbone.path={folder}", "patch=prototypes"]

@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("weights") / "tiny", TINY, full_model(TINY))
 
 
@@ -79,10 +79,7 @@ def test_matched_keeps_each_tensors_mean_and_std_exactly():
 
 
 @settings(max_examples=50)
-@given(
-    shape=st.lists(st.integers(1, 7), min_size=1, max_size=2),
-    seed=st.integers(0, 2**31),
-)
+@given(shape=st.lists(st.integers(1, 7), min_size=1, max_size=2), seed=st.integers(0, 2**31))
 def test_shuffled_keeps_entries_and_nothing_else(shape, seed):
     tensor = torch.randn(shape, generator=generator(seed))
     (control,) = shuffled_state({"x": tensor}, generator=generator(seed + 1)).values()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import TINY, config_json, full_model, write_checkpoint
+from hub_server import TINY, config_json, full_model, shard, write_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -34,7 +34,7 @@ Change = Callable[[Path], object]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path) -> Path:
     return write_checkpoint(tmp_path / "t5", TINY, full_model(TINY))
 
 
@@ -105,24 +105,12 @@ def pickled(folder: Path, zipped: bool = True) -> None:
     torch.save(held, folder / PICKLE, _use_new_zipfile_serialization=zipped)
 
 
-def sharded(folder: Path, ending: str = "safetensors") -> None:
-    held = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
-    stem, save = ("model", save_file) if ending == "safetensors" else ("pytorch_model", torch.save)
-    names, weight_map = sorted(held), {}
-    for i, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"{stem}-0000{i}-of-00002.{ending}"
-        save({name: held[name] for name in part}, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
 def both(*changes: Change) -> Change:
     return lambda folder: [change(folder) for change in changes]
 
 
 def indexed(weight_map: Any) -> Change:
-    return both(sharded, write(INDEX, json.dumps({"weight_map": weight_map}).encode()))
+    return both(shard, write(INDEX, json.dumps({"weight_map": weight_map}).encode()))
 
 
 class Malicious:
@@ -174,18 +162,18 @@ FAULTS: dict[str, tuple[Change, str]] = {
         instead(PICKLE, lambda path: path.write_bytes(pickle.dumps(Malicious()))),
         PICKLE,
     ),
-    "shard gone": (both(sharded, lambda folder: (folder / SHARD_2).unlink()), SHARD_2),
-    "shard cut": (both(sharded, cut(SHARD_1, 100)), SHARD_1),
-    "shard empty": (both(sharded, cut(SHARD_1, 0)), SHARD_1),
+    "shard gone": (both(shard, lambda folder: (folder / SHARD_2).unlink()), SHARD_2),
+    "shard cut": (both(shard, cut(SHARD_1, 100)), SHARD_1),
+    "shard empty": (both(shard, cut(SHARD_1, 0)), SHARD_1),
     "one shard listed": (indexed({QUERY: SHARD_1}), "missing"),
     "duplicate tensors": (
-        both(sharded, lambda folder: save_file(full_model(TINY), folder / SHARD_2)),
+        both(shard, lambda folder: save_file(full_model(TINY), folder / SHARD_2)),
         "two files",
     ),
     "index outside": (indexed({QUERY: "../secret.safetensors"}), INDEX),
     "index with NUL": (indexed({QUERY: "a\0b"}), INDEX),
-    "index empty": (both(sharded, write(INDEX, b"{}")), INDEX),
-    "index no JSON": (both(sharded, write(INDEX, b"{")), INDEX),
+    "index empty": (both(shard, write(INDEX, b"{}")), INDEX),
+    "index no JSON": (both(shard, write(INDEX, b"{")), INDEX),
     "tensor missing": (without(QUERY), QUERY),
     "adapter": (tensors(lambda held: held.update({LORA: torch.zeros(2, 64)})), LORA),
     "wrong shape": (stored(QUERY, lambda t: t[:32]), "(32, 64)"),
@@ -236,7 +224,7 @@ def test_impossible_paths_are_one_message(path):
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS, PICKLE, SHARD_1, "t5"])
 def test_unreadable_is_one_message(folder, name, monkeypatch):
-    {SHARD_1: sharded, PICKLE: pickled}.get(name, lambda _: None)(folder)
+    {SHARD_1: shard, PICKLE: pickled}.get(name, lambda _: None)(folder)
 
     def denied(true: Callable[..., Any], path: Path, *args: Any, **kwargs: Any) -> Any:
         if path.name == name:
@@ -306,8 +294,8 @@ def test_other_float_dtypes_become_float32(folder, dtype):
 @pytest.mark.parametrize(
     ("rewrite", "files"),
     [
-        (sharded, 4),
-        (lambda folder: sharded(folder, "bin"), 4),
+        (shard, 4),
+        (lambda folder: shard(folder, "bin"), 4),
         (pickled, 2),
         (lambda folder: pickled(folder, zipped=False), 2),
         (write(PICKLE, b"never opened"), 2),
@@ -332,7 +320,7 @@ def test_strange_tensors_outside_the_encoder_are_noted(folder):
     assert "qa_outputs.weight" in note
 
 
-@pytest.mark.parametrize("rewrite", [lambda _: None, sharded, pickled])
+@pytest.mark.parametrize("rewrite", [lambda _: None, shard, pickled])
 def test_no_damage_of_any_file_escapes_as_another_error(folder, rewrite):
     """Flipped, cut and overwritten bytes; `benchmarks.weight_faults` does thousands."""
     draw, num_refused = random.Random(0), 0

@@ -1,23 +1,22 @@
 """Checkpoints from a hub: a local server, huggingface_hub's real code, and each way to fail."""
 
 import errno
-import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from hub_server import COMMIT, TINY, Fault, HubServer, at, full_model, serve, write_checkpoint
-from safetensors.torch import load_file, save_file
+from hub_server import COMMIT, TINY, Fault, HubServer, at, serve, shard
+from runs import flip, local_t5
 
 from t5ts.errors import WeightsError
 from t5ts.model import hub as hub_module
@@ -25,41 +24,37 @@ from t5ts.model.hub import cached_snapshot
 from t5ts.model.weights import LoadReport, load_checkpoint
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = "model-00002-of-00002.safetensors"
 NAME = "t5-small"
 REMEDIES = ("t5ts.download backbone=t5_small", "HF_HOME", "backbone.path=DIR")
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "t5", TINY, full_model(TINY))
+def tiny(tmp_path_factory) -> Path:
+    return local_t5(tmp_path_factory.mktemp("tiny") / "t5")
 
 
 @pytest.fixture(scope="module")
-def sharded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, tensors = tmp_path_factory.mktemp("sharded"), load_file(tiny / WEIGHTS)
-    shutil.copy(tiny / "config.json", folder)
-    names, weight_map = sorted(tensors), {}
-    for i in (0, 1):
-        save_file({n: tensors[n] for n in names[i::2]}, folder / f"model-{i}.safetensors")
-        weight_map |= dict.fromkeys(names[i::2], f"model-{i}.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+def sharded(tiny, tmp_path_factory) -> Path:
+    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("sharded") / "t5")
+    shard(folder)
     return folder
 
 
 @pytest.fixture
-def hub(tiny: Path) -> Iterator[HubServer]:
+def hub(tiny) -> Iterator[HubServer]:
     with serve() as server:
         server.add(NAME, tiny)
         yield server
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
+def cache(tmp_path) -> Path:
     return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy_or_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_proxy_or_token(monkeypatch) -> Iterator[None]:
     """A developer's own proxy or log-in must not reach these tests; clients read them once."""
     from huggingface_hub import file_download
     from huggingface_hub.utils import close_session
@@ -75,14 +70,9 @@ def _no_proxy_or_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def load(
-    hub: HubServer | str,
-    cache: Path,
-    hub_id: str = NAME,
-    *,
-    offline: bool = False,
-    token: str | None = None,
-    **kwargs: Any,
-) -> LoadReport:
+    hub: HubServer | str, cache: Path, hub_id: str = NAME, *, offline: bool = False,
+    token: str | None = None, **kwargs: Any,
+) -> LoadReport:  # fmt: skip
     endpoint = hub if isinstance(hub, str) else hub.endpoint
     with at(endpoint, cache, offline=offline, token=token):
         return load_checkpoint(hub_id=hub_id, **kwargs)[1]
@@ -116,10 +106,8 @@ def refused(
     else:
         asked = Counter((verb, path) for verb, path, _ in hub.requests[before:])
         for (verb, path), times in asked.items():
-            assert times <= (8 if verb == "GET" and WEIGHTS in path else most_requests), (
-                verb,
-                path,
-            )
+            most = 8 if verb == "GET" and WEIGHTS in path else most_requests
+            assert times <= most, (verb, path)
     assert cached(cache) is None
     return message
 
@@ -244,12 +232,6 @@ def test_mirror_without_commits_is_refused_before_the_download(hub, cache):
     assert all(request.get("range") == "bytes=0-0" for request in hub.asked("GET", "/cdn/"))
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -262,13 +244,13 @@ def cut(path: Path) -> None:
         ("config.json", cut, False),
         ("config.json", flip, True),
         (INDEX, flip, True),
-        ("model-1.safetensors", lambda path: path.write_bytes(b""), False),
+        (SHARD, lambda path: path.write_bytes(b""), False),
     ],
 )
 def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
     hub, cache, sharded, name, damage, dereferenced
 ):
-    if name in (INDEX, "model-1.safetensors"):
+    if name in (INDEX, SHARD):
         hub.add(NAME, sharded)
     report = load(hub, cache)
     if dereferenced:
@@ -355,8 +337,8 @@ def test_shards(hub, cache, sharded):
         shell=True, cwd=sharded, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert lines.split()[0] == report.weights_sha256
-    hub.add(NAME, {p.name: p for p in sharded.iterdir() if p.name != "model-1.safetensors"})
-    refused(hub, cache.parent / "third", "model-1.safetensors")
+    hub.add(NAME, {p.name: p for p in sharded.iterdir() if p.name != SHARD})
+    refused(hub, cache.parent / "third", SHARD)
     hub.add(NAME, {"config.json": sharded / "config.json", INDEX: b"{}"})
     refused(hub, cache.parent / "fourth", INDEX)
 
@@ -381,18 +363,8 @@ def test_local_disk(hub, cache, monkeypatch):
 
 def test_two_runs_at_once_download_once(hub, cache):
     hub.faults = [Fault(where="/cdn/", hang_s=0.3, times=1)]
-    reports: list[LoadReport] = []
-
-    def load_one() -> None:
-        reports.append(load_checkpoint(hub_id=NAME)[1])
-
-    threads = [threading.Thread(target=load_one) for _ in "ab"]
-    with at(hub.endpoint, cache):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(reports) == 2
-    assert reports[0] == reports[1]
+    with at(hub.endpoint, cache), ThreadPoolExecutor() as pool:
+        one, other = pool.map(lambda _: load_checkpoint(hub_id=NAME)[1], "ab")
+    assert one == other
     bodies = [h for h in hub.asked("GET", "/cdn/") if h.get("range") != "bytes=0-0"]
     assert len(bodies) == 1

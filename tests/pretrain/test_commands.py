@@ -34,7 +34,7 @@ def rows(work: Path, run: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory) -> Path:
     """A prepared text (two phrases in many mixtures) and one whole run of 30 steps."""
     root = tmp_path_factory.mktemp("pretrain")
     generator = np.random.default_rng(0)

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
-from runs import read, rows
-from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait_for
+from runs import read, rows, wait_for
+from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start
 
 from t5ts.sweep.ledger import DIED, RELEASED, STOPPED, is_dead, is_released
 

@@ -17,7 +17,7 @@ from t5ts.sweep.pool import COMMAND, MAX_STARTS, WORKED_S, Pool, Worker, environ
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def machine(monkeypatch) -> pytest.MonkeyPatch:
     """Eight cores, nothing set, no GPU."""
     for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
@@ -40,8 +40,7 @@ def test_threads_are_shared_unless_given(machine, workers, given, threads):
 
 
 @pytest.mark.parametrize(
-    ("visible", "given"),
-    [("5, GPU-abc", ["5", "GPU-abc", "5"]), ("", ["", "", ""])],
+    ("visible", "given"), [("5, GPU-abc", ["5", "GPU-abc", "5"]), ("", ["", "", ""])]
 )
 def test_gpus_are_given_in_turn_and_only_those_that_are_ours(machine, visible, given):
     machine.setenv("CUDA_VISIBLE_DEVICES", visible)

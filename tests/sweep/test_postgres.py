@@ -7,8 +7,9 @@ import pytest
 from optuna import load_study
 from optuna.trial import TrialState
 from required import missing
+from runs import wait_for
 from sweep.postgres import PASSWORD, binaries, server
-from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait_for
+from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start
 
 from benchmarks.sweep_kills import run
 from t5ts.errors import ConfigError

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from runs import KILLS, Killed, kill_points, killed_at_write, read, rows
-from sweep.conftest import Training
 from sweep.sweeps import attempts, results, states
 
 from t5ts.analysis.arms import conditions
@@ -54,7 +53,7 @@ def values(folder: Path, url: str | None = None) -> dict[int, float]:
 
 
 @pytest.fixture
-def done(training: Training) -> Runs:
+def done(training) -> Runs:
     """Learning rate and seed of each run that was trained."""
     done: Runs = []
 
@@ -195,10 +194,7 @@ def _record_kinds(_: Journal, logs: list[dict[str, Any]]) -> object:
     return [(log["op_code"], *log.get("user_attr", ())) for log in logs]
 
 
-@pytest.mark.parametrize(
-    ("lost", "trained"),
-    [("result.json", [(2e-3, 5)]), ("trial.json", [])],
-)
+@pytest.mark.parametrize(("lost", "trained"), [("result.json", [(2e-3, 5)]), ("trial.json", [])])
 def test_a_study_is_rebuilt_from_all_seeds(sweep, done, tmp_path, lost, trained):
     assert sweep("s", *GRID)[0] == 0
     before = (tmp_path / "s" / "optimization_results.yaml").read_text()

@@ -65,7 +65,7 @@ for line in json.load(sys.stdin):
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(tmp_path_factory) -> Path:
     """The interpreter of the environment."""
     folder = tmp_path_factory.mktemp("stock") / "environment"
     venv.create(folder, with_pip=False, symlinks=True)
@@ -90,7 +90,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def read_by_both(python: Path) -> Callable[[list[list[str]]], list[list]]:
+def read_by_both(python) -> Callable[[list[list[str]]], list[list]]:
     def ask(lines: list[list[str]]) -> list[list]:
         done = subprocess.run(
             [python, "-W", "ignore", "-c", ORACLE], input=json.dumps(lines), env=environment(),
@@ -204,7 +204,7 @@ SAME = [line for line, _ in GRAMMAR if "freeze.unfreeze_epoch" not in line] + [
 
 #: Hydra 1.3 casts the ends of a range, 1.4 each of its values: the same values, of another kind.
 CAST_BY_HYDRA_1_3 = {
-    "optim.lr=float(range(1,4))": {"optim.lr": FloatDistribution(1.0, 3.0, step=1.0)},
+    "optim.lr=float(range(1,4))": {"optim.lr": FloatDistribution(1.0, 3.0, step=1.0)}
 }
 
 

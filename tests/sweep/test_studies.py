@@ -1,7 +1,6 @@
 """A study of another sweep is refused, or the change is recorded, by name."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import optuna
 import pytest
@@ -20,7 +19,7 @@ RECORD = "hydra.sweeper.on_change=record"
 
 
 @pytest.fixture
-def open_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+def open_sweep(tmp_path, monkeypatch) -> Open:
     storage = InMemoryStorage()
     monkeypatch.setattr("t5ts.sweep.trial.open_storage", lambda *_: storage)
 
