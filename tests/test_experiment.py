@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Compose, local_t5, read, rows, run, run_until
+from runs import local_t5, read, rows, run, run_until
 from safetensors.torch import load_file
 
 from t5ts import experiment
@@ -29,9 +29,7 @@ STAGED = ["freeze=staged", "freeze.unfreeze_epoch=1", "freeze.blocks_per_stage=1
 
 
 @pytest.fixture(scope="module")
-def whole(
-    composed: Compose, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Config, Path, Result]:
+def whole(composed, tmp_path_factory) -> tuple[Config, Path, Result]:
     """A staged run that nothing interrupts, logged at every step: config, directory, result."""
     every_step = ["train.log_every=1", "train.probe_every=1"]
     more = ["freeze.eval_mode=true", "optim=adamw_rms", "train.epochs=5"]
@@ -44,11 +42,8 @@ def test_a_run_leaves_a_directory_that_explains_itself(whole):
     _, run_dir, result = whole
     names = {path.name for path in run_dir.iterdir()}
     assert {"config.yaml", "provenance.json", "metrics.jsonl", "result.json", "checkpoint"} <= names
-    assert {p.name for p in (run_dir / "plots").iterdir()} == {
-        "learning_curve.png",
-        "forecast.png",
-        "gradient_norms.png",
-    }
+    plots = {path.stem for path in (run_dir / "plots").glob("*.png")}
+    assert plots == {"learning_curve", "forecast", "gradient_norms"}
     saved = read(run_dir / "result.json")
     evals = [row for row in rows(run_dir) if row["kind"] == "eval"]
     assert [row["epoch"] for row in evals] == [0, 1, 2, 3, 4, 5]
@@ -156,8 +151,7 @@ def test_arms_differ_in_the_encoders_weights_alone_which_are_the_files(small, tm
 
 
 @pytest.mark.parametrize(
-    ("steps", "politely"),
-    [([1], True), ([12], False), ([5, 2, 9, 4, 1], False)],
+    ("steps", "politely"), [([1], True), ([12], False), ([5, 2, 9, 4, 1], False)]
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(steps, politely, whole, tmp_path):
     """SIGTERM, kill -9, and many of both."""
@@ -168,14 +162,6 @@ def test_resumed_equals_uninterrupted_bit_for_bit(steps, politely, whole, tmp_pa
     assert rows(tmp_path / "parts") == rows(run_dir)
     assert resumed.metrics == result.metrics
     assert resumed.objective == result.objective
-
-
-def test_a_run_resumes_in_another_directory(whole, tmp_path):
-    config, run_dir, _ = whole
-    run_until(11, config, tmp_path / "first")
-    moved = replace(config, train=replace(config.train, resume=str(tmp_path / "first")))
-    run(moved, run_dir=tmp_path / "second")
-    assert rows(tmp_path / "second") == rows(run_dir)
 
 
 def test_a_finished_run_is_shown_put_aside_or_refused(small, run_dir):
@@ -192,13 +178,11 @@ def test_a_finished_run_is_shown_put_aside_or_refused(small, run_dir):
     assert (run_dir / "result.json").is_file()
 
 
-def test_foreign_and_missing_checkpoints_are_refused_by_name(small, tmp_path):
+def test_a_foreign_checkpoint_is_refused_by_name(small, tmp_path):
     run_until(9, small("backbone=linear"), tmp_path / "a")
     checkpoint = tmp_path / "a" / "checkpoint" / "last.safetensors"
     with pytest.raises(ResumeError, match=str(checkpoint)):
         run(small("backbone=linear", "optim.lr=0.1"), run_dir=tmp_path / "a")
-    with pytest.raises(ResumeError, match="none"):
-        run(small("backbone=linear", f"train.resume={tmp_path / 'none'}"), run_dir=tmp_path / "b")
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_group_and_checkpoint(tiny, run_dir):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from runs import Compose, changed, flip, largest_file, local_t5, read, rows, run, run_until
+from data.table_files import series_table
+from runs import changed, flip, largest_file, local_t5, read, rows, run, run_until
 
 from t5ts import experiment, run_directory
 from t5ts.analysis.results import read_json
@@ -22,13 +23,7 @@ from t5ts.analysis.study import collect
 from t5ts.build import load_once
 from t5ts.config import Config
 from t5ts.data.windows import Windows
-from t5ts.errors import (
-    DataError,
-    DirectoryInUse,
-    InputsChanged,
-    OutputError,
-    ResumeError,
-)
+from t5ts.errors import DataError, DirectoryInUse, InputsChanged, OutputError, ResumeError
 from t5ts.progress import ProgressBar
 from t5ts.provenance import write_json
 from t5ts.run_directory import locked, put_aside, remove_if_unused
@@ -36,7 +31,7 @@ from t5ts.tracking import Tracker
 
 
 @pytest.fixture(scope="module")
-def base(composed: Compose) -> Config:
+def base(composed) -> Config:
     """A linear model on a CSV, composed once; each test gives it its own file."""
     no_data = [line for line in SMALL if not line.startswith("data")]
     return composed(
@@ -46,58 +41,48 @@ def base(composed: Compose) -> Config:
 
 
 def write(path: Path, values: list[float]) -> None:
-    times = np.datetime64("2024-01-01T00:00:00") + 3600 * np.arange(len(values))
-    path.write_text("time,a\n" + "".join(f"{t},{v}\n" for t, v in zip(times, values, strict=True)))
+    series_table(a=values).write_csv(path)
 
 
 VALUES: list[float] = np.random.default_rng(0).normal(size=600).round(3).tolist()
 
 
 @pytest.fixture
-def csv(tmp_path: Path) -> Path:
+def csv(tmp_path) -> Path:
     path = tmp_path / "series.csv"
     write(path, VALUES)
     return path
 
 
 @pytest.fixture
-def config(base: Config, csv: Path) -> Config:
+def config(base, csv) -> Config:
     return changed(base, {"data.path": str(csv)})
 
 
-def interrupt(config: Config, run_dir: Path, step: int = 8) -> None:
-    """Run up to a step of the second epoch (epochs have 6)."""
-    run_until(step, config, run_dir)
-
-
 @pytest.fixture(scope="module")
-def halves(base: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, Path]:
+def halves(base, tmp_path_factory) -> tuple[Config, Path, Path]:
     """A configuration, a run that was interrupted, and a finished one."""
     folder = tmp_path_factory.mktemp("halves")
     write(folder / "series.csv", VALUES)
     config = changed(base, {"data.path": str(folder / "series.csv")})
-    interrupt(config, folder / "half")
+    run_until(8, config, folder / "half")  # in the second epoch: each has 6 steps
     run(config, run_dir=folder / "whole")
     return config, folder / "half", folder / "whole"
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }  # fmt: skip
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # --- inputs ---
 
-EDITS = {
-    "a value": [0.5, *VALUES[1:]],
-    "more rows": [*VALUES, *VALUES[:30]],
-}
+EDITS = {"a value": [0.5, *VALUES[1:]], "more rows": [*VALUES, *VALUES[:30]]}
 
 
 @pytest.mark.parametrize("edited", EDITS.values(), ids=EDITS)
 def test_other_data_is_refused_and_the_old_data_is_welcome(edited, config, csv, run_dir):
-    interrupt(config, run_dir)
+    run_until(8, config, run_dir)
     left = snapshot(run_dir)
     write(csv, edited)
     with pytest.raises(InputsChanged, match="data"):
@@ -119,7 +104,7 @@ def test_other_weights_and_another_other_series_are_refused(small, csv, tmp_path
     """Else a resumed run's provenance would name weights that its numbers do not come from."""
     path = local_t5(tmp_path / "t5")
     local = small("backbone=local", f"backbone.path={path}", "init=t5", "train.epochs=1")
-    interrupt(local, run_dir, step=2)
+    run_until(2, local, run_dir)
     named = read(run_dir / "provenance.json")["weights"]["files"]
     kept = (path / "model.safetensors").read_bytes()
     for finished in (False, True):
@@ -243,7 +228,7 @@ def test_no_flipped_bit_of_a_record_is_read(tmp_path):
 
 def test_a_named_checkpoint_that_is_missing_is_no_new_run(config, run_dir):
     for named in (run_dir, run_dir / "elsewhere"):
-        with pytest.raises(ResumeError):
+        with pytest.raises(ResumeError, match=str(named)):
             run(changed(config, {"train.resume": str(named)}), run_dir=run_dir)
 
 
@@ -264,6 +249,7 @@ def test_a_named_checkpoint_may_be_a_link(link, target, named, halves, tmp_path,
     if link == "linked/checkpoint":  # the large files are on another disk
         shutil.copy2(half / "metrics.jsonl", tmp_path / "linked")
     run(changed(config, {"train.resume": str(tmp_path / named)}), run_dir=run_dir)
+    assert read(run_dir / "provenance.json")["resumed_from"]  # a new run would have the same rows
     assert rows(run_dir) == rows(whole)
 
 

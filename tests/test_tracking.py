@@ -117,7 +117,7 @@ def test_a_study_and_its_report_are_one_group_with_artifacts(small, tmp_path, mo
     monkeypatch.setenv("WANDB_MODE", "offline")
     study = tmp_path / "study"
     config = small("backbone=linear", "tracker=wandb", "tracker.artifacts=true")
-    run(config, run_dir=study / "0", group="study", pictures=False)
+    run(config, run_dir=study / "0", group="study")
 
     def page_alone(_findings: object, out: Path) -> Written:
         out.mkdir()
@@ -274,6 +274,7 @@ def test_a_run_directory_is_one_wandb_run(tmp_path):
         (["optim.lr=0.00036728194"], ["lr=0.0003673"]),
         (["freeze.unfreeze_epoch=2", "+optim.lr=1e-3"], ["unfreeze_epoch=2", "lr=0.001"]),
         (["data=etth1", "tracker=none", "train.resume=never"], ["data=etth1"]),
+        (["tracker.mode=offline", "hydra.sweeper.seed=1", "optim.lr=1e-3"], ["lr=0.001"]),
         (["train.reuse_dir=x", "hydra.sweeper.n_jobs=2"], []),
     ],
 )

@@ -11,12 +11,11 @@ import polars as pl
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Compose, largest_file
+from data.table_files import series_table
+from runs import Compose, largest_file, run
 
 import t5ts
-from t5ts.config import identity, stored_config
 from t5ts.errors import DataError, UserError, WeightsError
-from t5ts.experiment import run
 from t5ts.export import export
 from t5ts.export import main as export_main
 from t5ts.forecasting.tables import errors, predict
@@ -27,7 +26,7 @@ ROWS, SEQ_LEN, HORIZON = 600, 32, 8
 CSV = ["data=csv", *(o for o in SMALL if not o.startswith("data"))]
 
 
-def table(rows: int = ROWS, *, gaps: bool = False, step: str = "1h") -> pl.DataFrame:
+def table(rows: int = ROWS, *, gaps: bool = False, minutes: int = 60) -> pl.DataFrame:
     generator = np.random.default_rng(0)
     hours = np.arange(rows)
     load = 1000 + 50 * np.sin(hours / 24 * 2 * np.pi) + generator.normal(0, 5, rows)
@@ -35,16 +34,11 @@ def table(rows: int = ROWS, *, gaps: bool = False, step: str = "1h") -> pl.DataF
     if gaps:
         load[500:504] = np.nan
         temp[596:] = np.nan
-    time = pl.datetime_range(
-        pl.datetime(2024, 1, 1), pl.lit("2024-01-01").str.to_datetime().dt.offset_by(
-            f"{rows - 1}h" if step == "1h" else f"{2 * (rows - 1)}h"
-        ), step, eager=True,
-    )  # fmt: skip
-    return pl.DataFrame({"time": time, "load": load, "temp": temp}).fill_nan(None)
+    return series_table(minutes=minutes, load=load, temp=temp)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("trained")
 
 
@@ -55,22 +49,22 @@ def finished(composed: Compose, folder: Path, name: str, *overrides: str, gaps: 
     encoder = [] if "backbone=linear" in overrides else TINY_T5
     horizon = ["horizon=null"] if "task=reconstruct" in overrides else []
     config = composed(*CSV, *encoder, f"data.path={data}", *few, *overrides, *horizon)
-    run(config, run_dir=folder / name, pictures=False)
+    run(config, run_dir=folder / name)
     return folder / name
 
 
 @pytest.fixture(scope="module")
-def clean(composed: Compose, folder: Path) -> Path:
+def clean(composed, folder) -> Path:
     return finished(composed, folder, "clean", gaps=False)
 
 
 @pytest.fixture(scope="module")
-def gappy(composed: Compose, folder: Path) -> Path:
+def gappy(composed, folder) -> Path:
     return finished(composed, folder, "gappy", "data.missing=interpolate", gaps=True)
 
 
 @pytest.fixture(scope="module")
-def filler(composed: Compose, folder: Path) -> Path:
+def filler(composed, folder) -> Path:
     overrides = ["task=reconstruct", "data.missing=mask"]
     return finished(composed, folder, "filler", *overrides, gaps=True)
 
@@ -190,7 +184,7 @@ def test_several_models_give_mean_and_spread(clean, gappy):
     [
         (table().rename({"temp": "wind"}), "wind"),
         (table().with_columns(pl.col("temp").alias("extra")).drop("temp"), "temp"),
-        (table(step="2h"), "2 h"),
+        (table(minutes=120), "2 h"),
         (table(SEQ_LEN - 1), f"{SEQ_LEN - 1} rows"),
         (np.zeros((100, 3)), "(100, 3)"),
         (table().with_columns(temp=pl.Series([object()] * ROWS)), "temp"),
@@ -389,7 +383,7 @@ def test_a_card_has_intervals_over_the_seeds_that_ran_beside(composed, clean, fo
     sweep = tmp_path / "sweep"
     for number, setting in enumerate(["seed=0", "seed=1", "optim.lr=1"]):
         overrides = [*CSV, "backbone=linear", f"data.path={folder / 'clean.csv'}", setting]
-        run(composed(*overrides, "train.epochs=1"), run_dir=sweep / str(number), pictures=False)
+        run(composed(*overrides, "train.epochs=1"), run_dir=sweep / str(number))
     alone = export(sweep / "0", tmp_path / "alone") / "README.md"
     assert "interval]" not in alone.read_text()
     (sweep / "multirun.yaml").touch()
@@ -434,14 +428,6 @@ def test_python_interface_runs_reads_and_judges(clean, folder, tmp_path):
 
 
 def test_stored_configuration_is_the_runs(composed, clean, folder):
-    expected = composed(*CSV, *TINY_T5, f"data.path={folder / 'clean.csv'}", "train.epochs=2",
-                        "train.progress=false")  # fmt: skip
+    few = ["train.epochs=2", "train.progress=false"]
+    expected = composed(*CSV, *TINY_T5, f"data.path={folder / 'clean.csv'}", *few)
     assert t5ts.load(clean).config == expected
-    for data in ("nyc_weather", "synthetic", "etth1", "text_in_disguise"):
-        from dataclasses import asdict
-
-        config = composed(f"data={data}", "backbone=shared", "task=reconstruct")
-        assert stored_config(asdict(config)) == config
-    values = asdict(config)
-    values |= {"arm_requires": [], "freeze": values["freeze"] | {"always": []}}
-    assert identity(stored_config(values)) == identity(config)  # as an older t5ts wrote it
