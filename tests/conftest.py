@@ -16,6 +16,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.plugins.config_source import ConfigResult
+from hypothesis import settings
 from omegaconf import DictConfig
 
 from t5ts.checks import check
@@ -57,6 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Short files come last, so that no worker waits long for the other."""
     items.sort(key=lambda item: "/pretrain/" in item.nodeid)
 
+
+# A deadline would measure the machine.
+settings.register_profile("t5ts", deadline=None)
+settings.load_profile("t5ts")
 
 # Python's own collections go through all of torch, too often for a tenth of the suite's time.
 gc.set_threshold(20_000, 20, 50)
@@ -149,18 +154,18 @@ def composed() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def small(composed: Callable[..., Config]) -> Callable[..., Config]:
+def small(composed) -> Callable[..., Config]:
     """Compose the small setting with more overrides (a backbone among them)."""
     return lambda *overrides: composed(*SMALL, *overrides)
 
 
 @pytest.fixture
-def tiny(small: Callable[..., Config]) -> Callable[..., Config]:
+def tiny(small) -> Callable[..., Config]:
     """Compose the small setting with a tiny T5 and more overrides."""
     return lambda *overrides: small(*TINY_T5, *overrides)
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(tmp_path) -> Path:
     """A place for one run."""
     return tmp_path / "run"

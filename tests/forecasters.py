@@ -20,11 +20,7 @@ def build_t5(arch: T5Architecture = TINY, *, seed: int = 0, dropout: float = 0.1
     encoder = T5Encoder(arch, dropout=dropout)
     generator = torch.Generator().manual_seed(seed)
     inner = arch.num_heads * arch.d_kv
-    std_of = {
-        "q": (arch.d_model * arch.d_kv) ** -0.5,
-        "o": inner**-0.5,
-        "wo": arch.d_ff**-0.5,
-    }
+    std_of = {"q": (arch.d_model * arch.d_kv) ** -0.5, "o": inner**-0.5, "wo": arch.d_ff**-0.5}
     for name, parameter in encoder.named_parameters():
         if "layer_norm" in name:
             parameter.fill_(1.0)

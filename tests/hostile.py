@@ -56,7 +56,6 @@ HOSTILE = [
     ("seed=int(", "seed"),
     ("seed=1,2", "seed"),
     ("optim.lr=interval(1e-4,1e-2)", "optim.lr"),
-    ("--multirun optim.lr=interval(1e-4,1e-2)", "hydra/sweeper=t5ts"),
     ("--multirun seed=int(interval(1,3))", "hydra/sweeper=t5ts"),
     ("seed=???", "seed"),
     ("data=csv data.path=???", "data.path"),
@@ -115,12 +114,17 @@ HOSTILE = [
     ("--multirun hydra/sweeper=t5ts hydra/sweeper/sampler=nope seed=0,1", "nope"),
     ("--multirun init=nope,t5", "init"),
     ("--multirun optim.lr=nan", "optim.lr"),
+    ("--multirun seed=0,1 train.epochs=0", "train.epochs"),
+    ("--multirun seed=0,1 optim.lr=interval(1e-4,1e-2)", "hydra/sweeper=t5ts"),
+    ("--multirun optim.lr=1e-3,0.001", "optim.lr"),
     # lists in lists, and grids of no job or of too many
     ("freeze=norms freeze.always=[[a]]", "freeze.always"),
     ("data=csv data.path=x data.nulls=[[1]]", "data.nulls"),
     ("--multirun seed=range(0,1000000000)", "seed"),
+    ("--multirun seed=range(0,1000000)", "seed"),
     ("--multirun seed=range(0,1000) init=t5,random horizon=range(1,1000)", "horizon"),
     ("--multirun seed=range(5,0)", "seed"),
+    ("--multirun seed=range(3,3)", "seed"),
     ("--multirun init=glob(nope*)", "init"),
     ("--multirun seed=glob(*)", "seed"),
     ("--multirun optim.lr=[1,2],3", "optim.lr"),
@@ -192,6 +196,8 @@ class Outcome:
             return f"status {self.status}, {named} are not all named: {self.said}"
         if self.left:
             return f"left behind: {self.left}"
+        if self.said.count("t5ts: ") != 1 and "usage: " not in self.said:
+            return f"not one message: {self.said}"
         return None
 
 
@@ -213,7 +219,7 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
         )
 
     experiment = ModuleType("t5ts.experiment")
-    experiment.run = begin  # type: ignore[attr-defined]
+    experiment.run = begin
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "t5ts.experiment", experiment)
         # It composes everything once more to read hydra.mode, and ignores all errors.

@@ -21,7 +21,7 @@ from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from t5ts.model.architecture import T5Architecture
@@ -96,6 +96,19 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(config_json(arch, **config_changes)))
     save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def shard(folder: Path, ending: str = "safetensors") -> None:
+    """Split a checkpoint over two files with an index, as transformers does."""
+    held = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, save = ("model", save_file) if ending == "safetensors" else ("pytorch_model", torch.save)
+    names, weight_map = sorted(held), {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"{stem}-0000{i}-of-00002.{ending}"
+        save({name: held[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 @dataclass

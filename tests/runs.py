@@ -38,15 +38,9 @@ Kind = Callable[..., object]
 run = partial(experiment.run, pictures=False)
 HUB_ID = "google/t5-efficient-tiny"
 #: The backbone's own values would want the published checkpoint; these are the tiny stand-in's.
-HUB_BACKBONE = [
-    "backbone=t5_efficient_tiny",
-    f"backbone.d_model={TINY.d_model}",
-    f"backbone.d_ff={TINY.d_ff}",
-    f"backbone.d_kv={TINY.d_kv}",
-    f"backbone.num_layers={TINY.num_layers}",
-    f"backbone.num_heads={TINY.num_heads}",
-    f"backbone.vocab_size={TINY.vocab_size}",
-]
+HUB_BACKBONE = ["backbone=t5_efficient_tiny"]
+for _name in ("d_model", "d_ff", "d_kv", "num_layers", "num_heads", "vocab_size"):
+    HUB_BACKBONE.append(f"backbone.{_name}={getattr(TINY, _name)}")
 
 
 class Killed(BaseException):
@@ -345,11 +339,17 @@ def _torchrun(program: Callable[..., object], processes: int, arguments: Sequenc
     elastic_launch(config, program)(*arguments)
 
 
+def wait_for(process: Command, holds: Callable[[], Any], pause_s: float = 0.1) -> Any:
+    """Poll until something holds, while the process runs; returns it."""
+    deadline = time.monotonic() + 150
+    while not (found := holds()):
+        assert process.returncode is None, process.wait()
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(pause_s)
+    return found
+
+
 def wait_for_rows(run_dir: Path, count: int, process: Command) -> None:
     """Wait until a run has written so many rows of metrics.jsonl."""
     metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 150
-    while not (metrics.exists() and metrics.read_text().count("\n") >= count):
-        assert process.returncode is None
-        assert time.monotonic() < deadline, "the run did not get going"
-        time.sleep(0.01)
+    wait_for(process, lambda: metrics.exists() and metrics.read_text().count("\n") >= count, 0.01)

@@ -1,12 +1,11 @@
 """The scale of an arm's tokens, and the files that its weights are read from."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from runs import Compose, local_t5
+from runs import local_t5
 
 from t5ts.arm import _checkpoint, _token_factor, build_patch, weight_files
 from t5ts.errors import ConfigError
@@ -27,7 +26,7 @@ from t5ts.model.checkpoint_file import file_sha256
         ("match_embedding", math.inf, None, None),
     ],
 )
-def test_token_scales(scale: str, own: Any, fixed: Any, factor: float | None) -> None:
+def test_token_scales(scale, own, fixed, factor):
     patch, backbone = SimpleNamespace(scale=scale), SimpleNamespace(embedding_rms=fixed)
     config: Any = SimpleNamespace(patch=patch, backbone=backbone)
     report: Any = None if own is None else SimpleNamespace(embedding_rms=own)
@@ -38,7 +37,7 @@ def test_token_scales(scale: str, own: Any, fixed: Any, factor: float | None) ->
         assert _token_factor(config, 64, report) == factor
 
 
-def test_the_files_of_an_arms_weights(composed: Compose, tmp_path: Path) -> None:
+def test_the_files_of_an_arms_weights(composed, tmp_path):
     folder = local_t5(tmp_path / "t5")
     own = {p.name: file_sha256(p) for p in (folder / "config.json", folder / "model.safetensors")}
     runs = []
@@ -64,7 +63,7 @@ def test_the_files_of_an_arms_weights(composed: Compose, tmp_path: Path) -> None
     assert files(*donor, *patch) is None
 
 
-def test_what_an_arm_loads(composed: Compose) -> None:
+def test_what_an_arm_loads(composed):
     pin = ["backbone.revision=abc", f"backbone.sha256={'0' * 64}"]
     hub = _checkpoint(composed("backbone=t5_small", "init=t5", *pin))
     assert hub == {
@@ -76,7 +75,7 @@ def test_what_an_arm_loads(composed: Compose) -> None:
     assert _checkpoint(composed("backbone=t5_small", "init=chronos")) == chronos
 
 
-def test_as_many_patches_as_an_encoder_has_positions(composed: Compose) -> None:
+def test_as_many_patches_as_an_encoder_has_positions(composed):
     config = composed("seq_len=32", "patch.patch_len=8")
 
     def build(max_tokens: int) -> Any:

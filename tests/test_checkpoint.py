@@ -1,7 +1,5 @@
 """A checkpoint comes back bit for bit, or is refused by name."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -17,7 +15,7 @@ TENSORS = {
 STATE = {"step": 7, "loss": 0.1 + 0.2, "names": ["x"], "none": None}
 
 
-def test_round_trip(tmp_path: Path) -> None:
+def test_round_trip(tmp_path):
     path = tmp_path / "deep" / "last.safetensors"
     save_checkpoint(path, TENSORS, STATE)
     tensors, state = load_checkpoint(path)
@@ -27,7 +25,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no temporary file left
 
 
-def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.safetensors"
     save_checkpoint(path, TENSORS, STATE)
     with pytest.raises(TypeError):
@@ -36,7 +34,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_no_flipped_bit_and_no_cut_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_flipped_bit_and_no_cut_is_used(tmp_path, monkeypatch):
     """A third of the header's bits, some of the tensors' (benchmarks.faults does them all)."""
     monkeypatch.setattr("t5ts.checkpoint._CHUNK", 16)
     path = tmp_path / "last.safetensors"
@@ -61,7 +59,7 @@ def test_no_flipped_bit_and_no_cut_is_used(tmp_path: Path, monkeypatch: pytest.M
             load_checkpoint(path)
 
 
-def test_a_foreign_or_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_or_missing_file_is_refused(tmp_path):
     from safetensors.torch import save_file
 
     foreign = tmp_path / "model.safetensors"

@@ -33,26 +33,24 @@ def unread(code: str) -> tuple[int, str]:
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
     return process.returncode, said
 
 
 @pytest.mark.parametrize("code", [SAYS_MUCH, LEAVES])
-def test_a_closed_pipe_is_no_error(code: str) -> None:
+def test_a_closed_pipe_is_no_error(code):
     assert unread(code) == (141, "")
 
 
-def test_training_goes_on_when_nobody_reads_its_lines() -> None:
+def test_training_goes_on_when_nobody_reads_its_lines():
     assert unread(LOGS) == (0, "trained on\n")
 
 
-def test_ctrl_c_is_one_line() -> None:
+def test_ctrl_c_is_one_line():
     assert unread(ENDED) == (130, "t5ts: interrupted\n")
 
 
-def test_the_status_is_mains() -> None:
+def test_the_status_is_mains():
     code = "from t5ts.command import finish; finish(lambda: 2)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 2

@@ -3,8 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,7 +12,6 @@ from runs import rows, wandb_summary
 
 from t5ts import dashboard
 from t5ts.analysis.figures import PICTURES
-from t5ts.config import Config
 from t5ts.dashboard import main, workspace
 from t5ts.errors import UserError
 from t5ts.experiment import run
@@ -22,7 +19,7 @@ from t5ts.tracking import GLOBAL_STEP
 
 
 @pytest.fixture(autouse=True)
-def _not_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _not_logged_in(monkeypatch, tmp_path) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -32,9 +29,7 @@ def panels() -> list[Any]:
     return [panel for section in workspace("me", "t5ts").sections for panel in section.panels]
 
 
-def test_panels_show_what_a_run_logs_where_wandb_looks_for_it(
-    composed: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_panels_show_what_a_run_logs_where_wandb_looks_for_it(composed, tmp_path):
     changes = ["freeze=staged", "freeze.unfreeze_epoch=1", "tracker=wandb", "tracker.mode=offline"]
     run(composed(*SMALL, *TINY_T5, *changes), run_dir=tmp_path)
     logged = {key for row in rows(tmp_path) for key in row}
@@ -86,7 +81,7 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+def server(monkeypatch) -> Server:
     import wandb
     from wandb_workspaces.workspaces import interface, internal
 
@@ -106,7 +101,7 @@ def saved(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out.splitlines()[0].removeprefix("saved: ")
 
 
-def test_a_view_is_saved_and_renewed(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_view_is_saved_and_renewed(server, capsys):
     address = saved(capsys, "t5ts")
     assert urlsplit(address).path == "/me/t5ts"
     assert [f"nw-{urlsplit(address).query[3:]}-v"] == [v["name"] for v in server.views.values()]
@@ -125,9 +120,7 @@ def sections(view: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("word", ["cable is cut", "wandb login"])
 @pytest.mark.usefixtures("server")
-def test_what_goes_wrong_is_one_message(
-    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_goes_wrong_is_one_message(word, monkeypatch, capsys):
     def fail(*_: Any) -> None:
         raise ConnectionError("the cable is cut\nand more")
 
@@ -140,7 +133,7 @@ def test_what_goes_wrong_is_one_message(
     assert said.count("\n") == 1
 
 
-def test_a_missing_package_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_one_message(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("wandb_workspaces")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)

@@ -22,7 +22,7 @@ import pytest
 import torch
 from conftest import SMALL, TINY_T5
 from hydra import compose, initialize_config_dir
-from runs import Command, Compose, Loud, command_line, read, rows, run, wait_for_rows
+from runs import Command, Loud, command_line, read, rows, run, wait_for_rows
 
 import t5ts.build
 from t5ts import distributed, experiment, train
@@ -133,9 +133,7 @@ def main(where: str) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 meddle(name, seen, patch, stops=stops)
                 try:
-                    result = experiment.run(
-                        config_of(*overrides), run_dir=folder / name, pictures=False
-                    )
+                    result = run(config_of(*overrides), run_dir=folder / name)
                     seen["outcomes"].append(result.objective)
                 except (UserError, Interrupted) as error:
                     seen["outcomes"].append(type(error).__name__)
@@ -143,7 +141,7 @@ def main(where: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(tmp_path_factory) -> Path:
     """The folder in which two processes have done the program's runs."""
     folder = tmp_path_factory.mktemp("two")
     process = Command(str(folder), cwd=folder, program=main, processes=2)
@@ -166,9 +164,7 @@ def numbers(row: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_two_processes_give_the_numbers_of_one(
-    name: str, two: Path, tiny: Compose, tmp_path: Path
-) -> None:
+def test_two_processes_give_the_numbers_of_one(name, two, tiny, tmp_path):
     run(tiny(WITHOUT_DROPOUT, *EQUAL[name]), run_dir=tmp_path / "one")
     one, both = rows(tmp_path / "one"), rows(two / name)
     assert len(one) == len(both) > 8
@@ -189,7 +185,7 @@ def test_two_processes_give_the_numbers_of_one(
     assert moves == {True, False}
 
 
-def test_both_processes_end_with_the_same_weights_and_drop_out_other_units(two: Path) -> None:
+def test_both_processes_end_with_the_same_weights_and_drop_out_other_units(two):
     first, second = seen(two)
     assert first["ends"] == second["ends"]
     assert set(first["ends"]) == {*EQUAL, "whole", "parts", "fp16"}
@@ -198,7 +194,7 @@ def test_both_processes_end_with_the_same_weights_and_drop_out_other_units(two: 
     assert not set(first["dropout"]) & set(second["dropout"])
 
 
-def test_interrupted_and_resumed_is_bitwise_with_dropout(two: Path) -> None:
+def test_interrupted_and_resumed_is_bitwise_with_dropout(two):
     """SIGTERM reached process 1 alone: both stopped after that step, and both resumed from it."""
     first, _ = seen(two)
     *_, whole, stopped, resumed, shown, _fp16 = first["outcomes"]
@@ -208,7 +204,7 @@ def test_interrupted_and_resumed_is_bitwise_with_dropout(two: Path) -> None:
     assert first["ends"]["parts"] == first["ends"]["whole"]
 
 
-def test_metrics_are_those_of_all_windows(two: Path) -> None:
+def test_metrics_are_those_of_all_windows(two):
     whole = RegressionSums(3)
     whole.update(*forecasts())
     expected = whole.compute(mase_denominator_C=torch.ones(3), naive_mse=1.0)
@@ -217,7 +213,7 @@ def test_metrics_are_those_of_all_windows(two: Path) -> None:
         assert own["metrics"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_fp16_overflow_in_one_process_is_skipped_in_both(two: Path) -> None:
+def test_fp16_overflow_in_one_process_is_skipped_in_both(two):
     steps = [row for row in rows(two / "fp16") if row["kind"] == "step"]
     skipped = steps[-1]["amp/skipped_steps"]
     assert skipped > 0
@@ -238,9 +234,7 @@ def told_to_end_before_its_message(*arguments: str) -> None:
     command_line(*arguments)
 
 
-def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(
-    tiny: Compose, tmp_path: Path
-) -> None:
+def test_kill_and_sigterm_leave_a_checkpoint_that_one_process_resumes(tiny, tmp_path):
     """The command line, as a user meets it: process 0 dies, torchrun is told to stop.
 
     What is left of the processes prints one line each time, also where process 0 is gone.
@@ -284,16 +278,6 @@ def on_a_full_disk(*arguments: str) -> None:
     command_line(*arguments)
 
 
-def test_a_full_disk_in_mid_training_is_one_message(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    arguments = [*SMALL, "backbone=linear", "train.epochs=50", f"hydra.run.dir={run_dir}"]
-    process = Command(*arguments, cwd=tmp_path, program=on_a_full_disk, processes=2)
-    _, err = process.wait()
-    (message,) = messages(err)
-    assert str(run_dir) in message
-    assert process.returncode
-
-
 def out_of_memory_in_the_second(*arguments: str) -> None:
     """The command line; in mid-training process 1 alone gets no more memory."""
     real_step, steps = train.train_step, count(1)
@@ -305,15 +289,6 @@ def out_of_memory_in_the_second(*arguments: str) -> None:
 
     train.train_step = train_step
     command_line(*arguments)
-
-
-def test_out_of_memory_in_one_process_is_one_message(tmp_path: Path) -> None:
-    arguments = [*SMALL, "backbone=linear", "train.epochs=50", f"hydra.run.dir={tmp_path / 'run'}"]
-    process = Command(*arguments, cwd=tmp_path, program=out_of_memory_in_the_second, processes=2)
-    _, err = process.wait()
-    (message,) = messages(err)
-    assert "train.batch_size" in message
-    assert process.returncode
 
 
 #: Python imports it at each start: it writes down which threads are left at the end of a process.
@@ -334,7 +309,7 @@ def torchrun(*arguments: str) -> None:
     main(list(arguments))
 
 
-def test_torchruns_own_command_line_trains_one_run(tmp_path: Path) -> None:
+def test_torchruns_own_command_line_trains_one_run(tmp_path):
     """The other tests start torchrun's agent by itself, without its command line."""
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(AT_EXIT)
@@ -352,23 +327,30 @@ def test_torchruns_own_command_line_trains_one_run(tmp_path: Path) -> None:
         assert "gloo" not in (tmp_path / f"threads-{rank}").read_text()
 
 
+LONG = " ".join([*SMALL, "backbone=linear train.epochs=50"])
+
+
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("program", "arguments", "named"),
     [
-        ("--multirun seed=0,1", "--multirun"),
-        ("seed=x", "seed=x"),
-        ("data=csv data.path=missing.csv", "missing.csv"),  # process 0 finds it first
-        ("backbone=linear train.resume=nowhere", "nowhere"),  # process 0 alone looks
+        (command_line, "--multirun seed=0,1", "--multirun"),
+        (command_line, "seed=x", "seed=x"),
+        (command_line, "data=csv data.path=missing.csv", "missing.csv"),  # process 0 finds it first
+        (command_line, "backbone=linear train.resume=nowhere", "nowhere"),  # process 0 alone looks
+        (on_a_full_disk, LONG, "HERE"),
+        (out_of_memory_in_the_second, LONG, "train.batch_size"),
     ],
 )
-def test_nonsense_is_refused_with_one_message(tmp_path: Path, arguments: str, named: str) -> None:
-    places = [f"hydra.{mode}.dir={tmp_path / 'here'}" for mode in ("run", "sweep")]
-    process = Command(*arguments.split(), *places, cwd=tmp_path, processes=2)
+def test_a_fault_is_one_message(program, arguments, named, tmp_path):
+    """Nonsense leaves nothing; a fault in mid-training leaves the run's directory."""
+    here = tmp_path / "here"
+    places = [f"hydra.{mode}.dir={here}" for mode in ("run", "sweep")]
+    process = Command(*arguments.split(), *places, cwd=tmp_path, program=program, processes=2)
     _, err = process.wait()
     assert process.returncode
     (message,) = messages(err)
-    assert named in message
-    assert not list(tmp_path.iterdir())
+    assert named.replace("HERE", str(here)) in message
+    assert list(tmp_path.iterdir()) == [here] * (program is not command_line)
 
 
 def messages(err: str) -> list[str]:
@@ -377,7 +359,7 @@ def messages(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("t5ts: ")]
 
 
-def test_alone_everything_is_trivial_and_torch_is_not_imported() -> None:
+def test_alone_everything_is_trivial_and_torch_is_not_imported():
     code = (
         "import sys; from t5ts import distributed as d\n"
         "with d.setup():\n"
@@ -392,7 +374,7 @@ def test_alone_everything_is_trivial_and_torch_is_not_imported() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_number_of_processes_without_a_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_number_of_processes_without_a_place_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError), distributed.setup():
@@ -402,9 +384,7 @@ def test_a_number_of_processes_without_a_place_is_refused(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("overrides", "word"), [([], "GPUs"), (["train.device=cpu", "train.batch_size=1"], "batch")]
 )
-def test_more_processes_than_gpus_or_windows_are_refused(
-    overrides: list[str], word: str, tiny: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_processes_than_gpus_or_windows_are_refused(overrides, word, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)

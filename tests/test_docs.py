@@ -5,10 +5,10 @@ import importlib
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import chdir
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ import numpy as np
 import polars as pl
 import pytest
 from data.ett_files import write_ett
+from data.table_files import series_table
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from language_models import SIZES, save
+from runs import run
 
 from t5ts.checks import check_overrides
 from t5ts.config import CONF, Config
@@ -83,19 +85,13 @@ def jobs(words: Iterable[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*map(values_of, own)))
 
 
-def test_there_are_commands() -> None:
+def test_there_are_commands():
     assert len(RUNS) > 40
     assert {module for module, *_ in OTHERS} >= {"t5ts.report", "t5ts.download", "t5ts.dashboard"}
 
 
-@pytest.mark.parametrize("words", RUNS, ids=" ".join)
-def test_run_commands_compose(words: tuple[str, ...], composed: Callable[..., Config]) -> None:
-    if not {"--help", "--cfg"} & set(words):
-        composed(*jobs(words)[0])
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """The files that the pages' commands name: tables, ETT's files, a BERT (`DIR`)."""
     place = tmp_path_factory.mktemp("docs")
     save("bert", place / "DIR")
@@ -112,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-#: What only a whole study has: a donor, another sweep.
+#: What only a whole study has: a donor, another sweep. Such a command is composed alone.
 OF_A_STUDY = ("init.path", "patch.path", "experiment=final", "_control", "when_to_unfreeze")
 
 
@@ -153,24 +149,20 @@ def small(config: Config, folder: Path, packaged: Config) -> Config:
 
 
 @pytest.mark.parametrize(
-    "words",
-    [w for w in RUNS if not any(text in " ".join(w) for text in (*OF_A_STUDY, "--help", "--cfg"))],
-    ids=" ".join,
+    "words", [words for words in RUNS if not {"--help", "--cfg"} & set(words)], ids=" ".join
 )
-def test_run_commands_run(
-    words: tuple[str, ...], composed: Callable[..., Config], folder: Path, tmp_path: Path
-) -> None:
+def test_run_commands_run(words, composed, folder, tmp_path):
     """The first job of each, as a dry run."""
-    from t5ts.experiment import run
-
     config = composed(*jobs(words)[0])
+    if any(text in " ".join(words) for text in OF_A_STUDY):
+        return
     with chdir(folder):
         made = small(config, folder, composed("backbone=t5_tiny_en", "init=t5"))
-        assert run(made, run_dir=tmp_path / "run", pictures=False).arm == made.arm
+        assert run(made, run_dir=tmp_path / "run").arm == made.arm
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=" ".join)
-def test_other_commands_parse(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_commands_parse(command, monkeypatch):
     """A real `main` up to its `parse_args`; then nothing happens."""
     module, *words = command
     if not module.startswith("t5ts."):
@@ -194,36 +186,31 @@ def test_other_commands_parse(command: tuple[str, ...], monkeypatch: pytest.Monk
         importlib.import_module(module).main(words)
 
 
-def test_the_front_door_stays_small() -> None:
+def test_the_front_door_stays_small():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
     assert (ROOT / "README.md").stat().st_size <= 7_500
     assert (ROOT / "docs" / "report.webp").stat().st_size <= 150_000
 
 
-def test_ci_runs_the_steps_of_its_script() -> None:
+def test_ci_runs_the_steps_of_its_script():
     steps = re.findall(r"^make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(), flags=re.M)
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     assert re.findall(r"run: make ([a-z-]+)", workflow) == steps
 
 
-def test_make_targets_exist() -> None:
+def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
-    named = {
-        target
-        for page in LINKING
-        for target in re.findall(r"(?:^|`)make ([a-z-]+)", joined(page), flags=re.M)
-    }
+    pages = "\n".join(map(joined, LINKING))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", pages, flags=re.M))
     assert named - {"help"}
     assert named <= targets
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
-        r"^\[\w+\]: (\S+)", text, flags=re.M
-    )
-    for target in targets:
+    references = re.findall(r"^\[\w+\]: (\S+)", text, flags=re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + references:
         if target.startswith(("http:", "https:")):
             continue
         name, _, anchor = target.partition("#")
@@ -236,7 +223,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_pages_name_exist(page: Path) -> None:
+def test_files_that_pages_name_exist(page):
     for path in re.findall(
         r"`((?:t5ts|conf|tests|scripts|docs|tools)/[\w./-]+)`", page.read_text()
     ):
@@ -245,13 +232,13 @@ def test_files_that_pages_name_exist(page: Path) -> None:
         assert len(line) <= 125, line
 
 
-def test_the_tree_names_what_is_there() -> None:
+def test_the_tree_names_what_is_there():
     tree = (ROOT / "docs" / "developers.md").read_text().split("## The tree")[1].split("```")[1]
     named = set(re.findall(r"[\w.]+\.py\b", tree))
     assert named == {path.name for path in (ROOT / "t5ts").glob("*.py")} - {"__init__.py"}
 
 
-def test_every_option_is_documented() -> None:
+def test_every_option_is_documented():
     text = (ROOT / "docs" / "configuration.md").read_text()
     for group in CONF.iterdir():
         if group.is_dir() and group.name != "hydra":
@@ -259,7 +246,7 @@ def test_every_option_is_documented() -> None:
                 assert f"`{option.stem}`" in text, option
 
 
-def test_every_key_is_documented() -> None:
+def test_every_key_is_documented():
     """Of the groups whose keys have a table; internal keys are left out."""
     from dataclasses import fields
 
@@ -279,31 +266,15 @@ def test_every_key_is_documented() -> None:
             assert re.search(rf"`{key}`", text), (page, key)
 
 
-@pytest.fixture
-def your_csv(tmp_path: Path) -> Path:
-    """Hourly rows of two channels."""
-    start = datetime(2024, 1, 1)
-    rows = (
-        f"{start + timedelta(hours=i)},{i % 24},{(i * 7) % 31}" for i in range(240)
-    )  # as few as README allows
-    path = tmp_path / "your.csv"
-    path.write_text("\n".join(["time,load,price", *rows]) + "\n")
-    return path
-
-
-def test_your_own_csv_from_the_run_to_the_forecast(
-    your_csv: Path,
-    composed: Callable[..., Config],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_your_own_csv_from_the_run_to_the_forecast(tmp_path, composed, capsys, monkeypatch):
     """README's block, command by command, with few seeds and steps, and a report of one picture."""
     from t5ts.analysis import figures
-    from t5ts.experiment import run
 
     monkeypatch.setattr(figures, "PICTURES", {"effects": figures.PICTURES["effects"]})
+    hours = np.arange(240)  # as few as README allows
+    series_table(load=hours % 24, price=hours * 7 % 31).write_csv(tmp_path / "your.csv")
     block = joined(ROOT / "README.md").split("## Your own CSV")[1].split("## ")[0]
-    with chdir(your_csv.parent):
+    with chdir(tmp_path):
         for module, words in commands(block):
             if "--help" in words:
                 continue
@@ -312,7 +283,7 @@ def test_your_own_csv_from_the_run_to_the_forecast(
                 few = [re.sub(r"^seed=.*", "seed=0", word) for word in words]
                 for number, job in enumerate(jobs(few)):
                     place = Path(folder) / (str(number) if "--multirun" in words else "")
-                    run(composed(*job, *TINY), run_dir=place, pictures=False)
+                    run(composed(*job, *TINY), run_dir=place)
             elif module != "t5ts":
                 assert importlib.import_module(module).main(words) == 0
         assert Path("multirun/mine/report/report.html").is_file()

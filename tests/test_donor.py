@@ -1,7 +1,6 @@
 """A finished run as a donor: its encoder as a checkpoint, its patch embedding for every arm."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,26 @@ TRAINED = ["init=random", "train.epochs=2", "patch.scale=native"]
 
 
 @pytest.fixture(scope="module")
-def donor(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def donor(composed, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("donor")
     run(composed(*SMALL, *TINY_T5, *TRAINED), run_dir=folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def another(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def another(composed, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("another")
     run(composed(*SMALL, *TINY_T5, *TRAINED, "seed=1"), run_dir=folder)
     return folder
 
 
 @pytest.fixture
-def copy(donor: Path, tmp_path: Path) -> Path:
+def copy(donor, tmp_path) -> Path:
     return Path(shutil.copytree(donor, tmp_path / "copy"))
 
 
 @pytest.fixture
-def arm(composed: Compose, donor: Path) -> Compose:
+def arm(composed, donor) -> Compose:
     return lambda *overrides: composed(*SMALL, *TINY_T5, f"init.path={donor}", *overrides)
 
 
@@ -56,9 +55,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
 
 
-def test_a_runs_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
-    arm: Compose, donor: Path
-) -> None:
+def test_a_runs_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(arm, donor):
     theirs = best(donor, "encoder.")
     model, report = build_model(arm("init=run"), num_channels=2)
     assert same(model.encoder.state_dict(), theirs)
@@ -79,7 +76,7 @@ def test_a_runs_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
     assert random.origin == "random"
 
 
-def test_native_scale_is_that_of_the_donors_own_trained_tokens(arm: Compose, donor: Path) -> None:
+def test_native_scale_is_that_of_the_donors_own_trained_tokens(arm, donor):
     norm = best(donor, "patch.norm.")
     rms = (norm["weight"].square() + norm["bias"].square()).mean().sqrt().item()
     assert abs(rms - 1) > 1e-4  # the norm was trained
@@ -93,7 +90,7 @@ def test_native_scale_is_that_of_the_donors_own_trained_tokens(arm: Compose, don
         assert token_scale(model) * rms == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_runs_encoder_survives_kill_and_resume(arm: Compose, donor: Path, tmp_path: Path) -> None:
+def test_a_runs_encoder_survives_kill_and_resume(arm, donor, tmp_path):
     config = arm("init=run", "patch.init=run", f"patch.path={donor}", "train.epochs=2")
     resumes_as_whole(config, tmp_path)
     recorded = read(tmp_path / "parts" / "provenance.json")["weights"]
@@ -110,8 +107,8 @@ def test_a_runs_encoder_survives_kill_and_resume(arm: Compose, donor: Path, tmp_
     ids=["encoder", "control", "patch"],
 )
 def test_a_finished_run_is_shown_again_until_its_donor_changes(
-    composed: Compose, copy: Path, another: Path, tmp_path: Path, by: list[str]
-) -> None:
+    composed, copy, another, tmp_path, by
+):
     overrides = [override.format(copy) for override in by]
     config = composed(*SMALL, *TINY_T5, *overrides, "train.epochs=1")
     first = run(config, run_dir=tmp_path / "run")
@@ -134,9 +131,7 @@ def test_a_finished_run_is_shown_again_until_its_donor_changes(
     ],
 )
 @pytest.mark.parametrize("part", ["init", "patch"])
-def test_a_donor_that_is_not_whole_is_refused(
-    spoil: Callable[[Path], None], named: str, part: str, copy: Path, tiny: Compose
-) -> None:
+def test_a_donor_that_is_not_whole_is_refused(spoil, named, part, copy, tiny):
     spoil(copy)
     other = ["init=random"] if part == "patch" else []
     config = tiny(
@@ -157,31 +152,24 @@ def test_a_donor_that_is_not_whole_is_refused(
         (["init=random", "patch.init=run", "task=reconstruct", "horizon=null"], "task.mask"),
     ],
 )
-def test_a_donor_of_another_shape_is_refused(
-    overrides: list[str], named: str, arm: Compose, donor: Path
-) -> None:
+def test_a_donor_of_another_shape_is_refused(overrides, named, arm, donor):
     paths = [f"patch.path={donor}"] if "patch.init=run" in overrides else []
     with pytest.raises(WeightsError, match=named):
         build_model(arm(*overrides, *paths), num_channels=2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # bf16 rounds what never trains
-def test_a_run_that_never_trained_its_encoder_is_no_donor(
-    precision: str, tiny: Compose, tmp_path: Path
-) -> None:
+def test_a_run_that_never_trained_its_encoder_is_no_donor(precision, tiny, tmp_path):
     frozen = ["init=random", "freeze=all", "train.epochs=1", "optim.warmup_epochs=0"]
     run(tiny(*frozen, f"train.precision={precision}"), run_dir=tmp_path)
     with pytest.raises(UserError, match="freshly initialised"):
         build_model(tiny("init=run", f"init.path={tmp_path}"), num_channels=2)
 
 
-def test_a_donor_that_never_trained_its_encoder_is_noted(
-    composed: Compose, donor: Path, arm: Compose, tmp_path: Path
-) -> None:
+def test_a_donor_that_never_trained_its_encoder_is_noted(composed, donor, arm, tmp_path):
     def notes(path: Path) -> list[str]:
         overrides = [*SMALL, *TINY_T5, "init=run", f"init.path={path}"]
         _, report = build_model(composed(*overrides), num_channels=2)
-        assert report is not None
         return [check for check in report.checks if "never trained" in check]
 
     assert notes(donor) == []
@@ -195,23 +183,18 @@ def test_a_donor_that_never_trained_its_encoder_is_noted(
     assert exported["shared.weight"].dtype is torch.float32  # backbone=local reads its RMS
 
 
-def test_a_trained_donor_is_no_control_however_little_structure_it_shows(
-    arm: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trained_donor_is_no_control_however_little_structure_it_shows(arm, monkeypatch):
     def without_structure(*arguments: Any) -> Freshness:
         return replace(examine(*arguments), law_distance=9.0, has_structure=False)
 
     monkeypatch.setattr("t5ts.model.weights.examine", without_structure)
     _, report = build_model(arm("init=run"), num_channels=2)
-    assert report is not None
     assert report.origin == "time series"
     assert not any("shuffled" in check for check in report.checks)
 
 
 @pytest.mark.parametrize("init", ["random", "matched", "shuffled"])
-def test_what_controls_keep_of_the_checkpoint_is_its_own(
-    arm: Compose, donor: Path, init: str
-) -> None:
+def test_what_controls_keep_of_the_checkpoint_is_its_own(arm, donor, init):
     keep = "init.keep=[relative_attention_bias]"
     kept, report = build_model(arm(f"init={init}", keep), num_channels=2)
     plain, _ = build_model(arm(f"init={init}"), num_channels=2)
@@ -222,19 +205,18 @@ def test_what_controls_keep_of_the_checkpoint_is_its_own(
     for name in theirs:
         source = theirs if "relative_attention_bias" in name else without
         assert torch.equal(ours[name], source[name])
-    assert report is not None
     assert report.files.keys() == {"best.safetensors"}
     for all_or_none in ("nothing_like_it", "'block|norm'"):
         with pytest.raises(WeightsError):
             build_model(arm(f"init={init}", f"init.keep=[{all_or_none}]"), num_channels=2)
 
 
-def test_a_random_arm_that_keeps_a_tensor_is_shown_again(arm: Compose, tmp_path: Path) -> None:
+def test_a_random_arm_that_keeps_a_tensor_is_shown_again(arm, tmp_path):
     config = arm("init=random", "init.keep=[relative_attention_bias]", "train.epochs=1")
     first = run(config, run_dir=tmp_path / "run")
     assert run(config, run_dir=tmp_path / "run").metrics == first.metrics
 
 
-def test_the_pretrained_arm_keeps_everything_anyway(arm: Compose, donor: Path) -> None:
+def test_the_pretrained_arm_keeps_everything_anyway(arm, donor):
     model, _ = build_model(arm("init=run", "init.keep=[relative_attention_bias]"), num_channels=2)
     assert same(model.encoder.state_dict(), best(donor, "encoder."))

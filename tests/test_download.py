@@ -2,15 +2,14 @@
 
 import signal
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import pytest
 from data.ett_files import write_ett
 from hub_server import Fault, HubServer, at, serve
 from runs import HUB_BACKBONE as BACKBONE
-from runs import HUB_ID, Command, command_line, flip, local_t5
+from runs import HUB_ID, Command, command_line, flip, local_t5, wait_for
 
 from t5ts.download import command, main
 from t5ts.model import hub as hub_module
@@ -18,20 +17,20 @@ from t5ts.model.checkpoint_file import file_sha256
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
+def hub(tmp_path) -> Iterator[HubServer]:
     with serve() as server, at(server.endpoint, tmp_path / "cache"):
         server.add(HUB_ID, local_t5(tmp_path / "served"))
         yield server
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(monkeypatch) -> None:
     """Environment variables that options set are restored afterwards."""
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, "")
 
 
-def test_fetch_verifies_and_prints_the_verdict(hub, capsys) -> None:
+def test_fetch_verifies_and_prints_the_verdict(hub, capsys):
     assert main([*BACKBONE, "--token", "secret"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [
@@ -43,7 +42,7 @@ def test_fetch_verifies_and_prints_the_verdict(hub, capsys) -> None:
 
 
 @pytest.mark.usefixtures("hub")
-def test_list_shows_what_is_cached(capsys) -> None:
+def test_list_shows_what_is_cached(capsys):
     assert main(BACKBONE) == 0
     capsys.readouterr()
     assert main(["--list"]) == 0
@@ -56,7 +55,7 @@ def test_list_shows_what_is_cached(capsys) -> None:
     assert all(len(line.partition("; ")[2].split()) > 3 for line in lines)  # its card
 
 
-def test_verify_needs_no_network_and_finds_damage(hub, tmp_path: Path, capsys) -> None:
+def test_verify_needs_no_network_and_finds_damage(hub, tmp_path, capsys):
     main(BACKBONE)
     asked = len(hub.asked("GET", ""))
     refs = [(path, path.stat().st_mtime_ns) for path in (tmp_path / "cache").rglob("refs/*")]
@@ -79,9 +78,7 @@ def download_command(*arguments: str) -> None:
     ("module", "number"),
     [("download", signal.SIGTERM), ("download", signal.SIGKILL), ("run", signal.SIGINT)],
 )
-def test_a_signal_ends_a_download_and_the_same_command_completes_it(
-    hub, tmp_path: Path, module: str, number: signal.Signals
-) -> None:
+def test_a_signal_ends_a_download_and_the_same_command_completes_it(hub, tmp_path, module, number):
     """It stops at once, with one line; the unfinished file is never used as a checkpoint."""
     hub.faults = [Fault("cdn/", stall_after=1000)]
     home = tmp_path / "home"
@@ -94,11 +91,8 @@ def test_a_signal_ends_a_download_and_the_same_command_completes_it(
         HF_HUB_DOWNLOAD_TIMEOUT="120",  # the server stalls
         **(places if module == "run" else {}),
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not any(h.get("range") != "bytes=0-0" for h in hub.asked("GET", "cdn/")):
-        assert process.returncode is None, process.wait()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    asked = partial(hub.asked, "GET", "cdn/")
+    wait_for(process, lambda: any(h.get("range") != "bytes=0-0" for h in asked()))
     process.send_signal(number)
     _, errors = process.wait()
     if number == signal.SIGKILL:
@@ -116,7 +110,7 @@ def test_a_signal_ends_a_download_and_the_same_command_completes_it(
         assert main(["--verify", *BACKBONE]) == 0
 
 
-def test_data_is_fetched_or_read_by_name(tmp_path: Path, capsys) -> None:
+def test_data_is_fetched_or_read_by_name(tmp_path, capsys):
     write_ett(tmp_path, "etth1")
     digest = file_sha256(tmp_path / "ETTh1.csv")
     assert main(["data=etth1", f"data.dir={tmp_path}", f"data.sha256={digest}"]) == 0
@@ -135,7 +129,7 @@ def test_data_is_fetched_or_read_by_name(tmp_path: Path, capsys) -> None:
         (["backbone=local", "backbone.path=nowhere"], 2, "nowhere"),
     ],
 )
-def test_bad_input_is_one_message(arguments, status, word, capsys) -> None:
+def test_bad_input_is_one_message(arguments, status, word, capsys):
     assert main(arguments) == status
     message = capsys.readouterr().err
     assert word in message

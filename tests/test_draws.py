@@ -2,14 +2,13 @@
 
 import itertools
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import Compose, run
+from runs import run
 from torch import Tensor, nn
 
 from t5ts.data.windows import Windows
@@ -22,7 +21,7 @@ EXPECTED = [78, 79, 80, 81, 82, 83, 84, 85, 86, 89, 90, 91, 105, 106, 107, 108, 
 DEFAULT = {"seq_len": 128, "ratio": 0.15, "min_len": 3, "max_len": 10}
 
 
-def test_the_stream_is_splitmix64s() -> None:
+def test_the_stream_is_splitmix64s():
     """First outputs from the seed 1234567, as in other implementations."""
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     golden = 0x9E3779B97F4A7C15
@@ -42,9 +41,9 @@ def run_lengths(mask_L: np.ndarray) -> list[int]:
     return [len(list(run)) for is_masked, run in itertools.groupby(mask_L) if is_masked]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data(), ratio=st.floats(0.01, 0.99), seq_len=st.integers(2, 60))
-def test_every_span_and_every_window_is_as_stated(data, ratio, seq_len) -> None:
+def test_every_span_and_every_window_is_as_stated(data, ratio, seq_len):
     max_len = data.draw(st.integers(1, seq_len - 1))
     min_len = data.draw(st.integers(1, max_len))
     shape = {"seq_len": seq_len, "ratio": ratio, "min_len": min_len, "max_len": max_len}
@@ -55,7 +54,7 @@ def test_every_span_and_every_window_is_as_stated(data, ratio, seq_len) -> None:
     assert min_len <= min(lengths) <= max(lengths) <= max_len
 
 
-def test_number_masked_is_the_nearest_that_spans_add_up_to() -> None:
+def test_number_masked_is_the_nearest_that_spans_add_up_to():
     assert num_masked(**DEFAULT) == 19  # 0.15 · 128 = 19.2
     assert num_masked(seq_len=128, ratio=0.001, min_len=3, max_len=10) == 3
     assert num_masked(seq_len=100, ratio=0.17, min_len=6, max_len=6) == 18
@@ -63,7 +62,7 @@ def test_number_masked_is_the_nearest_that_spans_add_up_to() -> None:
     assert num_masked(seq_len=10, ratio=0.25, min_len=1, max_len=1) == 2  # and not 3
 
 
-def test_masks_follow_from_seed_window_and_epoch_whatever_the_batch() -> None:
+def test_masks_follow_from_seed_window_and_epoch_whatever_the_batch():
     whole = draw(range(100))
     for part in (range(30, 37), [99], [5, 3, 5]):
         np.testing.assert_array_equal(draw(part), whole[list(part)])
@@ -75,7 +74,7 @@ def test_masks_follow_from_seed_window_and_epoch_whatever_the_batch() -> None:
     assert np.flatnonzero(draw([7], seed=3, epoch=2)[0]).tolist() == EXPECTED
 
 
-def test_every_step_and_every_length_has_its_share() -> None:
+def test_every_step_and_every_length_has_its_share():
     mask = draw(range(20_000))
     share_L = mask.mean(axis=0)
     assert share_L == pytest.approx(share_L[::-1], abs=0.015)  # 4 times the draw's own spread
@@ -85,7 +84,7 @@ def test_every_step_and_every_length_has_its_share() -> None:
     assert (counts[3:11] > 0.04 * counts.sum()).all()
 
 
-def test_memory_does_not_grow_with_spans_times_steps() -> None:
+def test_memory_does_not_grow_with_spans_times_steps():
     """(B, S, L) bytes of it were 200 MB for a batch of long windows."""
     shape = {"seq_len": 2000, "ratio": 0.4, "min_len": 2, "max_len": 4}
     draw([0], **shape)  # the tables of lengths are made once
@@ -99,7 +98,7 @@ def test_memory_does_not_grow_with_spans_times_steps() -> None:
 # ---------------------------------------------------------------------------- shuffled time
 
 
-def test_orders_are_permutations_of_the_window_alone() -> None:
+def test_orders_are_permutations_of_the_window_alone():
     orders = time_orders(np.arange(2000), length=10)
     assert (np.sort(orders, axis=1) == np.arange(10)).all()
     assert (time_orders(np.array([7, 3]), length=10) == orders[[7, 3]]).all()
@@ -111,7 +110,7 @@ def test_orders_are_permutations_of_the_window_alone() -> None:
     assert np.abs(counts - 200).max() < 5 * np.sqrt(200 * 0.9)
 
 
-def test_channels_share_an_order_and_gaps_move_along() -> None:
+def test_channels_share_an_order_and_gaps_move_along():
     inputs_BCL = torch.stack([torch.arange(12.0), -torch.arange(12.0)])[None].repeat(2, 1, 1)
     inputs_BCL[:, :, 5] = torch.nan
     got_BCL = shuffle_time(inputs_BCL, torch.tensor([4, 9]))
@@ -127,7 +126,7 @@ class Highest(nn.Module):
         return x_BCL.amax(-1, keepdim=True).expand(-1, -1, 4)
 
 
-def test_targets_and_last_values_stay_in_their_places() -> None:
+def test_targets_and_last_values_stay_in_their_places():
     generator = torch.Generator().manual_seed(0)
     rows_TC = torch.randn(60, 3, generator=generator).cumsum(0)
     windows = Windows(rows_TC, name="test", window_len=16, first_row=0, num_windows=45)
@@ -141,7 +140,7 @@ def test_targets_and_last_values_stay_in_their_places() -> None:
     assert shuffled == pytest.approx(plain, rel=1e-12)
 
 
-def test_a_run_is_measured_with_shuffled_time_only_if_asked(small: Compose, tmp_path: Path) -> None:
+def test_a_run_is_measured_with_shuffled_time_only_if_asked(small, tmp_path):
     config = ["backbone=linear", "train.epochs=1"]
     plain = run(small(*config), run_dir=tmp_path / "plain")
     asked = run(small(*config, "train.shuffled_test=true"), run_dir=tmp_path / "asked")

@@ -35,7 +35,7 @@ PATIENCE = 2
 
 
 @pytest.fixture
-def fast(composed: Compose) -> Compose:
+def fast(composed) -> Compose:
     return lambda words, *more: composed(*FAST, *words.split(), *more)
 
 
@@ -57,9 +57,7 @@ def stopping(config: Config, patience: int | None = PATIENCE) -> Config:
         (f"{LATE} freeze.epochs_per_stage=9", 1.5),  # its second stage never starts
     ],
 )
-def test_a_stopped_run_is_the_beginning_of_the_whole_one(
-    words: str, settled: float, fast: Compose, tmp_path: Path
-) -> None:
+def test_a_stopped_run_is_the_beginning_of_the_whole_one(words, settled, fast, tmp_path):
     """The oracle: the first epoch of the full run at which patience had run out."""
     config = fast(words)
     run(config, run_dir=tmp_path / "whole")
@@ -82,7 +80,7 @@ def test_a_stopped_run_is_the_beginning_of_the_whole_one(
     assert read(tmp_path / "stopped" / "result.json")["stopped_epoch"] == end
 
 
-def test_a_run_that_goes_on_improving_is_not_stopped(small: Compose, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_improving_is_not_stopped(small, tmp_path):
     config = small("backbone=linear")
     whole = run(config, run_dir=tmp_path / "whole")
     patient = run(stopping(config), run_dir=tmp_path / "patient")
@@ -91,9 +89,7 @@ def test_a_run_that_goes_on_improving_is_not_stopped(small: Compose, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def whole(
-    composed: Compose, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Config, Path, Result]:
+def whole(composed, tmp_path_factory) -> tuple[Config, Path, Result]:
     """A run that early stopping ends: config, directory, result."""
     config = stopping(composed(*FAST, *LATE.split()))
     run_dir = tmp_path_factory.mktemp("whole")
@@ -102,12 +98,11 @@ def whole(
 
 @pytest.mark.parametrize("place", ["before", "at", "told", "tested"])
 def test_a_stop_that_is_asked_for_around_the_early_one_changes_nothing(
-    place: str, whole: tuple[Config, Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    place, whole, tmp_path, monkeypatch
+):
     """Interrupted one step before the early stop, at it, while its row is sent, and after it."""
     config, run_dir, result = whole
     per_epoch = read(run_dir / "provenance.json")["steps_per_epoch"]
-    assert result.stopped_epoch is not None
     last = result.stopped_epoch * per_epoch
     seen: list[Mapping[str, Any]] = []
 
@@ -136,7 +131,7 @@ def test_a_stop_that_is_asked_for_around_the_early_one_changes_nothing(
 
 
 @KILLS
-def test_a_kill_at_any_write_changes_nothing(every: bool, fast: Compose, tmp_path: Path) -> None:
+def test_a_kill_at_any_write_changes_nothing(every, fast, tmp_path):
     rarely = ["train.log_every=99", "train.probe_every=99"]
     config, run_dir = stopping(fast(LATE, *rarely), 1), tmp_path / "whole"
     with killed_at_write(None) as kinds:
@@ -151,7 +146,7 @@ def test_a_kill_at_any_write_changes_nothing(every: bool, fast: Compose, tmp_pat
         assert_same_run(run_dir, parts)
 
 
-def test_a_reused_phase_is_not_longer_than_the_run(fast: Compose, tmp_path: Path) -> None:
+def test_a_reused_phase_is_not_longer_than_the_run(fast, tmp_path):
     """A run that never unfreezes may stop within epochs that a later-unfreezing run shared."""
     store = f"train.reuse_dir={tmp_path / 'store'}"
     late = stopping(fast("freeze=staged freeze.unfreeze_epoch=7", "optim.lr=0.3", store))

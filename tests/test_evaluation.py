@@ -29,11 +29,11 @@ class LastSteps(nn.Module):
         self.dropout = nn.Dropout(0.9)
 
     def forward(self, x_BCL: Tensor) -> Tensor:
-        return self.dropout(x_BCL[..., -4:])  # type: ignore[no-any-return]
+        return self.dropout(x_BCL[..., -4:])
 
 
 @pytest.mark.parametrize(("limit", "num"), [(None, NUM), (9, 9), (1000, NUM)])
-def test_all_windows_are_measured_once_in_evaluation_mode(limit: int | None, num: int) -> None:
+def test_all_windows_are_measured_once_in_evaluation_mode(limit, num):
     windows, losses, numbers = split(), [], []
     got = evaluate(
         LastSteps(), windows, TASK, batch_size=7, autocast=None, mase_denominator_C=None,
@@ -47,7 +47,7 @@ def test_all_windows_are_measured_once_in_evaluation_mode(limit: int | None, num
     assert got["loss"] == pytest.approx(expected_B.mean().item())
 
 
-def test_baselines_are_cached_by_all_that_they_depend_on() -> None:
+def test_baselines_are_cached_by_all_that_they_depend_on():
     common, cache = {"mase_denominator_C": None}, {}
     for _ in range(3):  # computed, and twice from the cache
         for task in (TASK, Forecast(seq_len=7, horizon=5)):
@@ -61,7 +61,7 @@ def test_baselines_are_cached_by_all_that_they_depend_on() -> None:
     assert len(cache) == 12
 
 
-def test_a_split_of_gaps_has_nothing_to_score() -> None:
+def test_a_split_of_gaps_has_nothing_to_score():
     windows = split()
     windows.series_TC.fill_(math.nan)
     with pytest.raises(DataError, match=r"data\.splits"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Compose, local_t5, read, rows, run, run_until
+from runs import local_t5, read, rows, run, run_until
 from safetensors.torch import load_file
 
 from t5ts import experiment
@@ -29,9 +29,7 @@ STAGED = ["freeze=staged", "freeze.unfreeze_epoch=1", "freeze.blocks_per_stage=1
 
 
 @pytest.fixture(scope="module")
-def whole(
-    composed: Compose, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Config, Path, Result]:
+def whole(composed, tmp_path_factory) -> tuple[Config, Path, Result]:
     """A staged run that nothing interrupts, logged at every step: config, directory, result."""
     every_step = ["train.log_every=1", "train.probe_every=1"]
     more = ["freeze.eval_mode=true", "optim=adamw_rms", "train.epochs=5"]
@@ -40,15 +38,12 @@ def whole(
     return config, run_dir, experiment.run(config, run_dir=run_dir)
 
 
-def test_a_run_leaves_a_directory_that_explains_itself(whole) -> None:
+def test_a_run_leaves_a_directory_that_explains_itself(whole):
     _, run_dir, result = whole
     names = {path.name for path in run_dir.iterdir()}
     assert {"config.yaml", "provenance.json", "metrics.jsonl", "result.json", "checkpoint"} <= names
-    assert {p.name for p in (run_dir / "plots").iterdir()} == {
-        "learning_curve.png",
-        "forecast.png",
-        "gradient_norms.png",
-    }
+    plots = {path.stem for path in (run_dir / "plots").glob("*.png")}
+    assert plots == {"learning_curve", "forecast", "gradient_norms"}
     saved = read(run_dir / "result.json")
     evals = [row for row in rows(run_dir) if row["kind"] == "eval"]
     assert [row["epoch"] for row in evals] == [0, 1, 2, 3, 4, 5]
@@ -71,7 +66,7 @@ def test_a_run_leaves_a_directory_that_explains_itself(whole) -> None:
     assert all(math.isfinite(row["distance_from_init/block_1"]) for row in evals)
 
 
-def test_the_result_says_whether_the_selected_weights_use_their_encoder(whole) -> None:
+def test_the_result_says_whether_the_selected_weights_use_their_encoder(whole):
     config, run_dir, result = whole
     initial = read(run_dir / "provenance.json")["scale_audit"]["cosine"]
     assert result.metrics["encoder_cosine_initial"] == initial
@@ -89,7 +84,7 @@ def test_the_result_says_whether_the_selected_weights_use_their_encoder(whole) -
     assert result.metrics["encoder_cosine"] == pytest.approx(cosine["cosine"])
 
 
-def test_a_loss_no_better_than_a_naive_forecast_is_warned_of(whole, caplog) -> None:
+def test_a_loss_no_better_than_a_naive_forecast_is_warned_of(whole, caplog):
     """The log's 204 and 3333 were worse than the mean, and nobody asked why."""
     _, run_dir, result = whole
     losses = {name: metrics["loss"] for name, metrics in result.baselines["val"].items()}
@@ -101,7 +96,7 @@ def test_a_loss_no_better_than_a_naive_forecast_is_warned_of(whole, caplog) -> N
         assert named == {name for name in losses if losses[name] <= loss}
 
 
-def test_what_the_probes_show_is_what_the_plan_says(whole) -> None:
+def test_what_the_probes_show_is_what_the_plan_says(whole):
     _, run_dir, _ = whole
     per_epoch = read(run_dir / "provenance.json")["steps_per_epoch"]
     steps = [row for row in rows(run_dir) if row["kind"] == "step"]
@@ -118,7 +113,7 @@ def test_what_the_probes_show_is_what_the_plan_says(whole) -> None:
     assert max(thawed[-10:]) < 5 * max(thawed[:10])
 
 
-def test_equal_runs_are_equal_bit_for_bit_and_other_seeds_are_not(whole, tmp_path: Path) -> None:
+def test_equal_runs_are_equal_bit_for_bit_and_other_seeds_are_not(whole, tmp_path):
     config, run_dir, result = whole
     run(config, run_dir=tmp_path / "again")
     assert rows(tmp_path / "again") == rows(run_dir)
@@ -128,9 +123,7 @@ def test_equal_runs_are_equal_bit_for_bit_and_other_seeds_are_not(whole, tmp_pat
     assert all(initial[0][part] != initial[1][part] for part in ("patch", "encoder", "head"))
 
 
-def test_arms_differ_in_the_encoders_weights_alone_which_are_the_files(
-    small: Compose, tmp_path: Path
-) -> None:
+def test_arms_differ_in_the_encoders_weights_alone_which_are_the_files(small, tmp_path):
     """Same seed: bit-identical patch and head in every arm; and no fake arm, to the end."""
     path = local_t5(tmp_path / "t5")
     local = ["backbone=local", f"backbone.path={path}", "debug=fast_dev_run", "freeze=all"]
@@ -158,12 +151,9 @@ def test_arms_differ_in_the_encoders_weights_alone_which_are_the_files(
 
 
 @pytest.mark.parametrize(
-    ("steps", "politely"),
-    [([1], True), ([12], False), ([5, 2, 9, 4, 1], False)],
+    ("steps", "politely"), [([1], True), ([12], False), ([5, 2, 9, 4, 1], False)]
 )
-def test_resumed_equals_uninterrupted_bit_for_bit(
-    steps: list[int], politely: bool, whole, tmp_path: Path
-) -> None:
+def test_resumed_equals_uninterrupted_bit_for_bit(steps, politely, whole, tmp_path):
     """SIGTERM, kill -9, and many of both."""
     config, run_dir, result = whole
     for number, step in enumerate(steps):
@@ -174,15 +164,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert resumed.objective == result.objective
 
 
-def test_a_run_resumes_in_another_directory(whole, tmp_path: Path) -> None:
-    config, run_dir, _ = whole
-    run_until(11, config, tmp_path / "first")
-    moved = replace(config, train=replace(config.train, resume=str(tmp_path / "first")))
-    run(moved, run_dir=tmp_path / "second")
-    assert rows(tmp_path / "second") == rows(run_dir)
-
-
-def test_a_finished_run_is_shown_put_aside_or_refused(small: Compose, run_dir: Path) -> None:
+def test_a_finished_run_is_shown_put_aside_or_refused(small, run_dir):
     dry = ["backbone=linear", "debug=fast_dev_run"]
     first = run(small(*dry), run_dir=run_dir)
     metrics = run_dir / "metrics.jsonl"
@@ -196,20 +178,14 @@ def test_a_finished_run_is_shown_put_aside_or_refused(small: Compose, run_dir: P
     assert (run_dir / "result.json").is_file()
 
 
-def test_foreign_and_missing_checkpoints_are_refused_by_name(
-    small: Compose, tmp_path: Path
-) -> None:
+def test_a_foreign_checkpoint_is_refused_by_name(small, tmp_path):
     run_until(9, small("backbone=linear"), tmp_path / "a")
     checkpoint = tmp_path / "a" / "checkpoint" / "last.safetensors"
     with pytest.raises(ResumeError, match=str(checkpoint)):
         run(small("backbone=linear", "optim.lr=0.1"), run_dir=tmp_path / "a")
-    with pytest.raises(ResumeError, match="none"):
-        run(small("backbone=linear", f"train.resume={tmp_path / 'none'}"), run_dir=tmp_path / "b")
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_group_and_checkpoint(
-    tiny: Compose, run_dir: Path
-) -> None:
+def test_a_loss_that_is_not_finite_stops_with_step_group_and_checkpoint(tiny, run_dir):
     config = tiny("optim.lr=1e30", "optim.clip_norm=null", "normalize=none")
     with pytest.raises(TrainingError) as error:
         run(config, run_dir=run_dir)
@@ -222,9 +198,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_group_and_checkpoint(
     assert (read_back.state, read_back.is_open) == ("failed", False)
 
 
-def test_the_test_windows_are_read_once_and_after_training(
-    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_test_windows_are_read_once_and_after_training(tiny, run_dir, monkeypatch):
     seen: list[str] = []
     real = Windows.gather
 
@@ -250,9 +224,7 @@ def test_the_test_windows_are_read_once_and_after_training(
         "linear patch=plain",
     ],
 )
-def test_every_backbone_runs_with_every_patch(
-    overrides: str, small: Compose, run_dir: Path
-) -> None:
+def test_every_backbone_runs_with_every_patch(overrides, small, run_dir):
     backbone, *others = overrides.split()
     sizes = [] if backbone == "linear" else ["backbone.d_model=16", "backbone.num_layers=1"]
     dry = ["patch.stride=5", "debug=fast_dev_run"]
@@ -261,26 +233,25 @@ def test_every_backbone_runs_with_every_patch(
 
 
 @pytest.mark.parametrize("freeze", ["none", "all", "norms"])
-def test_every_freezing_trains_what_it_says(freeze: str, tiny: Compose, run_dir: Path) -> None:
+def test_every_freezing_trains_what_it_says(freeze, tiny, run_dir):
     run(tiny(f"freeze={freeze}", "train.epochs=1"), run_dir=run_dir)
     last = [row for row in rows(run_dir) if row["kind"] == "eval"][-1]
     assert (last["distance_from_init/block_1"] > 0) == (freeze != "all")
     assert last["distance_from_init/head"] > 0
 
 
-def test_a_model_comes_near_the_best_achievable_loss(composed: Compose, run_dir: Path) -> None:
+def test_a_model_comes_near_the_best_achievable_loss(composed, run_dir):
     """Synthetic data says what the best possible forecast scores; a linear map gets close."""
     config = composed(
         "backbone=linear", "data=synthetic", "data.num_rows=12000", "seq_len=72", "horizon=8",
         "normalize=none", "optim.lr=3e-3", "train.epochs=15", "tracker=none",
     )  # fmt: skip
     result = run(config, run_dir=run_dir)
-    assert result.best_achievable_loss is not None
     ratio = result.metrics["test_loss"] / result.best_achievable_loss
     assert 0.9 < ratio < 1.15
 
 
-def test_overfit_drives_the_loss_down(tiny: Compose, run_dir: Path) -> None:
+def test_overfit_drives_the_loss_down(tiny, run_dir):
     config = tiny(
         "debug=overfit", "train.epochs=100", "backbone.dropout=0", "optim.schedule=constant",
         "train.eval_every_epochs=50",
@@ -290,7 +261,7 @@ def test_overfit_drives_the_loss_down(tiny: Compose, run_dir: Path) -> None:
     assert result.debug == "overfit"
 
 
-def test_fp16_and_cuda_without_a_gpu_are_refused(tiny: Compose, run_dir: Path) -> None:
+def test_fp16_and_cuda_without_a_gpu_are_refused(tiny, run_dir):
     for override in ("train.precision=fp16", "train.device=cuda", "train.device=mps"):
         with pytest.raises(ConfigError, match=override):
             run(tiny(override), run_dir=run_dir)
@@ -305,9 +276,7 @@ def test_fp16_and_cuda_without_a_gpu_are_refused(tiny: Compose, run_dir: Path) -
         RuntimeError("a bug"),
     ],
 )
-def test_out_of_memory_names_what_to_lower(
-    error: Exception, tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_names_what_to_lower(error, tiny, run_dir, monkeypatch):
     def fit(*_args: object, **_options: object) -> None:
         raise error
 
@@ -322,7 +291,7 @@ def test_out_of_memory_names_what_to_lower(
         assert "\n" not in str(raised.value)
 
 
-def test_golden_losses(tiny: Compose, small: Compose, tmp_path: Path) -> None:
+def test_golden_losses(tiny, small, tmp_path):
     """A refactor keeps these, or says why not (to renew: delete the file and run once).
 
     They are compared at 1e-4, since another processor's kernels round otherwise.

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 from runs import Command
 
@@ -33,9 +32,7 @@ def measured(spec, *, rounds: int, contenders) -> Outcome:
     return Outcome(spec, {name: [turn] * rounds for name in contenders}, {})
 
 
-def test_every_part_runs_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_part_runs_on_a_cpu(monkeypatch, capsys):
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(Popen=Forked, PIPE=None, STDOUT=None))
     monkeypatch.setattr(gpu, "measure", measured)
     monkeypatch.setattr(gpu.shutil, "which", lambda _name: None)  # no MPS
@@ -48,9 +45,7 @@ def test_every_part_runs_on_a_cpu(
     assert out.count("| 2 | ") >= 3
 
 
-def test_what_does_not_fit_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_does_not_fit_is_left_out(monkeypatch, capsys):
     lines = gpu.step_table(gpu.SMOKE, None, lambda: 0.0)
     assert "not measured" in lines[-1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,51 +1,38 @@
 """Whole runs in which steps are hidden: masked by the task, or missing in the data."""
 
-import datetime
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from data.table_files import series_table
 from runs import Compose, read, resumes_as_whole, rows, run
 
 from t5ts import experiment
 from t5ts.build import build
-from t5ts.config import Config
 from t5ts.errors import DataError
 
 RECONSTRUCT = ["task=reconstruct", "horizon=null"]
 
 
-def write_csv(path: Path, *, rows: int = 600, gaps: float = 0.2, empty: slice | None = None) -> str:
+def write_csv(path: Path, *, empty: slice = slice(0)) -> str:
     """Two seasonal minute-bar channels with single gaps, a long one, and a choice of rows empty."""
     rng = np.random.default_rng(0)
-    t = np.arange(rows)[:, None]
-    values = 10 * np.sin(2 * np.pi * (t / 24 + [0.0, 0.3])) + rng.normal(size=(rows, 2)) + 50
-    values[rng.random(values.shape) < gaps] = np.nan
-    values[100:150, 1] = np.nan
-    if empty is not None:
-        values[empty] = np.nan
-    start = datetime.datetime(2024, 1, 1)
-    lines = ["time,a,b"]
-    for i, row in enumerate(values):
-        when = (start + datetime.timedelta(minutes=i)).isoformat(sep=" ")
-        lines.append(",".join([when, *("" if np.isnan(v) else f"{v:.4f}" for v in row)]))
-    path.write_text("\n".join(lines) + "\n")
+    t = np.arange(600)[:, None]
+    values = 10 * np.sin(2 * np.pi * (t / 24 + [0.0, 0.3])) + rng.normal(size=(600, 2)) + 50
+    values[rng.random(values.shape) < 0.2] = np.nan
+    values[100:150, 1] = values[empty] = np.nan
+    series_table(minutes=1, a=values[:, 0], b=values[:, 1]).write_csv(path)
     return str(path)
 
 
-def csv(path: str) -> list[str]:
-    return ["data=csv", f"data.path={path}", "data.missing=mask", "data.season=24"]
-
-
 @pytest.fixture
-def gappy(composed: Callable[..., Config], tmp_path: Path) -> Compose:
+def gappy(composed, tmp_path) -> Compose:
     """A small run on a table with gaps."""
-    table = write_csv(tmp_path / "bars.csv")
     settings = [
         "seq_len=32", "horizon=8", "patch.patch_len=8", "train.epochs=3", "optim.lr=3e-3",
-        "tracker=none", "train.log_every=2", *csv(table),
+        "tracker=none", "train.log_every=2", "data=csv", "data.missing=mask", "data.season=24",
+        f"data.path={write_csv(tmp_path / 'bars.csv')}",
     ]  # fmt: skip
     encoder = ["backbone=shared", "backbone.d_model=16", "backbone.num_layers=1"]
     return lambda *overrides: composed(
@@ -56,9 +43,7 @@ def gappy(composed: Callable[..., Config], tmp_path: Path) -> Compose:
 # ---------------------------------------------------------------------- data.missing=mask
 
 
-def test_training_on_gaps_learns_and_scores_observed_targets_alone(
-    gappy: Compose, run_dir: Path
-) -> None:
+def test_training_on_gaps_learns_and_scores_observed_targets_alone(gappy, run_dir):
     result = run(gappy(), run_dir=run_dir)
     assert result.metrics["val_loss"] < 0.8 * result.initial["val_loss"]
     assert all(
@@ -68,25 +53,21 @@ def test_training_on_gaps_learns_and_scores_observed_targets_alone(
     assert any(value is None for window in truth for value in window["truth"])
 
 
-def test_a_split_without_any_target_is_refused_before_training(
-    gappy: Compose, tmp_path: Path, run_dir: Path
-) -> None:
+def test_a_split_without_any_target_is_refused_before_training(gappy, tmp_path, run_dir):
     write_csv(tmp_path / "bars.csv", empty=slice(420, 480))
     with pytest.raises(DataError, match=r"data\.splits"):
         run(gappy(), run_dir=run_dir)
     assert not (run_dir / "metrics.jsonl").exists()
 
 
-def test_train_targets_that_are_all_gaps_are_refused(gappy: Compose, tmp_path: Path) -> None:
+def test_train_targets_that_are_all_gaps_are_refused(gappy, tmp_path):
     write_csv(tmp_path / "bars.csv", empty=slice(402, 420))
     with pytest.raises(DataError, match=r"data\.fraction"):
         build(gappy("data.fraction=0.12"))
     build(gappy("data.fraction=0.5"))
 
 
-def test_gradient_accumulation_weighs_parts_by_their_targets(
-    gappy: Compose, tmp_path: Path
-) -> None:
+def test_gradient_accumulation_weighs_parts_by_their_targets(gappy, tmp_path):
     """Parts have unequal numbers of targets; weighing them by windows would change the gradient."""
     common = ["backbone.dropout=0", "train.epochs=1", "train.batch_size=50"]
     whole = run(gappy(*common), run_dir=tmp_path / "1")
@@ -100,9 +81,7 @@ def test_gradient_accumulation_weighs_parts_by_their_targets(
 @pytest.mark.parametrize(
     ("mask", "head"), [("token", "flatten"), ("value", "flatten"), ("token", "per_patch")]
 )
-def test_reconstruction_runs_and_says_what_it_masks(
-    mask: str, head: str, tiny: Compose, run_dir: Path
-) -> None:
+def test_reconstruction_runs_and_says_what_it_masks(mask, head, tiny, run_dir):
     changes = [f"task.mask={mask}", f"head={head}", "freeze=staged", "freeze.unfreeze_epoch=1"]
     draws = head == "per_patch"  # drawing takes longer than training
     result = experiment.run(tiny(*RECONSTRUCT, *changes), run_dir=run_dir, pictures=draws)
@@ -123,14 +102,14 @@ def test_reconstruction_runs_and_says_what_it_masks(
         assert all((seen is None) != (asked is None) for seen, asked in pairs)
 
 
-def test_reconstruction_resumed_equals_uninterrupted(tiny: Compose, tmp_path: Path) -> None:
+def test_reconstruction_resumed_equals_uninterrupted(tiny, tmp_path):
     config = tiny(*RECONSTRUCT, "head=per_patch", "train.epochs=2")
     resumes_as_whole(config, tmp_path)
 
 
 def test_the_train_mask_is_another_in_every_epoch_and_the_seed_pairs_it(
-    tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    tiny, monkeypatch, tmp_path
+):
     import t5ts.tasks as module
 
     asked: list[tuple[int, int | None]] = []

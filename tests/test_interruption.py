@@ -20,7 +20,7 @@ def _as_in_a_background_job() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_one_that_waits_is_interrupted(number: int) -> None:
+def test_one_that_waits_is_interrupted(number):
     handlers = [signal.getsignal(each) for each in SIGNALS]
     with pytest.raises(KeyboardInterrupt), interrupt_on_signals():
         os.kill(os.getpid(), number)
@@ -28,7 +28,7 @@ def test_one_that_waits_is_interrupted(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_one_that_works_is_asked_first_and_interrupted_by_ctrl_c_after_it(number: int) -> None:
+def test_one_that_works_is_asked_first_and_interrupted_by_ctrl_c_after_it(number):
     handlers = [signal.getsignal(each) for each in SIGNALS]
     with stop_on_signals() as stop:
         assert not stop.is_set()

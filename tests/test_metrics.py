@@ -35,7 +35,7 @@ def gappy_sample():
 
 
 @pytest.mark.parametrize("make", [sample, gappy_sample])
-def test_against_numpy_and_scipy(make) -> None:
+def test_against_numpy_and_scipy(make):
     prediction, truth, last = make()
     denominator = torch.tensor([0.5, 2.0, 1.0])
     got = computed(prediction, truth, last, mase_denominator_C=denominator, naive_mse=3.0)
@@ -55,12 +55,12 @@ def test_against_numpy_and_scipy(make) -> None:
 
 @pytest.mark.parametrize("make", [sample, gappy_sample])
 @pytest.mark.parametrize("size", [1, 7, 36])
-def test_batch_size_does_not_matter(size, make) -> None:
+def test_batch_size_does_not_matter(size, make):
     data = make()
     assert computed(*data, size=size) == pytest.approx(computed(*data), rel=1e-10)
 
 
-def test_constant_channels_are_left_out_and_counted() -> None:
+def test_constant_channels_are_left_out_and_counted():
     prediction, truth, last = sample()
     truth[:, 1] = 0.11  # in batches of 7 rounding leaves it a variance of 4e-16
     got = computed(prediction, truth, last, size=7)
@@ -73,20 +73,20 @@ def test_constant_channels_are_left_out_and_counted() -> None:
     assert got["corr_constant_channels"] == 3
 
 
-def test_a_nan_prediction_is_not_hidden() -> None:
+def test_a_nan_prediction_is_not_hidden():
     prediction, truth, last = sample()
     prediction[3, 1, 2] = math.nan
     assert math.isnan(computed(prediction, truth, last)["loss"])
 
 
-def test_channels_without_a_mase_denominator_are_left_out() -> None:
+def test_channels_without_a_mase_denominator_are_left_out():
     prediction, truth, last = sample()
     got = computed(prediction, truth, last, mase_denominator_C=torch.tensor([0.0, 2.0, math.nan]))
     mae = (prediction - truth)[:, 1].double().abs().mean()
     assert got["mase"] == pytest.approx(float(mae) / 2)
 
 
-def test_a_channel_without_any_target_is_left_out() -> None:
+def test_a_channel_without_any_target_is_left_out():
     prediction, truth, last = sample()
     truth[:, 1] = math.nan
     got = computed(prediction, truth, last, mase_denominator_C=torch.ones(3))
@@ -100,7 +100,7 @@ def test_a_channel_without_any_target_is_left_out() -> None:
     assert got["windows_without_target"] == len(truth)
 
 
-def test_nothing_to_score_is_nan_and_no_error() -> None:
+def test_nothing_to_score_is_nan_and_no_error():
     prediction, truth, last = sample()
     got = computed(prediction, torch.full_like(truth, math.nan), last, naive_mse=1.0)
     assert math.isnan(got["loss"])
@@ -109,14 +109,14 @@ def test_nothing_to_score_is_nan_and_no_error() -> None:
     assert math.isnan(computed(prediction, truth, last, naive_mse=0.0)["skill"])
 
 
-def test_mps_has_no_float64_and_sums_on_the_cpu() -> None:
+def test_mps_has_no_float64_and_sums_on_the_cpu():
     prediction, truth, last = gappy_sample()
     sums = RegressionSums(truth.shape[1], device="mps")
     sums.update(prediction, truth, last)
     assert sums.compute() == computed(prediction, truth, last)
 
 
-def test_small_errors_are_exact() -> None:
+def test_small_errors_are_exact():
     """e² as a difference of p², py and y² would be off by 1e-4 here."""
     _, truth, last = sample()
     prediction = (1000 + truth.double()) + 1e-7
@@ -124,7 +124,7 @@ def test_small_errors_are_exact() -> None:
     assert got["loss"] == pytest.approx(1e-14, rel=1e-5)
 
 
-def test_small_operations_of_evaluation_have_one_thread(monkeypatch) -> None:
+def test_small_operations_of_evaluation_have_one_thread(monkeypatch):
     """Next to a busy process two threads made an update of 2 ms one of 210 ms."""
     threads: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

@@ -12,16 +12,14 @@ SCRIPT = ROOT / "scripts" / "run_notebooks.py"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_there_are_three() -> None:
+def test_there_are_three():
     assert [path.name[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_outputs_are_stored_and_fresh(path: Path) -> None:
+def test_outputs_are_stored_and_fresh(path):
     """`make notebooks ARGS=--store` renews them."""
     spec = importlib.util.spec_from_file_location("run_notebooks", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     notebook = script.nbformat.read(path, as_version=4)
@@ -32,7 +30,7 @@ def test_outputs_are_stored_and_fresh(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_cells_parse_and_use_public_names_alone(path: Path) -> None:
+def test_cells_parse_and_use_public_names_alone(path):
     import t5ts.analysis
 
     used = set()
@@ -55,7 +53,7 @@ def test_cells_parse_and_use_public_names_alone(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_commands_compose(path: Path, composed) -> None:
+def test_commands_compose(path, composed):
     """Each run's command line is one that t5ts takes, so that a renamed key is seen here."""
     found = 0
     for cell in json.loads(path.read_text())["cells"]:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from conftest import SMALL, TINY_T5
-from runs import Compose, assert_same_run, changed, read, resumes_as_whole, rows, run, run_until
+from data.table_files import series_table
+from runs import assert_same_run, changed, read, resumes_as_whole, rows, run, run_until
 
 import t5ts
 from t5ts.errors import ResumeError
@@ -38,7 +38,7 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_float32_agrees_with_the_cpu(backbone: str, small: Compose, tmp_path: Path) -> None:
+def test_float32_agrees_with_the_cpu(backbone, small, tmp_path):
     for device in ("cpu", "cuda"):
         about = [f"train.device={device}", "train.precision=fp32", "train.tf32=false"]
         run(small(*BACKBONES[backbone], *WITHOUT_DROPOUT, *about), run_dir=tmp_path / device)
@@ -50,13 +50,13 @@ def test_float32_agrees_with_the_cpu(backbone: str, small: Compose, tmp_path: Pa
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_is_near_float32(precision: str, tiny: Compose, tmp_path: Path) -> None:
+def test_half_precision_is_near_float32(precision, tiny, tmp_path):
     for name in ("fp32", precision):
         run(tiny(*WITHOUT_DROPOUT, f"train.precision={name}"), run_dir=tmp_path / name)
     assert losses(tmp_path / precision) == pytest.approx(losses(tmp_path / "fp32"), rel=0.03)
 
 
-def test_auto_is_bf16_on_the_gpu_and_recorded(tiny: Compose, run_dir: Path) -> None:
+def test_auto_is_bf16_on_the_gpu_and_recorded(tiny, run_dir):
     run(tiny("train.epochs=1"), run_dir=run_dir)
     about = read(run_dir / "provenance.json")
     assert torch.cuda.get_device_name() in json.dumps(about)
@@ -66,16 +66,14 @@ def test_auto_is_bf16_on_the_gpu_and_recorded(tiny: Compose, run_dir: Path) -> N
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("precision", ["bf16", "fp32", "fp16"])
-def test_equal_and_resumed_runs_are_equal_bit_for_bit(
-    backbone: str, precision: str, small: Compose, tmp_path: Path
-) -> None:
+def test_equal_and_resumed_runs_are_equal_bit_for_bit(backbone, precision, small, tmp_path):
     config = small(*BACKBONES[backbone], f"train.precision={precision}")
     resumes_as_whole(config, tmp_path)
     run(config, run_dir=tmp_path / "again")
     assert_same_run(tmp_path / "again", tmp_path / "whole")
 
 
-def test_a_reused_frozen_phase_equals_a_cold_one(tiny: Compose, tmp_path: Path) -> None:
+def test_a_reused_frozen_phase_equals_a_cold_one(tiny, tmp_path):
     config = tiny(*STAGED, f"train.reuse_dir={tmp_path / 'store'}")
     later = changed(config, {"freeze.unfreeze_epoch": 2.0})
     run(config, run_dir=tmp_path / "first")
@@ -84,19 +82,16 @@ def test_a_reused_frozen_phase_equals_a_cold_one(tiny: Compose, tmp_path: Path) 
     assert_same_run(tmp_path / "warm", tmp_path / "cold")
 
 
-def test_compiled_blocks_change_little(tiny: Compose, tmp_path: Path) -> None:
+def test_compiled_blocks_change_little(tiny, tmp_path):
     for name in ("false", "true"):
         run(tiny(*STAGED, *WITHOUT_DROPOUT, f"train.compile={name}"), run_dir=tmp_path / name)
     assert losses(tmp_path / "true") == pytest.approx(losses(tmp_path / "false"), rel=0.02)
 
 
-def test_predictions_are_the_runs_own(tmp_path: Path) -> None:
+def test_predictions_are_the_runs_own(tmp_path):
     hours = np.arange(600)
-    noise = np.random.default_rng(0).normal(0, 1, 600)
-    table = pl.DataFrame({"load": 1000 + 50 * np.sin(hours / 24 * 2 * np.pi) + noise})
-    start = pl.datetime(2024, 1, 1)
-    times = pl.select(pl.datetime_range(start, start + pl.duration(hours=599), "1h").alias("time"))
-    pl.concat([times, table], how="horizontal").write_csv(tmp_path / "load.csv")
+    load = 1000 + 50 * np.sin(hours / 24 * 2 * np.pi) + np.random.default_rng(0).normal(size=600)
+    series_table(load=load).write_csv(tmp_path / "load.csv")
     csv = ["data=csv", f"data.path={tmp_path / 'load.csv'}", *WITHOUT_DROPOUT]
     others = [override for override in SMALL if not override.startswith("data")]
     for precision in ("fp32", "bf16"):
@@ -122,7 +117,7 @@ def t5ts_run(*overrides: str, status: int = 0, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_several_workers_share_the_gpu(tmp_path: Path) -> None:
+def test_several_workers_share_the_gpu(tmp_path):
     grid = ["optim.lr=1e-3,3e-3", "freeze.unfreeze_epoch=1,2", "hydra/sweeper=t5ts"]
     grid += ["hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=2", "freeze=staged"]
     t5ts_run("--multirun", *SMALL, *TINY_T5, *grid, f"hydra.sweep.dir={tmp_path}")
@@ -132,7 +127,7 @@ def test_several_workers_share_the_gpu(tmp_path: Path) -> None:
         assert "cuda" in (path.parent / "provenance.json").read_text()
 
 
-def test_too_large_a_batch_is_one_message(tmp_path: Path) -> None:
+def test_too_large_a_batch_is_one_message(tmp_path):
     cap = {"PYTORCH_CUDA_ALLOC_CONF": "per_process_memory_fraction:0.004"}
     large = [*SMALL, "backbone=t5_small", "init=random", "seq_len=128", "horizon=8"]
     out = t5ts_run(*large, "train.batch_size=512", f"hydra.run.dir={tmp_path / 'run'}",
@@ -141,16 +136,14 @@ def test_too_large_a_batch_is_one_message(tmp_path: Path) -> None:
     assert "train.batch_size" in out
 
 
-def test_a_run_is_not_resumed_on_another_device(
-    tiny: Compose, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_not_resumed_on_another_device(tiny, run_dir, monkeypatch):
     run_until(8, tiny(), run_dir)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ResumeError, match="cuda"):
         run(tiny(), run_dir=run_dir)
 
 
-def test_a_process_group_of_one_gpu_is_the_plain_run(tmp_path: Path) -> None:
+def test_a_process_group_of_one_gpu_is_the_plain_run(tmp_path):
     plain = [*SMALL, *TINY_T5, "train.progress=false"]
     t5ts_run(*plain, f"hydra.run.dir={tmp_path / 'plain'}")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "-m"]

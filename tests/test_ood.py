@@ -1,13 +1,13 @@
 """Another series: tested on once, by its own scale and season, and nothing else changes."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from runs import Compose, changed, read, rows, run
+from data.table_files import series_table
+from runs import changed, read, rows, run
 
 from t5ts import experiment
 from t5ts.build import build, build_model
@@ -25,21 +25,7 @@ OTHER = [
 ]  # fmt: skip
 
 
-def write(path: Path, values_T: np.ndarray, *, minutes: int = 60) -> str:
-    """A table of two channels; a blank for NaN."""
-    start = np.datetime64("2020-01-01T00:00:00")
-    times = (start + np.timedelta64(i * minutes, "m") for i in range(len(values_T)))
-    lines = (
-        f"{time},{'' if np.isnan(value) else value},{i % 7}"
-        for i, (time, value) in enumerate(zip(times, values_T, strict=True))
-    )
-    path.write_text("\n".join(["time,a,b", *lines]))
-    return str(path)
-
-
-def test_it_is_read_once_after_training_and_the_tracker_hears_of_it(
-    small: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_read_once_after_training_and_the_tracker_hears_of_it(small, tmp_path, monkeypatch):
     evaluated: list[str] = []
     real, tracker, summary = experiment.evaluate, Tracker(), {}
 
@@ -55,7 +41,7 @@ def test_it_is_read_once_after_training_and_the_tracker_hears_of_it(
     assert {"test_loss", "ood_loss", "ood_skill", "shuffled_loss"} <= set(summary)
 
 
-def test_masked_spans_of_another_series(small: Compose, tmp_path: Path) -> None:
+def test_masked_spans_of_another_series(small, tmp_path):
     task = ["task=reconstruct", "task.mask=value", "horizon=null"]
     result = run(small(*LINEAR, *OTHER, *task), run_dir=tmp_path)
     naive = result.baselines["ood"]["linear_interpolation"]["loss"]
@@ -71,20 +57,17 @@ def test_masked_spans_of_another_series(small: Compose, tmp_path: Path) -> None:
         (["data@ood=synthetic", "ood.num_rows=50"], DataError, r"ood \(synthetic\): "),
     ],
 )
-def test_what_is_wrong_with_it_names_it(
-    overrides: list[str], error: type[Exception], named: str, small: Compose
-) -> None:
+def test_what_is_wrong_with_it_names_it(overrides, error, named, small):
     with pytest.raises(error, match=named):
         build(small(*LINEAR, *overrides))
 
 
-def test_a_run_begins_with_both_series_and_warns_of_another_step(
-    small: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_begins_with_both_series_and_warns_of_another_step(small, tmp_path, caplog):
     """And gaps of the other series alone are hidden from the model, and not scored."""
     values_T = np.sin(np.arange(400) * 0.07)
     values_T[::50] = np.nan
-    path = write(tmp_path / "other.csv", values_T, minutes=15)
+    path = tmp_path / "other.csv"
+    series_table(minutes=15, a=values_T, b=np.arange(400) % 7).write_csv(path)
     more = ["ood.time=time", "ood.missing=mask", "ood.season=96"]
     config = small(*LINEAR, "data@ood=csv", f"ood.path={path}", *more)
     with caplog.at_level(logging.DEBUG, logger="t5ts"):
@@ -97,15 +80,13 @@ def test_a_run_begins_with_both_series_and_warns_of_another_step(
     assert "3600 s" in warning
 
 
-def test_it_is_part_of_the_identity_where_it_is_set(composed: Compose) -> None:
+def test_it_is_part_of_the_identity_where_it_is_set(composed):
     names = [identity(composed(*SMALL, *o)) for o in ([], ["~data@ood"], OTHER, OTHER[:-1])]
     assert names[0] == names[1]
     assert len(set(names)) == 3
 
 
-def test_it_is_measured_in_units_of_its_own_train_rows_and_nothing_else_changes(
-    small: Compose, tmp_path: Path
-) -> None:
+def test_it_is_measured_in_units_of_its_own_train_rows_and_nothing_else_changes(small, tmp_path):
     """The whole way again in numpy, but for the model's forward pass."""
     config = small(*LINEAR, *OTHER, "normalize=none", "data.fraction=0.5")
     result = run(config, run_dir=tmp_path / "run")

@@ -49,7 +49,7 @@ def step(net: nn.Module, optimizer: PlannedOptimizer, number: int) -> None:
     optimizer.inner.zero_grad(set_to_none=True)
 
 
-def test_each_parameter_is_frozen_bit_for_bit_or_in_exactly_one_group() -> None:
+def test_each_parameter_is_frozen_bit_for_bit_or_in_exactly_one_group():
     net = model()
     optimizer = planned(net)
     for number in range(6):
@@ -66,7 +66,7 @@ def test_each_parameter_is_frozen_bit_for_bit_or_in_exactly_one_group() -> None:
             assert (parameter in optimizer.inner.state) == parameter.requires_grad
 
 
-def test_rates_follow_rule_and_rewarmup_and_decay_takes_matrices_only() -> None:
+def test_rates_follow_rule_and_rewarmup_and_decay_takes_matrices_only():
     net = model()
     optimizer = planned(net, rewarmup_epochs=2 / 3)
     seen = []
@@ -81,7 +81,7 @@ def test_rates_follow_rule_and_rewarmup_and_decay_takes_matrices_only() -> None:
     assert decay == {"4.weight": 0.1, "4.bias": 0.0, "4.relative_attention_bias": 0.0}
 
 
-def test_what_trains_from_the_start_has_the_common_schedule_alone() -> None:
+def test_what_trains_from_the_start_has_the_common_schedule_alone():
     shape = {"schedule": "cosine", "min_lr_ratio": 0.1, "warmup_epochs": 0.5}
     optimizer = planned(model(), [Rule("", 0.0, 0.5)], rewarmup_epochs=1, **shape)
     for number in range(9):
@@ -95,7 +95,7 @@ def test_what_trains_from_the_start_has_the_common_schedule_alone() -> None:
 @pytest.mark.parametrize("algorithm", ["adamw", "adamw_rms"])
 @pytest.mark.parametrize("skipped", [set(), {0}, {0, 1}, {0, 1, 2, 3}, {3, 4}, {1, 3}])
 @pytest.mark.parametrize("stop", [1, 3, 4, 5])
-def test_state_round_trip_resumes_bit_for_bit(algorithm, skipped, stop) -> None:
+def test_state_round_trip_resumes_bit_for_bit(algorithm, skipped, stop):
     """A GradScaler skips its first steps: whatever has not stepped yet has no state."""
 
     def train(net, optimizer, numbers) -> None:
@@ -119,7 +119,7 @@ def test_state_round_trip_resumes_bit_for_bit(algorithm, skipped, stop) -> None:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-def test_state_of_other_parameters_is_refused() -> None:
+def test_state_of_other_parameters_is_refused():
     net = model()
     optimizer = planned(net)
     step(net, optimizer, 0)
@@ -132,7 +132,7 @@ def test_state_of_other_parameters_is_refused() -> None:
 
 
 @pytest.mark.parametrize("limit", [0.01, 1e6])
-def test_clip_equals_torch(limit) -> None:
+def test_clip_equals_torch(limit):
     ours, theirs = model(), model()
     optimizer = planned(ours, [Rule(pattern="", start_epoch=0.0, lr_scale=1.0)], clip_norm=limit)
     for net in (ours, theirs):
@@ -145,7 +145,7 @@ def test_clip_equals_torch(limit) -> None:
 
 
 @pytest.mark.parametrize("size", [0.3, 1e-5])
-def test_adamw_rms_is_adamw_whose_rate_is_the_matrix_rms(size: float) -> None:
+def test_adamw_rms_is_adamw_whose_rate_is_the_matrix_rms(size):
     torch.manual_seed(1)
     weight, bias = torch.randn(6, 5) * size, torch.randn(5)
     ours = [nn.Parameter(weight.clone()), nn.Parameter(bias.clone())]

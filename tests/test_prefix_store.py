@@ -33,7 +33,7 @@ def age(folder: Path, key: str, epoch: int, seconds: int) -> None:
     os.utime(path, (10**9 - seconds,) * 2)
 
 
-def test_what_was_published_first_is_read_by_key_and_epoch(tmp_path: Path) -> None:
+def test_what_was_published_first_is_read_by_key_and_epoch(tmp_path):
     store = PrefixStore(tmp_path / "new" / "store", max_bytes=100)
     assert store.publish(KEY, 3, b"three")
     assert store.publish(KEY, 3, b"later")
@@ -45,7 +45,7 @@ def test_what_was_published_first_is_read_by_key_and_epoch(tmp_path: Path) -> No
     assert not store.has(KEY, 2)
 
 
-def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_goes_first(tmp_path):
     store = PrefixStore(tmp_path, max_bytes=300)
     for epoch in (1, 2, 3):
         store.publish(KEY, epoch, bytes(100))
@@ -60,9 +60,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b[:0], lambda b: b[:5] + b"?" + b[6:]]
 )
-def test_a_damaged_entry_is_said_removed_and_missed(
-    damage, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_entry_is_said_removed_and_missed(damage, tmp_path, caplog):
     store = PrefixStore(tmp_path, max_bytes=1000)
     store.publish(KEY, 1, b"0123456789")
     (path,) = tmp_path.glob("*.prefix")
@@ -72,7 +70,7 @@ def test_a_damaged_entry_is_said_removed_and_missed(
     assert not path.exists()
 
 
-def test_kill_9_while_publishing_leaves_no_entry(tmp_path: Path) -> None:
+def test_kill_9_while_publishing_leaves_no_entry(tmp_path):
     process = start(die_at_the_rename, tmp_path)
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -85,11 +83,11 @@ def test_kill_9_while_publishing_leaves_no_entry(tmp_path: Path) -> None:
 
 
 def die_at_the_rename(folder: Path) -> None:
-    Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     PrefixStore(folder, max_bytes=10**6).publish(KEY, 1, b"half a promise")
 
 
-def test_processes_that_publish_read_and_evict_at_once_see_whole_entries(tmp_path: Path) -> None:
+def test_processes_that_publish_read_and_evict_at_once_see_whole_entries(tmp_path):
     processes = [start(churn, tmp_path, number) for number in (1, 2)]
     for process in processes:
         process.join()
@@ -115,7 +113,7 @@ def churn(folder: Path, number: int) -> None:
     assert hits > 5
 
 
-def test_a_folder_that_cannot_be_is_an_error_at_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_is_an_error_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         PrefixStore(tmp_path / "file", max_bytes=1)

@@ -14,7 +14,7 @@ def net() -> nn.ModuleDict:
 
 
 @pytest.fixture(autouse=True)
-def _components(monkeypatch: pytest.MonkeyPatch) -> None:
+def _components(monkeypatch) -> None:
     monkeypatch.setattr(probes, "component_of", lambda name: name.split(".")[0])
 
 
@@ -22,7 +22,7 @@ def backward(model: nn.ModuleDict) -> None:
     model["b"](model["a"](torch.ones(2, 3))).sum().backward()
 
 
-def test_gradient_norms_equal_the_definition() -> None:
+def test_gradient_norms_equal_the_definition():
     model = net()
     backward(model)
     parameters = dict(model.named_parameters())
@@ -37,7 +37,7 @@ def test_gradient_norms_equal_the_definition() -> None:
     )
 
 
-def test_a_frozen_component_has_norm_zero_and_unfreezing_is_noticed() -> None:
+def test_a_frozen_component_has_norm_zero_and_unfreezing_is_noticed():
     model = net()
     parameters = dict(model.named_parameters())
     probe = GradientNorms(parameters)
@@ -51,7 +51,7 @@ def test_a_frozen_component_has_norm_zero_and_unfreezing_is_noticed() -> None:
     assert probe.measure(parameters).isnan().tolist() == [False, True, True]
 
 
-def test_update_ratio_and_distance() -> None:
+def test_update_ratio_and_distance():
     model = net()
     parameters = dict(model.named_parameters())
     distance = DistanceFromInit(parameters)
@@ -64,7 +64,7 @@ def test_update_ratio_and_distance() -> None:
         assert distance.measure() == pytest.approx({"a": 0.1, "b": 0.0}, abs=1e-6)
 
 
-def test_distance_from_zero_is_infinite_once_moved() -> None:
+def test_distance_from_zero_is_infinite_once_moved():
     p = nn.Parameter(torch.zeros(3))
     distance = DistanceFromInit({"a.w": p})
     assert distance.measure() == {"a": 0.0}
@@ -73,7 +73,7 @@ def test_distance_from_zero_is_infinite_once_moved() -> None:
     assert distance.measure() == {"a": float("inf")}
 
 
-def test_what_never_trains_has_no_copy_and_may_not_change() -> None:
+def test_what_never_trains_has_no_copy_and_may_not_change():
     model = net()
     parameters = dict(model.named_parameters())
     distance = DistanceFromInit(parameters, frozen=["a.weight", "a.bias", "b.weight"])
@@ -88,7 +88,7 @@ def test_what_never_trains_has_no_copy_and_may_not_change() -> None:
     assert set(distance._initial) == {"b.bias"}
 
 
-def test_a_gpus_sums_by_component_are_the_cpus() -> None:
+def test_a_gpus_sums_by_component_are_the_cpus():
     """They need no `index_add_`, whose order is not fixed there, and spread no NaN."""
     squares, places = torch.rand(50), torch.randint(0, 4, (50,))
     squares[7] = float("nan")
@@ -100,7 +100,7 @@ def test_a_gpus_sums_by_component_are_the_cpus() -> None:
     assert by_mask[4] == 0.0
 
 
-def test_activations_are_what_the_graph_keeps() -> None:
+def test_activations_are_what_the_graph_keeps():
     """A matrix product keeps its input if its weight is trained, a ReLU its output."""
     model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     model.requires_grad_(False)

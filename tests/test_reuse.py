@@ -82,10 +82,7 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = [
 
 
 @pytest.mark.parametrize(("common", "one", "other", "shared"), PAIRS)
-def test_reused_equals_cold_bit_for_bit(
-    common: dict[str, Any], one: dict[str, Any], other: dict[str, Any], shared: int,
-    base: Config, tmp_path: Path,
-) -> None:  # fmt: skip
+def test_reused_equals_cold_bit_for_bit(common, one, other, shared, base, tmp_path):
     both = changed(base, common | {"train.reuse_dir": str(tmp_path / "store")})
     first, second = changed(both, one), changed(both, other)
     check(first)
@@ -115,16 +112,14 @@ def test_reused_equals_cold_bit_for_bit(
         ([0.0, 5.0], 60, 2, 5),
     ],
 )
-def test_whole_epochs_before_anything_unfreezes(
-    starts: list[float | None], settled: int, patience: int | None, frozen: int
-) -> None:
+def test_whole_epochs_before_anything_unfreezes(starts, settled, patience, frozen):
     plan = {str(number): SimpleNamespace(start_epoch=start) for number, start in enumerate(starts)}
     optimizer = SimpleNamespace(plan=plan, settled_step=settled)
     setup: Any = SimpleNamespace(steps_per_epoch=10, epochs=8, optimizer=optimizer)
     assert reuse.frozen_epochs(setup, patience) == frozen
 
 
-def test_a_prefix_grows_from_run_to_run(staged: Compose, tmp_path: Path) -> None:
+def test_a_prefix_grows_from_run_to_run(staged, tmp_path):
     others = [f"freeze.unfreeze_epoch={epoch}" for epoch in (1, 3, 2)]
     others += ["seed=1", "train.epochs=5", "freeze=all", "freeze=all optim=adamw"]
     reused = [
@@ -138,7 +133,7 @@ def test_a_prefix_grows_from_run_to_run(staged: Compose, tmp_path: Path) -> None
     assert rows(tmp_path / "freeze=all optim=adamw") == rows(tmp_path / "cold")
 
 
-def test_what_trains_from_the_start_is_in_the_key(staged: Compose, tmp_path: Path) -> None:
+def test_what_trains_from_the_start_is_in_the_key(staged, tmp_path):
     """With norms that train at once, the encoder's rate acts at once too."""
     norms = staged("freeze=norms")
     run(norms, run_dir=tmp_path / "first")
@@ -169,9 +164,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_every_setting_is_in_the_key_or_on_the_list(
-    overrides: list[str], composed: Compose
-) -> None:
+def test_every_setting_is_in_the_key_or_on_the_list(overrides, composed):
     config = composed(*SMALL[2:], "freeze=staged_norms", *overrides)
     listed = (*ACTS_LATER, *NOT_IDENTITY)
     in_key, found = set(leaves(lasting_settings(config))), set()
@@ -184,9 +177,7 @@ def test_every_setting_is_in_the_key_or_on_the_list(
     assert found - {None} == set(listed)  # no stale name on the lists
 
 
-def test_code_data_weights_and_machine_are_in_the_key(
-    base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_data_weights_and_machine_are_in_the_key(base, tmp_path, monkeypatch):
     config = changed(base, {"train.reuse_dir": str(tmp_path / "store")})
 
     def key() -> str:
@@ -219,8 +210,8 @@ def test_code_data_weights_and_machine_are_in_the_key(
 
 
 def test_source_files_that_changed_since_the_start_are_not_what_ran(
-    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
-) -> None:
+    staged, tmp_path, monkeypatch, caplog
+):
     config = staged("freeze.unfreeze_epoch=2")
     run(config, run_dir=tmp_path / "first")
     with monkeypatch.context() as patched:
@@ -234,9 +225,7 @@ def test_source_files_that_changed_since_the_start_are_not_what_ran(
 
 
 @pytest.mark.parametrize(("step", "politely"), [(1, True), (6, False), (8, True)])
-def test_a_run_that_began_from_a_prefix_resumes_bit_for_bit(
-    step: int, politely: bool, staged: Compose, tmp_path: Path
-) -> None:
+def test_a_run_that_began_from_a_prefix_resumes_bit_for_bit(step, politely, staged, tmp_path):
     config = staged("freeze.unfreeze_epoch=2")
     run(changed(config, {"freeze.order": "bottom_up"}), run_dir=tmp_path / "first")
     run_until(step, config, tmp_path / "warm", politely=politely)
@@ -250,9 +239,7 @@ def test_a_run_that_began_from_a_prefix_resumes_bit_for_bit(
     assert_same_run(tmp_path / "warm", tmp_path / "cold")
 
 
-def test_killed_before_the_prefix_stands_it_is_taken_again(
-    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_before_the_prefix_stands_it_is_taken_again(staged, tmp_path, monkeypatch):
     config = staged("freeze.unfreeze_epoch=2")
     run(config, run_dir=tmp_path / "first")
     real = reuse.save_checkpoint
@@ -270,9 +257,7 @@ def test_killed_before_the_prefix_stands_it_is_taken_again(
     assert rows(tmp_path / "warm") == rows(tmp_path / "first")
 
 
-def test_a_resumed_run_shares_its_epochs_unless_other_code_began_it(
-    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_shares_its_epochs_unless_other_code_began_it(staged, tmp_path, monkeypatch):
     config = staged("freeze.unfreeze_epoch=3")
     for name, edits in (("same", False), ("other", True)):
         here = changed(config, {"train.reuse_dir": str(tmp_path / f"{name}-store")})
@@ -287,7 +272,7 @@ def test_a_resumed_run_shares_its_epochs_unless_other_code_began_it(
         assert later.reused_epochs == (0 if edits else 3)
 
 
-def test_starting_anew_and_elsewhere(staged: Compose, tmp_path: Path) -> None:
+def test_starting_anew_and_elsewhere(staged, tmp_path):
     config = staged("freeze.unfreeze_epoch=2")
     first = run(config, run_dir=tmp_path / "a")
     anew = run(changed(config, {"train.resume": "never"}), run_dir=tmp_path / "a")
@@ -299,9 +284,7 @@ def test_starting_anew_and_elsewhere(staged: Compose, tmp_path: Path) -> None:
     assert rows(tmp_path / "c") == rows(tmp_path / "a")
 
 
-def test_a_damaged_entry_costs_an_epoch_and_no_more(
-    staged: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_entry_costs_an_epoch_and_no_more(staged, tmp_path, caplog):
     config = staged("freeze.unfreeze_epoch=3")
     run(config, run_dir=tmp_path / "first")
     (path,) = (tmp_path / "store").glob("*.00003.*")
@@ -312,9 +295,7 @@ def test_a_damaged_entry_costs_an_epoch_and_no_more(
     assert run(config, run_dir=tmp_path / "again").reused_epochs == 3  # it was shared anew
 
 
-def test_a_store_that_fails_later_costs_the_run_nothing(
-    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
-) -> None:
+def test_a_store_that_fails_later_costs_the_run_nothing(staged, tmp_path, monkeypatch, caplog):
     def full(*_: Any) -> bool:
         raise OSError(28, "No space left on device")
 
@@ -323,9 +304,7 @@ def test_a_store_that_fails_later_costs_the_run_nothing(
     assert caplog.text.count("No space left on device") == 1
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_training(
-    staged: Compose, tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_before_training(staged, tmp_path):
     (tmp_path / "store").write_text("a file")
     with pytest.raises(ConfigError, match=r"train\.reuse_dir=.*store cannot be written"):
         run(staged(), run_dir=tmp_path / "run")
@@ -334,9 +313,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
         staged("train.reuse_max_gb=0")
 
 
-def test_reused_epochs_are_the_runs_own(
-    staged: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reused_epochs_are_the_runs_own(staged, tmp_path, monkeypatch):
     """A sweep receives them, their seconds count, and the best epoch may be among them."""
     # At such a rate the first step ruins the model.
     config = staged("freeze.unfreeze_epoch=3", "optim.lr=3", "optim.schedule=constant")
@@ -367,7 +344,7 @@ def test_reused_epochs_are_the_runs_own(
         run(config, run_dir=tmp_path / "pruned", after_epoch=prune)
 
 
-def test_what_acts_later_is_read_by_the_plan_alone() -> None:
+def test_what_acts_later_is_read_by_the_plan_alone():
     """A new reader of such a setting could make it act earlier: it must be looked at here."""
     package = Path(t5ts.__file__).parent
     # Options without `always` have it as an empty `exempt`, which is what everything reads.

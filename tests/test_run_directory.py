@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from runs import Compose, changed, flip, largest_file, local_t5, read, rows, run, run_until
+from data.table_files import series_table
+from runs import changed, flip, largest_file, local_t5, read, rows, run, run_until
 
 from t5ts import experiment, run_directory
 from t5ts.analysis.results import read_json
@@ -22,13 +23,7 @@ from t5ts.analysis.study import collect
 from t5ts.build import load_once
 from t5ts.config import Config
 from t5ts.data.windows import Windows
-from t5ts.errors import (
-    DataError,
-    DirectoryInUse,
-    InputsChanged,
-    OutputError,
-    ResumeError,
-)
+from t5ts.errors import DataError, DirectoryInUse, InputsChanged, OutputError, ResumeError
 from t5ts.progress import ProgressBar
 from t5ts.provenance import write_json
 from t5ts.run_directory import locked, put_aside, remove_if_unused
@@ -36,7 +31,7 @@ from t5ts.tracking import Tracker
 
 
 @pytest.fixture(scope="module")
-def base(composed: Compose) -> Config:
+def base(composed) -> Config:
     """A linear model on a CSV, composed once; each test gives it its own file."""
     no_data = [line for line in SMALL if not line.startswith("data")]
     return composed(
@@ -46,60 +41,48 @@ def base(composed: Compose) -> Config:
 
 
 def write(path: Path, values: list[float]) -> None:
-    times = np.datetime64("2024-01-01T00:00:00") + 3600 * np.arange(len(values))
-    path.write_text("time,a\n" + "".join(f"{t},{v}\n" for t, v in zip(times, values, strict=True)))
+    series_table(a=values).write_csv(path)
 
 
 VALUES: list[float] = np.random.default_rng(0).normal(size=600).round(3).tolist()
 
 
 @pytest.fixture
-def csv(tmp_path: Path) -> Path:
+def csv(tmp_path) -> Path:
     path = tmp_path / "series.csv"
     write(path, VALUES)
     return path
 
 
 @pytest.fixture
-def config(base: Config, csv: Path) -> Config:
+def config(base, csv) -> Config:
     return changed(base, {"data.path": str(csv)})
 
 
-def interrupt(config: Config, run_dir: Path, step: int = 8) -> None:
-    """Run up to a step of the second epoch (epochs have 6)."""
-    run_until(step, config, run_dir)
-
-
 @pytest.fixture(scope="module")
-def halves(base: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path, Path]:
+def halves(base, tmp_path_factory) -> tuple[Config, Path, Path]:
     """A configuration, a run that was interrupted, and a finished one."""
     folder = tmp_path_factory.mktemp("halves")
     write(folder / "series.csv", VALUES)
     config = changed(base, {"data.path": str(folder / "series.csv")})
-    interrupt(config, folder / "half")
+    run_until(8, config, folder / "half")  # in the second epoch: each has 6 steps
     run(config, run_dir=folder / "whole")
     return config, folder / "half", folder / "whole"
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }  # fmt: skip
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 # --- inputs ---
 
-EDITS = {
-    "a value": [0.5, *VALUES[1:]],
-    "more rows": [*VALUES, *VALUES[:30]],
-}
+EDITS = {"a value": [0.5, *VALUES[1:]], "more rows": [*VALUES, *VALUES[:30]]}
 
 
 @pytest.mark.parametrize("edited", EDITS.values(), ids=EDITS)
-def test_other_data_is_refused_and_the_old_data_is_welcome(
-    edited: list[float], config: Config, csv: Path, run_dir: Path
-) -> None:
-    interrupt(config, run_dir)
+def test_other_data_is_refused_and_the_old_data_is_welcome(edited, config, csv, run_dir):
+    run_until(8, config, run_dir)
     left = snapshot(run_dir)
     write(csv, edited)
     with pytest.raises(InputsChanged, match="data"):
@@ -117,13 +100,11 @@ def test_other_data_is_refused_and_the_old_data_is_welcome(
     assert anew.baselines != result.baselines
 
 
-def test_other_weights_and_another_other_series_are_refused(
-    small: Compose, csv: Path, tmp_path: Path, run_dir: Path, config: Config
-) -> None:
+def test_other_weights_and_another_other_series_are_refused(small, csv, tmp_path, run_dir, config):
     """Else a resumed run's provenance would name weights that its numbers do not come from."""
     path = local_t5(tmp_path / "t5")
     local = small("backbone=local", f"backbone.path={path}", "init=t5", "train.epochs=1")
-    interrupt(local, run_dir, step=2)
+    run_until(2, local, run_dir)
     named = read(run_dir / "provenance.json")["weights"]["files"]
     kept = (path / "model.safetensors").read_bytes()
     for finished in (False, True):
@@ -144,9 +125,7 @@ def test_other_weights_and_another_other_series_are_refused(
 
 
 @pytest.mark.parametrize("finished", [0, 1])
-def test_another_precision_is_refused(
-    finished: int, halves, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_precision_is_refused(finished, halves, run_dir, monkeypatch):
     """device=auto has one identity on a CPU and on a GPU."""
     config, *parts = halves
     shutil.copytree(parts[finished], run_dir)
@@ -158,8 +137,8 @@ def test_another_precision_is_refused(
 
 
 def test_other_code_is_told_when_shown_and_refused_when_resumed(
-    halves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
-) -> None:
+    halves, tmp_path, monkeypatch, caplog
+):
     config, half, whole = halves
     for part in (half, whole):
         shutil.copytree(part, tmp_path / part.name)
@@ -198,9 +177,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None]]] = [
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
 def test_damage_is_found_before_training_and_the_advice_works(
-    name: str, damage: Callable[[Path], None], halves, run_dir: Path,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
+    name, damage, halves, run_dir, monkeypatch, tmp_path
+):
     config, half, whole = halves
     shutil.copytree(half, run_dir)
     damage(run_dir / name)
@@ -223,7 +201,7 @@ def test_damage_is_found_before_training_and_the_advice_works(
 @pytest.mark.parametrize(
     "name", ["result.json", "provenance.json", "config.yaml", "metrics.jsonl", "test_losses.npy"]
 )
-def test_a_damaged_finished_run_is_not_shown(name: str, halves, run_dir: Path) -> None:
+def test_a_damaged_finished_run_is_not_shown(name, halves, run_dir):
     config, _, whole = halves
     shutil.copytree(whole, run_dir)
     assert collect([run_dir]).runs
@@ -233,7 +211,7 @@ def test_a_damaged_finished_run_is_not_shown(name: str, halves, run_dir: Path) -
         run(config, run_dir=run_dir)
 
 
-def test_no_flipped_bit_of_a_record_is_read(tmp_path: Path) -> None:
+def test_no_flipped_bit_of_a_record_is_read(tmp_path):
     """Nor one in the name of the checksum's own key; a record of an older t5ts has none."""
     path = tmp_path / "record.json"
     record = {"a": 1.5e-7, "b": [1, None, "é"], "c": {"crc": True}, "d": "0123abcd"}
@@ -248,9 +226,9 @@ def test_no_flipped_bit_of_a_record_is_read(tmp_path: Path) -> None:
         assert read_json(path) == older
 
 
-def test_a_named_checkpoint_that_is_missing_is_no_new_run(config: Config, run_dir: Path) -> None:
+def test_a_named_checkpoint_that_is_missing_is_no_new_run(config, run_dir):
     for named in (run_dir, run_dir / "elsewhere"):
-        with pytest.raises(ResumeError):
+        with pytest.raises(ResumeError, match=str(named)):
             run(changed(config, {"train.resume": str(named)}), run_dir=run_dir)
 
 
@@ -263,9 +241,7 @@ def test_a_named_checkpoint_that_is_missing_is_no_new_run(config: Config, run_di
         ("links/epoch-1", "checkpoint/last.safetensors", "links/epoch-1"),
     ],
 )
-def test_a_named_checkpoint_may_be_a_link(
-    link: str, target: str, named: str, halves, tmp_path: Path, run_dir: Path
-) -> None:
+def test_a_named_checkpoint_may_be_a_link(link, target, named, halves, tmp_path, run_dir):
     config, half, whole = halves
     place = tmp_path / link
     place.parent.mkdir(exist_ok=True)
@@ -273,13 +249,14 @@ def test_a_named_checkpoint_may_be_a_link(
     if link == "linked/checkpoint":  # the large files are on another disk
         shutil.copy2(half / "metrics.jsonl", tmp_path / "linked")
     run(changed(config, {"train.resume": str(tmp_path / named)}), run_dir=run_dir)
+    assert read(run_dir / "provenance.json")["resumed_from"]  # a new run would have the same rows
     assert rows(run_dir) == rows(whole)
 
 
 # --- who holds it ---
 
 
-def test_what_another_process_holds_is_left_alone(config: Config, run_dir: Path) -> None:
+def test_what_another_process_holds_is_left_alone(config, run_dir):
     with locked(run_dir):
         (run_dir / "run.log").write_text("a line")
         left = snapshot(run_dir)
@@ -294,9 +271,7 @@ def test_what_another_process_holds_is_left_alone(config: Config, run_dir: Path)
         assert (run_dir / ".lock").is_file()
 
 
-def test_a_refused_run_leaves_no_empty_parents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_run_leaves_no_empty_parents(tmp_path, monkeypatch):
     here, folders = tmp_path / "here", ("outputs/data/run", "kept/run", "../elsewhere/run")
     for folder in folders:
         (here / folder).mkdir(parents=True)
@@ -308,9 +283,7 @@ def test_a_refused_run_leaves_no_empty_parents(
     assert left == ["elsewhere", "here", "here/kept", "here/kept/note"]
 
 
-def test_a_lock_whose_file_was_removed_holds_nothing(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_whose_file_was_removed_holds_nothing(run_dir, monkeypatch):
     """Another process removes the directory between this one's open and its lock."""
     real = run_directory.fcntl.flock
     calls = []
@@ -327,7 +300,7 @@ def test_a_lock_whose_file_was_removed_holds_nothing(
     assert len(calls) == 2
 
 
-def test_put_aside_never_meets_an_earlier_folder(run_dir: Path) -> None:
+def test_put_aside_never_meets_an_earlier_folder(run_dir):
     for name in ("previous-2", "previous-3"):
         (run_dir / name).mkdir(parents=True)
     for attempt in "012":
@@ -340,9 +313,7 @@ def test_put_aside_never_meets_an_earlier_folder(run_dir: Path) -> None:
 # --- the disk ---
 
 
-def test_a_full_disk_is_one_message_and_the_run_resumes(
-    config: Config, run_dir: Path, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_one_message_and_the_run_resumes(config, run_dir, tmp_path):
     whole = run(config, run_dir=tmp_path / "whole")
     for limit in (100, 2000, (tmp_path / "whole" / "metrics.jsonl").stat().st_size - 100):
         with largest_file(limit), pytest.raises(OutputError, match="File too large"):
@@ -352,7 +323,7 @@ def test_a_full_disk_is_one_message_and_the_run_resumes(
     assert rows(run_dir) == rows(tmp_path / "whole")
 
 
-def test_a_directory_that_is_removed_or_cannot_be_made(config: Config, run_dir: Path) -> None:
+def test_a_directory_that_is_removed_or_cannot_be_made(config, run_dir):
     def remove(row: Any) -> None:
         if row["epoch"] == 1:
             shutil.rmtree(run_dir)
@@ -360,7 +331,7 @@ def test_a_directory_that_is_removed_or_cannot_be_made(config: Config, run_dir: 
     with pytest.raises(OutputError, match=str(run_dir)):
         run(config, run_dir=run_dir, after_epoch=remove)
     assert not run_dir.exists()
-    for place in ("/proc/none/run", str(Path(config.data.path) / "run")):  # type: ignore[attr-defined]
+    for place in ("/proc/none/run", str(Path(config.data.path) / "run")):
         with pytest.raises(OutputError, match=place):
             run(config, run_dir=Path(place))
 
@@ -369,7 +340,7 @@ def test_a_directory_that_is_removed_or_cannot_be_made(config: Config, run_dir: 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is not known")
-def test_the_peak_of_memory_is_the_runs_own(config: Config, tmp_path: Path) -> None:
+def test_the_peak_of_memory_is_the_runs_own(config, tmp_path):
     ballast = np.ones(60_000_000)  # 480 MB before the run are none of its own
     low = run(config, run_dir=tmp_path / "a").peak_memory_bytes
     del ballast
@@ -381,9 +352,7 @@ def test_the_peak_of_memory_is_the_runs_own(config: Config, tmp_path: Path) -> N
     assert after == pytest.approx(high, abs=100e6)
 
 
-def test_what_a_data_set_needs_is_computed_once(
-    config: Config, csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_data_set_needs_is_computed_once(config, csv, tmp_path, monkeypatch):
     read_test: list[str] = []
     real = Windows.gather
 
@@ -405,7 +374,7 @@ def test_what_a_data_set_needs_is_computed_once(
     assert run(config, run_dir=tmp_path / "c").baselines != first.baselines
 
 
-def test_epochs_are_logged_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_epochs_are_logged_on_a_terminal_too(monkeypatch, caplog):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     caplog.set_level(logging.INFO, logger="t5ts")
     with ProgressBar(total_steps=10) as bar:
@@ -416,9 +385,7 @@ def test_epochs_are_logged_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch, ca
 
 
 @pytest.mark.parametrize("place", ["evaluate", "_forecast_sample"])
-def test_the_tracker_is_ended_wherever_a_run_fails(
-    place: str, config: Config, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tracker_is_ended_wherever_a_run_fails(place, config, run_dir, monkeypatch):
     ended: list[int] = []
 
     class Watched(Tracker):

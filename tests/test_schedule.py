@@ -1,23 +1,15 @@
 """A plan covers every parameter, and the learning rate is a function of the step."""
 
 import math
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import Compose, read, rows, run
+from runs import read, rows, run
 
 from t5ts.build import build
 from t5ts.errors import ConfigError
-from t5ts.schedule import (
-    Rule,
-    assign,
-    forecaster_plan,
-    lr_factor,
-    start_step,
-    within_run,
-)
+from t5ts.schedule import Rule, assign, forecaster_plan, lr_factor, start_step, within_run
 from t5ts.schema import OptimConfig, PartialFreeze
 
 NAMES = [
@@ -65,7 +57,7 @@ def starts(assigned: dict[str, Rule]) -> list[float | None]:
         ("bottom_up", 3, [3, 3, 3, 4], 4),
     ],
 )
-def test_stages(order, per_stage, expected, final) -> None:
+def test_stages(order, per_stage, expected, final):
     assigned = plan(order=order, blocks_per_stage=per_stage)
     for name in ("head.weight", "patch.norm.weight"):
         assert (assigned[name].start_epoch, assigned[name].lr_scale) == (0.0, 1.0)
@@ -73,14 +65,14 @@ def test_stages(order, per_stage, expected, final) -> None:
     assert assigned["encoder.final_layer_norm.weight"].start_epoch == final
 
 
-def test_norms_only() -> None:
+def test_norms_only():
     assigned = plan(unfreeze_epoch=None, always=["layer_norm", "relative_attention_bias"])
     for name, rule in assigned.items():
         trains = not name.startswith("encoder") or "norm" in name or "relative" in name
         assert (rule.start_epoch == 0.0) == trains, name
 
 
-def test_layer_decay_falls_from_the_top() -> None:
+def test_layer_decay_falls_from_the_top():
     assigned = plan(layer_decay=0.5, always=["layer_norm"])
     for part in ("0.SelfAttention.q.weight", "0.layer_norm.weight"):
         scales = [assigned[f"encoder.block.{i}.layer.{part}"].lr_scale for i in range(4)]
@@ -89,21 +81,19 @@ def test_layer_decay_falls_from_the_top() -> None:
     assert assigned["encoder.stem.conv.weight"].lr_scale == pytest.approx(0.1 / 16)
 
 
-def test_an_uncovered_parameter_is_an_error_naming_it() -> None:
+def test_an_uncovered_parameter_is_an_error_naming_it():
     with pytest.raises(ValueError, match=r"surprise\.weight"):
         assign([Rule(pattern="^head", start_epoch=0.0, lr_scale=1.0)], ["surprise.weight"])
 
 
-def test_what_starts_when_the_run_is_over_never_trains() -> None:
+def test_what_starts_when_the_run_is_over_never_trains():
     rules = [Rule(pattern="", start_epoch=s, lr_scale=1.0) for s in (None, 0.0, 1.94, 1.96, 2.0, 9)]
     assert [start_step(rule.start_epoch, 10) for rule in rules] == [None, 0, 19, 20, 20, 90]
     within = within_run(rules, steps_per_epoch=10, total_steps=20)
     assert [rule.start_epoch for rule in within] == [None, 0.0, 1.94, None, None, None]
 
 
-def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(
-    tiny: Compose, run_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(tiny, run_dir, caplog):
     staged = ("freeze=staged", "freeze.blocks_per_stage=1", "train.epochs=2")
     caplog.set_level("WARNING", "t5ts")
     run_dir.mkdir()
@@ -129,14 +119,14 @@ def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(
         )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     total=st.integers(2, 500),
     warmup=st.integers(0, 50),
     least=st.floats(0, 1),
     shape=st.sampled_from(["cosine", "constant"]),
 )
-def test_lr_factor_warms_up_and_falls(total, warmup, least, shape) -> None:
+def test_lr_factor_warms_up_and_falls(total, warmup, least, shape):
     for step in range(total):
         cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - 1 - warmup)))
         after = 1.0 if shape == "constant" else least + (1 - least) * cosine

@@ -40,7 +40,7 @@ def wandb_tracker(run_dir: Path, *, mode: str = "offline", project: str = "test"
     )
 
 
-def test_metrics_file_appends_cuts_and_writes_only_json(tmp_path: Path) -> None:
+def test_metrics_file_appends_cuts_and_writes_only_json(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
     file.append({"step": 1, "loss": 0.1 + 0.2})
@@ -71,8 +71,8 @@ def test_metrics_file_appends_cuts_and_writes_only_json(tmp_path: Path) -> None:
     ],
 )
 def test_the_mode_is_what_is_asked_for_or_what_works(
-    asked: str, environment: dict[str, str], listens: bool, mode: str, monkeypatch, tmp_path
-) -> None:
+    asked, environment, listens, mode, monkeypatch, tmp_path
+):
     login = tmp_path / "login"
     login.write_text("machine 127.0.0.1 login user password key\n")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -85,7 +85,7 @@ def test_the_mode_is_what_is_asked_for_or_what_works(
         assert choose_mode(asked)[0] == mode
 
 
-def test_an_offline_run_reads_back_with_wandbs_own_tool(tmp_path: Path, caplog) -> None:
+def test_an_offline_run_reads_back_with_wandbs_own_tool(tmp_path, caplog):
     caplog.set_level("INFO", logger="t5ts")
     tracker = wandb_tracker(tmp_path / "run")
     for epoch, (loss, corr) in enumerate([(0.9, 0.1), (0.5, 0.6), (0.7, 0.4)]):
@@ -112,14 +112,12 @@ def test_an_offline_run_reads_back_with_wandbs_own_tool(tmp_path: Path, caplog) 
     assert found["summary"]["val_corr"]["max"] == 0.6
 
 
-def test_a_study_and_its_report_are_one_group_with_artifacts(
-    small, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_study_and_its_report_are_one_group_with_artifacts(small, tmp_path, monkeypatch):
     """The records that W&B's client wrote offline, as its own tool reads them."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     study = tmp_path / "study"
     config = small("backbone=linear", "tracker=wandb", "tracker.artifacts=true")
-    run(config, run_dir=study / "0", group="study", pictures=False)
+    run(config, run_dir=study / "0", group="study")
 
     def page_alone(_findings: object, out: Path) -> Written:
         out.mkdir()
@@ -143,7 +141,7 @@ def test_a_study_and_its_report_are_one_group_with_artifacts(
     assert "report.html" in artifacts["report"]
 
 
-def test_a_failing_tracker_falls_silent_and_says_so_once(tmp_path: Path, caplog) -> None:
+def test_a_failing_tracker_falls_silent_and_says_so_once(tmp_path, caplog):
     """As with a full disk or a dead service process; the next trial of the process is its own."""
     lost = wandb_tracker(tmp_path / "lost")
     lost._run = object()  # whose every call fails
@@ -166,9 +164,7 @@ def stop_service() -> None:
 
 
 @pytest.mark.parametrize("rows_sent", [0, 300])
-def test_a_tracker_that_hangs_is_left_out_in_time(
-    rows_sent: int, tmp_path: Path, caplog, monkeypatch
-) -> None:
+def test_a_tracker_that_hangs_is_left_out_in_time(rows_sent, tmp_path, caplog, monkeypatch):
     """Few rows fit into the buffer, so the end waits for it; many do not, so a row does."""
     monkeypatch.setattr(tracking, "ANSWER_S", 1.0)
     hung = wandb_tracker(tmp_path / "hung")
@@ -197,7 +193,7 @@ def stopped_with_the_first_step(*arguments: str) -> None:
     command_line(*arguments)
 
 
-def test_a_run_whose_tracker_hangs_ends_with_its_result(tmp_path: Path) -> None:
+def test_a_run_whose_tracker_hangs_ends_with_its_result(tmp_path):
     """Also its process ends, which waits for W&B's when it exits."""
     arguments = [*SMALL, "backbone=linear", "tracker=wandb", "hydra.run.dir=run"]
     process = Command(
@@ -220,8 +216,8 @@ WRONG_VARIABLES = {
 
 @pytest.mark.parametrize(("variables", "named"), WRONG_VARIABLES.values(), ids=WRONG_VARIABLES)
 def test_a_wrong_variable_costs_no_run_and_refuses_a_report(
-    variables: dict[str, str], named: str, tmp_path: Path, caplog, capsys, monkeypatch
-) -> None:
+    variables, named, tmp_path, caplog, capsys, monkeypatch
+):
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -238,7 +234,7 @@ def test_a_wrong_variable_costs_no_run_and_refuses_a_report(
 
 
 @pytest.mark.parametrize("login", [b"\xff\xfe", None])
-def test_an_unreadable_login_is_none(login: bytes | None, tmp_path: Path, monkeypatch) -> None:
+def test_an_unreadable_login_is_none(login, tmp_path, monkeypatch):
     path = tmp_path / "netrc"
     path.mkdir() if login is None else path.write_bytes(login)
     assert choose_mode("auto")[0] == "offline"
@@ -246,7 +242,7 @@ def test_an_unreadable_login_is_none(login: bytes | None, tmp_path: Path, monkey
     assert choose_mode("auto")[0] == "offline"
 
 
-def test_an_online_start_that_fails_goes_on_offline(tmp_path: Path, monkeypatch, caplog) -> None:
+def test_an_online_start_that_fails_goes_on_offline(tmp_path, monkeypatch, caplog):
     """The client held the failed start's id for a run in use, and no row went anywhere."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
@@ -260,7 +256,7 @@ def test_an_online_start_that_fails_goes_on_offline(tmp_path: Path, monkeypatch,
     assert wandb_summary(tmp_path / "run")["summary"]["objective"] == 0.5
 
 
-def test_a_run_directory_is_one_wandb_run(tmp_path: Path) -> None:
+def test_a_run_directory_is_one_wandb_run(tmp_path):
     """The same command in another directory is another run; resumed, it is the same."""
     ids = {}
     for number, name in enumerate(("a", "b", "a")):
@@ -278,10 +274,11 @@ def test_a_run_directory_is_one_wandb_run(tmp_path: Path) -> None:
         (["optim.lr=0.00036728194"], ["lr=0.0003673"]),
         (["freeze.unfreeze_epoch=2", "+optim.lr=1e-3"], ["unfreeze_epoch=2", "lr=0.001"]),
         (["data=etth1", "tracker=none", "train.resume=never"], ["data=etth1"]),
+        (["tracker.mode=offline", "hydra.sweeper.seed=1", "optim.lr=1e-3"], ["lr=0.001"]),
         (["train.reuse_dir=x", "hydra.sweeper.n_jobs=2"], []),
     ],
 )
-def test_a_trial_is_called_after_what_was_searched(overrides: list[str], named: list[str]) -> None:
+def test_a_trial_is_called_after_what_was_searched(overrides, named):
     assert searched(overrides) == named
 
 
@@ -300,7 +297,7 @@ class Recorder(Tracker):
 
 
 @pytest.mark.parametrize("resumed", [True, False])
-def test_a_resume_sends_no_row_twice(resumed: bool, small, tmp_path: Path, monkeypatch) -> None:
+def test_a_resume_sends_no_row_twice(resumed, small, tmp_path, monkeypatch):
     """A tracker that was there before is sent what is new, another one all that is trained."""
     config = small("backbone=linear", "train.log_every=1")
     recorder = Recorder()
@@ -318,7 +315,7 @@ def test_a_resume_sends_no_row_twice(resumed: bool, small, tmp_path: Path, monke
     assert recorder.sent == (whole if resumed else whole[since:])
 
 
-def test_one_key_has_one_meaning(small, run_dir: Path) -> None:
+def test_one_key_has_one_meaning(small, run_dir):
     """A step's values and an epoch's means have keys of their own, in the file as in W&B."""
     run(small("backbone=linear", "train.log_every=1", "train.probe_every=1"), run_dir=run_dir)
     kinds: dict[str, set[str]] = {}

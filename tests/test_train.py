@@ -2,11 +2,10 @@
 
 import math
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-from runs import Compose, Loud, rows, run, run_until
+from runs import Loud, rows, run, run_until
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,7 +19,7 @@ from t5ts.probes import GradientNorms
 
 
 @pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+def compilations(monkeypatch) -> CompileCounter:
     """Counts what torch.compile compiles, and compiles nothing: no C compiler is needed."""
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
@@ -28,9 +27,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     torch.compiler.reset()
 
 
-def test_a_compiler_that_fails_is_one_message(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_that_fails_is_one_message(tiny, tmp_path, monkeypatch):
     def without_compiler(*_: object) -> None:
         raise OSError("no compiler")
 
@@ -40,9 +37,7 @@ def test_a_compiler_that_fails_is_one_message(
         run(tiny("train.compile=true", "debug=fast_dev_run"), run_dir=tmp_path / "run")
 
 
-def test_stages_of_unfreezing_compile_nothing_again(
-    tiny: Compose, tmp_path: Path, compilations: CompileCounter
-) -> None:
+def test_stages_of_unfreezing_compile_nothing_again(tiny, tmp_path, compilations):
     """A block evaluates, is frozen, or trains, below others that do or not: at most 5 programs.
 
     The model as a whole has one for each of these 6 stages and one that evaluates, and t5_large's
@@ -56,16 +51,14 @@ def test_stages_of_unfreezing_compile_nothing_again(
     assert compiled.metrics == pytest.approx(plain.metrics, rel=1e-4)
 
 
-def test_gradient_norms_are_logged_as_they_are_before_clipping(
-    small: Compose, run_dir: Path
-) -> None:
+def test_gradient_norms_are_logged_as_they_are_before_clipping(small, run_dir):
     run(small("backbone=linear", "train.epochs=1", "optim.clip_norm=1e-3"), run_dir=run_dir)
     steps = [row for row in rows(run_dir) if row["kind"] == "step"]
     assert min(row["step/grad_norm/total"] for row in steps) > 2e-3
 
 
 @pytest.fixture
-def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+def fp16(monkeypatch) -> None:
     """fp16 on the CPU, where users are refused it, with losses that overflow at first."""
     monkeypatch.setattr(
         "t5ts.build.device_and_precision", lambda _: (torch.device("cpu"), torch.float16)
@@ -77,9 +70,7 @@ def fp16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fp16")
 @pytest.mark.parametrize(("step", "optim"), [(1, "adamw"), (2, "adamw_rms"), (5, "adamw")])
-def test_fp16_resumes_after_skipped_steps_bit_for_bit(
-    step: int, optim: str, tiny: Compose, tmp_path: Path
-) -> None:
+def test_fp16_resumes_after_skipped_steps_bit_for_bit(step, optim, tiny, tmp_path):
     config = tiny("train.epochs=2", "train.log_every=1", f"optim={optim}")
     run(config, run_dir=tmp_path / "whole")
     run_until(step, config, tmp_path / "parts")
@@ -90,7 +81,7 @@ def test_fp16_resumes_after_skipped_steps_bit_for_bit(
 
 
 @pytest.mark.usefixtures("fp16")
-def test_fp16_skips_and_counts_the_steps_that_overflow(tiny: Compose, run_dir: Path) -> None:
+def test_fp16_skips_and_counts_the_steps_that_overflow(tiny, run_dir):
     """The losses overflow at the scaler's first scale, 65536."""
     result = run(tiny("train.epochs=3", "train.log_every=1"), run_dir=run_dir)
     steps = [row for row in rows(run_dir) if row["kind"] == "step"]
@@ -113,7 +104,7 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.usefixtures("fp16")
 # torch's GradScaler asks once where an optimizer cannot skip a step by itself.
 @pytest.mark.parametrize(("optim", "reads"), [("adamw", 0), ("adamw_rms", 1)])
-def test_a_step_in_fp16_waits_for_no_number(optim: str, reads: int, tiny: Compose) -> None:
+def test_a_step_in_fp16_waits_for_no_number(optim, reads, tiny):
     setup = build(tiny(f"optim={optim}", "optim.clip_norm=null", "optim.lr=1e-4"))
     scaler = train._build_scaler(setup)
     norms = GradientNorms(setup.optimizer.parameters)
@@ -128,9 +119,7 @@ def test_a_step_in_fp16_waits_for_no_number(optim: str, reads: int, tiny: Compos
     assert len(row_R) == len(norms.components) + 3
 
 
-def test_a_long_run_says_once_how_long(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_long_run_says_once_how_long(tiny, tmp_path, monkeypatch, caplog):
     """Only that is logged; a short run logs none."""
     caplog.set_level("INFO", logger="t5ts")
     said = []
@@ -142,7 +131,7 @@ def test_a_long_run_says_once_how_long(
     assert rows(tmp_path / "short") == rows(tmp_path / "long")
 
 
-def test_the_memory_of_a_step_is_known_before_it(tiny: Compose) -> None:
+def test_the_memory_of_a_step_is_known_before_it(tiny):
     """In float32: gradients of 4 bytes, and two moments, of the parameters that the plan starts."""
     config = tiny("freeze=all")
     setup = build(config)
@@ -156,9 +145,7 @@ def test_the_memory_of_a_step_is_known_before_it(tiny: Compose) -> None:
 
 
 @pytest.mark.parametrize(("native", "chosen"), [(True, torch.bfloat16), (False, None)])
-def test_emulated_bf16_is_not_chosen(
-    native: bool, chosen: torch.dtype | None, tiny: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_emulated_bf16_is_not_chosen(native, chosen, tiny, monkeypatch):
     """T4 and V100 have bf16 in software only, slower than float32."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(
@@ -169,7 +156,7 @@ def test_emulated_bf16_is_not_chosen(
     assert device_and_precision(tiny()) == (torch.device("cuda"), chosen)
 
 
-def test_tf32_is_for_gpus_and_recorded(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_is_for_gpus_and_recorded(tiny, monkeypatch):
     """On a CPU `high` would round too."""
     asked: list[bool] = []
 
@@ -202,6 +189,6 @@ def test_tf32_is_for_gpus_and_recorded(tiny: Compose, monkeypatch: pytest.Monkey
     ("value", "best", "better"),
     [(0.5, 0.4, True), (0.4, 0.4, False), (math.nan, 0.4, False), (0.1, math.nan, True)],
 )
-def test_an_undefined_objective_is_never_the_best(value: float, best: float, better: bool) -> None:
+def test_an_undefined_objective_is_never_the_best(value, best, better):
     state = FitState(best_epoch=0, best_metrics={"val_corr": best})
     assert train._is_better(value, state, "val_corr") is better

@@ -71,9 +71,7 @@ def setting(old: str, new: str) -> Change:
         ("none", results("t5-none-1", lambda r: r.update(best_epoch=1)), BY_VALIDATION, "epoch 1"),
     ],
 )  # fmt: skip
-def test_a_broken_invariant_withholds_the_verdict(
-    tmp_path: Path, freeze: str, breaks: Change, broken: str, evidence: str
-) -> None:
+def test_a_broken_invariant_withholds_the_verdict(tmp_path, freeze, breaks, broken, evidence):
     study = judged(tmp_path, {f"t5-{freeze}": -0.06, f"random-{freeze}": 0}, breaks)
     assert_shows(study, broken=[broken], evidence=evidence)
     assert f"{broken} (" in study.reasons[0]
@@ -132,11 +130,11 @@ SIX = trials("t5", RATES)
          {BUDGET: "broken", "outcome": "broken"}),
     ],
 )  # fmt: skip
-def test_what_may_differ(tmp_path: Path, changes: list[Change], expected: dict[str, Any]) -> None:
+def test_what_may_differ(tmp_path, changes, expected):
     assert_shows(judged(tmp_path, *changes), **expected)
 
 
-def test_runs_that_early_stopping_ended_are_whole(tmp_path: Path) -> None:
+def test_runs_that_early_stopping_ended_are_whole(tmp_path):
     """A run that ends before its last epoch without it is not."""
     longer = rewritten("*/config.yaml", "  epochs: 8\n", "  epochs: 10\n")
     assert_shows(judged(tmp_path, runs(GAIN, epochs=8), longer), outcome="broken")
@@ -148,7 +146,7 @@ def test_runs_that_early_stopping_ended_are_whole(tmp_path: Path) -> None:
     assert main(study).pair.treatment.share_trained == 1
 
 
-def test_a_search_is_provisional_until_final_was_run(tmp_path: Path) -> None:
+def test_a_search_is_provisional_until_final_was_run(tmp_path):
     for init, best in (("t5", 1e-3), ("random", 1e-4)):
         for rate in (1e-4, 1e-3):
             effect = -0.06 * (init == "t5") + 0.1 * (rate != best)
@@ -163,7 +161,7 @@ def test_a_search_is_provisional_until_final_was_run(tmp_path: Path) -> None:
     assert main(study).pair.treatment.tried == 3
 
 
-def test_plans_run_again_are_chosen_by_the_search(tmp_path: Path) -> None:
+def test_plans_run_again_are_chosen_by_the_search(tmp_path):
     """Fresh seeds test what the search chose, even where another plan looks better on them."""
     for freeze, searched, later in (("none", -0.05, 0.0), ("staged", 0.0, -0.05)):
         for init, rate in (("t5", 1e-3), ("random", 1e-4)):

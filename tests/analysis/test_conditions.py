@@ -3,7 +3,6 @@
 import math
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from t5ts.analysis.sections import header, markdown, sections
 FAILED = {"stop_after": 2, "trial": {"state": "failed", "reason": "diverged"}}
 
 
-def test_an_unfinished_sweep_says_how_to_resume(tmp_path: Path) -> None:
+def test_an_unfinished_sweep_says_how_to_resume(tmp_path):
     sweep = {"study": "s", "n_trials": 6, "state": "complete", "params": {}}
     for init, ended in (("t5", 4), ("random", 5)):
         for seed in range(ended):
@@ -75,9 +74,7 @@ def open_run(arm: str, seed: int) -> Change:
     ],
     ids=["two arms", "a control", "nothing finished"],
 )  # fmt: skip
-def test_what_is_open_is_waited_for(
-    tmp_path: Path, changes: list[Change], headline: str, paired: int
-) -> None:
+def test_what_is_open_is_waited_for(tmp_path, changes, headline, paired):
     study = judged(tmp_path, *changes)
     assert_shows(study, kind=UNFINISHED, broken=[], headline=headline, seeds=[*range(paired)])
     assert len(sections(study)) == 8
@@ -121,12 +118,12 @@ def borders(*values: int) -> list[Change]:
         (by_horizon((24, -0.06), (48, 0.06)), {"headline": rf"→ 24.*{DOES_NOT} \(1\)"}),
     ],
 )  # fmt: skip
-def test_conditions(tmp_path: Path, changes: list[Change], expected: dict[str, Any]) -> None:
+def test_conditions(tmp_path, changes, expected):
     assert_shows(judged(tmp_path, *changes), **expected)
 
 
 @pytest.mark.parametrize("names", ["ab", "aa"])
-def test_of_several_conditions_each_answer_is_given_once(tmp_path: Path, names: str) -> None:
+def test_of_several_conditions_each_answer_is_given_once(tmp_path, names):
     for name, horizon in zip(names, (24, 48), strict=True):
         arms: Arms = {"t5-none": (0, 0.05), "random-none": (0, 0.05)}
         write(tmp_path / f"{name}{horizon}", arms, data__name=name, horizon=horizon)
@@ -138,7 +135,7 @@ def test_of_several_conditions_each_answer_is_given_once(tmp_path: Path, names: 
     assert CANNOT_TELL not in header(study)["headline"].lower().replace(f"{CANNOT_TELL} (1)", "")
 
 
-def test_conditions_and_interfaces_are_named_without_defaults_that_are_null(tmp_path: Path) -> None:
+def test_conditions_and_interfaces_are_named_without_defaults_that_are_null(tmp_path):
     other = {"data__channels": ["temp"], "patch__path": "runs/donor"}
     changes = runs(GAIN, "a", seeds=range(2)), runs(GAIN, "b", seeds=range(2), **other)
     study = judged(tmp_path, *changes, about("b/*", "data", sha256="b"))
@@ -194,10 +191,7 @@ BETTER = (-0.05, -0.055, -0.06)
         (BETTER, 0.0, [NOT_LEARNED], TRANSFERS, "2 of 2"),
     ],
 )
-def test_data_sets_have_one_answer(
-    tmp_path: Path, effects: Sequence[float], control: float | None,
-    changes: list[Change], kind: str, headline: str,
-) -> None:  # fmt: skip
+def test_data_sets_have_one_answer(tmp_path, effects, control, changes, kind, headline):
     controls: Arms = {} if control is None else {"matched-none": control}
     for name, effect in zip("abc", effects, strict=True):
         write(tmp_path / name, {"t5-none": effect, "random-none": 0, **controls}, data__name=name)
@@ -215,9 +209,7 @@ def test_data_sets_have_one_answer(
 @pytest.mark.parametrize(
     ("broken", "kind", "drawn"), [((1.0,), LOWER_HERE, 0.5), ((0.5, 1.0), WITHHELD, 1.0)]
 )
-def test_a_withheld_fraction_is_named_and_not_the_headline(
-    tmp_path: Path, broken: tuple[float, ...], kind: str, drawn: float
-) -> None:
+def test_a_withheld_fraction_is_named_and_not_the_headline(tmp_path, broken, kind, drawn):
     changes = [runs(GAIN, data__fraction=fraction) for fraction in (0.5, 1.0)]
     changes += [about(f"t5-none-1-{fraction}", precision="other") for fraction in broken]
     study = judged(tmp_path, *changes)
@@ -228,7 +220,7 @@ def test_a_withheld_fraction_is_named_and_not_the_headline(
         assert v.condition.name in study.headline
 
 
-def test_data_fraction_gives_effective_data(tmp_path: Path) -> None:
+def test_data_fraction_gives_effective_data(tmp_path):
     """Doubling the data is worth 0.2 in log loss, pretraining 0.18 or 0.23 at its best plan."""
     for fraction, staged in ((0.25, -0.05), (0.5, 0.05), (1.0, -0.05)):
         level = -0.2 * math.log2(4 * fraction)
@@ -256,9 +248,7 @@ def test_data_fraction_gives_effective_data(tmp_path: Path) -> None:
         (-0.08, 0.05, 0.0, 0.0, [TRANSFERS, DOES_NOT]),
     ],
 )
-def test_text_and_a_donor_are_each_judged(
-    tmp_path: Path, t5: float, run: float, of_t5: float, of_run: float, kinds: list[str]
-) -> None:
+def test_text_and_a_donor_are_each_judged(tmp_path, t5, run, of_t5, of_run, kinds):
     donor = runs({"run-none": run, "matched-none": of_run}, init__path="donor")
     study = judged(tmp_path, {"t5-none": t5, "random-none": 0, "matched-none": of_t5}, donor)
     each = study.main.by_checkpoint
@@ -271,7 +261,7 @@ def test_text_and_a_donor_are_each_judged(
     assert ("checkpoint", "run-none vs. t5-none") in shown(study)
 
 
-def test_a_donors_path_is_not_in_the_headline(tmp_path: Path) -> None:
+def test_a_donors_path_is_not_in_the_headline(tmp_path):
     for donor, effect in (("/data/runs/first", -0.06), ("/data/runs/second", -0.03)):
         name = Path(donor).name
         runs({"run-none": effect}, name, init__path=donor)(tmp_path)
@@ -282,7 +272,7 @@ def test_a_donors_path_is_not_in_the_headline(tmp_path: Path) -> None:
     assert "/data/runs/first" in markdown(study)
 
 
-def test_random_weights_have_no_donor(tmp_path: Path) -> None:
+def test_random_weights_have_no_donor(tmp_path):
     """A sweep sets the donor for all arms: it does not affect random weights."""
     write(tmp_path, {"run-none": -0.06, "random-none": 0, "shuffled-none": 0}, init__path="donor")
     study = judged(tmp_path, runs({"random-none": 0}, seeds=range(5, 7)))
@@ -313,9 +303,7 @@ def checkpoints(flan: Any, v1_1: Any, random: Any = 0) -> Arms:
         (checkpoints(*[(0, 0.05)] * 3), CANNOT_TELL, None, [CANNOT_TELL, CANNOT_TELL]),
     ],
 )
-def test_two_checkpoints(
-    tmp_path: Path, arms: Arms, shows: str, best: str | None, kinds: list[str]
-) -> None:
+def test_two_checkpoints(tmp_path, arms, shows, best, kinds):
     study = judged(tmp_path, arms)
     assert [study.main.by_checkpoint[name].kind for name in (FLAN, V1_1)] == kinds
     assert shown(study)["checkpoint", f"{FLAN}-t5-none vs. {V1_1}-t5-none"] == shows
@@ -330,7 +318,7 @@ def test_two_checkpoints(
         assert main(found(tmp_path)).pair.treatment.backbone == best
 
 
-def test_checkpoints_of_other_architectures_are_not_compared(tmp_path: Path) -> None:
+def test_checkpoints_of_other_architectures_are_not_compared(tmp_path):
     small = runs({"t5_small-t5-none": 0, "t5_small-random-none": 0}, backbone__d_model=96)
     wider = about("t5_small-*", "weights", architecture={"d_model": 96})
     study = judged(tmp_path, checkpoints(0.02, -0.06), small, wider)
@@ -341,7 +329,7 @@ def test_checkpoints_of_other_architectures_are_not_compared(tmp_path: Path) -> 
     assert [row[0] for row in table.rows] == [FLAN, "t5_small", V1_1]
 
 
-def test_a_checkpoint_under_two_names_is_no_comparison(tmp_path: Path) -> None:
+def test_a_checkpoint_under_two_names_is_no_comparison(tmp_path):
     same = about("*-t5-none-*", "initial_sha256", encoder=ZEROS)
     loaded = about("*-t5-none-*", "weights", tensors_sha256=ZEROS)
     study = judged(tmp_path, checkpoints(0.02, -0.06), same, loaded)
@@ -349,7 +337,7 @@ def test_a_checkpoint_under_two_names_is_no_comparison(tmp_path: Path) -> None:
     assert study.kind in (LOWER_HERE, DOES_NOT)  # each against its random arm
 
 
-def test_folders_of_one_name_are_two_checkpoints(tmp_path: Path) -> None:
+def test_folders_of_one_name_are_two_checkpoints(tmp_path):
     """backbone=local with two paths, swept through: never one arm, never each other's control."""
     for folder, effect in (("a/flan", 0.02), ("b/plain", -0.06)):
         for init in ("t5", "random"):
@@ -365,7 +353,7 @@ def test_folders_of_one_name_are_two_checkpoints(tmp_path: Path) -> None:
     assert set(study.main.by_checkpoint) == {"local:flan", "local:plain"}
 
 
-def test_an_answer_over_data_sets_names_every_checkpoint(tmp_path: Path) -> None:
+def test_an_answer_over_data_sets_names_every_checkpoint(tmp_path):
     for name, one, other in (("a", -0.06, -0.02), ("b", -0.02, -0.06), ("c", -0.06, -0.02)):
         write(tmp_path / name, checkpoints(one, other), data__name=name)
     study = found(tmp_path)

@@ -9,7 +9,6 @@ Wording may change freely; a number, a verdict's kind, a heading or a table's si
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,7 +57,7 @@ def data_sets(root: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [demo, seed_log, data_sets])
-def test_the_report_is_the_frozen_one(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_the_report_is_the_frozen_one(make, tmp_path):
     make(tmp_path)
     findings = verdict(collect([tmp_path]))
     kinds = "".join(f"- {v.condition.name}: {v.kind}\n" for v in findings.verdicts)

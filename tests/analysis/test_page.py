@@ -14,12 +14,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from analysis.studies import arm_of
+from analysis.studies import about, arm_of, found, write
 from required import missing
 from runs import largest_file, wandb_summary
 
 from benchmarks.simulated_runs import Arm, write_run
-from t5ts.analysis import collect, draw, verdict
+from t5ts.analysis import collect, draw
 from t5ts.analysis.figures import PICTURES, save_figures
 from t5ts.analysis.page import write_report
 from t5ts.analysis.plots import new_figure, whole_ticks
@@ -34,7 +34,7 @@ CHROMIUM = next(
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def study(tmp_path_factory) -> Path:
     """Two arms and a control with two settings each, 5 seeds."""
     root = tmp_path_factory.mktemp("study")
     for seed in range(5):
@@ -47,7 +47,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(study: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def written(study, tmp_path_factory) -> tuple[Path, str]:
     """The report's folder, and what its command printed."""
     out = tmp_path_factory.mktemp("report")
     with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -56,19 +56,17 @@ def written(study: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small(tmp_path, monkeypatch) -> Path:
     """Two arms at two seeds, of which a report draws one picture."""
     monkeypatch.setattr("t5ts.analysis.figures.PICTURES", {"effects": PICTURES["effects"]})
-    for seed in range(2):
-        for init in ("t5", "random"):
-            write_run(tmp_path / "study" / f"{init}-{seed}", Arm(init=init, freeze="none"), seed)
+    write(tmp_path / "study", {"t5-none": 0, "random-none": 0}, seeds=range(2))
     return tmp_path / "study"
 
 
 @pytest.mark.parametrize("pictures", [{}, {"effects": PICTURES["effects"]}])
 def test_a_full_disk_is_one_message_and_nothing_half_written(
-    pictures: dict[str, Any], small: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
+    pictures, small, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("t5ts.analysis.figures.PICTURES", pictures)
     with largest_file(100):
         assert main([str(small), "--out", str(tmp_path / "report")]) == 2
@@ -76,9 +74,9 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(
     assert not [path for path in (tmp_path / "report").rglob("*") if path.is_file()]
 
 
-def test_two_reports_into_one_folder_take_turns(small: Path, tmp_path: Path) -> None:
+def test_two_reports_into_one_folder_take_turns(small, tmp_path):
     """Else one replaces the other's unfinished file, or mixes its own into it."""
-    findings, busy, overlaps = verdict(collect([small])), threading.Lock(), []
+    findings, busy, overlaps = found(small), threading.Lock(), []
 
     def draw_alone(findings: Any, folder: Path) -> list[str]:
         overlaps.append(not busy.acquire(blocking=False))
@@ -93,7 +91,7 @@ def test_two_reports_into_one_folder_take_turns(small: Path, tmp_path: Path) -> 
     assert overlaps == [False, False]
 
 
-def test_all_files_are_there_and_ask_nothing_of_the_network(written: tuple[Path, str]) -> None:
+def test_all_files_are_there_and_ask_nothing_of_the_network(written):
     report, said = written
     names = {path.name for path in report.iterdir()}
     assert names == {"report.html", "report.md", "results.csv", "results.parquet", "figures"}
@@ -108,7 +106,7 @@ def test_all_files_are_there_and_ask_nothing_of_the_network(written: tuple[Path,
     assert {address.split(":")[0] for address in asked} <= {"data"}
 
 
-def test_markdown_and_what_is_read_back_from_it(written: tuple[Path, str]) -> None:
+def test_markdown_and_what_is_read_back_from_it(written):
     report, _ = written
     text = (report / "report.md").read_text()
     assert "**Transfers.**" in text[:100]
@@ -125,39 +123,35 @@ def test_markdown_and_what_is_read_back_from_it(written: tuple[Path, str]) -> No
     assert table == Table(caption="Sizes", columns=("a", "b"), rows=[("x|y", "")])
 
 
-def test_a_section_with_nothing_to_show_is_one_line(tmp_path: Path) -> None:
+def test_a_section_with_nothing_to_show_is_one_line(tmp_path):
     write_run(tmp_path / "run", Arm(init="t5", freeze="none"), 0, stop_after=2)
-    content = sections(verdict(collect([tmp_path])))
+    content = sections(found(tmp_path))
     assert [len(content[number].blocks) for number in (0, 2, 6)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("init", "asks"), [("t5", True), ("run", False), ("chronos", False)])
-def test_the_question_is_about_text_where_the_weights_are(
-    init: str, asks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_question_is_about_text_where_the_weights_are(init, asks, tmp_path, monkeypatch):
     monkeypatch.setattr("t5ts.analysis.figures.PICTURES", {})
     write_run(tmp_path / "run", Arm(init=init, freeze="none"), 0)
-    written = write_report(verdict(collect([tmp_path])), tmp_path / "out")
+    written = write_report(found(tmp_path), tmp_path / "out")
     for text in (written.page.read_text(), (tmp_path / "out" / "report.md").read_text()):
         assert ("text pretraining" in text) == asks
 
 
-def test_curves_draw_what_the_runs_hold(study: Path) -> None:
-    findings = verdict(collect([study]))
+def test_curves_draw_what_the_runs_hold(study):
+    findings = found(study)
     axes = draw(findings, "curves").axes[0]
     arm = arm_of(findings, "t5-staged")
-    best = arm.best
-    assert best is not None
     lines = {line.get_label(): line for line in axes.get_lines()}
-    mean = sum(run.curve("val_loss")[1] for run in best.finished.values()) / 5
+    mean = sum(run.curve("val_loss")[1] for run in arm.best.finished.values()) / 5
     assert lines[f"{arm_label(arm)}: 5"].get_ydata() == pytest.approx(mean)
     for name in ("scale", "forecasts"):
         texts = {text.get_text() for text in draw(findings, name).legends[0].get_texts()}
         assert {arm_label(arm) for arm in findings.main.condition.arms} <= texts
 
 
-def test_long_names_leave_the_effects_their_width(small: Path) -> None:
-    findings = verdict(collect([small]))
+def test_long_names_leave_the_effects_their_width(small):
+    findings = found(small)
     widths = []
     for name in ("short", " ".join(["data.columns=['temperature', 'pressure']"] * 12)):
         findings.main.condition.name = name
@@ -168,7 +162,7 @@ def test_long_names_leave_the_effects_their_width(small: Path) -> None:
     assert widths[1] == pytest.approx(widths[0], rel=0.01)
 
 
-def test_epochs_have_whole_ticks_even_if_there_is_one() -> None:
+def test_epochs_have_whole_ticks_even_if_there_is_one():
     _, ((ax,),) = new_figure(1, 1, width=4, height=3)
     whole_ticks(ax, "epoch")
     ax.set_xlim(0.5, 1.5)
@@ -176,8 +170,8 @@ def test_epochs_have_whole_ticks_even_if_there_is_one() -> None:
     assert shown == [1]
 
 
-def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study: Path) -> None:
-    findings, heights = verdict(collect([study])), []
+def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study):
+    findings, heights = found(study), []
     for times in (1, 8):
         findings.main.condition.arms *= times
         figure = draw(findings, "curves")
@@ -190,23 +184,18 @@ def test_many_arms_leave_the_curves_their_height_and_differ_in_style(study: Path
     assert len(styles) == len(lines) == 24
 
 
-def test_the_same_runs_give_the_same_pictures(
-    study: Path, written: tuple[Path, str], tmp_path: Path
-) -> None:
-    assert save_figures(verdict(collect([study])), tmp_path) == list(PICTURES)
+def test_the_same_runs_give_the_same_pictures(study, written, tmp_path):
+    assert save_figures(found(study), tmp_path) == list(PICTURES)
     for name in PICTURES:
         first, again = (d / f"{name}.svg" for d in (written[0] / "figures", tmp_path))
         assert first.read_bytes() == again.read_bytes(), name
 
 
-def test_forecasts_are_drawn_in_time_where_it_is_known(small: Path) -> None:
+def test_forecasts_are_drawn_in_time_where_it_is_known(small):
     labels = []
     for step_s in (3600.0, None):
-        for path in small.glob("*/provenance.json"):
-            provenance = json.loads(path.read_text())
-            provenance["data"]["step_s"] = step_s
-            path.write_text(json.dumps(provenance))
-        axes = PICTURES["forecasts"](verdict(collect([small]))).axes[0]
+        about("*", "data", step_s=step_s)(small)
+        axes = PICTURES["forecasts"](found(small)).axes[0]
         labels.append(axes.get_xlabel())
         truth = next(line for line in axes.get_lines() if line.get_label() == "truth")
         assert str(truth.get_xdata()[0]) == ("2013-10-05T00:00:00.000" if step_s else "1")
@@ -220,17 +209,11 @@ def test_forecasts_are_drawn_in_time_where_it_is_known(small: Path) -> None:
         (["empty"], "no run found in"),
         (["unusable"], "no memory"),
         (["study", "--margin=0"], "--margin"),
-        (["study", "--out=study/t5-0/result.json"], "--out"),
+        (["study", "--out=study/t5-none-0/result.json"], "--out"),
         (["study", "--wandb=t5ts-test"], "WANDB_MODE"),
     ],
 )
-def test_command_line_names_what_is_wrong(
-    options: list[str],
-    named: str,
-    small: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_command_line_names_what_is_wrong(options, named, small, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(small.parent)
     Path("empty").mkdir()
@@ -242,7 +225,7 @@ def test_command_line_names_what_is_wrong(
     assert Path("study/report/report.html").is_file() == (named == "WANDB_MODE")
 
 
-def test_numbers_in_words() -> None:
+def test_numbers_in_words():
     assert percent(-0.0312) == "−3.1\u00a0%"
     assert percent(48.3, sign=False) == "> 1,000\u00a0%"
     assert percent(0.002) == "+0.20\u00a0%"
@@ -285,6 +268,13 @@ def shown(page: Any, place: int) -> int:
     return sum(parts.nth(i).is_visible() for i in range(parts.count()))
 
 
+def cut_off(page: Any) -> int:
+    """By how many pixels a table is wider than its place, with everything unfolded."""
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    tables = page.locator(".scroll")
+    return max(tables.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)"))
+
+
 def brightness(page: Any) -> tuple[int, list[int]]:
     """Of the page, and of each text in its pictures: from 0, black, to 255."""
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -295,7 +285,7 @@ def brightness(page: Any) -> tuple[int, list[int]]:
 
 
 @pytest.mark.slow
-def test_page_in_a_browser(browser: Any, written: tuple[Path, str]) -> None:
+def test_page_in_a_browser(browser, written):
     with opened(browser, written[0], width=1280) as page:
         assert page.locator("h2").count() == 8
         heights = page.locator("figure svg").evaluate_all("all => all.map(e => e.clientHeight)")
@@ -311,14 +301,11 @@ def test_page_in_a_browser(browser: Any, written: tuple[Path, str]) -> None:
         paper, inks = brightness(page)
         assert paper == 255
         assert max(inks) < 120
-        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        tables = page.locator(".scroll")
-        cut = tables.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
-        assert max(cut) == 0
+        assert cut_off(page) == 0
 
 
 @pytest.mark.slow
-def test_page_by_keyboard(browser: Any, written: tuple[Path, str]) -> None:
+def test_page_by_keyboard(browser, written):
     with opened(browser, written[0], width=1280) as page:
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
@@ -340,14 +327,10 @@ def test_page_by_keyboard(browser: Any, written: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_page_on_a_telephone_in_the_dark(browser: Any, written: tuple[Path, str]) -> None:
+def test_page_on_a_telephone_in_the_dark(browser, written):
     with opened(browser, written[0], width=360, scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        cut = page.locator(".scroll").evaluate_all(
-            "all => all.map(e => e.scrollWidth - e.clientWidth)"
-        )
-        assert max(cut) == 0
+        assert cut_off(page) == 0
         assert page.locator(".headline").bounding_box()["y"] < 400
         # The evidence itself, not its labels alone: wide enough for a phone without scrolling.
         effects = page.locator("#picture-effects .still")
@@ -362,11 +345,8 @@ def test_page_on_a_telephone_in_the_dark(browser: Any, written: tuple[Path, str]
 
 
 @pytest.mark.slow
-def test_a_broken_invariant_stands_in_red_at_the_top(browser: Any, small: Path) -> None:
-    path = small / "t5-0" / "provenance.json"
-    provenance = json.loads(path.read_text())
-    provenance["initial_sha256"]["head"] = "<b>0</b>"
-    path.write_text(json.dumps(provenance))
+def test_a_broken_invariant_stands_in_red_at_the_top(browser, small):
+    about("t5-none-0", "initial_sha256", head="<b>0</b>")(small)
     assert main([str(small)]) == 0
     with opened(browser, small / "report", width=1280) as page:
         alarm = page.locator(".alarm")
@@ -378,15 +358,15 @@ def test_a_broken_invariant_stands_in_red_at_the_top(browser: Any, small: Path) 
         assert page.locator("#section-7 tr.broken").count() == 1
 
 
-def test_report_is_logged_as_one_run(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_is_logged_as_one_run(small, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     out = small.parent / "out"
     assert main([str(small), "--out", str(out), "--wandb", "t5ts-test"]) == 0
-    found = wandb_summary(out)
-    assert found["project"] == "t5ts-test"
-    summary = found["summary"]
-    assert summary["verdict"] == verdict(collect([small])).kind
-    assert summary["headline"] in found["notes"]
+    logged = wandb_summary(out)
+    assert logged["project"] == "t5ts-test"
+    summary = logged["summary"]
+    assert summary["verdict"] == found(small).kind
+    assert summary["headline"] in logged["notes"]
     assert summary["effect_low"] < summary["effect"] < summary["effect_high"]
     pictures = {f"report/{path.stem}" for path in (out / "figures").glob("*.png")}
     assert "report/effects" in pictures

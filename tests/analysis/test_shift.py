@@ -42,7 +42,7 @@ def study(root: Path, chosen: Iterable[Arm], *, seeds: int = 5, **changes: Any) 
 
 
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
+def findings(tmp_path_factory) -> Findings:
     return study(tmp_path_factory.mktemp("study"), arms())
 
 
@@ -66,7 +66,7 @@ def estimate(log_values: np.ndarray) -> Estimate:
     return Estimate(log_values.mean(), ends.low, ends.high, test.pvalue, np.nan, 5)
 
 
-def test_every_arm_has_its_losses_and_their_ratio(findings: Findings) -> None:
+def test_every_arm_has_its_losses_and_their_ratio(findings):
     (table,) = tables(findings, SHIFT)
     assert "trained on nyc_weather" in table.caption
     assert "those of nyc_lga" in table.caption
@@ -86,7 +86,7 @@ def test_every_arm_has_its_losses_and_their_ratio(findings: Findings) -> None:
         assert ("no difference" in other[5]) == (arm.freeze == "all")
 
 
-def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings: Findings) -> None:
+def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings):
     shifted = under_shift(findings)
     assert [one.comparison.pair.name for one in shifted] == [
         *(f"t5-{f} vs. random-{f}" for f in ("staged", "none", "all")),
@@ -121,9 +121,7 @@ def test_comparisons_are_paired_and_adjusted_in_families_of_their_own(findings: 
         ({"staged": -0.02, "sd": 0.05}, CANNOT_TELL),
     ],
 )
-def test_what_it_says_of_lp_ft_is_what_intervals_support(
-    tmp_path: Path, effects: dict[str, float], kind: str
-) -> None:
+def test_what_it_says_of_lp_ft_is_what_intervals_support(tmp_path, effects, kind):
     few = [arm for arm in arms(**effects) if arm.init == "t5" and arm.freeze != "all"]
     findings = study(tmp_path, few)
     (one,) = under_shift(findings)
@@ -133,7 +131,7 @@ def test_what_it_says_of_lp_ft_is_what_intervals_support(
     assert percent_interval(one.beyond) in text
 
 
-def test_the_verdict_knows_nothing_of_it(findings: Findings, tmp_path: Path) -> None:
+def test_the_verdict_knows_nothing_of_it(findings, tmp_path):
     plain = study(tmp_path, [replace(a, ood_effect=None, shuffled_effect=None) for a in arms()])
     for part in ("kind", "headline", "reasons", "seeds_needed"):
         assert getattr(plain.main, part) == getattr(findings.main, part)
@@ -142,7 +140,7 @@ def test_the_verdict_knows_nothing_of_it(findings: Findings, tmp_path: Path) -> 
     assert not any("LP-FT" in text or "Tan et al." in text for text in texts(plain))
 
 
-def test_arms_that_met_other_files_are_not_compared(tmp_path: Path) -> None:
+def test_arms_that_met_other_files_are_not_compared(tmp_path):
     study(tmp_path, arms())
     edit(tmp_path, "*-t5-staged-s0", "provenance.json", lambda p: p["ood"].update(sha256="another"))
     findings = found(tmp_path)
@@ -151,7 +149,7 @@ def test_arms_that_met_other_files_are_not_compared(tmp_path: Path) -> None:
     assert findings.main.kind != WITHHELD
 
 
-def test_series_are_told_apart_by_name_or_settings(tmp_path: Path) -> None:
+def test_series_are_told_apart_by_name_or_settings(tmp_path):
     for name in ("nyc_lga", "etth2", "nyc_weather"):
         study(tmp_path / name, arms()[:1], seeds=1, ood__name=name)
     findings = found(tmp_path)

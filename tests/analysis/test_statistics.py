@@ -18,7 +18,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_mean_interval_is_scipys_t_test() -> None:
+def test_mean_interval_is_scipys_t_test():
     x = rng().normal(0.3, 1, 7)
     ours, theirs = s.mean_interval([*x, math.nan]), stats.ttest_1samp(x, 0)
     assert (ours.low, ours.high) == pytest.approx(theirs.confidence_interval(0.95))
@@ -30,7 +30,7 @@ def test_mean_interval_is_scipys_t_test() -> None:
 
 @pytest.mark.parametrize("law", NULLS)
 @pytest.mark.parametrize("seeds", [5, 10])
-def test_interval_covers_and_test_is_honest(seeds: int, law: str) -> None:
+def test_interval_covers_and_test_is_honest(seeds, law):
     """The issue's figures: 93–97 % coverage, at most 6 % false positives, if arms are exchangeable.
 
     Where most seeds agree to a hair an interval covers more than it says; it never covers less.
@@ -42,13 +42,13 @@ def test_interval_covers_and_test_is_honest(seeds: int, law: str) -> None:
     assert np.mean([s.mean_interval(x).p < 0.05 for x in studies[:500]]) <= 0.07
 
 
-def test_log_ratio_is_the_geometric_mean() -> None:
+def test_log_ratio_is_the_geometric_mean():
     a, b = np.array([1.0, 4.0, 2.0]), np.array([2.0, 2.0, 2.0])
     assert math.exp(s.log_ratio(a, b).value) == pytest.approx(stats.gmean(a / b))
     assert s.log_ratio(b, a).value == pytest.approx(-s.log_ratio(a, b).value)
 
 
-def test_permutation_is_exact_and_cannot_decide_at_five_pairs() -> None:
+def test_permutation_is_exact_and_cannot_decide_at_five_pairs():
     assert s.permutation_p([-1.0, -1.1, -0.9, -1.2, -1.3]) == pytest.approx(2 / 2**5)
     d = rng(1).normal(0.5, 1, 8)
     flips = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1)
@@ -56,7 +56,7 @@ def test_permutation_is_exact_and_cannot_decide_at_five_pairs() -> None:
     assert s.permutation_p(d) == pytest.approx(np.mean(means >= abs(d.mean()) - 1e-12))
 
 
-def test_variance_over_time_is_that_of_cosine_weights() -> None:
+def test_variance_over_time_is_that_of_cosine_weights():
     """Against the definition, written out; and against the truth of white noise."""
     x = rng(3).normal(2.0, 1.0, 300)
     variance, waves = s.variance_over_time(x, horizon=10)
@@ -73,7 +73,7 @@ def test_variance_over_time_is_that_of_cosine_weights() -> None:
 
 
 @pytest.mark.parametrize("setting", FRESH, ids=lambda x: f"{x[0]}-{x[1]}-{x[2]}")
-def test_diebold_mariano_allows_for_dependence(setting: Any) -> None:
+def test_diebold_mariano_allows_for_dependence(setting):
     """Equal forecasts: 5 % are rejected, within three standard errors and the bound of 6.5 %."""
     windows, horizon, _, _ = setting
     rejected = [
@@ -83,7 +83,7 @@ def test_diebold_mariano_allows_for_dependence(setting: Any) -> None:
     assert np.mean(rejected) < 0.065 + 3 * math.sqrt(0.065 * 0.935 / 500)
 
 
-def test_crossed_interval_covers_where_seeds_alone_do_not() -> None:
+def test_crossed_interval_covers_where_seeds_alone_do_not():
     generator, covered, alone = rng(5), [], []
     for _ in range(400):
         d = crossed_study(generator, seeds=10, windows=1000, autocorrelation=0.7)
@@ -101,7 +101,7 @@ def decides(means: Any, spreads: Any, *, count: int, margin: float, tests: int =
 
 
 @pytest.mark.parametrize("pilot", [3, 10])
-def test_seeds_needed_decide_whatever_the_truth(pilot: int) -> None:
+def test_seeds_needed_decide_whatever_the_truth(pilot):
     """Over pilot studies and fresh studies of the size that each announces: at least 80 %."""
     draw, margin, sd, pilots = rng(17 + pilot), 0.012, 0.015, 60
     spreads = sd * np.sqrt(draw.chisquare(pilot - 1, pilots) / (pilot - 1))
@@ -109,7 +109,6 @@ def test_seeds_needed_decide_whatever_the_truth(pilot: int) -> None:
     for truth in (0.0, 0.006, 0.012, 0.03):
         decided = []
         for count in announced:
-            assert count is not None
             later = draw.normal(truth, sd, (50, count))
             deviations = later.std(axis=1, ddof=1)
             decided += [*decides(later.mean(axis=1), deviations, count=count, margin=margin)]
@@ -121,12 +120,12 @@ def test_seeds_needed_decide_whatever_the_truth(pilot: int) -> None:
     [(1, 5, 1e-6, None), (math.nan, 1, 0.01, None), (1, 5, 0, None), (0, 5, 0.01, 2),
      (1e-6, 5, 0.01, 2)],
 )  # fmt: skip
-def test_seeds_needed_at_the_ends(sd: float, count: int, margin: float, expected: Any) -> None:
+def test_seeds_needed_at_the_ends(sd, count, margin, expected):
     assert s.seeds_needed(sd=sd, count=count, margin=margin) == expected
 
 
 @pytest.mark.parametrize(("count", "pilot", "tests"), [(5, 5, 1), (12, 4, 1), (7, 7, 3), (3, 3, 2)])
-def test_resolvable_effects_are_resolved(count: int, pilot: int, tests: int) -> None:
+def test_resolvable_effects_are_resolved(count, pilot, tests):
     """Over pilots, the effect that each announces is shown by 80 % of later studies."""
     draw, studies = rng(count), 40_000
     sd = 0.7 * np.sqrt(draw.chisquare(pilot - 1, studies) / (pilot - 1))
@@ -152,7 +151,7 @@ def test_resolvable_effects_are_resolved(count: int, pilot: int, tests: int) -> 
         ((math.nan, 9.0, 1.0), (1, 2, 1)),  # what has no p is not counted
     ],
 )
-def test_holm_intervals_by_hand(scores: tuple[float, ...], tests: tuple[int, ...]) -> None:
+def test_holm_intervals_by_hand(scores, tests):
     family = [s.mean_interval([0.1]) if math.isnan(score) else scored(score) for score in scores]
     for before, after, k in zip(family, s.simultaneous(family), tests, strict=True):
         if before.is_known:
@@ -168,7 +167,7 @@ def scored(score: float) -> s.Estimate:
     return s.mean_interval(x + score * x.std(ddof=1) / math.sqrt(5))
 
 
-def test_an_interval_and_its_p_never_disagree() -> None:
+def test_an_interval_and_its_p_never_disagree():
     draw, wrong, studies = rng(31), 0, 300
     for _ in range(studies):
         truths = np.array([0.0, 0.0, *draw.choice([0.0, 1.0, 3.0], draw.integers(0, 4))])
@@ -185,13 +184,13 @@ def test_an_interval_and_its_p_never_disagree() -> None:
     assert wrong / studies < 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
 
 
-def test_crossed_interval_of_equal_windows_is_that_of_the_seeds() -> None:
+def test_crossed_interval_of_equal_windows_is_that_of_the_seeds():
     seeds = rng(9).normal(size=4)
     found, alone = s.crossed_interval(np.tile(seeds, (50, 1)).T, horizon=1), s.mean_interval(seeds)
     assert (found.low, found.high, found.p) == pytest.approx((alone.low, alone.high, alone.p))
 
 
-def test_crossed_log_ratio_is_the_log_ratio_with_errors_of_windows() -> None:
+def test_crossed_log_ratio_is_the_log_ratio_with_errors_of_windows():
     draw = rng(8)
     b = draw.lognormal(0, 1, (5, 400))
     a = 0.3 * b * np.exp(draw.normal(0, 0.02, (5, 400)))
@@ -202,7 +201,7 @@ def test_crossed_log_ratio_is_the_log_ratio_with_errors_of_windows() -> None:
     assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
 
 
-def test_crossed_log_ratio_never_falls_below_all_of_the_loss() -> None:
+def test_crossed_log_ratio_never_falls_below_all_of_the_loss():
     """A stretch of storms, which one arm forecasts well: a difference over a mean says −105 %."""
     draw = rng(2)
     b = draw.lognormal(0, 0.3, (5, 300))
@@ -213,7 +212,7 @@ def test_crossed_log_ratio_never_falls_below_all_of_the_loss() -> None:
     assert -1 < math.expm1(s.crossed_log_ratio(a, b, horizon=24).low) < -0.5
 
 
-def test_robust_p_holds_its_level_where_unseen_failures_undo_the_lead() -> None:
+def test_robust_p_holds_its_level_where_unseen_failures_undo_the_lead():
     """One seed in ten fails by 10 spreads, the means are equal: Student's t calls every fourth."""
     draw = rng(23)
     failed = draw.random((2000, 5)) < 0.1
@@ -223,7 +222,7 @@ def test_robust_p_holds_its_level_where_unseen_failures_undo_the_lead() -> None:
     assert sum(s.robust_p(d) < 0.05 for d in leads) / len(x) < 0.05
 
 
-def test_robust_p_by_hand() -> None:
+def test_robust_p_by_hand():
     d = np.array([-0.06, -0.055, -0.065, -0.058, -0.061])
     score = math.sqrt(5) * abs(d.mean()) / d.std(ddof=1)
     law = stats.nct(4, math.sqrt(5) * 0.1 * 10)
@@ -235,7 +234,7 @@ def test_robust_p_by_hand() -> None:
 
 @pytest.mark.parametrize("failed", [1, 2, 3])
 @pytest.mark.parametrize("seeds", [4, 5, 6, 10, 30])
-def test_a_few_failed_seeds_carry_no_verdict(seeds: int, failed: int) -> None:
+def test_a_few_failed_seeds_carry_no_verdict(seeds, failed):
     x = 1e-6 * rng().normal(size=seeds)
     x[:failed] += 1
     assert not s.mean_interval(x).excludes_zero()
@@ -255,21 +254,20 @@ def test_a_few_failed_seeds_carry_no_verdict(seeds: int, failed: int) -> None:
         ([0.1, -0.1, 0.2, -0.2, 0.0, 9.0, 8.9, 9.1], []),  # three of eight are no outliers
     ],
 )
-def test_outlying_values(values: list[float], expected: list[int]) -> None:
+def test_outlying_values(values, expected):
     assert s.outlying(values) == expected
 
 
-def test_a_gaps_slope_is_the_mean_of_the_seeds_slopes_over_the_last_half() -> None:
+def test_a_gaps_slope_is_the_mean_of_the_seeds_slopes_over_the_last_half():
     epochs, slopes = np.array([0.0, 5.0, 6.0, 8.0]), np.array([-0.1, -0.2, -0.15])
     gaps = np.where(epochs < 4, 9, 1 + slopes[:, None] * epochs)
     pair: Any = SimpleNamespace(curves=lambda _: (epochs, 0 * gaps, gaps))
     found, expected = effects.gap(pair), s.mean_interval(slopes)
-    assert found is not None
     assert found.late_from == 5
     assert (found.slope.low, found.slope.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_effective_data_of_a_power_law() -> None:
+def test_effective_data_of_a_power_law():
     sizes = np.array([100.0, 200.0, 400.0, 800.0])
     scratch = 5.0 * sizes**-0.3
     assert effects.effective_data(sizes, scratch, 5.0 * 300.0**-0.3) == pytest.approx(300)
@@ -277,19 +275,18 @@ def test_effective_data_of_a_power_law() -> None:
     assert math.isnan(effects.effective_data(sizes, scratch, 9.0))
 
 
-def test_crossing_is_linear_between_evaluations() -> None:
+def test_crossing_is_linear_between_evaluations():
     epochs, loss = np.array([0.0, 1.0, 2.0]), np.array([1.0, 0.8, 0.4])
     assert effects.crossing(epochs, loss, 0.6) == pytest.approx(1.5)
     assert effects.crossing(epochs, loss, 1.0) == 0.0
     assert effects.crossing(epochs, loss, 0.3) == math.inf
 
 
-def test_seeds_needed_are_the_fewest_where_the_spread_is_known() -> None:
+def test_seeds_needed_are_the_fewest_where_the_spread_is_known():
     """Against the closed form at the hardest truth, half the margin; and among other tests more."""
     margin, sd = 0.01, 0.02
     for tests in (1, 6):
         n = s.seeds_needed(sd=sd, count=100_000, margin=margin, tests=tests)
-        assert n is not None
         for count, enough in ((n, True), (n - 1, False)):
             draw = rng(3).standard_normal(400_000)
             spread = sd * np.sqrt(rng(4).chisquare(count - 1, 400_000) / (count - 1))

@@ -1,52 +1,44 @@
 """Collecting run directories: the real format, and what cannot be read."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from analysis.studies import Change, rewritten
+from analysis.studies import rewritten
+from conftest import SMALL, TINY_T5
+from runs import run
 
 from benchmarks.simulated_runs import Arm, write_run
 from t5ts.analysis.plots import _gradient_norms
 from t5ts.analysis.study import collect
-from t5ts.config import Config
 from t5ts.errors import DataError
-from t5ts.experiment import run
 
 T5 = Arm(init="t5", freeze="none")
 
 
 @pytest.fixture(scope="module")
-def real(composed: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real(composed, tmp_path_factory) -> Path:
     """One real run of the small setting."""
-    from conftest import SMALL, TINY_T5
-
     folder = tmp_path_factory.mktemp("real")
-    run(
-        composed(*SMALL, *TINY_T5, "freeze=staged", "freeze.unfreeze_epoch=1"),
-        run_dir=folder,
-        pictures=False,
-    )
+    run(composed(*SMALL, *TINY_T5, "freeze=staged", "freeze.unfreeze_epoch=1"), run_dir=folder)
     return folder
 
 
-def test_a_real_run_is_read_and_drawn(real: Path) -> None:
+def test_a_real_run_is_read_and_drawn(real):
     (found,) = collect([real]).runs
     assert (found.state, found.epochs) == ("finished", 4)
     assert found.arm == "t5_efficient_tiny-random-staged"
     assert len(found.curve("val_loss")[0]) == 5
     assert "update_ratio/head" in found.probes
     losses = found.window_losses()
-    assert losses is not None
     assert len(losses) == found.provenance["windows"]["test"]
     assert losses.mean() == pytest.approx(found.metric("test_loss"), rel=1e-5)
     axes = _gradient_norms(real).axes[0]
     assert {"patch", "block_0", "head", "total"} <= {*axes.get_legend_handles_labels()[1]}
 
 
-def test_simulated_runs_have_the_real_format(real: Path, tmp_path: Path) -> None:
+def test_simulated_runs_have_the_real_format(real, tmp_path):
     """What the report reads of a simulated run, a real one has too."""
     made = write_run(tmp_path / "made", T5, 0)
     for name in ("provenance.json", "result.json", "forecast_sample.json"):
@@ -58,7 +50,7 @@ def test_simulated_runs_have_the_real_format(real: Path, tmp_path: Path) -> None
     assert {k for k in a.evals if not k.endswith(("block_2", "block_3"))} <= set(b.evals)
 
 
-def test_runs_are_found_at_any_depth_and_previous_attempts_are_not(tmp_path: Path) -> None:
+def test_runs_are_found_at_any_depth_and_previous_attempts_are_not(tmp_path):
     write_run(tmp_path / "a" / "0", T5, 0)
     write_run(tmp_path / "b" / "c" / "1", T5, 1)
     write_run(tmp_path / "previous-1", T5, 2)
@@ -84,9 +76,7 @@ RESULT = '{"objective": 1, "metrics": {}, "initial": {}, "scale_audit": {}, "bas
         (lambda run: (run / "provenance.json").write_bytes(b"\xff\xfe{}"), "JSON"),
     ],
 )
-def test_what_cannot_be_read_is_named_and_the_rest_is_used(
-    tmp_path: Path, damage: Change, key: str
-) -> None:
+def test_what_cannot_be_read_is_named_and_the_rest_is_used(tmp_path, damage, key):
     write_run(tmp_path / "good", T5, 0)
     damage(write_run(tmp_path / "bad", T5, 1))
     study = collect([tmp_path])
@@ -95,7 +85,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_used(
     assert key in str(bad.problem)
 
 
-def test_copies_and_what_failed_before_it_began_are_left_out(tmp_path: Path) -> None:
+def test_copies_and_what_failed_before_it_began_are_left_out(tmp_path):
     write_run(tmp_path / "good", T5, 0)
     write_run(tmp_path / "copy", T5, 0, stop_after=2)
     (tmp_path / "failed").mkdir()
@@ -107,7 +97,7 @@ def test_copies_and_what_failed_before_it_began_are_left_out(tmp_path: Path) -> 
     assert "no memory" in problems["failed"]
 
 
-def test_an_unfinished_last_line_is_no_fault(tmp_path: Path) -> None:
+def test_an_unfinished_last_line_is_no_fault(tmp_path):
     path = write_run(tmp_path / "run", T5, 0, stop_after=3) / "metrics.jsonl"
     path.write_text(path.read_text() + '{"kind": "eval", "epo')
     (found,) = collect([tmp_path]).runs
@@ -115,12 +105,12 @@ def test_an_unfinished_last_line_is_no_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [".", "absent"])
-def test_nothing_to_read_is_a_user_error(tmp_path: Path, folder: str) -> None:
+def test_nothing_to_read_is_a_user_error(tmp_path, folder):
     with pytest.raises(DataError):
         collect([tmp_path / folder])
 
 
-def test_table_has_a_row_per_run_and_the_settings_that_vary(tmp_path: Path) -> None:
+def test_table_has_a_row_per_run_and_the_settings_that_vary(tmp_path):
     for seed in range(2):
         for rate in (1e-3, 1e-4):
             write_run(tmp_path / f"{seed}-{rate}", T5, seed, optim__lr=rate)

@@ -70,6 +70,13 @@ def wide(num_rows=60, step=HOUR, seed=0) -> pl.DataFrame:
     return pl.DataFrame({"time": times, "a": values[:, 0], "b": values[:, 1]})
 
 
+def series_table(*, minutes=60, **channels) -> pl.DataFrame:
+    """Rows from 2024 on, so many minutes apart, of these channels; NaN is a gap."""
+    num_rows = len(next(iter(channels.values())))
+    times = every(dt.timedelta(minutes=minutes), dt.datetime(2024, 1, 1), num_rows)
+    return pl.DataFrame({"time": times, **channels}, nan_to_null=True)
+
+
 def as_csv(path: Path, table: pl.DataFrame) -> str:
     table.write_csv(path, datetime_format="%Y-%m-%d %H:%M:%S")
     return str(path)

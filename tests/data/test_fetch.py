@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
-import resource
 import socket
 import threading
 import time
@@ -14,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from runs import largest_file
 
 from t5ts.data import fetch
 from t5ts.data.sources import load_ett
@@ -139,10 +139,7 @@ def test_no_server_is_asked_once(monkeypatch):
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("T5TS_ETT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
     connect = mock.patch.object(socket, "create_connection", wraps=socket.create_connection)
-    with (
-        connect as connected,
-        pytest.raises(DataError, match=r"proxy.*data\.dir"),
-    ):
+    with connect as connected, pytest.raises(DataError, match=r"proxy.*data\.dir"):
         fetch.fetch_ett("ettm1")
     assert connected.call_count == 1
 
@@ -158,15 +155,9 @@ def test_a_proxy_of_the_environment_is_asked(server, ettm1, monkeypatch):
 def test_a_cache_that_cannot_be_written_and_a_full_disk_keep_nothing(
     server, ettm1, tmp_path, monkeypatch
 ):
-    """A file size limit simulates a full disk: the write fails half-way in the same way."""
     server.files["ETTm1.csv"] = ettm1[0]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        with pytest.raises(DataError, match="T5TS_CACHE"):
-            fetch.fetch_ett("ettm1")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(200_000), pytest.raises(DataError, match="T5TS_CACHE"):
+        fetch.fetch_ett("ettm1")
     assert leftovers(tmp_path) == []
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("T5TS_CACHE", str(tmp_path / "file"))

@@ -88,7 +88,7 @@ def test_large_offsets_keep_their_digits(tmp_path, suffix, middle, spread):
     np.testing.assert_allclose(series.values_TC[:, 0], scaled, atol=2e-6)
 
 
-HYPOTHESIS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+HYPOTHESIS = {"suppress_health_check": list(HealthCheck)}
 ODD_TEXTS = ["calm", "", "a,b", 'says "5"', "two\nlines", "\n", '","', "é"]
 
 

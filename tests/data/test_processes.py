@@ -10,7 +10,7 @@ LEARNABLE = sorted(PROCESSES.keys() - {"white_noise"})
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
-def test_a_draw_follows_from_its_seed_and_has_unit_variance(kind: str) -> None:
+def test_a_draw_follows_from_its_seed_and_has_unit_variance(kind):
     draw = generate(kind, num_rows=20_000, noise_std=0.0, seed=1)
     assert np.array_equal(draw, generate(kind, num_rows=20_000, noise_std=0.0, seed=1))
     assert draw.std() == pytest.approx(1, abs=0.35)
@@ -21,7 +21,7 @@ def test_a_draw_follows_from_its_seed_and_has_unit_variance(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
-def test_the_last_rows_predict_the_next_unless_it_is_noise(kind: str) -> None:
+def test_the_last_rows_predict_the_next_unless_it_is_noise(kind):
     """Ordinary least squares on 32 rows as the judge."""
     draw = generate(kind, num_rows=20_000, noise_std=0.0, seed=3).astype(float)
     windows = np.lib.stride_tricks.sliding_window_view(draw, 33)
@@ -32,7 +32,7 @@ def test_the_last_rows_predict_the_next_unless_it_is_noise(kind: str) -> None:
     assert (error < 0.3) == (kind in LEARNABLE)
 
 
-def test_resonances_of_the_switching_autoregression_are_where_they_should_be() -> None:
+def test_resonances_of_the_switching_autoregression_are_where_they_should_be():
     draw = generate("switching_ar", num_rows=60_000, noise_std=0.0, seed=0)
     power = np.abs(np.fft.rfft(draw)) ** 2
     periods = 1 / np.fft.rfftfreq(len(draw))[1:]
@@ -40,7 +40,7 @@ def test_resonances_of_the_switching_autoregression_are_where_they_should_be() -
     assert inside > 0.8
 
 
-def test_loader_gives_one_channel_and_the_wanted_splits() -> None:
+def test_loader_gives_one_channel_and_the_wanted_splits():
     series = load_process(
         kind="chirps", num_rows=1000, noise_std=0.1, seed=0, splits=[0.5, 0.25, 0.25]
     )

@@ -47,7 +47,7 @@ def test_constant_channel_ramp_wild_scale_and_empty_split_are_warned_of():
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.sampled_from(["interpolate", "mask"]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_gaps_are_counted_and_kept(gaps, missing):
     missing_T = np.array(gaps)
     values_T = np.arange(len(gaps), dtype=np.float32)

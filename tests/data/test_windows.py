@@ -39,7 +39,7 @@ def numpy_scaled(values_TC, train_end):
     return ((values_TC.astype(np.float64) - train.mean(0)) / train.std(0)).astype(np.float32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lengths=st.tuples(*[st.integers(1, 40)] * 3),
     tail=st.integers(0, 5),
@@ -178,7 +178,7 @@ def test_too_few_rows_names_split_rows_and_keys(context_len, target_len, fractio
     epoch=st.integers(0, 1000),
     limit=st.integers(1, 600) | st.none(),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_epoch_order_is_a_pure_permutation_and_its_head(num, seed, epoch, limit):
     before = torch.get_rng_state()
     order = epoch_order(num, seed=seed, epoch=epoch)

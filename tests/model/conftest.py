@@ -7,7 +7,7 @@ from language_models import save
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory) -> dict[str, Path]:
     """Checkpoints as transformers saves them."""
     root = tmp_path_factory.mktemp("hf")
     return {kind: save(kind, root / kind) for kind in ("bert", "gpt2", "llama", "xglm")}

@@ -1,25 +1,21 @@
 """`init=chronos`: a T5 encoder pretrained on time series, through the same loader and checks."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import SMALL, TINY_T5
 from hub_server import HubServer, at, full_model, serve, write_checkpoint
+from runs import run
+from safetensors.torch import load_file, save_file
 
 from t5ts.build import build_model, token_scale
-from t5ts.config import Config
 from t5ts.download import main
 from t5ts.errors import InputsChanged, WeightsError
-from t5ts.experiment import run
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import random_state
 from t5ts.model.weights import chronos_source, load_checkpoint
@@ -28,7 +24,6 @@ ID = "amazon/chronos-t5-tiny"
 ARCH = T5Architecture(d_model=256, d_ff=1024, d_kv=64, num_layers=4, num_heads=4, vocab_size=4096)
 SMALLEST = T5Architecture(d_model=16, d_ff=32, d_kv=8, num_layers=2, num_heads=2, vocab_size=50)
 CONFIG = {"chronos_config": {"n_tokens": 4096}, "initializer_factor": 0.05}
-Compose = Callable[..., Config]
 
 
 def write(folder: Path, arch: T5Architecture, **changes: Any) -> Path:
@@ -37,20 +32,18 @@ def write(folder: Path, arch: T5Architecture, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chronos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chronos(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("chronos") / "tiny", ARCH)
 
 
 @pytest.fixture
-def hub(chronos: Path, tmp_path: Path) -> Iterator[HubServer]:
+def hub(chronos, tmp_path) -> Iterator[HubServer]:
     with serve() as server, at(server.endpoint, tmp_path / "cache"):
         server.add(ID, chronos)
         yield server
 
 
-def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
-    hub: HubServer, chronos: Path, composed: Compose
-) -> None:
+def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(hub, chronos, composed):
     assert hub.endpoint
     arm = partial(composed, *SMALL, "backbone=t5_efficient_tiny", "patch.scale=native")
     stored = load_file(chronos / "model.safetensors")
@@ -75,9 +68,7 @@ def test_the_encoder_arrives_to_the_digit_and_its_controls_are_made_of_it(
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_download_fetches_the_one_of_the_backbones_shape(
-    hub: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_download_fetches_the_one_of_the_backbones_shape(hub, capsys):
     chosen = ["backbone=t5_efficient_tiny", "init=chronos"]
     assert main(chosen) == 0
     assert ID in capsys.readouterr().out
@@ -106,31 +97,27 @@ def edit_config(folder: Path, **changes: Any) -> None:
         (partial(edit_config, d_ff=512), "d_ff"),
     ],
 )
-def test_what_is_no_chronos_of_that_shape_is_refused(
-    spoil: Callable[[Path], None], named: str, tmp_path: Path
-) -> None:
+def test_what_is_no_chronos_of_that_shape_is_refused(spoil, named, tmp_path):
     folder = write(tmp_path / "spoilt", ARCH)
     spoil(folder)
     with pytest.raises(WeightsError, match=named):
         load_checkpoint(path=folder, arch=ARCH, must_be_chronos=True)
 
 
-def test_sizes_that_were_not_published_are_named() -> None:
+def test_sizes_that_were_not_published_are_named():
     with pytest.raises(WeightsError, match="256, 384, 512, 768, 1024"):
         chronos_source(None, SMALLEST.d_model)
 
 
-def test_a_finished_run_is_shown_again_until_the_checkpoint_changes(
-    composed: Compose, tmp_path: Path
-) -> None:
+def test_a_finished_run_is_shown_again_until_the_checkpoint_changes(composed, tmp_path):
     folder = write(tmp_path / "chronos", SMALLEST)
     checkpoint = f"init.checkpoint={folder}"
     config = composed(*SMALL, *TINY_T5, "init=chronos", checkpoint, "train.epochs=1")
-    first = run(config, run_dir=tmp_path / "run", pictures=False)
-    assert run(config, run_dir=tmp_path / "run", pictures=False) == first
+    first = run(config, run_dir=tmp_path / "run")
+    assert run(config, run_dir=tmp_path / "run") == first
     path = folder / "model.safetensors"
     norm = "encoder.final_layer_norm.weight"
     tensors = load_file(path)
     save_file(tensors | {norm: tensors[norm] * 2}, path)
     with pytest.raises(InputsChanged):
-        run(config, run_dir=tmp_path / "run", pictures=False)
+        run(config, run_dir=tmp_path / "run")

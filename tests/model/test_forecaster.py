@@ -1,7 +1,5 @@
 """The whole forecaster: shapes, pairing of arms, equivariance, linearity, the scale audit."""
 
-from typing import Any
-
 import pytest
 import torch
 from forecasters import build_model, build_shared, build_t5
@@ -16,9 +14,7 @@ from t5ts.model.patching import PatchEmbedding
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
 @pytest.mark.parametrize("stride", [None, 3])
 @pytest.mark.parametrize("build", [build_t5, build_shared, NoEncoder])
-def test_every_encoder_forecasts_each_channel(
-    build: Any, stride: int | None, channels: str
-) -> None:
+def test_every_encoder_forecasts_each_channel(build, stride, channels):
     model = build_model(build(), channels=channels, stride=stride)
     y = model(torch.randn(2, 3, 16))
     assert y.shape == (2, 3, 5)
@@ -28,7 +24,7 @@ def test_every_encoder_forecasts_each_channel(
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_independent_channels_do_not_see_each_other_and_mixed_ones_do() -> None:
+def test_independent_channels_do_not_see_each_other_and_mixed_ones_do():
     x = torch.randn(2, 3, 16)
     changed = x.clone()
     changed[:, 0] += torch.randn(16)
@@ -43,7 +39,7 @@ def test_independent_channels_do_not_see_each_other_and_mixed_ones_do() -> None:
         )
 
 
-def test_same_seed_pairs_patch_and_head_across_encoders() -> None:
+def test_same_seed_pairs_patch_and_head_across_encoders():
     """Invariant 3, whatever the global random state was and whatever the encoder drew."""
     encoders = [build_t5(seed=1), build_t5(seed=2), build_shared(d_model=24)]
     torch.manual_seed(9)
@@ -62,7 +58,7 @@ def test_same_seed_pairs_patch_and_head_across_encoders() -> None:
 
 
 @pytest.mark.parametrize("build", [build_t5, build_shared, NoEncoder])
-def test_forecast_follows_shift_and_scale_of_the_context(build: Any) -> None:
+def test_forecast_follows_shift_and_scale_of_the_context(build):
     model = build_model(build()).double().eval()
     x = torch.randn(4, 3, 16, dtype=torch.float64)
     scale = torch.tensor([0.5, 3.0, 40.0], dtype=torch.float64)[:, None]
@@ -74,7 +70,7 @@ def test_forecast_follows_shift_and_scale_of_the_context(build: Any) -> None:
 
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
-def test_linear_backbone_is_one_linear_map(channels: str) -> None:
+def test_linear_backbone_is_one_linear_map(channels):
     model = build_model(NoEncoder(), channels=channels, normalize="none").double()
     assert [name for name, _ in model.named_parameters()] == ["head.weight", "head.bias"]
     mixing = channels == "mixing"
@@ -91,9 +87,7 @@ def test_linear_backbone_is_one_linear_map(channels: str) -> None:
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
 @pytest.mark.parametrize("seq_len", [16, 14])  # without and with padding
-def test_per_patch_head_gives_each_token_its_own_patch_at_its_place(
-    channels: str, seq_len: int
-) -> None:
+def test_per_patch_head_gives_each_token_its_own_patch_at_its_place(channels, seq_len):
     options = {"seq_len": seq_len, "output_len": seq_len, "channels": channels}
     model = build_model(build_t5(), normalize="none", per_patch=True, **options).eval()
     x, pad = torch.randn(2, 3, seq_len), model.patch.pad
@@ -116,7 +110,7 @@ def test_per_patch_head_gives_each_token_its_own_patch_at_its_place(
     assert model.head.weight.std().item() == pytest.approx(std, rel=0.2)
 
 
-def test_first_forecast_is_near_the_windows_mean() -> None:
+def test_first_forecast_is_near_the_windows_mean():
     model = build_model(build_t5()).eval()
     x = torch.randn(256, 3, 16, generator=torch.Generator().manual_seed(0))
     update = (model(x) - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0)
@@ -126,7 +120,7 @@ def test_first_forecast_is_near_the_windows_mean() -> None:
 
 
 @pytest.mark.parametrize("normalize", ["instance", "none"])
-def test_autocast_forecasts_in_the_contexts_dtype(normalize: str) -> None:
+def test_autocast_forecasts_in_the_contexts_dtype(normalize):
     model = build_model(build_t5(), normalize=normalize, norm=True).eval()
     x = torch.randn(2, 3, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -136,7 +130,7 @@ def test_autocast_forecasts_in_the_contexts_dtype(normalize: str) -> None:
 
 
 @pytest.mark.parametrize("patch", [{}, {"norm": True, "scale": 24**0.5}], ids=["plain", "norm"])
-def test_a_constant_window_does_not_blow_up_the_gradients(patch: dict[str, Any]) -> None:
+def test_a_constant_window_does_not_blow_up_the_gradients(patch):
     """With zero tokens they would: T5's norms scale the gradient at zero by 1000 (LOG.md)."""
     model = build_model(build_t5(), **patch)
     x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(0))
@@ -163,7 +157,7 @@ class _Shifting(nn.Module):
         return hidden + 3.0
 
 
-def test_scale_audit_equals_hand_computed_values() -> None:
+def test_scale_audit_equals_hand_computed_values():
     encoder = build_t5(dropout=0.5)
     encoder.block[1], encoder.block[2] = _Doubling(), _Shifting()
     model = build_model(encoder, normalize="none")
@@ -194,7 +188,7 @@ def test_scale_audit_equals_hand_computed_values() -> None:
     assert audit == pytest.approx(expected, rel=1e-5)
 
 
-def test_bypassed_blocks_pass_the_tokens_to_the_final_norm() -> None:
+def test_bypassed_blocks_pass_the_tokens_to_the_final_norm():
     model = build_model(build_t5(), normalize="none").eval()
     x = torch.randn(2, 3, 16)
     whole = model(x)
@@ -208,7 +202,7 @@ def test_bypassed_blocks_pass_the_tokens_to_the_final_norm() -> None:
         pass
 
 
-def test_scale_audit_of_the_other_encoders_and_after_an_error() -> None:
+def test_scale_audit_of_the_other_encoders_and_after_an_error():
     x = torch.randn(2, 3, 16)
     assert list(scale_audit(build_model(NoEncoder()), x)) == ["input", "output"]
     audit = scale_audit(build_model(build_shared()), x)
@@ -229,9 +223,7 @@ def test_scale_audit_of_the_other_encoders_and_after_an_error() -> None:
         (512**-0.5, {"input": 0.044, "block_0": 0.95, "block_5": 2.78, "output": 1.0}),
     ],
 )
-def test_scale_audit_shows_the_init_scale_confound(
-    scale: float, expected: dict[str, float]
-) -> None:
+def test_scale_audit_shows_the_init_scale_confound(scale, expected):
     arch = T5Architecture(d_model=512, d_ff=2048, d_kv=64, num_layers=6, num_heads=8)
     model = build_model(build_t5(arch), patch_len=4, normalize="none")
     assert isinstance(model.patch, PatchEmbedding)

@@ -8,14 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5ts.model.normalize import (
-    MIN_STD,
-    InstanceNorm,
-    VisibleInstanceNorm,
-)
+from t5ts.model.normalize import MIN_STD, InstanceNorm, VisibleInstanceNorm
 
 
-def test_statistics_are_each_windows_and_channels_own() -> None:
+def test_statistics_are_each_windows_and_channels_own():
     x = torch.randn(4, 3, 20, dtype=torch.float64) * 5 + 2
     normed, mean, divisor = InstanceNorm()(x)
     torch.testing.assert_close(mean, x.mean(-1, keepdim=True))
@@ -26,12 +22,9 @@ def test_statistics_are_each_windows_and_channels_own() -> None:
         assert InstanceNorm()(wave * std)[2].item() == pytest.approx(max(std, MIN_STD), rel=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
-@given(
-    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20),
-    st.floats(-1e3, 1e3),
-)
-def test_inverse_returns_any_context(values: list[float], level: float) -> None:
+@settings(max_examples=20)
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20), st.floats(-1e3, 1e3))
+def test_inverse_returns_any_context(values, level):
     x = torch.tensor(values, dtype=torch.float64)[None, None] + level
     norm = InstanceNorm()
     normed, mean, divisor = norm(x)
@@ -40,7 +33,7 @@ def test_inverse_returns_any_context(values: list[float], level: float) -> None:
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, -1e6, 123456.789])
-def test_constant_window_becomes_zeros_and_returns_to_its_level(level: float) -> None:
+def test_constant_window_becomes_zeros_and_returns_to_its_level(level):
     x = torch.full((1, 1, 96), level)  # float32, where a naive mean would be off by its rounding
     norm = InstanceNorm()
     normed, mean, divisor = norm(x)
@@ -50,7 +43,7 @@ def test_constant_window_becomes_zeros_and_returns_to_its_level(level: float) ->
     torch.testing.assert_close(forecast, torch.full((1, 1, 4), level), rtol=1e-6, atol=2 * MIN_STD)
 
 
-def test_nan_spreads_to_its_own_window_and_channel_only() -> None:
+def test_nan_spreads_to_its_own_window_and_channel_only():
     x = torch.randn(2, 2, 8)
     x[0, 1, 3] = math.nan
     norm = InstanceNorm()
@@ -62,7 +55,7 @@ def test_nan_spreads_to_its_own_window_and_channel_only() -> None:
         assert torch.equal(result.isnan(), expected)
 
 
-def test_half_precision_context_is_normalised_in_float32() -> None:
+def test_half_precision_context_is_normalised_in_float32():
     normed, mean, divisor = InstanceNorm()(torch.randn(1, 1, 8).half() + 1000)
     assert {normed.dtype, mean.dtype, divisor.dtype} == {torch.float32}
     assert InstanceNorm().invert(torch.zeros(1, 1, 2).half(), mean, divisor).dtype == torch.float32
@@ -80,7 +73,7 @@ def hidden_windows() -> torch.Tensor:
     return x
 
 
-def test_visible_statistics_against_numpy() -> None:
+def test_visible_statistics_against_numpy():
     x = hidden_windows()
     normed, mean, divisor = VisibleInstanceNorm()(x)
     for b, c in np.ndindex(6, 3):
@@ -91,7 +84,7 @@ def test_visible_statistics_against_numpy() -> None:
     assert torch.equal(normed.isnan(), x.isnan())
 
 
-def test_a_window_that_is_constant_where_visible_becomes_zeros() -> None:
+def test_a_window_that_is_constant_where_visible_becomes_zeros():
     x = torch.full((1, 1, 20), 123456.789)
     x[..., 15:] = math.nan
     normed, _, divisor = VisibleInstanceNorm()(x)

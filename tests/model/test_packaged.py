@@ -1,13 +1,10 @@
 """The checkpoint that comes with t5ts: verified like the hub's, refused when altered."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from t5ts.build import build_model, token_scale
-from t5ts.config import Config
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.checkpoint_file import checkpoint_folder
@@ -24,12 +21,8 @@ ARCH = T5Architecture(
 )
 
 
-def test_packaged_checkpoint_is_verified_like_any_other() -> None:
-    state, report = load_checkpoint(
-        path=YAML.path,
-        arch=ARCH,
-        expected_sha256=YAML.sha256,
-    )
+def test_packaged_checkpoint_is_verified_like_any_other():
+    state, report = load_checkpoint(path=YAML.path, arch=ARCH, expected_sha256=YAML.sha256)
     assert report.source == "packaged:t5_tiny_en"
     assert report.files["model.safetensors"] == YAML.sha256
     assert report.num_params_trained == count(encoder_shapes(ARCH))
@@ -40,7 +33,7 @@ def test_packaged_checkpoint_is_verified_like_any_other() -> None:
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
 
 
-def test_transformers_loads_the_packaged_folder_as_it_is() -> None:
+def test_transformers_loads_the_packaged_folder_as_it_is():
     from transformers import AutoTokenizer, T5EncoderModel
 
     folder = checkpoint_folder(f"packaged:{NAME}")
@@ -55,7 +48,7 @@ def test_transformers_loads_the_packaged_folder_as_it_is() -> None:
     assert tokenizer.decode(tokenizer("Rain at noon.").input_ids) == "Rain at noon.</s>"
 
 
-def test_no_two_arms_share_their_noise(composed: Callable[..., Config]) -> None:
+def test_no_two_arms_share_their_noise(composed):
     """At one seed, the draws of matched are not those of random, rescaled."""
     weights = {}
     for init in ("random", "matched", "shuffled"):
@@ -66,12 +59,12 @@ def test_no_two_arms_share_their_noise(composed: Callable[..., Config]) -> None:
     assert correlations.abs().max() < 0.03
 
 
-def test_unknown_packaged_name_is_an_error_that_lists_them() -> None:
+def test_unknown_packaged_name_is_an_error_that_lists_them():
     with pytest.raises(WeightsError, match=NAME):
         checkpoint_folder("packaged:t5_tiny_fr")
 
 
-def test_it_is_small_and_says_what_it_is() -> None:
+def test_it_is_small_and_says_what_it_is():
     files = list(checkpoint_folder(f"packaged:{NAME}").iterdir())
     assert sum(file.stat().st_size for file in files) <= 12_000_000
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {
@@ -91,9 +84,7 @@ def test_it_is_small_and_says_what_it_is() -> None:
         (["init=random", "backbone=linear", "task.mask=value", "head=flatten"], None),
     ],
 )
-def test_native_scale_is_what_the_arms_own_weights_expect(
-    overrides: list[str], scale: float | None, composed: Callable[..., Config]
-) -> None:
+def test_native_scale_is_what_the_arms_own_weights_expect(overrides, scale, composed):
     arm = [f"backbone={NAME}", "patch.scale=native", "task=reconstruct", "head=per_patch"]
     model, _ = build_model(composed(*arm, *overrides), num_channels=2)
     assert token_scale(model) == (scale if scale is None else pytest.approx(scale, rel=1e-3))

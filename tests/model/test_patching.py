@@ -2,8 +2,6 @@
 
 import shutil
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,18 +10,15 @@ import torch
 from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import local_t5, resumes_as_whole
+from runs import local_t5, resumes_as_whole, run
 from safetensors.torch import load_file
 
 import t5ts
-from t5ts import experiment
 from t5ts.build import build, build_model, setup_summary
 from t5ts.config import Config
 from t5ts.errors import WeightsError
 from t5ts.export import export
 from t5ts.model.patching import PatchEmbedding, WholeContext, token_bank
-
-run = partial(experiment.run, pictures=False)
 
 
 def build_patch(seed: int = 0, **changes: Any) -> PatchEmbedding:
@@ -47,11 +42,9 @@ def patchings(draw: st.DrawFn) -> tuple[int, int, int]:
     return seq_len, patch_len, draw(st.integers(1, patch_len))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(patchings(), st.integers(1, 3), st.integers(1, 3))
-def test_patches_equal_numpy_slices(
-    patching: tuple[int, int, int], num_windows: int, num_channels: int
-) -> None:
+def test_patches_equal_numpy_slices(patching, num_windows, num_channels):
     seq_len, patch_len, stride = patching
     x = np.random.default_rng(0).normal(size=(num_windows, num_channels, seq_len))
     expected: list[list[list[float]]] = []
@@ -88,14 +81,14 @@ def test_patches_equal_numpy_slices(
 
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
-def test_plain_tokens_have_about_their_patch_rms(channels: str) -> None:
+def test_plain_tokens_have_about_their_patch_rms(channels):
     patch = build_patch(d_model=512, channels=channels)
     x = 3.0 * torch.randn(64, 3, 16, generator=torch.Generator().manual_seed(1))
     assert patch(x).square().mean().sqrt().item() == pytest.approx(3.0, rel=0.05)
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.5])
-def test_normed_tokens_have_the_scale_asked_for(scale: float) -> None:
+def test_normed_tokens_have_the_scale_asked_for(scale):
     patch = build_patch(d_model=64, norm=True, scale=scale)
     tokens = patch(100.0 * torch.randn(4, 3, 16))
     torch.testing.assert_close(
@@ -104,7 +97,7 @@ def test_normed_tokens_have_the_scale_asked_for(scale: float) -> None:
 
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
-def test_whole_context_reshapes_and_learns_nothing(channels: str) -> None:
+def test_whole_context_reshapes_and_learns_nothing(channels):
     patch = WholeContext(seq_len=5, num_channels=3, channels=channels)
     x = torch.randn(2, 3, 5)
     tokens = patch(x)
@@ -122,20 +115,19 @@ def test_whole_context_reshapes_and_learns_nothing(channels: str) -> None:
 
 @pytest.mark.parametrize("channels", ["independent", "mixing"])
 @pytest.mark.parametrize("stride", [None, 3])
-def test_each_hidden_place_adds_its_vector(channels: str, stride: int | None) -> None:
+def test_each_hidden_place_adds_its_vector(channels, stride):
     """Against the rule by hand; 16 steps at stride 3 also overlap, and 4 + 3·4 needs no padding."""
     patch = build_patch(channels=channels, stride=stride, hidden="token").double()
     x = torch.randn(2, 3, 16, dtype=torch.float64)
     x[torch.rand(x.shape) < 0.3] = torch.nan
     pieces = patch.patches(x)
-    assert patch.mask_token is not None
     expected = pieces.nan_to_num(0.0) @ patch.projection.weight.T + patch.projection.bias
     for place in range(pieces.shape[-1]):
         expected += pieces.isnan()[..., place, None] * patch.mask_token[place]
     torch.testing.assert_close(patch(x), expected)
 
 
-def test_a_wholly_hidden_patch_is_one_token_and_padding_repeats_the_mark() -> None:
+def test_a_wholly_hidden_patch_is_one_token_and_padding_repeats_the_mark():
     patch = build_patch(norm=True, hidden="token")
     x = torch.randn(2, 3, 16)
     x[..., 4:8] = torch.nan
@@ -145,7 +137,7 @@ def test_a_wholly_hidden_patch_is_one_token_and_padding_repeats_the_mark() -> No
     assert build_patch(seq_len=14).patches(x[..., 2:])[0, 0].isnan().tolist() == [1, 1, 1, 0]
 
 
-def test_the_mask_token_leaves_projection_and_visible_tokens_as_they_are() -> None:
+def test_the_mask_token_leaves_projection_and_visible_tokens_as_they_are():
     """Arms with and without hidden steps are paired: the token is drawn last."""
     x = torch.randn(2, 3, 16)
     plain, value, token = (build_patch(hidden=hidden) for hidden in ("none", "value", "token"))
@@ -159,7 +151,7 @@ def test_the_mask_token_leaves_projection_and_visible_tokens_as_they_are() -> No
 
 
 @pytest.mark.parametrize("hidden", ["none", "token"])
-def test_a_token_is_the_softmax_weighted_sum_of_prototypes(hidden: str) -> None:
+def test_a_token_is_the_softmax_weighted_sum_of_prototypes(hidden):
     bank = np.random.default_rng(0).normal(size=(7, 8))
     prototypes = {"num_prototypes": 5, "bank_SD": torch.from_numpy(bank), "norm": True}
     patch = build_patch(channels="mixing", scale=3.0, hidden=hidden, **prototypes).double()
@@ -183,16 +175,14 @@ def test_a_token_is_the_softmax_weighted_sum_of_prototypes(hidden: str) -> None:
 
 
 @pytest.fixture
-def arm(composed: Callable[..., Config], tmp_path: Path) -> Callable[..., Config]:
+def arm(composed, tmp_path) -> Callable[..., Config]:
     """An arm of a checkpoint with 100 tokens of width 64, on prototypes."""
     folder = local_t5(tmp_path / "t5")
     small = [*SMALL, "backbone=local", f"backbone.path={folder}", "patch=prototypes"]
     return lambda *more: composed(*small, "patch.bank_size=100", "train.epochs=2", *more)
 
 
-def test_arms_share_what_trains_and_have_banks_of_their_own(
-    arm: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_arms_share_what_trains_and_have_banks_of_their_own(arm, tmp_path):
     table = load_file(tmp_path / "t5" / "model.safetensors")["shared.weight"].float().numpy()
     banks, summaries = {}, {}
     for init in ("t5", "random", "matched", "shuffled"):
@@ -219,7 +209,6 @@ def test_arms_share_what_trains_and_have_banks_of_their_own(
         few = build(arm(f"init={init}", "patch.bank_size=9")).model
         np.testing.assert_array_equal(few.patch.get_buffer("bank"), banks[init][:9])
     report = build(arm("init=t5")).report
-    assert report is not None
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 1, 3)]
     first = token_bank(report, num_rows=9, sample=generators[0], own=generators[1])
     again = token_bank(report, num_rows=9, sample=generators[2], own=generators[3])
@@ -228,9 +217,7 @@ def test_arms_share_what_trains_and_have_banks_of_their_own(
         build(arm("init=t5", "patch.bank_size=101"))
 
 
-def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(
-    arm: Callable[..., Config], tmp_path: Path
-) -> None:
+def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(arm, tmp_path):
     staged = ["init=t5", "freeze=staged", "freeze.unfreeze_epoch=1"]
     config = arm(*staged)
     resumes_as_whole(config, tmp_path)
@@ -248,7 +235,7 @@ def test_a_run_on_prototypes_resumes_reuses_and_predicts_from_its_export(
     assert t5ts.load(tmp_path / "warm").predict().equals(expected)
 
 
-def test_weights_come_from_the_generator_alone() -> None:
+def test_weights_come_from_the_generator_alone():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     first = build_patch(seed=5, norm=True)

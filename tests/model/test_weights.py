@@ -2,8 +2,6 @@
 
 import json
 import math
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, write_checkpoint
 
 from t5ts.model.architecture import T5Architecture
 from t5ts.model.tensors import (
@@ -36,11 +31,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("weights") / "tiny", TINY, full_model(TINY))
 
 
-def test_shapes_have_the_published_counts() -> None:
+def test_shapes_have_the_published_counts():
     base = T5Architecture(d_model=768, d_ff=3072, d_kv=64, num_layers=12, num_heads=12)
     shapes = encoder_shapes(T5_SMALL)
     assert count(shapes) == 18_881_280
@@ -55,7 +50,7 @@ def test_shapes_have_the_published_counts() -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 0.05])
 @pytest.mark.parametrize("scale_norms", [False, True])
-def test_random_state_follows_the_law(factor: float, scale_norms: bool) -> None:
+def test_random_state_follows_the_law(factor, scale_norms):
     options: Any = {"factor": factor, "scale_norms": scale_norms}
     state, tokens_rms = random_state(T5_SMALL, generator=generator(), **options)
     assert tokens_rms == factor
@@ -71,7 +66,7 @@ def test_random_state_follows_the_law(factor: float, scale_norms: bool) -> None:
         assert abs(tensor.mean().item()) < 5 * sigma / math.sqrt(tensor.numel())
 
 
-def test_matched_keeps_each_tensors_mean_and_std_exactly() -> None:
+def test_matched_keeps_each_tensors_mean_and_std_exactly():
     state = trained_looking_encoder(TINY) | {"two": torch.tensor([1.0, 3.0]), "one": torch.ones(1)}
     control = matched_state(state, generator=generator())
     for name, tensor in state.items():
@@ -83,12 +78,9 @@ def test_matched_keeps_each_tensors_mean_and_std_exactly() -> None:
         assert torch.equal(ours, theirs) == (name == "one")
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    shape=st.lists(st.integers(1, 7), min_size=1, max_size=2),
-    seed=st.integers(0, 2**31),
-)
-def test_shuffled_keeps_entries_and_nothing_else(shape: list[int], seed: int) -> None:
+@settings(max_examples=50)
+@given(shape=st.lists(st.integers(1, 7), min_size=1, max_size=2), seed=st.integers(0, 2**31))
+def test_shuffled_keeps_entries_and_nothing_else(shape, seed):
     tensor = torch.randn(shape, generator=generator(seed))
     (control,) = shuffled_state({"x": tensor}, generator=generator(seed + 1)).values()
     assert control.shape == tensor.shape
@@ -96,7 +88,7 @@ def test_shuffled_keeps_entries_and_nothing_else(shape: list[int], seed: int) ->
 
 
 @pytest.mark.parametrize("make", [matched_state, shuffled_state])
-def test_controls_depend_on_the_generator_only(make: Callable[..., dict[str, Tensor]]) -> None:
+def test_controls_depend_on_the_generator_only(make):
     state = trained_looking_encoder(TINY)
     controls = [make(state, generator=generator(seed)) for seed in (1, 1, 2)]
     digests = [state_digest(control) for control in controls]
@@ -104,7 +96,7 @@ def test_controls_depend_on_the_generator_only(make: Callable[..., dict[str, Ten
     assert all(not torch.equal(controls[0][name], state[name]) for name in state)
 
 
-def test_digest_sees_name_shape_dtype_and_value() -> None:
+def test_digest_sees_name_shape_dtype_and_value():
     x = torch.arange(6.0)
     digests = {
         state_digest({"a": x}),
@@ -117,7 +109,7 @@ def test_digest_sees_name_shape_dtype_and_value() -> None:
     assert state_digest({"a": x, "b": x}) == state_digest({"b": x, "a": x.clone()})
 
 
-def test_every_arm_is_what_it_says_and_proves_it(tiny_folder: Path) -> None:
+def test_every_arm_is_what_it_says_and_proves_it(tiny_folder):
     arms: dict[str, Any] = {
         init: encoder_state(
             init=init,
@@ -144,7 +136,7 @@ def test_every_arm_is_what_it_says_and_proves_it(tiny_folder: Path) -> None:
     assert arms["matched"][1].checkpoint_sha256 == arms["shuffled"][1].checkpoint_sha256 == loaded
 
 
-def test_random_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_reads_nothing(monkeypatch):
     def forbidden(*_: object, **__: object) -> Any:
         raise AssertionError("init=random asked for a file")
 

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import TINY, config_json, full_model, shard, write_checkpoint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from hub_server import TINY, config_json, full_model, write_checkpoint
 
 from t5ts.errors import WeightsError
 from t5ts.model.checkpoint_file import read_architecture
@@ -37,7 +34,7 @@ Change = Callable[[Path], object]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path) -> Path:
     return write_checkpoint(tmp_path / "t5", TINY, full_model(TINY))
 
 
@@ -108,24 +105,12 @@ def pickled(folder: Path, zipped: bool = True) -> None:
     torch.save(held, folder / PICKLE, _use_new_zipfile_serialization=zipped)
 
 
-def sharded(folder: Path, ending: str = "safetensors") -> None:
-    held = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
-    stem, save = ("model", save_file) if ending == "safetensors" else ("pytorch_model", torch.save)
-    names, weight_map = sorted(held), {}
-    for i, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"{stem}-0000{i}-of-00002.{ending}"
-        save({name: held[name] for name in part}, folder / file)
-        weight_map |= dict.fromkeys(part, file)
-    (folder / f"{stem}.{ending}.index.json").write_text(json.dumps({"weight_map": weight_map}))
-
-
 def both(*changes: Change) -> Change:
     return lambda folder: [change(folder) for change in changes]
 
 
 def indexed(weight_map: Any) -> Change:
-    return both(sharded, write(INDEX, json.dumps({"weight_map": weight_map}).encode()))
+    return both(shard, write(INDEX, json.dumps({"weight_map": weight_map}).encode()))
 
 
 class Malicious:
@@ -177,18 +162,18 @@ FAULTS: dict[str, tuple[Change, str]] = {
         instead(PICKLE, lambda path: path.write_bytes(pickle.dumps(Malicious()))),
         PICKLE,
     ),
-    "shard gone": (both(sharded, lambda folder: (folder / SHARD_2).unlink()), SHARD_2),
-    "shard cut": (both(sharded, cut(SHARD_1, 100)), SHARD_1),
-    "shard empty": (both(sharded, cut(SHARD_1, 0)), SHARD_1),
+    "shard gone": (both(shard, lambda folder: (folder / SHARD_2).unlink()), SHARD_2),
+    "shard cut": (both(shard, cut(SHARD_1, 100)), SHARD_1),
+    "shard empty": (both(shard, cut(SHARD_1, 0)), SHARD_1),
     "one shard listed": (indexed({QUERY: SHARD_1}), "missing"),
     "duplicate tensors": (
-        both(sharded, lambda folder: save_file(full_model(TINY), folder / SHARD_2)),
+        both(shard, lambda folder: save_file(full_model(TINY), folder / SHARD_2)),
         "two files",
     ),
     "index outside": (indexed({QUERY: "../secret.safetensors"}), INDEX),
     "index with NUL": (indexed({QUERY: "a\0b"}), INDEX),
-    "index empty": (both(sharded, write(INDEX, b"{}")), INDEX),
-    "index no JSON": (both(sharded, write(INDEX, b"{")), INDEX),
+    "index empty": (both(shard, write(INDEX, b"{}")), INDEX),
+    "index no JSON": (both(shard, write(INDEX, b"{")), INDEX),
     "tensor missing": (without(QUERY), QUERY),
     "adapter": (tensors(lambda held: held.update({LORA: torch.zeros(2, 64)})), LORA),
     "wrong shape": (stored(QUERY, lambda t: t[:32]), "(32, 64)"),
@@ -216,7 +201,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_one_message(folder: Path, fault: str) -> None:
+def test_each_fault_is_one_message(folder, fault):
     change, named = FAULTS[fault]
     change(folder)
     refused(folder, named)
@@ -233,15 +218,13 @@ def refused(folder: Path, *named: str, **kwargs: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "a\0b", "nowhere", __file__])
-def test_impossible_paths_are_one_message(path: str) -> None:
+def test_impossible_paths_are_one_message(path):
     refused(Path(path), "backbone.path")
 
 
 @pytest.mark.parametrize("name", ["config.json", WEIGHTS, PICKLE, SHARD_1, "t5"])
-def test_unreadable_is_one_message(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    {SHARD_1: sharded, PICKLE: pickled}.get(name, lambda _: None)(folder)
+def test_unreadable_is_one_message(folder, name, monkeypatch):
+    {SHARD_1: shard, PICKLE: pickled}.get(name, lambda _: None)(folder)
 
     def denied(true: Callable[..., Any], path: Path, *args: Any, **kwargs: Any) -> Any:
         if path.name == name:
@@ -262,13 +245,11 @@ def test_unreadable_is_one_message(
         ({"expected_sha256": "0" * 64}, ["backbone.sha256"]),
     ],
 )
-def test_another_checkpoint_than_the_backbone_names(
-    folder: Path, wanted: dict[str, Any], named: list[str]
-) -> None:
+def test_another_checkpoint_than_the_backbone_names(folder, wanted, named):
     refused(folder, *named, **wanted)
 
 
-def test_full_checkpoint_loads_with_counts_from_its_header(folder: Path) -> None:
+def test_full_checkpoint_loads_with_counts_from_its_header(folder):
     state, report = load(folder, arch=TINY)
     held = full_model(TINY)
     assert all(torch.equal(state[name], held[f"encoder.{name}"]) for name in state)
@@ -281,13 +262,13 @@ def test_full_checkpoint_loads_with_counts_from_its_header(folder: Path) -> None
     assert not [check for check in report.checks if check.startswith("note:")]
 
 
-def test_old_configs_take_t5s_defaults(folder: Path) -> None:
+def test_old_configs_take_t5s_defaults(folder):
     old = config_json(TINY, feed_forward_proj=None, relative_attention_max_distance=None)
     (folder / "config.json").write_text(json.dumps(old))
     assert read_architecture(folder) == read_architecture(str(folder)) == TINY
 
 
-def test_encoder_only_checkpoint_is_allowed_if_its_config_says_so(tmp_path: Path) -> None:
+def test_encoder_only_checkpoint_is_allowed_if_its_config_says_so(tmp_path):
     folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY, decoder=False))
     with pytest.raises(WeightsError, match="decoder has 0"):
         load(folder)
@@ -295,7 +276,7 @@ def test_encoder_only_checkpoint_is_allowed_if_its_config_says_so(tmp_path: Path
     assert load(folder)[1].num_params_full == TRAINED + 6400
 
 
-def test_tied_tensors_count_once_and_the_stale_key_never(folder: Path) -> None:
+def test_tied_tensors_count_once_and_the_stale_key_never(folder):
     names = ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
     tie = {f"{name}.weight": full_model(TINY)["shared.weight"].clone() for name in names}
     tensors(lambda held: held.update(tie))(folder)
@@ -305,7 +286,7 @@ def test_tied_tensors_count_once_and_the_stale_key_never(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_float_dtypes_become_float32(folder: Path, dtype: torch.dtype) -> None:
+def test_other_float_dtypes_become_float32(folder, dtype):
     tensors(lambda held: held.update({n: t.to(dtype) for n, t in held.items()}))(folder)
     assert {tensor.dtype for tensor in load(folder)[0].values()} == {torch.float32}
 
@@ -313,14 +294,14 @@ def test_other_float_dtypes_become_float32(folder: Path, dtype: torch.dtype) -> 
 @pytest.mark.parametrize(
     ("rewrite", "files"),
     [
-        (sharded, 4),
-        (lambda folder: sharded(folder, "bin"), 4),
+        (shard, 4),
+        (lambda folder: shard(folder, "bin"), 4),
         (pickled, 2),
         (lambda folder: pickled(folder, zipped=False), 2),
         (write(PICKLE, b"never opened"), 2),
     ],
 )
-def test_every_format_holds_the_same_tensors(folder: Path, rewrite: Change, files: int) -> None:
+def test_every_format_holds_the_same_tensors(folder, rewrite, files):
     plain = load(folder)[1]
     rewrite(folder)
     report = load(folder)[1]
@@ -333,14 +314,14 @@ def test_every_format_holds_the_same_tensors(folder: Path, rewrite: Change, file
             refused(folder, "backbone.sha256", expected_sha256=pin)
 
 
-def test_strange_tensors_outside_the_encoder_are_noted(folder: Path) -> None:
+def test_strange_tensors_outside_the_encoder_are_noted(folder):
     tensors(lambda held: held.update({"qa_outputs.weight": torch.zeros(2, 64)}))(folder)
     (note,) = [check for check in load(folder)[1].checks if check.startswith("note:")]
     assert "qa_outputs.weight" in note
 
 
-@pytest.mark.parametrize("rewrite", [lambda _: None, sharded, pickled])
-def test_no_damage_of_any_file_escapes_as_another_error(folder: Path, rewrite: Change) -> None:
+@pytest.mark.parametrize("rewrite", [lambda _: None, shard, pickled])
+def test_no_damage_of_any_file_escapes_as_another_error(folder, rewrite):
     """Flipped, cut and overwritten bytes; `benchmarks.weight_faults` does thousands."""
     draw, num_refused = random.Random(0), 0
     rewrite(folder)

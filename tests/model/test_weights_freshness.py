@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,9 +46,7 @@ def draw(seed: int = 0, arch: T5Architecture = TINY, factor: float = 1.0) -> dic
     others=st.booleans(),
     gated=st.booleans(),
 )
-def test_a_fresh_draw_is_never_taken_for_trained(
-    seed: int, factor: float, scale_norms: bool, others: bool, gated: bool
-) -> None:
+def test_a_fresh_draw_is_never_taken_for_trained(seed, factor, scale_norms, others, gated):
     """At any common factor, with norms at 1, at the factor, or as in another model."""
     arch = replace(TINY, feed_forward_proj="gated-gelu" if gated else "relu")
     generator = torch.Generator().manual_seed(seed)
@@ -64,28 +61,28 @@ def test_a_fresh_draw_is_never_taken_for_trained(
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31))
-def test_trained_looking_weights_are_never_refused(seed: int) -> None:
+def test_trained_looking_weights_are_never_refused(seed):
     seen = look(trained_looking_encoder(TINY, seed=seed))
     assert seen.verdict is None
     assert seen.law_distance > 10 * LAW_LIMIT
 
 
-def test_spreads_that_have_drifted_from_the_law_are_a_sign_of_training() -> None:
+def test_spreads_that_have_drifted_from_the_law_are_a_sign_of_training():
     assert look({n: t * 1.1 if ".q." in n else t for n, t in draw().items()}).verdict is None
 
 
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 0.05), (torch.bfloat16, 1.0)])
-def test_rounding_does_not_hide_a_fresh_draw(dtype: torch.dtype, factor: float) -> None:
+def test_rounding_does_not_hide_a_fresh_draw(dtype, factor):
     state = {name: t.to(dtype) for name, t in draw(arch=T5_SMALL, factor=factor).items()}
     assert look(state, T5_SMALL).verdict is not None
 
 
 @pytest.mark.parametrize("init", ["bert", "linear", "xavier", "orthogonal"])
-def test_other_initialisers_are_refused(init: str) -> None:
+def test_other_initialisers_are_refused(init):
     assert look(initialised(init, TINY)).verdict is not None
 
 
-def test_fresh_checkpoint_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_fresh_checkpoint_is_refused_with_the_reason(tmp_path):
     fresh = {f"encoder.{name}": t for name, t in draw(factor=0.3).items()}
     folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY) | fresh)
     with pytest.raises(WeightsError) as caught:
@@ -122,9 +119,7 @@ def initialised(init: str, arch: T5Architecture) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("make", [matched_state, shuffled_state])
-def test_controls_are_told_from_trained_weights(
-    tiny_en: dict[str, Tensor], make: Callable[..., dict[str, Tensor]]
-) -> None:
+def test_controls_are_told_from_trained_weights(tiny_en, make):
     """A shuffled or redrawn checkpoint keeps its spreads; its evenness is what gives it away."""
     control = make(tiny_en, generator=torch.Generator().manual_seed(0))
     seen = look(control, read_architecture(PACKAGED))
@@ -132,9 +127,7 @@ def test_controls_are_told_from_trained_weights(
     assert seen.origin == "control"
 
 
-def test_while_norms_have_hardly_moved_a_fresh_matrix_may_be_one_that_moves_later(
-    tiny_en: dict[str, Tensor],
-) -> None:
+def test_while_norms_have_hardly_moved_a_fresh_matrix_may_be_one_that_moves_later(tiny_en):
     arch = read_architecture(PACKAGED)
     law, fresh = init_law(arch), {WI: initialised("hf", arch)[WI]}
     early = {n: t if n in law else 1 + 0.02 * (t - 1) for n, t in tiny_en.items()}
@@ -156,9 +149,7 @@ def test_while_norms_have_hardly_moved_a_fresh_matrix_may_be_one_that_moves_late
         (r"block\.0\.layer\.0\.SelfAttention\.k", "hf"),
     ],
 )
-def test_partly_fresh_is_refused_and_named(
-    tiny_en: dict[str, Tensor], pattern: str, init: str
-) -> None:
+def test_partly_fresh_is_refused_and_named(tiny_en, pattern, init):
     fresh = initialised(init, read_architecture(PACKAGED))
     gone = {name for name in tiny_en if re.search(pattern, name)}
     seen = look(
@@ -185,9 +176,7 @@ def zero_rows(tensor: Tensor) -> Tensor:
         ({WI: lambda tensor: zero_rows(tensor.T).T}, WI),
     ],
 )
-def test_what_no_training_leaves_is_refused(
-    tiny_en: dict[str, Tensor], change: dict[str, Callable[[Tensor], Tensor]], named: str
-) -> None:
+def test_what_no_training_leaves_is_refused(tiny_en, change, named):
     state = tiny_en | {name: make(tiny_en[name]) for name, make in change.items()}
     seen = look(state, read_architecture(PACKAGED))
     assert len(seen.broken) == 1
@@ -195,7 +184,7 @@ def test_what_no_training_leaves_is_refused(
 
 
 @pytest.mark.parametrize("copies", [["3"], ["1", "2", "3"]])
-def test_copied_blocks_are_refused(tiny_en: dict[str, Tensor], copies: list[str]) -> None:
+def test_copied_blocks_are_refused(tiny_en, copies):
     state = dict(tiny_en)
     for name in tiny_en:
         if name.startswith("block.0.") and "bias" not in name:
@@ -205,9 +194,7 @@ def test_copied_blocks_are_refused(tiny_en: dict[str, Tensor], copies: list[str]
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "int8", "norms frozen"])
-def test_a_pretrained_encoder_passes_in_every_precision(
-    tiny_en: dict[str, Tensor], kind: str
-) -> None:
+def test_a_pretrained_encoder_passes_in_every_precision(tiny_en, kind):
     def stored(name: str, tensor: Tensor) -> Tensor:
         if kind == "norms frozen":
             return tensor if "norm" not in name else torch.ones_like(tensor)

@@ -1,26 +1,22 @@
 """Checkpoints from a hub: a local server, huggingface_hub's real code, and each way to fail."""
 
 import errno
-import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
-from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from hub_server import COMMIT, TINY, Fault, HubServer, at, full_model, serve, write_checkpoint
+from hub_server import COMMIT, TINY, Fault, HubServer, at, serve, shard
+from runs import flip, local_t5
 
 from t5ts.errors import WeightsError
 from t5ts.model import hub as hub_module
@@ -28,41 +24,37 @@ from t5ts.model.hub import cached_snapshot
 from t5ts.model.weights import LoadReport, load_checkpoint
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = "model-00002-of-00002.safetensors"
 NAME = "t5-small"
 REMEDIES = ("t5ts.download backbone=t5_small", "HF_HOME", "backbone.path=DIR")
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "t5", TINY, full_model(TINY))
+def tiny(tmp_path_factory) -> Path:
+    return local_t5(tmp_path_factory.mktemp("tiny") / "t5")
 
 
 @pytest.fixture(scope="module")
-def sharded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, tensors = tmp_path_factory.mktemp("sharded"), load_file(tiny / WEIGHTS)
-    shutil.copy(tiny / "config.json", folder)
-    names, weight_map = sorted(tensors), {}
-    for i in (0, 1):
-        save_file({n: tensors[n] for n in names[i::2]}, folder / f"model-{i}.safetensors")
-        weight_map |= dict.fromkeys(names[i::2], f"model-{i}.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+def sharded(tiny, tmp_path_factory) -> Path:
+    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("sharded") / "t5")
+    shard(folder)
     return folder
 
 
 @pytest.fixture
-def hub(tiny: Path) -> Iterator[HubServer]:
+def hub(tiny) -> Iterator[HubServer]:
     with serve() as server:
         server.add(NAME, tiny)
         yield server
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
+def cache(tmp_path) -> Path:
     return tmp_path / "cache"
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy_or_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_proxy_or_token(monkeypatch) -> Iterator[None]:
     """A developer's own proxy or log-in must not reach these tests; clients read them once."""
     from huggingface_hub import file_download
     from huggingface_hub.utils import close_session
@@ -78,14 +70,9 @@ def _no_proxy_or_token(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def load(
-    hub: HubServer | str,
-    cache: Path,
-    hub_id: str = NAME,
-    *,
-    offline: bool = False,
-    token: str | None = None,
-    **kwargs: Any,
-) -> LoadReport:
+    hub: HubServer | str, cache: Path, hub_id: str = NAME, *, offline: bool = False,
+    token: str | None = None, **kwargs: Any,
+) -> LoadReport:  # fmt: skip
     endpoint = hub if isinstance(hub, str) else hub.endpoint
     with at(endpoint, cache, offline=offline, token=token):
         return load_checkpoint(hub_id=hub_id, **kwargs)[1]
@@ -119,15 +106,13 @@ def refused(
     else:
         asked = Counter((verb, path) for verb, path, _ in hub.requests[before:])
         for (verb, path), times in asked.items():
-            assert times <= (8 if verb == "GET" and WEIGHTS in path else most_requests), (
-                verb,
-                path,
-            )
+            most = 8 if verb == "GET" and WEIGHTS in path else most_requests
+            assert times <= most, (verb, path)
     assert cached(cache) is None
     return message
 
 
-def test_a_checkpoint_is_downloaded_once(hub: HubServer, cache: Path) -> None:
+def test_a_checkpoint_is_downloaded_once(hub, cache):
     report = load(hub, cache, arch=TINY)
     asked = len(hub.requests)
     assert load(hub, cache, arch=TINY) == report  # from the cache
@@ -138,13 +123,13 @@ def test_a_checkpoint_is_downloaded_once(hub: HubServer, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("hub_id", ["google/t5-small", "a/b/c", "zzzz"])
-def test_wrong_ids_are_named(hub: HubServer, cache: Path, hub_id: str) -> None:
+def test_wrong_ids_are_named(hub, cache, hub_id):
     refused(hub, cache, repr(hub_id), "t5-small", hub_id=hub_id)
     hub.faults = [Fault(status=401, headers={"X-Error-Message": "Invalid username or password."})]
     refused(hub, cache, "401" if hub_id != "a/b/c" else hub_id, "HF_TOKEN", hub_id=hub_id)
 
 
-def test_token_is_used_and_stays_on_the_hub(hub: HubServer, cache: Path) -> None:
+def test_token_is_used_and_stays_on_the_hub(hub, cache):
     hub.token = "hf_right"
     refused(hub, cache, "401", "HF_TOKEN")
     refused(hub, cache, "401", "HF_TOKEN", token="hf_wrong")
@@ -188,9 +173,7 @@ FAULTS: dict[str, tuple[Fault, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_one_message_and_leaves_nothing(
-    hub: HubServer, cache: Path, fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_fault_is_one_message_and_leaves_nothing(hub, cache, fault, monkeypatch):
     hub.faults = [FAULTS[fault][0]]
     most = 25 if fault == "loop" else 2
     with monkeypatch.context() as patched:
@@ -202,7 +185,7 @@ def test_each_fault_is_one_message_and_leaves_nothing(
     assert load(hub, cache).files[WEIGHTS] == hub.etag(NAME, WEIGHTS)
 
 
-def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(cache, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -224,8 +207,8 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_failing_proxy_is_one_message_without_its_password(
-    hub: HubServer, cache: Path, monkeypatch: Any, scheme: str, proxy: str, named: str
-) -> None:
+    hub, cache, monkeypatch, scheme, proxy, named
+):
     from huggingface_hub.utils import close_session
 
     hub.faults = [Fault(status=407)]
@@ -238,21 +221,15 @@ def test_a_failing_proxy_is_one_message_without_its_password(
     assert load(hub, cache).revision == COMMIT
 
 
-def test_dropped_connection_is_resumed(hub: HubServer, cache: Path) -> None:
+def test_dropped_connection_is_resumed(hub, cache):
     hub.faults = [Fault(where="/cdn/", drop_after=100_000, times=2)]
     assert load(hub, cache).files[WEIGHTS] == hub.etag(NAME, WEIGHTS)
 
 
-def test_mirror_without_commits_is_refused_before_the_download(hub: HubServer, cache: Path) -> None:
+def test_mirror_without_commits_is_refused_before_the_download(hub, cache):
     hub.is_plain_mirror = True
     refused(hub, cache, "X-Repo-Commit", "HF_ENDPOINT")
     assert all(request.get("range") == "bytes=0-0" for request in hub.asked("GET", "/cdn/"))
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def cut(path: Path) -> None:
@@ -267,18 +244,13 @@ def cut(path: Path) -> None:
         ("config.json", cut, False),
         ("config.json", flip, True),
         (INDEX, flip, True),
-        ("model-1.safetensors", lambda path: path.write_bytes(b""), False),
+        (SHARD, lambda path: path.write_bytes(b""), False),
     ],
 )
 def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
-    hub: HubServer,
-    cache: Path,
-    sharded: Path,
-    name: str,
-    damage: Callable[[Path], object],
-    dereferenced: bool,
-) -> None:
-    if name in (INDEX, "model-1.safetensors"):
+    hub, cache, sharded, name, damage, dereferenced
+):
+    if name in (INDEX, SHARD):
         hub.add(NAME, sharded)
     report = load(hub, cache)
     if dereferenced:
@@ -296,7 +268,7 @@ def test_damage_in_the_cache_is_found_offline_and_the_remedy_heals(
     assert load(hub, cache).tensors_sha256 == report.tensors_sha256
 
 
-def test_partial_files_of_killed_downloads_are_removed(hub: HubServer, cache: Path) -> None:
+def test_partial_files_of_killed_downloads_are_removed(hub, cache):
     """A killed client leaves one under a name that no later one looks for."""
     from huggingface_hub.utils import WeakFileLock
 
@@ -313,19 +285,17 @@ def test_partial_files_of_killed_downloads_are_removed(hub: HubServer, cache: Pa
     assert {name for name, left in lefts.items() if left.exists()} == {"b", "c"}
 
 
-def test_offline_without_a_cache(hub: HubServer, cache: Path) -> None:
+def test_offline_without_a_cache(hub, cache):
     refused(hub, cache, "HF_HUB_OFFLINE", "HF_HOME", offline=True)
     assert not hub.requests
 
 
-def test_revisions(hub: HubServer, cache: Path) -> None:
+def test_revisions(hub, cache):
     refused(hub, cache, "'v9'", "main", revision="v9")
     assert load(hub, cache, revision=COMMIT).revision == COMMIT
 
 
-def test_a_branch_that_moves_during_the_download_is_refused(
-    hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_branch_that_moves_during_the_download_is_refused(hub, cache, monkeypatch):
     """Its config would belong to other weights."""
     moved = "ab" * 20
 
@@ -349,16 +319,14 @@ def test_a_branch_that_moves_during_the_download_is_refused(
         (None, "config.json"),
     ],
 )
-def test_repositories_without_a_checkpoint(
-    hub: HubServer, cache: Path, tiny: Path, name: str | None, named: str
-) -> None:
+def test_repositories_without_a_checkpoint(hub, cache, tiny, name, named):
     config = (tiny / "config.json").read_bytes()
     hub.add(NAME, {WEIGHTS: b"1"} if name is None else {"config.json": config, name: b"1"})
     refused(hub, cache, named)
     assert not hub.asked("GET", "/resolve/")
 
 
-def test_shards(hub: HubServer, cache: Path, sharded: Path) -> None:
+def test_shards(hub, cache, sharded):
     whole = load(hub, cache)
     hub.add(NAME, sharded)
     report = load(hub, cache.parent / "other")
@@ -369,13 +337,13 @@ def test_shards(hub: HubServer, cache: Path, sharded: Path) -> None:
         shell=True, cwd=sharded, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert lines.split()[0] == report.weights_sha256
-    hub.add(NAME, {p.name: p for p in sharded.iterdir() if p.name != "model-1.safetensors"})
-    refused(hub, cache.parent / "third", "model-1.safetensors")
+    hub.add(NAME, {p.name: p for p in sharded.iterdir() if p.name != SHARD})
+    refused(hub, cache.parent / "third", SHARD)
     hub.add(NAME, {"config.json": sharded / "config.json", INDEX: b"{}"})
     refused(hub, cache.parent / "fourth", INDEX)
 
 
-def test_local_disk(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_disk(hub, cache, monkeypatch):
     from huggingface_hub import file_download
 
     full = OSError(errno.ENOSPC, "No space left on device")
@@ -393,20 +361,10 @@ def test_local_disk(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
     refused(hub, cache, str(cache), "HF_HOME")
 
 
-def test_two_runs_at_once_download_once(hub: HubServer, cache: Path) -> None:
+def test_two_runs_at_once_download_once(hub, cache):
     hub.faults = [Fault(where="/cdn/", hang_s=0.3, times=1)]
-    reports: list[LoadReport] = []
-
-    def load_one() -> None:
-        reports.append(load_checkpoint(hub_id=NAME)[1])
-
-    threads = [threading.Thread(target=load_one) for _ in "ab"]
-    with at(hub.endpoint, cache):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(reports) == 2
-    assert reports[0] == reports[1]
+    with at(hub.endpoint, cache), ThreadPoolExecutor() as pool:
+        one, other = pool.map(lambda _: load_checkpoint(hub_id=NAME)[1], "ab")
+    assert one == other
     bodies = [h for h in hub.asked("GET", "/cdn/") if h.get("range") != "bytes=0-0"]
     assert len(bodies) == 1

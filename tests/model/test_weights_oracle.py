@@ -1,15 +1,11 @@
 """transformers as the judge: same init law, same tensors, its fresh models refused."""
 
 import math
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from hub_server import TINY, at, full_model, serve, write_checkpoint
 
 from t5ts.errors import WeightsError
@@ -27,7 +23,7 @@ def t5_config(arch: T5Architecture, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
 @pytest.mark.parametrize("factor", [1.0, 0.05])
-def test_init_law_is_transformers(feed_forward: str, factor: float) -> None:
+def test_init_law_is_transformers(feed_forward, factor):
     arch = T5Architecture(
         d_model=256,
         d_ff=512,
@@ -51,7 +47,7 @@ def test_init_law_is_transformers(feed_forward: str, factor: float) -> None:
 
 @pytest.mark.parametrize("kind", ["T5EncoderModel", "T5ForConditionalGeneration", "T5Model"])
 @pytest.mark.parametrize("factor", [1.0, 0.05])
-def test_transformers_fresh_models_are_refused(kind: str, factor: float, tmp_path: Path) -> None:
+def test_transformers_fresh_models_are_refused(kind, factor, tmp_path):
     model = getattr(transformers, kind)(t5_config(TINY, initializer_factor=factor))
     model.save_pretrained(tmp_path)
     assert read_architecture(tmp_path) == TINY
@@ -59,7 +55,7 @@ def test_transformers_fresh_models_are_refused(kind: str, factor: float, tmp_pat
         load_checkpoint(path=tmp_path, arch=TINY)
 
 
-def test_transformers_finds_our_download_and_reads_the_same_tensors(tmp_path: Path) -> None:
+def test_transformers_finds_our_download_and_reads_the_same_tensors(tmp_path):
     folder = write_checkpoint(tmp_path / "t5", TINY, full_model(TINY))
     with serve() as hub:
         hub.add("t5-small", folder)
@@ -82,9 +78,7 @@ def test_transformers_finds_our_download_and_reads_the_same_tensors(tmp_path: Pa
         ("AdamW", 1e-2, 40, "layer_norm", False),
     ],
 )
-def test_a_briefly_but_really_trained_t5_passes(
-    optimizer: str, lr: float, steps: int, freeze: str | None, barely: bool, tmp_path: Path
-) -> None:
+def test_a_briefly_but_really_trained_t5_passes(optimizer, lr, steps, freeze, barely, tmp_path):
     """Training on copies of random tokens from HF's initialisation; little movement is noted."""
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(t5_config(TINY, decoder_start_token_id=0))

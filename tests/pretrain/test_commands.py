@@ -34,7 +34,7 @@ def rows(work: Path, run: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory) -> Path:
     """A prepared text (two phrases in many mixtures) and one whole run of 30 steps."""
     root = tmp_path_factory.mktemp("pretrain")
     generator = np.random.default_rng(0)
@@ -58,14 +58,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_loss_falls(work: Path) -> None:
+def test_loss_falls(work):
     losses = [row["held_out_loss"] for row in rows(work, "whole") if "held_out_loss" in row]
     assert len(losses) == 4
     assert losses[0] == pytest.approx(np.log(420), rel=0.25)
     assert losses[-1] < 0.75 * losses[0]
 
 
-def test_resumed_equals_uninterrupted_bitwise(work: Path) -> None:
+def test_resumed_equals_uninterrupted_bitwise(work):
     """Also where a kill -9 left rows that are newer than the checkpoint."""
     for stop in ("7", "20"):
         train(work, "parts", "--stop-step", stop)
@@ -82,7 +82,7 @@ def test_resumed_equals_uninterrupted_bitwise(work: Path) -> None:
         assert whole_state[key] == parts_state[key], key
 
 
-def test_a_longer_schedule_goes_on_and_is_recorded(work: Path) -> None:
+def test_a_longer_schedule_goes_on_and_is_recorded(work):
     train(work, "longer", "--stop-step", "6", steps=10)
     train(work, "longer", steps=12)
     _, state = load_state(work / "longer" / "last.safetensors")
@@ -93,14 +93,14 @@ def test_a_longer_schedule_goes_on_and_is_recorded(work: Path) -> None:
     assert state["step"] == 12
 
 
-def test_another_shape_does_not_resume(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_shape_does_not_resume(work, capsys):
     with pytest.raises(SystemExit) as stop:
         train(work, "whole", "--d-ff", "128")
     assert stop.value.code == 2
     assert "belongs to another run" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_stops(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite_stops(work, capsys):
     with pytest.raises(SystemExit) as stop:
         train(work, "burst", "--lr", "1e30")
     assert stop.value.code == 2
@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops(work: Path, capsys: pytest.CaptureFixtu
     assert issubclass(TrainingError, ValueError)
 
 
-def test_evaluation_has_its_baselines(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_has_its_baselines(work, capsys):
     foreign = work / "foreign.txt"
     foreign.write_text("The river was an honest judge of every stone, said the bird.\n" * 40)
     arguments = ["evaluate", "--work", str(work), "--run", "whole", *SHAPE]
@@ -125,7 +125,7 @@ def test_evaluation_has_its_baselines(work: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == first  # masks are fixed
 
 
-def test_export_loads_in_transformers_and_equals_our_loader(work: Path, tmp_path: Path) -> None:
+def test_export_loads_in_transformers_and_equals_our_loader(work, tmp_path):
     from transformers import AutoTokenizer, T5EncoderModel
 
     main(["export", "--work", str(work), "--run", "whole", *SHAPE, "--out", str(tmp_path / "t5")])
@@ -145,7 +145,7 @@ def test_export_loads_in_transformers_and_equals_our_loader(work: Path, tmp_path
     assert tokenizer.convert_tokens_to_ids("<extra_id_0>") == 419
 
 
-def test_help_explains_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_every_command(capsys):
     for command in ("prepare", "train", "evaluate", "export"):
         with pytest.raises(SystemExit):
             parser().parse_args([command, "--help"])

@@ -27,14 +27,14 @@ def write_source(folder: Path, paragraphs: list[str], *, files: int = 4) -> None
         (folder / f"{k}.txt").write_text("\n\n".join(paragraphs[k::files]))
 
 
-def test_prose_and_what_is_not() -> None:
+def test_prose_and_what_is_not():
     assert is_prose("The quick brown fox jumps over the lazy dog, and nobody minds it.")
     assert not is_prose("Too short.")
     assert not is_prose("x[i] = {0: (1, 2), 3: [4, 5]}; y += z * 7; print(x[i], y, 1 << 20)")
     assert not is_prose("Съешь ещё этих мягких французских булок, да выпей же чаю, друг мой.")
 
 
-def test_repeats_are_dropped_whatever_their_case_and_marks(tmp_path: Path) -> None:
+def test_repeats_are_dropped_whatever_their_case_and_marks(tmp_path):
     first = "A paragraph that is long enough to be counted as prose here."
     write_source(tmp_path / "a", [first, first.upper().replace(".", "!!"), sentence(1)], files=1)
     write_source(tmp_path / "b", [f"  {first} ", sentence(2)], files=1)
@@ -45,10 +45,8 @@ def test_repeats_are_dropped_whatever_their_case_and_marks(tmp_path: Path) -> No
 
 
 @given(seed=st.integers(0, 1000), share=st.floats(0.05, 0.9))
-@settings(max_examples=10, deadline=None)
-def test_parts_are_disjoint_and_nothing_is_lost(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, share: float
-) -> None:
+@settings(max_examples=10)
+def test_parts_are_disjoint_and_nothing_is_lost(tmp_path_factory, seed, share):
     root = tmp_path_factory.mktemp("corpus")
     paragraphs = [sentence(1000 * seed + i % 150) for i in range(300)]
     write_source(root / "s", paragraphs, files=30)
@@ -61,7 +59,7 @@ def test_parts_are_disjoint_and_nothing_is_lost(
     assert train | held_out == {fingerprint(clean(p)) for p in paragraphs}
 
 
-def test_a_foreign_test_text_is_never_trained_on(tmp_path: Path) -> None:
+def test_a_foreign_test_text_is_never_trained_on(tmp_path):
     write_source(tmp_path / "s", [sentence(i) for i in range(40)])
     foreign = tmp_path / "foreign.txt"
     foreign.write_text("\n".join(sentence(i).upper() for i in range(10)))
@@ -71,7 +69,7 @@ def test_a_foreign_test_text_is_never_trained_on(tmp_path: Path) -> None:
     assert fingerprint(sentence(11)) in kept
 
 
-def test_manifest_names_source_licence_bytes_and_hash(tmp_path: Path) -> None:
+def test_manifest_names_source_licence_bytes_and_hash(tmp_path):
     write_source(tmp_path / "s", [sentence(i) for i in range(40)])
     (tmp_path / "s" / "SOURCE.json").write_text(json.dumps({"licence": "CC0", "version": "1"}))
     source = build_corpus([tmp_path]).manifest()["sources"]["s"]
@@ -80,7 +78,7 @@ def test_manifest_names_source_licence_bytes_and_hash(tmp_path: Path) -> None:
     assert len(source["sha256"]) == 64
 
 
-def test_no_text_and_no_path_are_errors(tmp_path: Path) -> None:
+def test_no_text_and_no_path_are_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no text to train on"):
         build_corpus([tmp_path / "empty"])
@@ -88,7 +86,7 @@ def test_no_text_and_no_path_are_errors(tmp_path: Path) -> None:
         build_corpus([tmp_path / "absent"])
 
 
-def test_vocabulary_has_t5s_layout_and_gives_every_text_back(tmp_path: Path) -> None:
+def test_vocabulary_has_t5s_layout_and_gives_every_text_back(tmp_path):
     vocabulary = train_vocabulary((sentence(i) for i in range(200)), size=400)
     vocabulary.tokenizer.save(str(tmp_path / "tokenizer.json"))
     vocabulary = load_vocabulary(tmp_path / "tokenizer.json")
@@ -103,6 +101,6 @@ def test_vocabulary_has_t5s_layout_and_gives_every_text_back(tmp_path: Path) -> 
     assert vocabulary.stream(["a", "b"])[-1] == EOS
 
 
-def test_too_little_text_for_the_vocabulary_is_an_error() -> None:
+def test_too_little_text_for_the_vocabulary_is_an_error():
     with pytest.raises(DataError, match="--vocab-size"):
         train_vocabulary(["river stone"], size=4000)

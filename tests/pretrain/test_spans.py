@@ -24,7 +24,7 @@ def restore(source: np.ndarray, target: np.ndarray) -> list[int]:
     return text
 
 
-def test_figure_2_of_the_paper() -> None:
+def test_figure_2_of_the_paper():
     # Thank you for inviting me to your party last week . → Thank you <X> me to your party <Y>
     # week . and <X> for inviting <Y> last <Z>
     words = np.array([10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20])
@@ -34,14 +34,14 @@ def test_figure_2_of_the_paper() -> None:
     assert target.tolist() == [999, 12, 13, 998, 18, 997, EOS]
 
 
-def test_spans_at_both_ends() -> None:
+def test_spans_at_both_ends():
     mask = np.array([True, False, False, True, True])
     source, target = corrupt(np.array([5, 6, 7, 8, 9]), mask, first_sentinel=FIRST, eos=EOS)
     assert source.tolist() == [999, 6, 7, 998, EOS]
     assert target.tolist() == [999, 5, 998, 8, 9, 997, EOS]
 
 
-def test_counts_of_the_papers_row() -> None:
+def test_counts_of_the_papers_row():
     # Raffel et al.: 512 tokens of input come from 568 of text, and the published code's targets
     # have 114 (85 corrupted, 28 sentinels, the end mark); here one more sentinel ends the spans.
     assert raw_length(512) == 568
@@ -54,8 +54,8 @@ def test_counts_of_the_papers_row() -> None:
 
 
 @given(length=st.integers(2, 400), seed=st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
-def test_inverting_the_corruption_gives_the_text(length: int, seed: int) -> None:
+@settings(max_examples=150)
+def test_inverting_the_corruption_gives_the_text(length, seed):
     tokens = np.arange(2000, 2000 + length)
     mask = noise_mask(length, np.random.default_rng(seed))
     source, target = corrupt(tokens, mask, first_sentinel=FIRST, eos=EOS)
@@ -68,8 +68,8 @@ def test_inverting_the_corruption_gives_the_text(length: int, seed: int) -> None
 
 
 @given(length=st.integers(2, 600), seed=st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
-def test_noise_share_and_spans(length: int, seed: int) -> None:
+@settings(max_examples=150)
+def test_noise_share_and_spans(length, seed):
     mask = noise_mask(length, np.random.default_rng(seed))
     num_noise, num_spans = span_counts(length)
     starts = mask & ~np.concatenate([[False], mask[:-1]])
@@ -80,7 +80,7 @@ def test_noise_share_and_spans(length: int, seed: int) -> None:
 
 
 @given(mask=st.lists(st.booleans(), min_size=1, max_size=60))
-def test_sentinels_go_down_by_one_in_both(mask: list[bool]) -> None:
+def test_sentinels_go_down_by_one_in_both(mask):
     source, target = corrupt(
         np.arange(len(mask)), np.array(mask), first_sentinel=FIRST, eos=len(mask)
     )
@@ -90,7 +90,7 @@ def test_sentinels_go_down_by_one_in_both(mask: list[bool]) -> None:
     assert in_source == in_target[:-1]
 
 
-def test_every_span_length_law_is_uniform() -> None:
+def test_every_span_length_law_is_uniform():
     # 8 tokens with 2 noise spans of 3 tokens in all: (1, 2) and (2, 1) equally often.
     firsts = []
     for seed in range(2000):

@@ -71,9 +71,7 @@ def compose_sweep(*overrides: str) -> DictConfig:
 
 
 @pytest.fixture
-def sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Sweep]:
+def sweep(tmp_path, monkeypatch, capsys) -> Iterator[Sweep]:
     """Run a sweep in `tmp_path/NAME` (None: where its command leads): status, stdout, stderr.
 
     `plain`: Hydra's grid instead of the sweeper; `sweep.drawn`: run directories that got pictures.
@@ -101,7 +99,7 @@ def sweep(
         assert "Traceback" not in output.err or status == 1
         return int(status), output.out, output.err
 
-    go.drawn = drawn  # type: ignore[attr-defined]
+    go.drawn = drawn
     yield go
     GlobalHydra.instance().clear()
 
@@ -156,7 +154,7 @@ class Training:
 
 
 @pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+def training(monkeypatch) -> Training:
     """Trials that cost nothing."""
     stand_in = Training()
     monkeypatch.setattr("t5ts.experiment.run", stand_in)

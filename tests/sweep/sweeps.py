@@ -2,10 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from conftest import SMALL, TINY_T5
 from optuna import load_study
@@ -53,16 +50,6 @@ def finish(process: Command, *, status: int = 0) -> tuple[str, str]:
     assert process.returncode == status, stdout + stderr
     assert "Traceback" not in stderr
     return stdout, stderr
-
-
-def wait_for(process: Command, holds: Callable[[], Any]) -> Any:
-    """Poll until something holds, while the process runs; returns it."""
-    deadline = time.monotonic() + 120
-    while not (found := holds()):
-        assert process.returncode is None, process.wait()
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.1)
-    return found
 
 
 def attempts(sweep_dir: Path, *, url: str | None = None, study: str = "small") -> list[FrozenTrial]:

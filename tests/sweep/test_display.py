@@ -30,9 +30,7 @@ def ended(values: list[Any], direction: str = "minimize", arm: Any = None) -> Le
 
 
 @pytest.mark.parametrize(("direction", "best"), [("minimize", [1, 0]), ("maximize", [0, 1])])
-def test_the_summary_has_a_row_for_each_arms_best(
-    direction: str, best: list[int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_summary_has_a_row_for_each_arms_best(direction, best, capsys):
     space = parse_space(
         {}, ["init=random,t5", "optim.lr=interval(0.1,0.2)"], arms=["init"], conditions={},
         choices={"init": "random"},
@@ -46,7 +44,7 @@ def test_the_summary_has_a_row_for_each_arms_best(
     ]
 
 
-def test_epochs_are_summed_over_trials_that_have_them() -> None:
+def test_epochs_are_summed_over_trials_that_have_them():
     study = optuna.create_study()
     for state, epochs in (
         (TrialState.FAIL, {"asked": 10, "trained": 4, "reused": 0}),

@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
-from runs import read, rows
-from sweep.conftest import Sweep
-from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait_for
+from runs import read, rows, wait_for
+from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start
 
 from t5ts.sweep.ledger import DIED, RELEASED, STOPPED, is_dead, is_released
 
@@ -59,9 +58,7 @@ def check_epochs(sweep_dir: Path, slots: int) -> None:
             assert epochs == list(range(EPOCHS + 1))
 
 
-def test_a_sweep_goes_on_after_kills_of_a_worker_and_of_its_coordinator(
-    sweep: Sweep, tmp_path: Path
-) -> None:
+def test_a_sweep_goes_on_after_kills_of_a_worker_and_of_its_coordinator(sweep, tmp_path):
     sweep_dir = tmp_path / "sweep"
     arguments = [*LONG, "hydra.sweeper.n_trials=2"]
 

@@ -1,19 +1,14 @@
 """Workers through Hydra's own launchers: the same trials, wherever they run."""
 
-from pathlib import Path
-
 import pytest
 from joblib.externals.loky import get_reusable_executor
 from optuna.trial import TrialState
 from runs import read
-from sweep.conftest import Sweep
 from sweep.sweeps import SPACE, attempts, results, run_dirs
 
 
 @pytest.mark.parametrize(("launcher", "workers"), [("joblib", 2), ("submitit_local", 1)])
-def test_workers_share_three_trials(
-    sweep: Sweep, launcher: str, workers: int, tmp_path: Path
-) -> None:
+def test_workers_share_three_trials(sweep, launcher, workers, tmp_path):
     status, stdout, _ = sweep(
         "s", *SPACE, f"hydra/launcher={launcher}", f"hydra.sweeper.n_jobs={workers}",
         "hydra.sweeper.n_trials=3", "hydra/sweeper/pruner=none",

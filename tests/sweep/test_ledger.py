@@ -2,7 +2,6 @@
 
 import os
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -192,14 +191,14 @@ class Workers(RuleBasedStateMachine):
         assert ledger.finished() == ledger.states().total() == self.n_trials
 
 
-def test_whatever_dies_every_slot_has_one_result() -> None:
+def test_whatever_dies_every_slot_has_one_result():
     run_state_machine_as_test(
         Workers, settings=settings(max_examples=80, stateful_step_count=25, deadline=None)
     )
 
 
 @pytest.mark.parametrize(("how", "next_slot"), [(DIED, 0), (STOPPED, 0), (REFUSED, 1), (BUSY, 1)])
-def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(how: str, next_slot: int) -> None:
+def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(how, next_slot):
     ledger = open_ledger(InMemoryStorage(), 2)
     first = take(ledger, "one")
     assert first is not None
@@ -218,7 +217,7 @@ def test_a_lost_trial_is_done_again_at_its_point_in_its_slot(how: str, next_slot
     assert ledger.refused_by("one") == []
 
 
-def test_an_attempt_repeats_everything_that_was_drawn_and_counts_what_ran() -> None:
+def test_an_attempt_repeats_everything_that_was_drawn_and_counts_what_ran():
     """Its predecessor died between two draws; workers that lost the slot to another never ran."""
     ledger = open_ledger(InMemoryStorage(), 1)
     ends = [(DIED, "first"), (DIED, "second"), (SURPLUS, "lost the slot")]
@@ -234,7 +233,7 @@ def test_an_attempt_repeats_everything_that_was_drawn_and_counts_what_ran() -> N
     assert (last.before, last.last_reason) == ({DIED: 2}, "second")
 
 
-def test_a_smaller_sweep_of_a_study_counts_its_own_slots_only() -> None:
+def test_a_smaller_sweep_of_a_study_counts_its_own_slots_only():
     storage = InMemoryStorage()
     larger, smaller = open_ledger(storage, 3), open_ledger(storage, 2)
     for number in range(3):
@@ -251,7 +250,7 @@ def test_a_smaller_sweep_of_a_study_counts_its_own_slots_only() -> None:
     assert smaller.states().total() == 2
 
 
-def test_a_trial_that_ended_is_not_released() -> None:
+def test_a_trial_that_ended_is_not_released():
     ledger = open_ledger(InMemoryStorage(), 1)
     claim = take(ledger, "one")
     assert claim is not None
@@ -260,7 +259,7 @@ def test_a_trial_that_ended_is_not_released() -> None:
     assert (ledger.states()[TrialState.COMPLETE], len(ledger.trials())) == (1, 1)
 
 
-def test_this_process_lives_and_one_that_ended_is_dead() -> None:
+def test_this_process_lives_and_one_that_ended_is_dead():
     mine = owner_name()
     assert is_dead(mine) is False
     place, pid, birth, token = mine.rsplit("/", 3)
@@ -294,9 +293,7 @@ class Clock:
     ],
     ids=("heard", "silent", "this machine"),  # a worker's own name differs in every process
 )
-def test_another_machines_worker_is_known_by_its_heartbeat(
-    owner: str, beats: bool, is_lost: bool
-) -> None:
+def test_another_machines_worker_is_known_by_its_heartbeat(owner, beats, is_lost):
     clock = Clock()
     ledger = open_ledger(InMemoryStorage(), 1, lost_after_s=10)
     with mock.patch("t5ts.sweep.ledger.time", clock):
@@ -312,7 +309,7 @@ def test_another_machines_worker_is_known_by_its_heartbeat(
     assert len(lost) == is_lost
 
 
-def test_sixty_trials_with_kills_and_restarts(tmp_path: Path) -> None:
+def test_sixty_trials_with_kills_and_restarts(tmp_path):
     """Real processes, killed at random moments, on the journal."""
     # Long enough for kills to find trials under way, also on a busy machine.
     accidents = {"kills": 3, "restarts": 2, "seed": 0, "work_s": 0.1}

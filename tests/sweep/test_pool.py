@@ -17,7 +17,7 @@ from t5ts.sweep.pool import COMMAND, MAX_STARTS, WORKED_S, Pool, Worker, environ
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def machine(monkeypatch) -> pytest.MonkeyPatch:
     """Eight cores, nothing set, no GPU."""
     for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
@@ -30,9 +30,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ("workers", "given", "threads"),
     [(1, None, 8), (2, None, 4), (3, None, 2), (20, None, 1), (8, "3", 3)],
 )
-def test_threads_are_shared_unless_given(
-    machine: pytest.MonkeyPatch, workers: int, given: str | None, threads: int
-) -> None:
+def test_threads_are_shared_unless_given(machine, workers, given, threads):
     if given is not None:
         machine.setenv("OMP_NUM_THREADS", given)
     found = environments(workers)
@@ -42,12 +40,9 @@ def test_threads_are_shared_unless_given(
 
 
 @pytest.mark.parametrize(
-    ("visible", "given"),
-    [("5, GPU-abc", ["5", "GPU-abc", "5"]), ("", ["", "", ""])],
+    ("visible", "given"), [("5, GPU-abc", ["5", "GPU-abc", "5"]), ("", ["", "", ""])]
 )
-def test_gpus_are_given_in_turn_and_only_those_that_are_ours(
-    machine: pytest.MonkeyPatch, visible: str, given: list[str]
-) -> None:
+def test_gpus_are_given_in_turn_and_only_those_that_are_ours(machine, visible, given):
     machine.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments(3)] == given
 
@@ -55,9 +50,7 @@ def test_gpus_are_given_in_turn_and_only_those_that_are_ours(
 @pytest.mark.parametrize(
     ("program", "found"), [("echo 0; echo 1", ["0", "1"]), ("echo broken driver; exit 9", [])]
 )
-def test_gpus_are_asked_of_the_driver(
-    machine: pytest.MonkeyPatch, tmp_path: Path, program: str, found: list[str]
-) -> None:
+def test_gpus_are_asked_of_the_driver(machine, tmp_path, program, found):
     assert visible_gpus() == []  # no driver
     command = tmp_path / "nvidia-smi"
     command.write_text(f"#!/bin/sh\n{program}\n")
@@ -66,7 +59,7 @@ def test_gpus_are_asked_of_the_driver(
     assert visible_gpus() == found
 
 
-def test_a_workers_last_lines_are_its_own(tmp_path: Path) -> None:
+def test_a_workers_last_lines_are_its_own(tmp_path):
     log = tmp_path / "worker.log"
     log.write_text("of an earlier worker\n" + "\n".join(f"line {n}" for n in range(40)))
     killed = subprocess.Popen([sys.executable, "-S", "-c", ""], stdout=subprocess.PIPE)
@@ -74,14 +67,13 @@ def test_a_workers_last_lines_are_its_own(tmp_path: Path) -> None:
     assert worker.last_words().splitlines() == [f"line {n}" for n in range(25, 40)]
 
 
-def test_a_workers_last_message_needs_no_disk() -> None:
+def test_a_workers_last_message_needs_no_disk():
     """The worker's log is on a full disk: the sweep's message is not empty."""
     with Path("/dev/full").open("wb") as full:
         process = subprocess.Popen(
             COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=full,
             env=environment(),
         )  # fmt: skip
-        assert process.stdin is not None
         process.stdin.write(pickle.dumps(None))  # no work at all: an error like any other
         process.stdin.flush()
         assert process.wait(timeout=120) == 1
@@ -90,9 +82,7 @@ def test_a_workers_last_message_needs_no_disk() -> None:
 
 
 @pytest.mark.parametrize(("lives_s", "gives_up"), [(1.0, True), (WORKED_S + 1, False)])
-def test_a_worker_is_replaced_unless_it_dies_at_every_start(
-    machine: pytest.MonkeyPatch, tmp_path: Path, lives_s: float, gives_up: bool
-) -> None:
+def test_a_worker_is_replaced_unless_it_dies_at_every_start(machine, tmp_path, lives_s, gives_up):
     now = 0.0
     machine.setattr(pool.time, "monotonic", lambda: now)
     machine.setattr(

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from optuna import load_study
 from optuna.trial import TrialState
 from required import missing
-from sweep.conftest import Sweep
+from runs import wait_for
 from sweep.postgres import PASSWORD, binaries, server
-from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start, wait_for
+from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start
 
 from benchmarks.sweep_kills import run
 from t5ts.errors import ConfigError
@@ -26,14 +25,14 @@ def url() -> Iterator[str]:
         yield url
 
 
-def test_sweeps_that_open_an_empty_database_together(url: str, tmp_path: Path) -> None:
+def test_sweeps_that_open_an_empty_database_together(url, tmp_path):
     """First, while the database is still empty: only one of them makes the tables."""
     with ThreadPoolExecutor(6) as pool:
         storages = list(pool.map(lambda _: open_storage(url, tmp_path), range(6)))
     assert [storage.get_all_studies() for storage in storages] == [[]] * 6
 
 
-def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Path) -> None:
+def test_the_ledger_counts_on_a_database_as_on_a_journal(url, tmp_path):
     """Real processes, one of them killed at a random moment, and a restart of all."""
     accidents = {"kills": 1, "restarts": 1, "seed": 0, "work_s": 0.1}
     counts = run(url, tmp_path, n_trials=24, workers=4, **accidents)
@@ -46,9 +45,7 @@ def test_the_ledger_counts_on_a_database_as_on_a_journal(url: str, tmp_path: Pat
     assert study.user_attrs == {"t5ts:made_for": large}
 
 
-def test_two_sweeps_share_a_study_and_no_trial_is_doubled(
-    sweep: Sweep, url: str, tmp_path: Path
-) -> None:
+def test_two_sweeps_share_a_study_and_no_trial_is_doubled(sweep, url, tmp_path):
     """Two coordinators, each with a directory of its own as on two machines."""
     command = [f"hydra.sweeper.storage={url}", "hydra.sweeper.n_trials=4"]
     process = start(*command, f"hydra.sweep.dir={tmp_path / 'one'}", cwd=tmp_path)
@@ -79,9 +76,7 @@ def test_two_sweeps_share_a_study_and_no_trial_is_doubled(
         "sqlite:////no/such/folder/study.db",
     ],
 )
-def test_a_url_that_cannot_be_opened_is_named_without_its_password(
-    url: str, tmp_path: Path
-) -> None:
+def test_a_url_that_cannot_be_opened_is_named_without_its_password(url, tmp_path):
     with pytest.raises(ConfigError) as caught:
         open_storage(url, tmp_path)
     assert "hydra.sweeper.storage=" in str(caught.value)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from runs import KILLS, Killed, kill_points, killed_at_write, read, rows
-from sweep.conftest import Sweep, Training
 from sweep.sweeps import attempts, results, states
 
 from t5ts.analysis.arms import conditions
@@ -54,7 +53,7 @@ def values(folder: Path, url: str | None = None) -> dict[int, float]:
 
 
 @pytest.fixture
-def done(training: Training) -> Runs:
+def done(training) -> Runs:
     """Learning rate and seed of each run that was trained."""
     done: Runs = []
 
@@ -69,7 +68,7 @@ def done(training: Training) -> Runs:
 EVERY = [(lr, seed) for lr in (1e-3, 2e-3) for seed in NOISE]
 
 
-def test_a_trial_is_the_mean_over_its_seeds(sweep: Sweep, done: Runs, tmp_path: Path) -> None:
+def test_a_trial_is_the_mean_over_its_seeds(sweep, done, tmp_path):
     status, output, _ = sweep("s", *GRID)
     assert (status, done) == (0, EVERY)
     means = {slot: lr + 0.3 for slot, lr in enumerate((1e-3, 2e-3))}
@@ -87,15 +86,13 @@ def test_a_trial_is_the_mean_over_its_seeds(sweep: Sweep, done: Runs, tmp_path: 
     best = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
     assert (best["trials"], best["settings"], best["seeds"], best["trial"]) == (2, 2, 3, 0)
     assert best["best_value"] == pytest.approx(0.301)
-    assert [path.name for path in sweep.drawn] == ["seed-4"]  # type: ignore[attr-defined]
+    assert [path.name for path in sweep.drawn] == ["seed-4"]
     assert sweep("s", *GRID)[0] == 0
     assert len(done) == 6
 
 
 @pytest.mark.usefixtures("done")
-def test_a_failed_seed_fails_its_setting_with_its_reason(
-    sweep: Sweep, training: Training, tmp_path: Path
-) -> None:
+def test_a_failed_seed_fails_its_setting_with_its_reason(sweep, training, tmp_path):
     of_noise = training.loss
     training.loss = lambda c: math.nan if (c.optim.lr, c.seed) == (1e-3, 5) else of_noise(c)
     assert sweep("s", *GRID, "hydra.sweeper.max_failure_rate=0.5")[0] == 0
@@ -108,7 +105,7 @@ def test_a_failed_seed_fails_its_setting_with_its_reason(
 
 
 @pytest.mark.usefixtures("training")
-def test_the_first_seed_decides_on_pruning_for_all(sweep: Sweep, tmp_path: Path) -> None:
+def test_the_first_seed_decides_on_pruning_for_all(sweep, tmp_path):
     command = [*SAMPLED, "+hydra.sweeper.pruner.upper=0.0015", "hydra.sweeper.n_trials=6"]
     assert sweep("s", *command)[0] == 0
     trials = attempts(tmp_path / "s", study="sweep")
@@ -140,9 +137,8 @@ def test_the_first_seed_decides_on_pruning_for_all(sweep: Sweep, tmp_path: Path)
     ],
 )
 def test_a_stop_at_any_seed_loses_and_doubles_nothing(
-    sweep: Sweep, training: Training, done: Runs, tmp_path: Path,
-    seed: int, when: str, stop: str, database: str | None,
-) -> None:  # fmt: skip
+    sweep, training, done, tmp_path, seed, when, stop, database
+):
     command = [*GRID, f"hydra.sweeper.storage={database or 'null'}"]
     stops = [seed]
 
@@ -169,9 +165,8 @@ def test_a_stop_at_any_seed_loses_and_doubles_nothing(
     ("space", "seeds"), [(GRID, 2), ([*SAMPLED, "+hydra.sweeper.pruner.upper=1e-4"], 1)]
 )  # of a pruned trial the other seed never starts
 def test_a_kill_at_any_write_loses_and_doubles_nothing(
-    space: list[str], seeds: int, every: bool, sweep: Sweep, done: Runs, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    space, seeds, every, sweep, done, tmp_path, monkeypatch
+):
     dead = owner_name().replace(f"/{os.getpid()}/", "/0/")  # no process has this number
     monkeypatch.setattr("t5ts.sweep.worker.owner_name", lambda: dead)
     command = [*space, "hydra.sweeper.seeds=2", "hydra.sweeper.n_trials=1"]
@@ -199,14 +194,8 @@ def _record_kinds(_: Journal, logs: list[dict[str, Any]]) -> object:
     return [(log["op_code"], *log.get("user_attr", ())) for log in logs]
 
 
-@pytest.mark.parametrize(
-    ("lost", "trained"),
-    [("result.json", [(2e-3, 5)]), ("trial.json", [])],
-)
-def test_a_study_is_rebuilt_from_all_seeds(
-    sweep: Sweep, done: Runs, tmp_path: Path,
-    lost: str, trained: list[tuple[float, int]],
-) -> None:  # fmt: skip
+@pytest.mark.parametrize(("lost", "trained"), [("result.json", [(2e-3, 5)]), ("trial.json", [])])
+def test_a_study_is_rebuilt_from_all_seeds(sweep, done, tmp_path, lost, trained):
     assert sweep("s", *GRID)[0] == 0
     before = (tmp_path / "s" / "optimization_results.yaml").read_text()
     done.clear()
@@ -219,7 +208,7 @@ def test_a_study_is_rebuilt_from_all_seeds(
 
 
 @pytest.mark.usefixtures("done")
-def test_other_seeds_are_refused(sweep: Sweep) -> None:
+def test_other_seeds_are_refused(sweep):
     assert sweep("s", *GRID)[0] == 0
     for change, message in (
         ("hydra.sweeper.seeds=1", "seeds: 3 → 1"),
@@ -231,8 +220,8 @@ def test_other_seeds_are_refused(sweep: Sweep) -> None:
 
 
 def test_its_runs_are_those_of_the_seeds_alone_and_the_report_pairs_them(
-    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    sweep, tmp_path, monkeypatch
+):
     """Real training: shared frozen epochs, and a kill in every run."""
     trackers: list[dict[str, Any]] = []
     monkeypatch.setattr(
@@ -276,7 +265,7 @@ def test_its_runs_are_those_of_the_seeds_alone_and_the_report_pairs_them(
     (arm,) = _arms(collect([tmp_path / "s"]))
     assert (arm.tried, arm.trials) == (2, 2)
     assert all(sorted(setting.finished) == [0, 1] for setting in arm.points)
-    means = [fmean(r.result.objective for r in p.finished.values()) for p in arm.points]  # type: ignore[union-attr]
+    means = [fmean(r.result.objective for r in p.finished.values()) for p in arm.points]
     assert sorted(means) == sorted(values(tmp_path / "s").values())
 
 

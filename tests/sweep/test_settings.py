@@ -17,7 +17,7 @@ def make(*overrides: str, experiment: str | None = None) -> SweepSettings:
     return read_settings(config.hydra.sweeper, objective=config.objective, experiment=experiment)
 
 
-def test_defaults_follow_the_run() -> None:
+def test_defaults_follow_the_run():
     settings = make()
     assert (settings.objective, settings.direction) == ("val_loss", "minimize")
     assert settings.study_name == "sweep"
@@ -26,7 +26,7 @@ def test_defaults_follow_the_run() -> None:
     assert make("arms=[data@ood,init]").arms == ["data@ood", "init"]
 
 
-def test_each_objective_brings_its_direction() -> None:
+def test_each_objective_brings_its_direction():
     assert make("objective=val_corr").direction == "maximize"
     costs = make("objective=seconds")
     assert costs.direction == "minimize"
@@ -72,7 +72,7 @@ def test_each_objective_brings_its_direction() -> None:
         ("pruner.n_startup_trials=-1", "pruner"),
     ],
 )
-def test_bad_settings_are_refused_by_name(override: str, key: str) -> None:
+def test_bad_settings_are_refused_by_name(override, key):
     with pytest.raises(ConfigError, match=rf"hydra\.sweeper\.(.*\W)?{key}\b"):
         make(override)
 
@@ -82,7 +82,7 @@ def draws(settings: SweepSettings, slot: int) -> list[float]:
     return [study.ask().suggest_float("x", 0, 1) for _ in range(3)]
 
 
-def test_a_slots_draws_follow_from_seed_and_slot() -> None:
+def test_a_slots_draws_follow_from_seed_and_slot():
     settings = make()
     assert draws(settings, 3) == draws(settings, 3)
     assert draws(settings, 3) != draws(settings, 4)
@@ -113,21 +113,19 @@ PRUNERS = {
 }
 
 
-def test_every_preset_is_tested() -> None:
+def test_every_preset_is_tested():
     folder = CONF / "hydra" / "sweeper"
     assert {p.stem for p in (folder / "pruner").glob("*.yaml")} == set(PRUNERS)
     assert {p.stem for p in (folder / "sampler").glob("*.yaml")} == {*SAMPLERS, "grid"}
 
 
 @pytest.mark.parametrize(("name", "kind"), PRUNERS.items())
-def test_pruner_presets(name: str, kind: type) -> None:
+def test_pruner_presets(name, kind):
     assert type(make(f"hydra/sweeper/pruner={name}").make_pruner()) is kind
 
 
 @pytest.mark.parametrize(("name", "kind"), SAMPLERS.items())
-def test_sampler_presets_draw_during_and_after_their_start_up(
-    name: str, kind: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sampler_presets_draw_during_and_after_their_start_up(name, kind, monkeypatch):
     settings = make(f"hydra/sweeper/sampler={name}")
     study = optuna.create_study()
     for slot in range(12):

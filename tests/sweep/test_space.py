@@ -43,17 +43,17 @@ GRAMMAR = [
 
 
 @pytest.mark.parametrize(("argument", "expected"), GRAMMAR)
-def test_grammar(argument: str, expected: Any) -> None:
+def test_grammar(argument, expected):
     assert list(parse(argument).distributions.values()) == [expected]
 
 
-def test_shuffled_choices_are_the_same_choices() -> None:
+def test_shuffled_choices_are_the_same_choices():
     (distribution,) = parse("train.epochs=shuffle(range(1,6))").distributions.values()
     assert isinstance(distribution, CategoricalDistribution)
     assert sorted(distribution.choices) == [1, 2, 3, 4, 5]
 
 
-def test_command_line_wins_over_the_preset_key_by_key() -> None:
+def test_command_line_wins_over_the_preset_key_by_key():
     preset = {"optim.lr": "interval(1e-4,1e-2)", "train.epochs": "1,2"}
     fixed = parse("optim.lr=0.1", **preset)
     assert (list(fixed.distributions), fixed.fixed) == (["train.epochs"], ("optim.lr=0.1",))
@@ -61,7 +61,7 @@ def test_command_line_wins_over_the_preset_key_by_key() -> None:
     assert swept.distributions["optim.lr"] == CategoricalDistribution((0.1, 0.2))
 
 
-def test_groups_are_sampled_before_what_depends_on_them() -> None:
+def test_groups_are_sampled_before_what_depends_on_them():
     space = parse("freeze.unfreeze_epoch=range(0,3)", "freeze=none,staged")
     assert list(space.distributions) == ["freeze", "freeze.unfreeze_epoch"]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -75,7 +75,7 @@ def test_groups_are_sampled_before_what_depends_on_them() -> None:
     assert seen == {"none", "staged"}
 
 
-def test_arms_split_the_space() -> None:
+def test_arms_split_the_space():
     space = parse("init=random,t5", "optim.lr=interval(1e-4,1e-2)", arms=("init", "backbone"))
     assert [arm_name(arm) for arm in space.arms] == ["init=random", "init=t5"]
     assert list(space.distributions) == ["optim.lr"]
@@ -84,26 +84,26 @@ def test_arms_split_the_space() -> None:
     assert alone.grid(alone.arms[0]) == [{}]
 
 
-def test_a_grid_has_each_point_once_and_the_longest_frozen_phase_first() -> None:
+def test_a_grid_has_each_point_once_and_the_longest_frozen_phase_first():
     grid = parse("freeze=none,staged", "freeze.unfreeze_epoch=range(1,4)", "seed=0,1").grid({})
     assert grid[:2] == [{"freeze": "none", "seed": 0}, {"freeze": "none", "seed": 1}]
     staged = [(p["seed"], p["freeze.unfreeze_epoch"]) for p in grid[2:]]
     assert staged == [(0, 3), (0, 1), (0, 2), (1, 3), (1, 1), (1, 2)]
 
 
-def test_grid_steps_are_written_as_one_would_write_them() -> None:
+def test_grid_steps_are_written_as_one_would_write_them():
     grid = parse("backbone.dropout=range(0.1,0.45,0.1)").grid({})
     assert [p["backbone.dropout"] for p in grid] == [0.1, 0.2, 0.3, 0.4]
 
 
 @given(low=st.integers(-50, 50), size=st.integers(0, 30), step=st.integers(1, 7))
-def test_a_range_excludes_its_stop_as_python_does(low: int, size: int, step: int) -> None:
+def test_a_range_excludes_its_stop_as_python_does(low, size, step):
     stop = low + size + 1
     grid = [setting["seed"] for setting in parse(f"seed=range({low},{stop},{step})").grid({})]
     assert grid == list(range(low, stop, step))
 
 
-def test_corners_have_every_choice_and_both_ends() -> None:
+def test_corners_have_every_choice_and_both_ends():
     corners = list(parse("init=random,t5,matched", "seed=range(3,9)").corners({}))
     assert {corner["init"] for corner in corners} == {"random", "t5", "matched"}
     assert {corner["seed"] for corner in corners} == {3, 8}
@@ -126,12 +126,12 @@ def test_corners_have_every_choice_and_both_ends() -> None:
         (["optim.lr=interval(1,"], "hydra.sweeper.params"),
     ],
 )
-def test_bad_spaces_are_refused_by_name(arguments: list[str], key: str) -> None:
+def test_bad_spaces_are_refused_by_name(arguments, key):
     with pytest.raises(ConfigError, match=key):
         parse(*arguments)
 
 
-def test_continuous_arms_and_continuous_or_absurd_grids_are_refused() -> None:
+def test_continuous_arms_and_continuous_or_absurd_grids_are_refused():
     with pytest.raises(ConfigError, match=r"hydra\.sweeper\.arms: optim\.lr"):
         parse("optim.lr=interval(1e-4,1e-2)", arms=("optim.lr",))
     with pytest.raises(ConfigError, match=r"optim\.lr"):

@@ -65,7 +65,7 @@ for line in json.load(sys.stdin):
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(tmp_path_factory) -> Path:
     """The interpreter of the environment."""
     folder = tmp_path_factory.mktemp("stock") / "environment"
     venv.create(folder, with_pip=False, symlinks=True)
@@ -90,7 +90,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def read_by_both(python: Path) -> Callable[[list[list[str]]], list[list]]:
+def read_by_both(python) -> Callable[[list[list[str]]], list[list]]:
     def ask(lines: list[list[str]]) -> list[list]:
         done = subprocess.run(
             [python, "-W", "ignore", "-c", ORACLE], input=json.dumps(lines), env=environment(),
@@ -102,7 +102,7 @@ def read_by_both(python: Path) -> Callable[[list[list[str]]], list[list]]:
     return ask
 
 
-def test_the_extra_names_what_is_tested() -> None:
+def test_the_extra_names_what_is_tested():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert FRESH[2] in extras["optional-dependencies"]["stock-sweeper"]
 
@@ -138,9 +138,7 @@ def objectives(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_composes_with_the_stock_sweeper(
-    python: Path, preset: str, tmp_path: Path
-) -> None:
+def test_every_preset_composes_with_the_stock_sweeper(python, preset, tmp_path):
     config = start(
         python, f"experiment={preset}", "hydra/sweeper=optuna", "--cfg", "hydra", cwd=tmp_path
     )
@@ -148,7 +146,7 @@ def test_every_preset_composes_with_the_stock_sweeper(
 
 
 @pytest.mark.parametrize("preset", ["unfreeze_lr", "seed_log"])
-def test_presets_run_on_the_stock_sweeper(python: Path, preset: str, tmp_path: Path) -> None:
+def test_presets_run_on_the_stock_sweeper(python, preset, tmp_path):
     """Same parameters, same objective; hydra-optuna-sweeper does the rest as it does."""
     on_stock(python, f"experiment={preset}", cwd=tmp_path)
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
@@ -157,14 +155,14 @@ def test_presets_run_on_the_stock_sweeper(python: Path, preset: str, tmp_path: P
     assert best["best_value"] == min(objectives(tmp_path))
 
 
-def test_more_is_better_where_the_objective_says_so(python: Path, tmp_path: Path) -> None:
+def test_more_is_better_where_the_objective_says_so(python, tmp_path):
     space = ["backbone=linear", "optim.lr=1e-5,1e-2", "hydra/sweeper/sampler=grid"]
     on_stock(python, *space, "objective=val_corr", cwd=tmp_path)
     best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
     assert best["best_value"] == max(objectives(tmp_path)) > min(objectives(tmp_path))
 
 
-def test_our_sweeper_runs_in_the_same_environment(python: Path, tmp_path: Path) -> None:
+def test_our_sweeper_runs_in_the_same_environment(python, tmp_path):
     """On the other Hydra, with both plugins installed."""
     space = ["backbone=linear", "optim.lr=interval(1e-4,1e-2)"]
     on_stock(python, *space, cwd=tmp_path, sweeper="t5ts")
@@ -172,7 +170,7 @@ def test_our_sweeper_runs_in_the_same_environment(python: Path, tmp_path: Path) 
     assert (tmp_path / "sweep" / "study.journal").exists()
 
 
-def test_what_the_stock_sweeper_lacks_is_one_message(python: Path, tmp_path: Path) -> None:
+def test_what_the_stock_sweeper_lacks_is_one_message(python, tmp_path):
     final = ["experiment=final", "hydra.sweeper.best_of=there"]
     assert "hydra.sweeper.best_of=there" in on_stock(python, *final, cwd=tmp_path, status=2)
     here = on_stock(Path(sys.executable), "experiment=unfreeze_lr", cwd=tmp_path, status=2)
@@ -206,13 +204,11 @@ SAME = [line for line, _ in GRAMMAR if "freeze.unfreeze_epoch" not in line] + [
 
 #: Hydra 1.3 casts the ends of a range, 1.4 each of its values: the same values, of another kind.
 CAST_BY_HYDRA_1_3 = {
-    "optim.lr=float(range(1,4))": {"optim.lr": FloatDistribution(1.0, 3.0, step=1.0)},
+    "optim.lr=float(range(1,4))": {"optim.lr": FloatDistribution(1.0, 3.0, step=1.0)}
 }
 
 
-def test_command_lines_give_the_stock_sweepers_distributions(
-    read_by_both: Callable[[list[list[str]]], list[list]],
-) -> None:
+def test_command_lines_give_the_stock_sweepers_distributions(read_by_both):
     """By the other Hydra's parser, and by the one that this test runs on."""
     fixed_line = "horizon=8"
     lines = [[line, fixed_line] for line in SAME]
@@ -228,17 +224,13 @@ def test_command_lines_give_the_stock_sweepers_distributions(
     assert different == []
 
 
-def test_an_unfreeze_epoch_is_the_one_exception(
-    read_by_both: Callable[[list[list[str]]], list[list]],
-) -> None:
+def test_an_unfreeze_epoch_is_the_one_exception(read_by_both):
     ((stock, _, ours, _),) = read_by_both([["freeze.unfreeze_epoch=interval(0.0,8.0)"]])
     assert "FloatDistribution" in stock["freeze.unfreeze_epoch"]
     assert json_to_distribution(ours["freeze.unfreeze_epoch"]) == IntDistribution(0, 8)
 
 
-def test_what_the_stock_sweeper_refuses_is_refused(
-    read_by_both: Callable[[list[list[str]]], list[list]],
-) -> None:
+def test_what_the_stock_sweeper_refuses_is_refused(read_by_both):
     lines = [
         ["optim.lr=interval(2,1)"],
         ["optim.lr=tag(log,interval(0,1))"],

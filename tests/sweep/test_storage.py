@@ -26,11 +26,9 @@ def finished(folder: Path) -> int:
     return len(optuna.load_study(study_name="study", storage=storage).get_trials())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cut=st.integers(1, 400))
-def test_a_journal_that_was_cut_anywhere_goes_on(
-    tmp_path_factory: pytest.TempPathFactory, cut: int
-) -> None:
+def test_a_journal_that_was_cut_anywhere_goes_on(tmp_path_factory, cut):
     """Whole records before the cut count; the one that was cut does not, and new ones follow."""
     folder = tmp_path_factory.mktemp("study")
     ask(folder, 3)
@@ -60,11 +58,9 @@ def trials(folder: Path) -> list[tuple[int, str, list[float] | None]]:
     return [(t.number, t.state.name, t.values) for t in study.get_trials()]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
-def test_a_flipped_bit_is_found_or_harmless(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("study")
     ask(folder, 2)
     before = trials(folder)
@@ -81,7 +77,7 @@ def test_a_flipped_bit_is_found_or_harmless(
     assert after == before or (lost_end and after[:-1] == before[:-1])
 
 
-def test_lines_of_optunas_own_are_read(tmp_path: Path) -> None:
+def test_lines_of_optunas_own_are_read(tmp_path):
     journal = tmp_path / JOURNAL
     ask_with(optuna.storages.journal.JournalFileBackend(str(journal)))
     ask(tmp_path, 1)
@@ -100,5 +96,5 @@ def test_lines_of_optunas_own_are_read(tmp_path: Path) -> None:
         ("sqlite:///file.db", "sqlite:///file.db"),
     ],
 )
-def test_passwords_are_hidden(text: str, shown: str) -> None:
+def test_passwords_are_hidden(text, shown):
     assert without_password(text) == shown

@@ -1,7 +1,6 @@
 """A study of another sweep is refused, or the change is recorded, by name."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import optuna
 import pytest
@@ -20,7 +19,7 @@ RECORD = "hydra.sweeper.on_change=record"
 
 
 @pytest.fixture
-def open_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+def open_sweep(tmp_path, monkeypatch) -> Open:
     storage = InMemoryStorage()
     monkeypatch.setattr("t5ts.sweep.trial.open_storage", lambda *_: storage)
 
@@ -34,7 +33,7 @@ def open_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
         )  # fmt: skip
         work = Work(
             config=config, hydra_context=None, settings=settings, space=found, sweep_dir=tmp_path
-        )  # type: ignore[arg-type]
+        )
         ledgers = work.ledgers(create=True)
         check_purpose(work, ledgers)
         return [ledger.study for ledger in ledgers]
@@ -42,7 +41,7 @@ def open_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     return make
 
 
-def test_the_same_sweep_finds_its_studies_again(open_sweep: Open) -> None:
+def test_the_same_sweep_finds_its_studies_again(open_sweep):
     first = open_sweep("init=random,t5")
     assert [study.study_name for study in first] == ["sweep/init=random", "sweep/init=t5"]
     # What cannot change a number may change.
@@ -69,21 +68,21 @@ def test_the_same_sweep_finds_its_studies_again(open_sweep: Open) -> None:
         ("hydra.sweeper.grace_epochs=3", "pruner.grace_epochs: 1.0 → 3.0"),
     ],
 )
-def test_another_purpose_is_refused_by_name(open_sweep: Open, change: str, leaf: str) -> None:
+def test_another_purpose_is_refused_by_name(open_sweep, change, leaf):
     open_sweep()
     with pytest.raises(ConfigError) as caught:
         open_sweep(space=change) if "interval" in change else open_sweep(change)
     assert leaf in str(caught.value)
 
 
-def test_other_code_is_another_study(open_sweep: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_code_is_another_study(open_sweep, monkeypatch):
     open_sweep()
     monkeypatch.setattr("t5ts.sweep.studies.LOADED_CODE", "1" * 64)
     with pytest.raises(ConfigError, match=r"code: .* → .*\(1{12}\)"):
         open_sweep()
 
 
-def test_a_grid_does_not_go_on_as_another_one(open_sweep: Open) -> None:
+def test_a_grid_does_not_go_on_as_another_one(open_sweep):
     """Slots would have settings that are not in the new grid, and some would never run."""
     open_sweep(space="optim.lr=1e-3,1e-2")
     for changed in ("optim.lr=1e-4,1e-3,1e-2", "optim.lr=1e-3,1e-2"):
@@ -92,7 +91,7 @@ def test_a_grid_does_not_go_on_as_another_one(open_sweep: Open) -> None:
     open_sweep(RECORD, "seed=1", space="optim.lr=1e-3,1e-2")
 
 
-def test_a_change_is_recorded_once_with_the_trial_it_starts_from(open_sweep: Open) -> None:
+def test_a_change_is_recorded_once_with_the_trial_it_starts_from(open_sweep):
     (study,) = open_sweep()
     study.tell(study.ask(), 1.0)
     open_sweep("seed=1", RECORD)

@@ -8,7 +8,6 @@ import pytest
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from runs import read, rows
-from sweep.conftest import Sweep, Training
 from sweep.sweeps import attempts, results, run_dirs, states
 
 from t5ts.errors import OutOfMemory
@@ -30,9 +29,7 @@ def params(folder: Path, study: str = "sweep") -> dict[int, dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("training")
-def test_a_larger_budget_goes_on_as_if_it_had_been_asked_for_at_once(
-    sweep: Sweep, tmp_path: Path
-) -> None:
+def test_a_larger_budget_goes_on_as_if_it_had_been_asked_for_at_once(sweep, tmp_path):
     tpe = ["init=random", LR, "hydra.sweeper.sampler.n_startup_trials=1"]
     assert sweep("whole", *tpe, "hydra.sweeper.n_trials=4")[0] == 0
     assert sweep("parts", *tpe, "hydra.sweeper.n_trials=2")[0] == 0
@@ -56,7 +53,7 @@ def test_a_larger_budget_goes_on_as_if_it_had_been_asked_for_at_once(
 
 
 @pytest.mark.usefixtures("training")
-def test_a_command_leads_to_one_directory_and_back_to_it(sweep: Sweep, tmp_path: Path) -> None:
+def test_a_command_leads_to_one_directory_and_back_to_it(sweep, tmp_path):
     command = ["init=random", "normalize=instance,none", "optim.lr=1e-3,3e-3", *GRID]
     assert sweep(None, *command, "hydra.sweeper.n_trials=1")[0] == 0
     (folder,) = (tmp_path / "multirun").iterdir()
@@ -82,9 +79,7 @@ def test_a_command_leads_to_one_directory_and_back_to_it(sweep: Sweep, tmp_path:
     ids=["none", "staged-1", "staged-2", "all", "stopped early", "grid"],
 )
 @pytest.mark.usefixtures("training")
-def test_no_trial_is_pruned_before_its_grace_is_over(
-    sweep: Sweep, tmp_path: Path, freeze: list[str], state: str, last: int
-) -> None:
+def test_no_trial_is_pruned_before_its_grace_is_over(sweep, tmp_path, freeze, state, last):
     arguments = ["init=random", LR, *freeze, *MERCILESS, "hydra.sweeper.n_trials=1"]
     assert sweep("s", *arguments)[0] == 0
     (folder,) = run_dirs(tmp_path / "s").values()
@@ -93,7 +88,7 @@ def test_no_trial_is_pruned_before_its_grace_is_over(
     assert not (folder / "checkpoint" / "last.safetensors").exists()
 
 
-def test_too_many_failures_end_the_sweep(sweep: Sweep, training: Training, tmp_path: Path) -> None:
+def test_too_many_failures_end_the_sweep(sweep, training, tmp_path):
     training.loss = lambda config: math.inf if config.optim.lr > 1 else config.optim.lr
     lrs = "optim.lr=1e-3,1e30,2e-3,3e-3,1e31"
     expected = ["complete", "fail", "complete", "complete", "fail"]
@@ -103,9 +98,7 @@ def test_too_many_failures_end_the_sweep(sweep: Sweep, training: Training, tmp_p
         assert states(tmp_path / "s") == expected
 
 
-def test_how_a_trial_failed_is_recorded_and_the_sweep_goes_on(
-    sweep: Sweep, training: Training, tmp_path: Path
-) -> None:
+def test_how_a_trial_failed_is_recorded_and_the_sweep_goes_on(sweep, training, tmp_path):
     ends = {
         1e-3: OutOfMemory("out of memory: lower train.batch_size"),
         3e-3: RuntimeError("a bug"),
@@ -134,13 +127,7 @@ def test_how_a_trial_failed_is_recorded_and_the_sweep_goes_on(
 
 
 @pytest.mark.parametrize("has_others", [True, False])
-def test_a_launcher_whose_worker_dies(
-    sweep: Sweep,
-    training: Training,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    has_others: bool,
-) -> None:
+def test_a_launcher_whose_worker_dies(sweep, training, tmp_path, monkeypatch, has_others):
     """The others finish the sweep; without others the message says how to resume."""
 
     class Launcher:
@@ -165,9 +152,7 @@ def test_a_launcher_whose_worker_dies(
         assert "A worker process was killed." in error
 
 
-def test_a_point_is_composed_as_hydra_composes_it(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_point_is_composed_as_hydra_composes_it(sweep, monkeypatch):
     compared = []
 
     def compare(job: Work, _display: Any) -> None:
@@ -187,7 +172,7 @@ def test_a_point_is_composed_as_hydra_composes_it(
     assert len(compared) > 5
 
 
-def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> None:
+def test_shared_frozen_epochs_change_no_number(sweep, tmp_path):
     space = [
         "init=random", *GRID, "freeze=none,staged", "freeze.unfreeze_epoch=range(1,3)",
         "optim.encoder_lr_scale=0.1,0.3",
@@ -214,9 +199,7 @@ def test_shared_frozen_epochs_change_no_number(sweep: Sweep, tmp_path: Path) -> 
     assert sum(reused) == 2 + 1 + 1
 
 
-def test_final_runs_each_arms_best_point_on_new_seeds_cold(
-    sweep: Sweep, training: Training, tmp_path: Path
-) -> None:
+def test_final_runs_each_arms_best_point_on_new_seeds_cold(sweep, training, tmp_path):
     best = {"instance": 0.1, "none": 0.3}
     training.loss = lambda config: abs(config.optim.weight_decay - best[config.normalize.name])
     arms = ["init=random", "normalize=instance,none", "hydra.sweeper.arms=[normalize]"]
@@ -241,7 +224,7 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(
 
 
 @pytest.mark.usefixtures("training")
-def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) -> None:
+def test_what_the_command_line_of_final_may_say(sweep, tmp_path):
     search = ["init=random,matched", *GRID, "optim.weight_decay=0.1,0.3"]
     assert sweep("search", *search, "seed=8")[0] == 0
     final = ["experiment=final", f"hydra.sweeper.best_of={tmp_path / 'search'}", "seed=7"]
@@ -277,9 +260,7 @@ def test_what_the_command_line_of_final_may_say(sweep: Sweep, tmp_path: Path) ->
         assert sweep("damaged", *final)[0] == 2, damaged
 
 
-def test_a_space_that_the_grammar_cannot_say(
-    sweep: Sweep, training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_space_that_the_grammar_cannot_say(sweep, training, tmp_path, monkeypatch):
     """The function of `custom_search_space`, as hydra-optuna-sweeper calls it."""
     (tmp_path / "t5ts_test_space.py").write_text(
         "def ties(config, trial):\n"
@@ -329,9 +310,7 @@ def test_a_space_that_the_grammar_cannot_say(
         ),
     ],
 )
-def test_bad_sweeps_are_one_message_before_any_trial(
-    sweep: Sweep, tmp_path: Path, overrides: list[str], output: str
-) -> None:
+def test_bad_sweeps_are_one_message_before_any_trial(sweep, tmp_path, overrides, output):
     status, _, message = sweep("s", *overrides)
     assert status == 2
     assert output in message
