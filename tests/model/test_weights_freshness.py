@@ -227,9 +227,7 @@ def briefly_trained() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("make", [draw, briefly_trained])
-def test_what_looks_fresh_is_accepted_only_on_request_and_noted(
-    make: Callable[[], dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_what_looks_fresh_is_accepted_only_on_request_and_noted(make, tmp_path):
     state = make()
     tensors = full_model(TINY) | {f"encoder.{name}": tensor for name, tensor in state.items()}
     folder = write_checkpoint(tmp_path / "t5", TINY, tensors)
@@ -242,7 +240,7 @@ def test_what_looks_fresh_is_accepted_only_on_request_and_noted(
     assert not [c for c in report.checks if "not a random" in c]
 
 
-def test_partly_fresh_is_accepted_on_request_and_broken_never(tiny_en: dict[str, Tensor]) -> None:
+def test_partly_fresh_is_accepted_on_request_and_broken_never(tiny_en):
     arch = read_architecture(PACKAGED)
     partly = tiny_en | {WI: initialised("hf", arch)[WI]}
     broken = partly | {"final_layer_norm.weight": torch.zeros(arch.d_model)}

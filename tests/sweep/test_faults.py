@@ -342,9 +342,7 @@ def test_a_plain_multirun_goes_on_past_a_job_that_cannot_be(sweep, training):
 
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("subdir", ["../x", "a/../../x", "/tmp/x", "", ".", "null", "'${x:}'"])
-def test_trials_stay_in_the_sweeps_directory(
-    sweep: Sweep, training: Training, tmp_path: Path, subdir: str, plain: bool
-) -> None:
+def test_trials_stay_in_the_sweeps_directory(sweep, training, tmp_path, subdir, plain):
     OmegaConf.register_new_resolver("x", lambda: "../x", replace=True)
     grid = ["init=random", "optim.lr=1e-3,2e-3", f"hydra.sweep.subdir={subdir}"]
     grid += [] if plain else GRID[1:2]
@@ -354,9 +352,7 @@ def test_trials_stay_in_the_sweeps_directory(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_journal_whose_trial_lost_a_parameter_is_refused_and_rebuilt(
-    sweep: Sweep, training: Training, tmp_path: Path
-) -> None:
+def test_a_journal_whose_trial_lost_a_parameter_is_refused_and_rebuilt(sweep, training, tmp_path):
     """Each record has a checksum, but one that is gone leaves no trace in the others."""
     journal = tmp_path / "s" / JOURNAL
     assert sweep("s", *GRID)[0] == 0
