@@ -209,14 +209,9 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     def begin(config: object, **_how: object) -> SimpleNamespace:
         begun.append(config)
         return SimpleNamespace(
-            objective=0.0,
-            objective_name="val_loss",
-            arm="arm",
-            seed=0,
-            seconds=0.0,
-            baselines={"val": {}},
-            metrics={"val_loss": 0.0},
-        )
+            objective=0.0, objective_name="val_loss", arm="arm", seed=0, seconds=0.0,
+            baselines={"val": {}}, metrics={"val_loss": 0.0},
+        )  # fmt: skip
 
     experiment = ModuleType("t5ts.experiment")
     experiment.run = begin

@@ -300,6 +300,13 @@ class Command:
         out, err = (path.read_text() if path.exists() else "" for path in self._texts)
         return out, err
 
+    def finish(self, status: int = 0) -> tuple[str, str]:
+        """What it printed, once it has ended with this status, and without a traceback."""
+        out, err = self.wait()
+        assert self.returncode == status, out + err
+        assert "Traceback" not in out + err
+        return out, err
+
 
 def _run(
     arguments: Sequence[str],

@@ -145,8 +145,7 @@ def two(tmp_path_factory) -> Path:
     """The folder in which two processes have done the program's runs."""
     folder = tmp_path_factory.mktemp("two")
     process = Command(str(folder), cwd=folder, program=main, processes=2)
-    out, err = process.wait()
-    assert process.returncode == 0, out + err
+    process.finish()
     return folder
 
 
@@ -318,8 +317,7 @@ def test_torchruns_own_command_line_trains_one_run(tmp_path):
         *arguments, "backbone=linear", "debug=fast_dev_run", "hydra.run.dir=run",
         cwd=tmp_path, program=torchrun, PYTHONPATH=str(tmp_path / "hook"),
     )  # fmt: skip
-    printed = process.wait()
-    assert process.returncode == 0, printed
+    process.finish()
     assert read(tmp_path / "run" / "provenance.json")["processes"] == 2
     assert read(tmp_path / "run" / "result.json")["metrics"]
     assert (tmp_path / "run" / "run.log").read_text().count("seed 0") == 1

@@ -298,12 +298,11 @@ def test_golden_losses(tiny, small, tmp_path):
     """
     got = {}
     earlier = ["patch=sqrt_d", "optim.encoder_lr_scale=0.1"]  # defaults, when they were written
+    shared = ["backbone=shared", "backbone.d_model=16", "backbone.num_layers=2"]
     for name, config in {
         "t5 staged": tiny(*STAGED, *earlier),
         "t5 none": tiny(*earlier),
-        "shared": small(
-            "backbone=shared", "backbone.d_model=16", "backbone.num_layers=2", *earlier
-        ),
+        "shared": small(*shared, *earlier),
         "linear": small("backbone=linear", *earlier),
     }.items():
         run(config, run_dir=tmp_path / name)

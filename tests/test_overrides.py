@@ -81,13 +81,9 @@ def test_an_experiment_of_ones_own_is_checked_as_the_command_line_is(yaml, named
 @pytest.mark.parametrize("line", ["optim.lr=nan", "--multirun ~seed seed=0,1"])
 def test_a_process_refuses_as_the_entry_point_does(line, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "t5ts.run", *line.split()],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(CONF.parent), "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, "-m", "t5ts.run", *line.split()], cwd=tmp_path, check=False,
+        env={"PYTHONPATH": str(CONF.parent), "PATH": ""}, capture_output=True, text=True,
+    )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("t5ts: ")
     assert "Traceback" not in done.stderr

@@ -14,9 +14,7 @@ from t5ts.model.checkpoint_file import file_sha256
 
 
 def test_help_explains_every_group_and_option(tmp_path):
-    process = Command("--help", cwd=tmp_path)
-    text, _ = process.wait()
-    assert process.returncode == 0
+    text, _ = Command("--help", cwd=tmp_path).finish()
     assert len(text.splitlines()) <= 40, "one screen"
     for folder in CONF.iterdir():
         if folder.is_dir() and folder.name != "hydra":
@@ -38,9 +36,7 @@ def test_one_switch_shows_every_line_and_a_log_that_takes_none_ends_the_run(tmp_
     for refused in (["run.log"], ["run.log", ".lock"]):
         for name in refused:
             (tmp_path / "other" / name).mkdir(parents=True)
-        process = Command(*dry, "hydra.run.dir=other", cwd=tmp_path)
-        _, err = process.wait()
-        assert process.returncode == 2
+        _, err = Command(*dry, "hydra.run.dir=other", cwd=tmp_path).finish(2)
         assert err.startswith("t5ts: ")
         assert "other cannot be written" in err
         assert len(err.splitlines()) == 1
@@ -59,10 +55,7 @@ WRONG = [
 def test_user_errors_are_one_message_and_leave_nothing(arguments, environment, named, tmp_path):
     """Found by a run that has begun; tests/test_overrides.py has those that are found before it."""
     hub = {"HF_HOME": str(tmp_path / "cache")} | environment
-    process = Command(*arguments.split(), "hydra.run.dir=run", cwd=tmp_path, **hub)
-    out, err = process.wait()
-    assert process.returncode == 2
-    assert "Traceback" not in out + err
+    _, err = Command(*arguments.split(), "hydra.run.dir=run", cwd=tmp_path, **hub).finish(2)
     assert err.startswith("t5ts: ")
     assert [word for word in named if word not in err] == []
     assert not (tmp_path / "run").exists()
@@ -78,15 +71,12 @@ def test_user_errors_are_one_message_and_leave_nothing(arguments, environment, n
 )
 def test_a_wrong_variable_of_the_hub_is_one_message_where_the_hub_is_needed(name, value, tmp_path):
     hub = {name: value, "HF_HOME": str(tmp_path / "cache")}
-    process = Command("init=t5", "tracker=none", "hydra.run.dir=run", cwd=tmp_path, **hub)
-    _, err = process.wait()
-    assert process.returncode == 2, err
+    run = ["tracker=none", "hydra.run.dir=run"]
+    _, err = Command("init=t5", *run, cwd=tmp_path, **hub).finish(2)
     assert name in err
     assert not (tmp_path / "run").exists()
-    linear = [*SMALL, "backbone=linear", "debug=fast_dev_run", "hydra.run.dir=run"]
-    process = Command(*linear, cwd=tmp_path, **hub)
-    _, err = process.wait()
-    assert process.returncode == 0, err
+    linear = [*SMALL, "backbone=linear", "debug=fast_dev_run"]
+    Command(*linear, *run, cwd=tmp_path, **hub).finish()
 
 
 def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path):
@@ -104,9 +94,7 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path):
         hub.add(HUB_ID, local_t5(tmp_path / "served"))
         at_hub = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "cache")}
         at_hub["WANDB_MODE"] = "offline"
-        process = Command(*mission, cwd=tmp_path, pictures=True, **at_hub)
-        out, err = process.wait()
-    assert process.returncode == 0, err
+        out, _ = Command(*mission, cwd=tmp_path, pictures=True, **at_hub).finish()
     assert "pretrained T5, verified" in out
     assert "W&B: offline" in out
     run_dir = tmp_path / "run"
@@ -132,21 +120,16 @@ def test_the_mission_with_a_checkpoint_from_a_hub_and_ett_data(tmp_path):
 def test_kill_and_resume_agree_bit_for_bit(tmp_path):
     arguments = [*SMALL, *TINY_T5, "freeze=staged", "freeze.unfreeze_epoch=2", "train.epochs=12"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    Command(*arguments, f"hydra.run.dir={whole}", cwd=tmp_path).wait()
+    Command(*arguments, f"hydra.run.dir={whole}", cwd=tmp_path).finish()
     command = [*arguments, f"hydra.run.dir={parts}"]
     for number, rows_first in ((signal.SIGTERM, 6), (signal.SIGKILL, 25), (signal.SIGINT, 40)):
         process = Command(*command, cwd=tmp_path)
         wait_for_rows(parts, rows_first, process)
         process.send_signal(number)
-        _, err = process.wait()
-        if number == signal.SIGKILL:
-            assert process.returncode == -signal.SIGKILL
-        else:
-            assert process.returncode == 130
-            assert str(parts) in err
-    process = Command(*command, cwd=tmp_path)
-    _, err = process.wait()
-    assert process.returncode == 0, err
+        is_kill = number == signal.SIGKILL
+        _, err = process.finish(-number if is_kill else 130)
+        assert is_kill or str(parts) in err
+    Command(*command, cwd=tmp_path).finish()
     assert rows(parts) == rows(whole)
     metrics = [read(run_dir / "result.json")["metrics"] for run_dir in (parts, whole)]
     assert metrics[0] == metrics[1]
@@ -161,9 +144,7 @@ def test_every_run_has_a_directory_named_by_its_identity_or_its_place_in_the_swe
         [*dry, "optim.lr=2e-3"],
         ["--multirun", "seed=0,1", *dry, sweep],
     ):
-        process = Command(*command, cwd=tmp_path)
-        out, err = process.wait()
-        assert process.returncode == 0, err
+        out, _ = Command(*command, cwd=tmp_path).finish()
     told = [line for line in out.splitlines() if line.startswith("t5_efficient_tiny-random-none  ")]
     assert [line.split()[-1][:7] for line in told] == ["sweep/0", "sweep/1"]
     assert out.splitlines()[-1].endswith("python -m t5ts.report sweep")

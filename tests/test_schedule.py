@@ -100,23 +100,16 @@ def test_a_stage_after_the_end_is_never_in_the_plan_and_warned_of(tiny, run_dir,
     run(tiny(*staged, "freeze.unfreeze_epoch=1"), run_dir=run_dir)
     plan = {line["component"]: line for line in read(run_dir / "provenance.json")["plan"]}
     assert (plan["block_1"]["start_epoch"], plan["block_0"]["start_epoch"]) == (1.0, None)
-    assert [row["step/grad_norm/block_0"] for row in rows(run_dir) if row["kind"] == "step"][
-        -1
-    ] == 0
+    steps = [row for row in rows(run_dir) if row["kind"] == "step"]
+    assert steps[-1]["step/grad_norm/block_0"] == 0
     assert "block_0" in caplog.text
     assert "block_1" not in caplog.text
     with pytest.raises(ConfigError, match=r"freeze\.unfreeze_epoch=1\.99"):
         build(tiny(*staged, "freeze.unfreeze_epoch=1.99"))
     build(tiny(*staged, "freeze.unfreeze_epoch=1.99", "debug=fast_dev_run"))  # is no result
+    always = ["freeze=staged_norms", "freeze.always=[laier_norm]"]
     with pytest.raises(ConfigError, match="laier_norm"):  # it would train nothing more
-        build(
-            tiny(
-                *staged,
-                "freeze=staged_norms",
-                "freeze.unfreeze_epoch=1",
-                "freeze.always=[laier_norm]",
-            )
-        )
+        build(tiny(*staged, "freeze.unfreeze_epoch=1", *always))
 
 
 @settings(max_examples=40)

@@ -44,14 +44,6 @@ def start(*overrides: str, cwd: Path) -> Command:
     return Command(*overrides, cwd=cwd, program=_background, **threads)
 
 
-def finish(process: Command, *, status: int = 0) -> tuple[str, str]:
-    """Wait for its end; what it printed on standard output and standard error."""
-    stdout, stderr = process.wait()
-    assert process.returncode == status, stdout + stderr
-    assert "Traceback" not in stderr
-    return stdout, stderr
-
-
 def attempts(sweep_dir: Path, *, url: str | None = None, study: str = "small") -> list[FrozenTrial]:
     """Every attempt in the study."""
     storage = open_storage(url, sweep_dir)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 from runs import read, rows, wait_for
-from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start
+from sweep.sweeps import SPACE, attempts, results, run_dirs, start
 
 from t5ts.sweep.ledger import DIED, RELEASED, STOPPED, is_dead, is_released
 
@@ -74,7 +74,7 @@ def test_a_sweep_goes_on_after_kills_of_a_worker_and_of_its_coordinator(sweep, t
     assert read(folder / "seed-0" / "provenance.json")["resumed_from"] is None
     assert read(folder / "seed-1" / "provenance.json")["resumed_from"] is not None
     process.send_signal(signal.SIGINT)
-    finish(process, status=130)
+    process.finish(130)
 
     process = start(*arguments, cwd=tmp_path)
     before = len(attempts(sweep_dir))

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from required import missing
 from runs import wait_for
 from sweep.postgres import PASSWORD, binaries, server
-from sweep.sweeps import SPACE, attempts, finish, results, run_dirs, start
+from sweep.sweeps import SPACE, attempts, results, run_dirs, start
 
 from benchmarks.sweep_kills import run
 from t5ts.errors import ConfigError
@@ -51,7 +51,7 @@ def test_two_sweeps_share_a_study_and_no_trial_is_doubled(sweep, url, tmp_path):
     process = start(*command, f"hydra.sweep.dir={tmp_path / 'one'}", cwd=tmp_path)
     wait_for(process, lambda: list(tmp_path.glob("one/*/seed-0/trial.json")))
     status, *own = sweep("two", *SPACE, *command)
-    printed = [own, finish(process)]
+    printed = [own, process.finish()]
     trials = attempts(tmp_path, url=url)
     assert (status, results(trials)) == (0, list(range(4)))
     assert {t.state for t in trials if RELEASED not in t.user_attrs} == {TrialState.COMPLETE}

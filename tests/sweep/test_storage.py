@@ -7,23 +7,23 @@ import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages import BaseStorage
 
 from t5ts.errors import ResumeError
 from t5ts.provenance import without_password
 from t5ts.sweep.storage import JOURNAL, open_storage
 
 
-def ask(folder: Path, count: int) -> None:
-    study = optuna.create_study(
-        storage=open_storage(None, folder), study_name="study", load_if_exists=True
-    )
+def ask(folder: Path, count: int, storage: BaseStorage | None = None) -> None:
+    storage = storage or open_storage(None, folder)
+    study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
     for _ in range(count):
         study.tell(study.ask(), 1.0)
 
 
-def finished(folder: Path) -> int:
-    storage = open_storage(None, folder)
-    return len(optuna.load_study(study_name="study", storage=storage).get_trials())
+def trials(folder: Path) -> list[tuple[int, str, list[float] | None]]:
+    study = optuna.load_study(study_name="study", storage=open_storage(None, folder))
+    return [(t.number, t.state.name, t.values) for t in study.get_trials()]
 
 
 @settings(max_examples=20)
@@ -43,19 +43,7 @@ def test_a_journal_that_was_cut_anywhere_goes_on(tmp_path_factory, cut):
     assert all(json.loads(line) for line in now.splitlines())
     # Record 4 of Optuna's journal is a trial's creation.
     created = [line for line in now.splitlines() if json.loads(line)["op_code"] == 4]
-    assert finished(folder) == len(created)
-
-
-def ask_with(backend: optuna.storages.journal.JournalFileBackend) -> None:
-    for _ in range(2):
-        storage = optuna.storages.JournalStorage(backend)
-        study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
-        study.tell(study.ask(), 1.0)
-
-
-def trials(folder: Path) -> list[tuple[int, str, list[float] | None]]:
-    study = optuna.load_study(study_name="study", storage=open_storage(None, folder))
-    return [(t.number, t.state.name, t.values) for t in study.get_trials()]
+    assert len(trials(folder)) == len(created)
 
 
 @settings(max_examples=40)
@@ -78,10 +66,10 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory, data):
 
 
 def test_lines_of_optunas_own_are_read(tmp_path):
-    journal = tmp_path / JOURNAL
-    ask_with(optuna.storages.journal.JournalFileBackend(str(journal)))
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / JOURNAL))
+    ask(tmp_path, 2, optuna.storages.JournalStorage(backend))
     ask(tmp_path, 1)
-    assert finished(tmp_path) == 3
+    assert len(trials(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,8 @@ def test_a_point_is_composed_as_hydra_composes_it(sweep, monkeypatch):
         for setting in job.space.corners(arm):
             lines = job.space.overrides(setting, arm)
             expected = job.hydra_context.config_loader.load_sweep_config(job.config, lines)
-            assert OmegaConf.to_container(job.compose(setting, arm)) == OmegaConf.to_container(
-                expected
-            )
+            ours, theirs = map(OmegaConf.to_container, (job.compose(setting, arm), expected))
+            assert ours == theirs
             compared.append(setting)
 
     monkeypatch.setattr(coordinator, "_with_pool", compare)
@@ -181,22 +180,19 @@ def test_shared_frozen_epochs_change_no_number(sweep, tmp_path):
     assert sweep("cold", *space, "hydra.sweeper.reuse=false")[0] == 0
 
     def found(name: str) -> dict[str, Any]:
-        return {
-            str(sorted(read(d / "trial.json")["params"].items())): (
-                rows(d),
-                read(d / "result.json")["metrics"],
-            )
-            for d in run_dirs(tmp_path / name).values()
-        }
+        """Each run's rows and metrics, by its setting."""
+        numbers = {}
+        for folder in run_dirs(tmp_path / name).values():
+            setting = str(sorted(read(folder / "trial.json")["params"].items()))
+            numbers[setting] = rows(folder), read(folder / "result.json")["metrics"]
+        return numbers
 
     shared, cold = found("shared"), found("cold")
     assert len(cold) == 2 + 2 * 2  # an unfreeze epoch means nothing without staging
     assert shared == cold
-    reused = [
-        read(d / "trial.json")["reused_epochs"] for d in run_dirs(tmp_path / "shared").values()
-    ]
+    folders = run_dirs(tmp_path / "shared").values()
     # The longest of a lr scale trains its frozen phase, and all of them share the head's.
-    assert sum(reused) == 2 + 1 + 1
+    assert sum(read(d / "trial.json")["reused_epochs"] for d in folders) == 2 + 1 + 1
 
 
 def test_final_runs_each_arms_best_point_on_new_seeds_cold(sweep, training, tmp_path):
@@ -215,11 +211,8 @@ def test_final_runs_each_arms_best_point_on_new_seeds_cold(sweep, training, tmp_
     for path in (tmp_path / "final").rglob("trial.json"):
         # The report may then blame the weights although each arm has settings of its own.
         before = read(path)["searched_before"]
-        assert (before["keys"], before["trials"], before["settings"]) == (
-            ["optim.weight_decay"],
-            2,
-            2,
-        )
+        assert before["keys"] == ["optim.weight_decay"]
+        assert (before["trials"], before["settings"]) == (2, 2)
         assert before["epochs"] == {"asked": 6, "trained": 6, "reused": 0, "pruned": 0}
 
 
@@ -304,10 +297,7 @@ def test_a_space_that_the_grammar_cannot_say(sweep, training, tmp_path, monkeypa
         ([LR, "hydra.sweeper.storage=sqlite:////no/such/folder/x.db"], "hydra.sweeper.storage"),
         ([LR, "hydra.sweep.dir=/proc/no"], "hydra.sweep.dir"),
         (["experiment=final"], "hydra.sweeper.best_of"),
-        (
-            ["experiment=final", "hydra.sweeper.best_of=nowhere"],
-            "nowhere/optimization_results.yaml",
-        ),
+        (["experiment=final", "hydra.sweeper.best_of=nowhere"], "nowhere/optimization_results"),
     ],
 )
 def test_bad_sweeps_are_one_message_before_any_trial(sweep, tmp_path, overrides, output):
