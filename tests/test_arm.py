@@ -5,11 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hub_server import TINY, full_model, write_checkpoint
 from runs import local_t5
+from torch import Generator
 
-from t5ts.arm import _checkpoint, _token_factor, build_patch, weight_files
-from t5ts.errors import ConfigError
+from t5ts.arm import _checkpoint, _token_factor, build_encoder, build_patch, weight_files
+from t5ts.errors import ConfigError, WeightsError
 from t5ts.model.checkpoint_file import file_sha256
+from t5ts.model.tensors import random_state
 
 
 @pytest.mark.parametrize(
@@ -85,3 +88,15 @@ def test_as_many_patches_as_an_encoder_has_positions(composed):
     assert build(4).num_patches == 4
     with pytest.raises(ConfigError, match="4 patches"):
         build(3)
+
+
+def test_weights_that_look_fresh_need_the_setting(composed, tmp_path):
+    fresh, _ = random_state(TINY, generator=Generator().manual_seed(0))
+    tensors = full_model(TINY) | {f"encoder.{name}": tensor for name, tensor in fresh.items()}
+    folder = write_checkpoint(tmp_path / "fresh", TINY, tensors)
+    arm = ["backbone=local", f"backbone.path={folder}", "init=matched"]
+    with pytest.raises(WeightsError, match=r"init\.allow_untrained"):
+        build_encoder(composed(*arm))
+    _, report = build_encoder(composed(*arm, "init.allow_untrained=true"))
+    assert report is not None
+    assert "looks freshly initialised" in " ".join(report.checks)

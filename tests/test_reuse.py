@@ -95,7 +95,9 @@ def test_reused_equals_cold_bit_for_bit(common, one, other, shared, base, tmp_pa
     assert warm.reused_epochs == about["epochs"] == shared
     # Epoch 0 at least: before the first step all plans are one.
     assert about["trained_by"]["run_dir"] == str((tmp_path / "first").resolve())
-    assert list((tmp_path / "store").glob(f"{about['key']}.*"))
+    for name in ("first", "warm"):
+        key = read(tmp_path / name / "provenance.json")["reuse"]["key"]
+        assert list((tmp_path / "store").glob(f"{key}.*"))
 
 
 @pytest.mark.parametrize(

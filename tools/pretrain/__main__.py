@@ -91,7 +91,7 @@ def _shape(sub: argparse.ArgumentParser) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Parse and run one command; a user's error is one line and status 2."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     from tools.pretrain import commands  # transformers takes seconds, so only now
 
     try:
