@@ -160,7 +160,7 @@ class Ledger:
             order = sorted(free, key=lambda slot: (times[slot], slot))
             slot = random.choice(order[: 1 + losses])  # or workers would lose to each other again
             earlier = [t for t in trials if _slot(t) == slot and is_released(t)]
-            params = next((dict(t.params) for t in reversed(earlier) if t.params), {})
+            params = {name: value for t in earlier for name, value in t.params.items()}
             trial_id = self._storage.create_new_trial(
                 self.study._study_id,
                 create_trial(

@@ -1,5 +1,6 @@
 """Slots: each ends with one result, whatever dies when; no live trial is touched."""
 
+import itertools
 import os
 from contextlib import suppress
 from typing import Any
@@ -40,9 +41,10 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 def open_ledger(storage: BaseStorage, n_trials: int, lost_after_s: float = 0.0) -> Ledger:
     study = optuna.create_study(storage=storage, study_name="study", load_if_exists=True)
+    seeds = itertools.count()  # as TPE, which draws another point when it has seen more trials
     return Ledger(
         study, n_trials=n_trials, lost_after_s=lost_after_s,
-        sampler_of=lambda slot: RandomSampler(seed=slot),
+        sampler_of=lambda _: RandomSampler(seed=next(seeds)),
     )  # fmt: skip
 
 
@@ -286,12 +288,14 @@ class Clock:
 @pytest.mark.parametrize(
     ("owner", "beats", "is_lost"),
     [
-        ("another machine/1/2/3", True, False),
-        ("another machine/1/2/3", False, True),
+        ("another machine/1/2/3", 5, False),
+        ("another machine/1/2/3", 2, True),
+        ("another machine/1/2/3", 0, True),
         # Its process lives on this machine: whatever it is busy with, nobody takes its trial.
-        (owner_name(), False, False),
+        (owner_name(), 0, False),
     ],
-    ids=("heard", "silent", "this machine"),  # a worker's own name differs in every process
+    # A worker's own name differs in every process.
+    ids=("heard", "heard twice", "silent", "this machine"),
 )
 def test_another_machines_worker_is_known_by_its_heartbeat(owner, beats, is_lost):
     clock = Clock()
@@ -300,8 +304,8 @@ def test_another_machines_worker_is_known_by_its_heartbeat(owner, beats, is_lost
         claim = take(ledger, owner)
         assert claim is not None
         lost = []
-        for _ in range(5):
-            if beats:
+        for number in range(5):
+            if number < beats:
                 ledger.beat(claim.trial)
             lost += ledger.reclaim()
             clock.now += 6
