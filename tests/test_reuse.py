@@ -77,6 +77,7 @@ PAIRS: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = [
     ),
     ({"train.early_stopping_epochs": 2}, late("staged", 3.0), late("staged", 2.9), 3),
     ({}, late("staged", 0.05), late("staged", 2.0), 0),  # one trains from the first step on
+    ({}, late("staged", 0.5), late("all"), 0),  # unfrozen within the first epoch
     ({}, late("norms"), late("all"), 0),
 ]
 
