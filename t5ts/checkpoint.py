@@ -39,7 +39,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
     path.parent.mkdir(parents=True, exist_ok=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "state": json.dumps(state), "crc32": _BLANK}
-    with replacing(path) as temporary:
+    # One process writes here: what it left when it was killed is overwritten, being large.
+    with replacing(path, ".tmp") as temporary:
         save_tensors(temporary, on_cpu, metadata)
         place, checksum = _checksum(temporary)
         with temporary.open("r+b") as file:

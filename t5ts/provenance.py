@@ -103,9 +103,15 @@ def processor() -> str:
 
 
 @contextmanager
-def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """A temporary path that replaces `path` at the end: the file is complete or absent."""
-    temporary = path.with_name(path.name + suffix)
+def replacing(path: Path, suffix: str | None = None) -> Iterator[Path]:
+    """A temporary path that replaces `path` at the end: the file is complete or absent.
+
+    Args:
+        path: The file.
+        suffix: Of the temporary path; None takes this process's own, since several may write one
+            file, as the commands that end a sweep together do.
+    """
+    temporary = path.with_name(path.name + (suffix or f".{os.getpid()}.tmp"))
     try:
         yield temporary
         temporary.replace(path)

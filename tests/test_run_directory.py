@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from t5ts.config import Config
 from t5ts.data.windows import Windows
 from t5ts.errors import DataError, DirectoryInUse, InputsChanged, OutputError, ResumeError
 from t5ts.progress import ProgressBar
-from t5ts.provenance import write_json
+from t5ts.provenance import replacing, write_json, write_text
 from t5ts.run_directory import locked, put_aside, remove_if_unused
 from t5ts.tracking import Tracker
 
@@ -400,3 +401,18 @@ def test_the_tracker_is_ended_wherever_a_run_fails(place, config, run_dir, monke
     with pytest.raises(RuntimeError, match="here"):
         run(config, run_dir=run_dir)
     assert ended == [1]
+
+
+def test_several_processes_may_write_one_file(tmp_path):
+    """As two commands that end one sweep draw its pictures."""
+    path = tmp_path / "result.json"
+    with replacing(path) as ours:
+        ours.write_text("ours")
+        child = os.fork()
+        if child == 0:
+            write_text(path, "theirs")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours"
+    assert list(tmp_path.iterdir()) == [path]
