@@ -4,9 +4,9 @@ Question: on this GPU, how fast is a step against named peers, with bf16 and wit
 how far are bf16 and TF32 losses from float32's; are two equal runs equal bit for bit; does a killed
 run resume to the same numbers; and what do four workers on one GPU gain, with and without MPS?
 
-One command, at most `--minutes` (8): what no longer fits is reported. The last lines are
-Markdown tables to be pasted into LOG.md. `--cpu-smoke` runs every part on a CPU with tiny sizes, to
-show that the program works; its figures mean nothing.
+One command, at most `--minutes` (8): what no longer fits is reported; `--only` picks parts. The
+last lines are Markdown tables to be pasted into LOG.md. `--cpu-smoke` runs every part on a CPU with
+tiny sizes, to show that the program works; its figures mean nothing.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ from t5ts.checkpoint import load_checkpoint
 from t5ts.model.tensors import state_digest
 
 ROOT = Path(__file__).parents[1]
+PARTS = {
+    "equality": "Two equal runs; killed and resumed",
+    "precision": "Precision",
+    "steps": "Steps (t5-small, 4 tokens, bf16 on a GPU)",
+    "workers": "Several workers on one device",
+}
 KILL_AFTER_EPOCHS = 1
 
 
@@ -243,12 +249,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="leave out what takes longer")
     parser.add_argument("--cpu-smoke", action="store_true", help="tiny, on a CPU: does it work?")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--compiled", nargs="+", type=int, choices=[0, 1], default=[0, 1])
     args = parser.parse_args(arguments)
     begun = time.monotonic()
     if not (args.cpu_smoke or torch.cuda.is_available()):
         print("no GPU: torch sees none here. --cpu-smoke runs every part on the CPU, tiny.")
         return 2
     sizes = SMOKE if args.cpu_smoke else ON_GPU
+    sizes = replace(sizes, compiled=[c for c in sizes.compiled if c in args.compiled])
     assert set(sizes.contenders) <= set(CONTENDERS)
 
     def left_s() -> float:
@@ -265,13 +274,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{device}, torch {torch.__version__}, CUDA {torch.version.cuda}", end="")
         print("" if peak is None else f", bf16 matmul {peak / 1e12:.0f} Tflop/s")
         sections: dict[str, Callable[[], list[str]]] = {
-            "Two equal runs; killed and resumed": lambda: equality_lines(runs),
-            "Precision": lambda: precision_table(runs),
-            "Steps (t5-small, 4 tokens, bf16 on a GPU)": lambda: step_table(sizes, peak, left_s),
-            f"Several workers on one {device}": lambda: worker_table(sizes, runs, folder, left_s),
+            "equality": lambda: equality_lines(runs),
+            "precision": lambda: precision_table(runs),
+            "steps": lambda: step_table(sizes, peak, left_s),
+            "workers": lambda: worker_table(sizes, runs, folder, left_s),
         }
-        for title, section in sections.items():  # printed at once: a later one may be cut short
-            print(f"\n### {title}\n", *section(), sep="\n", flush=True)
+        for part in args.only:  # printed at once: a later one may be cut short
+            print(f"\n### {PARTS[part]}\n", *sections[part](), sep="\n", flush=True)
     print(f"\n{(time.monotonic() - begun) / 60:.1f} minutes")
     return 0
 

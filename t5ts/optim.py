@@ -45,17 +45,13 @@ class PlannedOptimizer:
         self.rewarmup_steps = round(rewarmup_epochs * steps_per_epoch)
         self.total_steps = total_steps
         self.plan = assign(rules, self.parameters)
-        used = set(self.plan.values())
-        starts = [
-            (start_step(rule.start_epoch, steps_per_epoch), rule) for rule in dict.fromkeys(rules)
-        ]
-        # In the order of their start, so that a resumed run that catches up with several stages at
-        # once has its groups in the order of the uninterrupted run.
-        self._waiting = sorted(
-            ((start, rule) for start, rule in starts if start is not None and rule in used),
-            key=lambda entry: entry[0],
-        )
-        self._last_start = self._waiting[-1][0]
+        self._starts = {
+            n: start
+            for n, rule in self.plan.items()
+            if (start := start_step(rule.start_epoch, steps_per_epoch)) is not None
+        }
+        self._waiting = sorted(set(self._starts.values()))
+        self._last_start = self._waiting[-1]
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
         common: dict[str, Any] = {"lr": s.lr, "betas": (s.beta1, s.beta2), "eps": s.eps}
@@ -73,24 +69,26 @@ class PlannedOptimizer:
         return bool(new)
 
     def _due(self, step: int) -> Iterator[dict[str, Any]]:
-        """The groups that start by `step`: of each rule one with weight decay and one without."""
-        while self._waiting and self._waiting[0][0] <= step:
-            start, rule = self._waiting.pop(0)
-            for decays in (True, False):
-                names = [
-                    n
-                    for n, p in self.parameters.items()
-                    if self.plan[n] == rule
-                    and (p.ndim >= 2 and "relative_attention_bias" not in n) == decays
-                ]
-                if names:
-                    yield {
-                        "params": [self.parameters[n].requires_grad_(True) for n in names],
-                        "names": names,
-                        "weight_decay": self.settings.weight_decay if decays else 0.0,
-                        "lr_scale": rule.lr_scale,
-                        "start": start,
-                    }
+        """The groups that start by `step`, in the order of their start.
+
+        What starts together with one rate is one group with weight decay and one without, whatever
+        the number of rules: a group is a launch of its own, and a GPU waits for launches.
+        """
+        while self._waiting and self._waiting[0] <= step:
+            start = self._waiting.pop(0)
+            groups: dict[tuple[float, bool], list[str]] = {}
+            for name, p in self.parameters.items():
+                if self._starts.get(name) == start:
+                    decays = p.ndim >= 2 and "relative_attention_bias" not in name
+                    groups.setdefault((self.plan[name].lr_scale, decays), []).append(name)
+            for (lr_scale, decays), names in groups.items():
+                yield {
+                    "params": [self.parameters[n].requires_grad_(True) for n in names],
+                    "names": names,
+                    "weight_decay": self.settings.weight_decay if decays else 0.0,
+                    "lr_scale": lr_scale,
+                    "start": start,
+                }
 
     @property
     def settled_step(self) -> int:
