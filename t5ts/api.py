@@ -39,7 +39,8 @@ def run(overrides: str | Sequence[str] = (), *, run_dir: str | Path | None = Non
     Raises:
         UserError: with one message, for anything that the user can fix.
     """
-    from t5ts.checks import check, compose_config
+    from t5ts.checks import check
+    from t5ts.overrides import compose_config
 
     config, folder = compose_config(_listed(overrides))
     check(config)

@@ -1,27 +1,15 @@
-"""Impossible configurations, refused before any work starts: keys, ranges, choices and pairs."""
+"""Impossible configurations, refused before any work starts: keys, ranges, choices and pairs.
 
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+`t5ts.overrides` checks the command line before there is a configuration.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from itertools import pairwise
-from pathlib import Path, PurePath
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
-from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
-from omegaconf.errors import OmegaConfBaseException
-
-from t5ts import distributed
-from t5ts.config import CONF, SCHEMAS, Config, from_hydra, register
+from t5ts.config import CONF, SCHEMAS, Config
 from t5ts.errors import ConfigError
 from t5ts.schema import (
     CheckpointBackbone,
@@ -33,120 +21,12 @@ from t5ts.schema import (
     T5Backbone,
 )
 
-#: What a command may remove from the configuration (`~arm`): groups that need no option.
-REMOVABLE = ("arm", "experiment", "data@ood", "ood")
-#: Hydra's directories, without which a run would write into the working directory.
-DIRECTORIES = ("hydra.run.dir", "hydra.sweep.dir")
-#: OmegaConf's message on a key that the chosen option lacks, as it is or in one of Hydra's.
-_ABSENT = re.compile(r"(?s)(?P<where>In '[^']*': )?[^\n]*\n?Key '.*full_key: (?P<key>\S+)")
+#: The configuration's groups: folders of `conf/`.
 GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra"}
 
 
-def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse everything that the command line alone shows to be wrong.
-
-    An unknown key is refused even with `+`: Hydra would add it, but nothing would read it.
-
-    Args:
-        arguments: The command line; flags are left to Hydra, as are its own keys.
-
-    Raises:
-        ConfigError: naming the key and what is allowed.
-    """
-    if {"-sc", "--shell-completion"}.intersection(arguments):
-        return  # its words (install=bash) are not overrides
-    flags = [part for argument in arguments for part in argument.split("=", 1)]
-    trees = [CONF]
-    trees += [Path(value) for flag, value in pairwise(flags) if flag in ("--config-dir", "-cd")]
-    of_ood = [line for line in arguments if line.lstrip("+").startswith("ood.")]
-    may_have_ood = "--config-name" in flags or "-cn" in flags
-    for line in arguments:
-        if line.startswith("-") or not ("=" in line or line.startswith("~")):
-            continue  # a flag or its value; Hydra refuses any other word
-        override = _parsed(line)
-        key = override.get_key_element().lstrip("+~")
-        group = key.partition("@")[0]  # data@ood=…: an option of data, at the place of ood
-        if f"{key}.".startswith("hydra.callbacks.check.") or key == "hydra.callbacks":
-            raise ConfigError(f"{line}: the configuration check cannot be switched off.")
-        if override.is_delete() and not key.startswith("hydra.") and key not in REMOVABLE:
-            known = key == "hydra" or is_key(key)
-            needed = (
-                f"{line}: a run needs {key}; leave it out for its default, or set another value."
-            )
-            raise ConfigError(needed if known else _unknown(key))
-        if group in GROUPS:
-            files = {p.stem: p for tree in trees for p in (tree / group).glob("*.yaml")}
-            options = _options(override)
-            if unknown := [option for option in options if option not in files]:
-                none = f", or ~{key} for none" if "@" in key else ""
-                allowed = f"allowed: {', '.join(sorted(files))}{none}"
-                raise ConfigError(f"{key}={','.join(unknown)} does not exist; {allowed}.")
-            presets = [files[option].read_text() for option in options]
-            may_have_ood |= key == "data@ood" or not options or "data@ood" in "".join(presets)
-        elif not key.startswith(("hydra.", "hydra/")) and key not in _keys():
-            raise ConfigError(_unknown(key or line))
-        elif key in DIRECTORIES and override.value() in (None, ""):
-            raise ConfigError(f"{line}: allowed: a directory's path.")
-    if of_ood and ("~data@ood" in arguments or not may_have_ood):
-        raise ConfigError(f"{of_ood[0]} needs another series to test on: choose data@ood=OPTION.")
-
-
-def compose_config(overrides: Sequence[str]) -> tuple[Config, Path]:
-    """The configuration of a command line, and the run directory that it would have.
-
-    Raises:
-        ConfigError: as `check_overrides`, or if Hydra cannot compose it.
-    """
-    register()
-    check_overrides(overrides)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides), return_hydra_config=True)
-        return from_hydra(composed), Path(composed.hydra.run.dir)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(composition_message(error)) from error
-
-
-def composition_message(error: BaseException | None) -> str:
-    """Why Hydra could not compose: an error and its causes, each line once.
-
-    Without OmegaConf's notes on its own types, and without Hydra's advice to add an unknown key.
-    """
-    lines: list[str] = []
-    while error is not None:
-        if (found := _ABSENT.search(str(error))) and found["key"] in _keys():
-            return (found["where"] or "") + _elsewhere(found["key"])
-        lines += (str(error) or type(error).__name__).splitlines()
-        error = error.__cause__
-    shown = (line.strip() for line in lines if "_type=" not in line and "use +" not in line)
-    return "\n".join(dict.fromkeys(filter(None, shown)))
-
-
-def _parsed(line: str) -> Override:
-    try:
-        return OverridesParser.create().parse_overrides([line])[0]
-    except HydraException as error:
-        key, _, value = line.partition("=")
-        hint = f"quote its text, as in \"{key}='{value}'\"" if value else "write KEY=VALUE"
-        if value.startswith("~"):
-            hint += ", or write the whole path"
-        cause = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"{line} does not fit Hydra's grammar ({cause}): {hint}.") from error
-
-
-def _options(override: Override) -> list[str]:
-    """The options in an override; none if Hydra has to find them (`glob(*)`, `${…}`)."""
-    value = override.value()
-    named: list[Any] = [] if override.is_delete() or override.is_sweep_override() else [value]
-    if isinstance(value, ChoiceSweep):
-        named = [x.text if isinstance(x, QuotedString) else x for x in value.list]
-    texts = ["null" if option is None else str(option) for option in named]
-    return [text for text in texts if "${" not in text]
-
-
 @cache
-def _keys() -> frozenset[str]:
+def setting_keys() -> frozenset[str]:
     """Every key of every schema."""
     keys = {f.name for f in fields(Config)}
     for top in fields(Config):
@@ -159,10 +39,10 @@ def _keys() -> frozenset[str]:
 
 def is_key(key: str) -> bool:
     """Whether a schema has this key, or it is a group."""
-    return key in GROUPS or key in _keys()
+    return key in GROUPS or key in setting_keys()
 
 
-def _elsewhere(key: str) -> str:
+def key_of_others(key: str) -> str:
     """The message for a key that the chosen option lacks, with the options that have it."""
     group, _, last = key.partition(".")
     of = "data" if group == "ood" else group
@@ -173,10 +53,10 @@ def _elsewhere(key: str) -> str:
     return f"{key} is a setting of {group}={', '.join(having)}, not of the option chosen here."
 
 
-def _unknown(key: str) -> str:
+def unknown_key(key: str) -> str:
     """The message for a key that no schema has, with the keys that may have been meant."""
     group, _, last = key.rpartition(".")
-    known = sorted({*_keys(), *GROUPS})
+    known = sorted({*setting_keys(), *GROUPS})
     initials = "".join(word[:1] for word in last.split("_")) if "_" in last else last  # lr
     matches = [k for k in known if k.rpartition(".")[2] in (last, initials)]
     near = [k for k in matches if k.startswith(f"{group}.")] or matches
@@ -185,73 +65,8 @@ def _unknown(key: str) -> str:
     return f"{key} is not a setting.{hint} See --help for all settings."
 
 
-class CheckFirst(Callback):
-    """Hydra's callback: an impossible configuration is refused before it gets a directory.
-
-    Args:
-        arm: The options that the chosen named arm consists of, by group; `from_hydra` reads them.
-    """
-
-    def __init__(self, arm: Mapping[str, str] | None = None) -> None:
-        pass
-
-    def on_run_start(self, config: DictConfig, **_kwargs: Any) -> None:
-        """Check the one run."""
-        with _exit_if_refused():
-            check(from_hydra(config))
-
-    def on_multirun_start(self, config: DictConfig, **_kwargs: Any) -> None:
-        """Refuse intervals in Hydra's own grid search, and values that no job could have."""
-        with _exit_if_refused():
-            if distributed.world_size() > 1:
-                raise ConfigError(
-                    "--multirun under torchrun, which trains one run in several processes: for"
-                    " several runs use a launcher (hydra/launcher=joblib) without torchrun."
-                )
-            _check_subdir(config)
-            if "PlainSweeper" not in str(config.hydra.sweeper.get("_target_")):
-                return
-            for line in config.hydra.overrides.task:
-                if _parsed(line).is_interval_sweep():
-                    raise ConfigError(
-                        f"{line}: Hydra's grid search cannot take an interval; add"
-                        " hydra/sweeper=t5ts, or list values (A,B,C or range(A,B,STEP))."
-                    )
-            try:
-                common = from_hydra(config)
-            except ConfigError:
-                return  # incomplete without the swept values; each job is checked before it starts
-            _refuse_any(list(_structure_problems(common)) or list(field_problems(common)))
-
-
-def _check_subdir(config: DictConfig) -> None:
-    """Refuse directories of jobs that are not below the sweep's."""
-    composed = config.copy()
-    with read_write(composed.hydra), open_dict(composed.hydra):
-        composed.hydra.job.num = composed.hydra.job.id = 0
-    try:
-        subdir = composed.hydra.sweep.subdir
-    except OmegaConfBaseException:
-        return  # it needs a swept value
-    path = PurePath(str(subdir or ""))
-    if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise ConfigError(
-            f"hydra.sweep.subdir={subdir}: allowed: a path below the sweep's directory, without"
-            " '..'; to move the sweep, set hydra.sweep.dir=DIR."
-        )
-
-
-@contextmanager
-def _exit_if_refused() -> Iterator[None]:
-    """Exit with the message: Hydra would turn a callback's exceptions into warnings."""
-    try:
-        yield
-    except ConfigError as error:
-        distributed.print_once(f"t5ts: {error}")
-        sys.exit(2)
-
-
-def _refuse_any(problems: Sequence[str]) -> None:
+def refuse_any(problems: Sequence[str]) -> None:
+    """Raise a ConfigError that lists the problems, if there are any."""
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -262,22 +77,22 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: one line per problem, naming the keys and the fix.
     """
-    _refuse_any(list(_structure_problems(config)))  # without these the pairs cannot be checked
+    refuse_any(list(structure_problems(config)))  # without these the pairs cannot be checked
     pairs = (_run_problems, _encoder_problems, _patch_problems, _freeze_problems, _task_problems)
     problems = [*field_problems(config), *(line for rules in pairs for line in rules(config))]
-    _refuse_any(problems)
+    refuse_any(problems)
 
 
-def _structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
+def structure_problems(node: Any, prefix: str = "") -> Iterator[str]:
     """Keys not in the schema, added by YAML or by a `+` on the command line."""
     for key in vars(node).keys() - {f.name for f in fields(node)}:
         name = f"{prefix}{key}"
-        yield _elsewhere(name) if name in _keys() else _unknown(name)
+        yield key_of_others(name) if name in setting_keys() else unknown_key(name)
     for f in fields(node):
         value = getattr(node, f.name)
         is_group = is_dataclass(f.type) or (isinstance(value, dict) and f.name != "sizes")
         if is_dataclass(value):
-            yield from _structure_problems(value, f"{f.name}.")
+            yield from structure_problems(value, f"{f.name}.")
         elif is_group:
             yield f"{f.name}={value}: choose an option of this group ({f.name}=NAME)."
 

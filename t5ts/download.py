@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from t5ts.checks import compose_config
 from t5ts.command import finish
 from t5ts.config import CONF, FULL_PARAMS, SCHEMAS
 from t5ts.errors import Interrupted, UserError
+from t5ts.overrides import compose_config
 from t5ts.schema import CheckpointBackbone
 
 EPILOG = """examples:

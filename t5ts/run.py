@@ -25,11 +25,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from t5ts import distributed
-from t5ts.checks import check, check_overrides, composition_message
+from t5ts.checks import check
 from t5ts.command import RESULT, finish
 from t5ts.config import CONF, from_hydra, register
 from t5ts.errors import ConfigError, Interrupted, TrainingError, UserError
 from t5ts.interruption import stop_on_signals
+from t5ts.overrides import check_overrides, composition_message
 
 if TYPE_CHECKING:
     from t5ts.api import RunResult

@@ -11,7 +11,6 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from t5ts.checks import check_overrides
 from t5ts.config import (
     CONF,
     SCHEMAS,
@@ -25,6 +24,7 @@ from t5ts.config import (
     sweep_name,
 )
 from t5ts.errors import ConfigError
+from t5ts.overrides import check_overrides
 
 GROUPS = {
     folder.name: sorted(p.stem for p in folder.glob("*.yaml"))

@@ -23,10 +23,10 @@ from hydra.core.override_parser.types import ChoiceSweep, Override
 from language_models import SIZES, save
 from runs import run
 
-from t5ts.checks import check_overrides
 from t5ts.config import CONF, Config
 from t5ts.data.fetch import ETT_FILES
 from t5ts.model.checkpoint_file import file_sha256
+from t5ts.overrides import check_overrides
 from t5ts.schema import EttData, HFBackbone, T5Backbone
 
 ROOT = Path(__file__).resolve().parents[1]

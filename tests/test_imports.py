@@ -15,7 +15,7 @@ TIERS = [
     "errors command schema draws interruption",
     "config distributed tasks provenance progress",
     "checks schedule metrics data model analysis checkpoint",
-    "optim probes tracking evaluation donor",
+    "overrides optim probes tracking evaluation donor",
     "output arm",
     "build",
     "run_directory train reuse console",

@@ -8,8 +8,8 @@
     draw(findings, "curves")                             # a matplotlib figure
     write_report(findings, Path("report"))               # report.html, report.md, tables, figures
 
-The way from runs to sentences: `study` reads run directories; `arms` groups them by settings into
-points, arms and conditions, and pairs the arms; `judgement` compares the arms of a pair, `validity`
+The way from runs to sentences: `study` reads run directories; `arms` groups them into settings,
+arms and conditions, and `pairs` pairs the arms; `judgement` compares the arms of a pair, `validity`
 checks whether they may be compared, `conclusions` reaches the verdict, `sentences.j2` words it.
 
 Everything else in this package may change; these names and `Study`, `Run`, `Findings`, `Verdict`

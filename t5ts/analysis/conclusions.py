@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from t5ts.analysis import statistics
-from t5ts.analysis.arms import RANDOM, Arm, Condition, conditions, pairs
+from t5ts.analysis.arms import RANDOM, Arm, Condition, conditions
 from t5ts.analysis.encoder import checkpoint_of, in_play, is_doubted, loader_notes, weights_names
 from t5ts.analysis.judgement import (
     ALIKE,
@@ -29,6 +29,7 @@ from t5ts.analysis.judgement import (
     judge_family,
     shown_by,
 )
+from t5ts.analysis.pairs import pairs
 from t5ts.analysis.statistics import ALPHA, log_ratio, mean_interval
 from t5ts.analysis.study import Study, grouped
 from t5ts.analysis.validity import check_condition, check_pair, check_reading

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, Point, shared_epochs, told_apart
+from t5ts.analysis.arms import RANDOM, Arm, Condition, Setting, told_apart
 from t5ts.analysis.judgement import WITHHELD, Comparison, Findings, Verdict, judge_family
+from t5ts.analysis.pairs import Pair, shared_epochs
 from t5ts.analysis.statistics import Array, Estimate, largest, log_ratio, mean_interval
 
 #: Settings of a series that do not identify it.
@@ -33,7 +34,7 @@ def band(x: Array, curves_SE: Array) -> Band:
 
 
 def learning_curve(arm: Arm, metric: str) -> Band | None:
-    """The arm's best point over its seeds, at the epochs that all its finished runs evaluated.
+    """The arm's best setting over its seeds, at the epochs that all its finished runs evaluated.
 
     While none is finished, the unfinished runs, up to the epoch that all have reached.
     """
@@ -42,9 +43,9 @@ def learning_curve(arm: Arm, metric: str) -> Band | None:
     return band(epochs, values) if len(epochs) else None
 
 
-def unfreezing(point: Point) -> list[float]:
+def unfreezing(setting: Setting) -> list[float]:
     """Epochs at which something is unfrozen, ascending, from the schedule in a run's provenance."""
-    starts = {line["start_epoch"] for line in point.runs[0].provenance.get("plan", ())}
+    starts = {line["start_epoch"] for line in setting.runs[0].provenance.get("plan", ())}
     return sorted(start for start in starts if start)
 
 
@@ -98,13 +99,13 @@ def speed(pair: Pair) -> dict[str, Any] | None:
 
 
 def epochs_to(arm: Arm, target: float) -> float:
-    """Mean epochs of the arm's best point to a validation loss; inf if a seed misses it."""
+    """Mean epochs of the arm's best setting to a validation loss; inf if a seed misses it."""
     reached = [crossing(*run.curve("val_loss"), target) for run in arm.done]
     return float(np.mean(reached)) if reached else math.nan
 
 
 def common_target(condition: Condition) -> float:
-    """The validation loss that every seed of every arm's best point reaches."""
+    """The validation loss that every seed of every arm's best setting reaches."""
     curves = (run.curve("val_loss")[1] for arm in condition.arms for run in arm.done)
     return float(max((curve.min() for curve in curves if len(curve)), default=math.nan))
 
@@ -145,9 +146,9 @@ def gap(pair: Pair) -> Gap | None:
     return Gap(band(epochs, values), end, slope, float(epochs[late][0]), catch_up)
 
 
-def regret(best: Arm, point: Point) -> Estimate:
-    """Paired difference in val objective, point − the best; above 0 is worse for any objective."""
-    a, b, sign = best.finished, point.finished, -1 if best.maximize else 1
+def regret(best: Arm, setting: Setting) -> Estimate:
+    """Paired difference in val objective to the best; above 0 is worse for any objective."""
+    a, b, sign = best.finished, setting.finished, -1 if best.maximize else 1
     shared = sorted(a.keys() & b.keys())
     return mean_interval([sign * (b[seed].objective - a[seed].objective) for seed in shared])
 
@@ -155,7 +156,7 @@ def regret(best: Arm, point: Point) -> Estimate:
 def gradient_map(arm: Arm) -> tuple[list[str], Array, Array] | None:
     """C components, (E,) epochs and (C, E) gradient norms, 0 where frozen; None if unknown.
 
-    Of the arm's shown point, geometric mean over its runs.
+    Of the arm's shown setting, geometric mean over its runs.
     """
     evals = [run.evals for run in arm.shown.known if run.evals]
     if not evals or len(epochs := evals[0]["epoch"]) < 2:
@@ -169,7 +170,7 @@ def gradient_map(arm: Arm) -> tuple[list[str], Array, Array] | None:
 
 
 def stability(arm: Arm) -> dict[str, Any]:
-    """Instabilities over all runs of an arm; the jump is over its shown point.
+    """Instabilities over all runs of an arm; the jump is over its shown setting.
 
     Returns:
         largest_norm: Largest gradient norm before clipping, over all steps and runs.
@@ -251,7 +252,7 @@ def effective_data_transferred(pairs: Sequence[Pair]) -> list[tuple[float, Estim
 
 
 def forecasts(condition: Condition) -> list[tuple[Arm, dict[str, Any]]]:
-    """The forecast sample of each arm's best point at its lowest seed."""
+    """The forecast sample of each arm's best setting at its lowest seed."""
     samples = ((arm, arm.done[0].forecast_sample()) for arm in condition.arms if arm.done)
     return [(arm, sample) for arm, sample in samples if sample and sample.get("windows")]
 
@@ -265,12 +266,12 @@ class ShiftComparison(NamedTuple):
 
 
 def has(arm: Arm, metric: str) -> bool:
-    """Whether a finished run of the arm's best point has this metric."""
+    """Whether a finished run of the arm's best setting has this metric."""
     return not np.isnan(arm.values(metric)).all()
 
 
 def ratio_to_test(arm: Arm, metric: str) -> Estimate:
-    """Mean log of a loss over the test loss, paired over the seeds of the arm's best point."""
+    """Mean log of a loss over the test loss, paired over the seeds of the arm's best setting."""
     return log_ratio(arm.values(metric), arm.values("test_loss"))
 
 

@@ -195,7 +195,7 @@ def _gradients(findings: Findings) -> Any | None:
 def _surface(findings: Findings) -> Any | None:
     condition, surfaces = findings.main.condition, []
     for arm in condition.arms:
-        tried = [(p.settings, p.objective) for p in arm.points if p.finished]
+        tried = [(s.values, s.objective) for s in arm.settings if s.finished]
         surface = plots.surface_of(in_words(arm), tried, arm.tuned) if arm.tuned else None
         surfaces += [] if surface is None else [surface]
     if not surfaces:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from t5ts.analysis.arms import RANDOM, Arm, Condition, Pair, chosen_from
+from t5ts.analysis.arms import RANDOM, Arm, Condition
+from t5ts.analysis.pairs import Pair, chosen_from
 from t5ts.analysis.statistics import (
     Estimate,
     crossed_log_ratio,

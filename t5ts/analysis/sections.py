@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from t5ts.analysis import effects, encoder, judgement, validity, words
-from t5ts.analysis.arms import KINDS, PRETRAINED, Arm, Pair, Point
+from t5ts.analysis.arms import PRETRAINED, Arm, Setting
 from t5ts.analysis.controls import last_seen
 from t5ts.analysis.effects import has
 from t5ts.analysis.figures import effect_key, unfreezes
 from t5ts.analysis.judgement import DOES_NOT, LOWER_HERE, TRANSFERS, WITHHELD, Findings, Verdict
+from t5ts.analysis.pairs import KINDS, Pair
 from t5ts.analysis.statistics import Estimate, log_ratio
 from t5ts.analysis.study import grouped
 from t5ts.analysis.words import NONE, interval, sentence
@@ -183,10 +184,10 @@ def _context(findings: Findings) -> dict[str, Any]:
         "under_shift": [(o, o.verdict, o.comparison) for o in effects.under_shift(findings)],
         "epochs_asked": lambda arm: sum(int(r.config["train.epochs"]) for r in arm.runs),
         "searched": [
-            (v, arm, place, point)
+            (v, arm, place, tried)
             for v, arm in arms
-            if len(arm.points) > 1
-            for place, point in enumerate(arm.ranked[:5], start=1)
+            if len(arm.settings) > 1
+            for place, tried in enumerate(arm.ranked[:5], start=1)
         ],
         "regrets": [(named(v, name), *row) for v in verdicts for name, *row in _regrets(v)],
         "transferred": _transferred(findings),
@@ -198,17 +199,17 @@ def p_value(p: float) -> str:
     return words.probability(p).removeprefix("= ") if math.isfinite(p) else NONE
 
 
-def setting(value: object) -> str:
-    """A setting's value."""
+def shown(value: object) -> str:
+    """A setting's value in words."""
     if isinstance(value, float | int) and not isinstance(value, bool):
         return f"{value:.4g}"
     return "null" if value is None else str(value)
 
 
-def settings(arm: Arm, point: Point) -> str:
-    """The tuned settings of an arm and their values at this point."""
-    shown = (f"{key}={setting(point.settings.get(key))}" for key in sorted(arm.tuned))
-    return ", ".join(shown) or "as given"
+def tuned_values(arm: Arm, setting: Setting) -> str:
+    """The tuned keys of an arm and their values in this setting."""
+    tuned = (f"{key}={shown(setting.values.get(key))}" for key in sorted(arm.tuned))
+    return ", ".join(tuned) or "as given"
 
 
 def baselines(v: Verdict, split: str) -> dict[str, dict[str, float]]:
@@ -230,19 +231,19 @@ def _regrets(v: Verdict) -> list[tuple[str, ...]]:
     for (backbone, init), group in grouped(arms, lambda arm: (arm.backbone, arm.init)).items():
         best = min(group, key=lambda arm: arm.loss)
         simple = {arm.freeze: arm.best for arm in reversed(group)}
-        # A sweep over the unfreeze epoch has "at once" as one of its points.
-        staged = [p for arm in group if arm.freeze == "staged" for p in arm.points if p.finished]
-        zero = [p for p in staged if p.settings.get("freeze.unfreeze_epoch") == 0]
-        simple.setdefault("none", min(zero, key=lambda point: point.loss, default=None))
+        # A sweep over the unfreeze epoch has "at once" as one of its settings.
+        staged = [s for arm in group if arm.freeze == "staged" for s in arm.settings if s.finished]
+        zero = [s for s in staged if s.values.get("freeze.unfreeze_epoch") == 0]
+        simple.setdefault("none", min(zero, key=lambda setting: setting.loss, default=None))
         costs = {
-            plan: "is the best" if point is best.best else interval(effects.regret(best, point))
-            for plan, point in simple.items()
-            if point is not None and plan != "staged"
+            plan: "is the best" if setting is best.best else interval(effects.regret(best, setting))
+            for plan, setting in simple.items()
+            if setting is not None and plan != "staged"
         }
         if costs and best.best:
-            tuned = f" ({settings(best, best.best)})" if best.tuned else ""
-            shown = (costs.get(plan, "not run") for plan in ("all", "none"))
-            rows.append((f"{backbone}, {init}", best.name + tuned, *shown))
+            tuned = f" ({tuned_values(best, best.best)})" if best.tuned else ""
+            cells = (costs.get(plan, "not run") for plan in ("all", "none"))
+            rows.append((f"{backbone}, {init}", best.name + tuned, *cells))
     return rows
 
 

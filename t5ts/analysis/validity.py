@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t5ts.analysis.arms import CHECKPOINT, RANDOM, Condition, Pair
+from t5ts.analysis.arms import CHECKPOINT, RANDOM, Condition
 from t5ts.analysis.encoder import MOVES, NOT_PRETRAINED, loader_notes, scale_audit, schedule
+from t5ts.analysis.pairs import Pair
 from t5ts.analysis.study import Run, grouped, varying
 from t5ts.analysis.words import in_words, plural
 
@@ -117,10 +118,10 @@ def _first(items: Sequence[str], *, most: int = 5) -> str:
 
 
 def settings_that_differ(pair: Pair) -> dict[str, tuple[Any, Any]]:
-    """Settings of the two best points that differ: key to (treatment's, control's)."""
+    """Settings of the two best settings that differ: key to (treatment's, control's)."""
     if pair.treatment.best is None or pair.control.best is None:
         return {}
-    a, b = pair.treatment.best.settings, pair.control.best.settings
+    a, b = pair.treatment.best.values, pair.control.best.values
     return {k: (a.get(k), b.get(k)) for k in sorted(a | b) if a.get(k) != b.get(k)}
 
 
@@ -131,10 +132,10 @@ def _differences(pair: Pair) -> Evidence:
     if pair.treatment.freeze != pair.control.freeze:
         weights += ("freeze.",)  # a separate check compares the schedules tried
     # Searched within the arms or, like the freezing schedule, between them.
-    points = [[p for arm in arms for p in (*arm.points, *arm.final)] for arms in pair.rivals]
+    tried = [[s for arm in arms for s in (*arm.settings, *arm.final)] for arms in pair.rivals]
     tuned = [
-        {*varying([point.settings for point in side])}.union(*(arm.searched for arm in arms))
-        for arms, side in zip(pair.rivals, points, strict=True)
+        {*varying([setting.values for setting in side])}.union(*(arm.searched for arm in arms))
+        for arms, side in zip(pair.rivals, tried, strict=True)
     ]
 
     def shown(keys: Iterable[str]) -> str:
@@ -189,7 +190,7 @@ def _budget(pair: Pair) -> Evidence:
         for i, arm in enumerate(pair.arms)
     )
     fewer, more = sorted(settings)
-    # A sampler may draw one point twice: then the trials are equal and the settings nearly so.
+    # A sampler may draw one setting twice: then the trials are equal and the settings nearly so.
     if fewer != more and (trials[0] != trials[1] or 2 * fewer < more):
         return BROKEN, f"{detail}. Give both the same number of trials"
     if more > 1 and min(trained) < TRAINED_SHARE * max(trained):
@@ -205,11 +206,11 @@ def _failed_seeds(pair: Pair) -> Evidence:
     lost = [(in_words(arm), arm.shown) for arm in pair.arms if arm.shown.failed]
     if not lost:
         return OK, "none failed at its best setting"
-    too_many = any(len(point.failed) > FAILED_SHARE * point.num_seeds for _, point in lost)
+    too_many = any(len(best.failed) > FAILED_SHARE * best.num_seeds for _, best in lost)
     return BROKEN if too_many else NOTE, "; ".join(
-        f"{name} failed at {len(point.failed)} of {point.num_seeds} seeds"
-        f" ({', '.join(map(str, point.failed))})"
-        for name, point in lost
+        f"{name} failed at {len(best.failed)} of {best.num_seeds} seeds"
+        f" ({', '.join(map(str, best.failed))})"
+        for name, best in lost
     )
 
 

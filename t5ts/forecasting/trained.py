@@ -21,7 +21,6 @@ from rich.progress import track
 from torch import Tensor
 
 from t5ts.build import build_model, build_task, load_series
-from t5ts.checks import compose_config
 from t5ts.config import Config, stored_config
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, carried
@@ -30,6 +29,7 @@ from t5ts.errors import DataError
 from t5ts.forecasting.tables import Place, predict
 from t5ts.model.forecaster import Forecaster
 from t5ts.model.patching import PatchEmbedding
+from t5ts.overrides import compose_config
 from t5ts.schema import CsvData, DataConfig, HFBackbone, InitConfig, T5Backbone
 from t5ts.tasks import Batch, Reconstruct, Task
 

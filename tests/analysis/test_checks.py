@@ -153,7 +153,7 @@ def test_a_search_is_provisional_until_final_was_run(tmp_path):
             write(tmp_path, {f"{init}-none": effect}, optim__lr=rate)
     study = found(tmp_path)
     assert_shows(study, is_provisional=True, outcome="lower")
-    chosen = [arm.best.settings["optim.lr"] for arm in main(study).pair.arms if arm.best]
+    chosen = [arm.best.values["optim.lr"] for arm in main(study).pair.arms if arm.best]
     assert chosen == [1e-3, 1e-4]
     study = judged(tmp_path, again("t5-none", -0.03), again("random-none"))
     assert_shows(study, is_provisional=False, outcome="lower", seeds=[*range(100, 105)])

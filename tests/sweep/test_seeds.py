@@ -262,8 +262,8 @@ def test_its_runs_are_those_of_the_seeds_alone_and_the_report_pairs_them(
 
     (arm,) = _arms(collect([tmp_path / "s"]))
     assert (arm.tried, arm.trials) == (2, 2)
-    assert all(sorted(setting.finished) == [0, 1] for setting in arm.points)
-    means = [fmean(r.result.objective for r in p.finished.values()) for p in arm.points]
+    assert all(sorted(setting.finished) == [0, 1] for setting in arm.settings)
+    means = [fmean(r.result.objective for r in s.finished.values()) for s in arm.settings]
     assert sorted(means) == sorted(values(tmp_path / "s").values())
 
 
