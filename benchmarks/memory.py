@@ -99,7 +99,7 @@ def train(path: str, overrides: list[str]) -> None:
 
     from hydra import compose, initialize_config_dir
 
-    from t5ts import build, experiment
+    from t5ts import datasets, experiment
     from t5ts.checks import check
     from t5ts.config import CONF, from_hydra, register
 
@@ -112,7 +112,7 @@ def train(path: str, overrides: list[str]) -> None:
         config = from_hydra(compose("config", overrides=[*given, *overrides]))
     check(config)
     load_s = 0.0
-    load_series = build.load_series
+    load_series = datasets.load_series
 
     def timed(data: object) -> object:
         nonlocal load_s
@@ -121,7 +121,7 @@ def train(path: str, overrides: list[str]) -> None:
         load_s = time.perf_counter() - began
         return series
 
-    build.load_series = timed
+    datasets.load_series = timed
     baseline = status("VmRSS")
     began = time.perf_counter()
     result = experiment.run(config, run_dir=Path(path).parent / "run")

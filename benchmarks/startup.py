@@ -84,22 +84,22 @@ def drive(begun: float, answer: Path, stop: str, overrides: Sequence[str]) -> No
     import torch  # noqa: F401 - for its time
 
     marks.mark("import torch")
-    from t5ts import arm, build, experiment, train
+    from t5ts import arm, build, datasets, experiment, meter, train
     from t5ts.model.forecaster import Forecaster
 
     marks.mark("import t5ts and the rest")
-    marks.watch(build, "load_series", "load the data")
-    marks.watch(build, "build_windows", "build the windows")
+    marks.watch(datasets, "load_series", "load the data")
+    marks.watch(datasets, "build_windows", "build the windows")
     marks.watch(arm, "encoder_state", "draw the encoder's weights")
     marks.watch(build, "build_model", "build the model")
     marks.watch(build, "build_optimizer", "build the optimizer")
-    marks.watch(experiment, "evaluate_baselines", "baselines")
+    marks.watch(meter, "evaluate_baselines", "baselines")
     marks.watch(experiment, "scale_audit", "scale audit")
     marks.watch(experiment._Run, "begin", "digests and provenance.json")
     marks.watch(experiment, "_build_tracker", "start W&B")
     marks.watch(train, "save_checkpoint", "write checkpoints")
     if stop == "step":
-        marks.watch(experiment, "evaluate", "evaluate one batch")
+        marks.watch(meter, "evaluate", "evaluate one batch")
     fit, forward = experiment.fit, Forecaster.forward
 
     def leave(part: str) -> NoReturn:

@@ -1,22 +1,19 @@
 """From a checked config to the objects of a run; nothing here trains or writes."""
 
-import json
 import re
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from hydra.utils import get_method
-from torch import Tensor
 
 from t5ts import distributed
 from t5ts.arm import build_encoder, build_patch, patch_files, weight_files
 from t5ts.config import Config
 from t5ts.data.series import Series
-from t5ts.data.windows import WindowSplits, build_windows, mase_denominator
+from t5ts.datasets import Dataset, build_dataset, build_ood, load_once
+from t5ts.devices import device_and_precision, set_tf32
 from t5ts.draws import component_generator, component_seed
-from t5ts.errors import ConfigError, DataError
+from t5ts.errors import ConfigError
 from t5ts.evaluation import autocast_to
 from t5ts.model.encoders import component_of
 from t5ts.model.forecaster import Forecaster
@@ -27,21 +24,11 @@ from t5ts.model.tensors import state_digest
 from t5ts.model.weights import LoadReport
 from t5ts.optim import PlannedOptimizer
 from t5ts.schedule import forecaster_plan, start_step, within_run
-from t5ts.schema import CsvData, DataConfig, ReconstructTask
+from t5ts.schema import CsvData, ReconstructTask
 from t5ts.tasks import Forecast, Reconstruct, Task
 
 #: Windows of a dry run's epoch and evaluation, in batches.
 DRY_RUN_BATCHES = 2
-
-
-@dataclass(kw_only=True, eq=False)
-class Dataset:
-    """A series in windows, and what its metrics need."""
-
-    series: Series
-    splits: WindowSplits  # those in use: `debug=overfit` puts one set in all three places
-    mase_denominator_C: Tensor | None  # seasonal-naive MAE of the train rows; None without MASE
-    baseline_season: int  # the season that the naive baselines repeat
 
 
 @dataclass(kw_only=True, eq=False)
@@ -77,10 +64,10 @@ def build(config: Config) -> Setup:
     device, autocast = device_and_precision(config)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    _set_tf32(on=config.train.tf32 and device.type == "cuda")
+    set_tf32(on=config.train.tf32 and device.type == "cuda")
     task = build_task(config)
-    data = _build_dataset(config.data, task, device)
-    ood = None if config.ood is None else _build_ood(config, task, data.series, device)
+    data = build_dataset(config.data, task, device)
+    ood = None if config.ood is None else build_ood(config, task, data.series, device)
     if config.debug.overfit_windows is not None:
         train = data.splits.train
         count = min(config.debug.overfit_windows, len(train))
@@ -122,53 +109,6 @@ def build(config: Config) -> Setup:
     )
 
 
-def device_and_precision(config: Config) -> tuple[torch.device, torch.dtype | None]:
-    """The device, and the autocast type (None: float32 without autocast).
-
-    Raises:
-        ConfigError: if the config needs a GPU and there is none.
-    """
-    asked, precision = config.train.device, config.train.precision
-    has_gpu, processes = torch.cuda.is_available(), distributed.world_size()
-    if asked == "cuda" and not has_gpu:
-        raise ConfigError(
-            "train.device=cuda, but torch sees no GPU: use train.device=cpu, or fix the driver"
-            " (python -c 'import torch; print(torch.version.cuda)')."
-        )
-    if asked == "mps" and (processes > 1 or not torch.backends.mps.is_available()):
-        raise ConfigError(
-            "train.device=mps needs an Apple GPU that torch sees, and trains in one process: use"
-            " train.device=auto, cpu or cuda, or leave torchrun out."
-        )
-    chosen = "cuda" if has_gpu else "cpu"  # auto never chooses mps
-    device = torch.device(asked if asked in ("cpu", "mps") else chosen)
-    if device.type == "cuda" and processes > 1:
-        if distributed.local_world_size() > (gpus := torch.cuda.device_count()):
-            raise ConfigError(
-                f"more processes than GPUs: this machine has {gpus}; use"
-                f" torchrun --nproc-per-node={gpus}, or train.device=cpu."
-            )
-        device = torch.device("cuda", distributed.local_rank())
-        torch.cuda.set_device(device)
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("train.precision=fp16 trains on a GPU only: use fp32 (or auto).")
-    if precision == "auto":
-        # T5 was trained in bf16; its feed-forward overflows fp16, so fp16 is never chosen here.
-        # Emulated bf16 (T4, V100) is slower than float32.
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
-    return device, {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def _set_tf32(*, on: bool) -> None:
-    """Let float32 products be rounded to TF32 (10 bits of 23), or not; on a GPU only.
-
-    On a CPU torch's "high" would allow rounded products too, and golden losses would move.
-    """
-    torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
-
-
 def precision_name(setup: Setup) -> str:
     """The precision of a run, as recorded in provenance.json."""
     tf32 = torch.get_float32_matmul_precision() == "high"
@@ -184,86 +124,6 @@ def build_task(config: Config) -> Task:
         )
     assert config.horizon is not None
     return Forecast(seq_len=config.seq_len, horizon=config.horizon)
-
-
-def _build_dataset(config: DataConfig, task: Task, device: torch.device) -> Dataset:
-    series = load_once(config)
-    try:
-        splits = build_windows(
-            series,
-            context_len=task.context_len,
-            target_len=task.target_len,
-            fraction=config.fraction,
-            device=device,
-        )
-    except DataError:
-        _loaded.clear()  # it may have failed halfway through standardising
-        raise
-    denominator_C = None
-    if task.uses_season:
-        rows_TC = splits.train.series_TC[slice(*splits.scaler_rows)]
-        denominator_C = mase_denominator(rows_TC, season=series.season)
-    return Dataset(
-        series=series,
-        splits=splits,
-        mase_denominator_C=denominator_C,
-        baseline_season=task.baseline_season(series.season),
-    )
-
-
-def _build_ood(config: Config, task: Task, trained_on: Series, device: torch.device) -> Dataset:
-    """The test-only series, windowed like the training series.
-
-    It is standardised by its own train rows, as when a model is applied zero-shot to new data:
-    only differences beyond level and scale count as shift.
-    """
-    assert config.ood is not None
-    try:
-        ood = _build_dataset(config.ood, task, device)
-    except DataError as error:
-        raise DataError(f"ood ({config.ood.name}): {error} (Read data.… as ood.… here.)") from error
-    channels, trained = ood.series.channels, trained_on.channels
-    if len(channels) != len(trained):
-        raise ConfigError(
-            f"ood ({config.ood.name}) has {len(channels)} channels ({', '.join(channels)}), and"
-            f" data ({config.data.name}) {len(trained)} ({', '.join(trained)}): one model reads"
-            " both, channel by channel; choose equally many (channels, stations, num_channels)."
-        )
-    test = ood.splits.test
-    ood.splits = replace(ood.splits, test=test.first(len(test), name="ood"))
-    return ood
-
-
-def load_series(data: DataConfig) -> Series:
-    """Call the data's loader with every field its schema adds to the common ones."""
-    common = {field.name for field in fields(DataConfig)}
-    arguments = {f.name: getattr(data, f.name) for f in fields(data) if f.name not in common}
-    series: Series = get_method(data._target_)(**arguments)
-    return series
-
-
-#: The last two loaded series (a run's data and its ood), by their source.
-_loaded: dict[str, Series] = {}
-
-
-def load_once(data: DataConfig) -> Series:
-    """Load a series, or reuse the one this process already loaded if its file is unchanged.
-
-    Only `build_windows` may write to it: it standardises the series once.
-    """
-    values = asdict(replace(data, fraction=1.0, windows_per_epoch=None))
-    files = [Path(values[key]).expanduser() for key in ("path", "dir") if values.get(key)]
-    files += [path for folder in files if folder.is_dir() for path in sorted(folder.iterdir())]
-    stats = [path.stat() for path in files if path.exists()]
-    stamps = [[stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino] for stat in stats]
-    key = json.dumps([values, str(Path.cwd()), stamps])
-    series = _loaded.pop(key, None)
-    if series is None:
-        while len(_loaded) > 1:
-            del _loaded[next(iter(_loaded))]
-        series = load_series(data)
-    _loaded[key] = series
-    return series
 
 
 def build_model(config: Config, *, num_channels: int) -> tuple[Forecaster, LoadReport | None]:

@@ -12,9 +12,10 @@ import torch
 from t5ts import distributed
 from t5ts.analysis.results import Result
 from t5ts.analysis.words import plural, run_words
-from t5ts.build import Dataset, Setup, token_scale
+from t5ts.build import Setup, token_scale
 from t5ts.config import Config
 from t5ts.data.sanity import check_sanity
+from t5ts.datasets import Dataset
 from t5ts.evaluation import autocast_to
 from t5ts.model.weights import describe
 from t5ts.probes import activation_bytes

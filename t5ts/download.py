@@ -98,7 +98,7 @@ def _fetch(overrides: Sequence[str]) -> None:
     if not asked & {"backbone", "data"}:
         raise UserError(f"nothing to fetch in {' '.join(overrides)}: set backbone=… or data=….")
     from t5ts.arm import architecture, load_encoder
-    from t5ts.build import load_series
+    from t5ts.datasets import load_series
     from t5ts.model.weights import describe
 
     if "backbone" in asked:

@@ -21,10 +21,10 @@ from runs import (
     run,
 )
 
-from t5ts import experiment
 from t5ts.analysis.results import Result
 from t5ts.config import Config
 from t5ts.errors import Interrupted
+from t5ts.meter import Meter
 
 #: A rate at which validation gets worse at once; at 0.3 it does later.
 FAST = [*SMALL, *TINY_T5, "train.epochs=8", "optim.lr=1", "optim.encoder_lr_scale=1"]
@@ -118,7 +118,7 @@ def test_a_stop_that_is_asked_for_around_the_early_one_changes_nothing(
         if place in ("before", "at"):
             die_after(patched, last - (place == "before"), politely=True)
         if place == "tested":
-            patched.setattr(experiment.Meter, "test", no_test)
+            patched.setattr(Meter, "test", no_test)
         # A signal at the very end finds nothing to interrupt.
         with nullcontext() if place == "at" else pytest.raises(Interrupted):
             run(config, run_dir=tmp_path / "parts", after_epoch=after_epoch)

@@ -20,6 +20,7 @@ from t5ts.config import Config
 from t5ts.console import report
 from t5ts.data.windows import Windows
 from t5ts.errors import ConfigError, OutOfMemory, ResumeError, TrainingError
+from t5ts.meter import Meter
 from t5ts.model.checkpoint_file import file_sha256
 from t5ts.model.forecaster import scale_audit
 from t5ts.model.tensors import state_digest
@@ -73,7 +74,7 @@ def test_the_result_says_whether_the_selected_weights_use_their_encoder(whole):
     setup = build(config)
     tensors, _ = load_checkpoint(run_dir / "checkpoint" / "best.safetensors")
     setup.model.load_state_dict({k.removeprefix("model/"): v for k, v in tensors.items()})
-    meter = experiment.Meter(setup, batch_size=7)
+    meter = Meter(setup, batch_size=7)
     with setup.model.bypassing_blocks():
         bypassed = meter.measure("val")["val_loss"]
     assert result.metrics["bypassed_val_loss"] == pytest.approx(bypassed)
@@ -207,7 +208,7 @@ def test_the_test_windows_are_read_once_and_after_training(tiny, run_dir, monkey
         return real(self, index_B)
 
     monkeypatch.setattr(Windows, "gather", gather)
-    monkeypatch.setattr("t5ts.build._loaded", {})  # with what other tests have computed
+    monkeypatch.setattr("t5ts.datasets._loaded", {})  # with what other tests have computed
     run(tiny(), run_dir=run_dir)
     # Before training only the baselines, which see no model, read the test windows.
     assert seen.index("train") > seen.index("test")

@@ -11,6 +11,7 @@ from runs import Compose, read, resumes_as_whole, rows, run
 from t5ts import experiment
 from t5ts.build import build
 from t5ts.errors import DataError
+from t5ts.meter import Meter
 
 RECONSTRUCT = ["task=reconstruct", "horizon=null"]
 
@@ -125,7 +126,7 @@ def test_the_train_mask_is_another_in_every_epoch_and_the_seed_pairs_it(
     assert {epoch for _, epoch in asked} == {None, 0, 1}
     assert len(seeds) == 1
     assert {seed for seed, epoch in asked if epoch is None} == {0}
-    meter = experiment.Meter(build(tiny(*RECONSTRUCT)), batch_size=64)
+    meter = Meter(build(tiny(*RECONSTRUCT)), batch_size=64)
     asked.clear()
     meter.measure("val")  # the model's windows, not the baselines'
     assert set(asked) == {(0, None)}

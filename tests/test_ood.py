@@ -9,7 +9,7 @@ from conftest import SMALL
 from data.table_files import series_table
 from runs import changed, read, rows, run
 
-from t5ts import experiment
+from t5ts import experiment, meter
 from t5ts.build import build, build_model
 from t5ts.checkpoint import load_checkpoint
 from t5ts.config import identity
@@ -27,14 +27,14 @@ OTHER = [
 
 def test_it_is_read_once_after_training_and_the_tracker_hears_of_it(small, tmp_path, monkeypatch):
     evaluated: list[str] = []
-    real, tracker, summary = experiment.evaluate, Tracker(), {}
+    real, tracker, summary = meter.evaluate, Tracker(), {}
 
     def evaluate(model, windows, *args, **kwargs):
         evaluated.append(windows.name)
         return real(model, windows, *args, **kwargs)
 
     monkeypatch.setattr(tracker, "finish", lambda values, _pictures: summary.update(values))
-    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    monkeypatch.setattr(meter, "evaluate", evaluate)
     monkeypatch.setattr(experiment, "_build_tracker", lambda *_: tracker)
     run(small(*LINEAR, *OTHER, "train.shuffled_test=true"), run_dir=tmp_path)
     assert evaluated == ["val", "val", "test", "ood", "test"]

@@ -21,9 +21,9 @@ from runs import changed, flip, largest_file, local_t5, read, rows, run, run_unt
 from t5ts import experiment, run_directory
 from t5ts.analysis.results import read_json
 from t5ts.analysis.study import collect
-from t5ts.build import load_once
 from t5ts.config import Config
 from t5ts.data.windows import Windows
+from t5ts.datasets import load_once
 from t5ts.errors import DataError, DirectoryInUse, InputsChanged, OutputError, ResumeError
 from t5ts.progress import ProgressBar
 from t5ts.provenance import replacing, write_json, write_text
@@ -385,7 +385,7 @@ def test_epochs_are_logged_on_a_terminal_too(monkeypatch, caplog):
     assert caplog.messages == ["epoch 1", "epoch 2"]
 
 
-@pytest.mark.parametrize("place", ["evaluate", "_forecast_sample"])
+@pytest.mark.parametrize("place", ["meter.evaluate", "experiment.forecast_sample"])
 def test_the_tracker_is_ended_wherever_a_run_fails(place, config, run_dir, monkeypatch):
     ended: list[int] = []
 
@@ -397,7 +397,7 @@ def test_the_tracker_is_ended_wherever_a_run_fails(place, config, run_dir, monke
         raise RuntimeError("here")
 
     monkeypatch.setattr(experiment, "_build_tracker", lambda *_: Watched())
-    monkeypatch.setattr(experiment, place, fail)
+    monkeypatch.setattr(f"t5ts.{place}", fail)
     with pytest.raises(RuntimeError, match="here"):
         run(config, run_dir=run_dir)
     assert ended == [1]

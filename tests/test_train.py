@@ -10,9 +10,10 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t5ts import train
-from t5ts.build import _set_tf32, build, device_and_precision, precision_name
+from t5ts.build import build, precision_name
 from t5ts.config import identity
 from t5ts.console import memory_needed
+from t5ts.devices import device_and_precision, set_tf32
 from t5ts.errors import ConfigError, Interrupted
 from t5ts.output import FitState
 from t5ts.probes import GradientNorms
@@ -163,9 +164,9 @@ def test_tf32_is_for_gpus_and_recorded(tiny, monkeypatch):
     def no_further(_: object) -> None:
         raise Interrupted
 
-    monkeypatch.setattr("t5ts.build._set_tf32", lambda *, on: asked.append(on))
+    monkeypatch.setattr("t5ts.build.set_tf32", lambda *, on: asked.append(on))
     monkeypatch.setattr("t5ts.build.device_and_precision", lambda _: (torch.device("cuda"), None))
-    monkeypatch.setattr("t5ts.build.load_once", no_further)
+    monkeypatch.setattr("t5ts.datasets.load_once", no_further)
     for override in ("train.tf32=true", "train.tf32=false"):
         with pytest.raises(Interrupted):
             build(tiny(override))
@@ -178,11 +179,11 @@ def test_tf32_is_for_gpus_and_recorded(tiny, monkeypatch):
         identity(tiny()) == identity(tiny("train.tf32=true")) != identity(tiny("train.tf32=false"))
     )
     try:
-        _set_tf32(on=True)
+        set_tf32(on=True)
         assert torch.get_float32_matmul_precision() == "high"
         assert "TF32" in precision_name(setup)
     finally:
-        _set_tf32(on=False)
+        set_tf32(on=False)
 
 
 @pytest.mark.parametrize(

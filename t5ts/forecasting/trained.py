@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from t5ts.build import build_model, build_task, load_series
+from t5ts.build import build_model, build_task
 from t5ts.config import Config, stored_config
 from t5ts.data.series import Series
 from t5ts.data.windows import Windows, carried
+from t5ts.datasets import load_series
 from t5ts.donor import read_donor
 from t5ts.errors import DataError
 from t5ts.forecasting.tables import Place, predict
