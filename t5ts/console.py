@@ -26,6 +26,8 @@ log = logging.getLogger("t5ts")
 MOST_LINES = 8
 #: Channels of the other series whose counterparts are listed.
 SHOWN_CHANNELS = 8
+#: What `activation_bytes` found in this process, by all that it depends on: trials are alike.
+_activations: dict[str, int] = {}
 #: Stages of the plan, and components of a stage, that its one line names.
 SHOWN_STAGES = 4
 
@@ -167,11 +169,16 @@ def memory_needed(setup: Setup, config: Config) -> str:
         with autocast_to(setup.device, setup.autocast):
             return setup.task.loss(setup.model(batch.inputs_BCL), batch)
 
+    what = (repr(setup.model), config.backbone.dropout, batch.inputs_BCL.shape, setup.autocast)
+    key = repr((*what, [line.start_epoch is None for line in plan.values()]))
+    if key not in _activations:
+        _activations[key] = activation_bytes(setup.model, forward, trained)
+
     return (
         f"parameters {sum(p.nbytes for p in parameters.values()) / 1e6:.1f} MB;"
         f" {sum(p.numel() for p in trained):,} are trained, whose gradients take {size:.1f} MB and"
         f" optimizer state {2 * size:.1f} MB; activations of {plural(count, 'window')} at a time"
-        f" {activation_bytes(setup.model, forward, trained) / 1e6:.1f} MB"
+        f" {_activations[key] / 1e6:.1f} MB"
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
@@ -60,8 +60,14 @@ def package_versions() -> dict[str, str | None]:
 
 def code_digest() -> str:
     """SHA-256 over the package's source files: a modified checkout has a different digest."""
+    stats = ((path, path.stat()) for path in sorted(PACKAGE.rglob("*.py")))
+    return _digest(tuple((path, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats))
+
+
+@lru_cache(maxsize=1)  # each trial of a sweep asks several times
+def _digest(files: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path, *_ in files:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(PACKAGE)} {len(content)}\n".encode())
         digest.update(content)

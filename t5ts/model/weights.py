@@ -25,7 +25,7 @@ from t5ts.model.checkpoint_file import (
     file_sha256,
     open_checkpoint,
 )
-from t5ts.model.freshness import LAW_LIMIT, examine
+from t5ts.model.freshness import LAW_LIMIT, Freshness, examine
 from t5ts.model.hf_encoder import is_norm_weight
 from t5ts.model.hub import fetch_snapshot, in_cache
 from t5ts.model.tensors import init_law, matched_state, random_state, shuffled_state, state_digest
@@ -33,6 +33,8 @@ from t5ts.model.verify import check_config, read_encoder
 
 # The published Chronos-T5 of each d_model. Source: Ansari et al. 2024.
 CHRONOS = {256: "tiny", 384: "mini", 512: "small", 768: "base", 1024: "large"}
+#: What was found of encoders that this process loaded, by their digest: a sweep's trials load one.
+_examined: dict[tuple[str, str], Freshness] = {}
 #: How a control is made from a checkpoint's tensors, and in words.
 CONTROLS = {
     "matched": (matched_state, "redrawn from normals of each tensor's mean and std"),
@@ -266,8 +268,11 @@ def verified_report(
         allow_untrained: Looking freshly initialised is a note; what is broken is still refused.
         facts: The report's other fields.
     """
-    norms = {name: tensor for name, tensor in state.items() if is_norm_weight(name)}
-    seen = examine(state, init_law(arch), norms)
+    own = _facts(state, arch)
+    if (key := (own["tensors_sha256"], repr(arch))) not in _examined:
+        norms = {name: tensor for name, tensor in state.items() if is_norm_weight(name)}
+        _examined[key] = examine(state, init_law(arch), norms)
+    seen = _examined[key]
     looks = [
         f"not a random initialisation: distance {seen.law_distance:.3g} from the init law "
         f"(fresh: below {LAW_LIMIT:g}), LayerNorm weights vary by {seen.norm_spread:.0%}"
@@ -299,7 +304,7 @@ def verified_report(
             *looks,
             *seen.notes,
         ],
-        **_facts(state, arch),
+        **own,
         **facts,
     )
 

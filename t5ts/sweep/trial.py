@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import math
+import pickle
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -69,7 +70,7 @@ class Work:
     settings: SweepSettings
     space: Space
     sweep_dir: Path
-    _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    _composed: dict[tuple[str, ...], bytes] = field(default_factory=dict)  # pickled
 
     def __getstate__(self) -> dict[str, Any]:
         """State to pickle, without what another process can compose just as fast."""
@@ -111,8 +112,9 @@ class Work:
         key = tuple(self.space.overrides(options, arm))
         if key not in self._composed:
             loader = self.hydra_context.config_loader
-            self._composed[key] = loader.load_sweep_config(self.config, list(key))
-        config = copy.deepcopy(self._composed[key])
+            composed = loader.load_sweep_config(self.config, list(key))
+            self._composed[key] = pickle.dumps(composed, pickle.HIGHEST_PROTOCOL)
+        config: DictConfig = pickle.loads(self._composed[key])  # OmegaConf's copies are slow
         lines = self.space.overrides(params, arm)
         parsed = OverridesParser.create().parse_overrides(lines)
         for name, override in zip(params, parsed[len(lines) - len(params) :], strict=True):
