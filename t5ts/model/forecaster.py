@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from t5ts.model.encoders import Encoder, NoEncoder
+from t5ts.model.layers import Linear
 from t5ts.model.normalize import InstanceNorm, NoNorm
 from t5ts.model.patching import PatchEmbedding, WholeContext
 
@@ -56,9 +57,7 @@ class Forecaster(nn.Module):
             assert isinstance(patch, PatchEmbedding), "there are no tokens"
             assert patch.stride == patch.patch_len, "a step would have two tokens"
             fan_in, steps = patch.d_model, patch.patch_len
-        self.head = torch.nn.utils.skip_init(
-            nn.Linear, fan_in, steps * num_channels if patch.mixing else steps
-        )
+        self.head = Linear(fan_in, steps * num_channels if patch.mixing else steps)
         with torch.no_grad():
             self.head.weight.normal_(0.0, HEAD_INIT_GAIN * fan_in**-0.5, generator=generator)
             self.head.bias.zero_()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from t5ts.errors import WeightsError
 from t5ts.model.architecture import architecture_from
 from t5ts.model.checkpoint_file import file_sha256, open_checkpoint
+from t5ts.model.layers import Linear
 from t5ts.model.verify import read_embedding
 from t5ts.model.weights import CONTROLS, LoadReport
 
@@ -83,7 +84,7 @@ class PatchEmbedding(nn.Module):
         self.scale = scale
         fan_in = patch_len * num_channels if self.mixing else patch_len
         width = d_model if num_prototypes is None else num_prototypes
-        self.projection = torch.nn.utils.skip_init(nn.Linear, fan_in, width)
+        self.projection = Linear(fan_in, width)
         # A weighted sum of prototypes is small, the more so where the arm's embeddings are: epsilon
         # must not matter in one arm more than in another.
         eps = 1e-5 if bank_SD is None else 1e-12
