@@ -66,6 +66,18 @@ def test_each_parameter_is_frozen_bit_for_bit_or_in_exactly_one_group():
             assert (parameter in optimizer.inner.state) == parameter.requires_grad
 
 
+def test_what_starts_together_with_one_rate_is_one_group_with_decay_and_one_without():
+    blocks = [Rule(rf"^{name}\.", 1.0, 0.5) for name in (0, 2)]
+    optimizer = planned(model(), [RULES[0], *blocks])
+    optimizer.unfreeze(3)
+    names = [group["names"] for group in optimizer.inner.param_groups]
+    assert names == [["4.weight"], ["4.bias"], ["0.weight", "2.weight"], ["0.bias", "2.bias"]]
+    apart = planned(model(), [RULES[0], blocks[0], replace(blocks[1], lr_scale=0.25)])
+    apart.unfreeze(3)
+    scales = {n: g["lr_scale"] for g in apart.inner.param_groups for n in g["names"]}
+    assert (scales["0.weight"], scales["2.weight"]) == (0.5, 0.25)
+
+
 def test_rates_follow_rule_and_rewarmup_and_decay_takes_matrices_only():
     net = model()
     optimizer = planned(net, rewarmup_epochs=2 / 3)

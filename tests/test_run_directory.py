@@ -18,7 +18,7 @@ from conftest import SMALL
 from data.table_files import series_table
 from runs import changed, flip, largest_file, local_t5, read, rows, run, run_until
 
-from t5ts import experiment, run_directory
+from t5ts import experiment, provenance, run_directory
 from t5ts.analysis.results import read_json
 from t5ts.analysis.study import collect
 from t5ts.config import Config
@@ -401,6 +401,17 @@ def test_the_tracker_is_ended_wherever_a_run_fails(place, config, run_dir, monke
     with pytest.raises(RuntimeError, match="here"):
         run(config, run_dir=run_dir)
     assert ended == [1]
+
+
+def test_the_codes_digest_sees_every_edit(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
+    (tmp_path / "a.py").write_text("a = 1")
+    found = [provenance.code_digest(), provenance.code_digest()]
+    (tmp_path / "a.py").write_text("a = 2")
+    found.append(provenance.code_digest())
+    (tmp_path / "b.py").touch()
+    found.append(provenance.code_digest())
+    assert [found.index(digest) for digest in found] == [0, 0, 2, 3]
 
 
 def test_several_processes_may_write_one_file(tmp_path):

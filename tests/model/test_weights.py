@@ -13,7 +13,10 @@ from hub_server import T5_SMALL, TINY, full_model, trained_looking_encoder, writ
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5ts.errors import WeightsError
+from t5ts.model import weights
 from t5ts.model.architecture import T5Architecture
+from t5ts.model.freshness import examine
 from t5ts.model.tensors import (
     count,
     encoder_shapes,
@@ -134,6 +137,20 @@ def test_every_arm_is_what_it_says_and_proves_it(tiny_folder):
     assert len({report.tensors_sha256 for _, report in arms.values()}) == 4
     loaded = arms["t5"][1].tensors_sha256
     assert arms["matched"][1].checkpoint_sha256 == arms["shuffled"][1].checkpoint_sha256 == loaded
+
+
+def test_a_checkpoint_is_examined_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(weights, "_examined", {})
+    monkeypatch.setattr(weights, "examine", lambda *of: seen.append(of) or examine(*of))
+    state = full_model(TINY)
+    reports = [load_checkpoint(path=write_checkpoint(tmp_path / n, TINY, state))[1] for n in "ab"]
+    assert len(seen) == 1
+    assert asdict(reports[0])["checks"] == asdict(reports[1])["checks"]
+    state["encoder.block.0.layer.1.DenseReluDense.wo.weight"].zero_()
+    with pytest.raises(WeightsError):
+        load_checkpoint(path=write_checkpoint(tmp_path / "c", TINY, state))
+    assert len(seen) == 2
 
 
 def test_random_reads_nothing(monkeypatch):
