@@ -155,6 +155,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
 def register() -> None:
     """Give Hydra the schemas that `conf/` extends, and the resolvers that it uses."""
     store = ConfigStore.instance()
+    # Hydra copies all of it for each composition and, for --help, each group (50 ms a time). There
+    # is one store in a process, and what it returns are copies.
+    ConfigStore.__deepcopy__ = lambda self, _memo: self  # type: ignore[attr-defined]
     store.store(name="schema", node=Config)
     for group, schemas in SCHEMAS.items():
         for option, node in schemas.items():

@@ -156,23 +156,30 @@ def _log_plan(setup: Setup, plan: list[dict[str, Any]]) -> list[str]:
 
 
 def memory_needed(setup: Setup, config: Config) -> str:
-    """Memory of a step when everything that ever trains does; runs one batch through the model."""
+    """Memory of a step when everything that ever trains does; runs a few windows to find out."""
     parameters, plan = setup.optimizer.parameters, setup.optimizer.plan
     trained = [p for name, p in parameters.items() if plan[name].start_epoch is not None]
     size = sum(p.nbytes for p in trained) / 1e6
     together = min(config.train.batch_size, setup.windows_per_epoch)
     count = -(-together // (distributed.world_size() * config.train.grad_accumulation))
-    first_B = torch.arange(count)
-    batch = setup.task.batch(setup.data.splits.train.gather(first_B), first_B, epoch=0)
 
-    def forward() -> torch.Tensor:
-        with autocast_to(setup.device, setup.autocast):
-            return setup.task.loss(setup.model(batch.inputs_BCL), batch)
+    def kept_of(num_windows: int) -> int:
+        first_B = torch.arange(num_windows)
+        batch = setup.task.batch(setup.data.splits.train.gather(first_B), first_B, epoch=0)
 
-    what = (repr(setup.model), config.backbone.dropout, batch.inputs_BCL.shape, setup.autocast)
+        def forward() -> torch.Tensor:
+            with autocast_to(setup.device, setup.autocast):
+                return setup.task.loss(setup.model(batch.inputs_BCL), batch)
+
+        return activation_bytes(setup.model, forward, trained)
+
+    shape = count, len(setup.data.series.channels), config.seq_len
+    what = (repr(setup.model), config.backbone.dropout, shape, setup.autocast)
     key = repr((*what, [line.start_epoch is None for line in plan.values()]))
     if key not in _activations:
-        _activations[key] = activation_bytes(setup.model, forward, trained)
+        # Each window takes the same: a few of them tell what all take.
+        two, four = (kept_of(min(few, count)) for few in (2, 4))
+        _activations[key] = four + max(0, count - 4) * (four - two) // 2
 
     return (
         f"parameters {sum(p.nbytes for p in parameters.values()) / 1e6:.1f} MB;"

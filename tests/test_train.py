@@ -1,6 +1,7 @@
 """Details of the loop: compiled blocks, fp16 without synchronisation, rows sent once."""
 
 import math
+import re
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from t5ts.console import memory_needed
 from t5ts.devices import device_and_precision, set_tf32
 from t5ts.errors import ConfigError, Interrupted
 from t5ts.output import FitState
-from t5ts.probes import GradientNorms
+from t5ts.probes import GradientNorms, activation_bytes
 
 
 @pytest.fixture
@@ -144,6 +145,11 @@ def test_the_memory_of_a_step_is_known_before_it(tiny, monkeypatch):
     staged = tiny("freeze=staged")
     later = memory_needed(build(staged), staged)
     assert f"{trained:,}" not in later
+    data, model = setup.data.splits.train, setup.model
+    batch = setup.task.batch(data.gather(torch.arange(64)), torch.arange(64), epoch=0)
+    trains = [p for name, p in setup.optimizer.parameters.items() if "encoder" not in name]
+    kept = activation_bytes(model, lambda: setup.task.loss(model(batch.inputs_BCL), batch), trains)
+    assert float(re.findall(r"([\d.]+) MB", line)[-1]) == pytest.approx(kept / 1e6, abs=0.051)
     # What a process knows of earlier runs changes no line.
     monkeypatch.setattr(console, "_activations", {})
     assert [memory_needed(build(c), c) for c in (staged, config)] == [later, line]
