@@ -88,11 +88,15 @@ def test_old_names_and_a_heads_prefix_are_read(folders: dict[str, Path], tmp_pat
 def test_what_a_file_holds_besides_weights_is_read(kind: str, tmp_path: Path) -> None:
     """Whole numbers (MRA's positions), and an infinity in config.json (a limit of Mamba's)."""
     more = {"mamba_d_head": 16, "mamba_n_heads": 4, "num_key_value_heads": 1}
-    oracle(kind, **(more if kind != "mra" else {})).save_pretrained(tmp_path)
+    theirs = oracle(kind, **(more if kind != "mra" else {}))
+    theirs.save_pretrained(tmp_path)
     values = read_config(tmp_path, model_types=None)
     arch = hf_architecture(values, num_layers=None, where="x")
     state, _ = load_checkpoint(path=tmp_path, arch=arch)
-    HFEncoder(arch, dropout=0.0).load_state_dict(state)
+    encoder, saved = HFEncoder(arch, dropout=0.0), theirs.state_dict()
+    encoder.load_state_dict(state)
+    kept = {name: saved[theirs_name] for name, theirs_name in encoder.hf_names.items()}
+    assert all(torch.equal(tensor, kept[name].float()) for name, tensor in state.items())
 
 
 def test_another_architecture_is_refused_with_both_names(
