@@ -249,8 +249,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="leave out what takes longer")
     parser.add_argument("--cpu-smoke", action="store_true", help="tiny, on a CPU: does it work?")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--compiled", nargs="+", type=int, choices=[0, 1], default=[0, 1])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
+    parser.add_argument(
+        "--compiled",
+        nargs="+",
+        type=int,
+        choices=[0, 1],
+        default=[0, 1],
+        help="steps with compiled blocks (1) or without (0)",
+    )
     args = parser.parse_args(arguments)
     begun = time.monotonic()
     if not (args.cpu_smoke or torch.cuda.is_available()):
